@@ -1,0 +1,12 @@
+"""Exact nonlinear least squares on more rows than fit in memory, with Dask and JAX."""
+
+import lazy_loader
+
+from dask_nlsq import _accessor
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ = sorted(__all__)
+
+_accessor.register(__getattr__)

@@ -1,0 +1,38 @@
+"""The accessors ``ddf.nlsq`` and ``df.nlsq``: they hand the frame to `dask_nlsq.fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dask.dataframe as dd
+import pandas as pd
+
+
+class NlsqAccessor:
+    """Nonlinear least squares on the columns of this frame.
+
+    Examples
+    --------
+    >>> import pandas as pd, dask_nlsq
+    >>> frame = pd.DataFrame({"x": [0.0, 1, 2, 3], "y": [1.0, 3, 5, 7]})
+    >>> popt, pcov = frame.nlsq.fit(lambda x, slope, level: level + slope * x)
+    >>> popt.round(6).tolist()
+    [2.0, 1.0]
+    """
+
+    lookup: Callable[[str], Any]  # finds a public name of the package, and imports JAX only then
+
+    def __init__(self, frame: Any) -> None:
+        self._frame = frame
+
+    def fit(self, model: Any, x: Any = None, y: Any = None, **options: Any) -> Any:
+        """Fit `model` to this frame's columns; ``dask_nlsq.fit(model, x, y, data=frame, **options)``."""
+        return type(self).lookup("fit")(model, x, y, data=self._frame, **options)
+
+
+def register(lookup: Callable[[str], Any]) -> None:
+    """Add ``.nlsq`` to Dask's and pandas' frames."""
+    NlsqAccessor.lookup = staticmethod(lookup)
+    dd.extensions.register_dataframe_accessor("nlsq")(NlsqAccessor)
+    pd.api.extensions.register_dataframe_accessor("nlsq")(NlsqAccessor)

@@ -1,0 +1,79 @@
+"""Every exception and warning of the package, in one tree.
+
+::
+
+    NlsqError
+    ├─ ModelError(ValueError)         the model: shape, dtype, cannot be traced, non-finite at the start
+    │  └─ ModelNotPicklable(TypeError)   cannot travel to a worker process
+    ├─ DataError(ValueError)          columns, lengths, NaN under nan_policy="raise"
+    │  └─ TooFewRows(TypeError)          fewer rows than parameters
+    ├─ BoundsError(ValueError)        lower > upper, start outside
+    └─ SweepError(RuntimeError)       a partition failed; the original exception is its cause
+
+    NlsqWarning(UserWarning)          said once, with what to do about it
+
+Each error also inherits the built-in that a caller would expect, so that ``except ValueError`` keeps working.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class NlsqError(Exception):
+    """An error of dask_nlsq: what was seen, what was expected, what to change.
+
+    Parameters
+    ----------
+    message : str
+        One or more sentences.
+    **where
+        What is known of the place: ``partition``, ``column``, ``sweep``, ``theta``. Each becomes an
+        attribute and is appended to the text.
+    """
+
+    def __init__(self, message: str, **where: Any) -> None:
+        super().__init__(message)
+        self.where = where
+
+    def at(self, **where: Any) -> NlsqError:
+        """Add to what is known of the place, where an outer layer knows more."""
+        self.where = where | self.where
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "where" and name in self.where:
+            return self.where[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __str__(self) -> str:
+        place = ", ".join(f"{key} {value}" for key, value in self.where.items())
+        return f"{self.args[0]} [{place}]" if place else str(self.args[0])
+
+
+class ModelError(NlsqError, ValueError):
+    """The model returns the wrong shape or dtype, cannot be traced, or is not finite at the start."""
+
+
+class ModelNotPicklable(ModelError, TypeError):
+    """The model cannot travel to a worker process."""
+
+
+class DataError(NlsqError, ValueError):
+    """A column is missing, not numeric, not finite, or not as long as the others."""
+
+
+class TooFewRows(DataError, TypeError):
+    """There are fewer rows than free parameters."""
+
+
+class BoundsError(NlsqError, ValueError):
+    """A lower bound lies above its upper bound, or the start lies outside."""
+
+
+class SweepError(NlsqError, RuntimeError):
+    """A partition failed during a sweep; ``__cause__`` is the original exception."""
+
+
+class NlsqWarning(UserWarning):
+    """Something that the user will want to know, with what to do about it."""

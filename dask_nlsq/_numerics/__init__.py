@@ -1,0 +1,1 @@
+"""Pure numerics: no Dask, Zarr, pandas, files, clocks or global state."""

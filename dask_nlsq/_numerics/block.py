@@ -1,0 +1,91 @@
+"""Block: the rows that one task holds, handed to the kernel in slabs of one shape.
+
+A compiled kernel knows one array shape. Partitions come in any length, so a block is cut into slabs: whole
+numbers of tiles, the last one padded, with the count of real rows beside it. A kernel is thus compiled once
+for small blocks and once for large ones, whatever the partitions look like.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from dask_nlsq._typing import Vector
+
+TILE = 2048
+"""Rows of one tile: with 15 parameters a tile of the Jacobian (256 kB) stays in a core's L2 cache."""
+
+SLABS = (16 * TILE, 256 * TILE)
+"""Rows of a slab. Small ones keep small fits cheap; at 524,288 rows a call's overhead is below 1 %."""
+
+
+class Slab(NamedTuple):
+    """What one call of the kernel takes: arrays of one fixed length and the count of rows that are real."""
+
+    x: tuple[Vector, ...]
+    y: Vector
+    weight: Vector | None
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Columns of one partition as float64, with rows already dropped where the NaN policy says so."""
+
+    x: tuple[Vector, ...]  # each (rows,)
+    y: Vector  # (rows,)
+    weight: Vector | None = None  # (rows,), 1/sigma; None means 1 for every row
+    dropped: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.y)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(a.nbytes for a in self._arrays())
+
+    def load(self) -> Block:
+        """Return itself: a block already in memory is a partition whose reading is done."""
+        return self
+
+    def _arrays(self) -> tuple[Vector, ...]:
+        return (*self.x, self.y) if self.weight is None else (*self.x, self.y, self.weight)
+
+    def take(self, rows: slice | Vector) -> Block:
+        """Return the block of some of the rows."""
+        weight = None if self.weight is None else self.weight[rows]
+        return Block(tuple(c[rows] for c in self.x), self.y[rows], weight, self.dropped)
+
+    def slabs(self) -> Iterator[Slab]:
+        """Cut into slabs of one shape; views where whole, a padded copy for the last."""
+        size = SLABS[0] if self.rows <= SLABS[0] else SLABS[1]
+        for start in range(0, self.rows, size):
+            rows = min(size, self.rows - start)
+            x, y = tuple(_padded(c, start, rows, size) for c in self.x), _padded(self.y, start, rows, size)
+            weight = None if self.weight is None else _padded(self.weight, start, rows, size)
+            yield Slab(x, y, weight, rows)
+
+
+def concatenate(blocks: list[Block]) -> Block:
+    """Join blocks of the same columns, in order."""
+    first = blocks[0]
+    return Block(
+        tuple(np.concatenate(columns) for columns in zip(*(b.x for b in blocks), strict=True)),
+        np.concatenate([b.y for b in blocks]),
+        None if first.weight is None else np.concatenate([b.weight for b in blocks if b.weight is not None]),
+        sum(b.dropped for b in blocks),
+    )
+
+
+def _padded(column: Vector, start: int, rows: int, size: int) -> Vector:
+    if rows == size:
+        return column[start : start + rows]
+    padded = np.empty(size)  # what lies past the rows is never read: the kernel masks its inputs
+    padded[:rows] = column[start : start + rows]
+    return padded

@@ -1,0 +1,83 @@
+r"""Covariance and statistics of a fit, all from the triangle R and the sums of the last sweep.
+
+With n rows, p free parameters, :math:`\chi^2 = \sum_i w_i^2 r_i^2` and :math:`\nu = n - p`:
+
+============  =============================================================================================
+covariance    :math:`s^2 (R^T R)^{-1}` with :math:`s^2 = \chi^2/\nu`, or with :math:`s^2 = 1` under
+              ``absolute_sigma``
+R²            :math:`1 - \chi^2 / \sum w_i^2 (y_i - \bar y)^2`, with the weighted mean
+log L         Gaussian: :math:`-\tfrac12 \chi^2 - \tfrac n2 \log 2\pi + \sum \log w_i` under ``absolute_sigma``;
+              else with the variance at its most likely value,
+              :math:`-\tfrac n2 (\log(2\pi\chi^2/n) + 1) + \sum \log w_i`
+AIC           :math:`2k - 2 \log L`, k = p, plus 1 where the variance was estimated
+AICc          AIC + :math:`2k(k+1)/(n-k-1)`
+BIC           :math:`k \log n - 2 \log L`
+============  =============================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from dask_nlsq._numerics.factor import Factor
+from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._typing import Matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """How well the model fits."""
+
+    n_obs: int
+    dof: int
+    chisqr: float
+    redchi: float
+    rmse: float
+    rsquared: float
+    loglik: float
+    aic: float
+    aicc: float
+    bic: float
+
+
+def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool) -> Statistics:
+    """Compute the statistics of a fit whose cost is ``chisqr / 2``."""
+    n, chisqr = reduction.rows, 2.0 * cost
+    dof = n - p
+    k = p if absolute_sigma else p + 1
+    with np.errstate(all="ignore"):
+        n_, chi_, weight, spread = map(np.float64, (n, chisqr, reduction.weight, reduction.spread))
+        if absolute_sigma:
+            loglik = -0.5 * chi_ - 0.5 * n_ * np.log(2 * np.pi) + reduction.log_weight
+        else:
+            loglik = -0.5 * n_ * (np.log(2 * np.pi * chi_ / n_) + 1) + reduction.log_weight
+        aic = 2 * k - 2 * loglik
+        return Statistics(
+            n_obs=n,
+            dof=dof,
+            chisqr=chisqr,
+            redchi=float(chi_ / dof) if dof > 0 else float("nan"),
+            rmse=float(np.sqrt(chi_ / weight)),
+            rsquared=float(1 - chi_ / spread),
+            loglik=float(loglik),
+            aic=float(aic),
+            aicc=float(aic + 2 * k * (k + 1) / (n - k - 1)) if n > k + 1 else float("inf"),
+            bic=float(k * np.log(n_) - 2 * loglik),
+        )
+
+
+def covariance(factor: Factor, s2: float) -> Matrix:
+    """Return s²(RᵀR)⁻¹, infinite for each parameter that a direction unseen by the data moves.
+
+    The others keep the variance that the directions seen by the data give them.
+    """
+    _, sigma, vt = factor.svd
+    seen = factor.determined
+    half = vt[seen].T / sigma[seen] / factor.norms[:, None]
+    cov = s2 * (half @ half.T)
+    open_ends = np.abs(vt[~seen]).max(axis=0, initial=0.0) > 1e-6
+    cov[open_ends, :] = np.inf
+    cov[:, open_ends] = np.inf
+    return cov if np.isfinite(s2) else np.full_like(cov, np.inf)

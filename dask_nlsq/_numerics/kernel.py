@@ -1,0 +1,272 @@
+r"""Reduce one block: residual, Jacobian and their products in one compiled pass over cache-sized tiles.
+
+A tile of rows is sliced out of the slab, the model is evaluated on it, and one reverse pass gives every
+column of its Jacobian: the parameters are handed to the model once a row, so that the derivative with respect
+to row i's copy of :math:`\theta_j` *is* :math:`J_{ij}`. The model sees one row at a time (under ``vmap``), which
+makes that exact for whatever it does with its parameters. The columns are written behind one another into
+a (p + 1, tile) array A, whose last row is the residual, and :math:`(A w^2) A^T` is added to the sum.
+
+Rows past the end of the block are replaced by its first row and weighted by zero, so that neither they nor
+their derivatives can make a NaN. A model that cannot be differentiated in reverse (a ``while_loop``) takes one
+forward pass a parameter instead.
+
+Everything runs in float64 inside ``jax.enable_x64``, and takes and returns NumPy.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import os
+import threading
+import traceback
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dask_nlsq._errors import ModelError
+from dask_nlsq._numerics.block import TILE, Block, Slab
+from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._typing import Matrix, Vector
+
+traces: collections.Counter[tuple[str, int, bool]] = collections.Counter()
+"""How often each (model, slab rows, whitened) was traced in this process."""
+
+_compiled: weakref.WeakKeyDictionary[Objective, dict[Any, Any]] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+
+_POSITIONS = np.arange(TILE, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
+"""Odd multipliers, one a row of the tile (golden-ratio hashing), so that swapped rows change the checksum."""
+
+_CHAIN = np.uint64(6364136223846793005)
+"""Multiplier that carries the checksum from tile to tile (Knuth's MMIX generator)."""
+
+
+def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
+    """Sweep one block at `theta` (p,), with the Jacobian multiplied by `whitening` (p, p) where given."""
+    columns = objective.n_columns + 1 + objective.weighted
+    total = empty(objective.n_parameters, columns, block.dropped)
+    with jax.enable_x64(True):
+        s = None if whitening is None else np.ascontiguousarray(whitening.T)
+        for slab in block.slabs():
+            run = _kernel(objective, len(slab.y), s is not None)
+            out = run(theta, s, slab.x, slab.y, slab.weight, np.int64(slab.rows))
+            total = total.combine(_reduction(slab.rows, *(np.asarray(a) for a in out)))
+    return total
+
+
+def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
+    """Evaluate the model at every row of a block; shape (rows,)."""
+    parts = [np.empty(0)]
+    with jax.enable_x64(True):
+        for slab in block.slabs():
+            run = _once(
+                objective, ("predict", len(slab.y)), functools.partial(_compile_predict, objective, len(slab.y))
+            )
+            parts.append(np.asarray(run(theta, slab.x))[: slab.rows])
+    return np.concatenate(parts)
+
+
+def check(objective: Objective) -> Objective:
+    """Look at the model without data: its shape, its dtype, and whether it has a reverse derivative.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be traced, or does not return one real number a row.
+    """
+    name, rows = objective.model.name, 7
+    column = jax.ShapeDtypeStruct((rows,), np.float64)
+    scalar = jax.ShapeDtypeStruct((), np.float64)
+    theta = [scalar] * objective.n_parameters
+    with jax.enable_x64(True):
+        try:
+            out = jax.eval_shape(
+                lambda x, t: objective.evaluate(x, t, jnp.stack), [column] * objective.n_columns, theta
+            )
+        except _UNTRACEABLE as error:
+            raise ModelError(
+                f"The model {name!r} cannot be traced by JAX: {_where(error)}. Write it with jax.numpy: jnp.exp for "
+                "np.exp, jnp.where(condition, a, b) for an if on a parameter or a column."
+            ) from error
+        except Exception as error:
+            raise ModelError(f"The model {name!r} raises {type(error).__name__}: {error}") from error
+        shape, dtype = getattr(out, "shape", None), np.dtype(getattr(out, "dtype", object))
+        if shape != (rows,):
+            raise ModelError(
+                f"The model {name!r} returns the shape {shape} for {rows} rows; ({rows},) is needed, one number a row."
+            )
+        if dtype.kind not in "fiub":
+            raise ModelError(f"The model {name!r} returns {dtype}; real numbers are needed.")
+        try:
+            jax.eval_shape(
+                lambda t, x: _jacobian_and_residual(objective, t, x, x[0]),
+                jax.ShapeDtypeStruct((objective.n_parameters,), np.float64),
+                [jax.ShapeDtypeStruct((TILE,), np.float64)] * objective.n_columns,
+            )
+        except ValueError:  # a loop of unknown length has no reverse derivative
+            return dataclasses.replace(objective, jacobian="forward")
+    return objective
+
+
+_UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+
+
+def _where(error: BaseException) -> str:
+    """Return the line of the user's code on which tracing failed."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f"{os.sep}jax{os.sep}" not in f.filename]
+    last = frames[-1]
+    return f"{type(error).__name__} at {last.filename}:{last.lineno}, {last.line!r}"
+
+
+def empty(p: int, columns: int, dropped: int = 0) -> Reduction:
+    """Return the reduction of no rows."""
+    return Reduction(
+        0,
+        dropped,
+        np.zeros((p + 1, p + 1)),
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        np.zeros(columns),
+        np.zeros(columns, np.uint64),
+    )
+
+
+def _reduction(rows: int, gram: Any, moments: Any, origin: Any, sums: Any, checksum: Any) -> Reduction:
+    """Turn sums about the slab's origin into a mean and a spread."""
+    weight, first, second, log_weight = (float(m) for m in moments)
+    shift = first / weight if weight > 0 else 0.0
+    spread = max(second - shift * first, 0.0)
+    return Reduction(rows, 0, gram, weight, float(origin) + shift, spread, log_weight, sums, checksum)
+
+
+def _kernel(objective: Objective, rows: int, whitened: bool) -> Callable[..., Any]:
+    """Return the executable for slabs of so many rows."""
+    return _once(objective, (rows, whitened), lambda: _compile(objective, rows, whitened))
+
+
+def _once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Callable[..., Any]:
+    """Return what was compiled for an objective; compiled under a lock, so once whatever the threads."""
+    known = _compiled.get(objective, {})
+    if kind not in known:
+        with _lock:
+            known = _compiled.setdefault(objective, {})
+            if kind not in known:
+                known[kind] = compile_it()
+    run: Callable[..., Any] = known[kind]
+    return run
+
+
+def _compile(objective: Objective, rows: int, whitened: bool) -> Any:
+    p = objective.n_parameters
+
+    def kernel(theta: Any, s: Any, x: Any, y: Any, weight: Any, count: Any) -> Any:
+        traces[objective.model.name, rows, whitened] += 1
+        return _sweep_slab(objective, theta, s, Slab(x, y, weight, count))
+
+    column = jax.ShapeDtypeStruct((rows,), np.float64)
+    return (
+        jax.jit(kernel)
+        .lower(
+            jax.ShapeDtypeStruct((p,), np.float64),
+            jax.ShapeDtypeStruct((p, p), np.float64) if whitened else None,
+            (column,) * objective.n_columns,
+            column,
+            column if objective.weighted else None,
+            jax.ShapeDtypeStruct((), np.int64),
+        )
+        .compile()
+    )
+
+
+def _compile_predict(objective: Objective, rows: int) -> Any:
+    def predict(theta: Any, x: Any) -> Any:
+        return jnp.asarray(objective.evaluate(x, list(theta), jnp.stack), jnp.float64)
+
+    column = jax.ShapeDtypeStruct((rows,), np.float64)
+    theta = jax.ShapeDtypeStruct((objective.n_parameters,), np.float64)
+    return jax.jit(predict).lower(theta, (column,) * objective.n_columns).compile()
+
+
+def _sweep_slab(objective: Objective, theta: Any, s: Any, slab: Slab) -> Any:
+    """Loop over the tiles of a slab that hold rows."""
+    p = objective.n_parameters
+    columns = (*slab.x, slab.y) if slab.weight is None else (*slab.x, slab.y, slab.weight)
+    first = [c[0] for c in columns]
+    origin = slab.y[0]  # sums about a value of the data keep the digits that a large offset would cost
+
+    def body(i: Any, carry: Any) -> Any:
+        gram, moments, sums, checksum = carry
+        real = i * TILE + jnp.arange(TILE) < slab.rows
+        tile = [
+            jnp.where(real, lax.dynamic_slice(c, (i * TILE,), (TILE,)), c0)
+            for c, c0 in zip(columns, first, strict=True)
+        ]
+        x, y = tile[: len(slab.x)], tile[len(slab.x)]
+        weight = real.astype(jnp.float64) if slab.weight is None else jnp.where(real, tile[-1], 0.0)
+        a = _jacobian_and_residual(objective, theta, x, y)
+        if s is not None:
+            a = jnp.concatenate([s @ a[:p], a[p:]])
+        return (
+            gram + (a * weight**2) @ a.T,
+            moments + _moments(y - origin, weight, slab.weight is not None),
+            sums + jnp.stack([jnp.sum(c) for c in tile]),
+            checksum * _CHAIN + jnp.stack([_hash(c) for c in tile]),
+        )
+
+    start = (
+        jnp.zeros((p + 1, p + 1)),
+        jnp.zeros(4),
+        jnp.zeros(len(columns)),
+        jnp.zeros(len(columns), jnp.uint64),
+    )
+    gram, moments, sums, checksum = lax.fori_loop(0, (slab.rows + TILE - 1) // TILE, body, start)
+    return gram, moments, origin, sums, checksum
+
+
+def _jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any) -> Any:
+    """Return the (p + 1, tile) array of Jacobian columns and, last, the residual."""
+
+    def one_row(x_row: Any, *theta_row: Any) -> Any:
+        value = objective.evaluate([c[None] for c in x_row], theta_row, jnp.stack)
+        return jnp.asarray(value, jnp.float64)[0]
+
+    rows = jax.vmap(one_row)
+    parameters = [jnp.broadcast_to(t, (TILE,)) for t in theta]
+    if objective.jacobian == "reverse":
+        f, pull = jax.vjp(lambda *t: rows(x, *t), *parameters)
+        jacobian = pull(jnp.ones(TILE))
+    else:
+        f, push = jax.linearize(lambda *t: rows(x, *t), *parameters)
+        one, zero = jnp.ones(TILE), jnp.zeros(TILE)
+        jacobian = [push(*(one if i == j else zero for i in range(len(theta)))) for j in range(len(theta))]
+    # Written one behind another: stacking unlike columns compiles to a choice per element, and without
+    # the barrier XLA may fuse the columns and evaluate the model once for each.
+    a = jnp.zeros((len(theta) + 1, TILE))
+    for j, column in enumerate((*jacobian, f - y)):
+        column, a = lax.optimization_barrier((column, a))
+        a = lax.dynamic_update_slice(a, column[None], (j, 0))
+    return a
+
+
+def _moments(y: Any, weight: Any, weighted: bool) -> Any:
+    """Return Σ w², Σ w² y, Σ w² y² and Σ log w over a tile."""
+    w2 = weight**2
+    log_weight = jnp.zeros(())
+    if weighted:  # one logarithm for four rows: weights between 1e-77 and 1e77 cannot overflow their product
+        product = jnp.prod(jnp.where(weight > 0, weight, 1.0).reshape(-1, 4), axis=1)
+        log_weight = jnp.sum(jnp.log(product))
+    return jnp.stack([jnp.sum(w2), jnp.sum(w2 * y), jnp.sum(w2 * y * y), log_weight])
+
+
+def _hash(column: Any) -> Any:
+    return jnp.sum(lax.bitcast_convert_type(column, jnp.uint64) * _POSITIONS)

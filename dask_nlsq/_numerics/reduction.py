@@ -1,0 +1,83 @@
+r"""Reduction: all that a sweep returns, a monoid under `combine`.
+
+Rows i have weight :math:`w_i = 1/\sigma_i`, residual :math:`r_i = f(x_i; \theta) - y_i` and Jacobian row
+:math:`J_i`. With a p×p preconditioner S, one pass accumulates
+
+.. math:: \begin{pmatrix} G & g \\ g^T & q \end{pmatrix} = \sum_i w_i^2
+          \begin{pmatrix} S^T J_i^T \\ r_i \end{pmatrix} \begin{pmatrix} J_i S & r_i \end{pmatrix}
+
+beside the weighted mean and spread of y, which the statistics of the fit need, and a checksum of the rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_nlsq._typing import Matrix, Vector
+
+FAN_IN = 32
+"""How many neighbours a node of the tree combines."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """Sums over rows at one parameter vector."""
+
+    rows: int
+    dropped: int
+    gram: Matrix  # (p + 1, p + 1), whitened by the request's S
+    # Weighted moments of y, merged by Chan's formulas so that a large offset costs no digits.
+    weight: float  # Σ w²
+    mean: float  # Σ w² y / Σ w²
+    spread: float  # Σ w² (y − mean)²
+    log_weight: float  # Σ log w
+    # What the rows were: sums that turn NaN when a cell is, and a hash of the bit patterns.
+    sums: Vector  # (columns,)
+    checksum: npt.NDArray[np.uint64]  # (columns,)
+
+    @property
+    def finite(self) -> bool:
+        """Whether residuals and Jacobian were finite in every row."""
+        return bool(np.isfinite(self.gram).all())
+
+    @property
+    def cost(self) -> float:
+        """Half the weighted sum of squared residuals."""
+        return 0.5 * float(self.gram[-1, -1])
+
+    def combine(self, other: Reduction) -> Reduction:
+        """Add the sums of two disjoint sets of rows."""
+        if self.rows == 0 or other.rows == 0:
+            held, empty = (self, other) if other.rows == 0 else (other, self)
+            return dataclasses.replace(held, dropped=held.dropped + empty.dropped)
+        weight = self.weight + other.weight
+        share = other.weight / weight if weight > 0 else 0.0
+        step = other.mean - self.mean
+        with np.errstate(all="ignore"):
+            return Reduction(
+                rows=self.rows + other.rows,
+                dropped=self.dropped + other.dropped,
+                gram=self.gram + other.gram,
+                weight=weight,
+                mean=self.mean + step * share,
+                spread=self.spread + other.spread + step * step * self.weight * share,
+                log_weight=self.log_weight + other.log_weight,
+                sums=self.sums + other.sums,
+                checksum=self.checksum + other.checksum,
+            )
+
+
+def fold(leaves: Iterable[Reduction]) -> Reduction:
+    """Combine leaves in a tree whose shape their number alone decides.
+
+    Neighbours are folded from left to right `FAN_IN` at a time, and so are the results, until one is left.
+    """
+    level = list(leaves)
+    while len(level) > 1:
+        level = [functools.reduce(Reduction.combine, level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]
+    return level[0]

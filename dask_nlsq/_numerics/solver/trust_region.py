@@ -1,0 +1,257 @@
+r"""Trust-region Gauss-Newton on the triangle of the Jacobian: one sweep a trial, none for a re-damping.
+
+A sweep at the trial point returns cost, gradient and curvature together. An accepted trial thus needs no
+second sweep, and after a rejected one the triangle of the last accepted point is still here: the shorter step
+is free.
+
+Progress is measured in standard errors. The Gauss-Newton step δ has the length :math:`e = |R\delta|/s`, and no
+parameter moves by more than e of its standard errors (the relative offset of Bates & Watts,
+doi:10.1080/00401706.1981.10486291). After two such steps the next is about
+:math:`e_k \min(1, e_k/e_{k-1})`; when that is below the tolerance, the last step is added without
+another sweep. Where another sweep is cheap the step itself must be below it, and the covariance is then
+that of the minimiser to as many digits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from dask_nlsq._numerics.factor import EPS, Factor, Whitening, factorise
+from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.request import Request
+from dask_nlsq._numerics.status import Status
+from dask_nlsq._numerics.trust_region import Step, gauss_newton, solve
+from dask_nlsq._typing import Vector
+
+MANY_ROWS = 1_000_000
+"""Rows from which another sweep is dear, and the fit stops by the step that is predicted to remain."""
+
+_TIGHT, _LOOSE = 1e-8, 1e-4
+"""Largest remaining step in standard errors: up to `MANY_ROWS`, where it is the step itself, and above."""
+
+_PATIENCE = 4
+"""Accepted sweeps without a shorter remaining step, at the noise level of the cost, before rounding is blamed."""
+
+
+_POLISH = 3
+"""Sweeps spent at the end on a triangle that could not be trusted: each brings 1e8 more within reach."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What one sweep taught: a row of the history."""
+
+    sweep: int
+    theta: Vector
+    cost: float
+    step: float  # length of the Gauss-Newton step from here, in standard errors
+    damping: float
+    radius: float
+    accepted: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """The last accepted point, and all that its sweep taught."""
+
+    theta: Vector  # (p,)
+    reduction: Reduction
+    factor: Factor
+    newton: Step  # the undamped step from here
+    # The trust region around it.
+    scale: Vector  # (p,)
+    radius: float
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """All that the solver knows; what is not here does not matter."""
+
+    # What is to be swept next.
+    trial: Vector  # (p,)
+    whitening: Whitening | None = None
+    proposal: Step | None = None  # how the trial was reached; None for a start, or for the same point again
+    # What is known.
+    point: Point | None = None
+    history: tuple[Record, ...] = ()
+    # What is left to try.
+    shortest: float = float("inf")
+    patience: int = _PATIENCE
+    polish: int = _POLISH
+    status: Status | None = None
+
+    @property
+    def nsweeps(self) -> int:
+        """Sweeps so far."""
+        return len(self.history)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrustRegion:
+    """Options of the solver; bounds are arrays of shape (p,)."""
+
+    lower: Vector
+    upper: Vector
+    tight: bool = False  # go to rounding level at any size
+    absolute_sigma: bool = False
+    ftol: float | None = None
+    xtol: float | None = None
+    gtol: float | None = None
+    max_nfev: int = 1000
+
+    def init(self, theta: Vector) -> State:
+        """Return the state before the first sweep, at `theta` (p,)."""
+        return State(trial=np.asarray(theta, float))
+
+    def request(self, state: State) -> Request:
+        """Return what the next sweep is to evaluate."""
+        return Request(state.trial, state.whitening)
+
+    def step(self, state: State, reduction: Reduction) -> State:
+        """Accept or refuse the trial, and propose the next."""
+        gain = self._gain(state, reduction)
+        if state.point is None or gain > 1e-4:
+            state = self._accept(state, reduction, gain)
+        else:
+            state = self._reject(state, state.point, reduction)
+        if state.status is None and state.nsweeps >= self.max_nfev:
+            state = dataclasses.replace(state, status=Status.MAX_NFEV)
+        return state if state.status is not None else self._propose(state)
+
+    def _gain(self, state: State, reduction: Reduction) -> float:
+        """Return the decrease of the cost over the predicted one; 1 where rounding hides both."""
+        if state.point is None or state.proposal is None:
+            return 1.0
+        if not reduction.finite:
+            return -1.0
+        actual = state.point.reduction.cost - reduction.cost
+        predicted = state.proposal.predicted
+        if max(abs(actual), predicted) <= _cost_noise(state.point.reduction):
+            return 1.0
+        return actual / predicted if predicted > 0 else -1.0
+
+    def _accept(self, state: State, reduction: Reduction, gain: float) -> State:
+        p = len(state.trial)
+        factor = factorise(reduction.gram[:p, :p], reduction.gram[:p, p], state.whitening)
+        scale = factor.norms if state.point is None else np.maximum(state.point.scale, factor.norms)
+        newton = gauss_newton(factor, self.lower - state.trial, self.upper - state.trial)
+        point = Point(state.trial, reduction, factor, newton, scale, self._radius(state, scale, gain))
+        remains = newton.length / self._unit(reduction)
+        moved = dataclasses.replace(
+            state,
+            point=point,
+            shortest=min(state.shortest, remains),
+            patience=_PATIENCE if remains < state.shortest else state.patience - 1,
+            history=(*state.history, self._record(state, reduction, remains, True)),
+        )
+        status = self._judge(state, point, remains, moved.patience)
+        if status is not None and not factor.reliable and state.polish > 0:
+            return moved  # _propose sweeps here once more, with the S that this triangle offers
+        return dataclasses.replace(moved, status=status)
+
+    def _reject(self, state: State, point: Point, reduction: Reduction) -> State:
+        reach = point.radius if state.proposal is None else float(np.linalg.norm(point.scale * state.proposal.delta))
+        radius = 0.25 * min(point.radius, reach)
+        vanished = radius <= 4 * EPS * float(np.linalg.norm(point.scale * point.theta))
+        return dataclasses.replace(
+            state,
+            point=dataclasses.replace(point, radius=radius),
+            history=(*state.history, self._record(state, reduction, float("nan"), False)),
+            status=Status.STALLED if vanished else None,
+        )
+
+    def _propose(self, state: State) -> State:
+        point = state.point
+        assert point is not None
+        whitening = point.factor.whitening()
+        near = state.history[-1].accepted and point.newton.length <= 1e-3 * self._unit(point.reduction)
+        if near and not point.factor.reliable and state.polish > 0:
+            return dataclasses.replace(
+                state, trial=point.theta, whitening=whitening, proposal=None, polish=state.polish - 1
+            )
+        lower, upper = self.lower - point.theta, self.upper - point.theta
+        step = solve(point.factor, point.scale, point.radius, lower, upper)
+        trial = np.clip(point.theta + step.delta, self.lower, self.upper)
+        return dataclasses.replace(state, trial=trial, whitening=whitening, proposal=step)
+
+    def _radius(self, state: State, scale: Vector, gain: float) -> float:
+        if state.point is None:
+            return float(np.linalg.norm(scale * state.trial)) or 1.0
+        if state.proposal is None:
+            return state.point.radius
+        reach = float(np.linalg.norm(scale * state.proposal.delta))
+        if gain < 0.25:
+            return 0.25 * reach
+        return max(state.point.radius, 2.0 * reach) if gain > 0.75 else state.point.radius
+
+    def _judge(self, before: State, now: Point, remains: float, patience: int) -> Status | None:
+        """Return the first test that holds at a newly accepted point."""
+        if remains <= _TIGHT:
+            return Status.CONVERGED
+        if now.reduction.rows > MANY_ROWS and not self.tight and remains * self._shrinks(before, now) <= _LOOSE:
+            return Status.CONVERGED
+        if now.newton.length <= _residual_noise(now.reduction) * np.sqrt(now.factor.p):
+            return Status.ROUNDING
+        if patience <= 0 and now.newton.predicted <= _cost_noise(now.reduction):
+            return Status.ROUNDING
+        return self._scipy_tests(before, now)
+
+    def _shrinks(self, before: State, now: Point) -> float:
+        """Return by what factor the remaining step is expected to shrink; 1 where nothing is known."""
+        if before.point is None or before.proposal is None or before.proposal.damping > 0:
+            return 1.0
+        ratio = now.newton.length / max(before.point.newton.length, np.finfo(float).tiny)
+        return min(1.0, ratio / max(1.0 - ratio, 0.1))
+
+    def _scipy_tests(self, before: State, now: Point) -> Status | None:
+        """Return SciPy's own tests, for those who set them."""
+        if self.gtol is not None:
+            gradient = now.factor.gradient
+            room = np.where(gradient > 0, now.theta - self.lower, self.upper - now.theta)
+            if np.max(np.abs(gradient) * np.minimum(room, 1.0)) < self.gtol:
+                return Status.GTOL
+        if before.point is None or before.proposal is None:
+            return None
+        reach, size = np.linalg.norm(before.proposal.delta), np.linalg.norm(now.theta)
+        gained = before.point.reduction.cost - now.reduction.cost
+        small_step = self.xtol is not None and bool(reach < self.xtol * (self.xtol + size))
+        small_gain = self.ftol is not None and bool(gained < self.ftol * now.reduction.cost)
+        if small_step and small_gain:
+            return Status.BOTH
+        return Status.FTOL if small_gain else Status.XTOL if small_step else None
+
+    def _unit(self, reduction: Reduction) -> float:
+        """Return s, the residual standard deviation behind the standard errors."""
+        dof = max(reduction.rows - len(self.lower), 1)
+        s = float(np.sqrt(2.0 * reduction.cost / dof))
+        return max(min(s, 1.0) if self.absolute_sigma else s, float(np.finfo(float).tiny))
+
+    def _record(self, state: State, reduction: Reduction, remains: float, accepted: bool) -> Record:
+        damping = 0.0 if state.proposal is None else state.proposal.damping
+        radius = 0.0 if state.point is None else state.point.radius
+        return Record(state.nsweeps + 1, state.trial, reduction.cost, remains, damping, radius, accepted)
+
+
+def final(state: State, lower: Vector, upper: Vector) -> tuple[Vector, float]:
+    """Return the parameters with the last Gauss-Newton step added, and the cost predicted there."""
+    point = state.point
+    assert point is not None
+    if state.status is None or not state.status.success:
+        return point.theta, point.reduction.cost
+    theta = np.clip(point.theta + point.newton.delta, lower, upper)
+    return theta, max(point.reduction.cost - point.newton.predicted, 0.0)
+
+
+def _residual_noise(reduction: Reduction) -> float:
+    """Return what float64 leaves uncertain in one weighted residual: some units in the last place of y."""
+    square = (reduction.spread + reduction.weight * reduction.mean**2) / max(reduction.rows, 1)
+    return 4.0 * EPS * float(np.sqrt(square))
+
+
+def _cost_noise(reduction: Reduction) -> float:
+    """Return what rounding leaves uncertain in the cost: of the summation, and of each residual."""
+    each = _residual_noise(reduction)
+    norm = float(np.sqrt(2.0 * reduction.cost))
+    return 1e-13 * reduction.cost + norm * each + 0.5 * reduction.rows * each**2

@@ -1,0 +1,46 @@
+"""Why a fit stopped: SciPy's codes where SciPy has them, and a sentence for each."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Status(enum.IntEnum):
+    """Why a fit stopped; positive where a stated test holds.
+
+    Examples
+    --------
+    >>> from dask_nlsq import Status
+    >>> Status.CONVERGED.success, int(Status.MAX_NFEV)
+    (True, 0)
+    """
+
+    sentence: str
+
+    def __new__(cls, code: int, sentence: str) -> Status:
+        """Attach the sentence to the code."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.sentence = sentence
+        return member
+
+    STALLED = -4, "The trust region shrank to nothing although the step that remains is not small."
+    TIME_LIMIT = -3, "The time limit was reached."
+    CALLBACK = -2, "The callback asked to stop."
+    MAX_NFEV = 0, "The maximum number of sweeps was reached."
+    GTOL = 1, "The scaled gradient is below gtol."
+    FTOL = 2, "The relative reduction of the cost is below ftol."
+    XTOL = 3, "The relative step is below xtol."
+    BOTH = 4, "The reduction of the cost and the step are below ftol and xtol."
+    CONVERGED = 5, "The step that remains is far below the standard errors."
+    ROUNDING = 6, "The step that remains is at the rounding level of float64."
+
+    @property
+    def success(self) -> bool:
+        """Whether a test of convergence holds."""
+        return self > 0
+
+    @classmethod
+    def of(cls, code: int) -> Status:
+        """Return the member with a code."""
+        return next(member for member in cls if member == code)

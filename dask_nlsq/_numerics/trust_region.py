@@ -1,0 +1,106 @@
+r"""The p×p subproblem: the step that minimises the linearised cost inside the trust region and the bounds.
+
+.. math:: \min_\delta \tfrac12 |R\delta + z|^2 \quad\text{subject to}\quad
+          |D\delta| \le \Delta,\; l \le \theta + \delta \le u .
+
+Without bounds this is Moré's form of Levenberg-Marquardt (doi:10.1007/BFb0067700): the damping λ for which
+:math:`|D\delta(\lambda)| = \Delta` is found on the singular values of :math:`R D^{-1}`. With bounds the same damped
+problem is a bounded linear least-squares problem of p unknowns, solved by an active-set method: a parameter
+stays exactly at its bound as long as its multiplier keeps its sign. Either costs nothing beside a sweep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from scipy.optimize import brentq, lsq_linear
+
+from dask_nlsq._numerics.factor import Factor
+from dask_nlsq._typing import Matrix, Vector
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step δ (p,), its damping λ, and the decrease of the cost that the linear model predicts."""
+
+    delta: Vector
+    damping: float
+    predicted: float
+    length: float  # |Rδ|
+
+
+def solve(factor: Factor, scale: Vector, radius: float, lower: Vector, upper: Vector) -> Step:
+    """Solve for the step with scaling `scale` (p,), `lower` and `upper` (p,) counted from the current point."""
+    newton = gauss_newton(factor, lower, upper)
+    reach = float(np.linalg.norm(scale * newton.delta))
+    if reach <= 1.1 * radius:
+        return newton
+    bounded = bool((np.isfinite(lower) | np.isfinite(upper)).any())
+    damped = _bounded if bounded else _unbounded
+    u, sigma, vt = np.linalg.svd(factor.r / scale)
+    parts = (u.T @ factor.z, sigma, vt, scale)
+
+    def excess(log_damping: float) -> float:
+        delta = damped(factor, scale, float(np.exp(log_damping)), lower, upper, parts)
+        return float(np.linalg.norm(scale * delta)) / radius - 1.0
+
+    # |D δ(λ)| ≤ |σ·b| / λ brackets the root from above; a hundredth of the radius is close enough.
+    high = np.log(max(float(np.linalg.norm(sigma * parts[0])) / radius, 1e-290))
+    low = high - 10.0
+    while excess(low) < 0 and low > high - 700:
+        low = high - 2 * (high - low)
+    if excess(low) < 0:
+        return newton
+    while excess(high) > 0:
+        high += 2.0
+    damping = float(np.exp(brentq(excess, low, high, xtol=0.01, rtol=1e-3)))
+    return measure(factor, damped(factor, scale, damping, lower, upper, parts), damping)
+
+
+def gauss_newton(factor: Factor, lower: Vector, upper: Vector) -> Step:
+    """Return the undamped step inside the bounds, of minimum norm where the data leaves directions open."""
+    u, sigma, vt = factor.svd
+    keep = factor.determined
+    delta = -(vt[keep].T @ ((u.T @ factor.z)[keep] / sigma[keep])) / factor.norms
+    if ((delta < lower) | (delta > upper)).any():
+        damping = 0.0 if keep.all() else float((1e-8 * sigma[0]) ** 2)
+        delta = _bounded(factor, factor.norms, damping, lower, upper)
+    return measure(factor, delta, 0.0)
+
+
+def measure(factor: Factor, delta: Vector, damping: float) -> Step:
+    """Attach to a step what the linear model says of it."""
+    image = factor.r @ delta
+    predicted = -float(image @ factor.z) - 0.5 * float(image @ image)
+    return Step(delta, damping, predicted, float(np.linalg.norm(image)))
+
+
+Parts = tuple[Vector, Vector, Matrix, Vector]
+
+
+def _unbounded(factor: Factor, scale: Vector, damping: float, lower: Vector, upper: Vector, parts: Parts) -> Vector:
+    b, sigma, vt, _ = parts
+    step: Vector = -(vt.T @ (sigma * b / (sigma**2 + damping))) / scale
+    return step
+
+
+def _bounded(
+    factor: Factor, scale: Vector, damping: float, lower: Vector, upper: Vector, parts: Parts | None = None
+) -> Vector:
+    """Solve the damped problem inside the bounds, in units of the scaling."""
+    p = factor.p
+    a = factor.r / scale
+    b = -factor.z
+    if damping > 0:
+        a = np.concatenate([a, np.sqrt(damping) * np.eye(p)])
+        b = np.concatenate([b, np.zeros(p)])
+    low, high = np.minimum(lower * scale, 0.0), np.maximum(upper * scale, 0.0)
+    free = low < high
+    delta = np.zeros(p)
+    if free.any():
+        found = lsq_linear(a[:, free], b, (low[free], high[free]), method="bvls", tol=1e-14).x
+        at_low, at_high = found <= low[free], found >= high[free]
+        exact = np.where(at_low, lower[free], np.where(at_high, upper[free], found / scale[free]))
+        delta[free] = exact
+    return delta

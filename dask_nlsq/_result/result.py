@@ -1,0 +1,284 @@
+"""FitResult: what a fit found, how sure it is, and how it got there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from dask_nlsq._errors import NlsqError
+from dask_nlsq._numerics.inference import Statistics
+from dask_nlsq._numerics.status import Status
+from dask_nlsq._result import predict as prediction
+from dask_nlsq._result.report import report
+from dask_nlsq._sources.columns import Columns
+from dask_nlsq._sweep.shipped import Shipped
+from dask_nlsq._typing import Matrix, Vector
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class FitResult:
+    r"""Estimates, their covariance, and how the fit went.
+
+    The covariance is :math:`s^2 (J^T J)^{-1}` at the estimates, with :math:`s^2 = \chi^2/\nu`, or 1 under
+    ``absolute_sigma``. Names that SciPy's ``OptimizeResult`` has keep SciPy's meaning.
+
+    Attributes
+    ----------
+    params, stderr : Series
+        Estimates and standard errors by name.
+    cov, correlation : DataFrame of shape (p, p)
+        Covariance and correlation of the estimates.
+    popt, pcov : ndarray of shape (p,) and (p, p)
+        The same without names; ``popt, pcov = result`` unpacks them.
+    cost : float
+        Half the weighted sum of squared residuals.
+    n_obs, n_dropped, dof : int
+        Rows used, rows dropped by the NaN policy, degrees of freedom.
+    chisqr, redchi, rmse, rsquared, loglik, aic, aicc, bic : float
+        Statistics of the fit; R², log-likelihood and criteria use the weights.
+    condition_number : float
+        Of the Jacobian with its columns scaled to unit length.
+    nsweeps, nfev, njev : int
+        Passes over all rows; each evaluates residuals and Jacobian together.
+    success, status, message
+        Whether a stated test holds, which, and in words.
+    history : DataFrame
+        One row a sweep: cost, the step that remains in standard errors, damping, whether it was accepted.
+    provenance : dict
+        Versions, data, times and memory.
+    notes : tuple of str
+        What was decided for the user and is worth knowing.
+
+    Examples
+    --------
+    >>> import numpy as np, jax.numpy as jnp, dask_nlsq
+    >>> def decay(t, amplitude, rate):
+    ...     return amplitude * jnp.exp(-rate * t)
+    >>> t = np.linspace(0, 4, 50)
+    >>> result = dask_nlsq.fit(decay, t, 2.5 * np.exp(-1.3 * t) + 0.01 * np.cos(9 * t))
+    >>> result.success, round(float(result.params["rate"]), 2)
+    (True, 1.3)
+    """
+
+    names: tuple[str, ...]
+    popt: Vector  # (p,)
+    pcov: Matrix  # (p, p)
+    cost: float
+    optimality: float
+    statistics: Statistics
+    n_dropped: int
+    condition_number: float
+    active_mask: np.ndarray  # (p,), -1 at the lower bound, 1 at the upper, else 0
+    status: Status
+    history: pd.DataFrame
+    provenance: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    # What is needed to evaluate the model again.
+    shipped: Shipped | None = None
+    columns: Columns | None = None
+
+    @functools.cached_property
+    def params(self) -> pd.Series:
+        """Estimates by name."""
+        return pd.Series(self.popt, index=list(self.names), name="params")
+
+    @functools.cached_property
+    def stderr(self) -> pd.Series:
+        """Standard errors by name."""
+        with np.errstate(invalid="ignore"):
+            return pd.Series(np.sqrt(np.diag(self.pcov)), index=list(self.names), name="stderr")
+
+    @functools.cached_property
+    def cov(self) -> pd.DataFrame:
+        """Covariance by name."""
+        return pd.DataFrame(self.pcov, index=list(self.names), columns=list(self.names))
+
+    @functools.cached_property
+    def correlation(self) -> pd.DataFrame:
+        """Correlation of the estimates."""
+        error = self.stderr.to_numpy()
+        with np.errstate(all="ignore"):
+            values = self.pcov / error / error[:, None]
+        return pd.DataFrame(values, index=list(self.names), columns=list(self.names))
+
+    @property
+    def success(self) -> bool:
+        """Whether a stated test of convergence holds."""
+        return self.status.success
+
+    @property
+    def message(self) -> str:
+        """Why the fit stopped."""
+        return self.status.sentence
+
+    @property
+    def x(self) -> Vector:
+        """The estimates, under the name that SciPy gives them."""
+        return self.popt
+
+    @property
+    def nsweeps(self) -> int:
+        """Passes over all rows."""
+        return len(self.history)
+
+    @property
+    def nfev(self) -> int:
+        """Evaluations of the residuals over all rows; the same passes."""
+        return self.nsweeps
+
+    @property
+    def njev(self) -> int:
+        """Evaluations of the Jacobian over all rows; the same passes."""
+        return self.nsweeps
+
+    @property
+    def n_obs(self) -> int:
+        """Rows used."""
+        return self.statistics.n_obs
+
+    @property
+    def dof(self) -> int:
+        """Degrees of freedom: rows less free parameters."""
+        return self.statistics.dof
+
+    @property
+    def chisqr(self) -> float:
+        """Weighted sum of squared residuals."""
+        return self.statistics.chisqr
+
+    @property
+    def redchi(self) -> float:
+        """χ² over the degrees of freedom."""
+        return self.statistics.redchi
+
+    @property
+    def rmse(self) -> float:
+        """Root of the weighted mean of squared residuals, in units of y."""
+        return self.statistics.rmse
+
+    @property
+    def rsquared(self) -> float:
+        """Share of the weighted spread of y that the model explains."""
+        return self.statistics.rsquared
+
+    @property
+    def loglik(self) -> float:
+        """Gaussian log-likelihood."""
+        return self.statistics.loglik
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion."""
+        return self.statistics.aic
+
+    @property
+    def aicc(self) -> float:
+        """Akaike's criterion with the small-sample correction."""
+        return self.statistics.aicc
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's criterion."""
+        return self.statistics.bic
+
+    def conf_int(self, level: float = 0.95) -> pd.DataFrame:
+        """Return intervals from Student's t with ``dof`` degrees of freedom, one row a parameter."""
+        reach = stats.t.ppf(0.5 + level / 2, max(self.dof, 1)) * self.stderr
+        return pd.DataFrame({"lower": self.params - reach, "upper": self.params + reach})
+
+    def predict(self, data: Any) -> Any:
+        """Evaluate the fitted model; lazy for Dask collections.
+
+        Parameters
+        ----------
+        data : Dask or pandas DataFrame, mapping of arrays, array, or tuple of arrays
+            Where to evaluate: columns by name, or arrays in the order of the fit.
+
+        Returns
+        -------
+        Series or array of the kind of `data`
+        """
+        if self.shipped is None or self.columns is None:
+            raise NlsqError("This result was read from a file and has no model; evaluate your model at params.")
+        return prediction.predict(self.shipped, self.popt, self.columns, data)
+
+    def report(self) -> str:
+        """Return the report that ``print(result)`` shows."""
+        return report(self)
+
+    def summary(self) -> pd.DataFrame:
+        """Return a table of estimates, standard errors and 95 % intervals."""
+        return pd.concat([self.params, self.stderr, self.conf_int()], axis=1)
+
+    def check(self) -> FitResult:
+        """Return the result itself, or raise where the fit did not converge.
+
+        Raises
+        ------
+        NlsqError
+            No test of convergence holds.
+        """
+        if not self.success:
+            raise NlsqError(f"The fit did not converge: {self.message}")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the model as plain Python values that JSON can hold."""
+        return {
+            "params": self.params.to_dict(),
+            "stderr": self.stderr.to_dict(),
+            "cov": self.pcov.tolist(),
+            "cost": self.cost,
+            "optimality": self.optimality,
+            "statistics": dataclasses.asdict(self.statistics),
+            "n_dropped": self.n_dropped,
+            "condition_number": self.condition_number,
+            "active_mask": self.active_mask.tolist(),
+            "success": self.success,
+            "status": int(self.status),
+            "message": self.message,
+            "nsweeps": self.nsweeps,
+            "history": self.history.to_dict(orient="list"),
+            "provenance": dict(self.provenance),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FitResult:
+        """Rebuild a result from `to_dict`; it cannot predict, for it has no model."""
+        return cls(
+            names=tuple(values["params"]),
+            popt=np.array(list(values["params"].values()), float),
+            pcov=np.array(values["cov"], float),
+            cost=values["cost"],
+            optimality=values["optimality"],
+            statistics=Statistics(**values["statistics"]),
+            n_dropped=values["n_dropped"],
+            condition_number=values["condition_number"],
+            active_mask=np.array(values["active_mask"]),
+            status=Status.of(values["status"]),
+            history=pd.DataFrame(values["history"]),
+            provenance=values["provenance"],
+            notes=tuple(values["notes"]),
+        )
+
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON text; infinities are written as ``Infinity``, as Python's json does."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.popt, self.pcov))
+
+    def __str__(self) -> str:
+        return self.report()
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value:.6g}" for name, value in self.params.items())
+        return f"<FitResult {self.status.name} {values}>"

@@ -1,0 +1,78 @@
+"""Dask arrays of one dimension, also with chunks of unknown sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+
+from dask_nlsq._errors import DataError
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._sources.columns import Columns, first_instants
+from dask_nlsq._sources.graph import GraphPartition, cut
+from dask_nlsq._sources.source import Info, Source
+
+
+def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
+    """Take arrays of which at least one is a Dask array; the others are cut as it is."""
+    arrays = _align({name: raw[name] for name in columns.names})
+    arrays = dict(zip(arrays, dask.optimize(*arrays.values()), strict=True))
+    graph = {key: task for a in arrays.values() for key, task in dict(a.__dask_graph__()).items()}
+    keys = list(zip(*(a.__dask_keys__() for a in arrays.values()), strict=True))
+    parts = cut(graph, keys)
+    dates = {name: a[:1].compute() for name, a in arrays.items() if a.dtype.kind == "M"}
+    columns = dataclasses.replace(columns, origins=first_instants(list(dates), dates))
+    rows = sum(arrays[columns.y].chunks[0])
+    known = None if np.isnan(rows) else int(rows)
+    info = Info("Dask arrays", known, columns.names, columns.origins)
+    token = tokenize(*(a.name for a in arrays.values()), columns)
+    if parts is None:
+        to_block = dask.delayed(_to_block, pure=True)
+        pieces = zip(*(a.to_delayed().ravel() for a in arrays.values()), strict=True)
+        return Source([to_block(list(piece), columns) for piece in pieces], token, info, shared=True)
+    partitions = [GraphPartition(g, k, _raw, columns) for g, k in zip(parts, keys, strict=True)]
+    return Source(partitions, token, info)
+
+
+def _align(raw: dict[str, Any]) -> dict[str, Any]:
+    """Cut every array where the first Dask array is cut."""
+    guide_name, guide = next((n, a) for n, a in raw.items() if isinstance(a, da.Array))
+    lengths = {name: a.shape[0] for name, a in raw.items()}
+    known = {n for n in lengths.values() if not np.isnan(n)}
+    unknown = any(np.isnan(n) for n in lengths.values())
+    if len(known) > 1:
+        raise DataError(f"x, y and sigma must have the same length; they have {lengths}.")
+    aligned = {}
+    for name, a in raw.items():
+        if a.ndim != 1:
+            raise DataError(f"The array has shape {a.shape}; one dimension is needed.", column=name)
+        if isinstance(a, da.Array) and (a.chunks == guide.chunks or (unknown and a.numblocks == guide.numblocks)):
+            aligned[name] = a
+        elif unknown:
+            raise DataError(
+                f"Chunk sizes are not known, and {name!r} has {getattr(a, 'numblocks', 1)} chunks where "
+                f"{guide_name!r} has {guide.numblocks}. Call compute_chunk_sizes() on both, or take the columns "
+                "from one DataFrame.",
+                column=name,
+            )
+        else:
+            aligned[name] = da.asarray(a).rechunk(guide.chunks)
+    return aligned
+
+
+def _raw(values: Sequence[Any], names: tuple[str, ...]) -> Mapping[str, Any]:
+    return dict(zip(names, values, strict=True))
+
+
+def _to_block(values: Sequence[Any], columns: Columns) -> Block:
+    return columns.block(_raw(values, columns.names))
+
+
+def is_array(data: Any) -> bool:
+    """Whether this is a Dask array."""
+    return isinstance(data, da.Array)

@@ -1,0 +1,132 @@
+"""Columns: which data plays which role, and how raw arrays become a Block."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from dask_nlsq._errors import DataError, NlsqWarning
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._typing import AnyArray, Vector
+
+NanPolicy = Literal["raise", "omit"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Names of the columns and what is to be done with their cells.
+
+    ``sigma`` is the name of a column, a constant, or None. ``origins`` holds, for datetime columns, the instant
+    from which seconds are counted.
+    """
+
+    x: tuple[str, ...]
+    y: str
+    sigma: str | float | None = None
+    nan_policy: NanPolicy = "raise"
+    origins: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every column that is read, x first, then y, then sigma; each once."""
+        sigma = (self.sigma,) if isinstance(self.sigma, str) else ()
+        return tuple(dict.fromkeys((*self.x, self.y, *sigma)))
+
+    def block(self, raw: Mapping[str, Any]) -> Block:
+        """Turn raw arrays, one for each of `names`, into float64 columns of one length."""
+        values = {name: self.to_float(name, raw[name]) for name in self.names}
+        lengths = {name: len(v) for name, v in values.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(
+                f"Columns have unlike lengths in one partition: {lengths}. They must come from rows that "
+                "belong together, cut at the same places."
+            )
+        x, y = tuple(values[name] for name in self.x), values[self.y]
+        weight = self._weight(values, len(y))
+        if self.nan_policy == "raise":  # found by the sweep, whose sums turn NaN
+            return Block(x, y, weight)
+        return _omit(Block(x, y, weight))
+
+    def _weight(self, values: Mapping[str, Vector], rows: int) -> Vector | None:
+        if self.sigma is None:
+            return None
+        if not isinstance(self.sigma, str):
+            return np.full(rows, 1.0 / self.sigma)
+        sigma = values[self.sigma]
+        bad = ~(sigma > 0)
+        if bad.any():
+            first = int(np.argmax(bad))
+            raise DataError(
+                f"sigma must be positive (inf gives a row no weight); {int(bad.sum())} of {rows} rows are not, "
+                f"the first is row {first} with {sigma[first]}.",
+                column=self.sigma,
+            )
+        return 1.0 / sigma
+
+    def to_float(self, name: str, values: Any) -> Vector:
+        """Convert one column to contiguous float64; refuse what has no order on the real line."""
+        array = _plain(name, values)
+        kind = array.dtype.kind
+        if kind in "mM":
+            return self._seconds(name, array)
+        if kind not in "fiub":
+            raise DataError(
+                f"The column has dtype {array.dtype}; numbers are needed. Convert it first, for example with "
+                ".astype('float64') or .to_numeric().",
+                column=name,
+            )
+        if array.ndim != 1:
+            raise DataError(f"The column has shape {array.shape}; one dimension is needed.", column=name)
+        if kind in "iu" and array.dtype.itemsize == 8 and array.size and np.abs(array).max() > 2**53:
+            warnings.warn(
+                f"Column {name!r} holds integers beyond 2**53, which float64 rounds.",
+                NlsqWarning,
+                stacklevel=2,
+            )
+        return np.ascontiguousarray(array, dtype=np.float64)
+
+    def _seconds(self, name: str, array: AnyArray) -> Vector:
+        missing = np.isnat(array)
+        if array.dtype.kind == "M":
+            array = array - np.asarray(self.origins[name], array.dtype)
+        seconds = array / np.timedelta64(1, "s")
+        return np.where(missing, np.nan, seconds)
+
+
+def first_instants(names: Sequence[str], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first instant of each datetime column, from which its seconds will be counted."""
+    found = {}
+    for name in names:
+        array = _plain(name, raw[name])
+        if array.dtype.kind == "M" and len(array):
+            found[name] = array[~np.isnat(array)][:1].squeeze()
+    return found
+
+
+def _plain(name: str, values: Any) -> AnyArray:
+    """Return a NumPy array, with missing cells of pandas' nullable and Arrow types as NaN."""
+    if isinstance(values, np.ma.MaskedArray):
+        return np.ma.filled(values.astype(float), np.nan)
+    dtype = getattr(values, "dtype", None)
+    if not isinstance(values, np.ndarray) and hasattr(values, "to_numpy"):
+        kind = getattr(dtype, "kind", "O")
+        if isinstance(dtype, np.dtype) and dtype.kind != "O":
+            return np.asarray(values.to_numpy())
+        if kind in "fiub":
+            return np.asarray(values.to_numpy(dtype="float64", na_value=np.nan))
+        if kind in "mM":
+            return np.asarray(values.to_numpy(dtype=f"{kind}8[ns]", na_value=np.datetime64("NaT")))
+    return np.asarray(values)
+
+
+def _omit(block: Block) -> Block:
+    """Drop the rows in which x or y is not finite."""
+    with np.errstate(all="ignore"):
+        if all(np.isfinite(c.sum()) for c in (*block.x, block.y)):
+            return block
+    keep = np.logical_and.reduce([np.isfinite(c) for c in (*block.x, block.y)])
+    return dataclasses.replace(block.take(keep), dropped=int(len(keep) - keep.sum()))

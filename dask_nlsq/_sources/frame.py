@@ -1,0 +1,62 @@
+"""Dask DataFrames: the partition list is frozen once, with only the columns that the fit reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dask
+import dask.dataframe as dd
+
+from dask_nlsq._errors import DataError
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._sources.columns import Columns, first_instants
+from dask_nlsq._sources.graph import GraphPartition, cut
+from dask_nlsq._sources.source import Info, Source
+
+
+def open_frame(frame: Any, columns: Columns) -> Source:
+    """Take a Dask DataFrame; ``"index"`` names its index where no column does."""
+    if "index" in columns.names and "index" not in frame.columns:
+        frame = frame.rename_axis(index="index").reset_index()
+    check_columns(frame.columns, columns)
+    # One partition may otherwise be fused with its neighbours at run time, and the list would not be what it says.
+    with dask.config.set({"optimization.tune.active": False}):
+        frame = frame[list(columns.names)].optimize()
+    graph, keys = dict(frame.__dask_graph__()), [(key,) for key in frame.__dask_keys__()]
+    parts = cut(graph, keys)
+    if any(frame.dtypes[name].kind == "M" for name in columns.names):
+        head = frame.head(1, npartitions=-1, compute=True)
+        columns = dataclasses.replace(columns, origins=first_instants(columns.names, head))
+    info = Info("Dask DataFrame", None, columns.names, columns.origins)
+    if parts is None:
+        to_block = dask.delayed(_to_block, pure=True)
+        return Source([to_block(part, columns) for part in frame.to_delayed()], frame._name, info, shared=True)
+    partitions = [GraphPartition(g, k, _raw, columns) for g, k in zip(parts, keys, strict=True)]
+    return Source(partitions, str(frame._name), info)
+
+
+def check_columns(present: Sequence[str], columns: Columns) -> None:
+    """Refuse names that the data does not have."""
+    missing = [name for name in columns.names if name not in present]
+    if missing:
+        raise DataError(
+            f"There is no column {', '.join(map(repr, missing))}; the data has "
+            f"{', '.join(map(repr, present))}. Say which to use with x=, y= and sigma=.",
+            column=missing[0],
+        )
+
+
+def _raw(values: Sequence[Any], names: tuple[str, ...]) -> Mapping[str, Any]:
+    (frame,) = values
+    return {name: frame[name] for name in names}
+
+
+def _to_block(frame: Any, columns: Columns) -> Block:
+    return columns.block({name: frame[name] for name in columns.names})
+
+
+def is_frame(data: Any) -> bool:
+    """Whether this is a Dask DataFrame."""
+    return isinstance(data, dd.DataFrame)

@@ -1,0 +1,27 @@
+"""NumPy arrays, pandas frames and mappings of arrays, cut into blocks without a copy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dask.base import tokenize
+
+from dask_nlsq._numerics.block import SLABS
+from dask_nlsq._sources.columns import Columns, first_instants
+from dask_nlsq._sources.source import Info, Source
+
+ROWS = SLABS[1]
+"""Rows of a partition: one slab, so that threads share the work and no padding is copied but at the end."""
+
+
+def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str) -> Source:
+    """Take arrays that are in memory already."""
+    columns = dataclasses.replace(columns, origins=first_instants(columns.names, raw))
+    whole = columns.block(raw)
+    rows = len(raw[columns.y])
+    blocks = [whole.take(slice(i, i + ROWS)) for i in range(0, whole.rows, ROWS)] or [whole]
+    blocks = [dataclasses.replace(b, dropped=whole.dropped if i == 0 else 0) for i, b in enumerate(blocks)]
+    info = Info(kind, rows, columns.names, columns.origins)
+    return Source(blocks, tokenize(columns, rows), info)

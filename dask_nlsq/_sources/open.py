@@ -1,0 +1,76 @@
+"""Tell what the data is, and open it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+import zarr
+
+from dask_nlsq._errors import DataError
+from dask_nlsq._sources.array import is_array, open_array
+from dask_nlsq._sources.columns import Columns
+from dask_nlsq._sources.frame import check_columns, is_frame, open_frame
+from dask_nlsq._sources.memory import open_memory
+from dask_nlsq._sources.parquet import open_parquet
+from dask_nlsq._sources.source import Source
+from dask_nlsq._sources.zarr import is_zarr, open_zarr
+
+
+def open_source(
+    data: Any, columns: Columns, filters: Any = None, storage_options: dict[str, Any] | None = None
+) -> Source:
+    """Open a frame, a mapping of arrays, a Zarr group, or a path or URL of Parquet or Zarr.
+
+    Raises
+    ------
+    DataError
+        The data is of no known kind, or lacks a column.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        path = os.fspath(data)
+        if is_zarr_path(path, storage_options or {}):
+            return open_zarr(zarr.open_group(path, mode="r", storage_options=storage_options), columns)
+        return open_parquet(path, columns, filters, storage_options or {})
+    if filters is not None:
+        raise DataError("filters= needs data= to be a path or URL of Parquet; filter the collection instead.")
+    if is_frame(data):
+        return open_frame(data, columns)
+    if isinstance(data, pd.DataFrame):
+        if "index" in columns.names and "index" not in data.columns:
+            data = data.rename_axis(index="index").reset_index()
+        check_columns(list(data.columns), columns)
+        return open_memory({name: data[name] for name in columns.names}, columns, "pandas DataFrame")
+    if is_zarr(data):
+        return open_zarr(data, columns)
+    if hasattr(data, "data_vars"):  # an xarray Dataset
+        data = {name: data[name].data for name in [*data.data_vars, *data.coords]}
+    if isinstance(data, Mapping):
+        return _open_mapping(data, columns)
+    raise DataError(
+        f"data is a {type(data).__name__}; a Dask or pandas DataFrame, a mapping of arrays, an xarray Dataset, "
+        "a Zarr group, or a path or URL of Parquet or Zarr is needed."
+    )
+
+
+def _open_mapping(data: Mapping[str, Any], columns: Columns) -> Source:
+    check_columns(list(data), columns)
+    chosen = {name: data[name] for name in columns.names}
+    if all(is_zarr(a) for a in chosen.values()):
+        return open_zarr(chosen, columns)
+    if any(is_array(a) for a in chosen.values()):
+        return open_array({k: a if is_array(a) else np.asarray(a) for k, a in chosen.items()}, columns)
+    arrays = {k: a if hasattr(a, "dtype") and not is_zarr(a) else np.asarray(a) for k, a in chosen.items()}
+    return open_memory(arrays, columns, "arrays in memory")
+
+
+def is_zarr_path(path: str, storage_options: dict[str, Any]) -> bool:
+    """Whether a path or URL holds a Zarr group."""
+    if path.rstrip("/").endswith(".zarr"):
+        return True
+    fs, root = fsspec.core.url_to_fs(path, **storage_options)
+    return any(fs.exists(f"{root}/{name}") for name in ("zarr.json", ".zgroup"))

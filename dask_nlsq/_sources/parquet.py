@@ -1,0 +1,89 @@
+"""Parquet files, read natively: a partition is a run of row groups of one file, straight to NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import fsspec
+import pyarrow.dataset as ds
+import pyarrow.fs
+import pyarrow.parquet as pq
+from dask.base import tokenize
+
+from dask_nlsq._errors import DataError
+from dask_nlsq._numerics.block import SLABS, Block
+from dask_nlsq._sources.columns import Columns, first_instants
+from dask_nlsq._sources.frame import check_columns
+from dask_nlsq._sources.source import Info, Source
+
+ROWS = SLABS[1]
+"""Fewest rows of a partition: smaller row groups of one file are read several at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetPartition:
+    """Some row groups of one file, and the filter that their rows must pass."""
+
+    fragment: Any  # pyarrow.dataset.ParquetFileFragment
+    filter: Any  # pyarrow.compute.Expression or None
+    columns: Columns
+
+    def load(self) -> Block:
+        """Read the columns of these row groups."""
+        return self.columns.block(self.read())
+
+    def read(self) -> dict[str, Any]:
+        """Read the columns, one Arrow array each."""
+        table = self.fragment.to_table(
+            columns=list(self.columns.names), filter=self.filter, use_threads=False, batch_size=ROWS
+        )
+        return {name: _numpy(table.column(name)) for name in self.columns.names}
+
+
+def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dict[str, Any]) -> Source:
+    """Take a file, a folder or a pattern, at a path or an fsspec URL."""
+    fs, _, paths = fsspec.get_fs_token_paths(path, storage_options=storage_options)
+    if not paths:
+        raise DataError(f"Nothing was found at {path!r}.")
+    where = paths[0] if len(paths) == 1 else sorted(paths)
+    filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
+    if type(fs).__name__ == "LocalFileSystem":
+        filesystem = pyarrow.fs.LocalFileSystem()
+    dataset = ds.dataset(where, filesystem=filesystem, format="parquet")
+    check_columns(dataset.schema.names, columns)
+    expression = None if filters is None else pq.filters_to_expression(filters)
+    partitions, rows = [], 0
+    for fragment in dataset.get_fragments(filter=expression):
+        for run in _runs(fragment, expression):
+            partitions.append(ParquetPartition(run, expression, columns))
+            rows += sum(group.num_rows for group in run.row_groups)
+    if not partitions:
+        raise DataError(f"No row group at {path!r} can hold a row that passes the filters {filters!r}.")
+    if any(str(dataset.schema.field(name).type).startswith(("timestamp", "date")) for name in columns.names):
+        columns = dataclasses.replace(columns, origins=first_instants(columns.names, partitions[0].read()))
+        partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
+    info = Info("Parquet", None if filters else rows, columns.names, columns.origins)
+    return Source(partitions, tokenize(paths, rows, str(expression), columns), info)
+
+
+def _runs(fragment: Any, expression: Any) -> list[Any]:
+    """Group neighbouring row groups of a file until a partition has rows enough."""
+    if expression is not None:
+        fragment = fragment.subset(filter=expression)
+    runs: list[list[int]] = []
+    size = ROWS
+    for group in fragment.row_groups:
+        if size >= ROWS:
+            runs.append([])
+            size = 0
+        runs[-1].append(group.id)
+        size += group.num_rows
+    return [fragment.subset(row_group_ids=run) for run in runs]
+
+
+def _numpy(column: Any) -> Any:
+    """Return a NumPy array with nulls as NaN, or as NaT."""
+    if str(column.type).startswith("decimal"):
+        column = column.cast("float64")
+    return column.to_numpy()

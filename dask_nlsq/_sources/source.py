@@ -1,0 +1,45 @@
+"""Source: an ordered list of partitions, each of which can be sent to a worker and loaded there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from dask_nlsq._numerics.block import Block
+
+
+class Partition(Protocol):
+    """A picklable reader of some rows; `load` may be called any number of times and gives the same rows."""
+
+    def load(self) -> Block:
+        """Read the rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What is known of the data without reading it."""
+
+    kind: str  # "Parquet", "Zarr", "Dask DataFrame", …
+    rows: int | None  # None: not known before a sweep
+    columns: tuple[str, ...]
+    origins: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of datetime columns
+
+    @property
+    def nbytes(self) -> int | None:
+        """Bytes of the columns as float64."""
+        return None if self.rows is None else 8 * self.rows * len(self.columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Partitions in their order, the identity of the data, and what is known of it.
+
+    Where `shared` is true the partitions are Dask ``Delayed`` objects that depend on common work (a shuffle),
+    and must be computed together once.
+    """
+
+    partitions: Sequence[Any]
+    token: str
+    info: Info
+    shared: bool = False

@@ -1,0 +1,59 @@
+"""Zarr arrays, read natively: a partition is a run of whole shards (or chunks, where there are no shards)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import zarr
+from dask.base import tokenize
+
+from dask_nlsq._errors import DataError
+from dask_nlsq._numerics.block import SLABS, Block
+from dask_nlsq._sources.columns import Columns, first_instants
+from dask_nlsq._sources.frame import check_columns
+from dask_nlsq._sources.source import Info, Source
+
+ROWS = SLABS[1]
+"""Fewest rows of a partition: smaller shards are read several at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ZarrPartition:
+    """Rows start to stop of some arrays."""
+
+    arrays: Mapping[str, Any]
+    start: int
+    stop: int
+    columns: Columns
+
+    def load(self) -> Block:
+        """Read the rows of every column."""
+        return self.columns.block({name: a[self.start : self.stop] for name, a in self.arrays.items()})
+
+
+def open_zarr(data: Any, columns: Columns) -> Source:
+    """Take a group, or a mapping of arrays, of one dimension and one length."""
+    present = list(data.array_keys()) if isinstance(data, zarr.Group) else list(data)
+    check_columns(present, columns)
+    arrays = {name: data[name] for name in columns.names}
+    shapes = {name: a.shape for name, a in arrays.items()}
+    if any(len(shape) != 1 for shape in shapes.values()):
+        raise DataError(f"Arrays of one dimension are needed; the shapes are {shapes}.")
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"x, y and sigma must have the same length; the shapes are {shapes}.")
+    (rows,) = shapes[columns.y]
+    first = {name: a[:1] for name, a in arrays.items() if a.dtype.kind == "M"}
+    columns = dataclasses.replace(columns, origins=first_instants(list(first), first))
+    shard = max((a.shards or a.chunks)[0] for a in arrays.values())
+    step = shard * max(1, ROWS // shard)
+    partitions = [ZarrPartition(arrays, start, min(start + step, rows), columns) for start in range(0, rows, step)]
+    info = Info("Zarr", rows, columns.names, columns.origins)
+    token = tokenize([str(a.store_path) for a in arrays.values()], shapes, columns)
+    return Source(partitions, token, info)
+
+
+def is_zarr(data: Any) -> bool:
+    """Whether this is a Zarr array or group."""
+    return isinstance(data, (zarr.Array, zarr.Group))

@@ -1,0 +1,79 @@
+"""What travels to workers in an objective's stead: a token and bytes that a process opens once.
+
+Dask unpickles the arguments of every task anew, so an objective sent as it is would be a new object in each
+task, and its kernel would be compiled in each. This stand-in unpickles to the one object that the process
+already has under the same token. The bytes are opened at the first use, by a worker: the scheduler,
+which unpickles graphs too, never imports JAX.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import threading
+import uuid
+from typing import Any
+
+import cloudpickle
+
+from dask_nlsq._errors import ModelNotPicklable
+
+KEEP = 32
+"""Objectives that a process remembers; the least recently used is forgotten first, with its kernels."""
+
+_lock = threading.Lock()
+_registry: collections.OrderedDict[str, Shipped] = collections.OrderedDict()
+
+
+class Shipped:
+    """A value that is unpickled once a process, however often it is sent."""
+
+    def __init__(self, token: str, payload: bytes | None, value: Any = None, why_not: str = "") -> None:
+        self.token = token
+        self._payload = payload
+        self._value = value
+        self._why_not = why_not
+        self._opening = threading.Lock()
+
+    @property
+    def value(self) -> Any:
+        """The value, opened at the first call."""
+        with self._opening:
+            if self._value is None:
+                assert self._payload is not None
+                self._value = cloudpickle.loads(self._payload)
+        return self._value
+
+    def __reduce__(self) -> Any:
+        if self._payload is None:
+            raise ModelNotPicklable(
+                f"The model cannot be sent to another process: {self._why_not}. Pass what it holds as data or "
+                "constants instead of locks, files and connections, or fit without a distributed client."
+            )
+        return intern, (self.token, self._payload)
+
+
+def ship(value: Any) -> Shipped:
+    """Wrap a value; one that cannot be pickled still serves in this process."""
+    try:
+        payload = cloudpickle.dumps(value)
+    except Exception as error:
+        return Shipped(uuid.uuid4().hex, None, value, f"{type(error).__name__}: {error}")
+    token = hashlib.blake2b(payload, digest_size=16).hexdigest()
+    return _keep(Shipped(token, payload, value))
+
+
+def intern(token: str, payload: bytes) -> Shipped:
+    """Return this process's own object for a token."""
+    with _lock:
+        known = _registry.get(token)
+    return known if known is not None else _keep(Shipped(token, payload))
+
+
+def _keep(shipped: Shipped) -> Shipped:
+    with _lock:
+        kept = _registry.setdefault(shipped.token, shipped)
+        _registry.move_to_end(shipped.token)
+        while len(_registry) > KEEP:
+            _registry.popitem(last=False)
+    return kept

@@ -1,0 +1,60 @@
+"""What `import dask_nlsq` gives, and what it leaves alone."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import dask_nlsq
+
+STUB = Path(dask_nlsq.__file__).with_suffix(".pyi")
+
+PROBE = """
+import json, os, sys
+before = dict(os.environ)
+import dask_nlsq
+seen = {
+    "jax": sorted({"jax", "jaxlib"} & sys.modules.keys()),
+    "environ": sorted(dict(before.items() ^ os.environ.items())),
+}
+for name in dask_nlsq.__all__:
+    getattr(dask_nlsq, name)
+import jax
+print(json.dumps(seen | {"x64": jax.config.jax_enable_x64}))
+"""
+
+
+def test_import_is_quiet():
+    # EAGER_IMPORT is lazy_loader's own switch, JAX_ENABLE_X64 is the user's.
+    env = {k: v for k, v in os.environ.items() if k not in {"EAGER_IMPORT", "JAX_ENABLE_X64"}}
+    run = subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == {"jax": [], "environ": [], "x64": False}
+
+
+def test_all_is_sorted():
+    assert list(dask_nlsq.__all__) == sorted(set(dask_nlsq.__all__))
+
+
+@pytest.mark.parametrize("name", [n for n in dask_nlsq.__all__ if not n.startswith("__")])
+def test_name_says_what_it_is(name):
+    value = getattr(dask_nlsq, name)
+    # Not inspect.getdoc: a summary inherited from a base class describes the base class.
+    doc = getattr(value, "__doc__", None)
+    assert doc, f"{name} has no docstring"
+    summary, _, rest = doc.strip().partition("\n")
+    assert summary.endswith("."), f"{name}: the summary is one sentence on one line: {summary!r}"
+    assert not rest.split("\n")[0].strip(), f"{name}: a blank line follows the summary"
+    assert isinstance(value, ModuleType) or value.__module__.startswith("dask_nlsq")
+
+
+def test_stub_names_what_is_exported():
+    body = ast.parse(STUB.read_text("utf-8")).body
+    imported = [a.asname or a.name for n in body if isinstance(n, ast.ImportFrom) for a in n.names]
+    public = [name for name in dask_nlsq.__all__ if not name.startswith("__")]
+    assert sorted(imported) == public
