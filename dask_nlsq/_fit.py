@@ -161,9 +161,13 @@ def fit(
     parameters = Parameters.of(bound, p0, bounds)
     objective = kernel.check(Objective(bound, (*columns.x, columns.y), columns.sigma is not None))
     source = open_source(data, columns, filters, storage_options)
+    _warn_of_namesakes(bound, source)
     executor = _executor(client, len(source.partitions))
+    shipped = ship(objective)
+    if isinstance(executor, Cluster):
+        shipped.bytes()  # refused here, by name, rather than by the scheduler
     partitions = _cached(source, executor, cache)
-    problem = Problem(source, columns, objective, ship(objective), parameters, executor, partitions)
+    problem = Problem(source, columns, objective, shipped, parameters, executor, partitions)
     solver = TrustRegion(
         parameters.lower,
         parameters.upper,
@@ -229,18 +233,20 @@ def _roles(model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p
         if not isinstance(y, str):
             raise DataError(f"With data=, y must be the name of a column; it is a {type(y).__name__}.")
     bound = model.bind(names)
-    present = list(getattr(data, "columns", data if isinstance(data, Mapping) else ()))
-    used = {*names, y, sigma if isinstance(sigma, str) else None}
-    for name in bound.parameters:
-        if name in present and name not in used:
+    sigma = constant if constant is not None else sigma
+    return data, Columns(tuple(names), y, sigma, nan_policy), bound
+
+
+def _warn_of_namesakes(model: Model, source: Source) -> None:
+    """Say where a column of the data bears the name of a parameter, which is fitted all the same."""
+    for name in model.parameters:
+        if name in source.info.present and name not in source.info.columns:
             warnings.warn(
-                f"The data has a column {name!r}, and so the model has a parameter: it is fitted, and the column is "
-                f"not read. To use the column, name it: x={[*names, name]}.",
+                f"The data has a column {name!r}, and the model a parameter of that name: the parameter is fitted, "
+                f"and the column is not read. To use the column, add {name!r} to x=.",
                 NlsqWarning,
                 stacklevel=3,
             )
-    sigma = constant if constant is not None else sigma
-    return data, Columns(tuple(names), y, sigma, nan_policy), bound
 
 
 def _split(model: Model, x: Any) -> tuple[tuple[str, ...], Sequence[Any]]:

@@ -101,12 +101,13 @@ def factorise(g: Matrix, gradient: Vector, whitening: Whitening | None) -> Facto
     seen = values > floor
     root = np.sqrt(np.where(seen, values, floor))
     z = np.where(seen, (vectors.T @ (gradient / scale)) / root, 0.0)
-    f = root[:, None] * vectors.T * scale
-    if whitening is not None:
-        f = f @ whitening.inverse
-    q, r = np.linalg.qr(f)
-    # A direction still unseen after a whitened sweep is one that the data does not determine: no sweep helps.
     doubtful = values <= _TRUST_SPAN * top
-    if whitening is not None:
+    if whitening is None:
+        f = root[:, None] * vectors.T * scale
+        f[:, np.diag(g) == 0] = 0.0
+    else:
+        # A direction unseen by a whitened sweep is one that the data do not determine: no sweep will help.
         doubtful &= seen
+        f = np.where(seen, root, 0.0)[:, None] * vectors.T @ whitening.inverse
+    q, r = np.linalg.qr(f)
     return Factor(r, q.T @ z, not bool(doubtful.any()))

@@ -16,7 +16,7 @@ import dataclasses
 import numpy as np
 from scipy.optimize import brentq, lsq_linear
 
-from dask_nlsq._numerics.factor import Factor
+from dask_nlsq._numerics.factor import EPS, Factor
 from dask_nlsq._typing import Matrix, Vector
 
 
@@ -39,7 +39,8 @@ def solve(factor: Factor, scale: Vector, radius: float, lower: Vector, upper: Ve
     bounded = bool((np.isfinite(lower) | np.isfinite(upper)).any())
     damped = _bounded if bounded else _unbounded
     u, sigma, vt = np.linalg.svd(factor.r / scale)
-    parts = (u.T @ factor.z, sigma, vt, scale)
+    seen = sigma > 64 * factor.p * EPS * max(sigma[0], EPS)
+    parts = (np.where(seen, u.T @ factor.z, 0.0), np.where(seen, sigma, 1.0), vt, scale)
 
     def excess(log_damping: float) -> float:
         delta = damped(factor, scale, float(np.exp(log_damping)), lower, upper, parts)
@@ -48,7 +49,7 @@ def solve(factor: Factor, scale: Vector, radius: float, lower: Vector, upper: Ve
     # |D δ(λ)| ≤ |σ·b| / λ brackets the root from above; a hundredth of the radius is close enough.
     high = np.log(max(float(np.linalg.norm(sigma * parts[0])) / radius, 1e-290))
     low = high - 10.0
-    while excess(low) < 0 and low > high - 700:
+    while excess(low) < 0 and low > high - 300:
         low = high - 2 * (high - low)
     if excess(low) < 0:
         return newton

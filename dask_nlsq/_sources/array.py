@@ -29,7 +29,7 @@ def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
     columns = dataclasses.replace(columns, origins=first_instants(list(dates), dates))
     rows = sum(arrays[columns.y].chunks[0])
     known = None if np.isnan(rows) else int(rows)
-    info = Info("Dask arrays", known, columns.names, columns.origins)
+    info = Info("Dask arrays", known, columns.names, tuple(raw), columns.origins)
     token = tokenize(*(a.name for a in arrays.values()), columns)
     if parts is None:
         to_block = dask.delayed(_to_block, pure=True)

@@ -20,7 +20,8 @@ def open_frame(frame: Any, columns: Columns) -> Source:
     """Take a Dask DataFrame; ``"index"`` names its index where no column does."""
     if "index" in columns.names and "index" not in frame.columns:
         frame = frame.rename_axis(index="index").reset_index()
-    check_columns(frame.columns, columns)
+    present = tuple(frame.columns)
+    check_columns(present, columns)
     # One partition may otherwise be fused with its neighbours at run time, and the list would not be what it says.
     with dask.config.set({"optimization.tune.active": False}):
         frame = frame[list(columns.names)].optimize()
@@ -29,7 +30,7 @@ def open_frame(frame: Any, columns: Columns) -> Source:
     if any(frame.dtypes[name].kind == "M" for name in columns.names):
         head = frame.head(1, npartitions=-1, compute=True)
         columns = dataclasses.replace(columns, origins=first_instants(columns.names, head))
-    info = Info("Dask DataFrame", None, columns.names, columns.origins)
+    info = Info("Dask DataFrame", None, columns.names, present, columns.origins)
     if parts is None:
         to_block = dask.delayed(_to_block, pure=True)
         return Source([to_block(part, columns) for part in frame.to_delayed()], frame._name, info, shared=True)

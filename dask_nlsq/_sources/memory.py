@@ -16,12 +16,12 @@ ROWS = SLABS[1]
 """Rows of a partition: one slab, so that threads share the work and no padding is copied but at the end."""
 
 
-def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str) -> Source:
+def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str, present: tuple[str, ...]) -> Source:
     """Take arrays that are in memory already."""
     columns = dataclasses.replace(columns, origins=first_instants(columns.names, raw))
     whole = columns.block(raw)
     rows = len(raw[columns.y])
     blocks = [whole.take(slice(i, i + ROWS)) for i in range(0, whole.rows, ROWS)] or [whole]
     blocks = [dataclasses.replace(b, dropped=whole.dropped if i == 0 else 0) for i, b in enumerate(blocks)]
-    info = Info(kind, rows, columns.names, columns.origins)
+    info = Info(kind, rows, columns.names, present, columns.origins)
     return Source(blocks, tokenize(columns, rows), info)

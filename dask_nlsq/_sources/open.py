@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from dask_nlsq._errors import DataError
+from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._sources.array import is_array, open_array
 from dask_nlsq._sources.columns import Columns
 from dask_nlsq._sources.frame import check_columns, is_frame, open_frame
@@ -32,10 +32,7 @@ def open_source(
         The data is of no known kind, or lacks a column.
     """
     if isinstance(data, (str, os.PathLike)):
-        path = os.fspath(data)
-        if is_zarr_path(path, storage_options or {}):
-            return open_zarr(zarr.open_group(path, mode="r", storage_options=storage_options), columns)
-        return open_parquet(path, columns, filters, storage_options or {})
+        return _open_path(os.fspath(data), columns, filters, storage_options or {})
     if filters is not None:
         raise DataError("filters= needs data= to be a path or URL of Parquet; filter the collection instead.")
     if is_frame(data):
@@ -44,7 +41,9 @@ def open_source(
         if "index" in columns.names and "index" not in data.columns:
             data = data.rename_axis(index="index").reset_index()
         check_columns(list(data.columns), columns)
-        return open_memory({name: data[name] for name in columns.names}, columns, "pandas DataFrame")
+        return open_memory(
+            {name: data[name] for name in columns.names}, columns, "pandas DataFrame", tuple(data.columns)
+        )
     if is_zarr(data):
         return open_zarr(data, columns)
     if hasattr(data, "data_vars"):  # an xarray Dataset
@@ -57,6 +56,17 @@ def open_source(
     )
 
 
+def _open_path(path: str, columns: Columns, filters: Any, storage_options: dict[str, Any]) -> Source:
+    try:
+        if is_zarr_path(path, storage_options):
+            return open_zarr(zarr.open_group(path, mode="r", storage_options=storage_options or None), columns)
+        return open_parquet(path, columns, filters, storage_options)
+    except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, NlsqError):
+            raise
+        raise DataError(f"{path!r} cannot be read as Parquet or Zarr: {type(error).__name__}: {error}") from error
+
+
 def _open_mapping(data: Mapping[str, Any], columns: Columns) -> Source:
     check_columns(list(data), columns)
     chosen = {name: data[name] for name in columns.names}
@@ -65,7 +75,7 @@ def _open_mapping(data: Mapping[str, Any], columns: Columns) -> Source:
     if any(is_array(a) for a in chosen.values()):
         return open_array({k: a if is_array(a) else np.asarray(a) for k, a in chosen.items()}, columns)
     arrays = {k: a if hasattr(a, "dtype") and not is_zarr(a) else np.asarray(a) for k, a in chosen.items()}
-    return open_memory(arrays, columns, "arrays in memory")
+    return open_memory(arrays, columns, "arrays in memory", tuple(data))
 
 
 def is_zarr_path(path: str, storage_options: dict[str, Any]) -> bool:

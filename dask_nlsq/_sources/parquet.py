@@ -63,7 +63,7 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
     if any(str(dataset.schema.field(name).type).startswith(("timestamp", "date")) for name in columns.names):
         columns = dataclasses.replace(columns, origins=first_instants(columns.names, partitions[0].read()))
         partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
-    info = Info("Parquet", None if filters else rows, columns.names, columns.origins)
+    info = Info("Parquet", None if filters else rows, columns.names, tuple(dataset.schema.names), columns.origins)
     return Source(partitions, tokenize(paths, rows, str(expression), columns), info)
 
 

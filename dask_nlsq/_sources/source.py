@@ -22,7 +22,8 @@ class Info:
 
     kind: str  # "Parquet", "Zarr", "Dask DataFrame", …
     rows: int | None  # None: not known before a sweep
-    columns: tuple[str, ...]
+    columns: tuple[str, ...]  # that are read
+    present: tuple[str, ...] = ()  # that there are
     origins: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of datetime columns
 
     @property

@@ -49,7 +49,7 @@ def open_zarr(data: Any, columns: Columns) -> Source:
     shard = max((a.shards or a.chunks)[0] for a in arrays.values())
     step = shard * max(1, ROWS // shard)
     partitions = [ZarrPartition(arrays, start, min(start + step, rows), columns) for start in range(0, rows, step)]
-    info = Info("Zarr", rows, columns.names, columns.origins)
+    info = Info("Zarr", rows, columns.names, tuple(present), columns.origins)
     token = tokenize([str(a.store_path) for a in arrays.values()], shapes, columns)
     return Source(partitions, token, info)
 

@@ -45,12 +45,16 @@ class Shipped:
         return self._value
 
     def __reduce__(self) -> Any:
+        return intern, (self.token, self.bytes())
+
+    def bytes(self) -> bytes:
+        """Return what is sent, or say why nothing can be."""
         if self._payload is None:
             raise ModelNotPicklable(
                 f"The model cannot be sent to another process: {self._why_not}. Pass what it holds as data or "
                 "constants instead of locks, files and connections, or fit without a distributed client."
             )
-        return intern, (self.token, self._payload)
+        return self._payload
 
 
 def ship(value: Any) -> Shipped:

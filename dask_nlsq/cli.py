@@ -1,0 +1,251 @@
+"""The command line: ``dask-nlsq``, and ``dask nlsq`` among Dask's own commands.
+
+Dask loads this module for each of its commands, so it imports no JAX; the commands that compute do. Exit status: 0 the
+fit converged, 1 an error, 2 the command line was not understood, 3 the fit did not converge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import operator
+import os
+import platform
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import cloudpickle
+from dask.system import CPU_COUNT
+from dask.utils import format_bytes
+
+import dask_nlsq
+from dask_nlsq._errors import ModelError, NlsqError
+
+T = TypeVar("T")
+
+NOT_CONVERGED = 3
+"""Exit status of a fit that no test of convergence ended."""
+
+PACKAGES = ("dask-nlsq", "dask", "distributed", "jax", "jaxlib", "numpy", "scipy", "zarr", "pyarrow")
+"""Whose versions `info` prints."""
+
+
+@click.group(name="nlsq", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(dask_nlsq.__version__, package_name="dask-nlsq")
+def main() -> None:
+    """Exact nonlinear least squares on more rows than fit in memory."""
+
+
+def load_model(text: str) -> Any:
+    """Import the model that ``module:function`` names; the current directory is searched first.
+
+    Raises
+    ------
+    ModelError
+        The text has another form, the module cannot be imported, or it has no such name.
+    """
+    module_name, colon, name = text.partition(":")
+    if not (module_name and colon and name):
+        raise ModelError(
+            f"The model is {text!r}; module:function is needed, such as decay:model for model in decay.py."
+        )
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ModelError(
+            f"The module {module_name!r} cannot be imported from {here} or the installed packages: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if Path(getattr(module, "__file__", None) or os.sep).is_relative_to(here):
+        cloudpickle.register_pickle_by_value(module)  # workers need not find it in their own directory
+    try:
+        return operator.attrgetter(name)(module)
+    except AttributeError as error:
+        raise ModelError(f"The module {module_name!r} has no {name!r}; it is {module.__file__}.") from error
+
+
+def _items(values: Iterable[str]) -> list[str]:
+    """Split what is repeated or separated by commas."""
+    return [item.strip() for value in values for item in value.split(",") if item.strip()]
+
+
+def _assignments(values: Iterable[str], parse: Callable[[str], T], form: str) -> dict[str, T] | None:
+    """Read ``name=value`` pairs, or None where there are none."""
+    pairs = {}
+    for item in _items(values):
+        name, _, text = item.partition("=")
+        try:
+            pairs[name.strip()] = parse(text)
+        except ValueError:
+            raise click.BadParameter(f"{item!r} is not of the form {form}.") from None
+    return pairs or None
+
+
+def _interval(text: str) -> tuple[float, float]:
+    low, high = (side.strip() for side in text.split(":"))
+    return float(low or "-inf"), float(high or "inf")
+
+
+def _x(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
+    return _items(values) or None
+
+
+def _p0(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, float] | None:
+    return _assignments(values, float, "name=number")
+
+
+def _bounds(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[float, float]] | None:
+    return _assignments(values, _interval, "name=lower:upper")
+
+
+def _sigma(_: click.Context, __: click.Parameter, text: str | None) -> str | float | None:
+    try:
+        return text and float(text)
+    except ValueError:
+        return text
+
+
+def _mapping(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, Any] | None:
+    try:
+        options = None if text is None else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(f"{text!r} is not JSON: {error}.") from error
+    if options is not None and not isinstance(options, dict):
+        raise click.BadParameter(f'{text!r} is not a JSON object such as {{"anon": true}}.')
+    return options
+
+
+def _output(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse before the fit what could not be written after it."""
+    if path is not None and path.suffix != ".json":
+        raise click.BadParameter(f"{str(path)!r} does not end in .json.")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise click.BadParameter(f"There is no directory {str(path.parent)!r}.")
+    return path
+
+
+@main.command(epilog="Example: dask-nlsq fit runs.parquet -m decay:model -y signal --p0 amplitude=2,rate=0.5")
+@click.argument("data")
+@click.option("--model", "-m", required=True, metavar="MODULE:FUNCTION", help="A function f(column, *parameters).")
+@click.option(
+    "--x",
+    "-x",
+    multiple=True,
+    callback=_x,
+    metavar="NAMES",
+    help="Columns of the model, repeated or separated by commas; by default its first argument.",
+)
+@click.option("--y", "-y", metavar="NAME", help='Column that is fitted; by default "y".')
+@click.option("--sigma", callback=_sigma, metavar="NAME|NUMBER", help="Standard deviation of y.")
+@click.option("--absolute-sigma", is_flag=True, help="sigma is in units of y, not only relative.")
+@click.option("--p0", multiple=True, callback=_p0, metavar="a=1,b=2", help="Starting values.")
+@click.option("--bounds", multiple=True, callback=_bounds, metavar="a=0:10,b=:5", help="Bounds; an empty side is open.")
+@click.option(
+    "--nan-policy",
+    type=click.Choice(["raise", "omit"]),
+    default="raise",
+    show_default=True,
+    help="What to do with rows where x or y is not finite.",
+)
+@click.option("--storage-options", callback=_mapping, metavar="JSON", help="Options of fsspec, for URLs.")
+@click.option(
+    "--cache",
+    type=click.Choice(["auto", "persist", "none"]),
+    default="auto",
+    show_default=True,
+    help="Whether the data stay in memory between sweeps.",
+)
+@click.option("--max-nfev", type=click.IntRange(min=1), metavar="N", help="Most sweeps over the data.")
+@click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler; by default threads of this process.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    callback=_output,
+    metavar="FILE.json",
+    help="Write the result as JSON.",
+)
+@click.option("--progress/--no-progress", default=None, help="Show a progress bar; by default on a terminal.")
+@click.pass_context
+def fit(
+    context: click.Context,
+    /,
+    data: str,
+    model: str,
+    x: list[str] | None,
+    y: str | None,
+    scheduler: str | None,
+    output: Path | None,
+    **options: Any,
+) -> None:
+    """Fit a model to DATA, a path or URL of Parquet or Zarr, and print the report.
+
+    Put quotes around a pattern such as 'runs/*.parquet'. The model is written with jax.numpy, in a module of the
+    current directory or of an installed package.
+
+    Exit status: 0 the fit converged, 1 an error, 2 wrong usage, 3 the fit did not converge.
+    """
+    with _plainly():
+        function = load_model(model)
+        with _client(scheduler) as client:
+            result = dask_nlsq.fit(function, x, y, data=data, client=client, **options)
+        click.echo(result.report())
+        if output is not None:
+            output.write_text(result.to_json() + "\n", encoding="utf-8")
+    context.exit(0 if result.success else NOT_CONVERGED)
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """Say warnings, and errors that a user can mend, on stderr without source lines."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _say
+        try:
+            yield
+        except (NlsqError, OSError, ImportError) as error:  # files, schedulers; packages that fsspec misses
+            raise click.ClickException(str(error)) from error
+
+
+def _say(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+@contextlib.contextmanager
+def _client(address: str | None) -> Iterator[Any]:
+    """Connect to a scheduler for the time of a fit; None for no address."""
+    if address is None:
+        yield None
+        return
+    from distributed import Client
+
+    with Client(address) as client:
+        yield client
+
+
+@main.command()
+def info() -> None:
+    """Print versions, devices, processors and memory."""
+    from distributed.system import MEMORY_LIMIT
+
+    devices = Counter(device.device_kind for device in importlib.import_module("jax").devices())
+    facts = {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "devices": ", ".join(f"{count} × {kind}" for kind, count in devices.items()),
+        "processors": CPU_COUNT,
+        "memory": format_bytes(MEMORY_LIMIT),
+    }
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        click.echo(f"{name:<{width}}  {fact}")

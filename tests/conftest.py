@@ -1,0 +1,31 @@
+"""Shared by all tests: rows with a known answer, written every way that a user may hold them."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Two worker processes of one thread each."""
+    with (
+        dask.config.set({"distributed.worker.memory.pause": False, "distributed.worker.memory.terminate": False}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+    ):
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster):
+    with Client(cluster, set_as_default=True) as client:
+        yield client
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(2026)

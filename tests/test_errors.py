@@ -1,0 +1,222 @@
+"""Every wrong input is refused with a typed error that names the place and the remedy."""
+
+import pickle
+import warnings
+
+import dask
+import dask.dataframe as dd
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from problems import decay, decay_rows
+from scipy.optimize import OptimizeWarning
+
+import dask_nlsq
+from dask_nlsq import DataError, ModelError, NlsqError, SweepError, TooFewRows
+
+
+@pytest.fixture(params=["threads", "cluster"])
+def where(request):
+    """Run here, and on two processes."""
+    if request.param == "cluster":
+        request.getfixturevalue("client")
+
+
+def frame(npartitions=4, **changes):
+    t, y = decay_rows(400)
+    table = pd.DataFrame({"t": t, "y": y, "s": np.ones(400)})
+    for column, (row, value) in changes.items():
+        table.loc[row, column] = value
+    return dd.from_pandas(table, npartitions=npartitions)
+
+
+@pytest.mark.usefixtures("where")
+class TestData:
+    """What the rows can get wrong."""
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("column", ["t", "y"])
+    def test_one_cell_of_the_last_partition(self, column, value):
+        with pytest.raises(DataError, match=r'1 of 100 cells.*row 99.*nan_policy="omit"') as caught:
+            frame(**{column: (399, value)}).nlsq.fit(decay)
+        assert (caught.value.partition, caught.value.column) == (3, column)
+
+    @pytest.mark.parametrize("value", [np.nan, 0.0, -1.0])
+    @pytest.mark.parametrize("nan_policy", ["raise", "omit"])
+    def test_sigma(self, value, nan_policy):
+        with pytest.raises(DataError, match="sigma must be positive") as caught:
+            frame(s=(250, value)).nlsq.fit(decay, sigma="s", nan_policy=nan_policy)
+        assert (caught.value.partition, caught.value.column) == (2, "s")
+
+    def test_no_rows(self):
+        with pytest.raises(DataError, match="no rows"):
+            frame().query("t > 99").nlsq.fit(decay)
+
+    def test_all_rows_omitted(self):
+        with pytest.raises(DataError, match="400 were dropped"):
+            frame().assign(y=np.nan).nlsq.fit(decay, nan_policy="omit")
+
+    def test_empty_partitions_change_nothing(self):
+        rows = frame()
+        holes = dd.concat([rows.partitions[0:2], rows.partitions[0].query("t > 99"), rows.partitions[2:4]])
+        assert holes.npartitions == 5
+        np.testing.assert_array_equal(holes.nlsq.fit(decay).popt, rows.nlsq.fit(decay).popt)
+
+
+@pytest.mark.usefixtures("where")
+class TestModel:
+    """What the model can get wrong while it runs."""
+
+    def test_not_finite_at_the_start(self):
+        with pytest.raises(ModelError, match=r"not finite at the start.*'power': 0\.5"):
+            frame().nlsq.fit(lambda t, scale, power=0.5: scale * (t - 6) ** power)
+
+    def test_not_finite_on_the_way_is_a_refused_step(self):
+        t = np.linspace(0.1, 5, 400)
+        rows = dd.from_pandas(pd.DataFrame({"t": t, "y": np.log(t + 0.01)}), npartitions=3)
+        result = rows.nlsq.fit(lambda t, shift=5.0, scale=30.0: scale * jnp.log(t + shift))
+        assert not result.history["accepted"].all()
+        np.testing.assert_allclose(result.popt, [0.01, 1], rtol=1e-6)
+
+    def test_a_model_that_raises_on_a_worker(self):
+        import jax
+
+        def boom(t):
+            raise ZeroDivisionError("boom")
+
+        def model(t, a, b):
+            return jax.pure_callback(boom, jax.ShapeDtypeStruct(t.shape, t.dtype), t, vmap_method="sequential") + a * b
+
+        with pytest.raises(SweepError, match=r"boom.*partition \d.*theta \[1") as caught:
+            frame().nlsq.fit(model)
+        assert caught.value.__cause__ is not None
+
+
+def test_a_read_that_fails_names_the_partition(tmp_path):
+    rows = frame()
+    rows.to_parquet(tmp_path)
+    broken = dd.read_parquet(tmp_path)
+    (tmp_path / "part.2.parquet").write_bytes(b"not parquet")
+    with pytest.raises(SweepError, match="reading the data") as caught:
+        broken.nlsq.fit(decay)
+    assert caught.value.partition == 2
+    assert caught.value.__cause__ is not None
+
+
+def test_a_read_is_tried_again(tmp_path):
+    t, y = decay_rows(400)
+    fails = iter([OSError("busy"), OSError("busy")])
+
+    def read(i):
+        for error in fails:
+            raise error
+        return pd.DataFrame({"t": t[i::4], "y": y[i::4]})
+
+    rows = dd.from_map(read, range(4), meta=pd.DataFrame({"t": [0.0], "y": [0.0]}))
+    assert rows.nlsq.fit(decay, cache="none").n_obs == 400
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda t, a, b: a, r"returns the shape \(\)"),
+        (lambda t, a, b: (a * t)[:-1], r"returns the shape \(6,\) for 7 rows"),
+        (lambda t, a, b: jnp.stack([a * t, b * t]), r"returns the shape \(2, 7\)"),
+        (lambda t, a, b: a * t + 1j, "complex128"),
+        (lambda t, a, b: a * t if b > 0 else t, r"cannot be traced.*test_errors.py.*jnp.where"),
+        (lambda t, a, b: np.exp(-a * t) + b, r"cannot be traced.*jnp.exp"),
+        (lambda t, a, b: a * t + missing, "raises NameError"),  # noqa: F821
+        ("gaussian?", "a function"),
+    ],
+)
+def test_a_model_is_looked_at_before_the_data(model, message):
+    def never_read(i):
+        raise AssertionError("the data were read")
+
+    rows = dd.from_map(never_read, range(2), meta=pd.DataFrame({"t": [0.0], "y": [0.0]}))
+    with pytest.raises(ModelError, match=message):
+        rows.nlsq.fit(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"y": "nope"}, r"no column 'nope'; the data has 't', 'y', 's'.*y="),
+        ({"x": "nope"}, "no column 'nope'"),
+        ({"sigma": "nope"}, "no column 'nope'"),
+        ({"sigma": -1.0}, "positive"),
+        ({"nan_policy": "drop"}, '"omit"'),
+        ({"filters": [("y", ">", 0)]}, "path or URL of Parquet"),
+    ],
+)
+def test_arguments(arguments, message):
+    with pytest.raises(DataError, match=message):
+        frame().nlsq.fit(decay, **arguments)
+
+
+def test_no_data():
+    with pytest.raises(DataError, match="data="):
+        dask_nlsq.fit(decay)
+    with pytest.raises(DataError, match="a Dask or pandas DataFrame"):
+        dask_nlsq.fit(decay, data=object())
+
+
+@pytest.mark.parametrize("path", ["gone.parquet", "gone.zarr", "foo://bar", "text.parquet"])
+def test_paths_that_cannot_be_read(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.parquet").write_text("no table")
+    with pytest.raises(DataError, match="cannot be read as Parquet or Zarr"):
+        dask_nlsq.fit(decay, data=path)
+
+
+def test_text_is_refused_by_column():
+    rows = frame().assign(t="word")
+    with pytest.raises(DataError) as caught:
+        rows.nlsq.fit(decay)
+    assert caught.value.column == "t"
+
+
+def test_fewer_rows_than_parameters():
+    with pytest.raises(TooFewRows, match="2 rows for 3 parameters"):
+        dask_nlsq.fit(decay, np.array([1.0, 2]), np.array([1.0, 2]))
+
+
+def test_as_many_rows_as_parameters():
+    t = np.array([0.0, 1, 3])
+    with pytest.warns(OptimizeWarning):
+        result = dask_nlsq.fit(decay, t, 3 * np.exp(-1.3 * t) + 0.5)
+    np.testing.assert_allclose(result.popt, [3, 1.3, 0.5], rtol=1e-6)
+    assert np.isinf(result.pcov).all()
+
+
+@pytest.mark.parametrize("model", [lambda t, a, b, c: a + b * t, lambda t, a, b, c: a + b * t + 0 * c])
+def test_an_unused_parameter_has_infinite_variance(model):
+    t, y = decay_rows(200)
+    with pytest.warns(OptimizeWarning, match="do not determine c"):
+        result = dask_nlsq.fit(model, t, y)
+    np.testing.assert_allclose(result.popt[:2], np.polyfit(t, y, 1)[::-1], rtol=1e-8)
+    assert np.isinf(result.stderr["c"])
+    assert np.isfinite(result.stderr[["a", "b"]]).all()
+
+
+def test_a_collinear_pair_has_infinite_variance():
+    t, y = decay_rows(200)
+    with pytest.warns(OptimizeWarning, match="do not determine a, b"):
+        result = dask_nlsq.fit(lambda t, a, b, c: (a + b) * t + c, t, y)
+    assert result.params["a"] + result.params["b"] == pytest.approx(np.polyfit(t, y, 1)[0], rel=1e-8)
+    assert np.isfinite(result.stderr["c"])
+
+
+def test_errors_travel_with_what_they_know():
+    error = pickle.loads(pickle.dumps(DataError("bad", column="t").at(partition=3)))
+    assert (error.partition, error.column) == (3, "t")
+    assert str(error) == "bad [partition 3, column t]"
+    assert isinstance(error, NlsqError)
+    assert not hasattr(error, "sweep")
+
+
+def test_nothing_is_said_of_a_clean_fit():
+    with warnings.catch_warnings(), dask.config.set(scheduler="sync"):
+        warnings.simplefilter("error")
+        dask_nlsq.fit(decay, *decay_rows(200))

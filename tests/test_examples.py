@@ -1,0 +1,71 @@
+"""The examples run as a reader runs them, and the flights agree with SciPy."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.optimize import least_squares
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name, *arguments):
+    command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_quickstart(tmp_path):
+    text = run("quickstart.py", "--rows", 20_000, "--folder", tmp_path)
+    assert re.search(r"converged \(CONVERGED\)", text)
+    assert re.search(r"rows +20,000\n", text)
+    assert re.search(r"sweeps +\d+ in .*, [\d,]+ rows a second\n", text)
+    assert re.search(r"peak memory +[\d.]+ MiB", text)
+    for name in ("amplitude", "rate", "offset"):
+        # Noise of a fixed seed: four standard errors are far beyond chance.
+        away = re.findall(rf"^  {name} .* ([+-][\d.]+)$", text, re.MULTILINE)
+        assert len(away) == 1 and abs(float(away[0])) < 4
+    assert len(list(tmp_path.glob("*.parquet"))) == 1
+
+
+@pytest.fixture(scope="module")
+def flights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flights")
+    text = run("flights.py", "--folder", folder, "--output", folder / "result.json")
+    return text, json.loads((folder / "result.json").read_text("utf-8")), pd.read_parquet(folder / "flights.parquet")
+
+
+def test_flights_says_how_many_rows_were_dropped(flights):
+    text, result, data = flights
+    assert data.shape == (336_776, 2) and data["air_time"].isna().sum() == result["n_dropped"] == 9_430
+    assert "327,346, 9,430 dropped" in text
+    assert "9,430 of 336,776 rows had no air time and were dropped" in text
+
+
+def test_flights_agree_with_scipy(flights):
+    _, result, data = flights
+    data = data.dropna()
+    x, y = data["distance"].to_numpy(float), data["air_time"].to_numpy(float)
+
+    def residual(theta):
+        return theta[0] + theta[1] * x ** theta[2] - y
+
+    def jacobian(theta):
+        power = x ** theta[2]
+        return np.stack([np.ones_like(x), power, theta[1] * power * np.log(x)], axis=1)
+
+    tight = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15}
+    found = least_squares(residual, [20.0, 0.1, 1.0], jacobian, x_scale="jac", **tight)
+    r = np.linalg.qr(found.jac, mode="r")
+    inverse = np.linalg.inv(r)
+    cov = inverse @ inverse.T * 2 * found.cost / (len(y) - 3)
+    stderr = np.sqrt(np.diag(cov))
+    popt, pcov = np.array(list(result["params"].values())), np.array(result["cov"])
+    assert (abs(popt - found.x) < 1e-6 * stderr).all()
+    np.testing.assert_allclose(pcov, cov, rtol=1e-5)

@@ -1,0 +1,111 @@
+"""The kernel against NumPy, for blocks of every shape, and how often it is traced."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import decay, decay_rows
+
+from dask_nlsq import Model
+from dask_nlsq._numerics import kernel
+from dask_nlsq._numerics.block import SLABS, TILE, Block
+from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.reduction import fold
+
+THETA = np.array([2.5, 1.1, 0.2])
+
+
+def objective(func=decay, weighted=False, jacobian="reverse"):
+    return Objective(Model.from_function(func).bind(["t"]), ("t", "y"), weighted, jacobian)
+
+
+def by_hand(t, y, w):
+    e = np.exp(-THETA[1] * t)
+    a = np.stack([e, -THETA[0] * t * e, np.ones_like(t), THETA[0] * e + THETA[2] - y]) * w
+    return a @ a.T
+
+
+PLAIN = objective(), objective(weighted=True)
+
+
+@pytest.mark.parametrize("rows", [1, 2, TILE - 1, TILE, TILE + 1, SLABS[0], SLABS[0] + 1, SLABS[1] + 7])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sums_equal_numpy(rows, weighted):
+    t, y = decay_rows(rows)
+    w = np.linspace(0.5, 2, rows) if weighted else None
+    got = kernel.reduce_block(PLAIN[weighted], Block((t,), y, w), THETA, None)
+    w = np.ones(rows) if w is None else w
+    np.testing.assert_allclose(got.gram, by_hand(t, y, w), rtol=1e-12)
+    mean = np.average(y, weights=w**2)
+    np.testing.assert_allclose(
+        [got.weight, got.mean, got.spread, got.log_weight],
+        [np.sum(w**2), mean, np.sum(w**2 * (y - mean) ** 2), np.sum(np.log(w))],
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+def test_whitening_multiplies_the_jacobian():
+    t, y = decay_rows(5000)
+    s = np.random.default_rng(0).normal(size=(3, 3))
+    wide = np.block([[s, np.zeros((3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]])
+    got = kernel.reduce_block(PLAIN[0], Block((t,), y), THETA, s).gram
+    np.testing.assert_allclose(got, wide.T @ by_hand(t, y, 1.0) @ wide, rtol=1e-12, atol=1e-9)
+
+
+def newton_root(t, a, b):
+    """Return the cube root of a + b t by a loop whose length is not known: no reverse derivative."""
+    step = lambda z: z - (z**3 - a - b * t) / (3 * z**2)  # noqa: E731
+    return jax.lax.while_loop(lambda z: jnp.any(jnp.abs(z**3 - a - b * t) > 1e-13), step, jnp.ones_like(t) + 0 * a)
+
+
+def test_a_loop_takes_forward_passes():
+    looped, plain = objective(newton_root), objective(lambda t, a, b: jnp.cbrt(a + b * t))
+    assert kernel.check(looped).jacobian == "forward"
+    assert kernel.check(plain).jacobian == "reverse"
+    t, y = decay_rows(100)
+    grams = [
+        kernel.reduce_block(kernel.check(o), Block((t,), y), np.array([1.5, 0.7]), None).gram for o in (looped, plain)
+    ]
+    np.testing.assert_allclose(*grams, rtol=1e-9)
+
+
+@given(cuts=st.lists(st.integers(0, 3000), max_size=6), offset=st.sampled_from([0.0, 1e9]))
+@settings(max_examples=25, deadline=None)
+def test_cuts_change_only_rounding(cuts, offset):
+    t, y = decay_rows(3000)
+    whole = kernel.reduce_block(PLAIN[0], Block((t,), y + offset), THETA, None)
+    edges = [0, *sorted(cuts), 3000]
+    parts = [Block((t[a:b],), y[a:b] + offset) for a, b in itertools.pairwise(edges)]
+    folded = fold([kernel.reduce_block(PLAIN[0], part, THETA, None) for part in parts])
+    assert folded.rows == whole.rows
+    np.testing.assert_allclose(folded.gram, whole.gram, rtol=1e-12)
+    np.testing.assert_allclose([folded.mean, folded.spread], [whole.mean, whole.spread], rtol=1e-6 if offset else 1e-12)
+
+
+def test_checksum_sees_order_and_single_bits():
+    t, y = decay_rows(100)
+    sums = lambda t, y: kernel.reduce_block(PLAIN[0], Block((t,), y), THETA, None).checksum.tolist()  # noqa: E731
+    assert sums(t, y) == sums(t.copy(), y.copy())
+    assert sums(t[::-1].copy(), y)[0] != sums(t, y)[0]
+    assert sums(t, np.nextafter(y, 9))[1] != sums(t, y)[1]
+
+
+def test_one_trace_whatever_the_lengths():
+    kernel.traces.clear()
+    one = objective(lambda t, a, b, c: a * jnp.exp(-b * t) + c)
+    for rows in (10, 500, TILE, SLABS[0]):
+        kernel.reduce_block(one, Block(decay_rows(rows)[:1], decay_rows(rows)[1]), THETA, None)
+    assert sum(kernel.traces.values()) == 1
+
+
+def test_float64_even_where_it_is_switched_off():
+    with jax.enable_x64(False):
+        got = kernel.reduce_block(
+            PLAIN[0], Block((np.array([1.0]),), np.array([1e-12])), np.array([1.0, 0.0, 0.0]), None
+        )
+    assert got.gram[-1, -1] == (1 - 1e-12) ** 2

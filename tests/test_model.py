@@ -1,0 +1,95 @@
+"""Which arguments of a function are columns, which are parameters, and where their starts come from."""
+
+import numpy as np
+import pytest
+
+from dask_nlsq import BoundsError, Model, ModelError
+from dask_nlsq._numerics.parameters import Parameters
+
+
+def plain(t, a, b=2.0):
+    return a + b * t
+
+
+def two_columns(t, u, a):
+    return a * t * u
+
+
+def options(t, a, *, b=1.0, log=False, kind="x", scale=None):
+    return a + b * t
+
+
+def variadic(x, *p):
+    return p[0] + p[1] * x
+
+
+@pytest.mark.parametrize(
+    ("func", "x", "parameters", "defaults"),
+    [
+        (plain, ["t"], ("a", "b"), {"b": 2.0}),
+        (plain, ["time"], ("a", "b"), {"b": 2.0}),
+        (two_columns, ["t"], ("u", "a"), {}),
+        (two_columns, ["t", "u"], ("a",), {}),
+        (two_columns, ["u", "time"], ("a",), {}),
+        (options, ["t"], ("a", "b"), {"b": 1.0}),
+    ],
+)
+def test_signature(func, x, parameters, defaults):
+    model = Model.from_function(func).bind(x)
+    assert model.parameters == parameters
+    assert model.defaults == defaults
+
+
+def test_several_columns_come_stacked_or_by_name():
+    x = [np.array([1.0, 2.0]), np.array([3.0, 5.0])]
+    assert Model.from_function(two_columns).bind(["t", "u"])(x, [2.0], np.stack).tolist() == [6.0, 20.0]
+    stacked = Model.from_function(lambda x, a: a * x[0] * x[1]).bind(["p", "q"])
+    assert stacked(x, [2.0], np.stack).tolist() == [6.0, 20.0]
+
+
+def test_variadic_parameters_are_counted_by_p0():
+    assert Model.from_function(variadic, 2).parameters == ("p1", "p2")
+
+
+@pytest.mark.parametrize("func", [lambda: 1, lambda t: t, dict.fromkeys])
+def test_not_a_model(func):
+    with pytest.raises(ModelError):
+        Model.from_function(func)
+
+
+MODEL = Model.from_function(plain).bind(["t"])
+
+
+@pytest.mark.parametrize(
+    ("p0", "bounds", "start", "guessed"),
+    [
+        (None, None, [1, 2], ("a",)),
+        ({"a": 5}, None, [5, 2], ()),
+        ([5, 6], None, [5, 6], ()),
+        (None, {"a": (3, 4)}, [3, 2], ("a",)),
+        (None, (-np.inf, [0.5, np.inf]), [0.5, 2], ("a",)),
+        ((1, 2), ([1, 2], [1, 2]), [1, 2], ()),
+    ],
+)
+def test_start(p0, bounds, start, guessed):
+    parameters = Parameters.of(MODEL, p0, bounds)
+    assert parameters.start.tolist() == start
+    assert parameters.guessed == guessed
+
+
+@pytest.mark.parametrize(
+    ("p0", "bounds", "error"),
+    [
+        ([1, 2, 3], None, ModelError),
+        ({"c": 1}, None, ModelError),
+        ([np.nan, 1], None, ModelError),
+        ([9, 1], {"a": (0, 5)}, BoundsError),
+        (None, {"a": (5, 0)}, BoundsError),
+        (None, {"c": (0, 1)}, BoundsError),
+        (None, (0, [1, 2, 3]), BoundsError),
+        (None, (np.nan, 1), BoundsError),
+    ],
+)
+def test_unusable_starts_and_bounds(p0, bounds, error):
+    with pytest.raises(error):
+        Parameters.of(MODEL, p0, bounds)

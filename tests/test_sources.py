@@ -1,0 +1,197 @@
+"""One contract for every source: the same rows, in the same order, as float64, however they are stored."""
+
+import pickle
+
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+
+from dask_nlsq import DataError
+from dask_nlsq._numerics.block import Block, concatenate
+from dask_nlsq._sources import Columns, open_source
+from dask_nlsq._sweep import Serial
+
+ROWS = 1000
+T = np.linspace(0, 5, ROWS)
+RAW = {"t": T, "y": np.cos(T), "s": 1 + T, "extra": -T}
+FRAME = pd.DataFrame(RAW)
+
+
+def parquet_frame(path):
+    dd.from_pandas(FRAME, npartitions=7).to_parquet(path / "frame")
+    return dd.read_parquet(path / "frame")
+
+
+def parquet_path(path):
+    dd.from_pandas(FRAME, npartitions=7).to_parquet(path / "frame")
+    return str(path / "frame")
+
+
+def shuffled_frame(path):
+    return dd.from_pandas(FRAME.sample(frac=1, random_state=0), npartitions=7).sort_values("t")
+
+
+def zarr_group(path, shards=None):
+    group = zarr.create_group(path / "rows.zarr")
+    for name, column in RAW.items():
+        group.create_array(name, data=column, chunks=(100,), shards=shards)
+    return group
+
+
+def zarr_path(path):
+    zarr_group(path)
+    return path / "rows.zarr"
+
+
+def unknown_chunks(path):
+    frame = parquet_frame(path)
+    return {name: frame[name].values for name in RAW}
+
+
+def dask_arrays(path):
+    return {name: da.from_array(a, chunks=130) for name, a in RAW.items()}
+
+
+def unlike_chunks(path):
+    return {name: da.from_array(a, chunks=130 + 10 * i) for i, (name, a) in enumerate(RAW.items())}
+
+
+def mixed_arrays(path):
+    return dask_arrays(path) | {"y": RAW["y"]}
+
+
+SOURCES = {
+    "parquet frame": parquet_frame,
+    "parquet path": parquet_path,
+    "pandas-backed frame": lambda _: dd.from_pandas(FRAME, npartitions=7),
+    "derived frame": lambda path: parquet_frame(path).assign(extra=1.0).query("t >= 0"),
+    "shuffled frame": shuffled_frame,
+    "ragged frame": lambda _: dd.concat([dd.from_pandas(FRAME[a:b], npartitions=1) for a, b in [(0, 1), (1, 1000)]]),
+    "arrow frame": lambda _: dd.from_pandas(FRAME.convert_dtypes(dtype_backend="pyarrow"), npartitions=3),
+    "pandas": lambda _: FRAME,
+    "mapping": lambda _: RAW,
+    "lists": lambda _: {name: a.tolist() for name, a in RAW.items()},
+    "float columns of integers and booleans": lambda _: RAW,
+    "dask arrays": dask_arrays,
+    "unlike chunks": unlike_chunks,
+    "mixed arrays": mixed_arrays,
+    "unknown chunks": unknown_chunks,
+    "zarr group": zarr_group,
+    "zarr shards": lambda path: zarr_group(path, (300,)),
+    "zarr arrays": lambda path: dict(zarr_group(path).arrays()),
+    "zarr path": zarr_path,
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+class TestContract:
+    """What every source promises."""
+
+    @pytest.fixture
+    def source(self, kind, tmp_path):
+        return open_source(SOURCES[kind](tmp_path), Columns(("t",), "y", "s"))
+
+    @pytest.fixture
+    def blocks(self, source):
+        partitions = Serial().hold(source.partitions, True) if source.shared else source.partitions
+        return [p.load() for p in partitions]
+
+    def test_rows_come_in_order(self, blocks):
+        whole = concatenate(blocks)
+        np.testing.assert_array_equal(whole.x[0], RAW["t"])
+        np.testing.assert_array_equal(whole.y, RAW["y"])
+        np.testing.assert_array_equal(whole.weight, 1 / RAW["s"])
+
+    def test_columns_are_contiguous_float64(self, blocks):
+        for block in blocks:
+            for column in (*block.x, block.y, block.weight):
+                assert column.dtype == np.float64
+                assert column.flags.c_contiguous
+
+    def test_partitions_travel_and_load_again(self, source):
+        if source.shared:
+            pytest.skip("partitions of a shuffle are computed together")
+        for partition in pickle.loads(pickle.dumps(list(source.partitions))):
+            first, second = partition.load(), partition.load()
+            np.testing.assert_array_equal(first.y, second.y)
+
+    def test_what_is_said_of_it_holds(self, source, blocks):
+        assert source.info.columns == ("t", "y", "s")
+        assert source.info.rows in (None, ROWS)
+        assert source.token
+
+    def test_a_missing_column_is_named(self, kind, tmp_path):
+        with pytest.raises(DataError, match=r"no column 'nope'.*'t'"):
+            open_source(SOURCES[kind](tmp_path), Columns(("nope",), "y"))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([1, 2], "uint8"), [1, 2]),
+        (np.array([True, False]), [1, 0]),
+        (np.array([1.5, 2.5], "float16"), [1.5, 2.5]),
+        (np.array([1.5, 2.5], ">f8"), [1.5, 2.5]),
+        (pd.array([1, None], dtype="Int64"), [1, np.nan]),
+        (pd.array([1.5, None], dtype="float64[pyarrow]"), [1.5, np.nan]),
+        (np.ma.masked_array([1.0, 2.0], [False, True]), [1, np.nan]),
+        (np.array([1, 2], "timedelta64[m]"), [60, 120]),
+        (np.array(["2026-01-01T00:00:01", "NaT"], "datetime64[ns]"), [1, np.nan]),
+        (pd.Series(pd.to_datetime(["2026-01-01T00:00:01", None])), [1, np.nan]),
+    ],
+    ids=lambda v: str(getattr(v, "dtype", "")),
+)
+def test_what_is_a_number_becomes_float64(values, expected):
+    columns = Columns(("t",), "y", origins={"t": np.datetime64("2026-01-01")})
+    np.testing.assert_array_equal(columns.to_float("t", values), expected)
+
+
+@pytest.mark.parametrize(
+    "values", [np.array([1j]), np.array(["a"]), np.array([1, "a"], object), pd.Categorical(["a"]), np.ones((2, 2))]
+)
+def test_what_is_not_a_number_is_refused(values):
+    with pytest.raises(DataError) as caught:
+        Columns(("t",), "y").to_float("t", values)
+    assert caught.value.column == "t"
+
+
+def test_a_block_is_its_own_partition():
+    block = Block((T,), T)
+    assert block.load() is block
+
+
+@pytest.mark.parametrize("as_path", [False, True])
+def test_filters_and_dates(tmp_path, as_path):
+    stamps = pd.date_range("2026-01-01", periods=100, freq="s")
+    pd.DataFrame({"when": stamps, "y": np.arange(100.0)}).to_parquet(tmp_path / "a.parquet", row_group_size=10)
+    data = str(tmp_path / "a.parquet") if as_path else dd.read_parquet(tmp_path, filters=[("y", ">=", 50)])
+    source = open_source(data, Columns(("when",), "y"), [("y", ">=", 50)] if as_path else None)
+    block = concatenate([p.load() for p in source.partitions])
+    np.testing.assert_array_equal(block.y, np.arange(50.0, 100))
+    np.testing.assert_array_equal(block.x[0], np.arange(50.0))
+
+
+@pytest.mark.parametrize("npartitions", [1, 5])
+def test_the_index_can_be_x(npartitions):
+    frame = FRAME.set_index("t")
+    for data in (frame, dd.from_pandas(frame, npartitions=npartitions)):
+        source = open_source(data, Columns(("index",), "y"))
+        np.testing.assert_array_equal(concatenate([p.load() for p in source.partitions]).x[0], T)
+
+
+def test_unlike_lengths_are_refused():
+    for y in (T[:-1], da.from_array(T[:-1])):
+        with pytest.raises(DataError, match="length"):
+            open_source({"t": da.from_array(T), "y": y}, Columns(("t",), "y"))
+    with pytest.raises(DataError, match="unlike lengths"):
+        open_source({"t": T, "y": T[:-1]}, Columns(("t",), "y"))
+
+
+def test_unknown_chunks_must_match(tmp_path):
+    frame = parquet_frame(tmp_path)
+    arrays = {"t": frame["t"].values, "y": frame.repartition(npartitions=2)["y"].values}
+    with pytest.raises(DataError, match="compute_chunk_sizes"):
+        open_source(arrays, Columns(("t",), "y"))

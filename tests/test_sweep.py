@@ -1,0 +1,120 @@
+"""Every executor gives the bits of the loop; a model is traced once a process; failures name their place."""
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from problems import STORES, decay, decay_rows
+
+import dask_nlsq
+from dask_nlsq import DataError, Model, ModelNotPicklable
+from dask_nlsq._numerics.factor import Whitening
+from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.reduction import fold
+from dask_nlsq._numerics.request import Request
+from dask_nlsq._sources import Columns, open_source
+from dask_nlsq._sweep import Cluster, Ledger, Serial, Threads, ship, sweep
+from dask_nlsq._sweep.task import reduce_partition
+
+THETA = np.array([2.5, 1.1, 0.2])
+REQUESTS = {"plain": Request(THETA), "whitened": Request(THETA, Whitening(np.diag([1.0, 2, 3]), np.eye(3)))}
+
+
+def shipped(func=decay):
+    return ship(Objective(Model.from_function(func).bind(["t"]), ("t", "y")))
+
+
+def bits(reduction):
+    return [np.asarray(v).tobytes() for v in vars(reduction).values()]
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("pieces", [1, 7, 70])
+def test_every_executor_gives_the_bits_of_the_loop(store, pieces, request_, tmp_path, client):
+    source = open_source(STORES[store](*decay_rows(7000), pieces, tmp_path), Columns(("t",), "y"))
+    objective = shipped()
+    loop = fold([reduce_partition(p, objective, request_) for p in source.partitions])
+    for executor in (Serial(), Threads(3), Cluster(client)):
+        for partitions in (source.partitions, executor.hold(source.partitions, False)):
+            assert bits(sweep(executor, partitions, objective, request_)) == bits(loop)
+
+
+def count_traces():
+    from dask_nlsq._numerics import kernel
+
+    return sum(kernel.traces.values())
+
+
+NOTEBOOK = """
+import jax.numpy as jnp
+def model(t, a, b):
+    return a * jnp.exp(-b * t)
+"""
+
+
+@pytest.mark.parametrize("origin", ["imported", "notebook"])
+@pytest.mark.parametrize("processes", [True, False])
+def test_one_trace_a_process_and_kind(origin, processes, tmp_path):
+    """Over a whole fit with map, and over tasks sent one by one; a model of ``__main__`` travels by value."""
+    space = {"__name__": "__main__"}
+    exec(NOTEBOOK, space)
+    model = decay if origin == "imported" else space["model"]
+    frame = STORES["parquet"](*decay_rows(4000), 20, tmp_path)
+    with LocalCluster(2, threads_per_worker=2, processes=processes, dashboard_address=None) as cluster, Client(cluster):
+        client = Client.current()
+        before = client.run(count_traces)
+        result = frame.nlsq.fit(model, cache="none")
+        assert result.nsweeps > 2
+        one = ship(Objective(Model.from_function(model).bind(["t"]), ("t", "y")))
+        parts = open_source(frame, Columns(("t",), "y")).partitions
+        theta = np.ones(len(result.popt))
+        client.gather([client.submit(reduce_partition, p, one, Request(theta), pure=False) for p in parts])
+        after = client.run(count_traces)
+        grown = [after[w] - before[w] for w in after]
+        assert max(grown) == 1 if processes else max(grown) <= 1  # this process may have known the model before
+
+
+def test_import_of_a_graph_needs_no_jax():
+    """The scheduler unpickles tasks and must not start XLA."""
+    import pickle
+    import subprocess
+    import sys
+
+    payload = pickle.dumps((reduce_partition, shipped(), Request(THETA)))
+    code = f"import pickle, sys; pickle.loads({payload!r}); assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_that_cannot_travel_still_fits_here(client):
+    import threading
+
+    lock = threading.Lock()
+
+    def guarded(t, a, b):
+        with lock:
+            return a + b * t
+
+    t, y = decay_rows(100)
+    with pytest.raises(ModelNotPicklable, match="lock"):
+        dask_nlsq.fit(guarded, t, y, client=client)
+    source = open_source({"t": t, "y": y}, Columns(("t",), "y"))
+    assert sweep(Threads(), source.partitions, shipped(guarded), Request(np.ones(2))).rows == 100
+
+
+def test_data_that_change_are_noticed(tmp_path):
+    source = open_source(STORES["parquet"](*decay_rows(100), 3, tmp_path), Columns(("t",), "y"))
+    ledger, objective = Ledger(), shipped()
+    sweep(Serial(), source.partitions, objective, Request(THETA), ledger)
+    sweep(Threads(), source.partitions, objective, Request(THETA), ledger)
+    STORES["parquet"](*decay_rows(100, seed=1), 3, tmp_path)
+    with pytest.raises(DataError, match="first sweep") as caught:
+        sweep(Serial(), source.partitions, objective, Request(THETA), ledger)
+    assert caught.value.partition == 0
+
+
+def test_a_registry_forgets_the_oldest():
+    from dask_nlsq._sweep import shipped as module
+
+    kept = [ship(("value", i)) for i in range(module.KEEP + 5)]
+    assert len(module._registry) == module.KEEP
+    assert kept[-1].token in module._registry
