@@ -29,6 +29,9 @@ _WHITEN_ABOVE = 1e5
 _TRUST_SPAN = 1e-8
 """Ratio of eigenvalues of the scaled G down to which they hold at least half of float64's digits."""
 
+_NOTHING = 1e-13
+"""Length of a column of J, beside what it has been, from which it is rounding."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Whitening:
@@ -44,6 +47,7 @@ class Factor:
 
     r: Matrix
     z: Vector
+    norms: Vector  # (p,), length of each column of J, or what it once was where it is zero
     reliable: bool
 
     @property
@@ -55,12 +59,6 @@ class Factor:
     def gradient(self) -> Vector:
         """Gradient of the cost, Jᵀr."""
         return self.r.T @ self.z
-
-    @functools.cached_property
-    def norms(self) -> Vector:
-        """Length of each column of J; 1 where it is zero."""
-        norms = np.linalg.norm(self.r, axis=0)
-        return np.where(norms > 0, norms, 1.0)
 
     @functools.cached_property
     def svd(self) -> tuple[Matrix, Vector, Matrix]:
@@ -90,9 +88,26 @@ class Factor:
         return Whitening((vt.T / sigma) / self.norms[:, None], (sigma[:, None] * vt) * self.norms)
 
 
-def factorise(g: Matrix, gradient: Vector, whitening: Whitening | None) -> Factor:
-    """Recover R and z from G = (JS)ᵀ(JS) (p, p) and (JS)ᵀr (p,)."""
+def factorise(
+    g: Matrix, gradient: Vector, whitening: Whitening | None, reference: Vector | None = None, settled: bool = False
+) -> Factor:
+    """Recover R and z from G = (JS)ᵀ(JS) and (JS)ᵀr.
+
+    Parameters
+    ----------
+    g, gradient : ndarray of shape (p, p) and (p,)
+        The sums of a sweep.
+    whitening : Whitening, optional
+        The S of that sweep.
+    reference : ndarray of shape (p,), optional
+        Lengths that the columns of J have had; one that is nothing beside its own is taken as zero.
+    settled : bool
+        Whether S comes from this very point. A direction that such a sweep does not see is one that the data do
+        not determine; elsewhere it may only lie in the shadow of a stale S, and keeps the largest length that
+        it can have.
+    """
     p = len(gradient)
+    reference = np.ones(p) if reference is None else reference
     scale = np.sqrt(np.diag(g)) if whitening is None else np.ones(p)
     scale = np.where(scale > 0, scale, 1.0)
     values, vectors = np.linalg.eigh(g / scale / scale[:, None])
@@ -102,12 +117,15 @@ def factorise(g: Matrix, gradient: Vector, whitening: Whitening | None) -> Facto
     root = np.sqrt(np.where(seen, values, floor))
     z = np.where(seen, (vectors.T @ (gradient / scale)) / root, 0.0)
     doubtful = values <= _TRUST_SPAN * top
+    if settled:
+        root, doubtful = np.where(seen, root, 0.0), doubtful & seen
+    f = root[:, None] * vectors.T * scale
     if whitening is None:
-        f = root[:, None] * vectors.T * scale
         f[:, np.diag(g) == 0] = 0.0
     else:
-        # A direction unseen by a whitened sweep is one that the data do not determine: no sweep will help.
-        doubtful &= seen
-        f = np.where(seen, root, 0.0)[:, None] * vectors.T @ whitening.inverse
+        f = f @ whitening.inverse
+    lengths = np.linalg.norm(f, axis=0)
+    zero = lengths <= _NOTHING * reference
+    f[:, zero] = 0.0
     q, r = np.linalg.qr(f)
-    return Factor(r, q.T @ z, not bool(doubtful.any()))
+    return Factor(r, q.T @ z, np.where(zero, reference, lengths), not bool(doubtful.any()))

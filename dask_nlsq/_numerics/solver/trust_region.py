@@ -134,8 +134,10 @@ class TrustRegion:
 
     def _accept(self, state: State, reduction: Reduction, gain: float) -> State:
         p = len(state.trial)
-        factor = factorise(reduction.gram[:p, :p], reduction.gram[:p, p], state.whitening)
-        scale = factor.norms if state.point is None else np.maximum(state.point.scale, factor.norms)
+        before, settled = state.point, state.proposal is None and state.whitening is not None
+        reference = None if before is None else before.scale
+        factor = factorise(reduction.gram[:p, :p], reduction.gram[:p, p], state.whitening, reference, settled)
+        scale = factor.norms if before is None else np.maximum(before.scale, factor.norms)
         newton = gauss_newton(factor, self.lower - state.trial, self.upper - state.trial)
         point = Point(state.trial, reduction, factor, newton, scale, self._radius(state, scale, gain))
         remains = newton.length / self._unit(reduction)
