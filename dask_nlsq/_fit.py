@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import platform
-import resource
 import sys
 import time
 import warnings
@@ -40,9 +39,12 @@ from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._progress import Progress
-from dask_nlsq._result import FitResult
+from dask_nlsq._result import FitResult, history_frame
 from dask_nlsq._sources import Columns, Source, open_source
 from dask_nlsq._sweep import Cluster, Executor, Ledger, Serial, Shipped, Threads, ship, sweep
+
+if sys.platform != "win32":
+    import resource
 
 log = logging.getLogger("dask_nlsq")
 
@@ -76,7 +78,7 @@ def fit(
     ftol: float | None = None,
     xtol: float | None = None,
     gtol: float | None = None,
-    max_nfev: int | None = None,
+    max_nfev: int = 1000,
     cache: str = "auto",
     client: Any = None,
     progress: bool | None = None,
@@ -114,8 +116,8 @@ def fit(
         What to do with rows where x or y is not finite.
     ftol, xtol, gtol : float, optional
         SciPy's tests, besides the default: stop when the step that remains is far below the standard errors.
-    max_nfev : int, optional
-        Most sweeps; by default 1000.
+    max_nfev : int
+        Most sweeps.
     cache : {"auto", "persist", "none"}
         Whether partitions stay in memory between sweeps; "auto" keeps them below half of the memory.
     client : distributed.Client, optional
@@ -156,6 +158,8 @@ def fit(
     """
     if nan_policy not in ("raise", "omit"):
         raise DataError(f'nan_policy is {nan_policy!r}; "raise" or "omit" is needed.')
+    if max_nfev < 1:
+        raise NlsqError(f"max_nfev is {max_nfev}; at least one sweep is needed.")
     started = time.perf_counter()
     data, columns, bound = _roles(model, x, y, data, sigma, nan_policy, p0)
     parameters = Parameters.of(bound, p0, bounds)
@@ -175,7 +179,7 @@ def fit(
         ftol=ftol,
         xtol=xtol,
         gtol=gtol,
-        max_nfev=max_nfev or 1000,
+        max_nfev=max_nfev,
     )
     with Progress(len(partitions), progress) as bar:
         state, seconds = minimise(problem, solver, bar)
@@ -253,7 +257,7 @@ def _split(model: Model, x: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
     """Return names and columns of an x given as arrays."""
     if isinstance(x, Mapping):
         return tuple(x), list(x.values())
-    if isinstance(x, (tuple, list)) and x and hasattr(x[0], "shape"):
+    if isinstance(x, (tuple, list)) and x and getattr(x[0], "ndim", 0) == 1:
         arrays = list(x)
     elif getattr(x, "ndim", 1) == 2:
         arrays = [x[i] for i in range(x.shape[0])]
@@ -332,19 +336,22 @@ def _result(
 ) -> FitResult:
     point = state.point
     assert point is not None and state.status is not None
-    p, parameters = problem.parameters.p, problem.parameters
+    parameters = problem.parameters
     theta, cost = final(state, parameters.lower, parameters.upper)
-    statistics = inference.statistics(point.reduction, cost, p, solver.absolute_sigma)
+    active = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
+    statistics = inference.statistics(point.reduction, cost, int(np.sum(active == 0)), solver.absolute_sigma)
     s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf
-    pcov = inference.covariance(point.factor, s2)
-    if not np.isfinite(pcov).all():
-        open_ends = [n for n, v in zip(parameters.names, np.diag(pcov), strict=True) if not np.isfinite(v)]
+    pcov = inference.covariance(point.factor, s2, active == 0)
+    held = [name for name, side in zip(parameters.names, active, strict=True) if side]
+    if held:
+        notes += (f"{', '.join(held)} ended at a bound and was held there; it has no standard error.",)
+    if np.isinf(pcov).any():
+        open_ends = [n for n, v in zip(parameters.names, np.diag(pcov), strict=True) if np.isinf(v)]
         warnings.warn(
             f"The data do not determine {', '.join(open_ends)}; their variance is infinite.",
             OptimizeWarning,
             stacklevel=3,
         )
-    active = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
     gradient = np.where(active == 0, point.factor.gradient, 0.0)
     if state.status is Status.MAX_NFEV:
         log.warning("the fit stopped after %d sweeps without converging", state.nsweeps)
@@ -377,13 +384,11 @@ def _history(state: State, names: Sequence[str], seconds: list[float]) -> pd.Dat
     }
     table = {name: [value(r) for r in state.history] for name, value in columns.items()}
     table |= {name: [float(r.theta[i]) for r in state.history] for i, name in enumerate(names)}
-    index = pd.RangeIndex(1, state.nsweeps + 1, name="sweep")
-    return pd.DataFrame(table | {"seconds": seconds}, index=index)
+    return history_frame(table | {"seconds": seconds})
 
 
 def _provenance(problem: Problem, state: State, seconds: float, total: float) -> dict[str, Any]:
     assert state.point is not None
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     executor = problem.executor
     return {
         "model": problem.objective.model.name,
@@ -396,7 +401,7 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float) ->
         "seconds": seconds,
         "total_seconds": total,
         "rows_per_second": state.nsweeps * state.point.reduction.rows / max(seconds, 1e-9),
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_memory": _peak_memory(),
         "device": jax.default_backend(),
         "finished": pd.Timestamp.now(tz="UTC").isoformat(),
         "versions": {
@@ -404,3 +409,11 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float) ->
             **{m.__name__: m.__version__ for m in (dask, distributed, jax, np, zarr)},
         },
     }
+
+
+def _peak_memory() -> int:
+    """Return the largest resident size that this process has had, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit

@@ -93,6 +93,25 @@ class TestModel:
         assert caught.value.__cause__ is not None
 
 
+ACROSS_ROWS = {
+    "mean": lambda t, a, b: a * (t - t.mean()) + b,
+    "maximum": lambda t, a, b: a * t / t.max() + b,
+    "cumulative sum": lambda t, a, b: a * jnp.cumsum(t) + b,
+    "length": lambda t, a, b: a * t / len(t) + b,
+    "position": lambda t, a, b: a * t + b * jnp.arange(len(t)),
+    "neighbour": lambda t, a, b: a * t + b * jnp.roll(t, 1),
+    "sort": lambda t, a, b: a * jnp.sort(t) + b,
+    "a term that vanishes at the start": lambda t, a, b=0.0: a * t + b * t.mean(),
+}
+
+
+@pytest.mark.parametrize("model", ACROSS_ROWS.values(), ids=ACROSS_ROWS)
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_a_model_that_looks_across_rows(model, pieces):
+    with pytest.raises(ModelError, match=r"looks across rows.*as a column or a constant"):
+        frame(pieces).nlsq.fit(model)
+
+
 def test_a_read_that_fails_names_the_partition(tmp_path):
     rows = frame()
     rows.to_parquet(tmp_path)

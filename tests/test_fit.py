@@ -2,6 +2,7 @@
 
 import dask.array as da
 import dask.dataframe as dd
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -132,6 +133,7 @@ def test_several_columns_in_every_form(rng):
         frame.nlsq.fit(named_plane, ["t", "u"]),
         dask_nlsq.fit(plane, np.stack([t, u]), y),
         dask_nlsq.fit(plane, (t, u), y),
+        dask_nlsq.fit(plane, [t, u], y),
         dask_nlsq.fit(plane, da.from_array(np.stack([t, u]), chunks=(1, 100)), da.from_array(y, chunks=90)),
         dask_nlsq.fit(named_plane, {"t": t, "u": u}, y),
     ):
@@ -160,6 +162,28 @@ def test_bounds_hold_a_parameter_exactly():
     assert result.params["rate"] == 1.0
     assert result.active_mask.tolist() == [0, 1, 0]
     np.testing.assert_allclose(result.popt, [amplitude, 1.0, offset], rtol=1e-8)
+
+
+def test_a_parameter_at_its_bound_is_held_and_named():
+    t, y = decay_rows(500)
+    result = dask_nlsq.fit(decay, t, y, bounds={"rate": (0, 1)})
+    held = dask_nlsq.fit(lambda t, amplitude, offset: amplitude * jnp.exp(-t) + offset, t, y)
+    assert np.isnan(result.stderr["rate"])
+    assert result.dof == held.dof == 498
+    np.testing.assert_allclose(result.stderr[["amplitude", "offset"]], held.stderr, rtol=1e-8)
+    assert "rate ended at a bound" in result.notes[-1]
+
+
+@pytest.mark.parametrize("npartitions", [1, 3])
+def test_the_first_date_may_be_missing(npartitions):
+    when = pd.Series(pd.date_range("2026-01-01", periods=90, freq="s"))
+    when[:40] = pd.NaT
+    frame = pd.DataFrame({"t": when, "y": np.arange(90.0)})
+    result = dd.from_pandas(frame, npartitions=npartitions).nlsq.fit(
+        lambda t, level, slope: level + slope * t, nan_policy="omit"
+    )
+    np.testing.assert_allclose(result.popt, [40, 1], rtol=1e-9)
+    assert result.n_dropped == 40
 
 
 def test_budget_exhausted_is_a_status():

@@ -60,6 +60,11 @@ class Factor:
         """Gradient of the cost, Jᵀr."""
         return self.r.T @ self.z
 
+    def only(self, kept: npt.NDArray[np.bool_]) -> Factor:
+        """Return the factor of some columns of J, the others being held."""
+        q, r = np.linalg.qr(self.r[:, kept])
+        return Factor(r, q.T @ self.z, self.norms[kept], self.reliable)
+
     @functools.cached_property
     def svd(self) -> tuple[Matrix, Vector, Matrix]:
         """U, σ and Vᵀ of R with its columns scaled to unit length."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 
 from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.reduction import Reduction
@@ -68,16 +69,22 @@ def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool) 
         )
 
 
-def covariance(factor: Factor, s2: float) -> Matrix:
-    """Return s²(RᵀR)⁻¹, infinite for each parameter that a direction unseen by the data moves.
+def covariance(factor: Factor, s2: float, free: npt.NDArray[np.bool_]) -> Matrix:
+    """Return s²(RᵀR)⁻¹ over the `free` parameters, NaN for the others.
 
-    The others keep the variance that the directions seen by the data give them.
+    A parameter that a direction unseen by the data moves has infinite variance; the others keep the variance
+    that the directions seen by the data give them.
     """
-    _, sigma, vt = factor.svd
-    seen = factor.determined
-    half = vt[seen].T / sigma[seen] / factor.norms[:, None]
-    cov = s2 * (half @ half.T)
+    cov = np.full((factor.p, factor.p), np.nan)
+    if not free.any():
+        return cov
+    part = factor.only(free)
+    _, sigma, vt = part.svd
+    seen = part.determined
+    half = vt[seen].T / sigma[seen] / part.norms[:, None]
+    block = s2 * (half @ half.T) if np.isfinite(s2) else np.full((part.p, part.p), np.inf)
     open_ends = np.abs(vt[~seen]).max(axis=0, initial=0.0) > 1e-6
-    cov[open_ends, :] = np.inf
-    cov[:, open_ends] = np.inf
-    return cov if np.isfinite(s2) else np.full_like(cov, np.inf)
+    block[open_ends, :] = np.inf
+    block[:, open_ends] = np.inf
+    cov[np.ix_(free, free)] = block
+    return cov

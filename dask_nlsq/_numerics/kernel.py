@@ -116,6 +116,40 @@ def check(objective: Objective) -> Objective:
     return objective
 
 
+def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
+    """Refuse a model that looks across rows: up to 64 rows, whole and one by one, must give the same values.
+
+    The comparison is made at `theta` (p,) and beside it, where a term that vanishes at `theta` shows.
+
+    Raises
+    ------
+    ModelError
+        A row's value depends on the rows beside it.
+    """
+    if block.rows < 2:
+        return
+    rows = np.linspace(0, block.rows - 1, _LOOK).astype(int)
+    x = tuple(c[rows] for c in block.x)
+    with jax.enable_x64(True):
+        run = _once(objective, "rows", functools.partial(_compile_rows, objective))
+        for point in (theta, theta + 0.1 * (1.0 + np.abs(theta)) * np.cos(np.arange(len(theta)))):
+            whole, single = (np.asarray(a) for a in run(point, x))
+            size = np.abs(single[np.isfinite(single)]).max(initial=0.0)
+            apart = ~np.isclose(whole, single, rtol=1e-9, atol=1e-9 * size, equal_nan=True)
+            if apart.any():
+                i = int(np.argmax(apart))
+                raise ModelError(
+                    f"The model {objective.model.name!r} looks across rows: among {_LOOK} rows, row {i} gives "
+                    f"{whole[i]:g}, and {single[i]:g} by itself. A partition does not hold all rows, so a mean, a "
+                    "maximum, a cumulative sum or a length would depend on how the data are cut. Compute it "
+                    "beforehand, and pass it as a column or a constant."
+                )
+
+
+_LOOK = 64
+"""Rows on which a model is tried whole and one by one."""
+
+
 _UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
 
@@ -186,6 +220,20 @@ def _compile(objective: Objective, rows: int, whitened: bool) -> Any:
         )
         .compile()
     )
+
+
+def _compile_rows(objective: Objective) -> Any:
+    """Compile the model on all rows at once and on each row as a block of its own."""
+
+    def both(theta: Any, x: Any) -> Any:
+        def one_row(row: Any) -> Any:
+            return jnp.asarray(objective.evaluate([c[None] for c in row], list(theta), jnp.stack), jnp.float64)[0]
+
+        return jnp.asarray(objective.evaluate(x, list(theta), jnp.stack), jnp.float64), jax.vmap(one_row)(x)
+
+    column = jax.ShapeDtypeStruct((_LOOK,), np.float64)
+    theta = jax.ShapeDtypeStruct((objective.n_parameters,), np.float64)
+    return jax.jit(both).lower(theta, (column,) * objective.n_columns).compile()
 
 
 def _compile_predict(objective: Objective, rows: int) -> Any:

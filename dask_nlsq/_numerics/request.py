@@ -10,7 +10,8 @@ from dask_nlsq._typing import Vector
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One parameter vector with derivatives, and the preconditioner of its Jacobian."""
+    """One parameter vector with derivatives, the preconditioner of its Jacobian, and whether this is a first look."""
 
     theta: Vector  # (p,)
     whitening: Whitening | None = None
+    first: bool = False  # see whether the model treats each row by itself

@@ -32,8 +32,9 @@ def _parameters(result: FitResult) -> list[str]:
     width = max(map(len, result.names))
     rows = []
     for name, value, error in zip(result.names, result.popt, result.stderr, strict=True):
-        relative = f"  ({abs(error / value):.2%})" if value and np.isfinite(error) else ""
-        rows.append(f"  {name:<{width}}  {value:>17.10g}  ± {error:<11.4g}{relative}")
+        share = abs(error / value) if value else np.inf
+        relative = f"  ({100 * share:.2g} %)" if share < 1 else ""
+        rows.append(f"  {name:<{width}}  {value:>17.10g}  ± {error:<11.4g}{relative}".rstrip())
     return rows
 
 
@@ -45,7 +46,7 @@ def _statistics(result: FitResult) -> list[str]:
         f"  chi-square          {result.chisqr:.8g}  (reduced {result.redchi:.6g})",
         f"  R²                  {result.rsquared:.8g}",
         f"  RMSE                {result.rmse:.6g}",
-        f"  AIC, BIC            {result.aic:.8g}, {result.bic:.8g}",
+        f"  AIC, BIC            {result.aic:.10g}, {result.bic:.10g}",
         f"  condition number    {result.condition_number:.3g}",
     ]
 
@@ -53,7 +54,7 @@ def _statistics(result: FitResult) -> list[str]:
 def _run(result: FitResult) -> list[str]:
     run = result.provenance
     return [
-        f"  data                {run['data']}, {run['partitions']:,} partitions",
+        f"  data                {run['data']}, {run['partitions']:,} partition{'s' * (run['partitions'] != 1)}",
         f"  sweeps              {result.nsweeps} in {format_time(run['seconds'])}, "
         f"{run['rows_per_second']:,.0f} rows a second",
         f"  peak memory         {format_bytes(run['peak_memory'])} in this process",

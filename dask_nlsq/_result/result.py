@@ -264,7 +264,7 @@ class FitResult:
             condition_number=values["condition_number"],
             active_mask=np.array(values["active_mask"]),
             status=Status.of(values["status"]),
-            history=pd.DataFrame(values["history"]),
+            history=history_frame(values["history"]),
             provenance=values["provenance"],
             notes=tuple(values["notes"]),
         )
@@ -282,3 +282,9 @@ class FitResult:
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.6g}" for name, value in self.params.items())
         return f"<FitResult {self.status.name} {values}>"
+
+
+def history_frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
+    """Return a history with its sweeps numbered from 1."""
+    sweeps = len(next(iter(columns.values())))
+    return pd.DataFrame(columns, index=pd.RangeIndex(1, sweeps + 1, name="sweep"))

@@ -25,8 +25,9 @@ def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
     graph = {key: task for a in arrays.values() for key, task in dict(a.__dask_graph__()).items()}
     keys = list(zip(*(a.__dask_keys__() for a in arrays.values()), strict=True))
     parts = cut(graph, keys)
-    dates = {name: a[:1].compute() for name, a in arrays.items() if a.dtype.kind == "M"}
-    columns = dataclasses.replace(columns, origins=first_instants(list(dates), dates))
+    dates = [name for name, a in arrays.items() if a.dtype.kind == "M"]
+    reads = ({name: arrays[name].blocks[i].compute() for name in dates} for i in range(len(keys)))
+    columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     rows = sum(arrays[columns.y].chunks[0])
     known = None if np.isnan(rows) else int(rows)
     info = Info("Dask arrays", known, columns.names, tuple(raw), columns.origins)

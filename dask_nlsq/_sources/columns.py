@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -97,14 +97,26 @@ class Columns:
         return np.where(missing, np.nan, seconds)
 
 
-def first_instants(names: Sequence[str], raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the first instant of each datetime column, from which its seconds will be counted."""
-    found = {}
-    for name in names:
-        array = _plain(name, raw[name])
-        if array.dtype.kind == "M" and len(array):
-            found[name] = array[~np.isnat(array)][:1].squeeze()
-    return found
+def first_instants(names: Sequence[str], reads: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the first instant of each of these datetime columns, from which its seconds will be counted.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The datetime columns.
+    reads : iterable of mapping
+        Raw arrays, partition by partition; taken only until every column has shown an instant.
+    """
+    found: dict[str, Any] = {}
+    for raw in reads if names else ():
+        for name in set(names) - found.keys():
+            array = _plain(name, raw[name])
+            instants = array[~np.isnat(array)]
+            if len(instants):
+                found[name] = instants[0]
+        if len(found) == len(names):
+            break
+    return {name: found.get(name, np.datetime64(0, "s")) for name in names}
 
 
 def _plain(name: str, values: Any) -> AnyArray:

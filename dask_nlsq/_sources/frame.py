@@ -27,9 +27,9 @@ def open_frame(frame: Any, columns: Columns) -> Source:
         frame = frame[list(columns.names)].optimize()
     graph, keys = dict(frame.__dask_graph__()), [(key,) for key in frame.__dask_keys__()]
     parts = cut(graph, keys)
-    if any(frame.dtypes[name].kind == "M" for name in columns.names):
-        head = frame.head(1, npartitions=-1, compute=True)
-        columns = dataclasses.replace(columns, origins=first_instants(columns.names, head))
+    dates = [name for name in columns.names if frame.dtypes[name].kind == "M"]
+    reads = (frame.partitions[i].compute() for i in range(frame.npartitions))
+    columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     info = Info("Dask DataFrame", None, columns.names, present, columns.origins)
     if parts is None:
         to_block = dask.delayed(_to_block, pure=True)

@@ -18,7 +18,8 @@ ROWS = SLABS[1]
 
 def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str, present: tuple[str, ...]) -> Source:
     """Take arrays that are in memory already."""
-    columns = dataclasses.replace(columns, origins=first_instants(columns.names, raw))
+    dates = [name for name in columns.names if getattr(getattr(raw[name], "dtype", None), "kind", "") == "M"]
+    columns = dataclasses.replace(columns, origins=first_instants(dates, [raw]))
     whole = columns.block(raw)
     rows = len(raw[columns.y])
     blocks = [whole.take(slice(i, i + ROWS)) for i in range(0, whole.rows, ROWS)] or [whole]

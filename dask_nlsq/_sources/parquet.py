@@ -60,9 +60,10 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
             rows += sum(group.num_rows for group in run.row_groups)
     if not partitions:
         raise DataError(f"No row group at {path!r} can hold a row that passes the filters {filters!r}.")
-    if any(str(dataset.schema.field(name).type).startswith(("timestamp", "date")) for name in columns.names):
-        columns = dataclasses.replace(columns, origins=first_instants(columns.names, partitions[0].read()))
-        partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
+    types = {name: str(dataset.schema.field(name).type) for name in columns.names}
+    dates = [name for name, kind in types.items() if kind.startswith(("timestamp", "date"))]
+    columns = dataclasses.replace(columns, origins=first_instants(dates, (p.read() for p in partitions)))
+    partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
     info = Info("Parquet", None if filters else rows, columns.names, tuple(dataset.schema.names), columns.origins)
     return Source(partitions, tokenize(paths, rows, str(expression), columns), info)
 

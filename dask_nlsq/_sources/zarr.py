@@ -44,11 +44,13 @@ def open_zarr(data: Any, columns: Columns) -> Source:
     if len(set(shapes.values())) > 1:
         raise DataError(f"x, y and sigma must have the same length; the shapes are {shapes}.")
     (rows,) = shapes[columns.y]
-    first = {name: a[:1] for name, a in arrays.items() if a.dtype.kind == "M"}
-    columns = dataclasses.replace(columns, origins=first_instants(list(first), first))
     shard = max((a.shards or a.chunks)[0] for a in arrays.values())
     step = shard * max(1, ROWS // shard)
-    partitions = [ZarrPartition(arrays, start, min(start + step, rows), columns) for start in range(0, rows, step)]
+    cuts = [(start, min(start + step, rows)) for start in range(0, rows, step)]
+    dates = [name for name, a in arrays.items() if a.dtype.kind == "M"]
+    reads = ({name: arrays[name][a:b] for name in dates} for a, b in cuts)
+    columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
+    partitions = [ZarrPartition(arrays, a, b, columns) for a, b in cuts]
     info = Info("Zarr", rows, columns.names, tuple(present), columns.origins)
     token = tokenize([str(a.store_path) for a in arrays.values()], shapes, columns)
     return Source(partitions, token, info)

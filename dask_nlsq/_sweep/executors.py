@@ -7,13 +7,13 @@ order of arrival; `hold` loads the partitions once and keeps their blocks.
 from __future__ import annotations
 
 import itertools
-import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import dask
+from dask.system import CPU_COUNT
 
 from dask_nlsq._sweep.task import failure, load
 
@@ -53,7 +53,7 @@ class Threads:
     """A pool of threads in this process; reading and XLA both let go of Python's lock."""
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers: int = workers or dask.config.get("num_workers", None) or len(os.sched_getaffinity(0))
+        self.workers: int = workers or dask.config.get("num_workers", None) or CPU_COUNT
 
     def run(self, task: Task, partitions: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(partitions[i], *args))`` as they arrive, with few more under way than threads."""

@@ -27,10 +27,11 @@ class Ledger:
         now = (reduction.rows, np.asarray(reduction.checksum).tobytes())
         before = self.seen.setdefault(index, now)
         if before != now:
+            other = f"{now[0]} rows" if now[0] != before[0] else "other values"
             raise DataError(
-                f"The partition gave {before[0]} rows in the first sweep and {now[0]} rows now, or other values. A fit "
-                "reads its data several times, so they must stay as they are: write them down first, or "
-                'seed what is random, or hold them in memory with cache="persist".',
+                f"The partition gave {before[0]} rows in the first sweep and {other} now. A fit reads its data several "
+                "times, so they must stay as they are: write them down first, or seed what is random, or hold them "
+                'in memory with cache="persist".',
                 partition=index,
             )
 

@@ -71,6 +71,8 @@ def reduce_partition(partition: Any, shipped: Shipped, request: Request) -> Redu
         reduction: Reduction = _kernel().reduce_block(objective, block, request.theta, whitening)
         if not np.isfinite(reduction.sums).all():
             _refuse_non_finite(block, objective.columns)
+        if request.first:
+            _kernel().check_rows(objective, block, request.theta)
         return reduction
     except Exception as error:
         return failure("evaluating the model", error)

@@ -107,7 +107,7 @@ class TrustRegion:
 
     def request(self, state: State) -> Request:
         """Return what the next sweep is to evaluate."""
-        return Request(state.trial, state.whitening)
+        return Request(state.trial, state.whitening, first=not state.history)
 
     def step(self, state: State, reduction: Reduction) -> State:
         """Accept or refuse the trial, and propose the next."""
