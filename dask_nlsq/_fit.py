@@ -161,7 +161,7 @@ def fit(
     if max_nfev < 1:
         raise NlsqError(f"max_nfev is {max_nfev}; at least one sweep is needed.")
     started = time.perf_counter()
-    data, columns, bound = _roles(model, x, y, data, sigma, nan_policy, p0)
+    data, columns, bound = _roles(model, x, y, data, sigma, nan_policy, p0, (filters, storage_options))
     parameters = Parameters.of(bound, p0, bounds)
     objective = kernel.check(Objective(bound, (*columns.x, columns.y), columns.sigma is not None))
     source = open_source(data, columns, filters, storage_options)
@@ -213,7 +213,9 @@ def minimise(problem: Problem, solver: TrustRegion, bar: Progress) -> tuple[Stat
     return state, seconds
 
 
-def _roles(model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p0: Any) -> tuple[Any, Columns, Model]:
+def _roles(
+    model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p0: Any, reading: tuple[Any, Any]
+) -> tuple[Any, Columns, Model]:
     """Say which data plays which role, by name whatever the form; return data, columns and the bound model."""
     if not isinstance(model, Model):
         if not callable(model):
@@ -232,10 +234,13 @@ def _roles(model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p
             data["sigma"] = sigma
         y, sigma = "y", None if sigma is None else "sigma"
     else:
-        names = (model.column,) if x is None else (x,) if isinstance(x, str) else tuple(x)
         y = "y" if y is None else y
         if not isinstance(y, str):
             raise DataError(f"With data=, y must be the name of a column; it is a {type(y).__name__}.")
+        names = model.inputs if x is None else (x,) if isinstance(x, str) else tuple(x)
+        if not names:  # an expression whose columns are those that the data has
+            present = open_source(data, Columns((), y, constant or sigma, nan_policy), *reading).info.present
+            names = model.inputs_among(present, (y, sigma))
     bound = model.bind(names)
     sigma = constant if constant is not None else sigma
     return data, Columns(tuple(names), y, sigma, nan_policy), bound
@@ -262,10 +267,8 @@ def _split(model: Model, x: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
     elif getattr(x, "ndim", 1) == 2:
         arrays = [x[i] for i in range(x.shape[0])]
     else:
-        return (model.column,), [x]
-    if len(arrays) == 1:
-        return (model.column,), arrays
-    return tuple(f"{model.column}[{i}]" for i in range(len(arrays))), arrays
+        arrays = [x]
+    return model.array_names(len(arrays)), arrays
 
 
 def _executor(client: Any, partitions: int) -> Executor:

@@ -44,17 +44,20 @@ def main() -> None:
 
 
 def load_model(text: str) -> Any:
-    """Import the model that ``module:function`` names; the current directory is searched first.
+    """Import the model that ``module:function`` names, from the current directory first, or read an expression.
 
     Raises
     ------
     ModelError
         The text has another form, the module cannot be imported, or it has no such name.
     """
+    if ":" not in text and any(sign in text for sign in "+-*/("):
+        return dask_nlsq.Model.from_expression(text)
     module_name, colon, name = text.partition(":")
     if not (module_name and colon and name):
         raise ModelError(
-            f"The model is {text!r}; module:function is needed, such as decay:model for model in decay.py."
+            f"The model is {text!r}; an expression is needed, such as 'a*exp(-b*t)', or module:function, such as "
+            "decay:model for model in decay.py."
         )
     here = os.getcwd()
     if here not in sys.path:
@@ -136,14 +139,14 @@ def _output(_: click.Context, __: click.Parameter, path: Path | None) -> Path | 
 
 @main.command(epilog="Example: dask-nlsq fit runs.parquet -m decay:model -y signal --p0 amplitude=2,rate=0.5")
 @click.argument("data")
-@click.option("--model", "-m", required=True, metavar="MODULE:FUNCTION", help="A function f(column, *parameters).")
+@click.option("--model", "-m", required=True, metavar="MODEL", help="An expression, or module:function.")
 @click.option(
     "--x",
     "-x",
     multiple=True,
     callback=_x,
     metavar="NAMES",
-    help="Columns of the model, repeated or separated by commas; by default its first argument.",
+    help="Columns of the model, repeated or separated by commas; by default its first argument, or the names that the data has.",
 )
 @click.option("--y", "-y", metavar="NAME", help='Column that is fitted; by default "y".')
 @click.option("--sigma", callback=_sigma, metavar="NAME|NUMBER", help="Standard deviation of y.")
@@ -190,8 +193,8 @@ def fit(
 ) -> None:
     """Fit a model to DATA, a path or URL of Parquet or Zarr, and print the report.
 
-    Put quotes around a pattern such as 'runs/*.parquet'. The model is written with jax.numpy, in a module of the
-    current directory or of an installed package.
+    Put quotes around a pattern such as 'runs/*.parquet'. The model is an expression such as 'a*exp(-b*t)', or a
+    function module:function written with jax.numpy, in a module of the current directory or of an installed package.
 
     Exit status: 0 the fit converged, 1 an error, 2 wrong usage, 3 the fit did not converge.
     """

@@ -3,6 +3,9 @@
 The function's first argument is a column, or several columns when the data names several. A later
 argument is a column only when the data names it; every other argument is a parameter, unless its
 default is not a number (a flag, a string, ``None``), which leaves it at that default.
+
+An expression has no first argument: each of its columns is taken by name, and which of its names are columns is
+said by the user or by the data.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dask_nlsq._errors import ModelError
+from dask_nlsq._numerics.expression import Expression
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -27,7 +31,9 @@ class Model:
     func : callable
         ``func(column, *parameters)``, written with ``jax.numpy`` and acting on each row by itself.
     arguments : tuple of str
-        Arguments in the order of the signature, options left out.
+        Arguments in the order of the signature, options left out; the names of an expression.
+    inputs : tuple of str
+        Those of them that take columns if nobody says more; empty for an expression that leaves it to the data.
     keywords : frozenset of str
         Those of them that can only be passed by name.
     defaults : mapping of str to float
@@ -46,6 +52,7 @@ class Model:
 
     func: Callable[..., Any]
     arguments: tuple[str, ...]
+    inputs: tuple[str, ...]
     keywords: frozenset[str] = frozenset()
     defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
@@ -90,7 +97,7 @@ class Model:
                         keywords.add(parameter.name)
                     if isinstance(parameter.default, numbers.Real):
                         defaults[parameter.name] = float(parameter.default)
-        model = cls(func, tuple(arguments), frozenset(keywords), defaults, {}, name)
+        model = cls(func, tuple(arguments), tuple(arguments[:1]), frozenset(keywords), defaults, {}, name)
         if not arguments or not model.parameters:
             raise ModelError(
                 f"The model {name!r} takes the arguments {tuple(arguments)}; a first one for the data and at "
@@ -99,35 +106,136 @@ class Model:
         defaults.pop(arguments[0], None)
         return model
 
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the parameters, in the order of the signature."""
-        columns = self.columns or self.arguments[:1]
-        return tuple(a for a in self.arguments if a not in columns)
+    @classmethod
+    def from_expression(
+        cls,
+        text: str,
+        columns: Sequence[str] | None = None,
+        name: str | None = None,
+        defaults: Mapping[str, float] | None = None,
+    ) -> Model:
+        """Make a model from a formula such as ``"a*exp(-b*t) + c"``.
+
+        The text is read, never executed. It may hold numbers, names, ``+ - * / **``, parentheses, comparisons
+        (1 where true, else 0), ``pi``, and calls of abs, arccos, arcsin, arctan, arctan2 (also acos, asin, atan), cos,
+        cosh, erf, erfc, exp, expm1, floor, gammaln, log, log10, log1p, maximum, minimum, sign, sin, sinh, sqrt, tan,
+        tanh and ``where(condition, a, b)``. Every other name is a column or a parameter; so is ``e``.
+
+        Parameters
+        ----------
+        text : str
+            The formula; parameters are ordered as they appear in it.
+        columns : sequence of str, optional
+            Which of its names are columns; by default those that the data has, or ``x=`` names.
+        name : str, optional
+            What reports call the model; by default the text.
+        defaults : mapping of str to float, optional
+            Starting values.
+
+        Raises
+        ------
+        ModelError
+            The text holds anything else, or lacks a name in `columns` or `defaults`.
+
+        Examples
+        --------
+        >>> from dask_nlsq import Model
+        >>> decay = Model.from_expression("a*exp(-b*t) + c", columns=["t"], defaults={"c": 0.0})
+        >>> decay.parameters
+        ('a', 'b', 'c')
+        """
+        expression = Expression(text)
+        inputs = (columns,) if isinstance(columns, str) else tuple(columns or ())
+        starts = {key: float(value) for key, value in (defaults or {}).items()}
+        for said, given in {"columns": inputs, "defaults": starts}.items():
+            unknown = [key for key in given if key not in expression.names]
+            if unknown:
+                raise ModelError(f"{said}= names {unknown}; the names in {text!r} are {list(expression.names)}.")
+        return cls(expression, expression.names, inputs, frozenset(expression.names), starts, {}, name or text)
 
     @property
-    def column(self) -> str:
-        """Name of the first argument, which is the column taken when none is named."""
-        return self.arguments[0]
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters, in the order of the signature or of the text.
+
+        Of an expression that leaves its columns to the data, these are all names until the data is there.
+        """
+        columns = self.columns or self.inputs
+        return tuple(a for a in self.arguments if a not in columns)
+
+    def inputs_among(self, present: Sequence[str], taken: Sequence[str]) -> tuple[str, ...]:
+        """Return the arguments that are columns of the data, by their names.
+
+        Parameters
+        ----------
+        present : sequence of str
+            Columns of the data.
+        taken : sequence of str
+            Those that play another part, as y or sigma.
+        """
+        found = tuple(name for name in self.arguments if name in present)
+        clash = [name for name in found if name in taken]
+        if clash:
+            raise ModelError(
+                f"{clash[0]!r} stands in {self.name!r} and is also the column given as y or sigma. Say which names are "
+                "columns with columns=, or name the fitted column with y=."
+            )
+        if not found:
+            raise ModelError(
+                f"None of the names in {self.name!r}, which are {list(self.arguments)}, is a column of the data, which "
+                f"has {list(present)}. Say which are columns with columns= and x=."
+            )
+        return found
+
+    def array_names(self, count: int) -> tuple[str, ...]:
+        """Name so many columns that are given as arrays, without names."""
+        if not isinstance(self.func, Expression):
+            (first,) = self.inputs
+            return (first,) if count == 1 else tuple(f"{first}[{i}]" for i in range(count))
+        usual = [name for name in self.arguments if name in ("x", "t")]
+        names = self.inputs or tuple(usual[:1])
+        if len(names) != count:
+            raise ModelError(
+                f"x holds {count} column{'s' * (count > 1)}, and which names in {self.name!r} they are is not known. Say "
+                "it with columns= in Model.from_expression, or give x as a mapping from names to arrays."
+            )
+        return names
 
     def bind(self, names: Sequence[str]) -> Model:
         """Say which argument takes which of the columns called `names`.
 
-        A later argument takes the column that bears its name; the first argument takes the rest, as one
-        array of shape (rows,), or of shape (k, rows) when k columns are left.
+        Of a function, a later argument takes the column that bears its name; the first argument takes the rest, as
+        one array of shape (rows,), or of shape (k, rows) when k columns are left. Of an expression, every name takes
+        the column of that name; columns of other names go to the names in ``inputs`` that are left, in order.
         """
-        later = {name: (i,) for i, name in enumerate(names) if name in self.arguments[1:]}
+        columns = self._by_name(names) if isinstance(self.func, Expression) else self._by_position(names)
+        bound = dataclasses.replace(self, columns=columns)
+        if not bound.parameters:
+            raise ModelError(f"x={list(names)} leaves no parameter to fit in {self.name!r}.")
+        return bound
+
+    def _by_position(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        first, *others = self.arguments
+        later = {name: (i,) for i, name in enumerate(names) if name in others}
         taken = {i for (i,) in later.values()}
         rest = tuple(i for i in range(len(names)) if i not in taken)
         if not rest:
             raise ModelError(
                 f"Every column in x={list(names)} is a later argument of {self.name!r}, and none is left for "
-                f"its first argument {self.column!r}."
+                f"its first argument {first!r}."
             )
-        bound = dataclasses.replace(self, columns={self.column: rest} | later)
-        if not bound.parameters:
-            raise ModelError(f"x={list(names)} leaves no parameter to fit in {self.name!r}.")
-        return bound
+        return {first: rest} | later
+
+    def _by_name(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        same = {name: (i,) for i, name in enumerate(names) if name in self.arguments}
+        strangers = [i for i, name in enumerate(names) if name not in self.arguments]
+        open_inputs = [name for name in self.inputs if name not in same]
+        if len(strangers) != len(open_inputs):
+            raise ModelError(
+                f"x={list(names)} does not fit {self.name!r}, whose names are {list(self.arguments)}"
+                f"{f' with the columns {list(self.inputs)}' if self.inputs else ''}. Use those names, or say "
+                "columns= in Model.from_expression, for which x= then names the data in the same order."
+            )
+        return same | {name: (i,) for name, i in zip(open_inputs, strangers, strict=True)}
 
     def __call__(self, x: Sequence[Any], theta: Sequence[Any], stack: Callable[..., Any]) -> Any:
         """Evaluate at columns `x`, each of shape (rows,), and parameters `theta`, each a scalar."""
