@@ -39,6 +39,11 @@ _POLISH = 3
 """Sweeps spent at the end on a triangle that could not be trusted: each brings 1e8 more within reach."""
 
 
+_FIRST_RADIUS, _SECOND_RADIUS = 0.1, 10.0
+"""First radius in units of the scaled start, and that of the second attempt. On the NIST problems the small one fails
+least often, and the large one finds the way where the small one does not."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
     """What one sweep taught: a row of the history."""
@@ -75,6 +80,8 @@ class State:
     proposal: Step | None = None  # how the trial was reached; None for a start, or for the same point again
     # What is known.
     point: Point | None = None
+    origin: Point | None = None  # the first point
+    refuge: State | None = None  # how a first attempt ended that was not believed
     history: tuple[Record, ...] = ()
     # What is left to try.
     shortest: float = float("inf")
@@ -118,7 +125,18 @@ class TrustRegion:
             state = self._reject(state, state.point, reduction)
         if state.status is None and state.nsweeps >= self.max_nfev:
             state = dataclasses.replace(state, status=Status.MAX_NFEV)
-        return state if state.status is not None else self._propose(state)
+        elif state.status is not None and state.refuge is None and _strayed(state):
+            state = self._start_again(state)
+        if state.status is not None:
+            return _better(state, state.refuge)
+        return self._propose(state)
+
+    def _start_again(self, state: State) -> State:
+        """Go back to the start, whose sweep is known, with a larger radius."""
+        assert state.origin is not None
+        again = State(trial=state.origin.theta, origin=state.origin, refuge=state, history=state.history)
+        radius = state.origin.radius * _SECOND_RADIUS / _FIRST_RADIUS
+        return dataclasses.replace(again, point=dataclasses.replace(state.origin, radius=radius))
 
     def _gain(self, state: State, reduction: Reduction) -> float:
         """Return the decrease of the cost over the predicted one; 1 where rounding hides both."""
@@ -144,6 +162,7 @@ class TrustRegion:
         moved = dataclasses.replace(
             state,
             point=point,
+            origin=state.origin or point,
             shortest=min(state.shortest, remains),
             patience=_PATIENCE if remains < state.shortest else state.patience - 1,
             history=(*state.history, self._record(state, reduction, remains, True)),
@@ -180,12 +199,12 @@ class TrustRegion:
 
     def _radius(self, state: State, scale: Vector, gain: float) -> float:
         if state.point is None:
-            return float(np.linalg.norm(scale * state.trial)) or 1.0
+            return _FIRST_RADIUS * float(np.linalg.norm(scale * state.trial)) or 1.0
         if state.proposal is None:
             return state.point.radius
         reach = float(np.linalg.norm(scale * state.proposal.delta))
         if gain < 0.25:
-            return 0.25 * reach
+            return 0.5 * reach
         return max(state.point.radius, 2.0 * reach) if gain > 0.75 else state.point.radius
 
     def _judge(self, before: State, now: Point, remains: float, patience: int) -> Status | None:
@@ -234,6 +253,23 @@ class TrustRegion:
         damping = 0.0 if state.proposal is None else state.proposal.damping
         radius = 0.0 if state.point is None else state.point.radius
         return Record(state.nsweeps + 1, state.trial, reduction.cost, remains, damping, radius, accepted)
+
+
+def _strayed(state: State) -> bool:
+    """Whether a fit ended where it may have lost its way: stalled, or blind to what it saw at the start."""
+    assert state.point is not None and state.origin is not None
+    blind = state.origin.factor.determined.all() and not state.point.factor.determined.all()
+    return state.status is Status.STALLED or bool(blind)
+
+
+def _better(last: State, first: State | None) -> State:
+    """Return the one of two endings that converged, or else lies lower, with the history of both."""
+    if first is None or first.status is None or last.status is None:
+        return last
+    assert first.point is not None and last.point is not None
+    before = (first.status.success, -first.point.reduction.cost)
+    after = (last.status.success, -last.point.reduction.cost)
+    return last if after >= before else dataclasses.replace(first, history=last.history)
 
 
 def final(state: State, lower: Vector, upper: Vector) -> tuple[Vector, float]:
