@@ -229,16 +229,17 @@ def _roles(
         if x is None or y is None:
             raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
         names, arrays = _split(model, x)
-        data = dict(zip(names, arrays, strict=True)) | {"y": y}
+        free = ("y", "sigma") if {"y", "sigma"}.isdisjoint(names) else ("fitted y", "sigma of y")
+        data = dict(zip(names, arrays, strict=True)) | {free[0]: y}
         if sigma is not None and constant is None:
-            data["sigma"] = sigma
-        y, sigma = "y", None if sigma is None else "sigma"
+            data[free[1]] = sigma
+        y, sigma = free[0], None if sigma is None else free[1]
     else:
         y = "y" if y is None else y
         if not isinstance(y, str):
             raise DataError(f"With data=, y must be the name of a column; it is a {type(y).__name__}.")
         names = model.inputs if x is None else (x,) if isinstance(x, str) else tuple(x)
-        if not names:  # an expression whose columns are those that the data has
+        if x is None and not names:  # an expression whose columns are those that the data has
             present = open_source(data, Columns((), y, constant or sigma, nan_policy), *reading).info.present
             names = model.inputs_among(present, (y, sigma))
     bound = model.bind(names)

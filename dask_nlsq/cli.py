@@ -146,7 +146,8 @@ def _output(_: click.Context, __: click.Parameter, path: Path | None) -> Path | 
     multiple=True,
     callback=_x,
     metavar="NAMES",
-    help="Columns of the model, repeated or separated by commas; by default its first argument, or the names that the data has.",
+    help="Columns of the model, repeated or separated by commas; by default its first argument, or those names of an "
+    "expression that the data has.",
 )
 @click.option("--y", "-y", metavar="NAME", help='Column that is fitted; by default "y".')
 @click.option("--sigma", callback=_sigma, metavar="NAME|NUMBER", help="Standard deviation of y.")
@@ -168,7 +169,14 @@ def _output(_: click.Context, __: click.Parameter, path: Path | None) -> Path | 
     show_default=True,
     help="Whether the data stay in memory between sweeps.",
 )
-@click.option("--max-nfev", type=click.IntRange(min=1), metavar="N", help="Most sweeps over the data.")
+@click.option(
+    "--max-nfev",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Most sweeps over the data.",
+)
 @click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler; by default threads of this process.")
 @click.option(
     "--output",

@@ -33,8 +33,10 @@ SIGNS = 1_000
 DEPTH = 200
 """Most levels of the tree, which are walked by recursion."""
 
+_UNARY = ("exp", "expm1", "log", "log10", "log1p", "sqrt", "sin", "cos", "tan", "sinh", "cosh", "tanh")
+
 FUNCTIONS: Mapping[str, tuple[int, str]] = {
-    **{name: (1, name) for name in "exp expm1 log log10 log1p sqrt sin cos tan sinh cosh tanh abs sign floor".split()},
+    **{name: (1, name) for name in (*_UNARY, "abs", "sign", "floor")},
     **{f"{arc}{name}": (1, f"arc{name}") for arc in ("arc", "a") for name in ("sin", "cos", "tan")},
     **{name: (1, f"special.{name}") for name in ("erf", "erfc", "gammaln")},
     **{name: (2, name) for name in ("arctan2", "minimum", "maximum")},
@@ -68,7 +70,9 @@ _ALLOWED = (
 
 _STRANGE = re.compile(r"[^A-Za-z0-9_ .+\-*/(),<>=!]")
 _SIGN = re.compile(r"\*\*|[-+*/<>=.(]")
-_WORD = re.compile(r"(?<![\w.])[A-Za-z_]\w*", re.ASCII)
+_WORD = re.compile(r"(?<!\w)[A-Za-z_]\w*", re.ASCII)
+_NUMBER = r"(?>(?>\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d[\d_]*)?)"  # atomic: no second thoughts, linear time
+_GLUED = re.compile(rf"(?<![\w.]){_NUMBER}(?=[A-Za-z])", re.ASCII)
 _ASSIGNMENT = re.compile(r"(?<![<>=!])=(?!=)")
 
 _REMEDIES = {
@@ -187,6 +191,10 @@ def _check_characters(text: str) -> None:
 
 
 def _check_words(text: str) -> None:
+    """Refuse names that are not names, and numbers that run into them."""
+    glued = _GLUED.search(text)
+    if glued is not None:
+        _refuse(text, glued.start(), f"the number {glued[0][:12]} runs into a name; a product needs *")
     for word in _WORD.finditer(text):
         if word[0].startswith("_"):
             _refuse(text, word.start(), f"the name {word[0]!r} begins with an underscore")
@@ -198,6 +206,8 @@ def _check_words(text: str) -> None:
 def _python_tree(text: str) -> ast.expr:
     """Let Python parse; only a tree is made, nothing is compiled to code."""
     body = text.lstrip()
+    if not body:
+        raise ModelError("The expression is empty; a formula is needed, such as 'a*exp(-b*t)'.")
     try:
         return ast.parse(body, "<expression>", mode="eval").body
     except SyntaxError as error:
@@ -236,7 +246,7 @@ class _Reader:
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
                 self.check_function(tree, name, args)
                 return self.call(tree, name, args, depth)
-        self.refuse(tree, f"this is not allowed ({type(tree).__name__})")
+        self.refuse(tree, f"this is not allowed ({type(getattr(tree, 'op', tree)).__name__})")
 
     def number(self, tree: ast.AST, value: float) -> float:
         """Return a finite float64."""

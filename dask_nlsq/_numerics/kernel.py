@@ -31,6 +31,7 @@ import numpy as np
 from jax import lax
 
 from dask_nlsq._errors import ModelError
+from dask_nlsq._numerics import loss
 from dask_nlsq._numerics.block import TILE, Block, Slab
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import Reduction
@@ -57,8 +58,8 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
         for slab in block.slabs():
             run = _kernel(objective, len(slab.y), s is not None)
-            out = run(theta, s, slab.x, slab.y, slab.weight, np.int64(slab.rows))
-            total = total.combine(_reduction(slab.rows, *(np.asarray(a) for a in out)))
+            sums = run(theta, s, slab.x, slab.y, slab.weight, np.int64(slab.rows))
+            total = total.combine(_reduction(slab.rows, jax.tree.map(np.asarray, sums), float(slab.y[0])))
     return total
 
 
@@ -162,25 +163,24 @@ def _where(error: BaseException) -> str:
 
 def empty(p: int, columns: int, dropped: int = 0) -> Reduction:
     """Return the reduction of no rows."""
-    return Reduction(
-        0,
-        dropped,
-        np.zeros((p + 1, p + 1)),
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        np.zeros(columns),
-        np.zeros(columns, np.uint64),
-    )
+    gram, sums, checksum = np.zeros((p + 1, p + 1)), np.zeros(columns), np.zeros(columns, np.uint64)
+    return Reduction(0, dropped, 0.0, gram, 0.0, 0.0, 0.0, 0.0, sums, checksum)
 
 
-def _reduction(rows: int, gram: Any, moments: Any, origin: Any, sums: Any, checksum: Any) -> Reduction:
+def _reduction(rows: int, sums: dict[str, Any], origin: float) -> Reduction:
     """Turn sums about the slab's origin into a mean and a spread."""
-    weight, first, second, log_weight = (float(m) for m in moments)
+    weight, first, second, log_weight, cost = (float(m) for m in sums.pop("moments"))
     shift = first / weight if weight > 0 else 0.0
-    spread = max(second - shift * first, 0.0)
-    return Reduction(rows, 0, gram, weight, float(origin) + shift, spread, log_weight, sums, checksum)
+    return Reduction(
+        rows=rows,
+        dropped=0,
+        cost=cost,
+        weight=weight,
+        mean=origin + shift,
+        spread=max(second - shift * first, 0.0),
+        log_weight=log_weight,
+        **sums,
+    )
 
 
 def _kernel(objective: Objective, rows: int, whitened: bool) -> Callable[..., Any]:
@@ -253,7 +253,6 @@ def _sweep_slab(objective: Objective, theta: Any, s: Any, slab: Slab) -> Any:
     origin = slab.y[0]  # sums about a value of the data keep the digits that a large offset would cost
 
     def body(i: Any, carry: Any) -> Any:
-        gram, moments, sums, checksum = carry
         real = i * TILE + jnp.arange(TILE) < slab.rows
         tile = [
             jnp.where(real, lax.dynamic_slice(c, (i * TILE,), (TILE,)), c0)
@@ -262,23 +261,48 @@ def _sweep_slab(objective: Objective, theta: Any, s: Any, slab: Slab) -> Any:
         x, y = tile[: len(slab.x)], tile[len(slab.x)]
         weight = real.astype(jnp.float64) if slab.weight is None else jnp.where(real, tile[-1], 0.0)
         a = _jacobian_and_residual(objective, theta, x, y)
-        if s is not None:
-            a = jnp.concatenate([s @ a[:p], a[p:]])
-        return (
-            gram + (a * weight**2) @ a.T,
-            moments + _moments(y - origin, weight, slab.weight is not None),
-            sums + jnp.stack([jnp.sum(c) for c in tile]),
-            checksum * _CHAIN + jnp.stack([_hash(c) for c in tile]),
-        )
+        cost, products = _products(objective, a, weight**2, s)
+        moments = _moments(y - origin, weight, slab.weight is not None)
+        added = {
+            "moments": jnp.stack([*moments, cost]),
+            "sums": jnp.stack([jnp.sum(c) for c in tile]),
+            **products,
+        }
+        checksum = carry.pop("checksum") * _CHAIN + jnp.stack([_hash(c) for c in tile])
+        return {name: carry[name] + value for name, value in added.items()} | {"checksum": checksum}
 
-    start = (
-        jnp.zeros((p + 1, p + 1)),
-        jnp.zeros(4),
-        jnp.zeros(len(columns)),
-        jnp.zeros(len(columns), jnp.uint64),
-    )
-    gram, moments, sums, checksum = lax.fori_loop(0, (slab.rows + TILE - 1) // TILE, body, start)
-    return gram, moments, origin, sums, checksum
+    start = {
+        "moments": jnp.zeros(5),
+        "sums": jnp.zeros(len(columns)),
+        "checksum": jnp.zeros(len(columns), jnp.uint64),
+        "gram": jnp.zeros((p + 1, p + 1)),
+        **({"curvature": jnp.zeros((p, p))} if objective.robust else {}),
+        **({"meat": jnp.zeros((p, p))} if objective.sandwich else {}),
+    }
+    return lax.fori_loop(0, (slab.rows + TILE - 1) // TILE, body, start)
+
+
+def _products(objective: Objective, a: Any, w2: Any, s: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the cost of a tile and the products of its Jacobian, from a (p + 1, tile) and squared weights.
+
+    The weight multiplies one side only: on both, XLA computes the columns once for each side.
+    """
+    p, residual = a.shape[0] - 1, a[-1]
+    if s is not None:
+        a = jnp.concatenate([s @ a[:p], a[p:]])
+    slope, products = 1.0, {}
+    if objective.robust:
+        scale = objective.f_scale
+        z = w2 * residual**2 / scale**2
+        rho, slope, bend = loss.evaluate(objective.loss, z)
+        cost = 0.5 * scale**2 * jnp.sum(jnp.where(w2 > 0, rho, 0.0))
+        products["curvature"] = (a[:p] * (w2 * (slope + 2.0 * z * bend))) @ a[:p].T
+    gram = (a * (w2 * slope)) @ a.T
+    if not objective.robust:
+        cost = 0.5 * gram[-1, -1]
+    if objective.sandwich:
+        products["meat"] = (a[:p] * (w2 * slope * residual) ** 2) @ a[:p].T
+    return cost, {"gram": gram, **products}
 
 
 def _jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any) -> Any:
@@ -313,7 +337,7 @@ def _moments(y: Any, weight: Any, weighted: bool) -> Any:
     if weighted:  # one logarithm for four rows: weights between 1e-77 and 1e77 cannot overflow their product
         product = jnp.prod(jnp.where(weight > 0, weight, 1.0).reshape(-1, 4), axis=1)
         log_weight = jnp.sum(jnp.log(product))
-    return jnp.stack([jnp.sum(w2), jnp.sum(w2 * y), jnp.sum(w2 * y * y), log_weight])
+    return jnp.sum(w2), jnp.sum(w2 * y), jnp.sum(w2 * y * y), log_weight
 
 
 def _hash(column: Any) -> Any:

@@ -195,8 +195,8 @@ class Model:
         names = self.inputs or tuple(usual[:1])
         if len(names) != count:
             raise ModelError(
-                f"x holds {count} column{'s' * (count > 1)}, and which names in {self.name!r} they are is not known. Say "
-                "it with columns= in Model.from_expression, or give x as a mapping from names to arrays."
+                f"x holds {count} column{'s' * (count > 1)}, and which names in {self.name!r} they are is not known. "
+                "Say it with columns= in Model.from_expression, or give x as a mapping from names to arrays."
             )
         return names
 
@@ -226,10 +226,10 @@ class Model:
         return {first: rest} | later
 
     def _by_name(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        same = {name: (i,) for i, name in enumerate(names) if name in self.arguments}
+        same: dict[str, tuple[int, ...]] = {n: (i,) for i, n in enumerate(names) if n in self.arguments}
         strangers = [i for i, name in enumerate(names) if name not in self.arguments]
         open_inputs = [name for name in self.inputs if name not in same]
-        if len(strangers) != len(open_inputs):
+        if not names or len(strangers) != len(open_inputs):
             raise ModelError(
                 f"x={list(names)} does not fit {self.name!r}, whose names are {list(self.arguments)}"
                 f"{f' with the columns {list(self.inputs)}' if self.inputs else ''}. Use those names, or say "

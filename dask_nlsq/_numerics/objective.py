@@ -7,12 +7,30 @@ weighed. It is sent to a process once, opened once, and compiled once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from dask_nlsq._numerics.loss import Loss
 from dask_nlsq._numerics.model import Model
 
 Jacobian = Literal["reverse", "forward"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Expansion:
+    """How all parameters follow from the free ones: some are held, some are tied by an expression."""
+
+    names: tuple[str, ...]  # all, in the order of the model
+    free: tuple[str, ...]
+    fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    tied: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)  # in an order that resolves
+
+    def __call__(self, theta: Sequence[Any]) -> list[Any]:
+        """Return all parameters, each a scalar, from the free ones."""
+        known: dict[str, Any] = dict(zip(self.free, theta, strict=True)) | dict(self.fixed)
+        for name, expression in self.tied.items():
+            known[name] = expression(**{n: known[n] for n in expression.names})  # type: ignore[attr-defined]
+        return [known[name] for name in self.names]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: compiled kernels hang on it
@@ -23,6 +41,10 @@ class Objective:
     columns: tuple[str, ...]  # names of the columns of x, then of y
     weighted: bool = False
     jacobian: Jacobian = "reverse"
+    loss: Loss = "linear"
+    f_scale: float = 1.0
+    sandwich: bool = False  # also sum what the Huber-White covariance needs
+    expansion: Expansion | None = None  # None: every parameter is free
 
     @property
     def n_columns(self) -> int:
@@ -32,8 +54,17 @@ class Objective:
     @property
     def n_parameters(self) -> int:
         """Number of free parameters, p."""
-        return len(self.model.parameters)
+        return len(self.model.parameters if self.expansion is None else self.expansion.free)
+
+    @property
+    def robust(self) -> bool:
+        """Whether large residuals count for less."""
+        return self.loss != "linear"
+
+    def expand(self, theta: Sequence[Any]) -> Sequence[Any]:
+        """Return all parameters of the model from the free ones."""
+        return theta if self.expansion is None else self.expansion(theta)
 
     def evaluate(self, x: Sequence[Any], theta: Sequence[Any], stack: Callable[..., Any]) -> Any:
         """Evaluate the model at columns `x` (each (rows,)) and free parameters `theta` (each a scalar)."""
-        return self.model(x, theta, stack)
+        return self.model(x, self.expand(theta), stack)

@@ -30,7 +30,8 @@ class Reduction:
 
     rows: int
     dropped: int
-    gram: Matrix  # (p + 1, p + 1), whitened by the request's S
+    cost: float  # ½ Σ w² r², or ½ C² Σ ρ under a robust loss
+    gram: Matrix  # (p + 1, p + 1), whitened by the request's S; each row of it weighted by ρ'
     # Weighted moments of y, merged by Chan's formulas so that a large offset costs no digits.
     weight: float  # Σ w²
     mean: float  # Σ w² y / Σ w²
@@ -39,16 +40,14 @@ class Reduction:
     # What the rows were: sums that turn NaN when a cell is, and a hash of the bit patterns.
     sums: Vector  # (columns,)
     checksum: npt.NDArray[np.uint64]  # (columns,)
+    # Sums that only some fits ask for, (p, p), whitened too.
+    curvature: Matrix | None = None  # weighted by ρ' + 2 z ρ'' (robust losses)
+    meat: Matrix | None = None  # Σ w⁴ (ρ' r)² Jᵀ J (sandwich covariance)
 
     @property
     def finite(self) -> bool:
         """Whether residuals and Jacobian were finite in every row."""
-        return bool(np.isfinite(self.gram).all())
-
-    @property
-    def cost(self) -> float:
-        """Half the weighted sum of squared residuals."""
-        return 0.5 * float(self.gram[-1, -1])
+        return bool(np.isfinite(self.gram).all() and np.isfinite(self.cost))
 
     def combine(self, other: Reduction) -> Reduction:
         """Add the sums of two disjoint sets of rows."""
@@ -62,6 +61,7 @@ class Reduction:
             return Reduction(
                 rows=self.rows + other.rows,
                 dropped=self.dropped + other.dropped,
+                cost=self.cost + other.cost,
                 gram=self.gram + other.gram,
                 weight=weight,
                 mean=self.mean + step * share,
@@ -69,7 +69,13 @@ class Reduction:
                 log_weight=self.log_weight + other.log_weight,
                 sums=self.sums + other.sums,
                 checksum=self.checksum + other.checksum,
+                curvature=_add(self.curvature, other.curvature),
+                meat=_add(self.meat, other.meat),
             )
+
+
+def _add(one: Matrix | None, two: Matrix | None) -> Matrix | None:
+    return None if one is None or two is None else one + two
 
 
 def fold(leaves: Iterable[Reduction]) -> Reduction:

@@ -1,0 +1,72 @@
+"""NIST's 27 nonlinear problems from both starts, with default options: certified digits, also of a million rows."""
+
+import functools
+import math
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+from nist import PROBLEMS
+
+from dask_nlsq import Model
+
+CASES = [(problem, start) for problem in PROBLEMS for start in (0, 1)]
+IDS = [f"{problem.name}-{start + 1}" for problem, start in CASES]
+ROWS = 1_000_000  # above them a fit stops at a ten-thousandth of a standard error, which is fewer digits
+FAINT = {"Lanczos1": 3}  # its residuals are rounding errors, and its standard errors are their size
+
+
+def digits(values, certified):
+    """Correct digits of the worst value, at most the 11 that NIST certifies."""
+    error = np.abs(np.subtract(values, certified)) / np.abs(certified)
+    worst = float(np.max(error))  # a NaN stays one, and fails
+    return min(11.0, -math.log10(worst)) if worst else 11.0
+
+
+@functools.cache
+def solve(problem, start, repeats=1):
+    """Fit the rows, repeated so often, from one of the two starts."""
+    columns = {name: np.tile(values, repeats) for name, values in (problem.x | {"y": problem.y}).items()}
+    rows = dd.from_pandas(pd.DataFrame(columns), npartitions=4)
+    p0 = dict(zip(problem.parameters, problem.starts[start], strict=True))
+    return rows.nlsq.fit(Model.from_expression(problem.expression), p0=p0)
+
+
+def scores(problem, start, repeats=1):
+    """Digits of the parameters and of the standard errors."""
+    result = solve(problem, start, repeats)
+    n, p = len(problem.y), len(problem.params)
+    # Repeating r times leaves s²(JᵀJ)⁻¹ = (r rss / (r n − p)) (r JᵀJ)⁻¹, so only the degrees of freedom differ.
+    shrunk = np.array(problem.stderr) * np.sqrt((n - p) / (repeats * n - p))
+    names = list(problem.parameters)
+    return digits(result.params[names], problem.params), digits(result.stderr[names], shrunk)
+
+
+@pytest.mark.parametrize(("problem", "start"), CASES, ids=IDS)
+def test_certified(problem, start):
+    parameters, errors = scores(problem, start)
+    assert solve(problem, start).success
+    assert parameters >= 6
+    assert errors >= FAINT.get(problem.name, 6)
+
+
+def test_mean_digits():
+    """Digits of the worst parameter, averaged over the cases."""
+    assert np.mean([scores(problem, start)[0] for problem, start in CASES]) >= 9.3
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
+def test_residuals_and_degrees_of_freedom(problem):
+    result = solve(problem, 1)
+    assert result.dof == problem.dof == len(problem.y) - len(problem.params)
+    # Those of the Lanczos problems lie far below the data, whose rounding limits them.
+    assert result.chisqr == pytest.approx(problem.rss, rel=1e-8, abs=1e-15 * np.square(problem.y).sum())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("problem", "start"), CASES, ids=IDS)
+def test_certified_at_a_million_rows(problem, start):
+    parameters, errors = scores(problem, start, ROWS // len(problem.y))
+    assert parameters >= 6
+    assert errors >= FAINT.get(problem.name, 6)
