@@ -23,43 +23,32 @@ from typing import Any
 import dask
 import distributed
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import psutil
 import zarr
-from scipy.optimize import OptimizeWarning
+from scipy.optimize import OptimizeResult, OptimizeWarning
 
-from dask_nlsq._errors import DataError, ModelError, NlsqError, NlsqWarning, TooFewRows
+from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows
 from dask_nlsq._numerics import inference, kernel
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.model import Model
+from dask_nlsq._numerics.loss import Loss, check_loss
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.reduction import Reduction
-from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
+from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
+from dask_nlsq._problem import Problem, cached, choose_executor, roles, warn_of_namesakes
 from dask_nlsq._progress import Progress
 from dask_nlsq._result import FitResult, history_frame
-from dask_nlsq._sources import Columns, Source, open_source
-from dask_nlsq._sweep import Cluster, Executor, Ledger, Serial, Shipped, Threads, ship, sweep
+from dask_nlsq._sources import open_source
+from dask_nlsq._sweep import Cluster, Ledger, ship, sweep
+from dask_nlsq._typing import Matrix, Vector
 
 if sys.platform != "win32":
     import resource
 
 log = logging.getLogger("dask_nlsq")
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A fit with every argument made exact."""
-
-    source: Source
-    columns: Columns
-    objective: Objective
-    shipped: Shipped
-    parameters: Parameters
-    executor: Executor
-    partitions: Sequence[Any]
 
 
 def fit(
@@ -73,12 +62,20 @@ def fit(
     storage_options: dict[str, Any] | None = None,
     p0: Any = None,
     bounds: Any = None,
+    fixed: Any = None,
+    tied: Mapping[str, Any] | None = None,
+    prior: Mapping[str, tuple[float, float]] | None = None,
+    loss: Loss = "linear",
+    f_scale: float = 1.0,
     absolute_sigma: bool = False,
+    cov_type: str = "standard",
     nan_policy: str = "raise",
     ftol: float | None = None,
     xtol: float | None = None,
     gtol: float | None = None,
     max_nfev: int = 1000,
+    time_limit: float | None = None,
+    callback: Callable[[OptimizeResult], Any] | None = None,
     cache: str = "auto",
     client: Any = None,
     progress: bool | None = None,
@@ -108,16 +105,34 @@ def fit(
     p0 : mapping, sequence or FitResult, optional
         Starting values; else the defaults in the signature; else 1, which the result says.
     bounds : tuple or mapping, optional
-        ``(lower, upper)`` or ``{name: (lower, upper)}``.
+        ``(lower, upper)`` or ``{name: (lower, upper)}``; equal bounds hold a parameter.
+    fixed : mapping or sequence of str, optional
+        ``{name: value}``, or names to be held at their start.
+    tied : mapping, optional
+        ``{name: "expression of other parameters"}``; it is substituted before differentiation.
+    prior : mapping, optional
+        ``{name: (mean, standard deviation)}``; each counts as one more row.
+    loss : {"linear", "soft_l1", "huber", "cauchy", "arctan", "tukey"} or callable
+        How a large residual counts, as in `scipy.optimize.least_squares`; a callable takes z = (r / f_scale)² and
+        returns ρ, or (ρ, ρ', ρ'').
+    f_scale : float
+        The size of a residual, in units of sigma (of y without sigma), from which it is large.
     absolute_sigma : bool
         Whether `sigma` is in units of y; else only its ratios matter and the covariance is scaled by
         the reduced chi-square.
+    cov_type : {"standard", "sandwich"}
+        The sandwich (Huber-White, HC1) holds where the spread of the residuals differs from row to row.
     nan_policy : {"raise", "omit"}
         What to do with rows where x or y is not finite.
     ftol, xtol, gtol : float, optional
         SciPy's tests, besides the default: stop when the step that remains is far below the standard errors.
     max_nfev : int
         Most sweeps.
+    time_limit : float, optional
+        Seconds after which no further sweep is begun.
+    callback : callable, optional
+        Called after every sweep with an `OptimizeResult` of ``x``, ``cost``, ``nfev`` and ``params``; raising
+        StopIteration ends the fit.
     cache : {"auto", "persist", "none"}
         Whether partitions stay in memory between sweeps; "auto" keeps them below half of the memory.
     client : distributed.Client, optional
@@ -161,20 +176,33 @@ def fit(
     if max_nfev < 1:
         raise NlsqError(f"max_nfev is {max_nfev}; at least one sweep is needed.")
     started = time.perf_counter()
-    data, columns, bound = _roles(model, x, y, data, sigma, nan_policy, p0, (filters, storage_options))
-    parameters = Parameters.of(bound, p0, bounds)
-    objective = kernel.check(Objective(bound, (*columns.x, columns.y), columns.sigma is not None))
+    data, columns, bound = roles(model, x, y, data, sigma, nan_policy, p0, (filters, storage_options))
+    check_loss(loss, f_scale)
+    if cov_type not in ("standard", "sandwich"):
+        raise NlsqError(f'cov_type is {cov_type!r}; "standard" or "sandwich" is needed.')
+    parameters = Parameters.of(bound, p0, bounds, fixed, tied, prior)
+    objective = Objective(
+        bound,
+        (*columns.x, columns.y),
+        columns.sigma is not None,
+        loss=loss,
+        f_scale=f_scale,
+        sandwich=cov_type == "sandwich",
+        expansion=parameters.expansion,
+    )
+    objective = kernel.check(objective)
     source = open_source(data, columns, filters, storage_options)
-    _warn_of_namesakes(bound, source)
-    executor = _executor(client, len(source.partitions))
+    warn_of_namesakes(bound, source)
+    executor = choose_executor(client, len(source.partitions))
     shipped = ship(objective)
     if isinstance(executor, Cluster):
         shipped.bytes()  # refused here, by name, rather than by the scheduler
-    partitions = _cached(source, executor, cache)
+    partitions = cached(source, executor, cache)
     problem = Problem(source, columns, objective, shipped, parameters, executor, partitions)
     solver = TrustRegion(
         parameters.lower,
         parameters.upper,
+        parameters.prior,
         absolute_sigma=absolute_sigma,
         ftol=ftol,
         xtol=xtol,
@@ -182,14 +210,20 @@ def fit(
         max_nfev=max_nfev,
     )
     with Progress(len(partitions), progress) as bar:
-        state, seconds = minimise(problem, solver, bar)
+        state, seconds = minimise(problem, solver, bar, time_limit, callback)
     notes = _notes(problem)
     return _result(problem, solver, state, seconds, time.perf_counter() - started, notes)
 
 
-def minimise(problem: Problem, solver: TrustRegion, bar: Progress) -> tuple[State, list[float]]:
+def minimise(
+    problem: Problem,
+    solver: TrustRegion,
+    bar: Progress,
+    time_limit: float | None = None,
+    callback: Callable[[OptimizeResult], Any] | None = None,
+) -> tuple[State, list[float]]:
     """Run the loop to its end; return the last state and the seconds of each sweep."""
-    ledger, seconds = Ledger(), []
+    ledger, seconds, started = Ledger(), [], time.monotonic()
     state = solver.init(problem.parameters.start)
     while state.status is None:
         clock = time.perf_counter()
@@ -200,110 +234,39 @@ def minimise(problem: Problem, solver: TrustRegion, bar: Progress) -> tuple[Stat
             _first_look(problem, reduction)
         state = solver.step(state, reduction)
         seconds.append(time.perf_counter() - clock)
-        last = state.history[-1]
-        log.info(
-            "sweep %d: cost %.10g, %.3g standard errors remain, damping %.3g, %s, %.3g s",
-            last.sweep,
-            last.cost,
-            last.step,
-            last.damping,
-            "accepted" if last.accepted else "refused",
-            seconds[-1],
-        )
+        _tell(state, seconds[-1])
+        if state.status is None:
+            state = dataclasses.replace(state, status=_asked_to_stop(problem, state, callback))
+        if state.status is None and time_limit is not None and time.monotonic() - started > time_limit:
+            state = dataclasses.replace(state, status=Status.TIME_LIMIT)
     return state, seconds
 
 
-def _roles(
-    model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p0: Any, reading: tuple[Any, Any]
-) -> tuple[Any, Columns, Model]:
-    """Say which data plays which role, by name whatever the form; return data, columns and the bound model."""
-    if not isinstance(model, Model):
-        if not callable(model):
-            raise ModelError(f"model is a {type(model).__name__}; a function f(x, *parameters) is needed.")
-        n = None if p0 is None else np.size(getattr(p0, "popt", p0))
-        model = Model.from_function(model, n)
-    constant = float(sigma) if isinstance(sigma, (int, float, np.floating, np.integer)) else None
-    if constant is not None and not constant > 0:
-        raise DataError(f"sigma is {constant}; it must be positive.")
-    if data is None:
-        if x is None or y is None:
-            raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
-        names, arrays = _split(model, x)
-        free = ("y", "sigma") if {"y", "sigma"}.isdisjoint(names) else ("fitted y", "sigma of y")
-        data = dict(zip(names, arrays, strict=True)) | {free[0]: y}
-        if sigma is not None and constant is None:
-            data[free[1]] = sigma
-        y, sigma = free[0], None if sigma is None else free[1]
-    else:
-        y = "y" if y is None else y
-        if not isinstance(y, str):
-            raise DataError(f"With data=, y must be the name of a column; it is a {type(y).__name__}.")
-        names = model.inputs if x is None else (x,) if isinstance(x, str) else tuple(x)
-        if x is None and not names:  # an expression whose columns are those that the data has
-            present = open_source(data, Columns((), y, constant or sigma, nan_policy), *reading).info.present
-            names = model.inputs_among(present, (y, sigma))
-    bound = model.bind(names)
-    sigma = constant if constant is not None else sigma
-    return data, Columns(tuple(names), y, sigma, nan_policy), bound
+def _tell(state: State, seconds: float) -> None:
+    last = state.history[-1]
+    log.info(
+        "sweep %d: cost %.10g, %.3g standard errors remain, damping %.3g, %s, %.3g s",
+        last.sweep,
+        last.cost,
+        last.step,
+        last.damping,
+        "accepted" if last.accepted else "refused",
+        seconds,
+    )
 
 
-def _warn_of_namesakes(model: Model, source: Source) -> None:
-    """Say where a column of the data bears the name of a parameter, which is fitted all the same."""
-    for name in model.parameters:
-        if name in source.info.present and name not in source.info.columns:
-            warnings.warn(
-                f"The data has a column {name!r}, and the model a parameter of that name: the parameter is fitted, "
-                f"and the column is not read. To use the column, add {name!r} to x=.",
-                NlsqWarning,
-                stacklevel=3,
-            )
-
-
-def _split(model: Model, x: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
-    """Return names and columns of an x given as arrays."""
-    if isinstance(x, Mapping):
-        return tuple(x), list(x.values())
-    if isinstance(x, (tuple, list)) and x and getattr(x[0], "ndim", 0) == 1:
-        arrays = list(x)
-    elif getattr(x, "ndim", 1) == 2:
-        arrays = [x[i] for i in range(x.shape[0])]
-    else:
-        arrays = [x]
-    return model.array_names(len(arrays)), arrays
-
-
-def _executor(client: Any, partitions: int) -> Executor:
-    if client is None:
-        try:
-            client = distributed.Client.current()
-        except ValueError:
-            return Threads() if partitions > 1 else Serial()
-    if client.asynchronous:
-        raise NlsqError("The client is asynchronous, and fit waits for its answers: use a synchronous Client.")
-    return Cluster(client)
-
-
-def _cached(source: Source, executor: Executor, cache: str) -> Sequence[Any]:
-    """Hold the partitions in memory where that is asked for, or needed, or cheap."""
-    if cache not in ("auto", "persist", "none"):
-        raise NlsqError(f'cache is {cache!r}; "auto", "persist" or "none" is needed.')
-    local = not isinstance(executor, Cluster)
-    if isinstance(source.partitions[0], Block) and local:
-        return source.partitions
-    embedded = isinstance(source.partitions[0], Block)  # would be sent anew with every sweep
-    size, room = source.info.nbytes, _memory(executor)
-    fits = size is not None and size < 0.5 * room
-    if source.shared or cache == "persist" or (cache == "auto" and (embedded or fits)):
-        return executor.hold(source.partitions, source.shared)
-    return source.partitions
-
-
-def _memory(executor: Executor) -> float:
-    """Return the bytes that partitions may take: those of the workers, or what this machine has free."""
-    if isinstance(executor, Cluster):
-        workers = executor.client.scheduler_info(n_workers=-1)["workers"].values()
-        return float(sum(w["memory_limit"] or 0 for w in workers))
-    return float(psutil.virtual_memory().available)
+def _asked_to_stop(problem: Problem, state: State, callback: Callable[[OptimizeResult], Any] | None) -> Status | None:
+    if callback is None or state.point is None:
+        return None
+    x = np.array([float(v) for v in problem.objective.expand(list(state.point.theta))])
+    params = dict(zip(problem.parameters.names, x.tolist(), strict=True))
+    intermediate = OptimizeResult()
+    intermediate.update(x=x, cost=state.point.reduction.cost, nfev=state.nsweeps, params=params)
+    try:
+        callback(intermediate)
+    except StopIteration:
+        return Status.CALLBACK
+    return None
 
 
 def _first_look(problem: Problem, reduction: Reduction) -> None:
@@ -314,7 +277,7 @@ def _first_look(problem: Problem, reduction: Reduction) -> None:
     if reduction.rows < p:
         raise TooFewRows(f"There are {reduction.rows} rows for {p} parameters; at least {p} are needed.")
     if not reduction.finite:
-        values = dict(zip(problem.parameters.names, start.tolist(), strict=True))
+        values = dict(zip(problem.parameters.free, start.tolist(), strict=True))
         raise ModelError(
             f"The model or its derivative is not finite at the start p0={values}, although the data are. "
             "Start elsewhere with p0=, or keep the model away from such values with bounds=."
@@ -342,13 +305,15 @@ def _result(
     assert point is not None and state.status is not None
     parameters = problem.parameters
     theta, cost = final(state, parameters.lower, parameters.upper)
-    active = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
-    statistics = inference.statistics(point.reduction, cost, int(np.sum(active == 0)), solver.absolute_sigma)
-    s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf
-    pcov = inference.covariance(point.factor, s2, active == 0)
-    held = [name for name, side in zip(parameters.names, active, strict=True) if side]
+    side = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
+    free = side == 0
+    statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma)
+    pcov = _covariance(point, statistics, free, solver.absolute_sigma)
+    held = [name for name, where in zip(parameters.free, side, strict=True) if where]
     if held:
         notes += (f"{', '.join(held)} ended at a bound and was held there; it has no standard error.",)
+    gradient = np.where(free, point.factor.gradient, 0.0)
+    theta, pcov, active = _expand(problem, theta, pcov, side)
     if np.isinf(pcov).any():
         open_ends = [n for n, v in zip(parameters.names, np.diag(pcov), strict=True) if np.isinf(v)]
         warnings.warn(
@@ -356,7 +321,6 @@ def _result(
             OptimizeWarning,
             stacklevel=3,
         )
-    gradient = np.where(active == 0, point.factor.gradient, 0.0)
     if state.status is Status.MAX_NFEV:
         log.warning("the fit stopped after %d sweeps without converging", state.nsweeps)
     return FitResult(
@@ -370,12 +334,36 @@ def _result(
         condition_number=point.factor.condition,
         active_mask=active,
         status=state.status,
-        history=_history(state, parameters.names, seconds),
+        history=_history(state, parameters.free, seconds),
         provenance=_provenance(problem, state, sum(seconds), total),
         notes=notes,
         shipped=problem.shipped,
         columns=dataclasses.replace(problem.columns, origins=problem.source.info.origins),
     )
+
+
+def _covariance(point: Point, statistics: inference.Statistics, free: Any, absolute_sigma: bool) -> Matrix:
+    """Return the covariance of the free parameters, (p, p)."""
+    dof = statistics.dof
+    if point.reduction.meat is None:
+        s2 = 1.0 if absolute_sigma else statistics.redchi if dof > 0 else np.inf
+        return inference.covariance(point.factor, s2, free)
+    inverse = np.eye(len(free)) if point.whitening is None else point.whitening.inverse
+    meat = inverse.T @ point.reduction.meat @ inverse
+    return inference.covariance(point.factor, statistics.n_obs / dof if dof > 0 else np.inf, free, meat)
+
+
+def _expand(problem: Problem, theta: Vector, pcov: Matrix, side: Any) -> tuple[Vector, Matrix, Any]:
+    """Return all parameters, their covariance by the delta method, and which are at a bound."""
+    parameters, expand = problem.parameters, problem.objective.expand
+    if parameters.expansion is None:
+        return theta, pcov, side
+    with jax.enable_x64(True):
+        everything = np.array([float(v) for v in expand([float(t) for t in theta])])
+        jacobian = np.asarray(jax.jacfwd(lambda t: jnp.stack([jnp.asarray(v, float) for v in expand(list(t))]))(theta))
+    active = np.zeros(len(parameters.names), int)
+    active[[parameters.names.index(name) for name in parameters.free]] = side
+    return everything, inference.propagate(pcov, jacobian), active
 
 
 def _history(state: State, names: Sequence[str], seconds: list[float]) -> pd.DataFrame:

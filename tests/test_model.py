@@ -68,7 +68,7 @@ MODEL = Model.from_function(plain).bind(["t"])
         ([5, 6], None, [5, 6], ()),
         (None, {"a": (3, 4)}, [3, 2], ("a",)),
         (None, (-np.inf, [0.5, np.inf]), [0.5, 2], ("a",)),
-        ((1, 2), ([1, 2], [1, 2]), [1, 2], ()),
+        ((1, 2), ([1, 2], [1, 3]), [2], ()),
     ],
 )
 def test_start(p0, bounds, start, guessed):

@@ -19,7 +19,7 @@ FAINT = {"Lanczos1": 3}  # its residuals are rounding errors, and its standard e
 
 def digits(values, certified):
     """Correct digits of the worst value, at most the 11 that NIST certifies."""
-    error = np.abs(np.subtract(values, certified)) / np.abs(certified)
+    error = np.abs(np.asarray(values) - certified) / np.abs(certified)
     worst = float(np.max(error))  # a NaN stays one, and fails
     return min(11.0, -math.log10(worst)) if worst else 11.0
 

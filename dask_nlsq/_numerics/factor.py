@@ -84,6 +84,14 @@ class Factor:
         sigma = self.svd[1]
         return float(sigma[0] / sigma[-1]) if self.determined.all() else float("inf")
 
+    @functools.cached_property
+    def spread(self) -> Vector:
+        """Standard errors for s = 1, from the directions that the data see."""
+        _, sigma, vt = self.svd
+        seen = self.determined
+        rows: Vector = np.linalg.norm(vt[seen].T / sigma[seen], axis=1) / self.norms
+        return rows
+
     def whitening(self) -> Whitening | None:
         """Return the S for the next sweep, or None where scaling alone will do."""
         _, sigma, vt = self.svd

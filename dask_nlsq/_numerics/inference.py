@@ -69,8 +69,8 @@ def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool) 
         )
 
 
-def covariance(factor: Factor, s2: float, free: npt.NDArray[np.bool_]) -> Matrix:
-    """Return s²(RᵀR)⁻¹ over the `free` parameters, NaN for the others.
+def covariance(factor: Factor, s2: float, free: npt.NDArray[np.bool_], meat: Matrix | None = None) -> Matrix:
+    """Return s²(RᵀR)⁻¹ over the `free` parameters, NaN for the others; with `meat` M, (RᵀR)⁻¹ s²M (RᵀR)⁻¹.
 
     A parameter that a direction unseen by the data moves has infinite variance; the others keep the variance
     that the directions seen by the data give them.
@@ -82,9 +82,20 @@ def covariance(factor: Factor, s2: float, free: npt.NDArray[np.bool_]) -> Matrix
     _, sigma, vt = part.svd
     seen = part.determined
     half = vt[seen].T / sigma[seen] / part.norms[:, None]
-    block = s2 * (half @ half.T) if np.isfinite(s2) else np.full((part.p, part.p), np.inf)
+    core = np.eye(len(sigma[seen])) if meat is None else half.T @ meat[np.ix_(free, free)] @ half
+    block = s2 * (half @ core @ half.T) if np.isfinite(s2) else np.full((part.p, part.p), np.inf)
     open_ends = np.abs(vt[~seen]).max(axis=0, initial=0.0) > 1e-6
     block[open_ends, :] = np.inf
     block[:, open_ends] = np.inf
     cov[np.ix_(free, free)] = block
     return cov
+
+
+def propagate(cov: Matrix, jacobian: Matrix) -> Matrix:
+    """Return T C Tᵀ for T of shape (all, free), where a zero in T keeps what is not finite in C away."""
+    used = jacobian != 0
+    both = used[:, None, :, None] & used[None, :, None, :]
+    with np.errstate(invalid="ignore"):
+        terms = jacobian[:, None, :, None] * jacobian[None, :, None, :] * cov
+    spread: Matrix = np.where(both, terms, 0.0).sum(axis=(2, 3))
+    return spread

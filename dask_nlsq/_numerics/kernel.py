@@ -64,7 +64,7 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
 
 
 def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
-    """Evaluate the model at every row of a block; shape (rows,)."""
+    """Evaluate the model at every row of a block, with all its parameters; shape (rows,)."""
     parts = [np.empty(0)]
     with jax.enable_x64(True):
         for slab in block.slabs():
@@ -238,10 +238,10 @@ def _compile_rows(objective: Objective) -> Any:
 
 def _compile_predict(objective: Objective, rows: int) -> Any:
     def predict(theta: Any, x: Any) -> Any:
-        return jnp.asarray(objective.evaluate(x, list(theta), jnp.stack), jnp.float64)
+        return jnp.asarray(objective.model(x, list(theta), jnp.stack), jnp.float64)
 
     column = jax.ShapeDtypeStruct((rows,), np.float64)
-    theta = jax.ShapeDtypeStruct((objective.n_parameters,), np.float64)
+    theta = jax.ShapeDtypeStruct((len(objective.model.parameters),), np.float64)
     return jax.jit(predict).lower(theta, (column,) * objective.n_columns).compile()
 
 

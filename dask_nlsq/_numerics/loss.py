@@ -70,9 +70,9 @@ def _rho(name: str, z: Any) -> Any:
     near = jnp.minimum(z, 1.0)
     far = jnp.maximum(z, 1.0)  # keeps the square root's slope finite where it is not taken
     return {
-        "soft_l1": lambda: 2.0 * (jnp.sqrt(1.0 + z) - 1.0),
+        "soft_l1": lambda: 2.0 * z / (1.0 + jnp.sqrt(1.0 + z)),  # no cancellation at small z
         "huber": lambda: jnp.where(z <= 1.0, z, 2.0 * jnp.sqrt(far) - 1.0),
         "cauchy": lambda: jnp.log1p(z),
         "arctan": lambda: jnp.arctan(z),
-        "tukey": lambda: jnp.where(z < 1.0, (1.0 - (1.0 - near) ** 3) / 3.0, 1.0 / 3.0),
+        "tukey": lambda: near * (1.0 - near + near**2 / 3.0),
     }[name]()

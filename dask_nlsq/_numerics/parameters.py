@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import graphlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dask_nlsq._errors import BoundsError, ModelError
+from dask_nlsq._numerics.expression import Expression
 from dask_nlsq._numerics.model import Model
+from dask_nlsq._numerics.objective import Expansion
+from dask_nlsq._numerics.prior import Prior
 from dask_nlsq._typing import Vector
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """The parameters of a fit in the order of the model's signature; every array has shape (p,)."""
+    """The parameters of a fit in the order of the model's signature; arrays are of the free ones, shape (p,)."""
 
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # all
+    free: tuple[str, ...]
     start: Vector
     lower: Vector
     upper: Vector
+    prior: Prior | None = None
+    fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    tied: Mapping[str, Expression] = dataclasses.field(default_factory=dict)
     guessed: tuple[str, ...] = ()  # names whose start nobody gave
 
     @classmethod
-    def of(cls, model: Model, p0: Any = None, bounds: Any = None) -> Parameters:
-        """Bring start and bounds into one form.
+    def of(
+        cls, model: Model, p0: Any = None, bounds: Any = None, fixed: Any = None, tied: Any = None, prior: Any = None
+    ) -> Parameters:
+        """Bring start, bounds and constraints into one form.
 
         Parameters
         ----------
@@ -35,31 +45,101 @@ class Parameters:
             Starting values; a mapping may leave names out. What is not given comes from the defaults in the
             signature, else it is 1, or the point of the bounds nearest to 1.
         bounds : tuple or mapping, optional
-            ``(lower, upper)``, each a number or a sequence, or ``{name: (lower, upper)}``.
+            ``(lower, upper)``, each a number or a sequence, or ``{name: (lower, upper)}``. Equal bounds hold a
+            parameter.
+        fixed : mapping or sequence of str, optional
+            ``{name: value}``, or names to be held at their start.
+        tied : mapping, optional
+            ``{name: "expression of other parameters"}``.
+        prior : mapping, optional
+            ``{name: (mean, standard deviation)}`` of free parameters.
 
         Raises
         ------
         BoundsError
             A lower bound lies above its upper bound, or the start lies outside.
         ModelError
-            A start is not finite, has the wrong length or a name that the model does not have.
+            A start is not finite, has the wrong length or a name that the model does not have; an expression
+            names what is no parameter, or its own result; nothing is left to fit.
         """
         names = model.parameters
         lower, upper = _bounds(names, bounds)
         given = dict(model.defaults) | _start(names, p0)
         nearest = np.clip(np.ones(len(names)), lower, upper)
-        start = np.array([given.get(name, nearest[i]) for i, name in enumerate(names)], float)
+        values = {name: given.get(name, float(nearest[i])) for i, name in enumerate(names)}
+        ties = _ties(names, tied or {})
+        held = _held(names, fixed, values)
+        held |= {
+            n: float(low) for n, low, high in zip(names, lower, upper, strict=True) if low == high and n not in held
+        }
+        both = [name for name in ties if name in held]
+        if both:
+            raise ModelError(f"{both} are fixed as well as tied; say one of the two.")
+        free = tuple(name for name in names if name not in held and name not in ties)
+        if not free:
+            raise ModelError(f"All parameters of {model.name!r} are fixed or tied; nothing is left to fit.")
+        start = np.array([values[name] for name in free])
         if not np.isfinite(start).all():
-            raise ModelError(f"p0 must be finite; it is {dict(zip(names, start.tolist(), strict=True))}.")
-        for name, low, value, high in zip(names, lower, start, upper, strict=True):
+            raise ModelError(f"p0 must be finite; it is {dict(zip(free, start.tolist(), strict=True))}.")
+        place = [names.index(name) for name in free]
+        for name, low, value, high in zip(free, lower[place], start, upper[place], strict=True):
             if not low <= value <= high:
                 raise BoundsError(f"p0 of {name!r} is {value:g}, outside its bounds [{low:g}, {high:g}].")
-        return cls(names, start, lower, upper, tuple(name for name in names if name not in given))
+        guessed = tuple(name for name in free if name not in given)
+        believed = _prior(free, prior) if prior else None
+        return cls(names, free, start, lower[place], upper[place], believed, held, ties, guessed)
 
     @property
     def p(self) -> int:
-        """Number of parameters."""
-        return len(self.names)
+        """Number of free parameters."""
+        return len(self.free)
+
+    @property
+    def expansion(self) -> Expansion | None:
+        """How all parameters follow from the free ones; None where all are free."""
+        return Expansion(self.names, self.free, self.fixed, self.tied) if self.fixed or self.tied else None
+
+
+def _held(names: Sequence[str], fixed: Any, values: Mapping[str, float]) -> dict[str, float]:
+    """Return the value of each fixed parameter."""
+    if fixed is None:
+        return {}
+    fixed = [fixed] if isinstance(fixed, str) else fixed
+    held = dict(fixed) if isinstance(fixed, Mapping) else {name: values.get(name, np.nan) for name in fixed}
+    _known(names, held, "fixed")
+    held = {name: float(value) for name, value in held.items()}
+    if not np.isfinite(list(held.values())).all():
+        raise ModelError(f"Fixed parameters must be finite; they are {held}.")
+    return held
+
+
+def _ties(names: Sequence[str], tied: Mapping[str, Any]) -> dict[str, Expression]:
+    """Return the expressions of tied parameters in an order in which each needs only earlier ones."""
+    _known(names, tied, "tied")
+    ties = {name: text if isinstance(text, Expression) else Expression(str(text)) for name, text in tied.items()}
+    for name, expression in ties.items():
+        _known(names, expression.names, f"The expression of {name!r}")
+    try:
+        order = list(graphlib.TopologicalSorter({name: tie.names for name, tie in ties.items()}).static_order())
+    except graphlib.CycleError as error:
+        raise ModelError(f"Tied parameters depend on one another in a circle: {' → '.join(error.args[1])}.") from error
+    return {name: ties[name] for name in order if name in ties}
+
+
+def _prior(free: Sequence[str], prior: Mapping[str, Any]) -> Prior:
+    _known(free, prior, "prior")
+    mean, weight = np.zeros(len(free)), np.zeros(len(free))
+    for name, (centre, sd) in prior.items():
+        if not (np.isfinite(centre) and sd > 0):
+            raise ModelError(f"The prior of {name!r} is ({centre}, {sd}); a finite mean and a positive sd are needed.")
+        mean[free.index(name)], weight[free.index(name)] = centre, 1.0 / sd
+    return Prior(mean, weight)
+
+
+def _known(names: Sequence[str], used: Iterable[str], what: str) -> None:
+    unknown = [name for name in used if name not in names]
+    if unknown:
+        raise ModelError(f"{what} names {unknown}; the parameters are {list(names)}.")
 
 
 def _start(names: Sequence[str], p0: Any) -> dict[str, float]:

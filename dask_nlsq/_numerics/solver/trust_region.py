@@ -19,17 +19,21 @@ import dataclasses
 import numpy as np
 
 from dask_nlsq._numerics.factor import EPS, Factor, Whitening, factorise
+from dask_nlsq._numerics.prior import Prior
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._numerics.trust_region import Step, gauss_newton, solve
-from dask_nlsq._typing import Vector
+from dask_nlsq._typing import Matrix, Vector
 
 MANY_ROWS = 1_000_000
 """Rows from which another sweep is dear, and the fit stops by the step that is predicted to remain."""
 
 _TIGHT, _LOOSE = 1e-8, 1e-4
 """Largest remaining step in standard errors: up to `MANY_ROWS`, where it is the step itself, and above."""
+
+_LOOSE_SPREAD = 5e-6
+"""Largest relative change of a standard error that the last step, taken without a sweep, is expected to bring."""
 
 _PATIENCE = 4
 """Accepted sweeps without a shorter remaining step, at the noise level of the cost, before rounding is blamed."""
@@ -42,6 +46,10 @@ _POLISH = 3
 _FIRST_RADIUS, _SECOND_RADIUS = 0.1, 10.0
 """First radius in units of the scaled start, and that of the second attempt. On the NIST problems the small one fails
 least often, and the large one finds the way where the small one does not."""
+
+
+_LEAST_CURVATURE = 0.1
+"""Share of the curvature without its negative part that the full one must keep in every direction to be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +70,7 @@ class Point:
     """The last accepted point, and all that its sweep taught."""
 
     theta: Vector  # (p,)
+    whitening: Whitening | None  # of the reduction
     reduction: Reduction
     factor: Factor
     newton: Step  # the undamped step from here
@@ -101,6 +110,7 @@ class TrustRegion:
 
     lower: Vector
     upper: Vector
+    prior: Prior | None = None
     tight: bool = False  # go to rounding level at any size
     absolute_sigma: bool = False
     ftol: float | None = None
@@ -118,6 +128,8 @@ class TrustRegion:
 
     def step(self, state: State, reduction: Reduction) -> State:
         """Accept or refuse the trial, and propose the next."""
+        if self.prior is not None:
+            reduction = self.prior.add_to(reduction, state.trial, state.whitening)
         gain = self._gain(state, reduction)
         if state.point is None or gain > 1e-4:
             state = self._accept(state, reduction, gain)
@@ -154,10 +166,10 @@ class TrustRegion:
         p = len(state.trial)
         before, settled = state.point, state.proposal is None and state.whitening is not None
         reference = None if before is None else before.scale
-        factor = factorise(reduction.gram[:p, :p], reduction.gram[:p, p], state.whitening, reference, settled)
+        factor = factorise(_curvature(reduction), reduction.gram[:p, p], state.whitening, reference, settled)
         scale = factor.norms if before is None else np.maximum(before.scale, factor.norms)
         newton = gauss_newton(factor, self.lower - state.trial, self.upper - state.trial)
-        point = Point(state.trial, reduction, factor, newton, scale, self._radius(state, scale, gain))
+        point = Point(state.trial, state.whitening, reduction, factor, newton, scale, self._radius(state, scale, gain))
         remains = newton.length / self._unit(reduction)
         moved = dataclasses.replace(
             state,
@@ -176,11 +188,14 @@ class TrustRegion:
         reach = point.radius if state.proposal is None else float(np.linalg.norm(point.scale * state.proposal.delta))
         radius = 0.25 * min(point.radius, reach)
         vanished = radius <= 4 * EPS * float(np.linalg.norm(point.scale * point.theta))
+        noise = 100 * _cost_noise(point.reduction)  # the estimate is one of size only
+        rise = reduction.cost - point.reduction.cost
+        hidden = state.proposal is not None and max(rise, state.proposal.predicted) <= noise
         return dataclasses.replace(
             state,
             point=dataclasses.replace(point, radius=radius),
             history=(*state.history, self._record(state, reduction, float("nan"), False)),
-            status=Status.STALLED if vanished else None,
+            status=Status.ROUNDING if hidden else Status.STALLED if vanished else None,
         )
 
     def _propose(self, state: State) -> State:
@@ -211,8 +226,10 @@ class TrustRegion:
         """Return the first test that holds at a newly accepted point."""
         if remains <= _TIGHT:
             return Status.CONVERGED
-        if now.reduction.rows > MANY_ROWS and not self.tight and remains * self._shrinks(before, now) <= _LOOSE:
-            return Status.CONVERGED
+        shrinks = self._shrinks(before, now)
+        if now.reduction.rows > MANY_ROWS and not self.tight and remains * shrinks <= _LOOSE:
+            if _spread_change(before.point, now) * shrinks <= _LOOSE_SPREAD:
+                return Status.CONVERGED
         if now.newton.length <= _residual_noise(now.reduction) * np.sqrt(now.factor.p):
             return Status.ROUNDING
         if patience <= 0 and now.newton.predicted <= _cost_noise(now.reduction):
@@ -253,6 +270,25 @@ class TrustRegion:
         damping = 0.0 if state.proposal is None else state.proposal.damping
         radius = 0.0 if state.point is None else state.point.radius
         return Record(state.nsweeps + 1, state.trial, reduction.cost, remains, damping, radius, accepted)
+
+
+def _spread_change(before: Point | None, now: Point) -> float:
+    """Return the largest relative change of a standard error between two points, their unit s aside."""
+    if before is None:
+        return 1.0
+    old, new = before.factor.spread, now.factor.spread
+    return float(np.max(np.abs(new - old) / np.where(old > 0, old, 1.0)))
+
+
+def _curvature(reduction: Reduction) -> Matrix:
+    """Return the curvature of a robust cost where it holds a step, else the part that is never negative."""
+    p = len(reduction.gram) - 1
+    gram, full = reduction.gram[:p, :p], reduction.curvature
+    if full is None:
+        return gram
+    scale = np.sqrt(np.where(np.diag(gram) > 0, np.diag(gram), 1.0))
+    excess = (full - _LEAST_CURVATURE * gram) / scale / scale[:, None]
+    return full if np.linalg.eigvalsh(excess)[0] >= 0 else gram
 
 
 def _strayed(state: State) -> bool:

@@ -1,0 +1,39 @@
+r"""Prior: Gaussian knowledge of parameters, added to a reduction as if each were one more row.
+
+A prior of mean m and standard deviation d adds :math:`\tfrac12 (\theta_j - m)^2 / d^2` to the cost, so p×p and p
+numbers to the sums of a sweep, and nothing to its price.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from dask_nlsq._numerics.factor import Whitening
+from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._typing import Vector
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """Mean and inverse standard deviation of each free parameter, shape (p,); weight 0 means none."""
+
+    mean: Vector
+    weight: Vector
+
+    def add_to(self, reduction: Reduction, theta: Vector, whitening: Whitening | None) -> Reduction:
+        """Return the reduction with the prior at `theta` (p,) added, in the coordinates of its whitening."""
+        p = len(theta)
+        s = np.eye(p) if whitening is None else whitening.s
+        residual = self.weight * (theta - self.mean)
+        rows = np.concatenate([self.weight[:, None] * s, residual[:, None]], axis=1)  # (p, p + 1)
+        product = rows.T @ rows
+        curvature = None if reduction.curvature is None else reduction.curvature + product[:p, :p]
+        return dataclasses.replace(
+            reduction,
+            rows=reduction.rows + int(np.count_nonzero(self.weight)),
+            cost=reduction.cost + 0.5 * float(product[p, p]),
+            gram=reduction.gram + product,
+            curvature=curvature,
+        )

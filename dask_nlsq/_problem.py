@@ -1,0 +1,126 @@
+"""Problem: a fit with every argument made exact; here friendly arguments become one."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import distributed
+import numpy as np
+import psutil
+
+from dask_nlsq._errors import DataError, ModelError, NlsqError, NlsqWarning
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.model import Model
+from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.parameters import Parameters
+from dask_nlsq._sources import Columns, Source, open_source
+from dask_nlsq._sweep import Cluster, Executor, Serial, Shipped, Threads
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A fit with every argument made exact."""
+
+    source: Source
+    columns: Columns
+    objective: Objective
+    shipped: Shipped
+    parameters: Parameters
+    executor: Executor
+    partitions: Sequence[Any]
+
+
+def roles(
+    model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p0: Any, reading: tuple[Any, Any]
+) -> tuple[Any, Columns, Model]:
+    """Say which data plays which role, by name whatever the form; return data, columns and the bound model."""
+    if not isinstance(model, Model):
+        if not callable(model):
+            raise ModelError(f"model is a {type(model).__name__}; a function f(x, *parameters) is needed.")
+        n = None if p0 is None else np.size(getattr(p0, "popt", p0))
+        model = Model.from_function(model, n)
+    constant = float(sigma) if isinstance(sigma, (int, float, np.floating, np.integer)) else None
+    if constant is not None and not constant > 0:
+        raise DataError(f"sigma is {constant}; it must be positive.")
+    if data is None:
+        if x is None or y is None:
+            raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
+        names, arrays = _split(model, x)
+        free = ("y", "sigma") if {"y", "sigma"}.isdisjoint(names) else ("fitted y", "sigma of y")
+        data = dict(zip(names, arrays, strict=True)) | {free[0]: y}
+        if sigma is not None and constant is None:
+            data[free[1]] = sigma
+        y, sigma = free[0], None if sigma is None else free[1]
+    else:
+        y = "y" if y is None else y
+        if not isinstance(y, str):
+            raise DataError(f"With data=, y must be the name of a column; it is a {type(y).__name__}.")
+        names = model.inputs if x is None else (x,) if isinstance(x, str) else tuple(x)
+        if x is None and not names:  # an expression whose columns are those that the data has
+            present = open_source(data, Columns((), y, constant or sigma, nan_policy), *reading).info.present
+            names = model.inputs_among(present, (y, sigma))
+    bound = model.bind(names)
+    sigma = constant if constant is not None else sigma
+    return data, Columns(tuple(names), y, sigma, nan_policy), bound
+
+
+def warn_of_namesakes(model: Model, source: Source) -> None:
+    """Say where a column of the data bears the name of a parameter, which is fitted all the same."""
+    for name in model.parameters:
+        if name in source.info.present and name not in source.info.columns:
+            warnings.warn(
+                f"The data has a column {name!r}, and the model a parameter of that name: the parameter is fitted, "
+                f"and the column is not read. To use the column, add {name!r} to x=.",
+                NlsqWarning,
+                stacklevel=3,
+            )
+
+
+def _split(model: Model, x: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
+    """Return names and columns of an x given as arrays."""
+    if isinstance(x, Mapping):
+        return tuple(x), list(x.values())
+    if isinstance(x, (tuple, list)) and x and getattr(x[0], "ndim", 0) == 1:
+        arrays = list(x)
+    elif getattr(x, "ndim", 1) == 2:
+        arrays = [x[i] for i in range(x.shape[0])]
+    else:
+        arrays = [x]
+    return model.array_names(len(arrays)), arrays
+
+
+def choose_executor(client: Any, partitions: int) -> Executor:
+    if client is None:
+        try:
+            client = distributed.Client.current()
+        except ValueError:
+            return Threads() if partitions > 1 else Serial()
+    if client.asynchronous:
+        raise NlsqError("The client is asynchronous, and fit waits for its answers: use a synchronous Client.")
+    return Cluster(client)
+
+
+def cached(source: Source, executor: Executor, cache: str) -> Sequence[Any]:
+    """Hold the partitions in memory where that is asked for, or needed, or cheap."""
+    if cache not in ("auto", "persist", "none"):
+        raise NlsqError(f'cache is {cache!r}; "auto", "persist" or "none" is needed.')
+    local = not isinstance(executor, Cluster)
+    if isinstance(source.partitions[0], Block) and local:
+        return source.partitions
+    embedded = isinstance(source.partitions[0], Block)  # would be sent anew with every sweep
+    size, room = source.info.nbytes, _memory(executor)
+    fits = size is not None and size < 0.5 * room
+    if source.shared or cache == "persist" or (cache == "auto" and (embedded or fits)):
+        return executor.hold(source.partitions, source.shared)
+    return source.partitions
+
+
+def _memory(executor: Executor) -> float:
+    """Return the bytes that partitions may take: those of the workers, or what this machine has free."""
+    if isinstance(executor, Cluster):
+        workers = executor.client.scheduler_info(n_workers=-1)["workers"].values()
+        return float(sum(w["memory_limit"] or 0 for w in workers))
+    return float(psutil.virtual_memory().available)

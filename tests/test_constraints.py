@@ -1,0 +1,164 @@
+"""Fixed, tied and bounded parameters, priors, robust losses, the sandwich, and ways to stop early."""
+
+import dask.dataframe as dd
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from problems import decay, decay_rows
+from scipy.optimize import least_squares
+
+from dask_nlsq import ModelError, Status
+
+T, Y = decay_rows(2000)
+OUTLIERS = np.where(np.random.default_rng(5).random(2000) < 0.05, Y + np.random.default_rng(6).normal(0, 3, 2000), Y)
+START = [2.0, 1.0, 0.1]
+
+
+def rows(y=Y, npartitions=5):
+    return dd.from_pandas(pd.DataFrame({"t": T, "y": y}), npartitions=npartitions)
+
+
+def residual(p, y):
+    return p[0] * np.exp(-p[1] * T) + p[2] - y
+
+
+def scipy_minimum(y, **options):
+    """Return SciPy's minimiser at tight tolerances, with its analytic Jacobian."""
+    jacobian = lambda p, y: np.stack([np.exp(-p[1] * T), -p[0] * T * np.exp(-p[1] * T), np.ones_like(T)], 1)  # noqa: E731
+    return least_squares(residual, START, jacobian, args=(y,), ftol=1e-15, xtol=1e-15, gtol=1e-15, **options)
+
+
+def test_fixed_parameters_leave_the_problem():
+    by_value = rows().nlsq.fit(decay, fixed={"offset": 0.5})
+    by_name = rows().nlsq.fit(decay, p0={"offset": 0.5}, fixed=["offset"])
+    by_bounds = rows().nlsq.fit(decay, bounds={"offset": (0.5, 0.5)})
+    direct = rows().nlsq.fit(lambda t, amplitude, rate: amplitude * jnp.exp(-rate * t) + 0.5)
+    for result in (by_value, by_name, by_bounds):
+        np.testing.assert_allclose(result.popt[:2], direct.popt, rtol=1e-10)
+        np.testing.assert_allclose(result.stderr[:2], direct.stderr, rtol=1e-8)
+        assert (result.params["offset"], result.stderr["offset"], result.dof) == (0.5, 0.0, 1998)
+        np.testing.assert_allclose(result.predict(T), residual(result.popt, 0.0), rtol=1e-12)
+
+
+def test_tied_parameters_get_the_delta_method():
+    tied = rows().nlsq.fit(decay, tied={"offset": "amplitude / 6"})
+    direct = rows().nlsq.fit(lambda t, amplitude, rate: amplitude * (jnp.exp(-rate * t) + 1 / 6))
+    np.testing.assert_allclose(tied.popt[:2], direct.popt, rtol=1e-10)
+    assert tied.params["offset"] == pytest.approx(tied.params["amplitude"] / 6)
+    assert tied.stderr["offset"] == pytest.approx(direct.stderr["amplitude"] / 6, rel=1e-8)
+    assert tied.dof == 1998
+
+
+def test_ties_may_depend_on_ties_and_on_fixed():
+    result = rows().nlsq.fit(decay, fixed={"rate": 1.3}, tied={"offset": "amplitude / 6 + 0 * rate"})
+    assert result.dof == 1999
+    assert result.stderr["rate"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fixed": {"nope": 1}}, "nope"),
+        ({"fixed": {"rate": np.nan}}, "finite"),
+        ({"fixed": ["amplitude", "rate", "offset"]}, "nothing is left"),
+        ({"tied": {"offset": "nope + 1"}}, "nope"),
+        ({"tied": {"offset": "rate", "rate": "offset"}}, "circle"),
+        ({"tied": {"offset": "__import__('os')"}}, "allowed"),
+        ({"tied": {"offset": "rate"}, "fixed": {"offset": 1}}, "fixed as well as tied"),
+        ({"prior": {"rate": (1, 0)}}, "positive sd"),
+        ({"prior": {"nope": (1, 1)}}, "nope"),
+        ({"loss": "square"}, "soft_l1"),
+        ({"f_scale": 0.0}, "positive"),
+    ],
+)
+def test_unusable_constraints(arguments, message):
+    with pytest.raises(ModelError, match=message):
+        rows().nlsq.fit(decay, **arguments)
+
+
+@pytest.mark.parametrize("npartitions", [1, 7, 200])
+@pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
+def test_robust_losses_have_scipys_minimiser(loss, npartitions):
+    result = rows(OUTLIERS, npartitions).nlsq.fit(decay, p0=START, loss=loss, f_scale=0.2)
+    expected = scipy_minimum(OUTLIERS, loss=loss, f_scale=0.2)
+    assert result.success
+    np.testing.assert_allclose(result.popt, expected.x, rtol=1e-7)
+    assert result.cost == pytest.approx(expected.cost, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["huber", "tukey"])
+def test_a_large_scale_is_linear(loss):
+    result = rows().nlsq.fit(decay, loss=loss, f_scale=1e6)
+    np.testing.assert_allclose(result.popt, rows().nlsq.fit(decay).popt, rtol=1e-7)
+
+
+def test_tukey_forgets_what_is_far():
+    far = np.where(np.arange(2000) % 50 == 0, 1e3, Y)
+    clean = rows().nlsq.fit(decay)
+    result = rows(far).nlsq.fit(decay, p0=clean, loss="tukey", f_scale=0.6)
+    assert (abs(result.params - clean.params) < clean.stderr).all()
+
+
+def cauchy_by_hand(z):
+    return jnp.log1p(z), 1 / (1 + z), -1 / (1 + z) ** 2
+
+
+@pytest.mark.parametrize("loss", [cauchy_by_hand, lambda z: jnp.log1p(z)])
+def test_a_loss_may_be_a_function(loss, client):
+    named = rows(OUTLIERS).nlsq.fit(decay, p0=START, loss="cauchy", f_scale=0.2)
+    np.testing.assert_allclose(
+        rows(OUTLIERS).nlsq.fit(decay, p0=START, loss=loss, f_scale=0.2).popt, named.popt, rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("loss", ["linear", "soft_l1"])
+@pytest.mark.parametrize("upper", [1.0, 1.2, 5.0])
+def test_bounds_equal_scipy(loss, upper):
+    bounds = ([0, 0, -1], [10, upper, 10])
+    result = rows(OUTLIERS).nlsq.fit(decay, p0=START, bounds=bounds, loss=loss, f_scale=0.2)
+    expected = scipy_minimum(OUTLIERS, bounds=bounds, loss=loss, f_scale=0.2)
+    np.testing.assert_allclose(result.popt, expected.x, rtol=1e-6)  # SciPy stays inside, we end on the bound
+    assert result.cost <= expected.cost * (1 + 1e-12)
+    assert (result.params["rate"] == upper) == (upper < 1.25)
+
+
+def test_a_prior_is_one_more_row():
+    result = rows().nlsq.fit(decay, prior={"rate": (1.0, 0.01)}, sigma=0.1, absolute_sigma=True)
+
+    def augmented(p):
+        return np.r_[residual(p, Y) / 0.1, (p[1] - 1.0) / 0.01]
+
+    expected = least_squares(augmented, START, method="lm", ftol=1e-15, xtol=1e-15, gtol=1e-15)
+    np.testing.assert_allclose(result.popt, expected.x, rtol=1e-7)
+    np.testing.assert_allclose(result.pcov, np.linalg.inv(expected.jac.T @ expected.jac), rtol=1e-4)
+
+
+def test_the_sandwich():
+    spread = np.random.default_rng(1).normal(0, 0.02 + 0.2 * (T > 2.5))
+    y = 3 * np.exp(-1.3 * T) + 0.5 + spread
+    result = rows(y).nlsq.fit(decay, cov_type="sandwich")
+    a, b, _ = result.popt
+    jac = np.stack([np.exp(-b * T), -a * T * np.exp(-b * T), np.ones_like(T)], 1)
+    r = residual(result.popt, y)
+    bread = np.linalg.inv(jac.T @ jac)
+    np.testing.assert_allclose(result.pcov, 2000 / 1997 * bread @ (jac.T * r**2) @ jac @ bread, rtol=1e-8)
+
+
+def test_the_callback_sees_every_sweep_and_may_stop():
+    seen = []
+
+    def watch(intermediate_result):
+        seen.append(intermediate_result)
+        if len(seen) == 2:
+            raise StopIteration
+
+    result = rows().nlsq.fit(decay, p0=START, callback=watch)
+    assert (result.status, result.success, result.nsweeps) == (Status.CALLBACK, False, 2)
+    assert seen[1].cost <= seen[0].cost
+    assert set(seen[0].params) == {"amplitude", "rate", "offset"}
+
+
+def test_a_time_limit_is_a_status():
+    result = rows().nlsq.fit(decay, p0=START, time_limit=0.0)
+    assert (result.status, result.nsweeps) == (Status.TIME_LIMIT, 1)
