@@ -30,7 +30,7 @@ import psutil
 import zarr
 from scipy.optimize import OptimizeResult, OptimizeWarning
 
-from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows
+from dask_nlsq._errors import DataError, ModelError, NlsqError, NlsqWarning, TooFewRows
 from dask_nlsq._numerics import inference, kernel
 from dask_nlsq._numerics.loss import Loss, check_loss
 from dask_nlsq._numerics.objective import Objective
@@ -67,6 +67,7 @@ def fit(
     prior: Mapping[str, tuple[float, float]] | None = None,
     loss: Loss = "linear",
     f_scale: float = 1.0,
+    jac: Any = None,
     absolute_sigma: bool = False,
     cov_type: str = "standard",
     nan_policy: str = "raise",
@@ -117,6 +118,11 @@ def fit(
         returns ρ, or (ρ, ρ', ρ'').
     f_scale : float
         The size of a residual, in units of sigma (of y without sigma), from which it is large.
+    jac : {"jax", "2-point", "3-point"} or callable, optional
+        How the Jacobian is formed. By default JAX differentiates the model, and a model that JAX cannot trace is
+        differentiated by central differences, with a warning; "jax" makes that an error, "3-point" (and "2-point",
+        which is no cheaper here) asks for differences. A callable takes the model's arguments and returns the
+        derivatives with respect to all parameters, of shape (rows, parameters).
     absolute_sigma : bool
         Whether `sigma` is in units of y; else only its ratios matter and the covariance is scaled by
         the reduced chi-square.
@@ -185,12 +191,13 @@ def fit(
         bound,
         (*columns.x, columns.y),
         columns.sigma is not None,
+        jac=jac if callable(jac) else None,
         loss=loss,
         f_scale=f_scale,
         sandwich=cov_type == "sandwich",
         expansion=parameters.expansion,
     )
-    objective = kernel.check(objective)
+    objective = _look(objective, parameters.start, jac)
     source = open_source(data, columns, filters, storage_options)
     warn_of_namesakes(bound, source)
     executor = choose_executor(client, len(source.partitions))
@@ -213,6 +220,26 @@ def fit(
         state, seconds = minimise(problem, solver, bar, time_limit, callback)
     notes = _notes(problem)
     return _result(problem, solver, state, seconds, time.perf_counter() - started, notes)
+
+
+def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
+    """Look at the model before any data are read, and say how its Jacobian will be formed."""
+    if not callable(jac) and jac not in (None, "jax", "2-point", "3-point"):
+        raise ModelError(f'jac is {jac!r}; "jax", "2-point", "3-point" or a function is needed.')
+    objective, obstacle = kernel.check(objective, start)
+    if obstacle is None:
+        return (
+            objective if jac in (None, "jax") or callable(jac) else dataclasses.replace(objective, jacobian="numeric")
+        )
+    message = (
+        f"The model {objective.model.name!r} cannot be traced by JAX: {obstacle}. Write it with jax.numpy: jnp.exp for "
+        "np.exp, jnp.where(condition, a, b) for an if on a parameter or a column."
+    )
+    if jac == "jax":
+        raise ModelError(message)
+    if jac is None:
+        warnings.warn(f"{message} Until then it is differentiated by differences, slowly.", NlsqWarning, stacklevel=4)
+    return objective
 
 
 def minimise(

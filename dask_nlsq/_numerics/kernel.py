@@ -31,9 +31,9 @@ import numpy as np
 from jax import lax
 
 from dask_nlsq._errors import ModelError
-from dask_nlsq._numerics import loss
+from dask_nlsq._numerics import loss, numeric
 from dask_nlsq._numerics.block import TILE, Block, Slab
-from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.objective import Jacobian, Objective
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._typing import Matrix, Vector
 
@@ -52,8 +52,10 @@ _CHAIN = np.uint64(6364136223846793005)
 
 def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
     """Sweep one block at `theta` (p,), with the Jacobian multiplied by `whitening` (p, p) where given."""
-    columns = objective.n_columns + 1 + objective.weighted
-    total = empty(objective.n_parameters, columns, block.dropped)
+    if objective.jacobian == "numeric":
+        with jax.enable_x64(True):
+            return numeric.reduce_block(objective, block, theta, whitening)
+    total = numeric.empty(objective, block.dropped)
     with jax.enable_x64(True):
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
         for slab in block.slabs():
@@ -65,6 +67,9 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
 
 def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
     """Evaluate the model at every row of a block, with all its parameters; shape (rows,)."""
+    if objective.jacobian == "numeric":
+        with jax.enable_x64(True):
+            return numeric.values(objective, block.x, theta.tolist())
     parts = [np.empty(0)]
     with jax.enable_x64(True):
         for slab in block.slabs():
@@ -75,30 +80,30 @@ def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
     return np.concatenate(parts)
 
 
-def check(objective: Objective) -> Objective:
-    """Look at the model without data: its shape, its dtype, and whether it has a reverse derivative.
+def check(objective: Objective, theta: Vector) -> tuple[Objective, str | None]:
+    """Look at the model without data: its shape, its dtype, and how its Jacobian can be formed.
+
+    Returns
+    -------
+    Objective, str or None
+        The objective with its Jacobian chosen, and what keeps JAX from tracing the model, where something does.
 
     Raises
     ------
     ModelError
-        The model cannot be traced, or does not return one real number a row.
+        The model runs neither under JAX nor under NumPy, or does not return one real number a row.
     """
     name, rows = objective.model.name, 7
     column = jax.ShapeDtypeStruct((rows,), np.float64)
     scalar = jax.ShapeDtypeStruct((), np.float64)
-    theta = [scalar] * objective.n_parameters
     with jax.enable_x64(True):
         try:
             out = jax.eval_shape(
-                lambda x, t: objective.evaluate(x, t, jnp.stack), [column] * objective.n_columns, theta
+                lambda x, t: objective.evaluate(x, t, jnp.stack), [column] * objective.n_columns, [scalar] * len(theta)
             )
-        except _UNTRACEABLE as error:
-            raise ModelError(
-                f"The model {name!r} cannot be traced by JAX: {_where(error)}. Write it with jax.numpy: jnp.exp for "
-                "np.exp, jnp.where(condition, a, b) for an if on a parameter or a column."
-            ) from error
         except Exception as error:
-            raise ModelError(f"The model {name!r} raises {type(error).__name__}: {error}") from error
+            _try_numpy(objective, theta, rows, error)
+            return dataclasses.replace(objective, jacobian="numeric"), _where(error)
         shape, dtype = getattr(out, "shape", None), np.dtype(getattr(out, "dtype", object))
         if shape != (rows,):
             raise ModelError(
@@ -106,15 +111,38 @@ def check(objective: Objective) -> Objective:
             )
         if dtype.kind not in "fiub":
             raise ModelError(f"The model {name!r} returns {dtype}; real numbers are needed.")
-        try:
-            jax.eval_shape(
-                lambda t, x: _jacobian_and_residual(objective, t, x, x[0]),
-                jax.ShapeDtypeStruct((objective.n_parameters,), np.float64),
-                [jax.ShapeDtypeStruct((TILE,), np.float64)] * objective.n_columns,
-            )
-        except ValueError:  # a loop of unknown length has no reverse derivative
-            return dataclasses.replace(objective, jacobian="forward")
-    return objective
+        if objective.jac is not None:
+            return dataclasses.replace(objective, jacobian="numeric"), None
+        return dataclasses.replace(objective, jacobian=_direction(objective)), None
+
+
+def _direction(objective: Objective) -> Jacobian:
+    """Return "reverse", or "forward" for a loop of unknown length, which has no reverse derivative."""
+    try:
+        jax.eval_shape(
+            lambda t, x: _jacobian_and_residual(dataclasses.replace(objective, jacobian="reverse"), t, x, x[0]),
+            jax.ShapeDtypeStruct((objective.n_parameters,), np.float64),
+            [jax.ShapeDtypeStruct((TILE,), np.float64)] * objective.n_columns,
+        )
+    except ValueError:
+        return "forward"
+    return "reverse"
+
+
+def _try_numpy(objective: Objective, theta: Vector, rows: int, traced: Exception) -> None:
+    """Run a model that JAX cannot trace on a few made-up rows."""
+    x = tuple(np.linspace(0.5, 1.5, rows) for _ in range(objective.n_columns))
+    try:
+        with np.errstate(all="ignore"):
+            numeric.values(objective, x, list(objective.expand(theta.tolist())))
+    except ModelError:
+        raise
+    except Exception as error:
+        shown = error if not isinstance(traced, _UNTRACEABLE) else traced
+        raise ModelError(
+            f"The model {objective.model.name!r} raises {type(shown).__name__}: {shown}. It runs neither under JAX "
+            f"({_where(traced)}) nor under NumPy ({_where(error)})."
+        ) from error
 
 
 def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
@@ -131,10 +159,13 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
         return
     rows = np.linspace(0, block.rows - 1, _LOOK).astype(int)
     x = tuple(c[rows] for c in block.x)
-    with jax.enable_x64(True):
-        run = _once(objective, "rows", functools.partial(_compile_rows, objective))
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        run: Callable[..., Any] = functools.partial(numeric.check_rows, objective)
+        if objective.jacobian != "numeric":
+            compiled = _once(objective, "rows", functools.partial(_compile_rows, objective))
+            run = lambda x, point: compiled(point, x)  # noqa: E731
         for point in (theta, theta + 0.1 * (1.0 + np.abs(theta)) * np.cos(np.arange(len(theta)))):
-            whole, single = (np.asarray(a) for a in run(point, x))
+            whole, single = (np.asarray(a) for a in run(x, point))
             size = np.abs(single[np.isfinite(single)]).max(initial=0.0)
             apart = ~np.isclose(whole, single, rtol=1e-9, atol=1e-9 * size, equal_nan=True)
             if apart.any():
@@ -151,20 +182,15 @@ _LOOK = 64
 """Rows on which a model is tried whole and one by one."""
 
 
-_UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+_UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, IndexError)
 
 
 def _where(error: BaseException) -> str:
     """Return the line of the user's code on which tracing failed."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f"{os.sep}jax{os.sep}" not in f.filename]
-    last = frames[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and os.path.dirname(__file__) not in f.filename]
+    last = (own or list(frames))[-1]
     return f"{type(error).__name__} at {last.filename}:{last.lineno}, {last.line!r}"
-
-
-def empty(p: int, columns: int, dropped: int = 0) -> Reduction:
-    """Return the reduction of no rows."""
-    gram, sums, checksum = np.zeros((p + 1, p + 1)), np.zeros(columns), np.zeros(columns, np.uint64)
-    return Reduction(0, dropped, 0.0, gram, 0.0, 0.0, 0.0, 0.0, sums, checksum)
 
 
 def _reduction(rows: int, sums: dict[str, Any], origin: float) -> Reduction:

@@ -237,6 +237,10 @@ class Model:
             )
         return same | {name: (i,) for name, i in zip(open_inputs, strangers, strict=True)}
 
+    def replace(self, func: Callable[..., Any]) -> Model:
+        """Return a model that hands the same arguments to another function."""
+        return dataclasses.replace(self, func=func)
+
     def __call__(self, x: Sequence[Any], theta: Sequence[Any], stack: Callable[..., Any]) -> Any:
         """Evaluate at columns `x`, each of shape (rows,), and parameters `theta`, each a scalar."""
         values = iter(theta)

@@ -10,10 +10,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from dask_nlsq._numerics.loss import Loss
 from dask_nlsq._numerics.model import Model
+from dask_nlsq._typing import Matrix, Vector
 
-Jacobian = Literal["reverse", "forward"]
+Jacobian = Literal["reverse", "forward", "numeric"]
+"""One reverse pass; one forward pass a parameter; NumPy, by differences or the user's function."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,17 @@ class Expansion:
             known[name] = expression(**{n: known[n] for n in expression.names})  # type: ignore[attr-defined]
         return [known[name] for name in self.names]
 
+    def jacobian(self, theta: Vector) -> Matrix:
+        """Return the derivative of all parameters with respect to the free ones, (all, p)."""
+        columns = []
+        for j, value in enumerate(theta):
+            h = 6e-6 * (abs(value) or 1.0)  # the cube root of the rounding level
+            ahead, behind = theta.copy(), theta.copy()
+            ahead[j], behind[j] = value + h, value - h
+            up, down = (np.array(self(t.tolist()), float) for t in (ahead, behind))
+            columns.append((up - down) / (ahead[j] - behind[j]))
+        return np.stack(columns, axis=1)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: compiled kernels hang on it
 class Objective:
@@ -41,6 +56,7 @@ class Objective:
     columns: tuple[str, ...]  # names of the columns of x, then of y
     weighted: bool = False
     jacobian: Jacobian = "reverse"
+    jac: Callable[..., Any] | None = None  # the user's, (rows, all parameters)
     loss: Loss = "linear"
     f_scale: float = 1.0
     sandwich: bool = False  # also sum what the Huber-White covariance needs

@@ -1,0 +1,134 @@
+r"""Reduce one block of a model that JAX cannot trace: NumPy, with central differences or the user's Jacobian.
+
+The sums are those of the compiled kernel. Column j of the Jacobian is
+
+.. math:: J_{ij} \approx \frac{f(x_i; \theta + h_j e_j) - f(x_i; \theta - h_j e_j)}{2 h_j}, \qquad
+          h_j = \epsilon^{1/3} |\theta_j|,
+
+to about ten digits (Press et al., Numerical Recipes, section 5.7); where one side is not finite, the other side
+alone. Rows are taken in pieces, so that memory stays at a few columns of a piece.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dask_nlsq._errors import ModelError
+from dask_nlsq._numerics import loss
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.factor import EPS
+from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._typing import Matrix, Vector
+
+PIECE = 65_536
+"""Rows evaluated at a time."""
+
+_STEP = EPS ** (1 / 3)
+
+
+def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
+    """Sweep one block at `theta` (p,), with the Jacobian multiplied by `whitening` (p, p) where given."""
+    total = empty(objective, block.dropped)
+    for start in range(0, block.rows, PIECE):
+        piece = block.take(slice(start, start + PIECE))
+        with np.errstate(all="ignore"):
+            total = total.combine(_reduce_piece(objective, piece, theta, whitening))
+    return total
+
+
+def empty(objective: Objective, dropped: int = 0) -> Reduction:
+    """Return the reduction of no rows."""
+    p, columns = objective.n_parameters, objective.n_columns + 1 + objective.weighted
+    gram, sums, checksum = np.zeros((p + 1, p + 1)), np.zeros(columns), np.zeros(columns, np.uint64)
+    return Reduction(0, dropped, 0.0, gram, 0.0, 0.0, 0.0, 0.0, sums, checksum)
+
+
+def values(objective: Objective, x: tuple[Vector, ...], everything: list[float]) -> Vector:
+    """Evaluate the model at all its parameters; shape (rows,)."""
+    f = np.asarray(objective.model(x, everything, np.stack))
+    if f.shape != x[0].shape:
+        raise ModelError(
+            f"The model {objective.model.name!r} returns the shape {f.shape} for {len(x[0])} rows; ({len(x[0])},) is "
+            "needed, one number a row."
+        )
+    if f.dtype.kind not in "fiub":
+        raise ModelError(f"The model {objective.model.name!r} returns {f.dtype}; real numbers are needed.")
+    return f.astype(float)
+
+
+def check_rows(objective: Objective, x: tuple[Vector, ...], theta: Vector) -> tuple[Vector, Vector]:
+    """Evaluate the rows of `x` whole and one by one."""
+    everything = list(objective.expand(theta.tolist()))
+    single = [values(objective, tuple(c[i : i + 1] for c in x), everything)[0] for i in range(len(x[0]))]
+    return values(objective, x, everything), np.array(single)
+
+
+def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
+    p = len(theta)
+    f = values(objective, block.x, list(objective.expand(theta.tolist())))
+    jac = _jacobian(objective, block.x, theta, f)  # (p, rows)
+    if whitening is not None:
+        jac = whitening.T @ jac
+    w = np.ones(block.rows) if block.weight is None else block.weight
+    w2, residual = w**2, f - block.y
+    a = np.concatenate([jac, residual[None]])
+    slope, curvature = np.ones(block.rows), None
+    if objective.robust:
+        z = w2 * residual**2 / objective.f_scale**2
+        rho, slope, bend = (np.asarray(part) for part in loss.evaluate(objective.loss, z))
+        cost = 0.5 * objective.f_scale**2 * float(np.sum(np.where(w2 > 0, rho, 0.0)))
+        curvature = (jac * (w2 * (slope + 2 * z * bend))) @ jac.T
+    gram = (a * (w2 * slope)) @ a.T
+    if not objective.robust:
+        cost = 0.5 * float(gram[p, p])
+    columns = (*block.x, block.y) if block.weight is None else (*block.x, block.y, block.weight)
+    weight = float(w2.sum())
+    mean = float((w2 * block.y).sum() / weight) if weight > 0 else 0.0
+    return Reduction(
+        rows=block.rows,
+        dropped=0,
+        cost=cost,
+        gram=gram,
+        weight=weight,
+        mean=mean,
+        spread=float((w2 * (block.y - mean) ** 2).sum()),
+        log_weight=float(np.log(w[w > 0]).sum()),
+        sums=np.array([c.sum() for c in columns]),
+        checksum=np.array([_hash(c) for c in columns]),
+        curvature=curvature,
+        meat=(jac * (w2 * slope * residual) ** 2) @ jac.T if objective.sandwich else None,
+    )
+
+
+def _jacobian(objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector) -> Matrix:
+    """Return the derivative of the model with respect to the free parameters, (p, rows)."""
+    if objective.jac is not None:
+        return _given(objective, x, theta, len(f))
+    jac = np.empty((len(theta), len(f)))
+    for j, value in enumerate(theta):
+        h = _STEP * (abs(value) or 1.0)
+        ahead, behind = theta.copy(), theta.copy()
+        ahead[j], behind[j] = value + h, value - h
+        up, down = (values(objective, x, list(objective.expand(t.tolist()))) for t in (ahead, behind))
+        both = (up - down) / (ahead[j] - behind[j])
+        one_sided = np.where(np.isfinite(up), (up - f) / (ahead[j] - value), (f - down) / (value - behind[j]))
+        jac[j] = np.where(np.isfinite(both), both, one_sided)
+    return jac
+
+
+def _given(objective: Objective, x: tuple[Vector, ...], theta: Vector, rows: int) -> Matrix:
+    """Return the user's Jacobian, taken through what is fixed and tied."""
+    assert objective.jac is not None
+    everything = list(objective.expand(theta.tolist()))
+    jac = np.asarray(objective.model.replace(objective.jac)(x, everything, np.stack), float)
+    if jac.shape != (rows, len(everything)):
+        raise ModelError(f"jac returns the shape {jac.shape}; (rows, parameters) = {rows, len(everything)} is needed.")
+    if objective.expansion is None:
+        return jac.T
+    return (jac @ objective.expansion.jacobian(theta)).T
+
+
+def _hash(column: Vector) -> np.uint64:
+    position = np.arange(len(column), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
+    return np.uint64((np.ascontiguousarray(column).view(np.uint64) * position).sum())
