@@ -36,13 +36,14 @@ from dask_nlsq._numerics.loss import Loss, check_loss
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.reduction import Reduction
-from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final
+from dask_nlsq._numerics.solver.trust_region import MANY_ROWS, Point, State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem, cached, choose_executor, roles, warn_of_namesakes
 from dask_nlsq._progress import Progress
 from dask_nlsq._result import FitResult, history_frame
-from dask_nlsq._sources import open_source
-from dask_nlsq._sweep import Cluster, Ledger, ship, sweep
+from dask_nlsq._sample import Sample, draw_sample
+from dask_nlsq._sources import Source, open_source
+from dask_nlsq._sweep import Cluster, Executor, Ledger, Serial, ship, sweep
 from dask_nlsq._typing import Matrix, Vector
 
 if sys.platform != "win32":
@@ -204,7 +205,7 @@ def fit(
     shipped = ship(objective)
     if isinstance(executor, Cluster):
         shipped.bytes()  # refused here, by name, rather than by the scheduler
-    partitions = cached(source, executor, cache)
+    partitions, sample = _gather(source, executor, cache)
     problem = Problem(source, columns, objective, shipped, parameters, executor, partitions)
     solver = TrustRegion(
         parameters.lower,
@@ -216,9 +217,13 @@ def fit(
         gtol=gtol,
         max_nfev=max_nfev,
     )
-    with Progress(len(partitions), progress) as bar:
-        state, seconds = minimise(problem, solver, bar, time_limit, callback)
     notes = _notes(problem)
+    starts = [parameters.start]
+    if sample is not None and (near := _fit_sample(problem, solver, sample)) is not None:
+        starts.insert(0, near)
+        notes += (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
+    with Progress(len(partitions), progress) as bar:
+        state, seconds = minimise(problem, solver, starts, bar, time_limit, callback)
     return _result(problem, solver, state, seconds, time.perf_counter() - started, notes)
 
 
@@ -242,21 +247,58 @@ def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
     return objective
 
 
+def _gather(source: Source, executor: Executor, cache: str) -> tuple[Sequence[Any], Sample | None]:
+    """Return the partitions, held in memory where that pays, and a sample where another sweep is dear."""
+    rows, partitions = source.info.rows, source.partitions
+    if rows is not None or source.shared:
+        partitions = cached(source, executor, cache, rows)
+    if rows is not None and rows <= MANY_ROWS:
+        return partitions, None
+    sample = draw_sample(executor, partitions)
+    if rows is None and not source.shared:
+        partitions = cached(source, executor, cache, sample.estimated_rows)
+    return partitions, sample if sample.estimated_rows > MANY_ROWS else None
+
+
+def _fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> Vector | None:
+    """Return the estimates of a fit of the sample in this process, or None where it leads nowhere."""
+    small = dataclasses.replace(problem, executor=Serial(), partitions=[sample.block])
+    solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=1000)
+    try:
+        state, _ = minimise(small, solver, [problem.parameters.start])
+    except NlsqError as error:
+        log.info("the sample could not be fitted: %s", error)
+        return None
+    found = state.status is not None and state.status.success
+    return final(state, solver.lower, solver.upper)[0] if found else None
+
+
 def minimise(
     problem: Problem,
     solver: TrustRegion,
-    bar: Progress,
+    starts: Sequence[Vector],
+    bar: Progress | None = None,
     time_limit: float | None = None,
     callback: Callable[[OptimizeResult], Any] | None = None,
 ) -> tuple[State, list[float]]:
-    """Run the loop to its end; return the last state and the seconds of each sweep."""
+    """Run the loop to its end from the first start at which the model is finite.
+
+    Returns
+    -------
+    State, list of float
+        The last state and the seconds of each sweep.
+    """
     ledger, seconds, started = Ledger(), [], time.monotonic()
-    state = solver.init(problem.parameters.start)
+    bar = bar or Progress(0, show=False)
+    state, others = solver.init(starts[0]), list(starts[1:])
     while state.status is None:
         clock = time.perf_counter()
         request = solver.request(state)
         bar.sweep(state)
         reduction = sweep(problem.executor, problem.partitions, problem.shipped, request, ledger, bar.partition)
+        if not state.history and not reduction.finite and others:
+            state = solver.init(others.pop(0))
+            continue
         if not state.history:
             _first_look(problem, reduction)
         state = solver.step(state, reduction)

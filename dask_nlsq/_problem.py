@@ -103,7 +103,7 @@ def choose_executor(client: Any, partitions: int) -> Executor:
     return Cluster(client)
 
 
-def cached(source: Source, executor: Executor, cache: str) -> Sequence[Any]:
+def cached(source: Source, executor: Executor, cache: str, rows: float | None) -> Sequence[Any]:
     """Hold the partitions in memory where that is asked for, or needed, or cheap."""
     if cache not in ("auto", "persist", "none"):
         raise NlsqError(f'cache is {cache!r}; "auto", "persist" or "none" is needed.')
@@ -111,8 +111,7 @@ def cached(source: Source, executor: Executor, cache: str) -> Sequence[Any]:
     if isinstance(source.partitions[0], Block) and local:
         return source.partitions
     embedded = isinstance(source.partitions[0], Block)  # would be sent anew with every sweep
-    size, room = source.info.nbytes, _memory(executor)
-    fits = size is not None and size < 0.5 * room
+    fits = rows is not None and 8 * rows * len(source.info.columns) < 0.5 * _memory(executor)
     if source.shared or cache == "persist" or (cache == "auto" and (embedded or fits)):
         return executor.hold(source.partitions, source.shared)
     return source.partitions

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from dask_nlsq._typing import Vector
 
@@ -57,7 +58,7 @@ class Block:
     def _arrays(self) -> tuple[Vector, ...]:
         return (*self.x, self.y) if self.weight is None else (*self.x, self.y, self.weight)
 
-    def take(self, rows: slice | Vector) -> Block:
+    def take(self, rows: slice | npt.NDArray[Any]) -> Block:
         """Return the block of some of the rows."""
         weight = None if self.weight is None else self.weight[rows]
         return Block(tuple(c[rows] for c in self.x), self.y[rows], weight, self.dropped)

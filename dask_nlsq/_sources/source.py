@@ -26,11 +26,6 @@ class Info:
     present: tuple[str, ...] = ()  # that there are
     origins: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of datetime columns
 
-    @property
-    def nbytes(self) -> int | None:
-        """Bytes of the columns as float64."""
-        return None if self.rows is None else 8 * self.rows * len(self.columns)
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:

@@ -78,6 +78,17 @@ def reduce_partition(partition: Any, shipped: Shipped, request: Request) -> Redu
         return failure("evaluating the model", error)
 
 
+def draw(partition: Any, count: int, seed: int) -> tuple[Block, int] | Failure:
+    """Load a partition; return at most `count` of its rows, in order, and how many it has."""
+    block = load(partition) if not isinstance(partition, Failure) else partition
+    if isinstance(block, Failure):
+        return block
+    if block.rows <= count:
+        return block, block.rows
+    rows = np.random.default_rng(seed).choice(block.rows, count, replace=False, shuffle=False)
+    return block.take(np.sort(rows)), block.rows
+
+
 def predict_rows(shipped: Shipped, theta: Vector, x: tuple[Vector, ...]) -> Vector:
     """Evaluate the model at columns x, each of shape (rows,)."""
     values: Vector = _kernel().predict_block(shipped.value, Block(x, x[0]), theta)
