@@ -1,3 +1,5 @@
+from . import models as models
+from ._curve_fit import curve_fit as curve_fit
 from ._errors import BoundsError as BoundsError
 from ._errors import DataError as DataError
 from ._errors import ModelError as ModelError

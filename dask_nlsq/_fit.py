@@ -13,41 +13,30 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import dask
-import distributed
-import jax
-import jax.numpy as jnp
 import numpy as np
-import pandas as pd
-import psutil
-import zarr
-from scipy.optimize import OptimizeResult, OptimizeWarning
+from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import DataError, ModelError, NlsqError, NlsqWarning, TooFewRows
-from dask_nlsq._numerics import inference, kernel
+from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.loss import Loss, check_loss
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.reduction import Reduction
-from dask_nlsq._numerics.solver.trust_region import MANY_ROWS, Point, State, TrustRegion, final
+from dask_nlsq._numerics.solver.trust_region import MANY_ROWS, State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
+from dask_nlsq._outcome import build
 from dask_nlsq._problem import Problem, cached, choose_executor, roles, warn_of_namesakes
 from dask_nlsq._progress import Progress
-from dask_nlsq._result import FitResult, history_frame
-from dask_nlsq._sample import Sample, draw_sample
+from dask_nlsq._result import FitResult
+from dask_nlsq._sample import GUESS_ROWS, Sample, draw_sample, guess_start
 from dask_nlsq._sources import Source, open_source
 from dask_nlsq._sweep import Cluster, Executor, Ledger, Serial, ship, sweep
-from dask_nlsq._typing import Matrix, Vector
-
-if sys.platform != "win32":
-    import resource
+from dask_nlsq._typing import Vector
 
 log = logging.getLogger("dask_nlsq")
 
@@ -89,8 +78,9 @@ def fit(
 
     Parameters
     ----------
-    model : callable or Model
-        ``f(column, *parameters)`` in ``jax.numpy``, acting on each row by itself. The first argument is a column
+    model : callable, Model or str
+        The name of one of `dask_nlsq.models`, a Model, or a function ``f(column, *parameters)`` in ``jax.numpy``,
+        acting on each row by itself. The first argument is a column
         (or several, as an array of shape (k, rows), when `x` names several); a later argument is a column only
         when `x` names it. The other arguments are the parameters; their defaults are starting values.
     x, y : str, sequence of str, or array
@@ -105,7 +95,8 @@ def fit(
     storage_options : dict, optional
         Passed to fsspec, for URLs.
     p0 : mapping, sequence or FitResult, optional
-        Starting values; else the defaults in the signature; else 1, which the result says.
+        Starting values; else the defaults in the signature; else the model's guess from a sample of the rows; else
+        1. The result says which were not given.
     bounds : tuple or mapping, optional
         ``(lower, upper)`` or ``{name: (lower, upper)}``; equal bounds hold a parameter.
     fixed : mapping or sequence of str, optional
@@ -189,7 +180,7 @@ def fit(
         raise NlsqError(f'cov_type is {cov_type!r}; "standard" or "sandwich" is needed.')
     parameters = Parameters.of(bound, p0, bounds, fixed, tied, prior)
     objective = Objective(
-        bound,
+        dataclasses.replace(bound, guess=None),
         (*columns.x, columns.y),
         columns.sigma is not None,
         jac=jac if callable(jac) else None,
@@ -201,11 +192,14 @@ def fit(
     objective = _look(objective, parameters.start, jac)
     source = open_source(data, columns, filters, storage_options)
     warn_of_namesakes(bound, source)
-    executor = choose_executor(client, len(source.partitions))
+    executor = Serial() if client is False else choose_executor(client, len(source.partitions))
     shipped = ship(objective)
     if isinstance(executor, Cluster):
         shipped.bytes()  # refused here, by name, rather than by the scheduler
     partitions, sample = _gather(source, executor, cache)
+    if parameters.guessed and bound.guess is not None:
+        rows = sample or draw_sample(executor, partitions, GUESS_ROWS)
+        parameters = guess_start(bound, parameters, rows.block)
     problem = Problem(source, columns, objective, shipped, parameters, executor, partitions)
     solver = TrustRegion(
         parameters.lower,
@@ -224,7 +218,7 @@ def fit(
         notes += (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
     with Progress(len(partitions), progress) as bar:
         state, seconds = minimise(problem, solver, starts, bar, time_limit, callback)
-    return _result(problem, solver, state, seconds, time.perf_counter() - started, notes)
+    return build(problem, solver, state, seconds, time.perf_counter() - started, notes)
 
 
 def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
@@ -343,8 +337,15 @@ def _first_look(problem: Problem, reduction: Reduction) -> None:
     p, start = problem.parameters.p, problem.parameters.start
     if reduction.rows == 0:
         raise DataError(f"There are no rows to fit ({reduction.dropped} were dropped by the NaN policy).")
+    p -= 0 if problem.parameters.prior is None else int(np.count_nonzero(problem.parameters.prior.weight))
     if reduction.rows < p:
         raise TooFewRows(f"There are {reduction.rows} rows for {p} parameters; at least {p} are needed.")
+    if not _squares_in_range(problem, reduction):
+        raise DataError(
+            "The squares of y / sigma lie outside the range of float64, about 1e-290 to 1e290. Rescale y, and sigma "
+            "with it.",
+            column=problem.columns.y,
+        )
     if not reduction.finite:
         values = dict(zip(problem.parameters.free, start.tolist(), strict=True))
         raise ModelError(
@@ -353,128 +354,22 @@ def _first_look(problem: Problem, reduction: Reduction) -> None:
         )
 
 
+def _squares_in_range(problem: Problem, reduction: Reduction) -> bool:
+    """Whether neither y nor a weight is so large or small that its square has lost digits."""
+    y = abs(float(reduction.sums[len(problem.columns.x)]))  # Σ y over the first sweep
+    with np.errstate(all="ignore"):
+        square = reduction.spread + reduction.weight * np.float64(reduction.mean) ** 2  # Σ w² y²
+        weight = reduction.weight / reduction.rows
+    return bool(1e-290 < weight < 1e290 and square < 1e290 and (square > 1e-280 or y == 0))
+
+
 def _notes(problem: Problem) -> tuple[str, ...]:
     notes = []
     if problem.parameters.guessed:
         notes.append(f"p0 was not given for {', '.join(problem.parameters.guessed)}; 1 was tried.")
+    if problem.parameters.sampled:
+        names, rows = ", ".join(problem.parameters.sampled), problem.parameters.sample_rows
+        notes.append(f"p0 was not given for {names}; it was guessed from {rows:,} rows.")
     for name, instant in problem.source.info.origins.items():
         notes.append(f"Column {name!r} holds dates; the model saw seconds since {instant}.")
     return tuple(notes)
-
-
-def _result(
-    problem: Problem,
-    solver: TrustRegion,
-    state: State,
-    seconds: list[float],
-    total: float,
-    notes: tuple[str, ...],
-) -> FitResult:
-    point = state.point
-    assert point is not None and state.status is not None
-    parameters = problem.parameters
-    theta, cost = final(state, parameters.lower, parameters.upper)
-    side = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
-    free = side == 0
-    statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma)
-    pcov = _covariance(point, statistics, free, solver.absolute_sigma)
-    held = [name for name, where in zip(parameters.free, side, strict=True) if where]
-    if held:
-        notes += (f"{', '.join(held)} ended at a bound and was held there; it has no standard error.",)
-    gradient = np.where(free, point.factor.gradient, 0.0)
-    theta, pcov, active = _expand(problem, theta, pcov, side)
-    if np.isinf(pcov).any():
-        open_ends = [n for n, v in zip(parameters.names, np.diag(pcov), strict=True) if np.isinf(v)]
-        warnings.warn(
-            f"The data do not determine {', '.join(open_ends)}; their variance is infinite.",
-            OptimizeWarning,
-            stacklevel=3,
-        )
-    if state.status is Status.MAX_NFEV:
-        log.warning("the fit stopped after %d sweeps without converging", state.nsweeps)
-    return FitResult(
-        names=parameters.names,
-        popt=theta,
-        pcov=pcov,
-        cost=cost,
-        optimality=float(np.abs(gradient).max()),
-        statistics=statistics,
-        n_dropped=point.reduction.dropped,
-        condition_number=point.factor.condition,
-        active_mask=active,
-        status=state.status,
-        history=_history(state, parameters.free, seconds),
-        provenance=_provenance(problem, state, sum(seconds), total),
-        notes=notes,
-        shipped=problem.shipped,
-        columns=dataclasses.replace(problem.columns, origins=problem.source.info.origins),
-    )
-
-
-def _covariance(point: Point, statistics: inference.Statistics, free: Any, absolute_sigma: bool) -> Matrix:
-    """Return the covariance of the free parameters, (p, p)."""
-    dof = statistics.dof
-    if point.reduction.meat is None:
-        s2 = 1.0 if absolute_sigma else statistics.redchi if dof > 0 else np.inf
-        return inference.covariance(point.factor, s2, free)
-    inverse = np.eye(len(free)) if point.whitening is None else point.whitening.inverse
-    meat = inverse.T @ point.reduction.meat @ inverse
-    return inference.covariance(point.factor, statistics.n_obs / dof if dof > 0 else np.inf, free, meat)
-
-
-def _expand(problem: Problem, theta: Vector, pcov: Matrix, side: Any) -> tuple[Vector, Matrix, Any]:
-    """Return all parameters, their covariance by the delta method, and which are at a bound."""
-    parameters, expand = problem.parameters, problem.objective.expand
-    if parameters.expansion is None:
-        return theta, pcov, side
-    with jax.enable_x64(True):
-        everything = np.array([float(v) for v in expand([float(t) for t in theta])])
-        jacobian = np.asarray(jax.jacfwd(lambda t: jnp.stack([jnp.asarray(v, float) for v in expand(list(t))]))(theta))
-    active = np.zeros(len(parameters.names), int)
-    active[[parameters.names.index(name) for name in parameters.free]] = side
-    return everything, inference.propagate(pcov, jacobian), active
-
-
-def _history(state: State, names: Sequence[str], seconds: list[float]) -> pd.DataFrame:
-    columns: dict[str, Callable[[Any], Any]] = {
-        "cost": lambda r: r.cost,
-        "step": lambda r: r.step,
-        "damping": lambda r: r.damping,
-        "radius": lambda r: r.radius,
-        "accepted": lambda r: r.accepted,
-    }
-    table = {name: [value(r) for r in state.history] for name, value in columns.items()}
-    table |= {name: [float(r.theta[i]) for r in state.history] for i, name in enumerate(names)}
-    return history_frame(table | {"seconds": seconds})
-
-
-def _provenance(problem: Problem, state: State, seconds: float, total: float) -> dict[str, Any]:
-    assert state.point is not None
-    executor = problem.executor
-    return {
-        "model": problem.objective.model.name,
-        "data": problem.source.info.kind,
-        "token": problem.source.token,
-        "columns": list(problem.columns.names),
-        "partitions": len(problem.partitions),
-        "executor": type(executor).__name__.lower(),
-        "workers": executor.workers,
-        "seconds": seconds,
-        "total_seconds": total,
-        "rows_per_second": state.nsweeps * state.point.reduction.rows / max(seconds, 1e-9),
-        "peak_memory": _peak_memory(),
-        "device": jax.default_backend(),
-        "finished": pd.Timestamp.now(tz="UTC").isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            **{m.__name__: m.__version__ for m in (dask, distributed, jax, np, zarr)},
-        },
-    }
-
-
-def _peak_memory() -> int:
-    """Return the largest resident size that this process has had, in bytes."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit

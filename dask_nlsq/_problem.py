@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 
 from dask_nlsq._errors import DataError, ModelError, NlsqError, NlsqWarning
+from dask_nlsq._models import named
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.model import Model
 from dask_nlsq._numerics.objective import Objective
@@ -37,9 +38,14 @@ def roles(
     model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p0: Any, reading: tuple[Any, Any]
 ) -> tuple[Any, Columns, Model]:
     """Say which data plays which role, by name whatever the form; return data, columns and the bound model."""
+    if isinstance(model, str):
+        model = named(model)
     if not isinstance(model, Model):
         if not callable(model):
-            raise ModelError(f"model is a {type(model).__name__}; a function f(x, *parameters) is needed.")
+            raise ModelError(
+                f"model is a {type(model).__name__}; a function f(x, *parameters), a Model or the name of one is "
+                "needed."
+            )
         n = None if p0 is None else np.size(getattr(p0, "popt", p0))
         model = Model.from_function(model, n)
     constant = float(sigma) if isinstance(sigma, (int, float, np.floating, np.integer)) else None

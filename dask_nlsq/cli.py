@@ -44,7 +44,9 @@ def main() -> None:
 
 
 def load_model(text: str) -> Any:
-    """Import the model that ``module:function`` names, from the current directory first, or read an expression.
+    """Import the model that ``module:function`` names, or take one of the library, or read an expression.
+
+    A module is looked for in the current directory first.
 
     Raises
     ------
@@ -53,11 +55,13 @@ def load_model(text: str) -> Any:
     """
     if ":" not in text and any(sign in text for sign in "+-*/("):
         return dask_nlsq.Model.from_expression(text)
+    if text in dask_nlsq.models.LIBRARY:
+        return dask_nlsq.models.LIBRARY[text]
     module_name, colon, name = text.partition(":")
     if not (module_name and colon and name):
         raise ModelError(
-            f"The model is {text!r}; an expression is needed, such as 'a*exp(-b*t)', or module:function, such as "
-            "decay:model for model in decay.py."
+            f"The model is {text!r}; an expression is needed, such as 'a*exp(-b*t)', a name that `dask-nlsq models` "
+            "lists, or module:function, such as decay:model for model in decay.py."
         )
     here = os.getcwd()
     if here not in sys.path:
@@ -139,7 +143,9 @@ def _output(_: click.Context, __: click.Parameter, path: Path | None) -> Path | 
 
 @main.command(epilog="Example: dask-nlsq fit runs.parquet -m decay:model -y signal --p0 amplitude=2,rate=0.5")
 @click.argument("data")
-@click.option("--model", "-m", required=True, metavar="MODEL", help="An expression, or module:function.")
+@click.option(
+    "--model", "-m", required=True, metavar="MODEL", help="An expression, a name of the library, or module:function."
+)
 @click.option(
     "--x",
     "-x",
@@ -201,8 +207,9 @@ def fit(
 ) -> None:
     """Fit a model to DATA, a path or URL of Parquet or Zarr, and print the report.
 
-    Put quotes around a pattern such as 'runs/*.parquet'. The model is an expression such as 'a*exp(-b*t)', or a
-    function module:function written with jax.numpy, in a module of the current directory or of an installed package.
+    Put quotes around a pattern such as 'runs/*.parquet'. The model is an expression such as 'a*exp(-b*t)', a
+    name that `dask-nlsq models` lists, or a function module:function written with jax.numpy, in a module of the
+    current directory or of an installed package.
 
     Exit status: 0 the fit converged, 1 an error, 2 wrong usage, 3 the fit did not converge.
     """
@@ -241,6 +248,18 @@ def _client(address: str | None) -> Iterator[Any]:
 
     with Client(address) as client:
         yield client
+
+
+@main.command()
+def models() -> None:
+    """List the models of the library: name, formula, parameters."""
+    rows = [
+        (model.name, getattr(model.func, "text", ""), ", ".join(model.parameters))
+        for model in dask_nlsq.models.LIBRARY.values()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @main.command()

@@ -144,7 +144,7 @@ def test_a_read_is_tried_again(tmp_path):
         (lambda t, a, b: jnp.stack([a * t, b * t]), r"returns the shape \(2, 7\)"),
         (lambda t, a, b: a * t + 1j, "complex128"),
         (lambda t, a, b: a * t + missing, "raises NameError"),  # noqa: F821
-        ("gaussian?", "a function"),
+        ("gaussian?", "gaussian"),
     ],
 )
 def test_a_model_is_looked_at_before_the_data(model, message):

@@ -51,6 +51,7 @@ def test_certified(problem, start):
     assert errors >= FAINT.get(problem.name, 6)
 
 
+@pytest.mark.slow
 def test_mean_digits():
     """Digits of the worst parameter, averaged over the cases."""
     assert np.mean([scores(problem, start)[0] for problem, start in CASES]) >= 9.3

@@ -120,7 +120,7 @@ def factorise(
         it can have.
     """
     p = len(gradient)
-    reference = np.ones(p) if reference is None else reference
+    reference = np.zeros(p) if reference is None else reference
     scale = np.sqrt(np.diag(g)) if whitening is None else np.ones(p)
     scale = np.where(scale > 0, scale, 1.0)
     values, vectors = np.linalg.eigh(g / scale / scale[:, None])
@@ -141,4 +141,5 @@ def factorise(
     zero = lengths <= _NOTHING * reference
     f[:, zero] = 0.0
     q, r = np.linalg.qr(f)
-    return Factor(r, q.T @ z, np.where(zero, reference, lengths), not bool(doubtful.any()))
+    norms = np.where(zero, np.where(reference > 0, reference, 1.0), lengths)
+    return Factor(r, q.T @ z, norms, not bool(doubtful.any()))

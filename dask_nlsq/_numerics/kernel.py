@@ -360,9 +360,11 @@ def _moments(y: Any, weight: Any, weighted: bool) -> Any:
     """Return Σ w², Σ w² y, Σ w² y² and Σ log w over a tile."""
     w2 = weight**2
     log_weight = jnp.zeros(())
-    if weighted:  # one logarithm for four rows: weights between 1e-77 and 1e77 cannot overflow their product
-        product = jnp.prod(jnp.where(weight > 0, weight, 1.0).reshape(-1, 4), axis=1)
-        log_weight = jnp.sum(jnp.log(product))
+    if weighted:  # one logarithm for four rows: weights that differ by less than 1e77 cannot underflow
+        unit = jnp.max(weight)
+        unit = jnp.where(unit > 0, unit, 1.0)
+        product = jnp.prod(jnp.where(weight > 0, weight / unit, 1.0).reshape(-1, 4), axis=1)
+        log_weight = jnp.sum(jnp.log(product)) + jnp.sum(weight > 0) * jnp.log(unit)
     return jnp.sum(w2), jnp.sum(w2 * y), jnp.sum(w2 * y * y), log_weight
 
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dask_nlsq._errors import ModelError
+from dask_nlsq._numerics import composition
+from dask_nlsq._numerics.composition import Guess
 from dask_nlsq._numerics.expression import Expression
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -40,6 +42,11 @@ class Model:
         Starting values that the signature gives.
     columns : mapping of str to tuple of int
         Which columns each column argument takes, by position; filled in by `bind`.
+    name : str
+        What reports call it.
+    guess : callable, optional
+        ``guess(x, y)`` returns ``{name: start}`` from a sample of the rows; x is a sequence of columns in the order
+        of `inputs`, without rows that are not finite or have no weight.
 
     Examples
     --------
@@ -57,6 +64,7 @@ class Model:
     defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     name: str = "model"
+    guess: Guess | None = None
 
     @classmethod
     def from_function(cls, func: Callable[..., Any], n_parameters: int | None = None) -> Model:
@@ -113,6 +121,7 @@ class Model:
         columns: Sequence[str] | None = None,
         name: str | None = None,
         defaults: Mapping[str, float] | None = None,
+        guess: Guess | None = None,
     ) -> Model:
         """Make a model from a formula such as ``"a*exp(-b*t) + c"``.
 
@@ -131,6 +140,8 @@ class Model:
             What reports call the model; by default the text.
         defaults : mapping of str to float, optional
             Starting values.
+        guess : callable, optional
+            ``guess(x, y)`` returns starting values from a sample of the rows.
 
         Raises
         ------
@@ -151,7 +162,7 @@ class Model:
             unknown = [key for key in given if key not in expression.names]
             if unknown:
                 raise ModelError(f"{said}= names {unknown}; the names in {text!r} are {list(expression.names)}.")
-        return cls(expression, expression.names, inputs, frozenset(expression.names), starts, {}, name or text)
+        return cls(expression, expression.names, inputs, frozenset(expression.names), starts, {}, name or text, guess)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -161,6 +172,35 @@ class Model:
         """
         columns = self.columns or self.inputs
         return tuple(a for a in self.arguments if a not in columns)
+
+    def __add__(self, other: Model) -> Model:
+        """Add two models of the same columns; the right one's column takes the name of the left one's.
+
+        The start of a sum is guessed from the guesses of its parts, each on what others leave.
+
+        Raises
+        ------
+        ModelError
+            They have a parameter's name in common, which `prefix` mends, or take other columns.
+
+        Examples
+        --------
+        >>> from dask_nlsq import models
+        >>> (models.gaussian + models.line).parameters
+        ('amplitude', 'center', 'sigma', 'intercept', 'slope')
+        """
+        return composition.add(self, other) if isinstance(other, Model) else NotImplemented
+
+    def prefix(self, text: str) -> Model:
+        """Put a prefix before the name of every parameter.
+
+        Examples
+        --------
+        >>> from dask_nlsq import models
+        >>> models.gaussian.prefix("p1_").parameters
+        ('p1_amplitude', 'p1_center', 'p1_sigma')
+        """
+        return composition.prefix(self, text)
 
     def inputs_among(self, present: Sequence[str], taken: Sequence[str]) -> tuple[str, ...]:
         """Return the arguments that are columns of the data, by their names.

@@ -5,8 +5,9 @@ The sums are those of the compiled kernel. Column j of the Jacobian is
 .. math:: J_{ij} \approx \frac{f(x_i; \theta + h_j e_j) - f(x_i; \theta - h_j e_j)}{2 h_j}, \qquad
           h_j = \epsilon^{1/3} |\theta_j|,
 
-to about ten digits (Press et al., Numerical Recipes, section 5.7); where one side is not finite, the other side
-alone. Rows are taken in pieces, so that memory stays at a few columns of a piece.
+to about ten digits (Press et al., Numerical Recipes, section 5.7); the step is shortened where the model bends within
+it, and lengthened where rounding drowns it. Where one side is not finite, the other side is taken alone. Rows are taken
+in pieces, so that memory stays at a few columns of a piece.
 """
 
 from __future__ import annotations
@@ -25,6 +26,16 @@ PIECE = 65_536
 """Rows evaluated at a time."""
 
 _STEP = EPS ** (1 / 3)
+
+_BENT = 1e-4
+"""Second difference over the first from which a step is too long: the error of central differences goes with its
+square. With L = f'/f'' the step (ε |θ| L²)^(1/3) balances that error with rounding."""
+
+_DROWNED = 1e-9
+"""First difference, relative to f, below which a step is too short: rounding takes more than six of its digits."""
+
+_TRIES = 3
+"""Steps tried for one column."""
 
 
 def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
@@ -58,7 +69,9 @@ def values(objective: Objective, x: tuple[Vector, ...], everything: list[float])
 
 
 def check_rows(objective: Objective, x: tuple[Vector, ...], theta: Vector) -> tuple[Vector, Vector]:
-    """Evaluate the rows of `x` whole and one by one."""
+    """Evaluate the rows of `x` whole and one by one; no rows of a function that says it is ``row_wise``."""
+    if getattr(objective.model.func, "row_wise", False):
+        return np.empty(0), np.empty(0)
     everything = list(objective.expand(theta.tolist()))
     single = [values(objective, tuple(c[i : i + 1] for c in x), everything)[0] for i in range(len(x[0]))]
     return values(objective, x, everything), np.array(single)
@@ -108,13 +121,31 @@ def _jacobian(objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vec
     jac = np.empty((len(theta), len(f)))
     for j, value in enumerate(theta):
         h = _STEP * (abs(value) or 1.0)
-        ahead, behind = theta.copy(), theta.copy()
-        ahead[j], behind[j] = value + h, value - h
-        up, down = (values(objective, x, list(objective.expand(t.tolist()))) for t in (ahead, behind))
-        both = (up - down) / (ahead[j] - behind[j])
-        one_sided = np.where(np.isfinite(up), (up - f) / (ahead[j] - value), (f - down) / (value - behind[j]))
-        jac[j] = np.where(np.isfinite(both), both, one_sided)
+        for _ in range(_TRIES):
+            jac[j], better = _difference(objective, x, theta, f, j, h)
+            if better == h:
+                break
+            h = better
     return jac
+
+
+def _difference(
+    objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector, j: int, h: float
+) -> tuple[Vector, float]:
+    """Return column j by central differences with the step h, (rows,), and the step that suits it better."""
+    ahead, behind = theta.copy(), theta.copy()
+    ahead[j] += h
+    behind[j] -= h
+    up, down = (values(objective, x, list(objective.expand(t.tolist()))) for t in (ahead, behind))
+    both = (up - down) / (ahead[j] - behind[j])
+    one_sided = np.where(np.isfinite(up), (up - f) / (ahead[j] - theta[j]), (f - down) / (theta[j] - behind[j]))
+    seen = np.isfinite(both)
+    first, second, size = (np.sqrt(np.sum(d * d, where=seen)) for d in (up - down, up - 2 * f + down, f))
+    if first < _DROWNED * size:  # as where the parameter itself is nearly nothing
+        h = max(h, _STEP)
+    elif second > max(_BENT * first, 1e3 * EPS * size):
+        h *= float(0.5 * _STEP * first / second) ** (2 / 3)
+    return np.where(seen, both, one_sided), h
 
 
 def _given(objective: Objective, x: tuple[Vector, ...], theta: Vector, rows: int) -> Matrix:

@@ -30,6 +30,8 @@ class Parameters:
     fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
     tied: Mapping[str, Expression] = dataclasses.field(default_factory=dict)
     guessed: tuple[str, ...] = ()  # names whose start nobody gave
+    sampled: tuple[str, ...] = ()  # names whose start was guessed from rows of the data
+    sample_rows: int = 0
 
     @classmethod
     def of(
@@ -88,6 +90,14 @@ class Parameters:
         guessed = tuple(name for name in free if name not in given)
         believed = _prior(free, prior) if prior else None
         return cls(names, free, start, lower[place], upper[place], believed, held, ties, guessed)
+
+    def with_guess(self, guess: Mapping[str, float], rows: int) -> Parameters:
+        """Take starts guessed from so many rows, inside the bounds, for those that nobody gave."""
+        taken = {name: float(guess[name]) for name in self.guessed if np.isfinite(guess.get(name, np.nan))}
+        start = np.array([taken.get(name, value) for name, value in zip(self.free, self.start.tolist(), strict=True)])
+        left = tuple(name for name in self.guessed if name not in taken)
+        start = np.clip(start, self.lower, self.upper)
+        return dataclasses.replace(self, start=start, guessed=left, sampled=tuple(taken), sample_rows=rows)
 
     @property
     def p(self) -> int:
@@ -151,13 +161,23 @@ def _start(names: Sequence[str], p0: Any) -> dict[str, float]:
         unknown = [name for name in given if name not in names]
         if unknown:
             raise ModelError(f"p0 names {unknown}; the parameters are {list(names)}.")
-        return {name: float(value) for name, value in given.items()}
-    values = np.atleast_1d(np.asarray(p0, float))
+        return dict(zip(given, _real(list(given.values())).tolist(), strict=True))
+    values = np.atleast_1d(_real(p0))
     if values.shape != (len(names),):
         raise ModelError(
             f"p0 has shape {values.shape}; the parameters are {list(names)}, so ({len(names)},) is needed."
         )
     return dict(zip(names, values.tolist(), strict=True))
+
+
+def _real(p0: Any) -> Vector:
+    """Return starting values as float64; NumPy would drop an imaginary part."""
+    try:
+        if np.iscomplexobj(p0):
+            raise TypeError("complex numbers")
+        return np.asarray(p0, float)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"p0 must be real numbers; it is {p0!r}.") from error
 
 
 def _bounds(names: Sequence[str], bounds: Any) -> tuple[Vector, Vector]:
@@ -167,8 +187,12 @@ def _bounds(names: Sequence[str], bounds: Any) -> tuple[Vector, Vector]:
         unknown = [name for name in bounds if name not in names]
         if unknown:
             raise BoundsError(f"bounds names {unknown}; the parameters are {list(names)}.")
-        for name, (low, high) in bounds.items():
-            lower[names.index(name)], upper[names.index(name)] = low, high
+        for name, pair in bounds.items():
+            try:
+                low, high = pair
+                lower[names.index(name)], upper[names.index(name)] = low, high
+            except (TypeError, ValueError) as error:
+                raise BoundsError(f"The bounds of {name!r} are {pair!r}; a pair (lower, upper) is needed.") from error
     elif bounds is not None:
         try:
             low, high = (bounds.lb, bounds.ub) if hasattr(bounds, "lb") else bounds
@@ -180,6 +204,8 @@ def _bounds(names: Sequence[str], bounds: Any) -> tuple[Vector, Vector]:
     if np.isnan(lower).any() or np.isnan(upper).any():
         raise BoundsError("A bound is NaN; leave a side open with -inf or inf.")
     for name, low, high in zip(names, lower, upper, strict=True):
+        if low == high and np.isinf(low):
+            raise BoundsError(f"Both bounds of {name!r} are {low:g}, which leaves no value.")
         if low > high:
             raise BoundsError(f"The lower bound of {name!r} is {low:g}, above its upper bound {high:g}.")
     return lower, upper

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from dask_nlsq._errors import NlsqError
+from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.inference import Statistics
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._result import predict as prediction
@@ -83,6 +84,8 @@ class FitResult:
     # What is needed to evaluate the model again.
     shipped: Shipped | None = None
     columns: Columns | None = None
+    # The triangle of the weighted Jacobian at the last sweep.
+    factor: Factor | None = None
 
     @functools.cached_property
     def params(self) -> pd.Series:

@@ -62,7 +62,7 @@ def _align(raw: dict[str, Any]) -> dict[str, Any]:
                 column=name,
             )
         else:
-            aligned[name] = da.asarray(a).rechunk(guide.chunks)
+            aligned[name] = da.asanyarray(a).rechunk(guide.chunks)
     return aligned
 
 

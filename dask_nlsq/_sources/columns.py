@@ -46,10 +46,12 @@ class Columns:
                 "belong together, cut at the same places."
             )
         x, y = tuple(values[name] for name in self.x), values[self.y]
-        weight = self._weight(values, len(y))
+        block = Block(x, y, self._weight(values, len(y)))
+        if block.weight is not None and not block.weight.all():
+            block = block.take(block.weight > 0)  # a row of infinite sigma is no observation
         if self.nan_policy == "raise":  # found by the sweep, whose sums turn NaN
-            return Block(x, y, weight)
-        return _omit(Block(x, y, weight))
+            return block
+        return _omit(block)
 
     def _weight(self, values: Mapping[str, Vector], rows: int) -> Vector | None:
         if self.sigma is None:
@@ -81,12 +83,7 @@ class Columns:
             )
         if array.ndim != 1:
             raise DataError(f"The column has shape {array.shape}; one dimension is needed.", column=name)
-        if kind in "iu" and array.dtype.itemsize == 8 and array.size and np.abs(array).max() > 2**53:
-            warnings.warn(
-                f"Column {name!r} holds integers beyond 2**53, which float64 rounds.",
-                NlsqWarning,
-                stacklevel=2,
-            )
+        _warn_beyond(name, array)
         return np.ascontiguousarray(array, dtype=np.float64)
 
     def _seconds(self, name: str, array: AnyArray) -> Vector:
@@ -122,17 +119,31 @@ def first_instants(names: Sequence[str], reads: Iterable[Mapping[str, Any]]) -> 
 def _plain(name: str, values: Any) -> AnyArray:
     """Return a NumPy array, with missing cells of pandas' nullable and Arrow types as NaN."""
     if isinstance(values, np.ma.MaskedArray):
-        return np.ma.filled(values.astype(float), np.nan)
+        if values.dtype.kind in "mM":
+            return np.where(np.ma.getmaskarray(values), np.array("NaT", values.dtype), np.asarray(values.data))
+        if values.dtype.kind not in "fiub":
+            return np.asarray(values.data)  # refused by its dtype
+        _warn_beyond(name, values.compressed())
+        return np.where(np.ma.getmaskarray(values), np.nan, np.asarray(values.data, float))
     dtype = getattr(values, "dtype", None)
     if not isinstance(values, np.ndarray) and hasattr(values, "to_numpy"):
         kind = getattr(dtype, "kind", "O")
         if isinstance(dtype, np.dtype) and dtype.kind != "O":
             return np.asarray(values.to_numpy())
         if kind in "fiub":
+            if kind in "iu":
+                _warn_beyond(name, values.dropna().to_numpy())
             return np.asarray(values.to_numpy(dtype="float64", na_value=np.nan))
         if kind in "mM":
             return np.asarray(values.to_numpy(dtype=f"{kind}8[ns]", na_value=np.datetime64("NaT")))
     return np.asarray(values)
+
+
+def _warn_beyond(name: str, array: AnyArray) -> None:
+    """Warn of integers that float64 rounds."""
+    wide = array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size > 0
+    if wide and (int(array.max()) > 2**53 or int(array.min()) < -(2**53)):  # int: |-2**63| is no int64
+        warnings.warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.", NlsqWarning, stacklevel=3)
 
 
 def _omit(block: Block) -> Block:

@@ -21,7 +21,7 @@ def open_frame(frame: Any, columns: Columns) -> Source:
     if "index" in columns.names and "index" not in frame.columns:
         frame = frame.rename_axis(index="index").reset_index()
     present = tuple(frame.columns)
-    check_columns(present, columns)
+    check_columns(present, columns.names)
     # One partition may otherwise be fused with its neighbours at run time, and the list would not be what it says.
     with dask.config.set({"optimization.tune.active": False}):
         frame = frame[list(columns.names)].optimize()
@@ -38,19 +38,25 @@ def open_frame(frame: Any, columns: Columns) -> Source:
     return Source(partitions, str(frame._name), info)
 
 
-def check_columns(present: Sequence[str], columns: Columns) -> None:
+def check_columns(present: Sequence[str], names: Sequence[str]) -> None:
     """Refuse names that the data does not have."""
-    missing = [name for name in columns.names if name not in present]
+    missing = [name for name in names if name not in present]
     if missing:
         raise DataError(
             f"There is no column {', '.join(map(repr, missing))}; the data has "
             f"{', '.join(map(repr, present))}. Say which to use with x=, y= and sigma=.",
             column=missing[0],
         )
+    twice = [name for name in names if list(present).count(name) > 1]
+    if twice:
+        raise DataError(
+            f"{list(present).count(twice[0])} columns are called {twice[0]!r}; rename them.", column=twice[0]
+        )
 
 
 def _raw(values: Sequence[Any], names: tuple[str, ...]) -> Mapping[str, Any]:
     (frame,) = values
+    check_columns(tuple(frame.columns), names)
     return {name: frame[name] for name in names}
 
 

@@ -40,7 +40,7 @@ def open_source(
     if isinstance(data, pd.DataFrame):
         if "index" in columns.names and "index" not in data.columns:
             data = data.rename_axis(index="index").reset_index()
-        check_columns(list(data.columns), columns)
+        check_columns(list(data.columns), columns.names)
         return open_memory(
             {name: data[name] for name in columns.names}, columns, "pandas DataFrame", tuple(data.columns)
         )
@@ -68,12 +68,12 @@ def _open_path(path: str, columns: Columns, filters: Any, storage_options: dict[
 
 
 def _open_mapping(data: Mapping[str, Any], columns: Columns) -> Source:
-    check_columns(list(data), columns)
+    check_columns(list(data), columns.names)
     chosen = {name: data[name] for name in columns.names}
     if all(is_zarr(a) for a in chosen.values()):
         return open_zarr(chosen, columns)
     if any(is_array(a) for a in chosen.values()):
-        return open_array({k: a if is_array(a) else np.asarray(a) for k, a in chosen.items()}, columns)
+        return open_array({k: a if is_array(a) else np.asanyarray(a) for k, a in chosen.items()}, columns)
     arrays = {k: a if hasattr(a, "dtype") and not is_zarr(a) else np.asarray(a) for k, a in chosen.items()}
     return open_memory(arrays, columns, "arrays in memory", tuple(data))
 

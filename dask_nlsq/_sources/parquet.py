@@ -6,6 +6,8 @@ import dataclasses
 from typing import Any
 
 import fsspec
+import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs
 import pyarrow.parquet as pq
@@ -51,7 +53,7 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
     if type(fs).__name__ == "LocalFileSystem":
         filesystem = pyarrow.fs.LocalFileSystem()
     dataset = ds.dataset(where, filesystem=filesystem, format="parquet")
-    check_columns(dataset.schema.names, columns)
+    check_columns(dataset.schema.names, columns.names)
     expression = None if filters is None else pq.filters_to_expression(filters)
     partitions, rows = [], 0
     for fragment in dataset.get_fragments(filter=expression):
@@ -87,4 +89,6 @@ def _numpy(column: Any) -> Any:
     """Return a NumPy array with nulls as NaN, or as NaT."""
     if str(column.type).startswith("decimal"):
         column = column.cast("float64")
+    if column.null_count and str(column.type) in ("int64", "uint64"):
+        return column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype(), pa.uint64(): pd.UInt64Dtype()}.get)
     return column.to_numpy()

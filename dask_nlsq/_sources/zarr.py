@@ -36,7 +36,7 @@ class ZarrPartition:
 def open_zarr(data: Any, columns: Columns) -> Source:
     """Take a group, or a mapping of arrays, of one dimension and one length."""
     present = list(data.array_keys()) if isinstance(data, zarr.Group) else list(data)
-    check_columns(present, columns)
+    check_columns(present, columns.names)
     arrays = {name: data[name] for name in columns.names}
     shapes = {name: a.shape for name, a in arrays.items()}
     if any(len(shape) != 1 for shape in shapes.values()):

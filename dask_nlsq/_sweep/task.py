@@ -85,7 +85,8 @@ def draw(partition: Any, count: int, seed: int) -> tuple[Block, int] | Failure:
         return block
     if block.rows <= count:
         return block, block.rows
-    rows = np.random.default_rng(seed).choice(block.rows, count, replace=False, shuffle=False)
+    mark = int(np.bitwise_xor.reduce(block.y.view(np.uint64)))  # partitions of one length differ in their rows
+    rows = np.random.default_rng([seed, mark]).choice(block.rows, count, replace=False, shuffle=False)
     return block.take(np.sort(rows)), block.rows
 
 

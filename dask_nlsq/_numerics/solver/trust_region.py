@@ -78,6 +78,14 @@ class Point:
     scale: Vector  # (p,)
     radius: float
 
+    @property
+    def believed(self) -> bool:
+        """Whether the undamped step lies where the linear model holds: inside the trust region, or next to nothing."""
+        moves = self.scale * np.abs(self.newton.delta)
+        s = np.sqrt(2.0 * self.reduction.cost / max(self.reduction.rows, 1))
+        small = (np.abs(self.newton.delta) <= 1e-3 * np.abs(self.theta)) | (moves <= 1e-3 * s)
+        return bool(np.linalg.norm(moves) <= self.radius or small.all())
+
 
 @dataclasses.dataclass(frozen=True)
 class State:
@@ -312,7 +320,7 @@ def final(state: State, lower: Vector, upper: Vector) -> tuple[Vector, float]:
     """Return the parameters with the last Gauss-Newton step added, and the cost predicted there."""
     point = state.point
     assert point is not None
-    if state.status is None or not state.status.success:
+    if state.status is None or not state.status.success or not point.believed:
         return point.theta, point.reduction.cost
     theta = np.clip(point.theta + point.newton.delta, lower, upper)
     return theta, max(point.reduction.cost - point.newton.predicted, 0.0)

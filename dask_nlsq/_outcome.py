@@ -1,0 +1,152 @@
+"""Build a result from the last state of a fit: estimates, covariance, statistics, history, provenance."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dask
+import distributed
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import psutil
+import zarr
+from scipy.optimize import OptimizeWarning
+
+from dask_nlsq._numerics import inference
+from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final
+from dask_nlsq._numerics.status import Status
+from dask_nlsq._problem import Problem
+from dask_nlsq._result import FitResult, history_frame
+from dask_nlsq._typing import Matrix, Vector
+
+if sys.platform != "win32":
+    import resource
+
+log = logging.getLogger("dask_nlsq")
+
+
+def build(
+    problem: Problem,
+    solver: TrustRegion,
+    state: State,
+    seconds: list[float],
+    total: float,
+    notes: tuple[str, ...],
+) -> FitResult:
+    point = state.point
+    assert point is not None and state.status is not None
+    parameters = problem.parameters
+    theta, cost = final(state, parameters.lower, parameters.upper)
+    side = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
+    free = side == 0
+    statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma)
+    pcov = _covariance(point, statistics, free, solver.absolute_sigma)
+    held = [name for name, where in zip(parameters.free, side, strict=True) if where]
+    if held:
+        notes += (f"{', '.join(held)} ended at a bound and was held there; it has no standard error.",)
+    gradient = np.where(free, point.factor.gradient, 0.0)
+    theta, pcov, active = _expand(problem, theta, pcov, side)
+    if np.isinf(pcov).any():
+        open_ends = [n for n, v in zip(parameters.names, np.diag(pcov), strict=True) if np.isinf(v)]
+        warnings.warn(
+            f"The data do not determine {', '.join(open_ends)}; their variance is infinite.",
+            OptimizeWarning,
+            stacklevel=3,
+        )
+    if state.status is Status.MAX_NFEV:
+        log.warning("the fit stopped after %d sweeps without converging", state.nsweeps)
+    return FitResult(
+        names=parameters.names,
+        popt=theta,
+        pcov=pcov,
+        cost=cost,
+        optimality=float(np.abs(gradient).max()),
+        statistics=statistics,
+        n_dropped=point.reduction.dropped,
+        condition_number=point.factor.condition,
+        active_mask=active,
+        status=state.status,
+        history=_history(state, parameters.free, seconds),
+        provenance=_provenance(problem, state, sum(seconds), total),
+        notes=notes,
+        shipped=problem.shipped,
+        columns=dataclasses.replace(problem.columns, origins=problem.source.info.origins),
+        factor=point.factor,
+    )
+
+
+def _covariance(point: Point, statistics: inference.Statistics, free: Any, absolute_sigma: bool) -> Matrix:
+    """Return the covariance of the free parameters, (p, p)."""
+    dof = statistics.dof
+    if point.reduction.meat is None:
+        s2 = 1.0 if absolute_sigma else statistics.redchi if dof > 0 else np.inf
+        return inference.covariance(point.factor, s2, free)
+    inverse = np.eye(len(free)) if point.whitening is None else point.whitening.inverse
+    meat = inverse.T @ point.reduction.meat @ inverse
+    return inference.covariance(point.factor, statistics.n_obs / dof if dof > 0 else np.inf, free, meat)
+
+
+def _expand(problem: Problem, theta: Vector, pcov: Matrix, side: Any) -> tuple[Vector, Matrix, Any]:
+    """Return all parameters, their covariance by the delta method, and which are at a bound."""
+    parameters, expand = problem.parameters, problem.objective.expand
+    if parameters.expansion is None:
+        return theta, pcov, side
+    with jax.enable_x64(True):
+        everything = np.array([float(v) for v in expand([float(t) for t in theta])])
+        jacobian = np.asarray(jax.jacfwd(lambda t: jnp.stack([jnp.asarray(v, float) for v in expand(list(t))]))(theta))
+    active = np.zeros(len(parameters.names), int)
+    active[[parameters.names.index(name) for name in parameters.free]] = side
+    return everything, inference.propagate(pcov, jacobian), active
+
+
+def _history(state: State, names: Sequence[str], seconds: list[float]) -> pd.DataFrame:
+    columns: dict[str, Callable[[Any], Any]] = {
+        "cost": lambda r: r.cost,
+        "step": lambda r: r.step,
+        "damping": lambda r: r.damping,
+        "radius": lambda r: r.radius,
+        "accepted": lambda r: r.accepted,
+    }
+    table = {name: [value(r) for r in state.history] for name, value in columns.items()}
+    table |= {name: [float(r.theta[i]) for r in state.history] for i, name in enumerate(names)}
+    return history_frame(table | {"seconds": seconds})
+
+
+def _provenance(problem: Problem, state: State, seconds: float, total: float) -> dict[str, Any]:
+    assert state.point is not None
+    executor = problem.executor
+    return {
+        "model": problem.objective.model.name,
+        "data": problem.source.info.kind,
+        "token": problem.source.token,
+        "columns": list(problem.columns.names),
+        "partitions": len(problem.partitions),
+        "executor": type(executor).__name__.lower(),
+        "workers": executor.workers,
+        "seconds": seconds,
+        "total_seconds": total,
+        "rows_per_second": state.nsweeps * state.point.reduction.rows / max(seconds, 1e-9),
+        "peak_memory": _peak_memory(),
+        "device": jax.default_backend(),
+        "finished": pd.Timestamp.now(tz="UTC").isoformat(),
+        "versions": {
+            "python": platform.python_version(),
+            **{m.__name__: m.__version__ for m in (dask, distributed, jax, np, zarr)},
+        },
+    }
+
+
+def _peak_memory() -> int:
+    """Return the largest resident size that this process has had, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
