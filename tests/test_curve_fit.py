@@ -66,7 +66,7 @@ def label(value):
     return "-".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["numpy", pytest.param("dask", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "case"), list(scipy_cases()), ids=label)
 def test_scipy_says(name, case, form, monkeypatch, request):
     key = "-".join([name, *map(str, case.values())])

@@ -16,6 +16,8 @@ from scipy.optimize import OptimizeWarning
 import dask_nlsq
 from dask_nlsq import BoundsError, DataError, ModelError, NlsqError, NlsqWarning
 
+pytestmark = pytest.mark.slow
+
 T, Y = decay_rows(400)
 P0 = np.array([2.0, 1.0, 0.1])
 HOLES = np.arange(400) % 10 == 0
@@ -381,7 +383,7 @@ class TestFrames:
         t, y = da.from_array(T, chunks=100), da.from_array(Y, chunks=100)
         with pytest.raises(DataError, match="unlike lengths") as caught:
             dask_nlsq.fit(decay, t[t > 1], y[y > 1])
-        assert caught.value.partition == 0
+        assert caught.value.partition in range(4)  # the first to be read
 
 
 def forms(y):

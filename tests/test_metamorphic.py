@@ -11,6 +11,8 @@ from problems import decay, decay_rows
 
 import dask_nlsq
 
+pytestmark = pytest.mark.slow
+
 N = 120
 T, Y = decay_rows(N, seed=11)
 SIGMA = np.linspace(0.1, 0.4, N)

@@ -65,7 +65,11 @@ TRUTHS = {
         {"amplitude": 1.0, "rate": 3.0, "frequency": 20.3, "phase": 1.0},
     ],
 }
-CASES = [(name, truth) for name, truths in TRUTHS.items() for truth in truths]
+CASES = [
+    pytest.param(name, truth, marks=[pytest.mark.slow] if i else [], id=f"{name}-{i}")
+    for name, truths in TRUTHS.items()
+    for i, truth in enumerate(truths)
+]
 
 
 def noisy(model, truth, rng, rows=ROWS):
@@ -80,7 +84,7 @@ def assert_recovers(result, truth):
     assert result.success and (distance.abs() < 5).all(), result.report()
 
 
-@pytest.mark.parametrize(("name", "truth"), CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(CASES)])
+@pytest.mark.parametrize(("name", "truth"), CASES)
 def test_recovers_what_is_known(name, truth, rng):
     ddf = dd.from_pandas(noisy(LIBRARY[name], truth, rng), npartitions=5, sort=False)
     result = ddf.nlsq.fit(name)

@@ -13,6 +13,7 @@ from dask_nlsq import Model
 
 CASES = [(problem, start) for problem in PROBLEMS for start in (0, 1)]
 IDS = [f"{problem.name}-{start + 1}" for problem, start in CASES]
+WITH_FIRST_STARTS_FAST = [case if case[1] == 0 else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 ROWS = 1_000_000  # above them a fit stops at a ten-thousandth of a standard error, which is fewer digits
 FAINT = {"Lanczos1": 3}  # its residuals are rounding errors, and its standard errors are their size
 
@@ -43,7 +44,7 @@ def scores(problem, start, repeats=1):
     return digits(result.params[names], problem.params), digits(result.stderr[names], shrunk)
 
 
-@pytest.mark.parametrize(("problem", "start"), CASES, ids=IDS)
+@pytest.mark.parametrize(("problem", "start"), WITH_FIRST_STARTS_FAST, ids=IDS)
 def test_certified(problem, start):
     parameters, errors = scores(problem, start)
     assert solve(problem, start).success
@@ -57,6 +58,7 @@ def test_mean_digits():
     assert np.mean([scores(problem, start)[0] for problem, start in CASES]) >= 9.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 def test_residuals_and_degrees_of_freedom(problem):
     result = solve(problem, 1)

@@ -29,7 +29,7 @@ def bits(reduction):
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("pieces", [1, 7, 70])
+@pytest.mark.parametrize("pieces", [1, 7])
 def test_every_executor_gives_the_bits_of_the_loop(store, pieces, request_, tmp_path, client):
     source = open_source(STORES[store](*decay_rows(7000), pieces, tmp_path), Columns(("t",), "y"))
     objective = shipped()
