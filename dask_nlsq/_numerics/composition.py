@@ -126,7 +126,7 @@ class _Columns:
             return dict(start)
         evaluations = STEPS * (len(first) + 1)
         # Differences of 1e-4: a function of jax.numpy may compute in single precision here.
-        steps = np.full(len(first), 1e-4)
+        steps = np.array(1e-4)
         fit = least_squares(residual, first, method="lm", x_scale="jac", diff_step=steps, max_nfev=evaluations)
         return dict(zip(start, fit.x.tolist(), strict=True))
 
