@@ -33,6 +33,7 @@ def test_equals_scipy(store, pieces, cache, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("where", ["threads", "cluster"])
 def test_ten_million_rows_equal_scipy(where, tmp_path, request):
     """Parquet, Dask arrays and Zarr in 1, 7 and 200 partitions, here and on two processes."""

@@ -72,4 +72,4 @@ def test_residuals_and_degrees_of_freedom(problem):
 def test_certified_at_a_million_rows(problem, start):
     parameters, errors = scores(problem, start, ROWS // len(problem.y))
     assert parameters >= 6
-    assert errors >= FAINT.get(problem.name, 6)
+    assert errors >= (2 if problem.name in FAINT else 6)  # the sum of a million rounding errors
