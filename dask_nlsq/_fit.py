@@ -23,6 +23,7 @@ from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import DataError, ModelError, NlsqError, NlsqWarning, TooFewRows
 from dask_nlsq._numerics import kernel
+from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.loss import Loss, check_loss
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
@@ -218,6 +219,8 @@ def fit(
         notes += (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
     with Progress(len(partitions), progress) as bar:
         state, seconds = minimise(problem, solver, starts, bar, time_limit, callback)
+    if state.status is not None and state.status.success and _went_silent(problem, state):
+        state = dataclasses.replace(state, status=Status.SILENT)
     return build(problem, solver, state, seconds, time.perf_counter() - started, notes)
 
 
@@ -303,6 +306,34 @@ def minimise(
         if state.status is None and time_limit is not None and time.monotonic() - started > time_limit:
             state = dataclasses.replace(state, status=Status.TIME_LIMIT)
     return state, seconds
+
+
+def _went_silent(problem: Problem, state: State) -> bool:
+    """Whether parameters that move nothing where the fit ended would do so elsewhere.
+
+    A parameter that the model does not use moves nothing anywhere; its variance is infinite, and the fit is none
+    the worse for it. Where others silence it (a product of two zeros, the exponential of a large number), the
+    gradient is zero and the end is no answer.
+    """
+    assert state.point is not None
+    theta, parameters = state.point.theta, problem.parameters
+    silent = ~state.point.factor.r.any(axis=0)
+    if not silent.any():
+        return False
+    block = draw_sample(problem.executor, problem.partitions, 1024).block
+    here = _evaluate(problem, block, theta)
+    noise = 1e-9 * np.abs(here[np.isfinite(here)]).max(initial=0.0)
+    for values in np.random.default_rng(0).choice([0.0, 1e-9, -1e-9, 1.0, -1.0], (64, len(theta))):
+        there = np.where(silent, np.clip(values, parameters.lower, parameters.upper), theta)
+        found = _evaluate(problem, block, there)
+        if (np.isfinite(found) & (np.abs(found - here) > noise)).any():
+            return True
+    return False
+
+
+def _evaluate(problem: Problem, block: Block, theta: Vector) -> Vector:
+    """Return the model at some rows, from the free parameters."""
+    return kernel.predict_block(problem.objective, block, np.array(problem.objective.expand(theta.tolist()), float))
 
 
 def _tell(state: State, seconds: float) -> None:

@@ -21,7 +21,8 @@ import zarr
 from scipy.optimize import OptimizeWarning
 
 from dask_nlsq._numerics import inference
-from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final
+from dask_nlsq._numerics.factor import Factor
+from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final, lost
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._result import FitResult, history_frame
@@ -48,7 +49,8 @@ def build(
     side = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
     free = side == 0
     statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma)
-    pcov = _covariance(point, statistics, free, solver.absolute_sigma)
+    factor = point.factor.without(lost(state, solver.absolute_sigma))
+    pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
     held = [name for name, where in zip(parameters.free, side, strict=True) if where]
     if held:
         notes += (f"{', '.join(held)} ended at a bound and was held there; it has no standard error.",)
@@ -71,7 +73,7 @@ def build(
         optimality=float(np.abs(gradient).max()),
         statistics=statistics,
         n_dropped=point.reduction.dropped,
-        condition_number=point.factor.condition,
+        condition_number=factor.condition,
         active_mask=active,
         status=state.status,
         history=_history(state, parameters.free, seconds),
@@ -83,15 +85,17 @@ def build(
     )
 
 
-def _covariance(point: Point, statistics: inference.Statistics, free: Any, absolute_sigma: bool) -> Matrix:
+def _covariance(
+    point: Point, factor: Factor, statistics: inference.Statistics, free: Any, absolute_sigma: bool
+) -> Matrix:
     """Return the covariance of the free parameters, (p, p)."""
     dof = statistics.dof
     if point.reduction.meat is None:
         s2 = 1.0 if absolute_sigma else statistics.redchi if dof > 0 else np.inf
-        return inference.covariance(point.factor, s2, free)
+        return inference.covariance(factor, s2, free)
     inverse = np.eye(len(free)) if point.whitening is None else point.whitening.inverse
     meat = inverse.T @ point.reduction.meat @ inverse
-    return inference.covariance(point.factor, statistics.n_obs / dof if dof > 0 else np.inf, free, meat)
+    return inference.covariance(factor, statistics.n_obs / dof if dof > 0 else np.inf, free, meat)
 
 
 def _expand(problem: Problem, theta: Vector, pcov: Matrix, side: Any) -> tuple[Vector, Matrix, Any]:

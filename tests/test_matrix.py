@@ -14,7 +14,7 @@ from problems import decay, decay_rows
 from scipy.optimize import OptimizeWarning
 
 import dask_nlsq
-from dask_nlsq import BoundsError, DataError, ModelError, NlsqError, NlsqWarning
+from dask_nlsq import BoundsError, DataError, ModelError, NlsqError, NlsqWarning, Status
 
 pytestmark = pytest.mark.slow
 
@@ -22,10 +22,6 @@ T, Y = decay_rows(400)
 P0 = np.array([2.0, 1.0, 0.1])
 HOLES = np.arange(400) % 10 == 0
 PLAIN = dask_nlsq.fit(decay, T, Y, p0=P0)
-
-BLIND = "a start at which no parameter moves the model ends as converged, with infinite variances and a warning"
-DEGENERATE = "the variance of a parameter on which the model depends by its square alone stays finite"
-
 
 def short(reason, value):
     """Mark a case in which what is demanded is not there yet."""
@@ -106,7 +102,7 @@ class TestUndetermined:
 
     @pytest.mark.parametrize(
         "start",
-        [[1.0, 0.5, 1.0, 3.0], short("rounding is not recognised beside a stale S", [2.0, 1.0, 1.0, 2.0])],
+        [[1.0, 0.5, 1.0, 3.0], [2.0, 1.0, 1.0, 2.0]],
     )
     def test_two_exponentials_where_there_is_one(self, start):
         two = lambda t, a, b, c, d: a * jnp.exp(-b * t) + c * jnp.exp(-d * t)  # noqa: E731
@@ -116,7 +112,7 @@ class TestUndetermined:
         assert np.isinf(result.stderr).any()
         np.testing.assert_allclose(result.predict(T), 3 * np.exp(-1.3 * T), atol=1e-7)
 
-    @pytest.mark.parametrize("slope", [short(DEGENERATE, 0.0), short(DEGENERATE, -0.5)])
+    @pytest.mark.parametrize("slope", [0.0, -0.5])
     def test_a_square_whose_best_root_is_zero(self, slope):
         residual = Y - np.polyval(np.polyfit(T, Y, 1), T)  # has neither level nor slope
         result = self.undetermined("a", lambda t, a, b: a**2 * t + b, 1 + slope * T + residual, p0=[1, 1])
@@ -127,7 +123,7 @@ class TestUndetermined:
         result = self.undetermined("a, b", lambda t, a, b, c: a * b * t + c, residual, p0=[1, 1, 1])
         assert abs(result.params["a"] * result.params["b"]) < 1e-3
 
-    @pytest.mark.parametrize("origin", [0.0, short("the last triangle is not settled", 1.6e9)])
+    @pytest.mark.parametrize("origin", [0.0, 1.6e9])
     def test_an_origin_beside_an_amplitude(self, origin):
         moved = lambda t, a, b, t0, c: a * jnp.exp(-b * (t - t0)) + c  # noqa: E731
         x = origin + 100 * np.sort(T)  # seconds, the amplitude and the origin act alike
@@ -136,12 +132,21 @@ class TestUndetermined:
         base = dask_nlsq.fit(decay, x - origin, y, p0=[2.0, 0.01, 0.1])
         np.testing.assert_allclose(result.popt[[1, 3]], base.popt[1:], rtol=1e-6)
 
-    @pytest.mark.parametrize("start", [short(BLIND, [0.0, 0.0]), [0.0, 1e-9]])
+    @pytest.mark.parametrize("start", [[0.0, 0.0], [0.0, 1e-9]])
     def test_a_saddle_is_no_answer(self, start):
         def solve():
             return dask_nlsq.fit(lambda t, a, b: a * b * t, T, 2.0 * T, p0=start)
 
         assert_same_product_or_refused(solve, 2.0)
+
+
+    def test_a_start_that_no_parameter_moves_is_told_from_a_parameter_that_moves_nothing(self):
+        with pytest.warns(OptimizeWarning):
+            saddle = dask_nlsq.fit(lambda t, a, b: a * b * t, T, 2.0 * T, p0=[0.0, 0.0])
+            unused = dask_nlsq.fit(lambda t, a, b: a * t, T, 2.0 * T, p0=[0.0, 0.0])
+        assert (saddle.status, saddle.success) == (Status.SILENT, False)
+        assert unused.success
+        np.testing.assert_array_equal(np.isinf(unused.stderr), [False, True])
 
 
 def assert_same_product_or_refused(solve, product):
@@ -201,9 +206,9 @@ class TestScales:
     @pytest.mark.parametrize(
         "start",
         [
-            short(BLIND, [1.0, 1.0, 1.0]),
-            short(BLIND, [1.0, 0.01, 0.1]),
-            short(BLIND, [1e300, 0.01, 0.1]),
+            [1.0, 1.0, 1.0],
+            [1.0, 0.01, 0.1],
+            [1e300, 0.01, 0.1],
             [1.0, -1.0, 1.0],
         ],
     )

@@ -65,6 +65,10 @@ class Factor:
         q, r = np.linalg.qr(self.r[:, kept])
         return Factor(r, q.T @ self.z, self.norms[kept], self.reliable)
 
+    def without(self, lost: npt.NDArray[np.bool_]) -> Factor:
+        """Return the factor with some columns of J taken as zero."""
+        return dataclasses.replace(self, r=np.where(lost, 0.0, self.r))
+
     @functools.cached_property
     def svd(self) -> tuple[Matrix, Vector, Matrix]:
         """U, σ and Vᵀ of R with its columns scaled to unit length."""

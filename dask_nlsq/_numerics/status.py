@@ -24,6 +24,7 @@ class Status(enum.IntEnum):
         member.sentence = sentence
         return member
 
+    SILENT = -5, "The model does not respond to some parameters here, although it does elsewhere: start elsewhere."
     STALLED = -4, "The trust region shrank to nothing although the step that remains is not small."
     TIME_LIMIT = -3, "The time limit was reached."
     CALLBACK = -2, "The callback asked to stop."

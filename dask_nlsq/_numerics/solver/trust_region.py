@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 
 from dask_nlsq._numerics.factor import EPS, Factor, Whitening, factorise
 from dask_nlsq._numerics.prior import Prior
@@ -48,6 +49,9 @@ _FIRST_RADIUS, _SECOND_RADIUS = 0.1, 10.0
 least often, and the large one finds the way where the small one does not."""
 
 
+_FADED = 1e-3
+"""Length of a column of J, beside the longest that it has had, from which the model may have stopped responding."""
+
 _LEAST_CURVATURE = 0.1
 """Share of the curvature without its negative part that the full one must keep in every direction to be used."""
 
@@ -77,6 +81,11 @@ class Point:
     # The trust region around it.
     scale: Vector  # (p,)
     radius: float
+
+    @property
+    def grain(self) -> float:
+        """What one unit in the last place of the parameters does to the residual."""
+        return EPS * float(np.linalg.norm(self.factor.norms * self.theta))
 
     @property
     def believed(self) -> bool:
@@ -143,13 +152,30 @@ class TrustRegion:
             state = self._accept(state, reduction, gain)
         else:
             state = self._reject(state, state.point, reduction)
-        if state.status is None and state.nsweeps >= self.max_nfev:
-            state = dataclasses.replace(state, status=Status.MAX_NFEV)
+        point = state.point
+        assert point is not None
+        doubtful = not point.factor.reliable and state.polish > 0
+        near = state.history[-1].accepted and point.newton.length <= 1e-3 * self._unit(point.reduction)
+        if state.nsweeps >= self.max_nfev:
+            state = dataclasses.replace(state, status=state.status or Status.MAX_NFEV)
+        elif doubtful and (near or state.status is not None):
+            return self._settle(state, point)
         elif state.status is not None and state.refuge is None and _strayed(state):
             state = self._start_again(state)
         if state.status is not None:
             return _better(state, state.refuge)
         return self._propose(state)
+
+    def _settle(self, state: State, point: Point) -> State:
+        """Sweep at the accepted point once more, with the S that its own triangle offers."""
+        return dataclasses.replace(
+            state,
+            trial=point.theta,
+            whitening=point.factor.whitening(),
+            proposal=None,
+            polish=state.polish - 1,
+            status=None,
+        )
 
     def _start_again(self, state: State) -> State:
         """Go back to the start, whose sweep is known, with a larger radius."""
@@ -187,10 +213,7 @@ class TrustRegion:
             patience=_PATIENCE if remains < state.shortest else state.patience - 1,
             history=(*state.history, self._record(state, reduction, remains, True)),
         )
-        status = self._judge(state, point, remains, moved.patience)
-        if status is not None and not factor.reliable and state.polish > 0:
-            return moved  # _propose sweeps here once more, with the S that this triangle offers
-        return dataclasses.replace(moved, status=status)
+        return dataclasses.replace(moved, status=self._judge(state, point, remains, moved.patience))
 
     def _reject(self, state: State, point: Point, reduction: Reduction) -> State:
         reach = point.radius if state.proposal is None else float(np.linalg.norm(point.scale * state.proposal.delta))
@@ -209,16 +232,10 @@ class TrustRegion:
     def _propose(self, state: State) -> State:
         point = state.point
         assert point is not None
-        whitening = point.factor.whitening()
-        near = state.history[-1].accepted and point.newton.length <= 1e-3 * self._unit(point.reduction)
-        if near and not point.factor.reliable and state.polish > 0:
-            return dataclasses.replace(
-                state, trial=point.theta, whitening=whitening, proposal=None, polish=state.polish - 1
-            )
         lower, upper = self.lower - point.theta, self.upper - point.theta
         step = solve(point.factor, point.scale, point.radius, lower, upper)
         trial = np.clip(point.theta + step.delta, self.lower, self.upper)
-        return dataclasses.replace(state, trial=trial, whitening=whitening, proposal=step)
+        return dataclasses.replace(state, trial=trial, whitening=point.factor.whitening(), proposal=step)
 
     def _radius(self, state: State, scale: Vector, gain: float) -> float:
         if state.point is None:
@@ -238,7 +255,7 @@ class TrustRegion:
         if now.reduction.rows > MANY_ROWS and not self.tight and remains * shrinks <= _LOOSE:
             if _spread_change(before.point, now) * shrinks <= _LOOSE_SPREAD:
                 return Status.CONVERGED
-        if now.newton.length <= _residual_noise(now.reduction) * np.sqrt(now.factor.p):
+        if now.newton.length <= _residual_noise(now.reduction) * np.sqrt(now.factor.p) + now.grain:
             return Status.ROUNDING
         if patience <= 0 and now.newton.predicted <= _cost_noise(now.reduction):
             return Status.ROUNDING
@@ -269,10 +286,7 @@ class TrustRegion:
         return Status.FTOL if small_gain else Status.XTOL if small_step else None
 
     def _unit(self, reduction: Reduction) -> float:
-        """Return s, the residual standard deviation behind the standard errors."""
-        dof = max(reduction.rows - len(self.lower), 1)
-        s = float(np.sqrt(2.0 * reduction.cost / dof))
-        return max(min(s, 1.0) if self.absolute_sigma else s, float(np.finfo(float).tiny))
+        return unit(reduction, len(self.lower), self.absolute_sigma)
 
     def _record(self, state: State, reduction: Reduction, remains: float, accepted: bool) -> Record:
         damping = 0.0 if state.proposal is None else state.proposal.damping
@@ -324,6 +338,27 @@ def final(state: State, lower: Vector, upper: Vector) -> tuple[Vector, float]:
         return point.theta, point.reduction.cost
     theta = np.clip(point.theta + point.newton.delta, lower, upper)
     return theta, max(point.reduction.cost - point.newton.predicted, 0.0)
+
+
+def lost(state: State, absolute_sigma: bool) -> npt.NDArray[np.bool_]:
+    """Return which parameters the model has stopped responding to on the way, (p,).
+
+    Their columns of J are next to nothing beside what they have been, and their standard errors reach farther
+    than any trust region did: a square or a product whose best value is zero, a rate whose amplitude has
+    vanished. The triangle then says nothing of how far they may go.
+    """
+    point = state.point
+    assert point is not None
+    reach = unit(point.reduction, point.factor.p, absolute_sigma) * point.factor.spread * point.scale
+    farthest = max(record.radius for record in state.history)
+    faded: npt.NDArray[np.bool_] = (point.factor.norms <= _FADED * point.scale) & (reach > farthest)
+    return faded
+
+
+def unit(reduction: Reduction, p: int, absolute_sigma: bool) -> float:
+    """Return s, the residual standard deviation behind the standard errors."""
+    s = float(np.sqrt(2.0 * reduction.cost / max(reduction.rows - p, 1)))
+    return max(min(s, 1.0) if absolute_sigma else s, float(np.finfo(float).tiny))
 
 
 def _residual_noise(reduction: Reduction) -> float:
