@@ -364,7 +364,9 @@ def _asked_to_stop(problem: Problem, state: State, callback: Callable[[OptimizeR
 
 
 def _first_look(problem: Problem, reduction: Reduction) -> None:
-    """Refuse what the first sweep shows to be hopeless."""
+    """Refuse what the first sweep shows to be hopeless, and warn of what it shows to be rounded."""
+    for name in sorted(reduction.rounded):
+        warnings.warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.", NlsqWarning, stacklevel=4)
     p, start = problem.parameters.p, problem.parameters.start
     if reduction.rows == 0:
         raise DataError(f"There are no rows to fit ({reduction.dropped} were dropped by the NaN policy).")

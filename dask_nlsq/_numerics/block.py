@@ -40,6 +40,7 @@ class Block:
     y: Vector  # (rows,)
     weight: Vector | None = None  # (rows,), 1/sigma; None means 1 for every row
     dropped: int = 0
+    rounded: tuple[str, ...] = ()  # columns of integers beyond 2**53, which float64 rounds
 
     @property
     def rows(self) -> int:
@@ -61,7 +62,7 @@ class Block:
     def take(self, rows: slice | npt.NDArray[Any]) -> Block:
         """Return the block of some of the rows."""
         weight = None if self.weight is None else self.weight[rows]
-        return Block(tuple(c[rows] for c in self.x), self.y[rows], weight, self.dropped)
+        return dataclasses.replace(self, x=tuple(c[rows] for c in self.x), y=self.y[rows], weight=weight)
 
     def slabs(self) -> Iterator[Slab]:
         """Cut into slabs of one shape; views where whole, a padded copy for the last."""

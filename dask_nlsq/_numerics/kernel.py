@@ -55,7 +55,7 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
     if objective.jacobian == "numeric":
         with jax.enable_x64(True):
             return numeric.reduce_block(objective, block, theta, whitening)
-    total = numeric.empty(objective, block.dropped)
+    total = numeric.empty(objective, block)
     with jax.enable_x64(True):
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
         for slab in block.slabs():

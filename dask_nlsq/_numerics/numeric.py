@@ -40,7 +40,7 @@ _TRIES = 3
 
 def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
     """Sweep one block at `theta` (p,), with the Jacobian multiplied by `whitening` (p, p) where given."""
-    total = empty(objective, block.dropped)
+    total = empty(objective, block)
     for start in range(0, block.rows, PIECE):
         piece = block.take(slice(start, start + PIECE))
         with np.errstate(all="ignore"):
@@ -48,11 +48,12 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
     return total
 
 
-def empty(objective: Objective, dropped: int = 0) -> Reduction:
-    """Return the reduction of no rows."""
+def empty(objective: Objective, block: Block) -> Reduction:
+    """Return the reduction of no rows of a block, with what is known of it before its rows are seen."""
     p, columns = objective.n_parameters, objective.n_columns + 1 + objective.weighted
     gram, sums, checksum = np.zeros((p + 1, p + 1)), np.zeros(columns), np.zeros(columns, np.uint64)
-    return Reduction(0, dropped, 0.0, gram, 0.0, 0.0, 0.0, 0.0, sums, checksum)
+    rounded = frozenset(block.rounded)
+    return Reduction(0, block.dropped, 0.0, gram, 0.0, 0.0, 0.0, 0.0, sums, checksum, rounded)
 
 
 def values(objective: Objective, x: tuple[Vector, ...], everything: list[float]) -> Vector:

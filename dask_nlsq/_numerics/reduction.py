@@ -40,6 +40,7 @@ class Reduction:
     # What the rows were: sums that turn NaN when a cell is, and a hash of the bit patterns.
     sums: Vector  # (columns,)
     checksum: npt.NDArray[np.uint64]  # (columns,)
+    rounded: frozenset[str] = frozenset()  # columns of integers beyond 2**53, which float64 rounds
     # Sums that only some fits ask for, (p, p), whitened too.
     curvature: Matrix | None = None  # weighted by ρ' + 2 z ρ'' (robust losses)
     meat: Matrix | None = None  # Σ w⁴ (ρ' r)² Jᵀ J (sandwich covariance)
@@ -53,7 +54,8 @@ class Reduction:
         """Add the sums of two disjoint sets of rows."""
         if self.rows == 0 or other.rows == 0:
             held, empty = (self, other) if other.rows == 0 else (other, self)
-            return dataclasses.replace(held, dropped=held.dropped + empty.dropped)
+            rounded = held.rounded | empty.rounded
+            return dataclasses.replace(held, dropped=held.dropped + empty.dropped, rounded=rounded)
         weight = self.weight + other.weight
         share = other.weight / weight if weight > 0 else 0.0
         step = other.mean - self.mean
@@ -69,6 +71,7 @@ class Reduction:
                 log_weight=self.log_weight + other.log_weight,
                 sums=self.sums + other.sums,
                 checksum=self.checksum + other.checksum,
+                rounded=self.rounded | other.rounded,
                 curvature=_add(self.curvature, other.curvature),
                 meat=_add(self.meat, other.meat),
             )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from dask_nlsq._errors import DataError, NlsqWarning
+from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._typing import AnyArray, Vector
 
@@ -46,7 +45,8 @@ class Columns:
                 "belong together, cut at the same places."
             )
         x, y = tuple(values[name] for name in self.x), values[self.y]
-        block = Block(x, y, self._weight(values, len(y)))
+        rounded = tuple(name for name in self.names if _rounded(raw[name], values[name]))
+        block = Block(x, y, self._weight(values, len(y)), rounded=rounded)
         if block.weight is not None and not block.weight.all():
             block = block.take(block.weight > 0)  # a row of infinite sigma is no observation
         if self.nan_policy == "raise":  # found by the sweep, whose sums turn NaN
@@ -83,7 +83,6 @@ class Columns:
             )
         if array.ndim != 1:
             raise DataError(f"The column has shape {array.shape}; one dimension is needed.", column=name)
-        _warn_beyond(name, array)
         return np.ascontiguousarray(array, dtype=np.float64)
 
     def _seconds(self, name: str, array: AnyArray) -> Vector:
@@ -123,7 +122,6 @@ def _plain(name: str, values: Any) -> AnyArray:
             return np.where(np.ma.getmaskarray(values), np.array("NaT", values.dtype), np.asarray(values.data))
         if values.dtype.kind not in "fiub":
             return np.asarray(values.data)  # refused by its dtype
-        _warn_beyond(name, values.compressed())
         return np.where(np.ma.getmaskarray(values), np.nan, np.asarray(values.data, float))
     dtype = getattr(values, "dtype", None)
     if not isinstance(values, np.ndarray) and hasattr(values, "to_numpy"):
@@ -131,19 +129,17 @@ def _plain(name: str, values: Any) -> AnyArray:
         if isinstance(dtype, np.dtype) and dtype.kind != "O":
             return np.asarray(values.to_numpy())
         if kind in "fiub":
-            if kind in "iu":
-                _warn_beyond(name, values.dropna().to_numpy())
             return np.asarray(values.to_numpy(dtype="float64", na_value=np.nan))
         if kind in "mM":
             return np.asarray(values.to_numpy(dtype=f"{kind}8[ns]", na_value=np.datetime64("NaT")))
     return np.asarray(values)
 
 
-def _warn_beyond(name: str, array: AnyArray) -> None:
-    """Warn of integers that float64 rounds."""
-    wide = array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size > 0
-    if wide and (int(array.max()) > 2**53 or int(array.min()) < -(2**53)):  # int: |-2**63| is no int64
-        warnings.warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.", NlsqWarning, stacklevel=3)
+def _rounded(raw: Any, values: Vector) -> bool:
+    """Whether integers have become float64 that has no room for all their digits."""
+    dtype = getattr(raw, "dtype", None)
+    wide = getattr(dtype, "kind", "O") in "iu" and getattr(dtype, "itemsize", 0) == 8
+    return wide and bool((np.abs(values) >= 2.0**53).any())
 
 
 def _omit(block: Block) -> Block:
