@@ -35,16 +35,12 @@ EARLY = (
     "the reference is SciPy's where it stops by default, 1.6e-6 from the minimum; stopped at 1e-15, SciPy gives ours"
 )
 HUGE = "variances of 1e15 make eigenvalues uncertain by 0.7, where the test allows 0.01: it may pass or fail"
-COVARIANCE = "a covariance between rows must be in memory"
 KNOWN = {
     ("test_gh4555", "numpy"): HUGE,
     ("test_gh4555", "dask"): HUGE,
     ("test_gh4555b", "numpy"): EARLY,
     ("test_gh4555b", "dask"): EARLY,
     ("test_broadcast_y", "dask"): "the function subtracts an array as long as all the data, and sees one partition",
-    ("test_curvefit_covariance", "dask"): COVARIANCE,
-    ("test_curvefit_omitnan-2", "dask"): COVARIANCE,
-    ("test_curvefit_simplecovariance", "dask"): COVARIANCE,
     ("test_gh13670", "dask"): "the function is called with the same parameters once a partition",
 }
 
@@ -125,16 +121,19 @@ def test_omit_drops_the_sigma_of_the_same_rows(form, scalar, rows):
 
 
 @forms
-def test_saturated_sigmoid_is_not_passed_off_as_an_answer(form):
+@pytest.mark.parametrize("method", ["lm", "trf"])
+def test_saturated_sigmoid_is_not_passed_off_as_an_answer(form, method):
     def sigmoid(x, middle, width):
         return 1 / (1 + np.exp(-(x - middle) / width))
 
     x = np.linspace(100, 300, 50)
     y = sigmoid(x, 200, 10)
     with pytest.warns(scipy.optimize.OptimizeWarning, match="could not be estimated"):
-        _, pcov = form(sigmoid, x, y)  # from (1, 1) the function is 1 in every row, whatever the parameters
+        _, pcov = form(
+            sigmoid, x, y, method=method
+        )  # from (1, 1) the function is 1 in every row, whatever the parameters
     assert np.isinf(pcov).all()
-    assert_allclose(form(sigmoid, x, y, p0=[180, 20])[0], [200, 10])
+    assert_allclose(form(sigmoid, x, y, p0=[180, 20], method=method)[0], [200, 10])
 
 
 @forms
@@ -152,8 +151,9 @@ def test_scalar_sigma_with_a_jacobian(form, method, rows):
 def test_undetermined_parameters_follow_scipy(form, rows):
     x, y, _ = rows
     half = lambda x, a, b: a * x  # noqa: E731
-    with pytest.warns(scipy.optimize.OptimizeWarning):
+    with pytest.warns(scipy.optimize.OptimizeWarning) as warned:
         assert np.isinf(form(half, x, y)[1]).all()
+    assert [w.filename for w in warned] == [__file__]
     assert_allclose(form(half, x, y, method="trf")[1], scipy.optimize.curve_fit(half, x, y, method="trf")[1], rtol=1e-6)
 
 
@@ -193,11 +193,24 @@ def test_a_model_across_partitions_is_refused(rows):
         on_dask(lambda x, a, b: a * x / x.max() + b, *rows[:2])
 
 
-def test_a_covariance_as_a_dask_array_is_refused(rows):
-    with pytest.raises(DataError, match="must be in memory"):
-        curve_fit(decay, *rows[:2], sigma=da.eye(60))
-    in_memory = on_dask(lambda x, a, b: decay(x, a, b), *rows[:2], sigma=None)
-    assert_allclose(curve_fit(decay, *map(cut, rows[:2]), sigma=np.eye(60))[0], in_memory[0], rtol=1e-6)
+@pytest.mark.parametrize("cuts", [(), (0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_a_covariance_is_taken_in_either_form(cuts, rows):
+    x, y, sigma = rows
+    covariance = np.diag(sigma**2) + 0.1
+    data = [cut(a) if i in cuts else a for i, a in enumerate((x, y, covariance))]
+    popt, pcov = curve_fit(decay, *data[:2], sigma=data[2], absolute_sigma=True)
+    exact = {"method": "trf", "jac": "3-point"}
+    expected = scipy.optimize.curve_fit(decay, x, y, sigma=covariance, absolute_sigma=True, **exact)
+    assert_allclose(popt, expected[0], rtol=1e-6)
+    assert_allclose(pcov, expected[1], rtol=1e-5)
+
+
+def test_a_covariance_that_may_not_fit_in_memory_is_refused(rows):
+    n = 10_000_000
+    unknown = da.eye(60)[da.ones(60) > 0]
+    for x, y, sigma in [(da.ones(n), da.ones(n), da.ones((n, n), chunks=n // 10)), (*rows[:2], unknown)]:
+        with pytest.raises(DataError, match="must fit in memory"):
+            curve_fit(decay, x, y, sigma=sigma)
 
 
 def test_the_users_exception_arrives_as_it_is(rows):
@@ -210,13 +223,27 @@ def test_the_users_exception_arrives_as_it_is(rows):
         curve_fit(stubborn, *rows[:2])
 
 
-def test_the_function_is_not_called_outside_the_bounds(rows):
+@forms
+def test_the_function_is_not_called_outside_the_bounds(form, rows):
     def guarded(x, a, b):
         assert 0 <= a <= 2 and 0 <= b <= 5
         return decay(x, a, b)
 
-    popt, _ = curve_fit(guarded, *rows[:2], bounds=(0, [2, 5]))
+    popt, _ = form(guarded, *rows[:2], bounds=(0, [2, 5]))
     assert popt[0] == 2
+
+
+@forms
+def test_a_bound_where_a_parameter_moves_nothing_is_left_again(form):
+    def hyperbola(x, left, right, middle, base, width):
+        u = x - middle
+        return base + (right - left) / 2 * u + (left + right) / 2 * np.sqrt(u**2 + width**2 / 4)
+
+    x = np.array([-32.0, -16, -8, 4, 4, 8, 16, 32])
+    truth = [-2, 0.4, -1, -5, 9.5]
+    bounds = [-3, 0, -2, -10, 0], [0, 3, 3, 0, 10]
+    popt, _ = form(hyperbola, x, hyperbola(x, *truth), p0=[-5 / 6, 4 / 3, 1, -4, 0.5], bounds=bounds)
+    assert_allclose(popt, truth, rtol=1e-6)  # on the way the width comes to its bound 0, where the derivative is 0
 
 
 def test_fewer_rows_than_parameters_fit_under_trf():

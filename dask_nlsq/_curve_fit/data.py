@@ -1,0 +1,92 @@
+"""Data: xdata, ydata and sigma as they stand, and where they are.
+
+`curve_fit` asks whether they are to be taken row by row, and brings them into memory where a covariance between rows
+needs all of them; `fit_whole` asks for the checks that SciPy makes of arrays in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import dask.array as da
+import numpy as np
+import psutil
+
+from dask_nlsq._errors import DataError
+
+_SHARE = 0.25
+"""Part of the free memory that a covariance may take: its blocks, its factor and a copy come beside it."""
+
+
+class Data(NamedTuple):
+    """What the user gave, with a Dask Series as a Dask array."""
+
+    x: Any
+    y: Any
+    sigma: Any
+
+    @classmethod
+    def of(cls, *given: Any) -> Data:
+        return cls(*(a.to_dask_array() if hasattr(a, "to_dask_array") else a for a in given))
+
+
+def is_dask(a: Any) -> bool:
+    return isinstance(a, da.Array)
+
+
+def by_rows(data: Data) -> bool:
+    """Whether the data can be taken row by row, and some of it is a Dask array."""
+    if not (is_dask(data.x) or is_dask(data.y)) or np.ndim(data.sigma) == 2:
+        return False
+    x = np.asarray(data.x, float) if isinstance(data.x, (list, tuple)) else data.x
+    if not isinstance(x, (np.ndarray, da.Array)) or x.ndim == 0:
+        return False
+    rows = x.shape[-1], np.shape(data.y)[0] if np.ndim(data.y) else x.shape[-1]
+    return rows[0] == rows[1] or bool(np.isnan(rows).any())
+
+
+def in_memory(data: Data) -> Data:
+    """Compute what is a Dask array; refuse xdata of other rows than ydata, and a covariance that may not fit."""
+    if is_dask(data.x) and np.ndim(data.sigma) != 2:
+        raise DataError(f"xdata has the shape {data.x.shape}; its last axis must be as long as ydata.")
+    if is_dask(data.sigma) and data.sigma.ndim == 2:
+        fits = data.sigma.nbytes < _SHARE * psutil.virtual_memory().available  # False where the size is not known
+        if not fits:
+            raise DataError(
+                f"sigma is a Dask array of shape {data.sigma.shape}; a covariance between rows must fit in memory, "
+                "several times over: sigma.compute() if it does, or the standard deviation of each row."
+            )
+    return Data(*(a.compute() if is_dask(a) else a for a in data))
+
+
+def check(data: Data, policy: str | None) -> Data:
+    """Return data in memory as SciPy hands them on, without the rows that are to be omitted."""
+    convert = np.asarray_chkfinite if policy == "finite" else np.asarray
+    y = convert(data.y, float)
+    x = convert(data.x, float) if isinstance(data.x, (list, tuple, np.ndarray)) else data.x
+    if y.size == 0:
+        raise ValueError("`ydata` must not be empty!")
+    if y.ndim > 1:
+        raise DataError(f"ydata has the shape {y.shape}; one dimension is needed.")
+    data = Data(x, y, None if data.sigma is None else np.asarray(data.sigma, float))
+    if policy not in ("raise", "omit") or not (missing := _missing(data)).any():
+        return data
+    if policy == "raise":
+        raise DataError("The input contains nan values")
+    return _without(data, missing)
+
+
+def _missing(data: Data) -> Any:
+    """Say which rows hold NaN in y, or in an x that is an array."""
+    x = data.x if isinstance(data.x, np.ndarray) else np.zeros(1)
+    return np.isnan(x).any(axis=tuple(range(x.ndim - 1))) | np.isnan(data.y)
+
+
+def _without(data: Data, missing: Any) -> Data:
+    """Drop rows, of a covariance rows and columns."""
+    x, y, sigma = data
+    if sigma is not None and sigma.shape == missing.shape:
+        sigma = sigma[~missing]
+    elif sigma is not None and sigma.ndim == 2:
+        sigma = sigma[np.ix_(~missing, ~missing)]
+    return Data(x[..., ~missing] if isinstance(x, np.ndarray) else x, y[~missing], sigma)

@@ -1,0 +1,66 @@
+"""Rows: Dask arrays, fitted in partitions with the function called on blocks of rows.
+
+`fit` takes columns of one dimension; what the user's function expects is an array of shape (..., rows), which is put
+together again around each call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dask_nlsq._curve_fit.call import Call
+from dask_nlsq._curve_fit.data import Data, is_dask
+from dask_nlsq._curve_fit.output import Output
+from dask_nlsq._curve_fit.sigma import deviation
+from dask_nlsq._errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A function that takes its data of shape (..., rows) from a stack of columns, (k, rows)."""
+
+    f: Callable[..., Any]
+    lead: tuple[int, ...]
+    tail: tuple[int, ...] = ()  # shape of a row's value
+
+    def __call__(self, x: Any, *theta: Any) -> Any:
+        rows = x.shape[-1:]
+        value = self.f(x.reshape(*self.lead, *rows), *theta)
+        xp = jnp if isinstance(value, jax.Array) else np
+        return xp.broadcast_to(value, (*rows, *self.tail))
+
+
+def fit_rows(call: Call, data: Data) -> Output:
+    """Fit in partitions."""
+    x = data.x if is_dask(data.x) else da.asarray(data.x, dtype=float)
+    y = data.y if np.ndim(data.y) else da.full(x.shape[-1], data.y, chunks=x.chunks[-1], dtype=float)
+    if y.shape[0] == 0:
+        raise ValueError("`ydata` must not be empty!")
+    if y.shape[0] != 1:
+        call.require(y.shape[0])
+    sigma = deviation(data.sigma, y.shape)
+    lead, columns = x.shape[:-1], _columns(x)
+    jac = Rows(call.jac, lead, (call.p,)) if callable(call.jac) else call.jac
+    options = {"nan_policy": "omit" if call.policy == "omit" else "raise"}
+    if sigma is not None:
+        options["sigma"] = abs(sigma)
+    try:
+        result = call.fit(Rows(call.bounded, lead), columns, y, jac, **options)
+    except DataError as error:
+        if call.policy == "raise" and "not finite" in str(error):
+            raise DataError(f"The input contains nan values: {error}") from error
+        raise
+    fvec = lambda: (result.predict(columns) - y) / (1.0 if sigma is None else sigma)  # noqa: E731
+    return Output(call, result, result.n_obs, fvec)
+
+
+def _columns(x: Any) -> tuple[Any, ...]:
+    """Return an array of shape (..., n) as columns of shape (n,)."""
+    return (x,) if x.ndim == 1 else tuple(x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x)

@@ -1,0 +1,44 @@
+"""Sigma: the standard deviation of ydata, or its covariance.
+
+`fit_rows` needs one number a row, `fit_whole` a map that makes errors independent and of size 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from scipy import linalg
+
+_SHAPE = "`sigma` has incorrect shape."
+
+
+def deviation(sigma: Any, shape: tuple[Any, ...]) -> Any:
+    """Return the standard deviation as a number or as an array of this shape."""
+    if sigma is None:
+        return None
+    sigma = sigma if isinstance(sigma, da.Array) else np.asarray(sigma, float)
+    if sigma.size == 1:
+        return float(np.asarray(sigma).ravel()[0])
+    if len(sigma.shape) != 1 or (sigma.shape != shape and not np.isnan([*sigma.shape, *shape]).any()):
+        raise ValueError(_SHAPE)
+    return sigma
+
+
+def whitener(sigma: Any, n: int) -> Callable[[Any], Any]:
+    """Return the map that makes errors independent and of size 1, for arrays of shape (n,) or (n, p)."""
+    if sigma is None:
+        return lambda a: a
+    if sigma.size == 1 or sigma.shape == (n,):
+        with np.errstate(divide="ignore"):
+            weight = 1.0 / sigma.ravel()
+        return lambda a: (weight * a.T).T
+    if sigma.shape != (n, n):
+        raise ValueError(_SHAPE)
+    try:
+        triangle = linalg.cholesky(sigma, lower=True)
+    except linalg.LinAlgError as error:
+        raise ValueError("`sigma` must be positive definite.") from error
+    return lambda a: linalg.solve_triangular(triangle, a, lower=True, check_finite=False)

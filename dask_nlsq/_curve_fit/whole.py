@@ -1,0 +1,110 @@
+"""Whole: arrays in memory, fitted as SciPy does, with the function called on all of them at once.
+
+What `fit` is given is the number of each row, and a model that picks those rows out of the whole. That is row-wise
+whatever the function does with its data, a covariance between rows included.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dask_nlsq._curve_fit.call import Call
+from dask_nlsq._curve_fit.data import Data, check
+from dask_nlsq._curve_fit.output import Output
+from dask_nlsq._curve_fit.sigma import whitener
+from dask_nlsq._errors import ModelError, SweepError
+from dask_nlsq._typing import Vector
+
+
+class Whole:
+    """A function of all the data, (n, ...), as one of row numbers: it picks those rows out of the whole."""
+
+    row_wise = True
+
+    def __init__(self, evaluate: Callable[[Vector], Any]) -> None:
+        self.evaluate = evaluate
+        self.known: collections.OrderedDict[tuple[float, ...], Any] = collections.OrderedDict()
+
+    def __call__(self, rows: Any, *theta: Any) -> Any:
+        return self.at(tuple(float(t) for t in theta))[np.asarray(rows, int)]
+
+    def at(self, theta: tuple[float, ...]) -> Any:
+        """Return all values; the latest are remembered, for the pieces in which rows are asked for."""
+        if theta not in self.known:
+            self.known[theta] = self.evaluate(np.array(theta))
+            if len(self.known) > 2 * len(theta) + 2:
+                self.known.popitem(last=False)
+        return self.known[theta]
+
+    def __reduce__(self) -> Any:
+        raise TypeError("data in memory stay in their process")
+
+
+def fit_whole(call: Call, data: Data) -> Output:
+    """Fit with the function called on all the data."""
+    x, y, sigma = check(data, call.policy)
+    if y.size != 1:
+        call.require(y.size)
+    whiten = whitener(sigma, y.size)
+    first = _precise(call.f, x, call.p0)
+    shape = _shape(first, y)
+    call.require(shape[0])
+
+    def column(value: Any) -> Any:
+        return _padded(whiten(np.broadcast_to(np.asarray(value, float), shape)), call.p)
+
+    model = Whole(lambda theta: column(_precise(call.bounded, x, theta)))
+    model.known[tuple(call.p0.tolist())] = column(first)
+    derivative = _traced(call, x, first) if call.jac is None else call.jac
+
+    def jacobian(theta: Vector) -> Any:
+        return _padded(whiten(np.asarray(_precise(derivative, x, theta), float)), call.p)
+
+    jac = Whole(jacobian) if callable(derivative) else "3-point"
+    target = column(y)
+    try:
+        result = call.fit(model, np.arange(float(len(target))), target, jac, client=False, progress=False)
+    except SweepError as error:
+        raise error.__cause__ or error from None
+    fvec = (model.at(tuple(result.popt.tolist())) - target)[: shape[0]]
+    return Output(call, result, shape[0], lambda: fvec)
+
+
+def _precise(f: Any, x: Any, theta: Vector) -> Any:
+    """Call a user's function with JAX at double precision."""
+    with jax.enable_x64(True):
+        return f(x, *theta)
+
+
+def _shape(value: Any, y: Vector) -> tuple[int, ...]:
+    """Return the shape of the residuals: what the function gives, broadcast against the data."""
+    shape = np.broadcast_shapes(np.shape(value), y.shape)
+    if len(shape) > 1:
+        raise ModelError(
+            f"f returns the shape {np.shape(value)} for ydata of shape {y.shape}; one number a row is needed."
+        )
+    if np.iscomplexobj(value):
+        raise ModelError(f"f returns {np.asarray(value).dtype}; real numbers are needed.")
+    return shape or (1,)
+
+
+def _padded(a: Any, p: int) -> Any:
+    """Add rows of zeros up to p of them: they change nothing, and the solver wants as many as parameters."""
+    return np.concatenate([a, np.zeros((p - len(a), *a.shape[1:]))]) if len(a) < p else a
+
+
+def _traced(call: Call, x: Any, first: Any) -> Callable[..., Any] | None:
+    """Return JAX's derivative of a function that gives `first` at the start, or None where there is none."""
+    if not isinstance(first, jax.Array):
+        return None
+    try:
+        with jax.enable_x64(True):
+            run = jax.jit(jax.jacfwd(lambda theta: call.f(x, *theta))).lower(call.p0).compile()
+    except Exception:  # whatever tracing the user's function may raise: SciPy does not trace
+        return None
+    return lambda _, *theta: run(np.array(theta))
