@@ -31,12 +31,12 @@ from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.solver.trust_region import MANY_ROWS, State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import build
-from dask_nlsq._problem import Problem, cached, choose_executor, roles, warn_of_namesakes
+from dask_nlsq._problem import Problem, arrange, choose_executor, roles, warn_of_namesakes
 from dask_nlsq._progress import Progress
 from dask_nlsq._result import FitResult
 from dask_nlsq._sample import GUESS_ROWS, Sample, draw_sample, guess_start
 from dask_nlsq._sources import Source, open_source
-from dask_nlsq._sweep import Cluster, Executor, Ledger, Serial, ship, sweep
+from dask_nlsq._sweep import Cluster, Executor, Group, Ledger, Serial, group, ship, sweep
 from dask_nlsq._typing import Vector
 
 log = logging.getLogger("dask_nlsq")
@@ -197,11 +197,11 @@ def fit(
     shipped = ship(objective)
     if isinstance(executor, Cluster):
         shipped.bytes()  # refused here, by name, rather than by the scheduler
-    partitions, sample = _gather(source, executor, cache)
+    groups, sample = _gather(source, executor, cache)
     if parameters.guessed and bound.guess is not None:
-        rows = sample or draw_sample(executor, partitions, GUESS_ROWS)
+        rows = sample or draw_sample(executor, groups, len(source.partitions), GUESS_ROWS)
         parameters = guess_start(bound, parameters, rows.block)
-    problem = Problem(source, columns, objective, shipped, parameters, executor, partitions)
+    problem = Problem(source, columns, objective, shipped, parameters, executor, groups)
     solver = TrustRegion(
         parameters.lower,
         parameters.upper,
@@ -217,7 +217,7 @@ def fit(
     if sample is not None and (near := _fit_sample(problem, solver, sample)) is not None:
         starts.insert(0, near)
         notes += (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
-    with Progress(len(partitions), progress) as bar:
+    with Progress(len(source.partitions), progress) as bar:
         state, seconds = minimise(problem, solver, starts, bar, time_limit, callback)
     if state.status is not None and state.status.success and _went_silent(problem, state):
         state = dataclasses.replace(state, status=Status.SILENT)
@@ -245,21 +245,23 @@ def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
 
 
 def _gather(source: Source, executor: Executor, cache: str) -> tuple[Sequence[Any], Sample | None]:
-    """Return the partitions, held in memory where that pays, and a sample where another sweep is dear."""
-    rows, partitions = source.info.rows, source.partitions
-    if rows is not None or source.shared:
-        partitions = cached(source, executor, cache, rows)
-    if rows is not None and rows <= MANY_ROWS:
-        return partitions, None
-    sample = draw_sample(executor, partitions)
+    """Return the partitions in groups, held in memory where that pays, and a sample where another sweep is dear."""
+    rows, partitions = source.info.rows, len(source.partitions)
     if rows is None and not source.shared:
-        partitions = cached(source, executor, cache, sample.estimated_rows)
-    return partitions, sample if sample.estimated_rows > MANY_ROWS else None
+        one_by_one = group(source.partitions, float("inf"), executor.workers)
+        sample = draw_sample(executor, one_by_one, partitions)
+        groups = arrange(source, executor, cache, sample.estimated_rows)
+    else:
+        groups = arrange(source, executor, cache, rows)
+        if rows is not None and rows <= MANY_ROWS:
+            return groups, None
+        sample = draw_sample(executor, groups, partitions)
+    return groups, sample if sample.estimated_rows > MANY_ROWS else None
 
 
 def _fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> Vector | None:
     """Return the estimates of a fit of the sample in this process, or None where it leads nowhere."""
-    small = dataclasses.replace(problem, executor=Serial(), partitions=[sample.block])
+    small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (sample.block,))])
     solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=1000)
     try:
         state, _ = minimise(small, solver, [problem.parameters.start])
@@ -292,7 +294,9 @@ def minimise(
         clock = time.perf_counter()
         request = solver.request(state)
         bar.sweep(state)
-        reduction = sweep(problem.executor, problem.partitions, problem.shipped, request, ledger, bar.partition)
+        reduction = sweep(
+            problem.executor, problem.groups, problem.shipped, request, ledger=ledger, on_answer=bar.answer
+        )
         if not state.history and not reduction.finite and others:
             state = solver.init(others.pop(0))
             continue
@@ -320,7 +324,7 @@ def _went_silent(problem: Problem, state: State) -> bool:
     silent = ~state.point.factor.r.any(axis=0)
     if not silent.any():
         return False
-    block = draw_sample(problem.executor, problem.partitions, 1024).block
+    block = draw_sample(problem.executor, problem.groups, len(problem.source.partitions), 1024).block
     here = _evaluate(problem, block, theta)
     noise = 1e-9 * np.abs(here[np.isfinite(here)]).max(initial=0.0)
     for values in np.random.default_rng(0).choice([0.0, 1e-9, -1e-9, 1.0, -1.0], (64, len(theta))):
@@ -333,7 +337,8 @@ def _went_silent(problem: Problem, state: State) -> bool:
 
 def _evaluate(problem: Problem, block: Block, theta: Vector) -> Vector:
     """Return the model at some rows, from the free parameters."""
-    return kernel.predict_block(problem.objective, block, np.array(problem.objective.expand(theta.tolist()), float))
+    with np.errstate(all="ignore"):
+        return kernel.predict_block(problem.objective, block, np.array(problem.objective.expand(theta.tolist()), float))
 
 
 def _tell(state: State, seconds: float) -> None:

@@ -132,7 +132,7 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float) ->
         "data": problem.source.info.kind,
         "token": problem.source.token,
         "columns": list(problem.columns.names),
-        "partitions": len(problem.partitions),
+        "partitions": len(problem.source.partitions),
         "executor": type(executor).__name__.lower(),
         "workers": executor.workers,
         "seconds": seconds,

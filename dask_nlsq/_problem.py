@@ -18,7 +18,7 @@ from dask_nlsq._numerics.model import Model
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._sources import Columns, Source, open_source
-from dask_nlsq._sweep import Cluster, Executor, Serial, Shipped, Threads
+from dask_nlsq._sweep import Cluster, Executor, Serial, Shipped, Threads, group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Problem:
     shipped: Shipped
     parameters: Parameters
     executor: Executor
-    partitions: Sequence[Any]
+    groups: Sequence[Any]
 
 
 def roles(
@@ -109,18 +109,25 @@ def choose_executor(client: Any, partitions: int) -> Executor:
     return Cluster(client)
 
 
-def cached(source: Source, executor: Executor, cache: str, rows: float | None) -> Sequence[Any]:
-    """Hold the partitions in memory where that is asked for, or needed, or cheap."""
+def arrange(source: Source, executor: Executor, cache: str, rows: float | None) -> Sequence[Any]:
+    """Cut the partitions into groups, held in memory where that is asked for, or needed, or cheap.
+
+    Parameters
+    ----------
+    rows : float or None
+        Rows of all partitions, as far as they are known.
+    """
     if cache not in ("auto", "persist", "none"):
         raise NlsqError(f'cache is {cache!r}; "auto", "persist" or "none" is needed.')
-    local = not isinstance(executor, Cluster)
-    if isinstance(source.partitions[0], Block) and local:
-        return source.partitions
-    embedded = isinstance(source.partitions[0], Block)  # would be sent anew with every sweep
-    fits = rows is not None and 8 * rows * len(source.info.columns) < 0.5 * _memory(executor)
+    nbytes = float("inf") if rows is None or source.shared else 8.0 * rows * len(source.info.columns)
+    groups = group(source.partitions, nbytes, executor.workers)
+    embedded = isinstance(source.partitions[0], Block)
+    if embedded and not isinstance(executor, Cluster):
+        return groups
+    fits = nbytes < 0.5 * _memory(executor)  # and what is embedded would be sent anew with every sweep
     if source.shared or cache == "persist" or (cache == "auto" and (embedded or fits)):
-        return executor.hold(source.partitions, source.shared)
-    return source.partitions
+        return executor.hold(groups, source.shared)
+    return groups
 
 
 def _memory(executor: Executor) -> float:

@@ -29,9 +29,9 @@ class Progress:
             last = state.history[-1]
             self._bar.set_postfix_str(f"cost {last.cost:.6g}, {last.step:.1g} se to go", refresh=False)
 
-    def partition(self, _: Any) -> None:
-        """Count one partition."""
-        self._bar.update()
+    def answer(self, answer: Any) -> None:
+        """Count the partitions of a group."""
+        self._bar.update(len(answer.marks))
 
     def __enter__(self) -> Progress:
         return self

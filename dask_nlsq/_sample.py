@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ from dask_nlsq._numerics.block import Block, concatenate
 from dask_nlsq._numerics.model import Model
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._sweep import Executor
-from dask_nlsq._sweep.task import Failure, draw
+from dask_nlsq._sweep.failure import Failure
+from dask_nlsq._sweep.task import draw
 
 PARTITIONS = 16
 """How many partitions a sample is taken from: data are often sorted, and eight partitions of a sorted table left the
@@ -35,20 +37,21 @@ class Sample:
     estimated_rows: float
 
 
-def draw_sample(executor: Executor, partitions: Sequence[Any], rows: int = ROWS, seed: int = 0) -> Sample:
-    """Draw about `rows` rows from `PARTITIONS` partitions spread evenly over the data, or from all of fewer.
+def draw_sample(executor: Executor, groups: Sequence[Any], partitions: int, rows: int = ROWS, seed: int = 0) -> Sample:
+    """Draw about `rows` rows from `PARTITIONS` of so many partitions, spread evenly, or from all of fewer.
 
-    The same data, partitions and seed give the same rows, whoever draws them.
+    The same data, partitions and seed give the same rows, whoever draws them and however they are grouped.
     """
-    count = min(PARTITIONS, len(partitions))
-    chosen = np.linspace(0, len(partitions) - 1, count).round().astype(int)
-    drawn: list[Any] = [None] * count
-    for i, found in executor.run(draw, [partitions[j] for j in chosen], -(-rows // count), seed):
+    count = min(PARTITIONS, partitions)
+    wanted = np.linspace(0, partitions - 1, count).round().astype(int).tolist()
+    groups = [g for g in groups if any(i in wanted for i in range(g.start, g.start + len(g.partitions)))]
+    drawn: list[Any] = [()] * len(groups)
+    for i, found in executor.run(draw, groups, wanted, -(-rows // count), seed):
         if isinstance(found, Failure):
-            raise found.error(int(chosen[i]))
+            raise found.error()
         drawn[i] = found
-    seen = sum(total for _, total in drawn)
-    return Sample(concatenate([block for block, _ in drawn]), count, seen / count * len(partitions))
+    blocks, totals = zip(*itertools.chain.from_iterable(drawn), strict=True)
+    return Sample(concatenate(list(blocks)), count, sum(totals) / count * partitions)
 
 
 def guess_start(model: Model, parameters: Parameters, sample: Block) -> Parameters:

@@ -15,7 +15,7 @@ from dask_nlsq import Model, ModelError, models
 from dask_nlsq._models import library
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._sample import draw_sample
-from dask_nlsq._sweep import Serial, Threads
+from dask_nlsq._sweep import Serial, Threads, group
 from dask_nlsq.cli import main
 from dask_nlsq.models import LIBRARY
 
@@ -214,7 +214,7 @@ def test_sums_travel_to_a_cluster(client, rng):
 def test_a_sample_is_drawn_evenly_and_the_same_each_time(rng):
     partitions = [Block((np.full(100, float(i)),), np.arange(100.0), np.arange(100.0) + 1) for i in range(40)]
     samples = [
-        draw_sample(executor, partitions, 400, seed=s).block
+        draw_sample(executor, group(partitions, 0.0, 2), 40, 400, seed=s).block
         for executor, s in [(Serial(), 1), (Threads(2), 1), (Serial(), 2)]
     ]
     first, again, other = samples

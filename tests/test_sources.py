@@ -12,7 +12,7 @@ import zarr
 from dask_nlsq import DataError
 from dask_nlsq._numerics.block import Block, concatenate
 from dask_nlsq._sources import Columns, open_source
-from dask_nlsq._sweep import Serial
+from dask_nlsq._sweep import Serial, group
 
 ROWS = 1000
 T = np.linspace(0, 5, ROWS)
@@ -96,8 +96,8 @@ class TestContract:
 
     @pytest.fixture
     def blocks(self, source):
-        partitions = Serial().hold(source.partitions, True) if source.shared else source.partitions
-        return [p.load() for p in partitions]
+        groups = Serial().hold(group(source.partitions, float("inf"), 1), source.shared)
+        return [block for held in groups for block in held.partitions]
 
     def test_rows_come_in_order(self, blocks):
         whole = concatenate(blocks)

@@ -12,7 +12,7 @@ from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import fold
 from dask_nlsq._numerics.request import Request
 from dask_nlsq._sources import Columns, open_source
-from dask_nlsq._sweep import Cluster, Ledger, Serial, Threads, ship, sweep
+from dask_nlsq._sweep import Cluster, Ledger, Serial, Threads, group, ship, sweep, sweep_each
 from dask_nlsq._sweep.task import reduce_partition
 
 THETA = np.array([2.5, 1.1, 0.2])
@@ -24,19 +24,38 @@ def shipped(func=decay):
 
 
 def bits(reduction):
-    return [np.asarray(v).tobytes() for v in vars(reduction).values()]
+    return [v if isinstance(v, frozenset) else np.asarray(v).tobytes() for v in vars(reduction).values()]
 
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("pieces", [1, 7])
-def test_every_executor_gives_the_bits_of_the_loop(store, pieces, request_, tmp_path, client):
+@pytest.mark.parametrize(("pieces", "nbytes"), [(1, 0.0), (7, float("inf")), (70, 0.0)])
+def test_every_executor_gives_the_bits_of_the_loop(store, pieces, nbytes, request_, tmp_path, client):
     source = open_source(STORES[store](*decay_rows(7000), pieces, tmp_path), Columns(("t",), "y"))
     objective = shipped()
     loop = fold([reduce_partition(p, objective, request_) for p in source.partitions])
     for executor in (Serial(), Threads(3), Cluster(client)):
-        for partitions in (source.partitions, executor.hold(source.partitions, False)):
-            assert bits(sweep(executor, partitions, objective, request_)) == bits(loop)
+        groups = group(source.partitions, nbytes, executor.workers)
+        for cut in (groups, executor.hold(groups)):
+            assert bits(sweep(executor, cut, objective, request_)) == bits(loop)
+
+
+@pytest.mark.parametrize(("partitions", "threads", "length"), [(3, 1, 1), (80, 2, 10), (999, 2, 96), (200, 500, 1)])
+def test_groups_are_short_enough_for_all_threads_and_whole_where_they_are_long(partitions, threads, length):
+    groups = group(list(range(partitions)), 0.0, threads)
+    assert [p for g in groups for p in g.partitions] == list(range(partitions))
+    assert [g.start for g in groups] == list(range(0, partitions, length))
+    assert all(g.whole == (length % 32 == 0) for g in groups)
+    assert {len(g.partitions) for g in group(list(range(partitions)), float("inf"), threads)} == {1}
+
+
+def test_requests_share_a_sweep(tmp_path, client):
+    source = open_source(STORES["parquet"](*decay_rows(700), 40, tmp_path), Columns(("t",), "y"))
+    requests, objective = [Request(THETA), REQUESTS["whitened"], Request(2 * THETA)], shipped()
+    for executor in (Serial(), Cluster(client)):
+        groups = group(source.partitions, 0.0, executor.workers)
+        together = sweep_each(executor, groups, objective, requests)
+        assert [bits(r) for r in together] == [bits(sweep(executor, groups, objective, r)) for r in requests]
 
 
 def count_traces():
@@ -98,17 +117,18 @@ def test_a_model_that_cannot_travel_still_fits_here(client):
     with pytest.raises(ModelNotPicklable, match="lock"):
         dask_nlsq.fit(guarded, t, y, client=client)
     source = open_source({"t": t, "y": y}, Columns(("t",), "y"))
-    assert sweep(Threads(), source.partitions, shipped(guarded), Request(np.ones(2))).rows == 100
+    groups = group(source.partitions, 0.0, 1)
+    assert sweep(Threads(), groups, shipped(guarded), Request(np.ones(2))).rows == 100
 
 
 def test_data_that_change_are_noticed(tmp_path):
     source = open_source(STORES["parquet"](*decay_rows(100), 3, tmp_path), Columns(("t",), "y"))
-    ledger, objective = Ledger(), shipped()
-    sweep(Serial(), source.partitions, objective, Request(THETA), ledger)
-    sweep(Threads(), source.partitions, objective, Request(THETA), ledger)
+    groups, ledger, objective = group(source.partitions, 0.0, 1), Ledger(), shipped()
+    sweep(Serial(), groups, objective, Request(THETA), ledger=ledger)
+    sweep(Threads(), groups, objective, Request(THETA), ledger=ledger)
     STORES["parquet"](*decay_rows(100, seed=1), 3, tmp_path)
     with pytest.raises(DataError, match="first sweep") as caught:
-        sweep(Serial(), source.partitions, objective, Request(THETA), ledger)
+        sweep(Serial(), groups, objective, Request(THETA), ledger=ledger)
     assert caught.value.partition == 0
 
 

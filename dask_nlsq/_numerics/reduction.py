@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -88,5 +88,10 @@ def fold(leaves: Iterable[Reduction]) -> Reduction:
     """
     level = list(leaves)
     while len(level) > 1:
-        level = [functools.reduce(Reduction.combine, level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]
+        level = fold_level(level)
     return level[0]
+
+
+def fold_level(level: Sequence[Reduction]) -> list[Reduction]:
+    """Combine neighbours `FAN_IN` at a time: one level of the tree."""
+    return [functools.reduce(Reduction.combine, level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]

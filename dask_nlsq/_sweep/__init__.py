@@ -1,7 +1,20 @@
-"""One pass over the data: a task a partition, folded in a fixed tree, whatever executes the tasks."""
+"""One pass over the data: groups of partitions, reduced and folded in a fixed tree, whatever executes the tasks."""
 
 from dask_nlsq._sweep.executors import Cluster, Executor, Serial, Threads
+from dask_nlsq._sweep.group import Group, group
 from dask_nlsq._sweep.shipped import Shipped, ship
-from dask_nlsq._sweep.sweep import Ledger, sweep
+from dask_nlsq._sweep.sweep import Ledger, sweep, sweep_each
 
-__all__ = ["Cluster", "Executor", "Ledger", "Serial", "Shipped", "Threads", "ship", "sweep"]
+__all__ = [
+    "Cluster",
+    "Executor",
+    "Group",
+    "Ledger",
+    "Serial",
+    "Shipped",
+    "Threads",
+    "group",
+    "ship",
+    "sweep",
+    "sweep_each",
+]

@@ -1,11 +1,12 @@
 """Who runs the tasks: this thread, a thread pool, or a distributed client.
 
-Each offers the same two verbs. `run` calls a function on every partition and yields ``(index, value)`` in the
-order of arrival; `hold` loads the partitions once and keeps their blocks.
+Each offers the same two verbs. `run` calls a function on every group of partitions and yields ``(index, value)`` in
+the order of arrival; `hold` loads the partitions once and keeps their blocks.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -15,38 +16,39 @@ from typing import Any, Protocol
 import dask
 from dask.system import CPU_COUNT
 
-from dask_nlsq._sweep.task import failure, load
+from dask_nlsq._sweep.failure import Failure
+from dask_nlsq._sweep.group import Group
 
 Task = Callable[..., Any]
 
 
 class Executor(Protocol):
-    """Runs a task on every partition."""
+    """Runs a task on every group of partitions."""
 
     @property
     def workers(self) -> int:
         """How many tasks run at a time."""
 
-    def run(self, task: Task, partitions: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
-        """Yield ``(i, task(partitions[i], *args))`` in any order."""
+    def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
+        """Yield ``(i, task(groups[i], *args))`` in any order."""
 
-    def hold(self, partitions: Sequence[Any], shared: bool) -> Sequence[Any]:
-        """Load every partition once and return what stands for its block from now on."""
+    def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
+        """Load every partition once and return what stands for its group from now on."""
 
 
 class Serial:
-    """This thread, one partition after the other."""
+    """This thread, one group after the other."""
 
     workers = 1
 
-    def run(self, task: Task, partitions: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
-        """Yield ``(i, task(partitions[i], *args))`` in order."""
-        for i, partition in enumerate(partitions):
-            yield i, task(partition, *args)
+    def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
+        """Yield ``(i, task(groups[i], *args))`` in order."""
+        for i, group in enumerate(groups):
+            yield i, task(group, *args)
 
-    def hold(self, partitions: Sequence[Any], shared: bool) -> Sequence[Any]:
+    def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition once."""
-        return _hold_here(self, partitions, shared)
+        return _hold_here(self, groups, shared)
 
 
 class Threads:
@@ -55,26 +57,44 @@ class Threads:
     def __init__(self, workers: int | None = None) -> None:
         self.workers: int = workers or dask.config.get("num_workers", None) or CPU_COUNT
 
-    def run(self, task: Task, partitions: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
-        """Yield ``(i, task(partitions[i], *args))`` as they arrive, with few more under way than threads."""
-        todo = iter(enumerate(partitions))
-        with ThreadPoolExecutor(min(self.workers, len(partitions)), "nlsq") as pool:
-            running = {pool.submit(task, p, *args): i for i, p in itertools.islice(todo, self.workers + 1)}
+    def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
+        """Yield ``(i, task(groups[i], *args))`` as they arrive, with few more under way than threads."""
+        todo = iter(enumerate(groups))
+        with ThreadPoolExecutor(min(self.workers, len(groups)), "nlsq") as pool:
+            running = {pool.submit(task, g, *args): i for i, g in itertools.islice(todo, self.workers + 1)}
             while running:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     index = running.pop(future)
-                    for i, partition in itertools.islice(todo, 1):
-                        running[pool.submit(task, partition, *args)] = i
+                    for i, group in itertools.islice(todo, 1):
+                        running[pool.submit(task, group, *args)] = i
                     yield index, future.result()
 
-    def hold(self, partitions: Sequence[Any], shared: bool) -> Sequence[Any]:
+    def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition once."""
-        return _hold_here(self, partitions, shared)
+        return _hold_here(self, groups, shared)
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A group whose blocks a worker holds: the group as it was cut, and the future that stands for it."""
+
+    group: Group
+    future: Any
+
+    @property
+    def start(self) -> int:
+        """Number of the first partition."""
+        return self.group.start
+
+    @property
+    def partitions(self) -> tuple[Any, ...]:
+        """The partitions, not read."""
+        return self.group.partitions
 
 
 class Cluster:
-    """A distributed client: one task a partition, parameters as task arguments, nothing scattered."""
+    """A distributed client: one task a group, parameters as task arguments, nothing scattered."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -84,13 +104,13 @@ class Cluster:
         """Threads of all workers; 1 while none has arrived."""
         return max(1, sum(int(threads) for threads in self.client.nthreads().values()))
 
-    def run(self, task: Task, partitions: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
-        """Yield ``(i, task(partitions[i], *args))`` as they arrive, with a bounded number under way."""
+    def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
+        """Yield ``(i, task(groups[i], *args))`` as they arrive, with a bounded number under way."""
         from distributed import as_completed
 
         run = uuid.uuid4().hex[:8]
         window = max(64, 8 * self.workers)
-        todo = iter(enumerate(partitions))
+        todo = iter(enumerate(groups))
         index: dict[Any, int] = {}
 
         def submit(count: int) -> list[Any]:
@@ -98,7 +118,8 @@ class Cluster:
             if not batch:
                 return []
             keys = [f"nlsq-{task.__name__}-{run}-{i}" for i, _ in batch]
-            futures = self.client.map(_call, [p for _, p in batch], task=task, args=args, key=keys, pure=False)
+            sent = [g.future if isinstance(g, Held) else g for _, g in batch]
+            futures = self.client.map(_call, sent, task=task, args=args, key=keys, pure=False)
             index.update(zip(futures, (i for i, _ in batch), strict=True))
             return list(futures)
 
@@ -107,7 +128,7 @@ class Cluster:
         for future in arriving:
             i = index.pop(future)
             error = future.exception()
-            value = future.result() if error is None else failure("running on a worker", error)
+            value = future.result() if error is None else Failure.of("running on a worker", error)
             future.release()
             spent += 1
             if spent >= window // 4 or not index:
@@ -115,20 +136,28 @@ class Cluster:
                 spent = 0
             yield i, value
 
-    def hold(self, partitions: Sequence[Any], shared: bool) -> Sequence[Any]:
+    def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition on a worker and keep it there; a lost one is read again."""
-        if shared:
-            return list(self.client.compute(list(partitions)))
         run = uuid.uuid4().hex[:8]
-        keys = [f"nlsq-load-{run}-{i}" for i in range(len(partitions))]
-        return list(self.client.map(load, partitions, key=keys, pure=False))
+        keys = [f"nlsq-load-{run}-{group.start}" for group in groups]
+        if shared:
+            starts, blocks = [g.start for g in groups], self.client.compute([g.partitions[0] for g in groups])
+            futures = self.client.map(_alone, starts, blocks, key=keys, pure=False)
+        else:
+            futures = self.client.map(Group.load, groups, key=keys, pure=False)
+        return [Held(group, future) for group, future in zip(groups, futures, strict=True)]
 
 
-def _call(partition: Any, task: Task, args: tuple[Any, ...]) -> Any:
-    return task(partition, *args)
+def _call(group: Group, task: Task, args: tuple[Any, ...]) -> Any:
+    return task(group, *args)
 
 
-def _hold_here(executor: Executor, partitions: Sequence[Any], shared: bool) -> Sequence[Any]:
+def _alone(start: int, block: Any) -> Group:
+    return Group(start, (block,))
+
+
+def _hold_here(executor: Executor, groups: Sequence[Group], shared: bool) -> Sequence[Any]:
     if shared:
-        return list(dask.compute(*partitions, scheduler="threads"))
-    return [value for _, value in sorted(executor.run(load, partitions), key=lambda pair: pair[0])]
+        blocks = dask.compute(*(group.partitions[0] for group in groups), scheduler="threads")
+        return [_alone(group.start, block) for group, block in zip(groups, blocks, strict=True)]
+    return [held for _, held in sorted(executor.run(Group.load, groups), key=lambda pair: pair[0])]

@@ -1,68 +1,63 @@
-"""What a task does with one partition. Failures come back as values: a task never fails for the scheduler.
-
-That keeps the original exception with its cause on the way to the driver, and a model that raises is not
-run again and again by a scheduler that hopes for better luck.
-"""
+"""What a task does with a group of partitions: reduce them, draw rows from them, evaluate a model."""
 
 from __future__ import annotations
 
 import dataclasses
-import pickle
-import time
-import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dask_nlsq._errors import DataError, NlsqError, SweepError
+from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.reduction import Reduction, fold_level
 from dask_nlsq._numerics.request import Request
+from dask_nlsq._sweep.failure import Failure, load
+from dask_nlsq._sweep.group import Group
 from dask_nlsq._sweep.shipped import Shipped
 from dask_nlsq._typing import Vector
 
-READS = 3
-"""How often a read is tried when the file system reports an error."""
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """What a partition held: enough to notice that it has changed."""
+
+    rows: int
+    dropped: int
+    checksum: bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Failure:
-    """An exception as a value, and what was being done when it was raised."""
+class Answer:
+    """What came of a group: a mark for each partition, and for each request the leaves or nodes of the tree."""
 
-    doing: str
-    exception: BaseException
-    trace: str = ""
-
-    def error(self, partition: int, theta: Any = None) -> NlsqError:
-        """Return the exception to raise on the driver."""
-        where: dict[str, Any] = {"partition": partition}
-        if isinstance(self.exception, NlsqError):
-            return self.exception.at(**where)
-        if theta is not None and self.doing == "evaluating the model":
-            where["theta"] = np.array2string(theta, precision=6, separator=", ")
-        error = SweepError(f"{type(self.exception).__name__} while {self.doing}: {self.exception}", **where)
-        error.__cause__ = self.exception
-        return error
+    start: int
+    marks: tuple[Mark, ...]
+    parts: tuple[tuple[Reduction, ...], ...]
 
 
-def load(partition: Any) -> Block | Failure:
-    """Read a partition, trying again where the file system fails."""
-    for attempt in range(1, READS + 1):
-        try:
-            block: Block = partition.load()
-            return block
-        except OSError as error:
-            if attempt == READS or isinstance(error, (FileNotFoundError, PermissionError)):
-                return failure("reading the data", error)
-            time.sleep(0.1 * 2**attempt)
-        except Exception as error:
-            return failure("reading the data", error)
-    raise AssertionError
+def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) -> Answer | Failure:
+    """Load each partition once and reduce it for each request."""
+    marks, leaves = [], []
+    for index, block in group.blocks():
+        found: list[Reduction] = []
+        for request in requests:
+            leaf = _reduce(block, shipped, request)
+            if isinstance(leaf, Failure):
+                return leaf.at(index)
+            found.append(leaf)
+        leaves.append(found)
+        marks.append(Mark(found[0].rows, found[0].dropped, np.asarray(found[0].checksum).tobytes()))
+    level = fold_level if group.whole else tuple
+    return Answer(group.start, tuple(marks), tuple(tuple(level(column)) for column in zip(*leaves, strict=True)))
 
 
 def reduce_partition(partition: Any, shipped: Shipped, request: Request) -> Reduction | Failure:
     """Load a partition and reduce it."""
-    block = load(partition) if not isinstance(partition, Failure) else partition
+    return _reduce(load(partition), shipped, request)
+
+
+def _reduce(block: Block | Failure, shipped: Shipped, request: Request) -> Reduction | Failure:
     if isinstance(block, Failure):
         return block
     try:
@@ -75,19 +70,27 @@ def reduce_partition(partition: Any, shipped: Shipped, request: Request) -> Redu
             _kernel().check_rows(objective, block, request.theta)
         return reduction
     except Exception as error:
-        return failure("evaluating the model", error)
+        return Failure.of("evaluating the model", error)
 
 
-def draw(partition: Any, count: int, seed: int) -> tuple[Block, int] | Failure:
-    """Load a partition; return at most `count` of its rows, in order, and how many it has."""
-    block = load(partition) if not isinstance(partition, Failure) else partition
-    if isinstance(block, Failure):
-        return block
+def draw(group: Group, wanted: Sequence[int], count: int, seed: int) -> list[tuple[Block, int]] | Failure:
+    """Return at most `count` rows, in order, of each partition that is wanted, and how many rows it has."""
+    drawn = []
+    for i, partition in enumerate(group.partitions, group.start):
+        if i in wanted:
+            block = load(partition)
+            if isinstance(block, Failure):
+                return block.at(i)
+            drawn.append((_some(block, count, seed), block.rows))
+    return drawn
+
+
+def _some(block: Block, count: int, seed: int) -> Block:
     if block.rows <= count:
-        return block, block.rows
+        return block
     mark = int(np.bitwise_xor.reduce(block.y.view(np.uint64)))  # partitions of one length differ in their rows
     rows = np.random.default_rng([seed, mark]).choice(block.rows, count, replace=False, shuffle=False)
-    return block.take(np.sort(rows)), block.rows
+    return block.take(np.sort(rows))
 
 
 def predict_rows(shipped: Shipped, theta: Vector, x: tuple[Vector, ...]) -> Vector:
@@ -101,16 +104,6 @@ def _kernel() -> Any:
     from dask_nlsq._numerics import kernel
 
     return kernel
-
-
-def failure(doing: str, error: BaseException) -> Failure:
-    """Keep an exception for the driver; one that cannot be pickled is told in words."""
-    trace = "".join(traceback.format_exception(error))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    return Failure(doing, error, trace)
 
 
 def _refuse_non_finite(block: Block, names: tuple[str, ...]) -> None:

@@ -1,0 +1,73 @@
+"""Failure: an exception as a value, with what was being done; and the reading of a partition, which may end in one.
+
+A task never fails for the scheduler. That keeps the original exception with its cause on the way to the driver,
+and a model that raises is not run again and again by a scheduler that hopes for better luck.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import time
+import traceback
+from typing import Any
+
+import numpy as np
+
+from dask_nlsq._errors import NlsqError, SweepError
+from dask_nlsq._numerics.block import Block
+
+READS = 3
+"""How often a read is tried when the file system reports an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """An exception, what was being done when it was raised, and on which partition."""
+
+    doing: str
+    exception: BaseException
+    trace: str = ""
+    partition: int | None = None
+
+    @classmethod
+    def of(cls, doing: str, error: BaseException) -> Failure:
+        """Keep an exception for the driver; one that cannot be pickled is told in words."""
+        trace = "".join(traceback.format_exception(error))
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        return cls(doing, error, trace)
+
+    def at(self, partition: int) -> Failure:
+        """Return the failure with its place."""
+        return dataclasses.replace(self, partition=partition)
+
+    def error(self, theta: Any = None) -> NlsqError:
+        """Return the exception to raise on the driver."""
+        where: dict[str, Any] = {} if self.partition is None else {"partition": self.partition}
+        if isinstance(self.exception, NlsqError):
+            return self.exception.at(**where)
+        if theta is not None and self.doing == "evaluating the model":
+            where["theta"] = np.array2string(theta, precision=6, separator=", ")
+        error = SweepError(f"{type(self.exception).__name__} while {self.doing}: {self.exception}", **where)
+        error.__cause__ = self.exception
+        return error
+
+
+def load(partition: Any) -> Block | Failure:
+    """Read a partition, trying again where the file system fails."""
+    if isinstance(partition, (Block, Failure)):
+        return partition
+    for attempt in range(1, READS + 1):
+        try:
+            block: Block = partition.load()
+            return block
+        except OSError as error:
+            if attempt == READS or isinstance(error, (FileNotFoundError, PermissionError)):
+                return Failure.of("reading the data", error)
+            time.sleep(0.1 * 2**attempt)
+        except Exception as error:
+            return Failure.of("reading the data", error)
+    raise AssertionError

@@ -1,0 +1,62 @@
+"""Group: neighbouring partitions that one task takes, read one ahead.
+
+A task has a price of about a millisecond on a cluster, whatever it does. Partitions of a few thousand rows are
+therefore taken many at a time; how many is a matter of speed and of memory alone, for the leaves of the tree are
+partitions however they are grouped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.reduction import FAN_IN
+from dask_nlsq._sweep.failure import Failure, load
+
+BYTES = 128 << 20
+"""Most bytes of a group: some tenths of a second of reading and reducing."""
+
+PER_THREAD = 4
+"""Fewest groups for each thread, so that the last one to finish does not keep the others waiting for long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Partitions `start`, `start` + 1, …; `whole` where they are whole nodes of the tree."""
+
+    start: int
+    partitions: tuple[Any, ...]
+    whole: bool = False
+
+    def blocks(self) -> Iterator[tuple[int, Block | Failure]]:
+        """Read the partitions in order, each while the one before it is being worked on."""
+        if len(self.partitions) == 1 or isinstance(self.partitions[0], Block):
+            yield from ((self.start + i, load(p)) for i, p in enumerate(self.partitions))
+            return
+        with ThreadPoolExecutor(1, "nlsq-read") as reader:
+            coming = reader.submit(load, self.partitions[0])
+            for i, following in enumerate((*self.partitions[1:], None)):
+                block = coming.result()
+                if following is not None:
+                    coming = reader.submit(load, following)
+                yield self.start + i, block
+
+    def load(self) -> Group:
+        """Return the group with its partitions read; one that cannot be read is a `Failure` in its place."""
+        return dataclasses.replace(self, partitions=tuple(block for _, block in self.blocks()))
+
+
+def group(partitions: Sequence[Any], nbytes: float, threads: int) -> list[Group]:
+    """Cut partitions of `nbytes` bytes in all into groups for so many threads."""
+    count = max(len(partitions), 1)
+    length = int(min(BYTES * count / max(nbytes, 1.0), count / (PER_THREAD * threads)))
+    if length > FAN_IN:
+        length -= length % FAN_IN
+    length = max(length, 1)
+    return [
+        Group(start, tuple(partitions[start : start + length]), length % FAN_IN == 0)
+        for start in range(0, len(partitions), length)
+    ]
