@@ -221,7 +221,7 @@ def fit(
         state, seconds = minimise(problem, solver, starts, bar, time_limit, callback)
     if state.status is not None and state.status.success and _went_silent(problem, state):
         state = dataclasses.replace(state, status=Status.SILENT)
-    return build(problem, solver, state, seconds, time.perf_counter() - started, notes)
+    return build(problem, solver, state, seconds, time.perf_counter() - started, notes, cache)
 
 
 def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
@@ -261,7 +261,7 @@ def _gather(source: Source, executor: Executor, cache: str) -> tuple[Sequence[An
 
 def _fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> Vector | None:
     """Return the estimates of a fit of the sample in this process, or None where it leads nowhere."""
-    small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (sample.block,))])
+    small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (sample.block,))], ledger=Ledger())
     solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=1000)
     try:
         state, _ = minimise(small, solver, [problem.parameters.start])
@@ -287,7 +287,7 @@ def minimise(
     State, list of float
         The last state and the seconds of each sweep.
     """
-    ledger, seconds, started = Ledger(), [], time.monotonic()
+    seconds, started = [], time.monotonic()
     bar = bar or Progress(0, show=False)
     state, others = solver.init(starts[0]), list(starts[1:])
     while state.status is None:
@@ -295,7 +295,7 @@ def minimise(
         request = solver.request(state)
         bar.sweep(state)
         reduction = sweep(
-            problem.executor, problem.groups, problem.shipped, request, ledger=ledger, on_answer=bar.answer
+            problem.executor, problem.groups, problem.shipped, request, ledger=problem.ledger, on_answer=bar.answer
         )
         if not state.history and not reduction.finite and others:
             state = solver.init(others.pop(0))

@@ -25,6 +25,7 @@ from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final, lost
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
+from dask_nlsq._profile import Profiler
 from dask_nlsq._result import FitResult, history_frame
 from dask_nlsq._typing import Matrix, Vector
 
@@ -41,6 +42,7 @@ def build(
     seconds: list[float],
     total: float,
     notes: tuple[str, ...],
+    cache: str,
 ) -> FitResult:
     point = state.point
     assert point is not None and state.status is not None
@@ -82,6 +84,16 @@ def build(
         shipped=problem.shipped,
         columns=dataclasses.replace(problem.columns, origins=problem.source.info.origins),
         factor=point.factor,
+        profiler=Profiler(
+            problem=dataclasses.replace(problem, groups=()),
+            solver=dataclasses.replace(solver, ftol=None, xtol=None, gtol=None),
+            theta=final(state, parameters.lower, parameters.upper)[0],
+            cost=cost,
+            factor=factor,
+            s2=1.0 if solver.absolute_sigma else statistics.redchi,
+            dof=statistics.dof,
+            cache=cache,
+        ),
     )
 
 

@@ -18,7 +18,7 @@ from dask_nlsq._numerics.model import Model
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._sources import Columns, Source, open_source
-from dask_nlsq._sweep import Cluster, Executor, Serial, Shipped, Threads, group
+from dask_nlsq._sweep import Cluster, Executor, Ledger, Serial, Shipped, Threads, group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Problem:
     parameters: Parameters
     executor: Executor
     groups: Sequence[Any]
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
 
 def roles(

@@ -22,12 +22,16 @@ class Progress:
         self._bar = tqdm(total=partitions, unit="partition", disable=hidden, delay=delay, leave=False)
 
     def sweep(self, state: Any) -> None:
-        """Begin a sweep."""
-        self._bar.reset()
-        self._bar.set_description(f"sweep {state.nsweeps + 1}", refresh=False)
+        """Begin a sweep of a fit."""
+        self.begin(f"sweep {state.nsweeps + 1}")
         if state.history:
             last = state.history[-1]
             self._bar.set_postfix_str(f"cost {last.cost:.6g}, {last.step:.1g} se to go", refresh=False)
+
+    def begin(self, what: str) -> None:
+        """Begin a sweep."""
+        self._bar.reset()
+        self._bar.set_description(what, refresh=False)
 
     def answer(self, answer: Any) -> None:
         """Count the partitions of a group."""

@@ -86,6 +86,11 @@ class FitResult:
     columns: Columns | None = None
     # The triangle of the weighted Jacobian at the last sweep.
     factor: Factor | None = None
+    # What is needed to fit again with a parameter held; it stays in the process of the fit.
+    profiler: Any = dataclasses.field(default=None, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"profiler": None}
 
     @functools.cached_property
     def params(self) -> pd.Series:
@@ -191,10 +196,80 @@ class FitResult:
         """Schwarz's criterion."""
         return self.statistics.bic
 
-    def conf_int(self, level: float = 0.95) -> pd.DataFrame:
-        """Return intervals from Student's t with ``dof`` degrees of freedom, one row a parameter."""
-        reach = stats.t.ppf(0.5 + level / 2, max(self.dof, 1)) * self.stderr
-        return pd.DataFrame({"lower": self.params - reach, "upper": self.params + reach})
+    def conf_int(self, level: float = 0.95, method: str = "t") -> pd.DataFrame:
+        r"""Return confidence intervals, one row a parameter.
+
+        Parameters
+        ----------
+        level : float
+            Probability that an interval covers, between 0 and 1.
+        method : {"t", "profile"}
+            "t" is :math:`\hat\theta \pm t_\nu s_{\hat\theta}`, at no cost. "profile" ends where the cost, minimised
+            over all other parameters, has risen by :math:`\tfrac12 s^2 t_\nu^2` (Bates & Watts,
+            `doi:10.1002/9780470316757 <https://doi.org/10.1002/9780470316757>`_); it sees how the model bends, is
+            the same however the model is parametrised, and takes some sweeps that all ends share.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``lower`` and ``upper``. An end is infinite where the data set none, a bound where that comes first,
+            NaN where the parameter is at a bound, tied, or not determined.
+
+        Raises
+        ------
+        NlsqError
+            There is no profile: a robust loss, or a result from a file; or a better minimum was found on the way.
+
+        Examples
+        --------
+        >>> import numpy as np, jax.numpy as jnp, dask_nlsq
+        >>> t = np.array([0.0, 1, 2, 3])
+        >>> result = dask_nlsq.fit(lambda t, a, b: a * jnp.exp(-b * t), t, np.array([2.0, 1.2, 0.8, 0.4]))
+        >>> result.conf_int(0.9, method="profile").round(2).loc["b"].tolist()
+        [0.39, 0.63]
+        """
+        if not 0 < level < 1:
+            raise NlsqError(f"level is {level}; a number between 0 and 1 is needed.")
+        if method == "t":
+            reach = stats.t.ppf(0.5 + level / 2, max(self.dof, 1)) * self.stderr
+            return pd.DataFrame({"lower": self.params - reach, "upper": self.params + reach})
+        if method != "profile":
+            raise NlsqError(f'method is {method!r}; "t" or "profile" is needed.')
+        ends = pd.DataFrame(np.nan, index=list(self.names), columns=["lower", "upper"])
+        for name, (lower, upper) in self._profiler().intervals(level).items():
+            ends.loc[name] = [lower, upper]
+        held = self.stderr == 0
+        ends[held] = self.params[held].to_numpy()[:, None]
+        return ends
+
+    def profile(self, name: str, values: Any = None) -> pd.DataFrame:
+        r"""Hold one parameter at some values, fit the others again, and return how the cost rises.
+
+        Parameters
+        ----------
+        name : str
+            A free parameter.
+        values : sequence of float, optional
+            Where to hold it; by default 13 values within three standard errors. All of them share sweeps.
+
+        Returns
+        -------
+        DataFrame
+            One row a value: ``tau``, the signed root of the rise of :math:`\chi^2` in units of :math:`s^2`, which is
+            linear where the model is; ``cost``; and the other parameters.
+        """
+        curve: pd.DataFrame = self._profiler().curve(name, values)
+        return curve
+
+    def _profiler(self) -> Any:
+        if self.profiler is None:
+            raise NlsqError("This result was read from a file and has no data; fit again to profile.")
+        if self.profiler.problem.objective.robust:
+            raise NlsqError(
+                "The cost of a robust loss is no likelihood, so its rise has no level to be compared with; use "
+                'conf_int(method="t") with cov_type="sandwich".'
+            )
+        return self.profiler
 
     def predict(self, data: Any) -> Any:
         """Evaluate the fitted model; lazy for Dask collections.

@@ -128,7 +128,7 @@ class TrustRegion:
     lower: Vector
     upper: Vector
     prior: Prior | None = None
-    tight: bool = False  # go to rounding level at any size
+    tolerance: float | None = None  # largest remaining step, in standard errors; by default the rows decide
     absolute_sigma: bool = False
     ftol: float | None = None
     xtol: float | None = None
@@ -252,7 +252,10 @@ class TrustRegion:
         if remains <= _TIGHT:
             return Status.CONVERGED
         shrinks = self._shrinks(before, now)
-        if now.reduction.rows > MANY_ROWS and not self.tight and remains * shrinks <= _LOOSE:
+        if self.tolerance is not None:
+            if remains * shrinks <= self.tolerance:
+                return Status.CONVERGED
+        elif now.reduction.rows > MANY_ROWS and remains * shrinks <= _LOOSE:
             if _spread_change(before.point, now) * shrinks <= _LOOSE_SPREAD:
                 return Status.CONVERGED
         if now.newton.length <= _residual_noise(now.reduction) * np.sqrt(now.factor.p) + now.grain:

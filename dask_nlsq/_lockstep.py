@@ -1,0 +1,66 @@
+"""Lockstep: fits that are independent of one another share sweeps, one pass over the data for all of them.
+
+A fit is written as a generator: it yields what it wants evaluated and is sent the reduction. ``x = yield from
+fitted(solver, theta)`` is thus a whole fit inside a larger search, and `lockstep` runs any number of searches
+abreast until the last has returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, TypeVar
+
+from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.request import Request
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion
+from dask_nlsq._problem import Problem
+from dask_nlsq._progress import Progress
+from dask_nlsq._sweep import sweep_each
+from dask_nlsq._typing import Vector
+
+T = TypeVar("T")
+
+Search = Generator[Request, Reduction, T]
+"""Yields requests, is sent their reductions, returns what it has found."""
+
+
+def fitted(solver: TrustRegion, theta: Vector) -> Search[State | None]:
+    """Fit from `theta` (p,) to the end; None where the model is not finite there."""
+    state = solver.init(theta)
+    while state.status is None:
+        reduction = yield solver.request(state)
+        if state.point is None and not reduction.finite:
+            return None
+        state = solver.step(state, reduction)
+    return state
+
+
+def lockstep(problem: Problem, searches: Sequence[Search[T]], bar: Progress | None = None) -> list[T]:
+    """Run searches abreast and return what each has found, in their order."""
+    found: dict[int, Any] = {}
+    waiting: dict[int, Request] = {}
+    bar = bar or Progress(0, show=False)
+
+    def resume(i: int, reduction: Reduction | None) -> None:
+        try:
+            waiting[i] = searches[i].send(reduction)  # type: ignore[arg-type]  # None starts a generator
+        except StopIteration as end:
+            waiting.pop(i, None)
+            found[i] = end.value
+
+    for i in range(len(searches)):
+        resume(i, None)
+    while waiting:
+        places = list(waiting)
+        bar.begin(f"{len(places)} of {len(searches)} searches under way")
+        reductions = sweep_each(
+            problem.executor,
+            problem.groups,
+            problem.shipped,
+            [waiting[i] for i in places],
+            ledger=problem.ledger,
+            on_answer=bar.answer,
+        )
+        for i, reduction in zip(places, reductions, strict=True):
+            resume(i, reduction)
+    return [found[i] for i in range(len(searches))]

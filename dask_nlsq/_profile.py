@@ -1,0 +1,173 @@
+r"""Profile likelihood: how the cost rises when one parameter is held and the others are fitted again.
+
+With C(v) the least cost where :math:`\theta_j = v`, and s the residual standard deviation of the fit,
+
+.. math:: \tau(v) = \operatorname{sign}(v - \hat\theta_j) \sqrt{2 (C(v) - C(\hat\theta))} / s
+
+is linear in v where the model is linear in its parameters. The interval ends where :math:`|\tau|` is Student's
+quantile (Bates & Watts, doi:10.1002/9780470316757, chapter 6); it needs no symmetry and follows the bend that
+standard errors do not see. Its slope costs nothing, :math:`d\tau/dv = (\partial C/\partial\theta_j) / (s^2 \tau)`, so
+each end is found by Newton's method (compare Venzon & Moolgavkar, doi:10.2307/2347496). All ends of all parameters
+share sweeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from dask_nlsq._errors import NlsqError
+from dask_nlsq._lockstep import Search, fitted, lockstep
+from dask_nlsq._numerics.factor import EPS, Factor
+from dask_nlsq._numerics.solver.trust_region import TrustRegion, final
+from dask_nlsq._problem import Problem, arrange
+from dask_nlsq._progress import Progress
+from dask_nlsq._typing import Vector
+
+T = TypeVar("T")
+
+_TOLERANCE = 1e-3
+"""Remaining step, in standard errors, of the other parameters: the cost knows it by its square."""
+
+_CLOSE = 1e-4
+"""Distance of τ from its aim within which the last step of Newton's method needs no sweep."""
+
+_ROUNDS = 25
+"""Values tried for one end; a few suffice where there is one."""
+
+_FARTHEST = 1e3
+"""Standard errors from the estimate at which an interval that has not ended is called open."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """The fit with one parameter held at a value: τ, its slope, and where the other parameters have gone."""
+
+    value: float
+    tau: float
+    slope: float  # dτ/dv
+    theta: Vector  # (p,)
+    tangent: Vector  # (p,), dθ/dv
+    cost: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Profiler:
+    """A finished fit, ready to be fitted again with a parameter held."""
+
+    problem: Problem  # without its groups, which may hold much memory
+    solver: TrustRegion
+    theta: Vector  # (p,), the estimates
+    cost: float
+    factor: Factor  # at the estimates
+    s2: float
+    dof: int
+    cache: str
+
+    def intervals(self, level: float) -> dict[str, tuple[float, float]]:
+        """Return both ends of the interval of each parameter that is free and determined."""
+        quantile = float(stats.t.ppf(0.5 + level / 2, max(self.dof, 1)))
+        inside = (self.solver.lower < self.theta) & (self.theta < self.solver.upper)
+        known = [j for j in np.flatnonzero(inside).tolist() if self._estimate(j).slope > 0]
+        ends = self._run([self._end(j, side * quantile) for j in known for side in (-1, 1)])
+        names = self.problem.parameters.free
+        return {names[j]: (ends[2 * i], ends[2 * i + 1]) for i, j in enumerate(known)}
+
+    def curve(self, name: str, values: Any = None) -> pd.DataFrame:
+        """Return τ, the cost and the other parameters at some values of one parameter."""
+        free = self.problem.parameters.free
+        if name not in free:
+            raise NlsqError(f"{name!r} is no free parameter of this fit; those are {', '.join(free)}.")
+        j = free.index(name)
+        estimate = self._estimate(j)
+        if values is None:
+            if not estimate.slope > 0:
+                raise NlsqError(f"The data do not determine {name!r}; say with values= where to hold it.")
+            values = estimate.value + np.linspace(-3, 3, 13) / estimate.slope
+        tried = np.unique(np.clip(np.asarray(values, float), self.solver.lower[j], self.solver.upper[j]))
+        found = self._run([self._hold(j, value, estimate) for value in tried.tolist()])
+        return pd.DataFrame([self._row(held) for held in found], index=pd.Index(tried, name=name)).drop(columns=name)
+
+    def _row(self, held: Held | None) -> dict[str, float]:
+        names = self.problem.parameters.names
+        if held is None:
+            return {"tau": np.nan, "cost": np.inf} | dict.fromkeys(names, np.nan)
+        everything = self.problem.objective.expand(held.theta.tolist())
+        return {"tau": held.tau, "cost": held.cost} | {n: float(v) for n, v in zip(names, everything, strict=True)}
+
+    def _run(self, searches: Sequence[Search[T]]) -> list[T]:
+        problem = self.problem
+        rows = float(sum(mark.rows + mark.dropped for mark in problem.ledger.seen.values()))
+        groups = arrange(problem.source, problem.executor, self.cache, rows)
+        with Progress(len(problem.source.partitions), None) as bar:
+            return lockstep(dataclasses.replace(problem, groups=groups), searches, bar)
+
+    def _estimate(self, j: int) -> Held:
+        """Return the fit itself as a point of the profile."""
+        tangent, length = _follow(self.factor, j)
+        return Held(float(self.theta[j]), 0.0, length / np.sqrt(self.s2), self.theta, tangent, self.cost)
+
+    def _hold(self, j: int, value: float, near: Held) -> Search[Held | None]:
+        """Fit the other parameters, from where the tangent at a known point leads."""
+        lower, upper = self.solver.lower.copy(), self.solver.upper.copy()
+        lower[j] = upper[j] = value
+        solver = dataclasses.replace(self.solver, lower=lower, upper=upper, tolerance=_TOLERANCE)
+        state = yield from fitted(solver, np.clip(near.theta + near.tangent * (value - near.value), lower, upper))
+        if state is None or state.point is None:
+            return None
+        theta, cost = final(state, lower, upper)
+        factor, delta = state.point.factor, theta - state.point.theta
+        tau = float(np.sign(value - self.theta[j]) * np.sqrt(max(2.0 * (cost - self.cost) / self.s2, 0.0)))
+        gradient = float(factor.r[:, j] @ (factor.z + factor.r @ delta))  # of the cost, where the last step has led
+        if cost < self.cost * (1 - 1e-9) - self.s2:
+            raise NlsqError(
+                f"With {self.problem.parameters.free[j]} = {value:g} the cost is {cost:g}, below that of the fit, "
+                f"{self.cost:g}: the fit had ended in a local minimum. Fit again from p0={theta.tolist()}."
+            )
+        return Held(value, tau, gradient / (self.s2 * tau) if tau else near.slope, theta, _follow(factor, j)[0], cost)
+
+    def _end(self, j: int, aim: float) -> Search[float]:
+        """Find where τ reaches its aim; a bound where that comes first, infinite where it goes on for ever."""
+        centre = here = inner = self._estimate(j)
+        side, reach = float(np.sign(aim)), abs(aim) / centre.slope
+        bound = float(self.solver.upper[j] if side > 0 else self.solver.lower[j])
+        far = side * np.inf
+        for _ in range(_ROUNDS):
+            value = here.value + (aim - here.tau) / here.slope if here.slope > 0 else np.nan
+            if np.isfinite(far):
+                between = min(inner.value, far) < value < max(inner.value, far)
+                value = value if between else 0.5 * (inner.value + far)
+            else:
+                most = 2.0 * max(abs(inner.value - centre.value), reach)
+                value = centre.value + side * min(abs(value - centre.value) if np.isfinite(value) else most, most)
+            value = min(value, bound) if side > 0 else max(value, bound)
+            if abs(inner.value - centre.value) > _FARTHEST * reach or value == inner.value:
+                return bound  # τ stays below its aim
+            held = yield from self._hold(j, value, inner)
+            if held is None:
+                far = value
+                continue
+            if abs(held.tau - aim) <= _CLOSE and held.slope > 0:
+                return held.value + (aim - held.tau) / held.slope
+            if abs(held.tau) < abs(aim):
+                inner = held
+            else:
+                far = value
+            here = held
+        return float("nan")
+
+
+def _follow(factor: Factor, j: int) -> tuple[Vector, float]:
+    """Return how the other parameters follow parameter j at least cost, (p,), and the length of what that leaves."""
+    others = np.arange(factor.p) != j
+    scaled = factor.r / factor.norms
+    along, *_ = np.linalg.lstsq(scaled[:, others], scaled[:, j], rcond=64 * factor.p * EPS)
+    left = float(np.linalg.norm(scaled[:, j] - scaled[:, others] @ along))
+    tangent = np.ones(factor.p)
+    tangent[others] = -along * factor.norms[j] / factor.norms[others]
+    return tangent, factor.norms[j] * left if left > 64 * factor.p * EPS else 0.0

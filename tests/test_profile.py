@@ -1,0 +1,130 @@
+"""Profile-likelihood intervals: against published figures, against brute force, and where there is no end."""
+
+import pickle
+
+import dask.dataframe as dd
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from problems import TRUTH, decay, decay_rows
+from scipy import stats
+from scipy.optimize import brentq, least_squares
+
+import dask_nlsq
+from dask_nlsq import NlsqError
+
+# Bates & Watts (1988), table A1.3, treated; the intervals are those of R's confint on nls, which interpolates.
+PUROMYCIN = {
+    "conc": np.repeat([0.02, 0.06, 0.11, 0.22, 0.56, 1.1], 2),
+    "y": np.array([76.0, 47, 97, 107, 123, 139, 159, 152, 191, 201, 207, 200]),
+}
+CONFINT = {"Vm": (197.30212848, 229.29006490), "K": (0.04692517, 0.08615995)}
+
+T, Y = decay_rows(40, seed=3, noise=0.3)
+
+
+def michaelis(conc, Vm=200.0, K=0.05):
+    return Vm * conc / (K + conc)
+
+
+def profile_cost(j, value):
+    """Return the least cost where one parameter is held, and the others, by SciPy."""
+    others = [i for i in range(3) if i != j]
+
+    def residual(rest):
+        p = np.empty(3)
+        p[j], p[others] = value, rest
+        return p[0] * np.exp(-p[1] * T) + p[2] - Y
+
+    start = np.array(list(TRUTH.values()))[others]
+    found = least_squares(residual, start, ftol=1e-15, xtol=1e-15, gtol=1e-15)
+    return found.cost, found.x
+
+
+def brute_end(result, j, side, level):
+    aim = 0.5 * result.redchi * stats.t.ppf(0.5 + level / 2, result.dof) ** 2
+    reach = side * 8 * result.stderr.iloc[j]
+    return brentq(
+        lambda v: profile_cost(j, v)[0] - result.cost - aim, result.popt[j], result.popt[j] + reach, xtol=1e-12
+    )
+
+
+def test_published_intervals():
+    ends = dask_nlsq.fit(michaelis, data=PUROMYCIN).conf_int(method="profile")
+    np.testing.assert_allclose(ends.to_numpy(), list(CONFINT.values()), rtol=2e-4)
+
+
+@pytest.mark.parametrize("npartitions", [1, 7])
+@pytest.mark.parametrize("level", [0.68, 0.99])
+def test_ends_are_those_of_brute_force(npartitions, level):
+    frame = dd.from_pandas(pd.DataFrame({"t": T, "y": Y}), npartitions=npartitions, sort=False)
+    result = frame.nlsq.fit(decay)
+    ends = result.conf_int(level, method="profile")
+    expected = [[brute_end(result, j, side, level) for side in (-1, 1)] for j in range(3)]
+    assert np.max(np.abs(ends.to_numpy() - expected) / result.stderr.to_numpy()[:, None]) < 1e-5
+
+
+def test_a_curve_holds_one_and_fits_the_others():
+    result = dask_nlsq.fit(decay, T, Y)
+    curve = result.profile("rate")
+    assert curve.index.name == "rate" and len(curve) == 13 and (np.diff(curve["tau"]) > 0).all()
+    for value, row in curve.iterrows():
+        cost, rest = profile_cost(1, value)
+        assert row["cost"] == pytest.approx(cost, rel=1e-7)
+        np.testing.assert_allclose(row[["amplitude", "offset"]], rest, atol=2e-3 * result.stderr.max())
+
+
+def test_all_ends_share_sweeps():
+    reads = []
+
+    def read(i):
+        reads.append(i)
+        return pd.DataFrame({"t": T, "y": Y})[i * 20 : i * 20 + 20]
+
+    frame = dd.from_map(read, range(2), meta=pd.DataFrame({"t": T, "y": Y})[:0])
+    result = frame.nlsq.fit(decay, cache="none", client=False)
+    before = len(reads)
+    result.conf_int(method="profile")
+    assert len(reads) - before <= 2 * 9  # six ends, found one by one, would be some fifty
+
+
+def test_what_has_no_end_says_so():
+    t = np.linspace(0, 1, 30)
+    hardly_bent = 12 * t / (5 + t) + 0.6 * np.cos(40 * t)  # bent either way: Vm and K may be negative
+    free = dask_nlsq.fit(michaelis, t, hardly_bent, p0=[12, 5])
+    assert np.isinf(free.conf_int(method="profile")).all(axis=None)
+    ends = dask_nlsq.fit(michaelis, t, hardly_bent, p0=[12, 5], bounds=(0, 1e3)).conf_int(method="profile")
+    assert ends.loc["Vm", "upper"] == 1e3
+    assert ((ends["lower"] > 0) & (ends["lower"] < free.params)).all()
+
+
+def test_constraints():
+    bounded = dask_nlsq.fit(decay, T, Y, bounds={"rate": (0, 1.45)}, fixed={"offset": 0.5})
+    ends = bounded.conf_int(0.999, method="profile")
+    assert ends.loc["offset"].tolist() == [0.5, 0.5]
+    assert ends.loc["rate", "upper"] == 1.45 or bounded.active_mask[1] == 1
+    tied = dask_nlsq.fit(decay, T, Y, tied={"offset": "amplitude / 6"}).conf_int(method="profile")
+    assert tied.loc["offset"].isna().all() and np.isfinite(tied.drop(index="offset")).all(axis=None)
+
+
+def test_a_lower_minimum_on_the_way_is_no_interval():
+    t = np.linspace(0, 6, 60)
+    wave = lambda t, k: jnp.sin(k * t)  # noqa: E731
+    stuck = dask_nlsq.fit(wave, t, np.sin(2 * t), p0=[3.3])
+    assert stuck.cost > 1
+    with pytest.raises(NlsqError, match="local minimum"):
+        stuck.profile("k", [2.0, 3.0])
+
+
+def test_what_cannot_be_profiled():
+    result = dask_nlsq.fit(decay, T, Y)
+    with pytest.raises(NlsqError, match="no free parameter"):
+        result.profile("nope")
+    with pytest.raises(NlsqError, match="robust"):
+        dask_nlsq.fit(decay, T, Y, loss="huber").conf_int(method="profile")
+    with pytest.raises(NlsqError, match="fit again"):
+        pickle.loads(pickle.dumps(result)).conf_int(method="profile")
+    for arguments in ({"level": 1.5}, {"method": "bootstrap"}):
+        with pytest.raises(NlsqError):
+            result.conf_int(**arguments)
