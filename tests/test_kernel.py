@@ -97,6 +97,14 @@ def test_checksum_sees_order_and_single_bits():
     assert sums(t, np.nextafter(y, 9))[1] != sums(t, y)[1]
 
 
+@pytest.mark.parametrize("rows", [1, TILE, 2 * TILE, SLABS[0], SLABS[0] + 2 * TILE])
+def test_checksum_sees_signs_that_change_in_every_row(rows):
+    sums = lambda y: kernel.reduce_block(PLAIN[0], Block((y,), y), THETA, None).checksum.tolist()  # noqa: E731
+    y = np.linspace(1, 2, rows)
+    assert len({*sums(y)} & {*sums(-y)}) == 0
+    assert sums(2 * y) != sums(y)
+
+
 def test_one_trace_whatever_the_lengths():
     kernel.traces.clear()
     one = objective(lambda t, a, b, c: a * jnp.exp(-b * t) + c)

@@ -24,7 +24,10 @@ SLABS = (16 * TILE, 256 * TILE)
 
 
 class Slab(NamedTuple):
-    """What one call of the kernel takes: arrays of one fixed length and the count of rows that are real."""
+    """What one call of the kernel takes: arrays of one fixed length and the count of rows that are real.
+
+    The others repeat the first row, with the weight 0 where there are weights.
+    """
 
     x: tuple[Vector, ...]
     y: Vector
@@ -70,7 +73,7 @@ class Block:
         for start in range(0, self.rows, size):
             rows = min(size, self.rows - start)
             x, y = tuple(_padded(c, start, rows, size) for c in self.x), _padded(self.y, start, rows, size)
-            weight = None if self.weight is None else _padded(self.weight, start, rows, size)
+            weight = None if self.weight is None else _padded(self.weight, start, rows, size, 0.0)
             yield Slab(x, y, weight, rows)
 
 
@@ -85,9 +88,10 @@ def concatenate(blocks: list[Block]) -> Block:
     )
 
 
-def _padded(column: Vector, start: int, rows: int, size: int) -> Vector:
+def _padded(column: Vector, start: int, rows: int, size: int, fill: float | None = None) -> Vector:
+    """Return a slab of a column; what lies past its rows is the first of them, or the `fill`."""
     if rows == size:
         return column[start : start + rows]
-    padded = np.empty(size)  # what lies past the rows is never read: the kernel masks its inputs
+    padded = np.full(size, column[start] if fill is None else fill)
     padded[:rows] = column[start : start + rows]
     return padded

@@ -4,11 +4,13 @@ A tile of rows is sliced out of the slab, the model is evaluated on it, and one 
 column of its Jacobian: the parameters are handed to the model once a row, so that the derivative with respect
 to row i's copy of :math:`\theta_j` *is* :math:`J_{ij}`. The model sees one row at a time (under ``vmap``), which
 makes that exact for whatever it does with its parameters. The columns are written behind one another into
-a (p + 1, tile) array A, whose last row is the residual, and :math:`(A w^2) A^T` is added to the sum.
+a (p + 1, tile) array A, whose last row is the residual; the weight comes in as the cotangent of that pass, so that
+it costs nothing, and :math:`A A^T` is added to the sum.
 
-Rows past the end of the block are replaced by its first row and weighted by zero, so that neither they nor
-their derivatives can make a NaN. A model that cannot be differentiated in reverse (a ``while_loop``) takes one
-forward pass a parameter instead.
+Rows past the end of the block repeat its first row with the weight zero, so that neither they nor their derivatives
+can make a NaN. A model that cannot be differentiated in reverse (a ``while_loop``) takes one forward pass a parameter
+instead. Whatever else is summed over rows is summed in lanes: XLA adds the numbers of one float64 sum one after
+another, but those of 64 sums side by side.
 
 Everything runs in float64 inside ``jax.enable_x64``, and takes and returns NumPy.
 """
@@ -43,11 +45,17 @@ traces: collections.Counter[tuple[str, int, bool]] = collections.Counter()
 _compiled: weakref.WeakKeyDictionary[Objective, dict[Any, Any]] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
 
+_LANES = 64
+"""Sums that are kept side by side while a slab is read, and added up at its end."""
+
+_CHAIN = np.uint64(6364136223846793005)
+"""Multiplier that carries a checksum from tile to tile (Knuth's MMIX generator)."""
+
 _POSITIONS = np.arange(TILE, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
 """Odd multipliers, one a row of the tile (golden-ratio hashing), so that swapped rows change the checksum."""
 
-_CHAIN = np.uint64(6364136223846793005)
-"""Multiplier that carries the checksum from tile to tile (Knuth's MMIX generator)."""
+_EXPONENT, _MANTISSA, _ONE = np.uint64(52), np.uint64(2**52 - 1), np.uint64(1023 << 52)
+"""A float64 is made of a sign, 11 bits of exponent counted from 1023, and 52 bits of mantissa."""
 
 
 def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
@@ -120,7 +128,7 @@ def _direction(objective: Objective) -> Jacobian:
     """Return "reverse", or "forward" for a loop of unknown length, which has no reverse derivative."""
     try:
         jax.eval_shape(
-            lambda t, x: _jacobian_and_residual(dataclasses.replace(objective, jacobian="reverse"), t, x, x[0]),
+            lambda t, x: _jacobian_and_residual(dataclasses.replace(objective, jacobian="reverse"), t, x, x[0], x[0]),
             jax.ShapeDtypeStruct((objective.n_parameters,), np.float64),
             [jax.ShapeDtypeStruct((TILE,), np.float64)] * objective.n_columns,
         )
@@ -195,12 +203,13 @@ def _where(error: BaseException) -> str:
 
 def _reduction(rows: int, sums: dict[str, Any], origin: float) -> Reduction:
     """Turn sums about the slab's origin into a mean and a spread."""
-    weight, first, second, log_weight, cost = (float(m) for m in sums.pop("moments"))
+    first, second, *rest = (float(m) for m in sums.pop("moments"))
+    weight, log_weight = rest or (float(rows), 0.0)
     shift = first / weight if weight > 0 else 0.0
     return Reduction(
         rows=rows,
         dropped=0,
-        cost=cost,
+        cost=float(sums.pop("cost")),
         weight=weight,
         mean=origin + shift,
         spread=max(second - shift * first, 0.0),
@@ -275,64 +284,61 @@ def _sweep_slab(objective: Objective, theta: Any, s: Any, slab: Slab) -> Any:
     """Loop over the tiles of a slab that hold rows."""
     p = objective.n_parameters
     columns = (*slab.x, slab.y) if slab.weight is None else (*slab.x, slab.y, slab.weight)
-    first = [c[0] for c in columns]
     origin = slab.y[0]  # sums about a value of the data keep the digits that a large offset would cost
 
     def body(i: Any, carry: Any) -> Any:
-        real = i * TILE + jnp.arange(TILE) < slab.rows
-        tile = [
-            jnp.where(real, lax.dynamic_slice(c, (i * TILE,), (TILE,)), c0)
-            for c, c0 in zip(columns, first, strict=True)
-        ]
+        tile = [lax.dynamic_slice(c, (i * TILE,), (TILE,)) for c in columns]
         x, y = tile[: len(slab.x)], tile[len(slab.x)]
-        weight = real.astype(jnp.float64) if slab.weight is None else jnp.where(real, tile[-1], 0.0)
-        a = _jacobian_and_residual(objective, theta, x, y)
-        cost, products = _products(objective, a, weight**2, s)
-        moments = _moments(y - origin, weight, slab.weight is not None)
-        added = {
-            "moments": jnp.stack([*moments, cost]),
-            "sums": jnp.stack([jnp.sum(c) for c in tile]),
-            **products,
-        }
-        checksum = carry.pop("checksum") * _CHAIN + jnp.stack([_hash(c) for c in tile])
-        return {name: carry[name] + value for name, value in added.items()} | {"checksum": checksum}
+        real = i * TILE + jnp.arange(TILE) < slab.rows
+        weight = real.astype(jnp.float64) if slab.weight is None else tile[-1]
+        a = _jacobian_and_residual(objective, theta, x, y, weight)
+        lanes = [*_moments(y - origin, slab.weight if slab.weight is None else weight), *(_lanes(c) for c in (*x, y))]
+        added = {"products": _products(objective, a, weight, s), "lanes": lanes}
+        checksum = [before * _CHAIN + _mix(c) for before, c in zip(carry.pop("checksum"), tile, strict=True)]
+        return jax.tree.map(jnp.add, carry, added) | {"checksum": checksum}
 
+    moments = 2 if slab.weight is None else 4
     start = {
-        "moments": jnp.zeros(5),
-        "sums": jnp.zeros(len(columns)),
-        "checksum": jnp.zeros(len(columns), jnp.uint64),
-        "gram": jnp.zeros((p + 1, p + 1)),
-        **({"curvature": jnp.zeros((p, p))} if objective.robust else {}),
-        **({"meat": jnp.zeros((p, p))} if objective.sandwich else {}),
+        "products": {
+            "cost": jnp.zeros(()),
+            "gram": jnp.zeros((p + 1, p + 1)),
+            **({"curvature": jnp.zeros((p, p))} if objective.robust else {}),
+            **({"meat": jnp.zeros((p, p))} if objective.sandwich else {}),
+        },
+        "lanes": [jnp.zeros(_LANES)] * (moments + len(slab.x) + 1),
+        "checksum": [jnp.zeros(TILE, jnp.uint64)] * len(columns),
     }
-    return lax.fori_loop(0, (slab.rows + TILE - 1) // TILE, body, start)
+    found = lax.fori_loop(0, (slab.rows + TILE - 1) // TILE, body, start)
+    sums = jnp.stack([jnp.sum(lane) for lane in found["lanes"]])
+    checksum = jnp.stack([jnp.sum(c * _POSITIONS) for c in found["checksum"]])
+    return found["products"] | {"moments": sums[:moments], "sums": sums[moments:], "checksum": checksum}
 
 
-def _products(objective: Objective, a: Any, w2: Any, s: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the cost of a tile and the products of its Jacobian, from a (p + 1, tile) and squared weights.
-
-    The weight multiplies one side only: on both, XLA computes the columns once for each side.
-    """
-    p, residual = a.shape[0] - 1, a[-1]
+def _products(objective: Objective, a: Any, weight: Any, s: Any) -> dict[str, Any]:
+    """Return the cost of a tile and the products of its weighted Jacobian and residual a, (p + 1, tile)."""
+    p = a.shape[0] - 1
     if s is not None:
         a = jnp.concatenate([s @ a[:p], a[p:]])
-    slope, products = 1.0, {}
-    if objective.robust:
-        scale = objective.f_scale
-        z = w2 * residual**2 / scale**2
-        rho, slope, bend = loss.evaluate(objective.loss, z)
-        cost = 0.5 * scale**2 * jnp.sum(jnp.where(w2 > 0, rho, 0.0))
-        products["curvature"] = (a[:p] * (w2 * (slope + 2.0 * z * bend))) @ a[:p].T
-    gram = (a * (w2 * slope)) @ a.T
     if not objective.robust:
-        cost = 0.5 * gram[-1, -1]
+        gram = a @ a.T
+        products = {"cost": 0.5 * gram[-1, -1], "gram": gram}
+        slope: Any = 1.0
+    else:
+        scale = objective.f_scale
+        z = (a[-1] / scale) ** 2
+        rho, slope, bend = loss.evaluate(objective.loss, z)
+        products = {
+            "cost": 0.5 * scale**2 * jnp.sum(_lanes(jnp.where(weight > 0, rho, 0.0))),
+            "gram": (a * slope) @ a.T,
+            "curvature": (a[:p] * (slope + 2.0 * z * bend)) @ a[:p].T,
+        }
     if objective.sandwich:
-        products["meat"] = (a[:p] * (w2 * slope * residual) ** 2) @ a[:p].T
-    return cost, {"gram": gram, **products}
+        products["meat"] = (a[:p] * (slope * a[-1]) ** 2) @ a[:p].T
+    return products
 
 
-def _jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any) -> Any:
-    """Return the (p + 1, tile) array of Jacobian columns and, last, the residual."""
+def _jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weight: Any) -> Any:
+    """Return the (p + 1, tile) array of Jacobian columns and, last, the residual, each row times its weight."""
 
     def one_row(x_row: Any, *theta_row: Any) -> Any:
         value = objective.evaluate([c[None] for c in x_row], theta_row, jnp.stack)
@@ -342,31 +348,45 @@ def _jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any) -> 
     parameters = [jnp.broadcast_to(t, (TILE,)) for t in theta]
     if objective.jacobian == "reverse":
         f, pull = jax.vjp(lambda *t: rows(x, *t), *parameters)
-        jacobian = pull(jnp.ones(TILE))
+        jacobian = pull(weight)
     else:
         f, push = jax.linearize(lambda *t: rows(x, *t), *parameters)
-        one, zero = jnp.ones(TILE), jnp.zeros(TILE)
-        jacobian = [push(*(one if i == j else zero for i in range(len(theta)))) for j in range(len(theta))]
+        zero = jnp.zeros(TILE)
+        jacobian = [push(*(weight if i == j else zero for i in range(len(theta)))) for j in range(len(theta))]
     # Written one behind another: stacking unlike columns compiles to a choice per element, and without
     # the barrier XLA may fuse the columns and evaluate the model once for each.
     a = jnp.zeros((len(theta) + 1, TILE))
-    for j, column in enumerate((*jacobian, f - y)):
+    for j, column in enumerate((*jacobian, (f - y) * weight)):
         column, a = lax.optimization_barrier((column, a))
         a = lax.dynamic_update_slice(a, column[None], (j, 0))
     return a
 
 
-def _moments(y: Any, weight: Any, weighted: bool) -> Any:
-    """Return Σ w², Σ w² y, Σ w² y² and Σ log w over a tile."""
+def _moments(y: Any, weight: Any) -> list[Any]:
+    """Return Σ w² y, Σ w² y², Σ w² and Σ log w over a tile, in lanes; the first two where there are no weights.
+
+    Rows past the end have the weight 0, or y = 0, so that they do not count.
+    """
+    if weight is None:
+        return [_lanes(y), _lanes(y * y)]
     w2 = weight**2
-    log_weight = jnp.zeros(())
-    if weighted:  # one logarithm for four rows: weights that differ by less than 1e77 cannot underflow
-        unit = jnp.max(weight)
-        unit = jnp.where(unit > 0, unit, 1.0)
-        product = jnp.prod(jnp.where(weight > 0, weight / unit, 1.0).reshape(-1, 4), axis=1)
-        log_weight = jnp.sum(jnp.log(product)) + jnp.sum(weight > 0) * jnp.log(unit)
-    return jnp.sum(w2), jnp.sum(w2 * y), jnp.sum(w2 * y * y), log_weight
+    return [_lanes(w2 * y), _lanes(w2 * y * y), _lanes(w2), _log_sum(jnp.where(weight > 0, weight, 1.0))]
 
 
-def _hash(column: Any) -> Any:
-    return jnp.sum(lax.bitcast_convert_type(column, jnp.uint64) * _POSITIONS)
+def _log_sum(values: Any) -> Any:
+    """Return the sum of the logarithms of positive values, in lanes: the mantissas, 1 to 2, multiplied first."""
+    bits = lax.bitcast_convert_type(values, jnp.uint64)
+    exponents = (bits >> _EXPONENT).astype(jnp.float64) - 1023.0
+    mantissas = lax.bitcast_convert_type(bits & _MANTISSA | _ONE, jnp.float64)
+    return _lanes(exponents) * np.log(2.0) + jnp.log(jnp.prod(mantissas.reshape(-1, _LANES), axis=0))
+
+
+def _lanes(values: Any) -> Any:
+    """Return the sums of every 64th value."""
+    return jnp.sum(values.reshape(-1, _LANES), axis=0)
+
+
+def _mix(column: Any) -> Any:
+    """Return the bits of a column, the high ones also further down: products carry a bit upwards only."""
+    bits = lax.bitcast_convert_type(column, jnp.uint64)
+    return bits ^ (bits >> np.uint64(32))

@@ -50,8 +50,9 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
 
 def empty(objective: Objective, block: Block) -> Reduction:
     """Return the reduction of no rows of a block, with what is known of it before its rows are seen."""
-    p, columns = objective.n_parameters, objective.n_columns + 1 + objective.weighted
-    gram, sums, checksum = np.zeros((p + 1, p + 1)), np.zeros(columns), np.zeros(columns, np.uint64)
+    p, columns = objective.n_parameters, objective.n_columns + 1
+    gram, sums = np.zeros((p + 1, p + 1)), np.zeros(columns)
+    checksum = np.zeros(columns + objective.weighted, np.uint64)
     rounded = frozenset(block.rounded)
     return Reduction(0, block.dropped, 0.0, gram, 0.0, 0.0, 0.0, 0.0, sums, checksum, rounded)
 
@@ -108,7 +109,7 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
         mean=mean,
         spread=float((w2 * (block.y - mean) ** 2).sum()),
         log_weight=float(np.log(w[w > 0]).sum()),
-        sums=np.array([c.sum() for c in columns]),
+        sums=np.array([c.sum() for c in (*block.x, block.y)]),
         checksum=np.array([_hash(c) for c in columns]),
         curvature=curvature,
         meat=(jac * (w2 * slope * residual) ** 2) @ jac.T if objective.sandwich else None,
@@ -163,4 +164,5 @@ def _given(objective: Objective, x: tuple[Vector, ...], theta: Vector, rows: int
 
 def _hash(column: Vector) -> np.uint64:
     position = np.arange(len(column), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
-    return np.uint64((np.ascontiguousarray(column).view(np.uint64) * position).sum())
+    bits = np.ascontiguousarray(column).view(np.uint64)
+    return np.uint64(((bits ^ (bits >> np.uint64(32))) * position).sum())

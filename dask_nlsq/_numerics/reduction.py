@@ -38,8 +38,8 @@ class Reduction:
     spread: float  # Σ w² (y − mean)²
     log_weight: float  # Σ log w
     # What the rows were: sums that turn NaN when a cell is, and a hash of the bit patterns.
-    sums: Vector  # (columns,)
-    checksum: npt.NDArray[np.uint64]  # (columns,)
+    sums: Vector  # of x and y, (columns,)
+    checksum: npt.NDArray[np.uint64]  # of x, y and the weight
     rounded: frozenset[str] = frozenset()  # columns of integers beyond 2**53, which float64 rounds
     # Sums that only some fits ask for, (p, p), whitened too.
     curvature: Matrix | None = None  # weighted by ρ' + 2 z ρ'' (robust losses)

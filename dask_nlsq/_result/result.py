@@ -226,7 +226,7 @@ class FitResult:
         >>> t = np.array([0.0, 1, 2, 3])
         >>> result = dask_nlsq.fit(lambda t, a, b: a * jnp.exp(-b * t), t, np.array([2.0, 1.2, 0.8, 0.4]))
         >>> result.conf_int(0.9, method="profile").round(2).loc["b"].tolist()
-        [0.39, 0.63]
+        [0.42, 0.59]
         """
         if not 0 < level < 1:
             raise NlsqError(f"level is {level}; a number between 0 and 1 is needed.")

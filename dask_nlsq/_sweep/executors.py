@@ -6,16 +6,18 @@ the order of arrival; `hold` loads the partitions once and keeps their blocks.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import dask
 from dask.system import CPU_COUNT
 
+from dask_nlsq._errors import SweepError
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.group import Group
 
@@ -94,7 +96,10 @@ class Held:
 
 
 class Cluster:
-    """A distributed client: one task a group, parameters as task arguments, nothing scattered."""
+    """A distributed client: one task a group, parameters as task arguments, nothing scattered.
+
+    What is lost with a worker, Dask itself runs again on another.
+    """
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -106,6 +111,10 @@ class Cluster:
 
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` as they arrive, with a bounded number under way."""
+        with self._connected():
+            yield from self._run(task, groups, args)
+
+    def _run(self, task: Task, groups: Sequence[Any], args: tuple[Any, ...]) -> Iterator[tuple[int, Any]]:
         from distributed import as_completed
 
         run = uuid.uuid4().hex[:8]
@@ -127,14 +136,46 @@ class Cluster:
         spent = 0
         for future in arriving:
             i = index.pop(future)
-            error = future.exception()
-            value = future.result() if error is None else Failure.of("running on a worker", error)
+            value = self._value(future, groups[i])
             future.release()
             spent += 1
             if spent >= window // 4 or not index:
                 arriving.update(submit(spent))
                 spent = 0
             yield i, value
+
+    def _value(self, future: Any, group: Any) -> Any:
+        """Return what a task came to, or a failure where Dask gave it up.
+
+        A task whose workers died is run once more: Dask suspects all that ran beside the one that kills.
+        """
+        from distributed import KilledWorker
+
+        try:
+            try:
+                return future.result()
+            except KilledWorker:
+                future.retry()
+                return self.client.submit(_itself, future, pure=False).result()
+        except KilledWorker as error:
+            return _killed(group, error)
+        except Exception as error:
+            if future.status != "error":  # it was not the task that failed
+                raise
+            return Failure.of("running on a worker", error)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Say plainly that the scheduler is lost, whatever Dask raises where it is."""
+        try:
+            yield
+        except Exception as error:
+            if self.client.status == "running" and not isinstance(error, (CancelledError, OSError)):
+                raise
+            raise SweepError(
+                f"The scheduler was lost during the fit ({type(error).__name__}), and what was computed with it. "
+                "Connect a Client to a running cluster and fit again."
+            ) from error
 
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition on a worker and keep it there; a lost one is read again."""
@@ -150,6 +191,22 @@ class Cluster:
 
 def _call(group: Group, task: Task, args: tuple[Any, ...]) -> Any:
     return task(group, *args)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _killed(group: Any, cause: Exception) -> Failure:
+    last = group.start + len(group.partitions) - 1
+    where = {"partition": last} if last == group.start else {"partitions": f"{group.start} to {last}"}
+    error = SweepError(
+        "Every worker died that ran this, most likely for want of memory: cut the data into smaller partitions, or "
+        "give the workers more. The logs of the workers may say more.",
+        **where,
+    )
+    error.__cause__ = cause
+    return Failure("running on a worker", error)
 
 
 def _alone(start: int, block: Any) -> Group:

@@ -47,13 +47,13 @@ class Failure:
     def error(self, theta: Any = None) -> NlsqError:
         """Return the exception to raise on the driver."""
         where: dict[str, Any] = {} if self.partition is None else {"partition": self.partition}
-        if isinstance(self.exception, NlsqError):
-            return self.exception.at(**where)
-        if theta is not None and self.doing == "evaluating the model":
+        error = self.exception
+        if not isinstance(error, NlsqError):
+            error = SweepError(f"{type(error).__name__} while {self.doing}: {error}")
+            error.__cause__ = self.exception
+        if theta is not None and isinstance(error, SweepError) and self.doing != "reading the data":
             where["theta"] = np.array2string(theta, precision=6, separator=", ")
-        error = SweepError(f"{type(self.exception).__name__} while {self.doing}: {self.exception}", **where)
-        error.__cause__ = self.exception
-        return error
+        return error.at(**where)
 
 
 def load(partition: Any) -> Block | Failure:
