@@ -190,7 +190,7 @@ def fit(
         sandwich=cov_type == "sandwich",
         expansion=parameters.expansion,
     )
-    objective = _look(objective, parameters.start, jac)
+    objective = _look(ship(objective).value, parameters.start, jac)
     source = open_source(data, columns, filters, storage_options)
     warn_of_namesakes(bound, source)
     executor = Serial() if client is False else choose_executor(client, len(source.partitions))
@@ -228,7 +228,7 @@ def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
     """Look at the model before any data are read, and say how its Jacobian will be formed."""
     if not callable(jac) and jac not in (None, "jax", "2-point", "3-point"):
         raise ModelError(f'jac is {jac!r}; "jax", "2-point", "3-point" or a function is needed.')
-    objective, obstacle = kernel.check(objective, start)
+    objective, obstacle = kernel.look(objective, start)
     if obstacle is None:
         return (
             objective if jac in (None, "jax") or callable(jac) else dataclasses.replace(objective, jacobian="numeric")

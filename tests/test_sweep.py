@@ -1,5 +1,8 @@
 """Every executor gives the bits of the loop; a model is traced once a process; failures name their place."""
 
+import importlib
+import sys
+
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
@@ -138,3 +141,17 @@ def test_a_registry_forgets_the_oldest():
     kept = [ship(("value", i)) for i in range(module.KEEP + 5)]
     assert len(module._registry) == module.KEEP
     assert kept[-1].token in module._registry
+
+
+def test_a_module_loaded_again_has_another_model(tmp_path, monkeypatch):
+    """Sent by name, both have the same bytes."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    t, y = decay_rows(200)
+    found = []
+    for factor in (1, 2):
+        (tmp_path / "edited_model.py").write_text(f"def line(t, a, b):\n    return a + {factor} * b * t\n")
+        importlib.invalidate_caches()
+        module = importlib.reload(importlib.import_module("edited_model"))
+        found.append(dask_nlsq.fit(module.line, t, y, client=False).params["b"])
+    assert found[0] == pytest.approx(2 * found[1])

@@ -88,6 +88,12 @@ def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
     return np.concatenate(parts)
 
 
+def look(objective: Objective, theta: Vector) -> tuple[Objective, str | None]:
+    """Return what `check` says, which is asked once for each objective."""
+    found: tuple[Objective, str | None] = _once(objective, "look", lambda: check(objective, theta))
+    return found
+
+
 def check(objective: Objective, theta: Vector) -> tuple[Objective, str | None]:
     """Look at the model without data: its shape, its dtype, and how its Jacobian can be formed.
 
@@ -220,19 +226,19 @@ def _reduction(rows: int, sums: dict[str, Any], origin: float) -> Reduction:
 
 def _kernel(objective: Objective, rows: int, whitened: bool) -> Callable[..., Any]:
     """Return the executable for slabs of so many rows."""
-    return _once(objective, (rows, whitened), lambda: _compile(objective, rows, whitened))
+    run: Callable[..., Any] = _once(objective, (rows, whitened), lambda: _compile(objective, rows, whitened))
+    return run
 
 
-def _once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Callable[..., Any]:
-    """Return what was compiled for an objective; compiled under a lock, so once whatever the threads."""
+def _once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any:
+    """Return what was compiled or found for an objective; under a lock, so once whatever the threads."""
     known = _compiled.get(objective, {})
     if kind not in known:
         with _lock:
             known = _compiled.setdefault(objective, {})
             if kind not in known:
                 known[kind] = compile_it()
-    run: Callable[..., Any] = known[kind]
-    return run
+    return known[kind]
 
 
 def _compile(objective: Objective, rows: int, whitened: bool) -> Any:

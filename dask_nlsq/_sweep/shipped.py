@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import io
+import marshal
+import pickle
 import threading
+import types
 import uuid
 from typing import Any
 
@@ -59,12 +63,28 @@ class Shipped:
 
 def ship(value: Any) -> Shipped:
     """Wrap a value; one that cannot be pickled still serves in this process."""
+    file = io.BytesIO()
+    pickler = _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL)
     try:
-        payload = cloudpickle.dumps(value)
+        pickler.dump(value)
     except Exception as error:
         return Shipped(uuid.uuid4().hex, None, value, f"{type(error).__name__}: {error}")
-    token = hashlib.blake2b(payload, digest_size=16).hexdigest()
+    payload = file.getvalue()
+    token = hashlib.blake2b(payload + b"".join(pickler.codes), digest_size=16).hexdigest()
     return _keep(Shipped(token, payload, value))
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Also notes the code of functions sent by name: a module that was loaded again has others of that name."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.codes: list[bytes] = []
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, types.FunctionType):
+            self.codes.append(marshal.dumps((obj.__code__, repr(obj.__defaults__), repr(obj.__kwdefaults__)), 2))
+        return super().reducer_override(obj)
 
 
 def intern(token: str, payload: bytes) -> Shipped:
