@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import zarr
+from problems import decay, decay_rows
 
+import dask_nlsq
 from dask_nlsq import DataError
 from dask_nlsq._numerics.block import Block, concatenate
 from dask_nlsq._sources import Columns, open_source
@@ -195,3 +197,17 @@ def test_unknown_chunks_must_match(tmp_path):
     arrays = {"t": frame["t"].values, "y": frame.repartition(npartitions=2)["y"].values}
     with pytest.raises(DataError, match="compute_chunk_sizes"):
         open_source(arrays, Columns(("t",), "y"))
+
+
+@pytest.mark.parametrize("kind", ["arrays", "frame", "parquet"])
+def test_float32_is_kept_in_half_the_memory_and_fitted_in_float64(kind, tmp_path):
+    t, y = (column.astype("f4") for column in decay_rows(5000))
+    frame = pd.DataFrame({"t": t, "y": y})
+    frame.to_parquet(tmp_path / "a.parquet")
+    data = {"arrays": {"t": t, "y": y}, "frame": dd.from_pandas(frame, 3), "parquet": tmp_path / "a.parquet"}[kind]
+    source = open_source(data, Columns(("t",), "y"))
+    assert sum(p.load().nbytes for p in source.partitions) == 2 * 4 * 5000
+    half, full = (dask_nlsq.fit(decay, data=d) for d in (data, {"t": t.astype("f8"), "y": y.astype("f8")}))
+    np.testing.assert_allclose(half.popt, full.popt, rtol=1e-10)
+    np.testing.assert_allclose(dask_nlsq.fit(decay, data=data, jac="3-point").popt, full.popt, rtol=1e-7)
+    np.testing.assert_array_equal(half.predict(t), full.predict(t.astype("f8")))

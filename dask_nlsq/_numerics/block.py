@@ -37,7 +37,11 @@ class Slab(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Columns of one partition as float64, with rows already dropped where the NaN policy says so."""
+    """Columns of one partition, with rows already dropped where the NaN policy says so.
+
+    They are float64, or float32 where the data are: that takes half of the memory, and the kernel computes in float64
+    all the same, tile by tile.
+    """
 
     x: tuple[Vector, ...]  # each (rows,)
     y: Vector  # (rows,)
@@ -58,6 +62,12 @@ class Block:
     def load(self) -> Block:
         """Return itself: a block already in memory is a partition whose reading is done."""
         return self
+
+    def wide(self) -> Block:
+        """Return the block with all its columns as float64, which NumPy needs in order to compute in it."""
+        return dataclasses.replace(
+            self, x=tuple(c.astype(np.float64, copy=False) for c in self.x), y=self.y.astype(np.float64, copy=False)
+        )
 
     def _arrays(self) -> tuple[Vector, ...]:
         return (*self.x, self.y) if self.weight is None else (*self.x, self.y, self.weight)
@@ -92,6 +102,6 @@ def _padded(column: Vector, start: int, rows: int, size: int, fill: float | None
     """Return a slab of a column; what lies past its rows is the first of them, or the `fill`."""
     if rows == size:
         return column[start : start + rows]
-    padded = np.full(size, column[start] if fill is None else fill)
+    padded = np.full(size, column[start] if fill is None else fill, column.dtype)
     padded[:rows] = column[start : start + rows]
     return padded

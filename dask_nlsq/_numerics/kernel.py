@@ -67,7 +67,7 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
     with jax.enable_x64(True):
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
         for slab in block.slabs():
-            run = _kernel(objective, len(slab.y), s is not None)
+            run = _kernel(objective, slab, s is not None)
             sums = run(theta, s, slab.x, slab.y, slab.weight, np.int64(slab.rows))
             total = total.combine(_reduction(slab.rows, jax.tree.map(np.asarray, sums), float(slab.y[0])))
     return total
@@ -78,7 +78,7 @@ def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
     if objective.jacobian == "numeric":
         with jax.enable_x64(True):
             return numeric.values(objective, block.x, theta.tolist())
-    parts = [np.empty(0)]
+    parts, block = [np.empty(0)], block.wide()
     with jax.enable_x64(True):
         for slab in block.slabs():
             run = _once(
@@ -172,7 +172,7 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
     if block.rows < 2:
         return
     rows = np.linspace(0, block.rows - 1, _LOOK).astype(int)
-    x = tuple(c[rows] for c in block.x)
+    x = block.take(rows).wide().x
     with jax.enable_x64(True), np.errstate(all="ignore"):
         run: Callable[..., Any] = functools.partial(numeric.check_rows, objective)
         if objective.jacobian != "numeric":
@@ -224,9 +224,11 @@ def _reduction(rows: int, sums: dict[str, Any], origin: float) -> Reduction:
     )
 
 
-def _kernel(objective: Objective, rows: int, whitened: bool) -> Callable[..., Any]:
-    """Return the executable for slabs of so many rows."""
-    run: Callable[..., Any] = _once(objective, (rows, whitened), lambda: _compile(objective, rows, whitened))
+def _kernel(objective: Objective, slab: Slab, whitened: bool) -> Callable[..., Any]:
+    """Return the executable for slabs of this shape."""
+    columns = tuple(jax.ShapeDtypeStruct(c.shape, c.dtype) for c in (*slab.x, slab.y))
+    kind = (len(slab.y), whitened, *(c.dtype.char for c in columns))
+    run: Callable[..., Any] = _once(objective, kind, lambda: _compile(objective, columns, whitened))
     return run
 
 
@@ -241,22 +243,21 @@ def _once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any
     return known[kind]
 
 
-def _compile(objective: Objective, rows: int, whitened: bool) -> Any:
-    p = objective.n_parameters
+def _compile(objective: Objective, columns: tuple[Any, ...], whitened: bool) -> Any:
+    p, (rows,) = objective.n_parameters, columns[-1].shape
 
     def kernel(theta: Any, s: Any, x: Any, y: Any, weight: Any, count: Any) -> Any:
         traces[objective.model.name, rows, whitened] += 1
         return _sweep_slab(objective, theta, s, Slab(x, y, weight, count))
 
-    column = jax.ShapeDtypeStruct((rows,), np.float64)
     return (
         jax.jit(kernel)
         .lower(
             jax.ShapeDtypeStruct((p,), np.float64),
             jax.ShapeDtypeStruct((p, p), np.float64) if whitened else None,
-            (column,) * objective.n_columns,
-            column,
-            column if objective.weighted else None,
+            columns[:-1],
+            columns[-1],
+            jax.ShapeDtypeStruct((rows,), np.float64) if objective.weighted else None,
             jax.ShapeDtypeStruct((), np.int64),
         )
         .compile()
@@ -290,10 +291,10 @@ def _sweep_slab(objective: Objective, theta: Any, s: Any, slab: Slab) -> Any:
     """Loop over the tiles of a slab that hold rows."""
     p = objective.n_parameters
     columns = (*slab.x, slab.y) if slab.weight is None else (*slab.x, slab.y, slab.weight)
-    origin = slab.y[0]  # sums about a value of the data keep the digits that a large offset would cost
+    origin = slab.y[0].astype(jnp.float64)  # about a value of the data, sums keep the digits an offset would cost
 
     def body(i: Any, carry: Any) -> Any:
-        tile = [lax.dynamic_slice(c, (i * TILE,), (TILE,)) for c in columns]
+        tile = [lax.dynamic_slice(c, (i * TILE,), (TILE,)).astype(jnp.float64) for c in columns]
         x, y = tile[: len(slab.x)], tile[len(slab.x)]
         real = i * TILE + jnp.arange(TILE) < slab.rows
         weight = real.astype(jnp.float64) if slab.weight is None else tile[-1]

@@ -42,7 +42,7 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
     """Sweep one block at `theta` (p,), with the Jacobian multiplied by `whitening` (p, p) where given."""
     total = empty(objective, block)
     for start in range(0, block.rows, PIECE):
-        piece = block.take(slice(start, start + PIECE))
+        piece = block.take(slice(start, start + PIECE)).wide()
         with np.errstate(all="ignore"):
             total = total.combine(_reduce_piece(objective, piece, theta, whitening))
     return total

@@ -36,7 +36,7 @@ class Columns:
         return tuple(dict.fromkeys((*self.x, self.y, *sigma)))
 
     def block(self, raw: Mapping[str, Any]) -> Block:
-        """Turn raw arrays, one for each of `names`, into float64 columns of one length."""
+        """Turn raw arrays, one for each of `names`, into columns of one length."""
         values = {name: self.to_float(name, raw[name]) for name in self.names}
         lengths = {name: len(v) for name, v in values.items()}
         if len(set(lengths.values())) > 1:
@@ -67,10 +67,10 @@ class Columns:
                 f"the first is row {first} with {sigma[first]}.",
                 column=self.sigma,
             )
-        return 1.0 / sigma
+        return 1.0 / sigma.astype(np.float64)
 
     def to_float(self, name: str, values: Any) -> Vector:
-        """Convert one column to contiguous float64; refuse what has no order on the real line."""
+        """Convert one column to contiguous float64, or leave it float32; refuse what has no order on the real line."""
         array = _plain(name, values)
         kind = array.dtype.kind
         if kind in "mM":
@@ -83,7 +83,7 @@ class Columns:
             )
         if array.ndim != 1:
             raise DataError(f"The column has shape {array.shape}; one dimension is needed.", column=name)
-        return np.ascontiguousarray(array, dtype=np.float64)
+        return np.ascontiguousarray(array, dtype=np.float32 if array.dtype == np.float32 else np.float64)
 
     def _seconds(self, name: str, array: AnyArray) -> Vector:
         missing = np.isnat(array)

@@ -86,6 +86,7 @@ def draw(group: Group, wanted: Sequence[int], count: int, seed: int) -> list[tup
 
 
 def _some(block: Block, count: int, seed: int) -> Block:
+    block = block.wide()
     if block.rows <= count:
         return block
     mark = int(np.bitwise_xor.reduce(block.y.view(np.uint64)))  # partitions of one length differ in their rows
