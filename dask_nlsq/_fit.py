@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import OptimizeResult
 
+from dask_nlsq._autotune import autotune as tuned
 from dask_nlsq._errors import DataError, ModelError, NlsqError, NlsqWarning, TooFewRows
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
@@ -69,6 +70,7 @@ def fit(
     time_limit: float | None = None,
     callback: Callable[[OptimizeResult], Any] | None = None,
     cache: str = "auto",
+    autotune: bool = False,
     client: Any = None,
     progress: bool | None = None,
 ) -> FitResult:
@@ -134,6 +136,9 @@ def fit(
         StopIteration ends the fit.
     cache : {"auto", "persist", "none"}
         Whether partitions stay in memory between sweeps; "auto" keeps them below half of the memory.
+    autotune : bool
+        Time the formulations of the kernel on some rows and take the fastest, said in ``provenance["kernel"]``. The
+        bits of the answer then depend on a clock; by default a rule decides.
     client : distributed.Client, optional
         By default the open client if there is one, else threads of this process.
     progress : bool, optional
@@ -201,7 +206,11 @@ def fit(
     if parameters.guessed and bound.guess is not None:
         rows = sample or draw_sample(executor, groups, len(source.partitions), GUESS_ROWS)
         parameters = guess_start(bound, parameters, rows.block)
-    problem = Problem(source, columns, objective, shipped, parameters, executor, groups)
+    if autotune:
+        rows = sample or draw_sample(executor, groups, len(source.partitions))
+        objective = tuned(objective, rows.block, parameters.start)
+        shipped = ship(objective)
+    problem = Problem(source, columns, shipped.value, shipped, parameters, executor, groups)
     solver = TrustRegion(
         parameters.lower,
         parameters.upper,

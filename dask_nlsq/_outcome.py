@@ -20,7 +20,8 @@ import psutil
 import zarr
 from scipy.optimize import OptimizeWarning
 
-from dask_nlsq._numerics import inference
+from dask_nlsq._numerics import device, inference
+from dask_nlsq._numerics.block import SLABS
 from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final, lost
 from dask_nlsq._numerics.status import Status
@@ -152,6 +153,11 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float) ->
         "rows_per_second": state.nsweeps * state.point.reduction.rows / max(seconds, 1e-9),
         "peak_memory": _peak_memory(),
         "device": jax.default_backend(),
+        "kernel": {
+            "jacobian": problem.objective.jacobian,
+            "tile": problem.objective.tile or device.tile(device.own(), SLABS[1]),
+            "autotuned": problem.objective.tile is not None,
+        },
         "finished": pd.Timestamp.now(tz="UTC").isoformat(),
         "versions": {
             "python": platform.python_version(),

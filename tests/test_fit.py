@@ -251,3 +251,11 @@ def test_predict_is_lazy_where_the_data_are(tmp_path):
     np.testing.assert_allclose(array.compute(), expected, rtol=1e-14)
     np.testing.assert_allclose(result.predict(t), expected, rtol=1e-14)
     np.testing.assert_allclose(result.predict({"t": t}), expected, rtol=1e-14)
+
+
+def test_autotune_is_recorded():
+    t, y = decay_rows(5000)
+    ruled, tuned = (dask_nlsq.fit(decay, t, y, autotune=choice) for choice in (False, True))
+    assert ruled.provenance["kernel"] == {"jacobian": "reverse", "tile": 2048, "autotuned": False}
+    assert tuned.provenance["kernel"]["autotuned"] and tuned.provenance["kernel"]["tile"] in (1024, 2048, 4096, 8192)
+    np.testing.assert_allclose(tuned.popt, ruled.popt, rtol=1e-10)

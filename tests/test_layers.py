@@ -13,7 +13,7 @@ LEVELS = [
     "_errors _typing",
     "_numerics _models _plan",
     "_sources _sweep _checkpoint",
-    "_fit _curve_fit _streaming _result _outcome _problem _profile _lockstep _progress _sample",
+    "_fit _autotune _curve_fit _streaming _result _outcome _problem _profile _lockstep _progress _sample",
     "_accessor cluster models sklearn",
     "__init__",
     "cli",  # comes in by the front door, as a user does: the package does not import it

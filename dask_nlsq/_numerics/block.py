@@ -35,7 +35,7 @@ class Slab(NamedTuple):
     rows: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: what is on a device hangs on it
 class Block:
     """Columns of one partition, with rows already dropped where the NaN policy says so.
 
@@ -48,6 +48,7 @@ class Block:
     weight: Vector | None = None  # (rows,), 1/sigma; None means 1 for every row
     dropped: int = 0
     rounded: tuple[str, ...] = ()  # columns of integers beyond 2**53, which float64 rounds
+    held: bool = False  # in memory for many sweeps
 
     @property
     def rows(self) -> int:
@@ -75,7 +76,7 @@ class Block:
     def take(self, rows: slice | npt.NDArray[Any]) -> Block:
         """Return the block of some of the rows."""
         weight = None if self.weight is None else self.weight[rows]
-        return dataclasses.replace(self, x=tuple(c[rows] for c in self.x), y=self.y[rows], weight=weight)
+        return dataclasses.replace(self, x=tuple(c[rows] for c in self.x), y=self.y[rows], weight=weight, held=False)
 
     def slabs(self) -> Iterator[Slab]:
         """Cut into slabs of one shape; views where whole, a padded copy for the last."""

@@ -33,7 +33,7 @@ import numpy as np
 from jax import lax
 
 from dask_nlsq._errors import ModelError
-from dask_nlsq._numerics import loss, numeric
+from dask_nlsq._numerics import device, loss, numeric
 from dask_nlsq._numerics.block import TILE, Block, Slab
 from dask_nlsq._numerics.objective import Jacobian, Objective
 from dask_nlsq._numerics.reduction import Reduction
@@ -51,8 +51,8 @@ _LANES = 64
 _CHAIN = np.uint64(6364136223846793005)
 """Multiplier that carries a checksum from tile to tile (Knuth's MMIX generator)."""
 
-_POSITIONS = np.arange(TILE, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
-"""Odd multipliers, one a row of the tile (golden-ratio hashing), so that swapped rows change the checksum."""
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""Makes odd multipliers, one a row of the tile (golden-ratio hashing), so that swapped rows change the checksum."""
 
 _EXPONENT, _MANTISSA, _ONE = np.uint64(52), np.uint64(2**52 - 1), np.uint64(1023 << 52)
 """A float64 is made of a sign, 11 bits of exponent counted from 1023, and 52 bits of mantissa."""
@@ -66,8 +66,9 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
     total = numeric.empty(objective, block)
     with jax.enable_x64(True):
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
-        for slab in block.slabs():
-            run = _kernel(objective, slab, s is not None)
+        where, slabs = device.place(block)
+        for slab in slabs:
+            run = _kernel(objective, slab, s is not None, where)
             sums = run(theta, s, slab.x, slab.y, slab.weight, np.int64(slab.rows))
             total = total.combine(_reduction(slab.rows, jax.tree.map(np.asarray, sums), float(slab.y[0])))
     return total
@@ -224,11 +225,11 @@ def _reduction(rows: int, sums: dict[str, Any], origin: float) -> Reduction:
     )
 
 
-def _kernel(objective: Objective, slab: Slab, whitened: bool) -> Callable[..., Any]:
-    """Return the executable for slabs of this shape."""
+def _kernel(objective: Objective, slab: Slab, whitened: bool, where: Any) -> Callable[..., Any]:
+    """Return the executable for slabs of this shape on a device."""
     columns = tuple(jax.ShapeDtypeStruct(c.shape, c.dtype) for c in (*slab.x, slab.y))
-    kind = (len(slab.y), whitened, *(c.dtype.char for c in columns))
-    run: Callable[..., Any] = _once(objective, kind, lambda: _compile(objective, columns, whitened))
+    kind = (len(slab.y), whitened, where, *(c.dtype.char for c in columns))
+    run: Callable[..., Any] = _once(objective, kind, lambda: _compile(objective, columns, whitened, where))
     return run
 
 
@@ -243,25 +244,27 @@ def _once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any
     return known[kind]
 
 
-def _compile(objective: Objective, columns: tuple[Any, ...], whitened: bool) -> Any:
+def _compile(objective: Objective, columns: tuple[Any, ...], whitened: bool, where: Any) -> Any:
     p, (rows,) = objective.n_parameters, columns[-1].shape
+    tile = objective.tile or device.tile(where, rows)
 
     def kernel(theta: Any, s: Any, x: Any, y: Any, weight: Any, count: Any) -> Any:
         traces[objective.model.name, rows, whitened] += 1
-        return _sweep_slab(objective, theta, s, Slab(x, y, weight, count))
+        return _sweep_slab(objective, theta, s, Slab(x, y, weight, count), tile)
 
-    return (
-        jax.jit(kernel)
-        .lower(
-            jax.ShapeDtypeStruct((p,), np.float64),
-            jax.ShapeDtypeStruct((p, p), np.float64) if whitened else None,
-            columns[:-1],
-            columns[-1],
-            jax.ShapeDtypeStruct((rows,), np.float64) if objective.weighted else None,
-            jax.ShapeDtypeStruct((), np.int64),
+    with jax.default_device(where):
+        return (
+            jax.jit(kernel)
+            .lower(
+                jax.ShapeDtypeStruct((p,), np.float64),
+                jax.ShapeDtypeStruct((p, p), np.float64) if whitened else None,
+                columns[:-1],
+                columns[-1],
+                jax.ShapeDtypeStruct((rows,), np.float64) if objective.weighted else None,
+                jax.ShapeDtypeStruct((), np.int64),
+            )
+            .compile()
         )
-        .compile()
-    )
 
 
 def _compile_rows(objective: Objective) -> Any:
@@ -287,16 +290,16 @@ def _compile_predict(objective: Objective, rows: int) -> Any:
     return jax.jit(predict).lower(theta, (column,) * objective.n_columns).compile()
 
 
-def _sweep_slab(objective: Objective, theta: Any, s: Any, slab: Slab) -> Any:
-    """Loop over the tiles of a slab that hold rows."""
+def _sweep_slab(objective: Objective, theta: Any, s: Any, slab: Slab, size: int) -> Any:
+    """Loop over the tiles, of `size` rows, of a slab that hold rows."""
     p = objective.n_parameters
     columns = (*slab.x, slab.y) if slab.weight is None else (*slab.x, slab.y, slab.weight)
     origin = slab.y[0].astype(jnp.float64)  # about a value of the data, sums keep the digits an offset would cost
 
     def body(i: Any, carry: Any) -> Any:
-        tile = [lax.dynamic_slice(c, (i * TILE,), (TILE,)).astype(jnp.float64) for c in columns]
+        tile = [lax.dynamic_slice(c, (i * size,), (size,)).astype(jnp.float64) for c in columns]
         x, y = tile[: len(slab.x)], tile[len(slab.x)]
-        real = i * TILE + jnp.arange(TILE) < slab.rows
+        real = i * size + jnp.arange(size) < slab.rows
         weight = real.astype(jnp.float64) if slab.weight is None else tile[-1]
         a = _jacobian_and_residual(objective, theta, x, y, weight)
         lanes = [*_moments(y - origin, slab.weight if slab.weight is None else weight), *(_lanes(c) for c in (*x, y))]
@@ -313,11 +316,12 @@ def _sweep_slab(objective: Objective, theta: Any, s: Any, slab: Slab) -> Any:
             **({"meat": jnp.zeros((p, p))} if objective.sandwich else {}),
         },
         "lanes": [jnp.zeros(_LANES)] * (moments + len(slab.x) + 1),
-        "checksum": [jnp.zeros(TILE, jnp.uint64)] * len(columns),
+        "checksum": [jnp.zeros(size, jnp.uint64)] * len(columns),
     }
-    found = lax.fori_loop(0, (slab.rows + TILE - 1) // TILE, body, start)
+    found = lax.fori_loop(0, (slab.rows + size - 1) // size, body, start)
     sums = jnp.stack([jnp.sum(lane) for lane in found["lanes"]])
-    checksum = jnp.stack([jnp.sum(c * _POSITIONS) for c in found["checksum"]])
+    positions = jnp.arange(size, dtype=jnp.uint64) * _GOLDEN | np.uint64(1)
+    checksum = jnp.stack([jnp.sum(c * positions) for c in found["checksum"]])
     return found["products"] | {"moments": sums[:moments], "sums": sums[moments:], "checksum": checksum}
 
 
@@ -352,17 +356,17 @@ def _jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, wei
         return jnp.asarray(value, jnp.float64)[0]
 
     rows = jax.vmap(one_row)
-    parameters = [jnp.broadcast_to(t, (TILE,)) for t in theta]
+    parameters = [jnp.broadcast_to(t, y.shape) for t in theta]
     if objective.jacobian == "reverse":
         f, pull = jax.vjp(lambda *t: rows(x, *t), *parameters)
         jacobian = pull(weight)
     else:
         f, push = jax.linearize(lambda *t: rows(x, *t), *parameters)
-        zero = jnp.zeros(TILE)
+        zero = jnp.zeros_like(y)
         jacobian = [push(*(weight if i == j else zero for i in range(len(theta)))) for j in range(len(theta))]
     # Written one behind another: stacking unlike columns compiles to a choice per element, and without
     # the barrier XLA may fuse the columns and evaluate the model once for each.
-    a = jnp.zeros((len(theta) + 1, TILE))
+    a = jnp.zeros((len(theta) + 1, len(y)))
     for j, column in enumerate((*jacobian, (f - y) * weight)):
         column, a = lax.optimization_barrier((column, a))
         a = lax.dynamic_update_slice(a, column[None], (j, 0))

@@ -61,6 +61,7 @@ class Objective:
     f_scale: float = 1.0
     sandwich: bool = False  # also sum what the Huber-White covariance needs
     expansion: Expansion | None = None  # None: every parameter is free
+    tile: int | None = None  # rows of a tile; None: what suits the device
 
     @property
     def n_columns(self) -> int:

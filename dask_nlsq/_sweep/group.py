@@ -46,7 +46,11 @@ class Group:
 
     def load(self) -> Group:
         """Return the group with its partitions read; one that cannot be read is a `Failure` in its place."""
-        return dataclasses.replace(self, partitions=tuple(block for _, block in self.blocks()))
+        return dataclasses.replace(self, partitions=tuple(_held(block) for _, block in self.blocks()))
+
+
+def _held(block: Block | Failure) -> Block | Failure:
+    return block if isinstance(block, Failure) else dataclasses.replace(block, held=True)
 
 
 def group(partitions: Sequence[Any], nbytes: float, threads: int) -> list[Group]:

@@ -1,0 +1,61 @@
+"""Device: where a thread of this process computes, and which blocks stay there between sweeps.
+
+JAX picks the device; one process a GPU, as dask-cuda starts them, has one to pick from. Where a process has several,
+its threads share them evenly. A block that is held in memory anyway is put on its device once and stays there;
+on a CPU it is where it has to be.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from dask_nlsq._numerics.block import SLABS, TILE, Block, Slab
+
+_slots = itertools.count()
+_thread = threading.local()
+_resident: weakref.WeakKeyDictionary[Block, tuple[Any, list[Slab]]] = weakref.WeakKeyDictionary()
+
+
+def place(block: Block) -> tuple[Any, Iterable[Slab]]:
+    """Return the device on which to compute, and the slabs of a block for it."""
+    if not block.held:
+        return own(), block.slabs()
+    if block in _resident:
+        return _resident[block]
+    device = own()
+    if not keeps(device):
+        return device, block.slabs()
+    slabs = [_put(slab, device) for slab in block.slabs()]
+    return _resident.setdefault(block, (device, slabs))
+
+
+def own() -> Any:
+    """Return the device of this thread: the one that JAX was told to use, or one of all in turn."""
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    devices = jax.local_devices()
+    if chosen is not None or len(devices) == 1:
+        return devices[0] if chosen is None or isinstance(chosen, str) else chosen
+    if not hasattr(_thread, "slot"):
+        _thread.slot = next(_slots)
+    return devices[_thread.slot % len(devices)]
+
+
+def keeps(device: Any) -> bool:
+    """Whether a device has a memory of its own."""
+    return bool(device.platform != "cpu")
+
+
+def tile(device: Any, rows: int) -> int:
+    """Return the rows of a tile for slabs of so many rows: what fits a core's cache, or all, for many cores at once."""
+    return min(TILE, rows) if device.platform == "cpu" else min(SLABS[1], rows)
+
+
+def _put(slab: Slab, device: Any) -> Slab:
+    x, y, weight = jax.device_put((slab.x, slab.y, slab.weight), device)
+    return Slab(x, y, weight, slab.rows)

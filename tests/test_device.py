@@ -1,0 +1,50 @@
+"""Several devices in one process, and blocks that stay on theirs; devices that are threads of this CPU stand in."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import json, sys
+import dask, dask.dataframe as dd, jax, numpy as np, pandas as pd
+import dask_nlsq
+from dask_nlsq._numerics import device, kernel
+from problems import decay, decay_rows
+
+keeps, cache = json.loads(sys.argv[1])
+device.keeps = lambda _: keeps
+put = []
+device._put = lambda slab, where, inner=device._put: (put.append(where.id), inner(slab, where))[1]
+t, y = decay_rows(40_000)
+frame = dd.from_pandas(pd.DataFrame({"t": t, "y": y}), npartitions=12, sort=False)
+with dask.config.set(num_workers=6):
+    result = frame.nlsq.fit(decay, p0=[2, 1, 0.1], cache=cache)
+used = {kind[2].id for kinds in kernel._compiled.values() for kind in kinds if len(kind) == 5}
+print(json.dumps([result.popt.tobytes().hex(), result.nsweeps, sorted(used), put]))
+"""
+
+
+def run(devices, keeps, cache):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, "-c", SCRIPT, json.dumps([keeps, cache])]
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.path.dirname(__file__)}
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run(1, False, "none")
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("cache", ["none", "persist"])
+def test_several_devices_share_the_blocks_and_give_the_bits_of_one(one_device, keeps, cache):
+    bits, sweeps, used, put = run(3, keeps, cache)
+    assert (bits, sweeps) == tuple(one_device[:2])
+    assert (one_device[2], used) == ([0], [0, 1, 2])
+    # What is held is put on a device once, whatever the number of sweeps; what is read each time never stays.
+    assert len(put) == (12 if keeps and cache == "persist" else 0)
