@@ -63,6 +63,7 @@ def fit(
     absolute_sigma: bool = False,
     cov_type: str = "standard",
     nan_policy: str = "raise",
+    missing_chunks: str = "fill",
     ftol: float | None = None,
     xtol: float | None = None,
     gtol: float | None = None,
@@ -125,6 +126,9 @@ def fit(
         The sandwich (Huber-White, HC1) holds where the spread of the residuals differs from row to row.
     nan_policy : {"raise", "omit"}
         What to do with rows where x or y is not finite.
+    missing_chunks : {"fill", "raise"}
+        What to do where a Zarr store lacks chunks, as it rightly does where all values are the fill value: read them as
+        that value and say in the result how many there were, or refuse them.
     ftol, xtol, gtol : float, optional
         SciPy's tests, besides the default: stop when the step that remains is far below the standard errors.
     max_nfev : int
@@ -177,6 +181,8 @@ def fit(
     """
     if nan_policy not in ("raise", "omit"):
         raise DataError(f'nan_policy is {nan_policy!r}; "raise" or "omit" is needed.')
+    if missing_chunks not in ("fill", "raise"):
+        raise DataError(f'missing_chunks is {missing_chunks!r}; "fill" or "raise" is needed.')
     if max_nfev < 1:
         raise NlsqError(f"max_nfev is {max_nfev}; at least one sweep is needed.")
     started = time.perf_counter()
@@ -198,6 +204,8 @@ def fit(
     objective = _look(ship(objective).value, parameters.start, jac)
     source = open_source(data, columns, filters, storage_options)
     warn_of_namesakes(bound, source)
+    if missing_chunks == "raise" and source.info.absent:
+        raise DataError(f"{'; '.join(source.info.absent.values())}.", column=next(iter(source.info.absent)))
     executor = Serial() if client is False else choose_executor(client, len(source.partitions))
     shipped = ship(objective)
     if isinstance(executor, Cluster):
@@ -419,4 +427,5 @@ def _notes(problem: Problem) -> tuple[str, ...]:
         notes.append(f"p0 was not given for {names}; it was guessed from {rows:,} rows.")
     for name, instant in problem.source.info.origins.items():
         notes.append(f"Column {name!r} holds dates; the model saw seconds since {instant}.")
+    notes += [f"{text}; they were read as that value." for text in problem.source.info.absent.values()]
     return tuple(notes)

@@ -211,3 +211,19 @@ def test_float32_is_kept_in_half_the_memory_and_fitted_in_float64(kind, tmp_path
     np.testing.assert_allclose(half.popt, full.popt, rtol=1e-10)
     np.testing.assert_allclose(dask_nlsq.fit(decay, data=data, jac="3-point").popt, full.popt, rtol=1e-7)
     np.testing.assert_array_equal(half.predict(t), full.predict(t.astype("f8")))
+
+
+@pytest.mark.parametrize("shards", [None, (200,)])
+def test_chunks_that_a_store_lacks_are_counted_or_refused(shards, tmp_path):
+    t, y = decay_rows(1000)
+    group = zarr.create_group(tmp_path / "rows.zarr")
+    group.create_array("t", data=t, chunks=(100,), shards=shards)
+    group.create_array("y", data=np.where(np.arange(1000) < 200, 0.0, y), chunks=(100,), shards=shards)
+    group.create_array("whole", data=y, chunks=(100,), shards=shards)
+    filled = dask_nlsq.fit(decay, data=str(tmp_path / "rows.zarr"))
+    assert filled.n_obs == 1000
+    assert any("2 of 10 chunks of 'y'" in note for note in filled.notes)
+    with pytest.raises(DataError, match="2 of 10 chunks") as caught:
+        dask_nlsq.fit(decay, data=group, missing_chunks="raise")
+    assert caught.value.column == "y"
+    assert dask_nlsq.fit(decay, data=group, y="whole", missing_chunks="raise").success

@@ -25,6 +25,7 @@ class Info:
     columns: tuple[str, ...]  # that are read
     present: tuple[str, ...] = ()  # that there are
     origins: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of datetime columns
+    absent: Mapping[str, str] = dataclasses.field(default_factory=dict)  # columns of which Zarr lacks chunks, in words
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,9 +51,18 @@ def open_zarr(data: Any, columns: Columns) -> Source:
     reads = ({name: arrays[name][a:b] for name in dates} for a, b in cuts)
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     partitions = [ZarrPartition(arrays, a, b, columns) for a, b in cuts]
-    info = Info("Zarr", rows, columns.names, tuple(present), columns.origins)
+    info = Info("Zarr", rows, columns.names, tuple(present), columns.origins, _absent(arrays))
     token = tokenize([str(a.store_path) for a in arrays.values()], shapes, columns)
     return Source(partitions, token, info)
+
+
+def _absent(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns of which chunks are not in the store; Zarr reads such chunks as the fill value."""
+    return {
+        name: f"{a.nchunks - there} of {a.nchunks} chunks of {name!r} are not in the store (fill value {a.fill_value})"
+        for name, a in arrays.items()
+        if (there := a.nchunks_initialized) < a.nchunks
+    }
 
 
 def is_zarr(data: Any) -> bool:
