@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, wait
 from problems import STORES, decay, decay_rows
 
 import dask_nlsq
@@ -43,13 +43,40 @@ def test_every_executor_gives_the_bits_of_the_loop(store, pieces, nbytes, reques
             assert bits(sweep(executor, cut, objective, request_)) == bits(loop)
 
 
-@pytest.mark.parametrize(("partitions", "threads", "length"), [(3, 1, 1), (80, 2, 10), (999, 2, 96), (200, 500, 1)])
-def test_groups_are_short_enough_for_all_threads_and_whole_where_they_are_long(partitions, threads, length):
-    groups = group(list(range(partitions)), 0.0, threads)
+@pytest.mark.parametrize(
+    ("partitions", "nbytes", "threads", "length"),
+    [
+        (3, 0, 1, 1),
+        (80, 0, 2, 10),
+        (999, 0, 2, 128),
+        (200, 0, 500, 1),
+        (999, 999 << 20, 2, 128),
+        (999, 9999 << 20, 2, 12),
+    ],
+)
+def test_groups_are_even_small_enough_and_whole_where_they_are_long(partitions, nbytes, threads, length):
+    groups = group(list(range(partitions)), nbytes, threads)
     assert [p for g in groups for p in g.partitions] == list(range(partitions))
     assert [g.start for g in groups] == list(range(0, partitions, length))
     assert all(g.whole == (length % 32 == 0) for g in groups)
     assert {len(g.partitions) for g in group(list(range(partitions)), float("inf"), threads)} == {1}
+
+
+def test_what_is_held_lies_evenly_on_the_workers(tmp_path, client):
+    source = open_source(STORES["parquet"](*decay_rows(700), 70, tmp_path), Columns(("t",), "y"))
+    held = Cluster(client).hold(group(source.partitions, 0.0, 2))
+    wait([h.future for h in held])
+    assert sorted(len(keys) for keys in client.has_what().values()) == [4, 4]
+
+
+@pytest.mark.parametrize("store", ["parquet", "arrays"])
+def test_data_that_were_persisted(store, tmp_path, client):
+    t, y = decay_rows(4000)
+    lazy = STORES[store](t, y, 40, tmp_path)
+    kept = {k: a.persist() for k, a in lazy.items()} if store == "arrays" else lazy.persist()
+    lazily, persisted = (dask_nlsq.fit(decay, data=data, p0=THETA) for data in (lazy, kept))
+    assert bits(persisted.statistics) == bits(lazily.statistics)
+    assert persisted.popt.tobytes() == lazily.popt.tobytes()
 
 
 def test_requests_share_a_sweep(tmp_path, client):
@@ -82,7 +109,10 @@ def test_one_trace_a_process_and_kind(origin, processes, tmp_path):
     exec(NOTEBOOK, space)
     model = decay if origin == "imported" else space["model"]
     frame = STORES["parquet"](*decay_rows(4000), 20, tmp_path)
-    with LocalCluster(2, threads_per_worker=2, processes=processes, dashboard_address=None) as cluster, Client(cluster):
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=2, processes=processes, dashboard_address=":0") as cluster,
+        Client(cluster),
+    ):
         client = Client.current()
         before = client.run(count_traces)
         result = frame.nlsq.fit(model, cache="none")

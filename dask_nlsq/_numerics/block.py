@@ -8,6 +8,7 @@ for small blocks and once for large ones, whatever the partitions look like.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -23,10 +24,18 @@ SLABS = (16 * TILE, 256 * TILE)
 """Rows of a slab. Small ones keep small fits cheap; at 524,288 rows a call's overhead is below 1 %."""
 
 
+PADDING = 8192
+"""The last tile of a slab is filled up to a multiple of this, which the rows of a tile divide."""
+
+ALIGNMENT = 64
+"""XLA takes an array in memory as it is where it begins at a multiple of this, and copies it elsewhere."""
+
+
 class Slab(NamedTuple):
     """What one call of the kernel takes: arrays of one fixed length and the count of rows that are real.
 
-    The others repeat the first row, with the weight 0 where there are weights.
+    Those that fill up the last tile repeat the first row, with the weight 0 where there are weights; what lies beyond
+    is not looked at.
     """
 
     x: tuple[Vector, ...]
@@ -78,14 +87,21 @@ class Block:
         weight = None if self.weight is None else self.weight[rows]
         return dataclasses.replace(self, x=tuple(c[rows] for c in self.x), y=self.y[rows], weight=weight, held=False)
 
-    def slabs(self) -> Iterator[Slab]:
-        """Cut into slabs of one shape; views where whole, a padded copy for the last."""
+    def slabs(self, padding: int = PADDING) -> Iterator[Slab]:
+        """Cut into slabs of one shape, each to be done with before the next: they share the memory of this thread.
+
+        Where a column may be taken as it is, a slab is a view of it.
+        """
         size = SLABS[0] if self.rows <= SLABS[0] else SLABS[1]
+        k, columns = len(self.x), self._arrays()
         for start in range(0, self.rows, size):
             rows = min(size, self.rows - start)
-            x, y = tuple(_padded(c, start, rows, size) for c in self.x), _padded(self.y, start, rows, size)
-            weight = None if self.weight is None else _padded(self.weight, start, rows, size, 0.0)
-            yield Slab(x, y, weight, rows)
+            end = min(size, rows + -rows % padding)
+            parts = [
+                _fit(i, column[start : start + rows], size, end, fill=None if i <= k else 0.0)
+                for i, column in enumerate(columns)
+            ]
+            yield Slab(tuple(parts[:k]), parts[k], None if self.weight is None else parts[k + 1], rows)
 
 
 def concatenate(blocks: list[Block]) -> Block:
@@ -99,10 +115,26 @@ def concatenate(blocks: list[Block]) -> Block:
     )
 
 
-def _padded(column: Vector, start: int, rows: int, size: int, fill: float | None = None) -> Vector:
-    """Return a slab of a column; what lies past its rows is the first of them, or the `fill`."""
-    if rows == size:
-        return column[start : start + rows]
-    padded = np.full(size, column[start] if fill is None else fill, column.dtype)
-    padded[:rows] = column[start : start + rows]
-    return padded
+_thread = threading.local()
+
+
+def _fit(place: int, rows: Vector, size: int, end: int, fill: float | None) -> Vector:
+    """Return rows as an array of `size`; what lies past them, up to `end`, is the first of them or the `fill`."""
+    if len(rows) == size and rows.ctypes.data % ALIGNMENT == 0:
+        return rows
+    buffers: dict[Any, Vector] = _thread.__dict__.setdefault("buffers", {})
+    kind = (place, size, rows.dtype.char)
+    if kind not in buffers:
+        buffers[kind] = _aligned(size, rows.dtype)
+    buffer = buffers[kind]
+    buffer[: len(rows)] = rows
+    buffer[len(rows) : end] = rows[0] if fill is None else fill
+    return buffer
+
+
+def _aligned(size: int, dtype: Any) -> Vector:
+    """Return an array that begins at a multiple of `ALIGNMENT`, which NumPy's own do not."""
+    memory = np.empty(size * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    array: Vector = memory[start : start + size * dtype.itemsize].view(dtype)
+    return array

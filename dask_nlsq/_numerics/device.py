@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
 from dask_nlsq._numerics.block import SLABS, TILE, Block, Slab
 
@@ -24,15 +25,13 @@ _resident: weakref.WeakKeyDictionary[Block, tuple[Any, list[Slab]]] = weakref.We
 
 def place(block: Block) -> tuple[Any, Iterable[Slab]]:
     """Return the device on which to compute, and the slabs of a block for it."""
-    if not block.held:
-        return own(), block.slabs()
     if block in _resident:
         return _resident[block]
     device = own()
-    if not keeps(device):
-        return device, block.slabs()
-    slabs = [_put(slab, device) for slab in block.slabs()]
-    return _resident.setdefault(block, (device, slabs))
+    slabs = block.slabs() if device.platform == "cpu" else block.slabs(SLABS[1])
+    if block.held and keeps(device):
+        return _resident.setdefault(block, (device, [_put(slab, device) for slab in slabs]))
+    return device, slabs
 
 
 def own() -> Any:
@@ -57,5 +56,6 @@ def tile(device: Any, rows: int) -> int:
 
 
 def _put(slab: Slab, device: Any) -> Slab:
-    x, y, weight = jax.device_put((slab.x, slab.y, slab.weight), device)
+    columns = jax.tree.map(np.copy, (slab.x, slab.y, slab.weight))  # the slab's memory is the next one's too
+    x, y, weight = jax.device_put(columns, device)
     return Slab(x, y, weight, slab.rows)

@@ -14,14 +14,15 @@ from dask.base import tokenize
 from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._sources.columns import Columns, first_instants
-from dask_nlsq._sources.graph import GraphPartition, cut
+from dask_nlsq._sources.graph import GraphPartition, cut, on_workers
 from dask_nlsq._sources.source import Info, Source
 
 
 def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
     """Take arrays of which at least one is a Dask array; the others are cut as it is."""
     arrays = _align({name: raw[name] for name in columns.names})
-    arrays = dict(zip(arrays, dask.optimize(*arrays.values()), strict=True))
+    if not any(on_workers(a.__dask_graph__()) for a in arrays.values()):  # which Dask's optimisation would forget
+        arrays = dict(zip(arrays, dask.optimize(*arrays.values()), strict=True))
     graph = {key: task for a in arrays.values() for key, task in dict(a.__dask_graph__()).items()}
     keys = list(zip(*(a.__dask_keys__() for a in arrays.values()), strict=True))
     parts = cut(graph, keys)

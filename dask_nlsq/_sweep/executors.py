@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from dask.system import CPU_COUNT
 from dask_nlsq._errors import SweepError
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.group import Group
+from dask_nlsq._sweep.group import group as group_of
 
 Task = Callable[..., Any]
 
@@ -132,7 +133,7 @@ class Cluster:
             index.update(zip(futures, (i for i, _ in batch), strict=True))
             return list(futures)
 
-        arriving = as_completed(submit(window))
+        arriving = as_completed(submit(window), loop=self.client.loop)  # else that of the default client
         spent = 0
         for future in arriving:
             i = index.pop(future)
@@ -179,14 +180,41 @@ class Cluster:
 
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition on a worker and keep it there; a lost one is read again."""
-        run = uuid.uuid4().hex[:8]
-        keys = [f"nlsq-load-{run}-{group.start}" for group in groups]
-        if shared:
-            starts, blocks = [g.start for g in groups], self.client.compute([g.partitions[0] for g in groups])
-            futures = self.client.map(_alone, starts, blocks, key=keys, pure=False)
-        else:
-            futures = self.client.map(Group.load, groups, key=keys, pure=False)
-        return [Held(group, future) for group, future in zip(groups, futures, strict=True)]
+        with self._connected():
+            return self._hold_shared(groups) if shared else self._hold(groups, Group.load, groups)
+
+    def _hold(self, groups: Sequence[Group], make: Callable[..., Group], *arguments: Sequence[Any]) -> list[Held]:
+        """Make each group on a worker, the threads in turn: what lies unevenly is swept unevenly."""
+        run, turns = uuid.uuid4().hex[:8], itertools.cycle(_in_turn(self.client.nthreads()) or [None])
+        return [
+            Held(
+                group,
+                self.client.submit(
+                    make,
+                    *each,
+                    key=f"nlsq-load-{run}-{group.start}",
+                    workers=worker,
+                    allow_other_workers=True,
+                    pure=False,
+                ),
+            )
+            for group, worker, *each in zip(groups, turns, *arguments, strict=False)
+        ]
+
+    def _hold_shared(self, groups: Sequence[Group]) -> list[Held]:
+        """Compute partitions that share work together, or take those that lie on workers, and make groups of them."""
+        partitions = [partition for group in groups for partition in group.partitions]
+        blocks = self.client.compute(partitions)
+        some = blocks[:: max(1, len(blocks) // 16)]
+        sizes = self.client.gather(self.client.map(_size, some, pure=False))
+        groups = group_of(partitions, sum(sizes) / len(sizes) * len(blocks), self.workers)
+        pieces = [blocks[group.start : group.start + len(group.partitions)] for group in groups]
+        return self._hold(groups, _together, groups, pieces)
+
+
+def _in_turn(threads: Mapping[str, int]) -> list[str]:
+    """Return the address of each worker as often as it has threads, those of different workers in turn."""
+    return [worker for i in range(max(threads.values(), default=0)) for worker, n in threads.items() if i < n]
 
 
 def _call(group: Group, task: Task, args: tuple[Any, ...]) -> Any:
@@ -209,12 +237,16 @@ def _killed(group: Any, cause: Exception) -> Failure:
     return Failure("running on a worker", error)
 
 
-def _alone(start: int, block: Any) -> Group:
-    return Group(start, (block,))
+def _size(block: Any) -> int:
+    return int(block.nbytes)
+
+
+def _together(group: Group, blocks: Sequence[Any]) -> Group:
+    return dataclasses.replace(group, partitions=tuple(blocks)).load()
 
 
 def _hold_here(executor: Executor, groups: Sequence[Group], shared: bool) -> Sequence[Any]:
     if shared:
         blocks = dask.compute(*(group.partitions[0] for group in groups), scheduler="threads")
-        return [_alone(group.start, block) for group, block in zip(groups, blocks, strict=True)]
+        groups = group_of(blocks, sum(map(_size, blocks)), executor.workers)
     return [held for _, held in sorted(executor.run(Group.load, groups), key=lambda pair: pair[0])]

@@ -8,6 +8,7 @@ partitions however they are grouped.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -56,10 +57,12 @@ def _held(block: Block | Failure) -> Block | Failure:
 def group(partitions: Sequence[Any], nbytes: float, threads: int) -> list[Group]:
     """Cut partitions of `nbytes` bytes in all into groups for so many threads."""
     count = max(len(partitions), 1)
-    length = int(min(BYTES * count / max(nbytes, 1.0), count / (PER_THREAD * threads)))
-    if length > FAN_IN:
-        length -= length % FAN_IN
-    length = max(length, 1)
+    length = max(1, math.ceil(count / (PER_THREAD * threads)))
+    if length > FAN_IN // 2:
+        length += -length % FAN_IN
+    most = max(1, int(BYTES * count / max(nbytes, 1.0)))
+    if length > most:
+        length = most - most % FAN_IN or most
     return [
         Group(start, tuple(partitions[start : start + length]), length % FAN_IN == 0)
         for start in range(0, len(partitions), length)

@@ -42,7 +42,7 @@ def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) ->
     for index, block in group.blocks():
         found: list[Reduction] = []
         for request in requests:
-            leaf = _reduce(block, shipped, request)
+            leaf = _reduce(block, shipped, request, look=request.first and index == group.start)
             if isinstance(leaf, Failure):
                 return leaf.at(index)
             found.append(leaf)
@@ -54,10 +54,10 @@ def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) ->
 
 def reduce_partition(partition: Any, shipped: Shipped, request: Request) -> Reduction | Failure:
     """Load a partition and reduce it."""
-    return _reduce(load(partition), shipped, request)
+    return _reduce(load(partition), shipped, request, request.first)
 
 
-def _reduce(block: Block | Failure, shipped: Shipped, request: Request) -> Reduction | Failure:
+def _reduce(block: Block | Failure, shipped: Shipped, request: Request, look: bool) -> Reduction | Failure:
     if isinstance(block, Failure):
         return block
     try:
@@ -66,7 +66,7 @@ def _reduce(block: Block | Failure, shipped: Shipped, request: Request) -> Reduc
         reduction: Reduction = _kernel().reduce_block(objective, block, request.theta, whitening)
         if not np.isfinite(reduction.sums).all():
             _refuse_non_finite(block, objective.columns)
-        if request.first:
+        if look:
             _kernel().check_rows(objective, block, request.theta)
         return reduction
     except Exception as error:
