@@ -1,0 +1,303 @@
+"""The comparisons: each prepares two ways to the same end, `ours` and `peer`, and names what is said of them.
+
+A comparison is a generator over a `Size` that yields the pair of calls. A call is timed, unless it returns a float:
+then that is what it measured itself, in a fresh process. The first line of the docstring is its row of the table.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import dask.dataframe as dd
+import numpy as np
+import pyarrow.dataset as ds
+import rows
+import scipy.optimize
+from measure import Missing, apart, clock, cluster
+from peers import START, c_loop, delayed_tree, first_fit, gram, levenberg_marquardt, need, whole_array
+from rows import TRUTH, decay, decay_numpy, decay_rows, peaks
+
+import dask_nlsq
+from dask_nlsq._numerics import kernel as kernels
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.model import Model
+from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.request import Request
+from dask_nlsq._sweep import ship
+
+RATIOS = {
+    "faster": (lambda ours, peer: peer / ours, ">="),  # how many times as fast ours is
+    "times": (lambda ours, peer: ours / peer, "<="),  # how many times as long ours takes, or as much
+    "more": (lambda ours, peer: ours - peer, "<="),  # how much longer
+}
+"""What a ratio means, and on which side of the target it belongs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Small or full, and where files may be written."""
+
+    small: bool
+    folder: Path
+
+    def __call__(self, small, full):
+        return small if self.small else full
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two ways to the same end."""
+
+    name: str
+    what: str
+    against: str
+    kind: str  # of RATIOS
+    prepare: Callable
+    unit: str = "s"
+    one_core: bool = False
+    warm: bool = True  # call each once beforehand: compile, open, fill caches
+    repeat: int = 7
+    full_only: bool = False
+
+
+COMPARISONS = {}
+
+
+def comparison(name, against, kind, **options):
+    """Register a generator of (ours, peer)."""
+
+    def register(prepare):
+        what = prepare.__doc__.splitlines()[0].rstrip(".")
+        COMPARISONS[name] = Comparison(name, what, against, kind, contextmanager(prepare), **options)
+        return prepare
+
+    return register
+
+
+def measure(name, small, folder):
+    """Measure a comparison here: a list of figures for ours and one for the peer, taken in turns."""
+    chosen = COMPARISONS[name]
+    if small and chosen.full_only:
+        raise Missing("at small size")
+    with chosen.prepare(Size(small, Path(folder))) as (ours, peer):
+        if chosen.warm:
+            ours(), peer()
+        pairs = [(clock(ours), clock(peer)) for _ in range(chosen.repeat)]
+    return {"ours": [a for a, _ in pairs], "peer": [b for _, b in pairs]}
+
+
+def measure_apart(name, small, folder):
+    """Measure a comparison in a process of its own."""
+    return apart(measure, name, small, folder, one_core=COMPARISONS[name].one_core)
+
+
+def agree(one, two, rtol=1e-6):
+    """Refuse to compare two ways that do not lead to the same end."""
+    one, two = np.asarray(one), np.asarray(two)
+    if not np.allclose(one, two, rtol=rtol, atol=rtol * np.abs(two).max()):
+        raise ValueError(f"The two sides disagree: {one} and {two}.")
+
+
+# --- the kernel -------------------------------------------------------------------------------------------------------
+
+
+def bound(model, p, weighted=False):
+    """Return an objective as `fit` makes it."""
+    objective = Objective(Model.from_function(model, p).bind(["t"]), ("t", "y"), weighted)
+    return kernels.check(objective, np.ones(p))[0]
+
+
+def beside_c(size, weighted=False, s=None):
+    """Yield the kernel and the loop in C on the same four million rows."""
+    t, y = decay_rows(4_000_000)
+    weight = np.random.default_rng(1).uniform(1, 2, len(t)) if weighted else None
+    objective, block, theta = bound(decay, 3, weighted), Block((t,), y, weight), np.array([2.5, 1.1, 0.2])
+    loop, both = c_loop(size.folder, weighted), np.eye(4)
+    both[:3, :3] = np.eye(3) if s is None else s
+    agree(kernels.reduce_block(objective, block, theta, s).gram, both.T @ gram(loop(t, y, weight, theta)) @ both)
+    yield lambda: kernels.reduce_block(objective, block, theta, s), lambda: loop(t, y, weight, theta)
+
+
+C_LOOP = "a loop in C, gcc -O3 -march=native -ffast-math"
+
+
+@comparison("kernel", C_LOOP, "faster", one_core=True, repeat=15)
+def kernel(size):
+    """One core, 3 parameters."""
+    yield from beside_c(size)
+
+
+@comparison("kernel-sigma", C_LOOP, "faster", one_core=True, repeat=15)
+def kernel_sigma(size):
+    """One core, 3 parameters, with sigma."""
+    yield from beside_c(size, weighted=True)
+
+
+@comparison("kernel-whitened", C_LOOP, "faster", one_core=True, repeat=15)
+def kernel_whitened(size):
+    """One core, 3 parameters, each tile multiplied by a full matrix."""
+    yield from beside_c(size, s=np.array([[1.0, 0.2, 0.1], [0.0, 1.5, 0.3], [0.0, 0.0, 0.8]]))
+
+
+@comparison("kernel-15", "the Jacobian of all rows, jax.jit(jax.jacfwd), then JᵀJ", "faster", one_core=True)
+def kernel_15(size):
+    """One core, 15 parameters (five Gaussians)."""
+    theta = np.array([[1 + k, 0.5 + k, 0.3] for k in range(5)]).ravel()
+    t = np.random.default_rng(0).uniform(0, 5, 1_000_000)
+    y = np.asarray(peaks(t, *theta)) + np.random.default_rng(1).normal(0, 0.1, len(t))
+    objective, block, whole = bound(peaks, 15), Block((t,), y), whole_array(peaks)
+    theta = 1.05 * theta
+    agree(kernels.reduce_block(objective, block, theta, None).gram[:15, :15], whole(theta, t, y)[2])
+    yield lambda: kernels.reduce_block(objective, block, theta, None), lambda: whole(theta, t, y)
+
+
+# --- whole fits from disk ---------------------------------------------------------------------------------------------
+
+
+def two_sweeps(result):
+    """Return a fit that took exactly two sweeps."""
+    if len(result.history) != 2:
+        raise ValueError(f"The fit took {len(result.history)} sweeps; two are compared.")
+    return result
+
+
+ARROW = "a bare pyarrow.dataset read of both columns into memory"
+
+
+def beside_arrow(size, fit):
+    """Yield a fit of the files and a read of them."""
+    path = rows.parquet(size.folder, size(2_000_000, 50_000_000))
+    yield lambda: two_sweeps(fit(path)), lambda: ds.dataset(path, format="parquet").to_table(columns=["t", "y"])
+
+
+@comparison("parquet", ARROW, "times")
+def parquet(size):
+    """A fit of a path of Parquet."""
+    yield from beside_arrow(size, lambda path: dask_nlsq.fit(decay, data=path))
+
+
+@comparison("parquet-reread", ARROW, "times")
+def parquet_reread(size):
+    """The same, read again in each sweep (cache="none")."""
+    yield from beside_arrow(size, lambda path: dask_nlsq.fit(decay, data=path, cache="none"))
+
+
+@comparison("frame", ARROW, "times")
+def frame(size):
+    """A fit of dd.read_parquet(path) through the accessor."""
+    yield from beside_arrow(size, lambda path: dd.read_parquet(path).nlsq.fit(decay))
+
+
+@comparison("zarr", "a bare read of all chunks into memory, np.fromfile, a thread a core", "times")
+def zarr(size):
+    """A fit of a path of Zarr, uncompressed."""
+    path = rows.zarr_group(size.folder, size(2_000_000, 50_000_000), size(100_000, 1_000_000))
+    yield lambda: two_sweeps(dask_nlsq.fit(decay, data=path)), lambda: rows.read_chunks(path)
+
+
+# --- rows in memory ---------------------------------------------------------------------------------------------------
+
+SCIPY = "scipy.optimize.curve_fit"
+
+
+def fresh(size, solver, figure):
+    """Yield a figure of our first fit in a fresh process, and of another's: 0 for seconds, 1 for bytes."""
+    folder = rows.arrays(size.folder, size(1_000_000, 10_000_000))
+
+    def run(name):
+        *figures, popt = apart(first_fit, name, folder)
+        agree(popt, TRUTH, rtol=0.01)
+        return figures[figure]
+
+    yield lambda: run("ours"), lambda: run(solver)
+
+
+@comparison("scipy-first", SCIPY, "faster", warm=False, repeat=3)
+def scipy_first(size):
+    """Arrays in memory, the first fit of a process, compile counted."""
+    yield from fresh(size, "scipy", 0)
+
+
+@comparison("scipy-again", SCIPY, "faster")
+def scipy_again(size):
+    """Arrays in memory, compile not counted."""
+    t, y = decay_rows(size(1_000_000, 10_000_000))
+    agree(dask_nlsq.fit(decay, t, y).popt, scipy.optimize.curve_fit(decay_numpy, t, y, p0=START)[0], rtol=1e-5)
+    yield lambda: dask_nlsq.fit(decay, t, y), lambda: scipy.optimize.curve_fit(decay_numpy, t, y, p0=START)
+
+
+@comparison("scipy-memory", SCIPY, "times", unit="B", warm=False, repeat=3)
+def scipy_memory(size):
+    """Arrays in memory, growth of the peak resident size."""
+    yield from fresh(size, "scipy", 1)
+
+
+@comparison("nlsq-large", "NLSQ curve_fit_large", "faster", warm=False, repeat=3, full_only=True)
+def nlsq_large(size):
+    """Arrays in memory, the first fit of a process, compile counted."""
+    need("nlsq")
+    yield from fresh(size, "nlsq large", 0)
+
+
+@comparison("nlsq-streaming", "NLSQ AdaptiveHybridStreaming", "faster", warm=False, repeat=1, full_only=True)
+def nlsq_streaming(size):
+    """Arrays in memory, the first fit of a process, compile counted."""
+    need("nlsq")
+    yield from fresh(size, "nlsq streaming", 0)
+
+
+@comparison("standard", "Levenberg-Marquardt on whole arrays, jax.jit by hand", "more", repeat=31)
+def standard(size):
+    """10,000 rows in memory, after the first call."""
+    t, y = decay_rows(10_000)
+    by_hand = levenberg_marquardt(decay)
+    agree(dask_nlsq.fit(decay, t, y).popt, by_hand(t, y, START)[0])
+    yield lambda: dask_nlsq.fit(decay, t, y), lambda: by_hand(t, y, START)
+
+
+# --- a cluster --------------------------------------------------------------------------------------------------------
+
+
+def make_block(index, n):
+    """Return one partition of `rows.frame` as a worker holds it."""
+    t, y = decay_rows(n, seed=index)
+    return Block((t,), y)
+
+
+def last_sweep(frame, client):
+    """Return the seconds of the second sweep of a fit whose partitions are held by the workers."""
+    result = two_sweeps(frame.nlsq.fit(decay, cache="persist", client=client))
+    return float(result.history["seconds"].iloc[-1])
+
+
+@comparison("sweep", "the same kernel and combine, a tree of dask.delayed", "times", repeat=5)
+def sweep(size):
+    """A sweep over partitions of 10,000 rows held by two workers."""
+    partitions, n = size(200, 1000), 10_000
+    with cluster(2) as client:
+        blocks = client.map(make_block, range(partitions), n=n)
+        shipped, request = ship(bound(decay, 3)), Request(np.array(TRUTH))
+        if delayed_tree(blocks, shipped, request).rows != partitions * n:
+            raise ValueError("The tree has lost rows.")
+        frame = rows.frame(partitions, n)
+        yield lambda: last_sweep(frame, client), lambda: delayed_tree(blocks, shipped, request)
+
+
+@comparison("workers", "one worker", "faster", repeat=5)
+def workers(size):
+    """A sweep over partitions of 10,000 rows held by two workers."""
+    frame = rows.frame(size(200, 1000), 10_000)
+    with cluster(1) as one, cluster(2) as two:
+        yield lambda: last_sweep(frame, two), lambda: last_sweep(frame, one)
+
+
+@comparison("workers-large", "one worker", "faster", repeat=5)
+def workers_large(size):
+    """A sweep over partitions of 500,000 rows held by two workers."""
+    frame = rows.frame(size(20, 100), 500_000)
+    with cluster(1) as one, cluster(2) as two:
+        yield lambda: last_sweep(frame, two), lambda: last_sweep(frame, one)

@@ -1,0 +1,91 @@
+"""How a comparison is measured: times, peaks of memory, processes of their own, and the machine in one line."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import psutil
+from distributed import Client, LocalCluster
+
+PACKAGES = ("dask-nlsq", "dask", "distributed", "jax", "nlsq", "numpy", "pandas", "pyarrow", "scipy", "zarr")
+
+
+class Missing(Exception):
+    """A comparison cannot be made here; the message says what is not installed."""
+
+
+def clock(run):
+    """Return the seconds that a call takes, or what it measured itself where it returns a float."""
+    started = time.perf_counter()
+    value = run()
+    return value if isinstance(value, float) else time.perf_counter() - started
+
+
+def apart(function, *args, one_core=False):
+    """Call a function in a fresh process, on one core if asked; processes, threads and XLA inherit the affinity."""
+    with _pinned(one_core), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+@contextmanager
+def _pinned(one_core):
+    if not one_core:
+        yield
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise Missing("os.sched_setaffinity, to stay on one core")
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@contextmanager
+def cluster(workers):
+    """Open a client of worker processes of one thread each."""
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0") as local,
+        Client(local) as client,
+    ):
+        yield client
+
+
+def peak():
+    """Return the largest resident size that this process has had, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent held when it forked
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+
+
+def cores():
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def machine():
+    """Return the machine and the versions in two lines."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    memory = psutil.virtual_memory().total / 2**30
+    system = f"{name}, {cores()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}"
+    versions = ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name)))
+    return f"{system}, load {psutil.getloadavg()[0]:.1f} before\nPython {platform.python_version()}, {versions}"
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

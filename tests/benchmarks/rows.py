@@ -1,0 +1,107 @@
+"""The rows and models that are compared: made from a seed, in memory or on disk."""
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import dask.dataframe as dd
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+
+TRUTH = (3.0, 1.3, 0.5)
+FILES = 50
+
+
+def decay(t, amplitude=1.0, rate=1.0, offset=0.0):
+    """The three-parameter exponential, in jax.numpy."""
+    return amplitude * jnp.exp(-rate * t) + offset
+
+
+def decay_numpy(t, amplitude, rate, offset):
+    """The same for SciPy."""
+    return amplitude * np.exp(-rate * t) + offset
+
+
+def peaks(t, *theta):
+    """Five Gaussians: a height, a place and a width each."""
+    return sum(a * jnp.exp(-(((t - m) / s) ** 2)) for a, m, s in zip(*(theta[k::3] for k in range(3)), strict=True))
+
+
+def decay_rows(n, seed=0):
+    """Return t and y of the decay at TRUTH, with noise of 0.1."""
+    rng = np.random.default_rng(seed)
+    t = rng.uniform(0, 5, n)
+    return t, rng.normal(decay_numpy(t, *TRUTH), 0.1)
+
+
+def _once(path, write):
+    """Return a folder, written unless it is there already; one that was left half done is written anew."""
+    if not path.exists():
+        half = path.with_name(path.name + ".half")
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True)
+        write(half)
+        half.rename(path)
+    return path
+
+
+def write_file(folder, index, rows):
+    """Write one file of Parquet (snappy)."""
+    t, y = decay_rows(rows, seed=index)
+    pq.write_table(pa.table({"t": t, "y": y}), folder / f"{index:05}.parquet")
+
+
+def parquet(folder, rows):
+    """Return a folder of so many rows in 50 files."""
+
+    def write(path):
+        for index in range(FILES):
+            write_file(path, index, rows // FILES)
+
+    return _once(folder / f"{rows}-parquet", write)
+
+
+def zarr_group(folder, rows, chunk):
+    """Return a group of two uncompressed arrays."""
+
+    def write(path):
+        group = zarr.create_group(path)
+        arrays = [
+            group.create_array(name, shape=(rows,), chunks=(chunk,), dtype="f8", compressors=None) for name in "ty"
+        ]
+        for index, start in enumerate(range(0, rows, chunk)):
+            for array, column in zip(arrays, decay_rows(min(chunk, rows - start), seed=index), strict=True):
+                array[start : start + chunk] = column
+
+    return _once(folder / f"{rows}.zarr", write)
+
+
+def read_chunks(path):
+    """Return every chunk of an uncompressed group as an array, read by a thread a core."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(np.fromfile, sorted(Path(path).glob("*/c/*"))))
+
+
+def arrays(folder, rows):
+    """Return a folder with t.npy and y.npy, so that a process can hold the rows without having made them."""
+
+    def write(path):
+        for name, column in zip("ty", decay_rows(rows), strict=True):
+            np.save(path / name, column)
+
+    return _once(folder / f"{rows}-npy", write)
+
+
+def make_frame(index, rows):
+    """Return one partition of `frame`."""
+    return pd.DataFrame(dict(zip("ty", decay_rows(rows, seed=index), strict=True)))
+
+
+def frame(partitions, rows):
+    """Return a Dask DataFrame whose partitions make their rows when they are loaded."""
+    return dd.from_map(make_frame, range(partitions), rows=rows, meta=make_frame(0, 1))
