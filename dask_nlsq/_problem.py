@@ -107,7 +107,10 @@ def choose_executor(client: Any, partitions: int) -> Executor:
             return Threads() if partitions > 1 else Serial()
     if client.asynchronous:
         raise NlsqError("The client is asynchronous, and fit waits for its answers: use a synchronous Client.")
-    return Cluster(client)
+    executor = Cluster(client)
+    if (remedy := executor.crowded()) is not None:
+        warnings.warn(remedy, NlsqWarning, stacklevel=3)
+    return executor
 
 
 def arrange(source: Source, executor: Executor, cache: str, rows: float | None) -> Sequence[Any]:

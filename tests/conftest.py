@@ -15,7 +15,7 @@ def cluster():
     """Two worker processes of one thread each."""
     with (
         dask.config.set({"distributed.worker.memory.pause": False, "distributed.worker.memory.terminate": False}),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", env={"PJRT_NPROC": "1"}) as cluster,
     ):
         yield cluster
 

@@ -16,7 +16,7 @@ from distributed import Client, KilledWorker, LocalCluster
 from problems import decay, decay_rows
 
 import dask_nlsq
-from dask_nlsq import SweepError
+from dask_nlsq import DataError, SweepError
 
 T, Y = decay_rows(20_000)
 
@@ -26,7 +26,7 @@ def cluster():
     """Two worker processes that come back however often they are killed."""
     with (
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1h", "distributed.comm.timeouts.connect": "5s"}),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", env={"PJRT_NPROC": "1"}) as cluster,
     ):
         yield cluster
 
@@ -93,7 +93,7 @@ def bits(result):
 
 
 LOSSES = {
-    "at the first reading": (0, "frame", "none"),
+    "at the first reading": pytest.param(0, "frame", "none", marks=pytest.mark.slow),
     "while reading anew": (1, "frame", "none"),
     "with what it held": (1, "frame", "persist"),
     "with arrays it held": (1, "arrays", "auto"),
@@ -140,10 +140,35 @@ def test_a_partition_that_always_kills_is_named(cluster, client, monkeypatch, pi
     assert on == "read" or caught.value.theta == "[2., 1., 0.]"
 
 
+SHARED = {
+    "raises": (lambda: 1 // 0, "ZeroDivisionError", ZeroDivisionError),
+    "kills": (die, "smaller partitions", KilledWorker),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fail", "message", "cause"), SHARED.values(), ids=SHARED)
+def test_work_that_partitions_share_may_fail(cluster, client, monkeypatch, fail, message, cause):
+    monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
+    rows = frame(lambda i: None, 8).shuffle("t")
+    broken = rows.map_partitions(lambda part: fail() if part["t"].eq(T[0]).any() else part, meta=rows._meta)
+    with pytest.raises(SweepError, match=f"{message}.*partition") as caught:
+        broken.nlsq.fit(decay)
+    assert isinstance(caught.value.__cause__, cause)
+
+
+@pytest.mark.parametrize("where", ["threads", "cluster"])
+def test_work_that_partitions_share_may_be_wrong(request, where):
+    if where == "cluster":
+        request.getfixturevalue("client")
+    with pytest.raises(DataError, match="sigma must be positive"):
+        frame(lambda i: None, 8).shuffle("t").assign(s=0.0).nlsq.fit(decay, sigma="s")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("x64", ["0", "1"])
 def test_precision_is_not_the_workers(undisturbed, obey, x64):
-    options = {"threads_per_worker": 1, "dashboard_address": None, "env": {"JAX_ENABLE_X64": x64}}
+    options = {"threads_per_worker": 1, "dashboard_address": ":0", "env": {"JAX_ENABLE_X64": x64}}
     with LocalCluster(1, **options) as cluster, Client(cluster) as client:
         assert client.submit(lambda: jax.config.jax_enable_x64).result() == (x64 == "1")
         assert bits(dask_nlsq.fit(calling(obey), data=frame(obey))) == undisturbed
@@ -152,7 +177,7 @@ def test_precision_is_not_the_workers(undisturbed, obey, x64):
 HOST = """
 import sys
 from distributed import LocalCluster
-with LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster:
+with LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster:
     print(cluster.scheduler_address, flush=True)
     sys.stdin.read()
 """

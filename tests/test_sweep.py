@@ -185,3 +185,13 @@ def test_a_module_loaded_again_has_another_model(tmp_path, monkeypatch):
         module = importlib.reload(importlib.import_module("edited_model"))
         found.append(dask_nlsq.fit(module.line, t, y, client=False).params["b"])
     assert found[0] == pytest.approx(2 * found[1])
+
+
+@pytest.mark.parametrize(("size", "crowded"), [({}, True), ({"env": {"PJRT_NPROC": "1"}}, False)])
+def test_processes_whose_threads_hinder_one_another_are_told_of(size, crowded):
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", **size) as cluster,
+        Client(cluster) as client,
+    ):
+        said = Cluster(client).crowded()
+        assert (said is not None and "PJRT_NPROC=1" in said) == crowded

@@ -6,9 +6,11 @@ the order of arrival; `hold` loads the partitions once and keeps their blocks.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import itertools
+import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
@@ -17,12 +19,17 @@ from typing import Any, Protocol
 import dask
 from dask.system import CPU_COUNT
 
-from dask_nlsq._errors import SweepError
+from dask_nlsq._errors import NlsqError, SweepError
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.group import Group
 from dask_nlsq._sweep.group import group as group_of
 
 Task = Callable[..., Any]
+
+_KILLED = (
+    "Every worker died that ran this, most likely for want of memory: cut the data into smaller partitions, or give "
+    "the workers more. The logs of the workers may say more."
+)
 
 
 class Executor(Protocol):
@@ -110,6 +117,25 @@ class Cluster:
         """Threads of all workers; 1 while none has arrived."""
         return max(1, sum(int(threads) for threads in self.client.nthreads().values()))
 
+    def crowded(self) -> str | None:
+        """Return what to do where worker processes of one machine each let XLA use all of its cores."""
+        with self._connected():
+            pools = self.client.run(_pool, on_error="ignore")
+            workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        open_ended = collections.Counter(
+            workers[w]["host"]
+            for w, limit in pools.items()
+            if not limit and w in workers and not w.startswith("inproc")
+        )
+        host, processes = max(open_ended.items(), key=lambda item: item[1], default=("", 0))
+        if processes < 2:
+            return None
+        threads = max(workers[w]["nthreads"] for w in pools if w in workers and workers[w]["host"] == host)
+        return (
+            f"{processes} worker processes on {host} each let XLA use all cores, and hinder one another. Start them "
+            f"with PJRT_NPROC={threads} in their environment: LocalCluster(..., env={{'PJRT_NPROC': '{threads}'}})."
+        )
+
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` as they arrive, with a bounded number under way."""
         with self._connected():
@@ -156,14 +182,15 @@ class Cluster:
             try:
                 return future.result()
             except KilledWorker:
-                future.retry()
+                with contextlib.suppress(KeyError):  # what it depends on is retried too, but may be no future of ours
+                    future.retry()
                 return self.client.submit(_itself, future, pure=False).result()
         except KilledWorker as error:
-            return _killed(group, error)
+            return _given_up(group, error, _KILLED)
         except Exception as error:
             if future.status != "error":  # it was not the task that failed
                 raise
-            return Failure.of("running on a worker", error)
+            return _given_up(group, error, f"{type(error).__name__} while running on a worker: {error}")
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
@@ -206,10 +233,14 @@ class Cluster:
         partitions = [partition for group in groups for partition in group.partitions]
         blocks = self.client.compute(partitions)
         some = blocks[:: max(1, len(blocks) // 16)]
-        sizes = self.client.gather(self.client.map(_size, some, pure=False))
-        groups = group_of(partitions, sum(sizes) / len(sizes) * len(blocks), self.workers)
+        sizes = self.client.gather(self.client.map(_size, some, pure=False), errors="skip")  # told by the sweep
+        groups = group_of(partitions, sum(sizes) / max(len(sizes), 1) * len(blocks), self.workers)
         pieces = [blocks[group.start : group.start + len(group.partitions)] for group in groups]
         return self._hold(groups, _together, groups, pieces)
+
+
+def _pool() -> str | None:
+    return os.environ.get("PJRT_NPROC")
 
 
 def _in_turn(threads: Mapping[str, int]) -> list[str]:
@@ -225,14 +256,12 @@ def _itself(value: Any) -> Any:
     return value
 
 
-def _killed(group: Any, cause: Exception) -> Failure:
+def _given_up(group: Any, cause: Exception, why: str) -> Failure:
     last = group.start + len(group.partitions) - 1
     where = {"partition": last} if last == group.start else {"partitions": f"{group.start} to {last}"}
-    error = SweepError(
-        "Every worker died that ran this, most likely for want of memory: cut the data into smaller partitions, or "
-        "give the workers more. The logs of the workers may say more.",
-        **where,
-    )
+    if isinstance(cause, NlsqError):
+        return Failure("running on a worker", cause.at(**where))
+    error = SweepError(why, **where)
     error.__cause__ = cause
     return Failure("running on a worker", error)
 
@@ -247,6 +276,11 @@ def _together(group: Group, blocks: Sequence[Any]) -> Group:
 
 def _hold_here(executor: Executor, groups: Sequence[Group], shared: bool) -> Sequence[Any]:
     if shared:
-        blocks = dask.compute(*(group.partitions[0] for group in groups), scheduler="threads")
+        try:
+            blocks = dask.compute(*(group.partitions[0] for group in groups), scheduler="threads")
+        except NlsqError:
+            raise
+        except Exception as error:
+            raise SweepError(f"{type(error).__name__} while reading the data: {error}") from error
         groups = group_of(blocks, sum(map(_size, blocks)), executor.workers)
     return [held for _, held in sorted(executor.run(Group.load, groups), key=lambda pair: pair[0])]

@@ -270,7 +270,7 @@ def make_block(index, n):
 
 def last_sweep(frame, client):
     """Return the seconds of the second sweep of a fit whose partitions are held by the workers."""
-    result = two_sweeps(frame.nlsq.fit(decay, cache="persist", client=client))
+    result = frame.nlsq.fit(decay, cache="persist", client=client)
     return float(result.history["seconds"].iloc[-1])
 
 

@@ -51,7 +51,13 @@ def _pinned(one_core):
 def cluster(workers):
     """Open a client of worker processes of one thread each."""
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0") as local,
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0",
+            env={"PJRT_NPROC": "1"},
+        ) as local,
         Client(local) as client,
     ):
         yield client
