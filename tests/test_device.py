@@ -40,8 +40,15 @@ def one_device():
     return run(1, False, "none")
 
 
-@pytest.mark.parametrize("keeps", [False, True])
-@pytest.mark.parametrize("cache", ["none", "persist"])
+@pytest.mark.parametrize(
+    ("keeps", "cache"),
+    [
+        (False, "none"),
+        (True, "persist"),
+        pytest.param(False, "persist", marks=pytest.mark.slow),
+        pytest.param(True, "none", marks=pytest.mark.slow),
+    ],
+)
 def test_several_devices_share_the_blocks_and_give_the_bits_of_one(one_device, keeps, cache):
     bits, sweeps, used, put = run(3, keeps, cache)
     assert (bits, sweeps) == tuple(one_device[:2])
