@@ -311,9 +311,12 @@ def minimise(
         clock = time.perf_counter()
         request = solver.request(state)
         bar.sweep(state)
-        reduction = sweep(
-            problem.executor, problem.groups, problem.shipped, request, ledger=problem.ledger, on_answer=bar.answer
-        )
+        try:
+            reduction = sweep(
+                problem.executor, problem.groups, problem.shipped, request, ledger=problem.ledger, on_answer=bar.answer
+            )
+        except NlsqError as error:
+            raise error.at(sweep=state.nsweeps + 1) from error.__cause__
         if not state.history and not reduction.finite and others:
             state = solver.init(others.pop(0))
             continue

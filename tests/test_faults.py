@@ -138,6 +138,7 @@ def test_a_partition_that_always_kills_is_named(cluster, client, monkeypatch, pi
     first, *last = str(caught.value.partition if pieces == 4 else caught.value.partitions).split(" to ")
     assert 3 in range(int(first), int((last or [first])[0]) + 1)
     assert on == "read" or caught.value.theta == "[2., 1., 0.]"
+    assert caught.value.sweep == 1
 
 
 SHARED = {
