@@ -137,8 +137,8 @@ def test_a_partition_that_always_kills_is_named(cluster, client, monkeypatch, pi
     assert isinstance(caught.value.__cause__, KilledWorker)
     first, *last = str(caught.value.partition if pieces == 4 else caught.value.partitions).split(" to ")
     assert 3 in range(int(first), int((last or [first])[0]) + 1)
-    assert on == "read" or caught.value.theta == "[2., 1., 0.]"
-    assert caught.value.sweep == 1
+    if on == "call":  # a reader kills already while the sample is drawn
+        assert (caught.value.sweep, caught.value.theta) == (1, "[2., 1., 0.]")
 
 
 SHARED = {
