@@ -17,6 +17,9 @@ Each error also inherits the built-in that a caller would expect, so that ``exce
 
 from __future__ import annotations
 
+import inspect
+import os
+import warnings
 from typing import Any
 
 
@@ -77,3 +80,18 @@ class SweepError(NlsqError, RuntimeError):
 
 class NlsqWarning(UserWarning):
     """Something that the user will want to know, with what to do about it."""
+
+
+def warn(message: str, category: type[Warning] = NlsqWarning) -> None:
+    """Warn at the line outside this package that led here, through whatever door."""
+    inside, frame, level = os.path.dirname(__file__) + os.sep, inspect.currentframe(), 1
+    while frame is not None and frame.f_code.co_filename.startswith(inside):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def one_of(name: str, value: object, *choices: str, error: type[NlsqError] = NlsqError) -> None:
+    """Refuse an argument that is none of its choices."""
+    if value not in choices:
+        *others, last = (f'"{choice}"' for choice in choices)
+        raise error(f"{name} is {value!r}; {', '.join(others)} or {last} is needed.")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._autotune import autotune as tuned
-from dask_nlsq._errors import DataError, ModelError, NlsqError, NlsqWarning, TooFewRows
+from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, one_of, warn
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.loss import Loss, check_loss
@@ -179,17 +178,15 @@ def fit(
     >>> result.params.round(2).to_dict()
     {'amplitude': 2.0, 'rate': 0.5}
     """
-    if nan_policy not in ("raise", "omit"):
-        raise DataError(f'nan_policy is {nan_policy!r}; "raise" or "omit" is needed.')
-    if missing_chunks not in ("fill", "raise"):
-        raise DataError(f'missing_chunks is {missing_chunks!r}; "fill" or "raise" is needed.')
+    one_of("nan_policy", nan_policy, "raise", "omit", error=DataError)
+    one_of("missing_chunks", missing_chunks, "fill", "raise", error=DataError)
+    one_of("cov_type", cov_type, "standard", "sandwich")
+    one_of("cache", cache, "auto", "persist", "none")
     if max_nfev < 1:
         raise NlsqError(f"max_nfev is {max_nfev}; at least one sweep is needed.")
     started = time.perf_counter()
     data, columns, bound = roles(model, x, y, data, sigma, nan_policy, p0, (filters, storage_options))
     check_loss(loss, f_scale)
-    if cov_type not in ("standard", "sandwich"):
-        raise NlsqError(f'cov_type is {cov_type!r}; "standard" or "sandwich" is needed.')
     parameters = Parameters.of(bound, p0, bounds, fixed, tied, prior)
     objective = Objective(
         dataclasses.replace(bound, guess=None),
@@ -257,7 +254,7 @@ def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
     if jac == "jax":
         raise ModelError(message)
     if jac is None:
-        warnings.warn(f"{message} Until then it is differentiated by differences, slowly.", NlsqWarning, stacklevel=4)
+        warn(f"{message} Until then it is differentiated by differences, slowly.")
     return objective
 
 
@@ -391,7 +388,7 @@ def _asked_to_stop(problem: Problem, state: State, callback: Callable[[OptimizeR
 def _first_look(problem: Problem, reduction: Reduction) -> None:
     """Refuse what the first sweep shows to be hopeless, and warn of what it shows to be rounded."""
     for name in sorted(reduction.rounded):
-        warnings.warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.", NlsqWarning, stacklevel=4)
+        warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.")
     p, start = problem.parameters.p, problem.parameters.start
     if reduction.rows == 0:
         raise DataError(f"There are no rows to fit ({reduction.dropped} were dropped by the NaN policy).")

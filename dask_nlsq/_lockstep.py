@@ -7,7 +7,8 @@ abreast until the last has returned.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import functools
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 from dask_nlsq._numerics.reduction import Reduction
@@ -41,15 +42,15 @@ def lockstep(problem: Problem, searches: Sequence[Search[T]], bar: Progress | No
     waiting: dict[int, Request] = {}
     bar = bar or Progress(0, show=False)
 
-    def resume(i: int, reduction: Reduction | None) -> None:
+    def resume(i: int, go_on: Callable[[], Request]) -> None:
         try:
-            waiting[i] = searches[i].send(reduction)  # type: ignore[arg-type]  # None starts a generator
+            waiting[i] = go_on()
         except StopIteration as end:
             waiting.pop(i, None)
             found[i] = end.value
 
-    for i in range(len(searches)):
-        resume(i, None)
+    for i, search in enumerate(searches):
+        resume(i, search.__next__)
     while waiting:
         places = list(waiting)
         bar.begin(f"{len(places)} of {len(searches)} searches under way")
@@ -62,5 +63,5 @@ def lockstep(problem: Problem, searches: Sequence[Search[T]], bar: Progress | No
             on_answer=bar.answer,
         )
         for i, reduction in zip(places, reductions, strict=True):
-            resume(i, reduction)
+            resume(i, functools.partial(searches[i].send, reduction))
     return [found[i] for i in range(len(searches))]

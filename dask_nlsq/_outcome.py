@@ -7,7 +7,6 @@ import logging
 import pathlib
 import platform
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ import psutil
 import zarr
 from scipy.optimize import OptimizeWarning
 
+from dask_nlsq._errors import warn
 from dask_nlsq._numerics import device, inference
 from dask_nlsq._numerics.block import SLABS
 from dask_nlsq._numerics.factor import Factor
@@ -62,10 +62,9 @@ def build(
     theta, pcov, active = _expand(problem, theta, pcov, side)
     if np.isinf(pcov).any():
         open_ends = [n for n, v in zip(parameters.names, np.diag(pcov), strict=True) if np.isinf(v)]
-        warnings.warn(
+        warn(
             f"The data do not determine {', '.join(open_ends)}; their variance is infinite.",
             OptimizeWarning,
-            stacklevel=3,
         )
     if state.status is Status.MAX_NFEV:
         log.warning("the fit stopped after %d sweeps without converging", state.nsweeps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import distributed
 import numpy as np
 import psutil
 
-from dask_nlsq._errors import DataError, ModelError, NlsqError, NlsqWarning
+from dask_nlsq._errors import DataError, ModelError, NlsqError, warn
 from dask_nlsq._models import named
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.model import Model
@@ -78,11 +77,9 @@ def warn_of_namesakes(model: Model, source: Source) -> None:
     """Say where a column of the data bears the name of a parameter, which is fitted all the same."""
     for name in model.parameters:
         if name in source.info.present and name not in source.info.columns:
-            warnings.warn(
+            warn(
                 f"The data has a column {name!r}, and the model a parameter of that name: the parameter is fitted, "
                 f"and the column is not read. To use the column, add {name!r} to x=.",
-                NlsqWarning,
-                stacklevel=3,
             )
 
 
@@ -109,7 +106,7 @@ def choose_executor(client: Any, partitions: int) -> Executor:
         raise NlsqError("The client is asynchronous, and fit waits for its answers: use a synchronous Client.")
     executor = Cluster(client)
     if (remedy := executor.crowded()) is not None:
-        warnings.warn(remedy, NlsqWarning, stacklevel=3)
+        warn(remedy)
     return executor
 
 
@@ -121,8 +118,6 @@ def arrange(source: Source, executor: Executor, cache: str, rows: float | None) 
     rows : float or None
         Rows of all partitions, as far as they are known.
     """
-    if cache not in ("auto", "persist", "none"):
-        raise NlsqError(f'cache is {cache!r}; "auto", "persist" or "none" is needed.')
     nbytes = float("inf") if rows is None or source.shared else 8.0 * rows * len(source.info.columns)
     groups = group(source.partitions, nbytes, executor.workers)
     embedded = isinstance(source.partitions[0], Block)

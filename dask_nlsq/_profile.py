@@ -43,9 +43,12 @@ _ROUNDS = 25
 _FARTHEST = 1e3
 """Standard errors from the estimate at which an interval that has not ended is called open."""
 
+_LOWER = 1e-3
+"""Decrease of the cost, in units of s², that no rounding and no step left over explains."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class Conditional:
     """The fit with one parameter held at a value: τ, its slope, and where the other parameters have gone."""
 
     value: float
@@ -74,6 +77,8 @@ class Profiler:
         quantile = float(stats.t.ppf(0.5 + level / 2, max(self.dof, 1)))
         inside = (self.solver.lower < self.theta) & (self.theta < self.solver.upper)
         known = [j for j in np.flatnonzero(inside).tolist() if self._estimate(j).slope > 0]
+        if not known:
+            return {}
         ends = self._run([self._end(j, side * quantile) for j in known for side in (-1, 1)])
         names = self.problem.parameters.free
         return {names[j]: (ends[2 * i], ends[2 * i + 1]) for i, j in enumerate(known)}
@@ -90,10 +95,10 @@ class Profiler:
                 raise NlsqError(f"The data do not determine {name!r}; say with values= where to hold it.")
             values = estimate.value + np.linspace(-3, 3, 13) / estimate.slope
         tried = np.unique(np.clip(np.asarray(values, float), self.solver.lower[j], self.solver.upper[j]))
-        found = self._run([self._hold(j, value, estimate) for value in tried.tolist()])
+        found = self._run([self._conditional(j, value, estimate) for value in tried.tolist()])
         return pd.DataFrame([self._row(held) for held in found], index=pd.Index(tried, name=name)).drop(columns=name)
 
-    def _row(self, held: Held | None) -> dict[str, float]:
+    def _row(self, held: Conditional | None) -> dict[str, float]:
         names = self.problem.parameters.names
         if held is None:
             return {"tau": np.nan, "cost": np.inf} | dict.fromkeys(names, np.nan)
@@ -107,12 +112,12 @@ class Profiler:
         with Progress(len(problem.source.partitions), None) as bar:
             return lockstep(dataclasses.replace(problem, groups=groups), searches, bar)
 
-    def _estimate(self, j: int) -> Held:
+    def _estimate(self, j: int) -> Conditional:
         """Return the fit itself as a point of the profile."""
         tangent, length = _follow(self.factor, j)
-        return Held(float(self.theta[j]), 0.0, length / np.sqrt(self.s2), self.theta, tangent, self.cost)
+        return Conditional(float(self.theta[j]), 0.0, length / np.sqrt(self.s2), self.theta, tangent, self.cost)
 
-    def _hold(self, j: int, value: float, near: Held) -> Search[Held | None]:
+    def _conditional(self, j: int, value: float, near: Conditional) -> Search[Conditional | None]:
         """Fit the other parameters, from where the tangent at a known point leads."""
         lower, upper = self.solver.lower.copy(), self.solver.upper.copy()
         lower[j] = upper[j] = value
@@ -124,12 +129,13 @@ class Profiler:
         factor, delta = state.point.factor, theta - state.point.theta
         tau = float(np.sign(value - self.theta[j]) * np.sqrt(max(2.0 * (cost - self.cost) / self.s2, 0.0)))
         gradient = float(factor.r[:, j] @ (factor.z + factor.r @ delta))  # of the cost, where the last step has led
-        if cost < self.cost * (1 - 1e-9) - self.s2:
+        if cost < self.cost * (1 - 1e-12) - _LOWER * self.s2:
             raise NlsqError(
                 f"With {self.problem.parameters.free[j]} = {value:g} the cost is {cost:g}, below that of the fit, "
                 f"{self.cost:g}: the fit had ended in a local minimum. Fit again from p0={theta.tolist()}."
             )
-        return Held(value, tau, gradient / (self.s2 * tau) if tau else near.slope, theta, _follow(factor, j)[0], cost)
+        slope = gradient / (self.s2 * tau) if tau else near.slope
+        return Conditional(value, tau, slope, theta, _follow(factor, j)[0], cost)
 
     def _end(self, j: int, aim: float) -> Search[float]:
         """Find where τ reaches its aim; a bound where that comes first, infinite where it goes on for ever."""
@@ -148,7 +154,7 @@ class Profiler:
             value = min(value, bound) if side > 0 else max(value, bound)
             if abs(inner.value - centre.value) > _FARTHEST * reach or value == inner.value:
                 return bound  # τ stays below its aim
-            held = yield from self._hold(j, value, inner)
+            held = yield from self._conditional(j, value, inner)
             if held is None:
                 far = value
                 continue

@@ -55,3 +55,19 @@ def test_several_devices_share_the_blocks_and_give_the_bits_of_one(one_device, k
     assert (one_device[2], used) == ([0], [0, 1, 2])
     # What is held is put on a device once, whatever the number of sweeps; what is read each time never stays.
     assert len(put) == (12 if keeps and cache == "persist" else 0)
+
+
+TOLD = """
+import jax
+from dask_nlsq._numerics import device
+second = jax.devices()[1]
+with jax.default_device(second):
+    assert device.own() == second
+jax.config.update("jax_default_device", "cpu")
+assert device.own() == jax.local_devices(backend="cpu")[0]
+"""
+
+
+def test_the_device_that_jax_was_told_to_use_is_used():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", TOLD], env=environment, check=True)

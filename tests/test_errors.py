@@ -237,3 +237,18 @@ def test_nothing_is_said_of_a_clean_fit():
     with warnings.catch_warnings(), dask.config.set(scheduler="sync"):
         warnings.simplefilter("error")
         dask_nlsq.fit(decay, *decay_rows(200))
+
+
+FRAME = pd.DataFrame({"t": [0.0, 1, 2, 3], "y": [1.0, 2, 3, 4]})
+DOORS = {
+    "fit": lambda model: dask_nlsq.fit(model, data=FRAME),
+    "accessor": lambda model: FRAME.nlsq.fit(model),
+    "curve_fit": lambda model: dask_nlsq.curve_fit(model, FRAME["t"].to_numpy(), FRAME["y"].to_numpy()),
+}
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+def test_a_warning_points_at_the_line_of_the_user(door):
+    with pytest.warns(UserWarning, match="do not determine|could not be estimated") as caught:
+        door(lambda t, a, b: a * t)
+    assert {w.filename for w in caught} == {__file__}

@@ -99,13 +99,21 @@ def test_what_has_no_end_says_so():
     assert ((ends["lower"] > 0) & (ends["lower"] < free.params)).all()
 
 
-def test_constraints():
-    bounded = dask_nlsq.fit(decay, T, Y, bounds={"rate": (0, 1.45)}, fixed={"offset": 0.5})
-    ends = bounded.conf_int(0.999, method="profile")
+def test_an_end_is_a_bound_where_that_comes_first_and_a_fixed_value_is_its_own():
+    free = dask_nlsq.fit(decay, T, Y, fixed={"offset": 0.5})
+    upper = free.params["rate"] + free.stderr["rate"]
+    bounded = dask_nlsq.fit(decay, T, Y, bounds={"rate": (0, upper)}, fixed={"offset": 0.5})
+    ends, without = (result.conf_int(method="profile") for result in (bounded, free))
     assert ends.loc["offset"].tolist() == [0.5, 0.5]
-    assert ends.loc["rate", "upper"] == 1.45 or bounded.active_mask[1] == 1
+    assert ends.loc["rate", "upper"] == upper < without.loc["rate", "upper"]
+    assert ends.loc["rate", "lower"] == pytest.approx(without.loc["rate", "lower"], rel=1e-6)
+
+
+def test_what_is_at_a_bound_or_tied_has_no_ends():
+    bound = dask_nlsq.fit(decay, T, Y, bounds={"rate": (0, 1.2)}).conf_int(method="profile")
     tied = dask_nlsq.fit(decay, T, Y, tied={"offset": "amplitude / 6"}).conf_int(method="profile")
-    assert tied.loc["offset"].isna().all() and np.isfinite(tied.drop(index="offset")).all(axis=None)
+    for ends, none in ((bound, "rate"), (tied, "offset")):
+        assert ends.loc[none].isna().all() and np.isfinite(ends.drop(index=none)).all(axis=None)
 
 
 def test_a_lower_minimum_on_the_way_is_no_interval():

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
+import s3fs
+from moto import server as moto
 from problems import STORES, decay, decay_rows
 
 import dask_nlsq
 from dask_nlsq import DataError
-
-s3fs = pytest.importorskip("s3fs")
-moto = pytest.importorskip("moto.server")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ is in memory; either gives an `Output`, which holds what SciPy returns.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from dask_nlsq._curve_fit.call import Call
 from dask_nlsq._curve_fit.data import Data, by_rows, in_memory
 from dask_nlsq._curve_fit.rows import fit_rows
 from dask_nlsq._curve_fit.whole import fit_whole
+from dask_nlsq._errors import warn
 
 
 def curve_fit(
@@ -120,5 +120,5 @@ def curve_fit(
     popt, pcov = output.result.popt, output.covariance
     if pcov is None:
         pcov = np.full((call.p, call.p), np.inf)
-        warnings.warn("Covariance of the parameters could not be estimated", OptimizeWarning, stacklevel=2)
+        warn("Covariance of the parameters could not be estimated", OptimizeWarning)
     return (popt, pcov, output.info, output.message, output.code) if full_output else (popt, pcov)

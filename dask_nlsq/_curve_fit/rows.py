@@ -57,7 +57,10 @@ def fit_rows(call: Call, data: Data) -> Output:
         if call.policy == "raise" and "not finite" in str(error):
             raise DataError(f"The input contains nan values: {error}") from error
         raise
-    fvec = lambda: (result.predict(columns) - y) / (1.0 if sigma is None else sigma)  # noqa: E731
+
+    def fvec() -> Any:
+        return (result.predict(columns) - y) / (1.0 if sigma is None else sigma)
+
     return Output(call, result, result.n_obs, fvec)
 
 

@@ -36,10 +36,12 @@ def place(block: Block) -> tuple[Any, Iterable[Slab]]:
 
 def own() -> Any:
     """Return the device of this thread: the one that JAX was told to use, or one of all in turn."""
-    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
-    devices = jax.local_devices()
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]  # public, but made at run time
+    if chosen is not None and not isinstance(chosen, str):
+        return chosen
+    devices = jax.local_devices(backend=chosen)
     if chosen is not None or len(devices) == 1:
-        return devices[0] if chosen is None or isinstance(chosen, str) else chosen
+        return devices[0]
     if not hasattr(_thread, "slot"):
         _thread.slot = next(_slots)
     return devices[_thread.slot % len(devices)]
@@ -52,7 +54,7 @@ def keeps(device: Any) -> bool:
 
 def tile(device: Any, rows: int) -> int:
     """Return the rows of a tile for slabs of so many rows: what fits a core's cache, or all, for many cores at once."""
-    return min(TILE, rows) if device.platform == "cpu" else min(SLABS[1], rows)
+    return TILE if device.platform == "cpu" else rows
 
 
 def _put(slab: Slab, device: Any) -> Slab:

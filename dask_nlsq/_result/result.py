@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dask_nlsq._errors import NlsqError
+from dask_nlsq._errors import NlsqError, one_of
 from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.inference import Statistics
 from dask_nlsq._numerics.status import Status
@@ -230,11 +230,10 @@ class FitResult:
         """
         if not 0 < level < 1:
             raise NlsqError(f"level is {level}; a number between 0 and 1 is needed.")
+        one_of("method", method, "t", "profile")
         if method == "t":
             reach = stats.t.ppf(0.5 + level / 2, max(self.dof, 1)) * self.stderr
             return pd.DataFrame({"lower": self.params - reach, "upper": self.params + reach})
-        if method != "profile":
-            raise NlsqError(f'method is {method!r}; "t" or "profile" is needed.')
         ends = pd.DataFrame(np.nan, index=list(self.names), columns=["lower", "upper"])
         for name, (lower, upper) in self._profiler().intervals(level).items():
             ends.loc[name] = [lower, upper]

@@ -74,7 +74,7 @@ def ship(value: Any) -> Shipped:
     return _keep(Shipped(token, payload, value))
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Also notes the code of functions sent by name: a module that was loaded again has others of that name."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

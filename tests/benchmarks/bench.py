@@ -16,7 +16,7 @@ from comparisons import COMPARISONS, measure_apart
 from measure import Missing
 from table import ratio
 
-pytest.importorskip("pytest_benchmark")
+pytest.importorskip("pytest_benchmark", reason="it comes with the extra `bench`")
 
 
 class Clock:
@@ -49,7 +49,7 @@ def test_comparison(size, name, side, folder, benchmark):
     try:
         result = measured(name, size == "small", folder)
     except Missing as missing:
-        pytest.skip(str(missing))
+        pytest.skip(f"what is compared with is not installed: {missing}")
     benchmark.group = f"{name}, {size}: {COMPARISONS[name].what}"
     benchmark.extra_info["ratio"] = ratio(name, result)
     figures = iter(result[side])
