@@ -49,6 +49,21 @@ def test_sums_equal_numpy(rows, weighted):
     )
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("single", [np.float64, np.float32])
+def test_blocks_in_one_call_have_the_bits_they_have_alone(weighted, single, rng):
+    lengths = [10, 0, TILE, 1, SLABS[1] + 3, *rng.integers(0, 3 * TILE, 90), SLABS[1]]
+    blocks = []
+    for seed, rows in enumerate(lengths):
+        t, y = (c.astype(single if seed % 7 else np.float64) for c in decay_rows(rows, seed))
+        blocks.append(Block((t,), y, np.linspace(0.5, 2, rows) if weighted else None))
+    together = kernel.reduce_blocks(PLAIN[weighted], blocks, THETA, None)
+    for block, reduction in zip(blocks, together, strict=True):
+        alone = kernel.reduce_block(PLAIN[weighted], block, THETA, None)
+        for name, value in vars(alone).items():
+            np.testing.assert_array_equal(getattr(reduction, name), value, err_msg=name)
+
+
 def test_whitening_multiplies_the_jacobian():
     t, y = decay_rows(5000)
     s = np.random.default_rng(0).normal(size=(3, 3))

@@ -44,21 +44,23 @@ def test_every_executor_gives_the_bits_of_the_loop(store, pieces, nbytes, reques
 
 
 @pytest.mark.parametrize(
-    ("partitions", "nbytes", "threads", "length"),
+    ("partitions", "nbytes", "threads", "lengths"),
     [
-        (3, 0, 1, 1),
-        (80, 0, 2, 10),
-        (999, 0, 2, 128),
-        (200, 0, 500, 1),
-        (999, 999 << 20, 2, 128),
-        (999, 9999 << 20, 2, 12),
+        (3, 0, 1, {1}),
+        (80, 0, 2, {10}),
+        (100, 0, 2, {12, 13}),
+        (999, 0, 2, {128, 103}),
+        (200, 0, 500, {1}),
+        (999, 999 << 20, 2, {128, 103}),
+        (999, 9999 << 20, 2, {11, 12}),
     ],
 )
-def test_groups_are_even_small_enough_and_whole_where_they_are_long(partitions, nbytes, threads, length):
+def test_groups_are_even_small_enough_and_whole_where_they_are_long(partitions, nbytes, threads, lengths):
     groups = group(list(range(partitions)), nbytes, threads)
     assert [p for g in groups for p in g.partitions] == list(range(partitions))
-    assert [g.start for g in groups] == list(range(0, partitions, length))
-    assert all(g.whole == (length % 32 == 0) for g in groups)
+    assert {len(g.partitions) for g in groups} == lengths
+    assert all(g.start == g.partitions[0] and (not g.whole or g.start % 32 == 0) for g in groups)
+    assert all(g.whole == (max(lengths) % 32 == 0) for g in groups)
     assert {len(g.partitions) for g in group(list(range(partitions)), float("inf"), threads)} == {1}
 
 

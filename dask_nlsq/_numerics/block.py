@@ -1,15 +1,17 @@
 """Block: the rows that one task holds, handed to the kernel in slabs of one shape.
 
-A compiled kernel knows one array shape. Partitions come in any length, so a block is cut into slabs: whole
-numbers of tiles, the last one padded, with the count of real rows beside it. A kernel is thus compiled once
-for small blocks and once for large ones, whatever the partitions look like.
+A compiled kernel knows one array shape, and a call of it has its price. Partitions come in any length, so a large
+block is cut into several slabs, and small ones share a slab: each takes whole tiles, the last one padded, and its
+count of real rows stands beside it. A kernel is thus compiled once, whatever the partitions look like, and what it
+finds for a block does not depend on the blocks beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,27 +23,27 @@ TILE = 2048
 """Rows of one tile: with 15 parameters a tile of the Jacobian (256 kB) stays in a core's L2 cache."""
 
 SLABS = (16 * TILE, 256 * TILE)
-"""Rows of a slab. Small ones keep small fits cheap; at 524,288 rows a call's overhead is below 1 %."""
+"""Rows of a slab. At 524,288 rows a call's overhead is below 1 %; small ones are for what computes all rows of a slab,
+real or not."""
 
-
-PADDING = 8192
-"""The last tile of a slab is filled up to a multiple of this, which the rows of a tile divide."""
+TOGETHER = 64
+"""Most blocks in a slab: sixty of 10,000 rows pay for one call what one would."""
 
 ALIGNMENT = 64
 """XLA takes an array in memory as it is where it begins at a multiple of this, and copies it elsewhere."""
 
 
 class Slab(NamedTuple):
-    """What one call of the kernel takes: arrays of one fixed length and the count of rows that are real.
+    """What one call of the kernel takes: arrays of one fixed length and how many rows of them are real.
 
-    Those that fill up the last tile repeat the first row, with the weight 0 where there are weights; what lies beyond
-    is not looked at.
+    Each block begins with a tile. Rows that fill up its last tile repeat its first row, with the weight 0 where there
+    are weights; what lies beyond the last block is not looked at.
     """
 
     x: tuple[Vector, ...]
     y: Vector
     weight: Vector | None
-    rows: int
+    rows: npt.NDArray[np.int64]  # (room,), of each block; 0 after the last
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: what is on a device hangs on it
@@ -67,7 +69,7 @@ class Block:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(a.nbytes for a in self._arrays())
+        return sum(a.nbytes for a in self.columns)
 
     def load(self) -> Block:
         """Return itself: a block already in memory is a partition whose reading is done."""
@@ -79,7 +81,9 @@ class Block:
             self, x=tuple(c.astype(np.float64, copy=False) for c in self.x), y=self.y.astype(np.float64, copy=False)
         )
 
-    def _arrays(self) -> tuple[Vector, ...]:
+    @functools.cached_property
+    def columns(self) -> tuple[Vector, ...]:
+        """All columns: x, y, and the weight where there is one."""
         return (*self.x, self.y) if self.weight is None else (*self.x, self.y, self.weight)
 
     def take(self, rows: slice | npt.NDArray[Any]) -> Block:
@@ -87,21 +91,37 @@ class Block:
         weight = None if self.weight is None else self.weight[rows]
         return dataclasses.replace(self, x=tuple(c[rows] for c in self.x), y=self.y[rows], weight=weight, held=False)
 
-    def slabs(self, padding: int = PADDING) -> Iterator[Slab]:
-        """Cut into slabs of one shape, each to be done with before the next: they share the memory of this thread.
 
-        Where a column may be taken as it is, a slab is a view of it.
-        """
-        size = SLABS[0] if self.rows <= SLABS[0] else SLABS[1]
-        k, columns = len(self.x), self._arrays()
-        for start in range(0, self.rows, size):
-            rows = min(size, self.rows - start)
-            end = min(size, rows + -rows % padding)
-            parts = [
-                _fit(i, column[start : start + rows], size, end, fill=None if i <= k else 0.0)
-                for i, column in enumerate(columns)
-            ]
-            yield Slab(tuple(parts[:k]), parts[k], None if self.weight is None else parts[k + 1], rows)
+def slabs(blocks: Sequence[Block], size: int, tile: int, room: int = 1) -> Iterator[tuple[list[int], Slab]]:
+    """Cut or gather blocks into slabs of `size` rows, and say which blocks each holds, at most `room` of them.
+
+    Each slab is to be done with before the next, for they share the memory of this thread. Where a column may be taken
+    as it is, a slab is a view of it.
+    """
+    pieces: list[tuple[int, Block]] = []
+    used, kind = 0, None
+    for i, block in enumerate(blocks):
+        for start in range(0, block.rows, size):
+            piece = block if block.rows <= size else block.take(slice(start, start + size))
+            tiles, now = -(-piece.rows // tile), [c.dtype for c in piece.columns]
+            if pieces and (used + tiles > size // tile or len(pieces) == room or now != kind):
+                yield _gather(pieces, size, tile, room)
+                pieces, used = [], 0
+            pieces.append((i, piece))
+            used, kind = used + tiles, now
+    if pieces:
+        yield _gather(pieces, size, tile, room)
+
+
+def _gather(pieces: Sequence[tuple[int, Block]], size: int, tile: int, room: int) -> tuple[list[int], Slab]:
+    blocks = [block for _, block in pieces]
+    k, count = len(blocks[0].x), len(blocks[0].columns)
+    parts = [
+        _fit(i, [block.columns[i] for block in blocks], size, tile, fill=None if i <= k else 0.0) for i in range(count)
+    ]
+    rows = np.zeros(room, np.int64)
+    rows[: len(blocks)] = [block.rows for block in blocks]
+    return [i for i, _ in pieces], Slab(tuple(parts[:k]), parts[k], parts[k + 1] if count > k + 1 else None, rows)
 
 
 def concatenate(blocks: list[Block]) -> Block:
@@ -118,17 +138,24 @@ def concatenate(blocks: list[Block]) -> Block:
 _thread = threading.local()
 
 
-def _fit(place: int, rows: Vector, size: int, end: int, fill: float | None) -> Vector:
-    """Return rows as an array of `size`; what lies past them, up to `end`, is the first of them or the `fill`."""
-    if len(rows) == size and rows.ctypes.data % ALIGNMENT == 0:
-        return rows
+def _fit(place: int, columns: Sequence[Vector], size: int, tile: int, fill: float | None) -> Vector:
+    """Return columns behind one another, each from a multiple of `tile`, as an array of `size`.
+
+    What fills up a tile is the first row of its column, or the `fill`.
+    """
+    first = columns[0]
+    if len(first) == size and first.ctypes.data % ALIGNMENT == 0:
+        return first
     buffers: dict[Any, Vector] = _thread.__dict__.setdefault("buffers", {})
-    kind = (place, size, rows.dtype.char)
+    kind = (place, size, first.dtype.char)
     if kind not in buffers:
-        buffers[kind] = _aligned(size, rows.dtype)
-    buffer = buffers[kind]
-    buffer[: len(rows)] = rows
-    buffer[len(rows) : end] = rows[0] if fill is None else fill
+        buffers[kind] = _aligned(size, first.dtype)
+    buffer, start = buffers[kind], 0
+    for column in columns:
+        end = start + len(column)
+        buffer[start:end] = column
+        start = end + -end % tile
+        buffer[end:start] = column[0] if fill is None else fill
     return buffer
 
 

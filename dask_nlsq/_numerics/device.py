@@ -10,28 +10,42 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from dask_nlsq._numerics.block import SLABS, TILE, Block, Slab
+from dask_nlsq._numerics.block import SLABS, TILE, Block, Slab, slabs
 
 _slots = itertools.count()
 _thread = threading.local()
 _resident: weakref.WeakKeyDictionary[Block, tuple[Any, list[Slab]]] = weakref.WeakKeyDictionary()
 
+Placed = tuple[Any, list[int], Slab]
+"""A device, the blocks by number, and the slab that holds them there."""
 
-def place(block: Block) -> tuple[Any, Iterable[Slab]]:
-    """Return the device on which to compute, and the slabs of a block for it."""
-    if block in _resident:
-        return _resident[block]
+
+def place(blocks: Sequence[Block], rows: int | None, room: int) -> Iterator[Placed]:
+    """Yield blocks in slabs, in tiles of `rows` rows (None: as suits the device), at most `room` blocks in each.
+
+    Where a device has a memory of its own, each block is by itself, and one that is held is put there once.
+    """
     device = own()
-    slabs = block.slabs() if device.platform == "cpu" else block.slabs(SLABS[1])
-    if block.held and keeps(device):
-        return _resident.setdefault(block, (device, [_put(slab, device) for slab in slabs]))
-    return device, slabs
+    if not keeps(device):
+        for numbers, slab in slabs(blocks, SLABS[1], rows or tile(device, SLABS[1]), room):
+            yield device, numbers, slab
+        return
+    for i, block in enumerate(blocks):
+        if block.held and block not in _resident:
+            _resident.setdefault(block, (device, [_put(slab, device) for slab in _alone(block, device, rows)]))
+        where, found = _resident.get(block) or (device, _alone(block, device, rows))
+        yield from ((where, [i], slab) for slab in found)
+
+
+def _alone(block: Block, device: Any, rows: int | None) -> Iterator[Slab]:
+    size = SLABS[0] if block.rows <= SLABS[0] else SLABS[1]
+    return (slab for _, slab in slabs([block], size, min(rows or tile(device, size), size)))
 
 
 def own() -> Any:

@@ -20,11 +20,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 import os
 import threading
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ from jax import lax
 
 from dask_nlsq._errors import ModelError
 from dask_nlsq._numerics import device, loss, numeric
-from dask_nlsq._numerics.block import TILE, Block, Slab
+from dask_nlsq._numerics.block import SLABS, TILE, TOGETHER, Block, Slab, slabs
 from dask_nlsq._numerics.objective import Jacobian, Objective
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._typing import Matrix, Vector
@@ -48,6 +49,9 @@ _lock = threading.RLock()
 _LANES = 64
 """Sums that are kept side by side while a slab is read, and added up at its end."""
 
+_FEW = 4
+"""Columns, the residual among them, up to which the sum of each product of two is faster than a matrix product."""
+
 _CHAIN = np.uint64(6364136223846793005)
 """Multiplier that carries a checksum from tile to tile (Knuth's MMIX generator)."""
 
@@ -60,18 +64,29 @@ _EXPONENT, _MANTISSA, _ONE = np.uint64(52), np.uint64(2**52 - 1), np.uint64(1023
 
 def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
     """Sweep one block at `theta` (p,), with the Jacobian multiplied by `whitening` (p, p) where given."""
-    if objective.jacobian == "numeric":
-        with jax.enable_x64(True):
-            return numeric.reduce_block(objective, block, theta, whitening)
-    total = numeric.empty(objective, block)
+    return reduce_blocks(objective, [block], theta, whitening)[0]
+
+
+def reduce_blocks(
+    objective: Objective, blocks: Sequence[Block], theta: Vector, whitening: Matrix | None
+) -> list[Reduction]:
+    """Sweep each of some blocks: small ones in one call, with the bits that they have by themselves."""
     with jax.enable_x64(True):
+        if objective.jacobian == "numeric":
+            return [numeric.reduce_block(objective, block, theta, whitening) for block in blocks]
+        totals = [numeric.empty(objective, block) for block in blocks]
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
-        where, slabs = device.place(block)
-        for slab in slabs:
+        for where, numbers, slab in device.place(blocks, objective.tile, _room(objective)):
             run = _kernel(objective, slab, s is not None, where)
-            sums = run(theta, s, slab.x, slab.y, slab.weight, np.int64(slab.rows))
-            total = total.combine(_reduction(slab.rows, jax.tree.map(np.asarray, sums), float(slab.y[0])))
-    return total
+            sums, checksums = (np.asarray(found) for found in run(theta, s, slab.x, slab.y, slab.weight, slab.rows))
+            for i, rows, row, checksum in zip(numbers, slab.rows.tolist(), sums, checksums, strict=False):
+                totals[i] = totals[i].combine(_reduction(objective, rows, row, checksum))
+    return totals
+
+
+def _room(objective: Objective) -> int:
+    """Return how many blocks may share a slab: their sums are allocated in every call, and stay below a megabyte."""
+    return int(np.clip(2**17 // (objective.n_parameters + 1) ** 2, 1, TOGETHER))
 
 
 def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
@@ -79,13 +94,11 @@ def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
     if objective.jacobian == "numeric":
         with jax.enable_x64(True):
             return numeric.values(objective, block.x, theta.tolist())
-    parts, block = [np.empty(0)], block.wide()
+    parts, size = [np.empty(0)], SLABS[0] if block.rows <= SLABS[0] else SLABS[1]
     with jax.enable_x64(True):
-        for slab in block.slabs():
-            run = _once(
-                objective, ("predict", len(slab.y)), functools.partial(_compile_predict, objective, len(slab.y))
-            )
-            parts.append(np.asarray(run(theta, slab.x))[: slab.rows])
+        for _, slab in slabs([block.wide()], size, TILE):
+            run = _once(objective, ("predict", size), functools.partial(_compile_predict, objective, size))
+            parts.append(np.asarray(run(theta, slab.x))[: slab.rows[0]])
     return np.concatenate(parts)
 
 
@@ -208,28 +221,49 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__} at {last.filename}:{last.lineno}, {last.line!r}"
 
 
-def _reduction(rows: int, sums: dict[str, Any], origin: float) -> Reduction:
-    """Turn sums about the slab's origin into a mean and a spread."""
-    first, second, *rest = (float(m) for m in sums.pop("moments"))
+def _layout(objective: Objective) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what is summed over the rows of a block, in the order in which they lie in one array."""
+    p = objective.n_parameters
+    return {
+        "cost": (),
+        "gram": (p + 1, p + 1),
+        **({"curvature": (p, p)} if objective.robust else {}),
+        **({"meat": (p, p)} if objective.sandwich else {}),
+        "moments": (4 if objective.weighted else 2,),
+        "sums": (objective.n_columns + 1,),
+    }
+
+
+def _reduction(objective: Objective, rows: int, sums: Vector, checksum: Any) -> Reduction:
+    """Turn the sums of a block, about its first y, into a mean and a spread."""
+    parts: dict[str, Any] = {}
+    start = 0
+    for name, shape in _layout(objective).items():
+        end = start + math.prod(shape)
+        parts[name], start = sums[start:end].reshape(shape), end
+    first, second, *rest = parts.pop("moments").tolist()
     weight, log_weight = rest or (float(rows), 0.0)
     shift = first / weight if weight > 0 else 0.0
     return Reduction(
         rows=rows,
         dropped=0,
-        cost=float(sums.pop("cost")),
+        cost=float(parts.pop("cost")),
         weight=weight,
-        mean=origin + shift,
+        mean=float(sums[start]) + shift,
         spread=max(second - shift * first, 0.0),
         log_weight=log_weight,
-        **sums,
+        checksum=checksum,
+        **parts,
     )
 
 
 def _kernel(objective: Objective, slab: Slab, whitened: bool, where: Any) -> Callable[..., Any]:
     """Return the executable for slabs of this shape on a device."""
     columns = tuple(jax.ShapeDtypeStruct(c.shape, c.dtype) for c in (*slab.x, slab.y))
-    kind = (len(slab.y), whitened, where, *(c.dtype.char for c in columns))
-    run: Callable[..., Any] = _once(objective, kind, lambda: _compile(objective, columns, whitened, where))
+    kind = (len(slab.y), len(slab.rows), whitened, where, *(c.dtype.char for c in columns))
+    run: Callable[..., Any] = _once(
+        objective, kind, lambda: _compile(objective, columns, len(slab.rows), whitened, where)
+    )
     return run
 
 
@@ -244,13 +278,13 @@ def _once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any
     return known[kind]
 
 
-def _compile(objective: Objective, columns: tuple[Any, ...], whitened: bool, where: Any) -> Any:
-    p, (rows,) = objective.n_parameters, columns[-1].shape
-    tile = objective.tile or device.tile(where, rows)
+def _compile(objective: Objective, columns: tuple[Any, ...], room: int, whitened: bool, where: Any) -> Any:
+    p, (size,) = objective.n_parameters, columns[-1].shape
+    tile = min(objective.tile or device.tile(where, size), size)
 
-    def kernel(theta: Any, s: Any, x: Any, y: Any, weight: Any, count: Any) -> Any:
-        traces[objective.model.name, rows, whitened] += 1
-        return _sweep_slab(objective, theta, s, Slab(x, y, weight, count), tile)
+    def kernel(theta: Any, s: Any, x: Any, y: Any, weight: Any, rows: Any) -> Any:
+        traces[objective.model.name, size, whitened] += 1
+        return _sweep_slab(objective, theta, s, Slab(x, y, weight, rows), tile)
 
     with jax.default_device(where):
         return (
@@ -260,8 +294,8 @@ def _compile(objective: Objective, columns: tuple[Any, ...], whitened: bool, whe
                 jax.ShapeDtypeStruct((p, p), np.float64) if whitened else None,
                 columns[:-1],
                 columns[-1],
-                jax.ShapeDtypeStruct((rows,), np.float64) if objective.weighted else None,
-                jax.ShapeDtypeStruct((), np.int64),
+                jax.ShapeDtypeStruct((size,), np.float64) if objective.weighted else None,
+                jax.ShapeDtypeStruct((room,), np.int64),
             )
             .compile()
         )
@@ -291,38 +325,53 @@ def _compile_predict(objective: Objective, rows: int) -> Any:
 
 
 def _sweep_slab(objective: Objective, theta: Any, s: Any, slab: Slab, size: int) -> Any:
-    """Loop over the tiles, of `size` rows, of a slab that hold rows."""
-    p = objective.n_parameters
+    """Loop over the blocks of a slab; return their sums, (room, sums), and checksums, (room, columns)."""
+    tiles = (slab.rows + size - 1) // size
+    ends = jnp.cumsum(tiles)
+    columns = len(slab.x) + 1 + objective.weighted
+    width = sum(map(math.prod, _layout(objective).values())) + 1
+
+    def body(k: Any, found: Any) -> Any:
+        one = _sweep_block(objective, theta, s, slab, size, (ends[k] - tiles[k], ends[k], slab.rows[k]))
+        return tuple(lax.dynamic_update_index_in_dim(all_, new, k, 0) for all_, new in zip(found, one, strict=True))
+
+    room = len(slab.rows)
+    start = jnp.zeros((room, width)), jnp.zeros((room, columns), jnp.uint64)
+    return lax.fori_loop(0, jnp.sum(slab.rows > 0), body, start)
+
+
+def _sweep_block(
+    objective: Objective, theta: Any, s: Any, slab: Slab, size: int, where: tuple[Any, Any, Any]
+) -> tuple[Any, Any]:
+    """Loop over the tiles, of `size` rows, of a block: the first, the one past the last, and its rows."""
+    first, end, rows = where
     columns = (*slab.x, slab.y) if slab.weight is None else (*slab.x, slab.y, slab.weight)
-    origin = slab.y[0].astype(jnp.float64)  # about a value of the data, sums keep the digits an offset would cost
+    # About a value of the data, sums keep the digits an offset would cost.
+    origin = slab.y[first * size].astype(jnp.float64)
 
     def body(i: Any, carry: Any) -> Any:
         tile = [lax.dynamic_slice(c, (i * size,), (size,)).astype(jnp.float64) for c in columns]
         x, y = tile[: len(slab.x)], tile[len(slab.x)]
-        real = i * size + jnp.arange(size) < slab.rows
-        weight = real.astype(jnp.float64) if slab.weight is None else tile[-1]
+        filled = jnp.clip((i - first + 1) * size - rows, 0, size)  # rows past the end of the block
+        weight = lax.dynamic_slice(real, (filled,), (size,)) if slab.weight is None else tile[-1]
         a = _jacobian_and_residual(objective, theta, x, y, weight)
         lanes = [*_moments(y - origin, slab.weight if slab.weight is None else weight), *(_lanes(c) for c in (*x, y))]
         added = {"products": _products(objective, a, weight, s), "lanes": lanes}
         checksum = [before * _CHAIN + _mix(c) for before, c in zip(carry.pop("checksum"), tile, strict=True)]
         return jax.tree.map(jnp.add, carry, added) | {"checksum": checksum}
 
-    moments = 2 if slab.weight is None else 4
+    real = jnp.concatenate([jnp.ones(size), jnp.zeros(size)])
+    shapes = _layout(objective)
+    lanes = shapes.pop("moments") + shapes.pop("sums")
     start = {
-        "products": {
-            "cost": jnp.zeros(()),
-            "gram": jnp.zeros((p + 1, p + 1)),
-            **({"curvature": jnp.zeros((p, p))} if objective.robust else {}),
-            **({"meat": jnp.zeros((p, p))} if objective.sandwich else {}),
-        },
-        "lanes": [jnp.zeros(_LANES)] * (moments + len(slab.x) + 1),
+        "products": {name: jnp.zeros(shape) for name, shape in shapes.items()},
+        "lanes": [jnp.zeros(_LANES)] * sum(lanes),
         "checksum": [jnp.zeros(size, jnp.uint64)] * len(columns),
     }
-    found = lax.fori_loop(0, (slab.rows + size - 1) // size, body, start)
-    sums = jnp.stack([jnp.sum(lane) for lane in found["lanes"]])
+    found = lax.fori_loop(first, end, body, start)
+    sums = [*(found["products"][name].ravel() for name in shapes), *(jnp.sum(lane)[None] for lane in found["lanes"])]
     positions = jnp.arange(size, dtype=jnp.uint64) * _GOLDEN | np.uint64(1)
-    checksum = jnp.stack([jnp.sum(c * positions) for c in found["checksum"]])
-    return found["products"] | {"moments": sums[:moments], "sums": sums[moments:], "checksum": checksum}
+    return jnp.concatenate([*sums, origin[None]]), jnp.stack([jnp.sum(c * positions) for c in found["checksum"]])
 
 
 def _products(objective: Objective, a: Any, weight: Any, s: Any) -> dict[str, Any]:
@@ -331,7 +380,7 @@ def _products(objective: Objective, a: Any, weight: Any, s: Any) -> dict[str, An
     if s is not None:
         a = jnp.concatenate([s @ a[:p], a[p:]])
     if not objective.robust:
-        gram = a @ a.T
+        gram = _gram(a)
         products = {"cost": 0.5 * gram[-1, -1], "gram": gram}
         slope: Any = 1.0
     else:
@@ -346,6 +395,15 @@ def _products(objective: Objective, a: Any, weight: Any, s: Any) -> dict[str, An
     if objective.sandwich:
         products["meat"] = (a[:p] * (slope * a[-1]) ** 2) @ a[:p].T
     return products
+
+
+def _gram(a: Any) -> Any:
+    """Return a aᵀ: column by column where there are few, which XLA multiplies slowly as a matrix."""
+    if len(a) > _FEW:
+        return a @ a.T
+    pairs = {(i, j): _lanes(a[i] * a[j]) for j in range(len(a)) for i in range(j + 1)}
+    rows = [jnp.stack([pairs[min(i, j), max(i, j)] for j in range(len(a))]) for i in range(len(a))]
+    return jnp.sum(jnp.stack(rows), axis=-1)
 
 
 def _jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weight: Any) -> Any:

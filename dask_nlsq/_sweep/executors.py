@@ -159,11 +159,14 @@ class Cluster:
             index.update(zip(futures, (i for i, _ in batch), strict=True))
             return list(futures)
 
-        arriving = as_completed(submit(window), loop=self.client.loop)  # else that of the default client
+        arriving = as_completed(  # results come along; one by one each would cost a round trip
+            submit(window), with_results=True, raise_errors=False, loop=self.client.loop
+        )
         spent = 0
-        for future in arriving:
+        for future, value in arriving:
             i = index.pop(future)
-            value = self._value(future, groups[i])
+            if future.status != "finished":
+                value = self._value(future, groups[i])
             future.release()
             spent += 1
             if spent >= window // 4 or not index:

@@ -8,6 +8,7 @@ partitions however they are grouped.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +56,7 @@ def _held(block: Block | Failure) -> Block | Failure:
 
 
 def group(partitions: Sequence[Any], nbytes: float, threads: int) -> list[Group]:
-    """Cut partitions of `nbytes` bytes in all into groups for so many threads."""
+    """Cut partitions of `nbytes` bytes in all into groups for so many threads, as even as whole nodes allow."""
     count = max(len(partitions), 1)
     length = max(1, math.ceil(count / (PER_THREAD * threads)))
     if length > FAN_IN // 2:
@@ -63,7 +64,12 @@ def group(partitions: Sequence[Any], nbytes: float, threads: int) -> list[Group]
     most = max(1, int(BYTES * count / max(nbytes, 1.0)))
     if length > most:
         length = most - most % FAN_IN or most
+    unit = FAN_IN if length % FAN_IN == 0 else 1
+    units = math.ceil(count / unit)
+    groups = math.ceil(count / length)
+    cuts = [unit * (i * units // groups) for i in range(groups)] + [len(partitions)]
     return [
-        Group(start, tuple(partitions[start : start + length]), length % FAN_IN == 0)
-        for start in range(0, len(partitions), length)
+        Group(start, tuple(partitions[start:stop]), unit == FAN_IN)
+        for start, stop in itertools.pairwise(cuts)
+        if stop > start
     ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.block import SLABS, TILE, TOGETHER, Block
 from dask_nlsq._numerics.reduction import Reduction, fold_level
 from dask_nlsq._numerics.request import Request
 from dask_nlsq._sweep.failure import Failure, load
@@ -37,40 +37,66 @@ class Answer:
 
 
 def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) -> Answer | Failure:
-    """Load each partition once and reduce it for each request."""
-    marks, leaves = [], []
-    for index, block in group.blocks():
-        found: list[Reduction] = []
-        for request in requests:
-            leaf = _reduce(block, shipped, request, look=request.first and index == group.start)
-            if isinstance(leaf, Failure):
-                return leaf.at(index)
-            found.append(leaf)
-        leaves.append(found)
-        marks.append(Mark(found[0].rows, found[0].dropped, np.asarray(found[0].checksum).tobytes()))
+    """Load each partition once and reduce it for each request, small ones together."""
+    marks: list[Mark] = []
+    parts: list[list[Reduction]] = [[] for _ in requests]
+    for batch in _batches(group.blocks()):
+        for request, leaves in zip(requests, parts, strict=True):
+            found = _reduce(batch, shipped, request, look=request.first and batch[0][0] == group.start)
+            if isinstance(found, Failure):
+                return found
+            leaves += found
+        marks += (Mark(r.rows, r.dropped, r.checksum.tobytes()) for r in parts[0][-len(batch) :])
     level = fold_level if group.whole else tuple
-    return Answer(group.start, tuple(marks), tuple(tuple(level(column)) for column in zip(*leaves, strict=True)))
+    return Answer(group.start, tuple(marks), tuple(tuple(level(leaves)) for leaves in parts))
 
 
 def reduce_partition(partition: Any, shipped: Shipped, request: Request) -> Reduction | Failure:
     """Load a partition and reduce it."""
-    return _reduce(load(partition), shipped, request, request.first)
+    found = _reduce([(0, load(partition))], shipped, request, request.first)
+    return found if isinstance(found, Failure) else found[0]
 
 
-def _reduce(block: Block | Failure, shipped: Shipped, request: Request, look: bool) -> Reduction | Failure:
-    if isinstance(block, Failure):
-        return block
+Batch = list[tuple[int, Block | Failure]]
+
+
+def _batches(blocks: Iterable[tuple[int, Block | Failure]]) -> Iterator[Batch]:
+    """Put small blocks together, as many as one call of the kernel takes."""
+    batch: Batch = []
+    tiles = 0
+    for index, block in blocks:
+        more = SLABS[1] // TILE if isinstance(block, Failure) else -(-block.rows // TILE)
+        if batch and (tiles + more > SLABS[1] // TILE or len(batch) == TOGETHER):
+            yield batch
+            batch, tiles = [], 0
+        batch.append((index, block))
+        tiles += more
+    if batch:
+        yield batch
+
+
+def _reduce(batch: Batch, shipped: Shipped, request: Request, look: bool) -> list[Reduction] | Failure:
+    """Reduce some blocks, of which the first may be looked at; what fails is told with its partition."""
+    blocks = []
+    for index, block in batch:
+        if isinstance(block, Failure):
+            return block.at(index)
+        blocks.append(block)
     try:
         objective = shipped.value
         whitening = None if request.whitening is None else request.whitening.s
-        reduction: Reduction = _kernel().reduce_block(objective, block, request.theta, whitening)
-        if not np.isfinite(reduction.sums).all():
-            _refuse_non_finite(block, objective.columns)
+        found: list[Reduction] = _kernel().reduce_blocks(objective, blocks, request.theta, whitening)
         if look:
-            _kernel().check_rows(objective, block, request.theta)
-        return reduction
+            _kernel().check_rows(objective, blocks[0], request.theta)
     except Exception as error:
-        return Failure.of("evaluating the model", error)
+        for one in batch if len(batch) > 1 else ():  # which of them was it?
+            if isinstance(alone := _reduce([one], shipped, request, look=False), Failure):
+                return alone
+        return Failure.of("evaluating the model", error).at(batch[0][0])
+    for (index, _), block, reduction in zip(batch, blocks, found, strict=True):
+        if not np.isfinite(reduction.sums).all() and (fault := _non_finite(block, objective.columns)):
+            return Failure("evaluating the model", fault, partition=index)
+    return found
 
 
 def draw(group: Group, wanted: Sequence[int], count: int, seed: int) -> list[tuple[Block, int]] | Failure:
@@ -107,14 +133,15 @@ def _kernel() -> Any:
     return kernel
 
 
-def _refuse_non_finite(block: Block, names: tuple[str, ...]) -> None:
-    """Raise for the first column with a cell that is not finite; a sum may also overflow, which is no fault."""
+def _non_finite(block: Block, names: tuple[str, ...]) -> DataError | None:
+    """Name the first column with a cell that is not finite; a sum may also overflow, which is no fault."""
     for name, column in zip(names, (*block.x, block.y), strict=True):
         bad = ~np.isfinite(column)
         if bad.any():
             row = int(np.argmax(bad))
-            raise DataError(
+            return DataError(
                 f"{int(bad.sum())} of {len(bad)} cells are not finite; the first is row {row} with {column[row]}. "
                 'nan_policy="omit" drops such rows and counts them.',
                 column=name,
             )
+    return None

@@ -49,7 +49,7 @@ def _pinned(one_core):
 
 @contextmanager
 def cluster(workers):
-    """Open a client of worker processes of one thread each."""
+    """Open a client of worker processes of one thread each, each bound to a core, as a job queue would bind it."""
     with (
         LocalCluster(
             n_workers=workers,
@@ -60,7 +60,16 @@ def cluster(workers):
         ) as local,
         Client(local) as client,
     ):
+        own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        for core, worker in zip(own, client.nthreads(), strict=False):
+            client.run(_bind, core, workers=[worker])
         yield client
+
+
+def _bind(core):
+    """Bind all threads of this process to a core; threads that they start inherit it."""
+    for thread in psutil.Process().threads():
+        os.sched_setaffinity(thread.id, {core})
 
 
 def peak():
