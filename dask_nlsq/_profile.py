@@ -107,7 +107,7 @@ class Profiler:
 
     def _run(self, searches: Sequence[Search[T]]) -> list[T]:
         problem = self.problem
-        rows = float(sum(mark.rows + mark.dropped for mark in problem.ledger.seen.values()))
+        rows = float(problem.ledger.rows)
         groups = arrange(problem.source, problem.executor, self.cache, rows)
         with Progress(len(problem.source.partitions), None) as bar:
             return lockstep(dataclasses.replace(problem, groups=groups), searches, bar)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster, wait
+from distributed import Client, LocalCluster, Scheduler, SpecCluster, Worker, wait
 from problems import STORES, decay, decay_rows
 
 import dask_nlsq
@@ -197,3 +197,20 @@ def test_processes_whose_threads_hinder_one_another_are_told_of(size, crowded):
     ):
         said = Cluster(client).crowded()
         assert (said is not None and "PJRT_NPROC=1" in said) == crowded
+
+
+def test_workers_that_declare_gpus_get_the_tasks():
+    """The GPU is one in name only: what is shown is where the tasks go."""
+    options = [{"resources": {"GPU": 1}, "nthreads": 2}, {"nthreads": 2}]
+    spec = {i: {"cls": Worker, "options": o | {"dashboard_address": None}} for i, o in enumerate(options)}
+    scheduler = {"cls": Scheduler, "options": {"dashboard_address": ":0"}}
+    with SpecCluster(spec, scheduler=scheduler) as cluster, Client(cluster) as client:
+        assert Cluster(client).workers == 1
+        t, y = decay_rows(4000)
+        source = open_source(STORES["arrays"](t, y, 8, None), Columns(("t",), "y"))
+        kept = Cluster(client).hold(group(source.partitions, 0.0, 1))
+        wait([h.future for h in kept])
+        lying = {w: len(keys) for w, keys in client.has_what().items()}
+        gpu = next(w for w, i in client.scheduler_info()["workers"].items() if i["resources"])
+        assert lying == {w: len(kept) if w == gpu else 0 for w in lying}
+        assert sweep(Cluster(client), kept, shipped(), Request(THETA)).rows == 4000

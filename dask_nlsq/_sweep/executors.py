@@ -26,6 +26,9 @@ from dask_nlsq._sweep.group import group as group_of
 
 Task = Callable[..., Any]
 
+_GPU = "GPU"
+"""The resource that workers with GPUs declare, by the custom of dask-cuda's and dask-jobqueue's documents."""
+
 _KILLED = (
     "Every worker died that ran this, most likely for want of memory: cut the data into smaller partitions, or give "
     "the workers more. The logs of the workers may say more."
@@ -106,16 +109,27 @@ class Held:
 class Cluster:
     """A distributed client: one task a group, parameters as task arguments, nothing scattered.
 
-    What is lost with a worker, Dask itself runs again on another.
+    What is lost with a worker, Dask itself runs again on another. Where workers declare GPUs, tasks go to those alone,
+    one a GPU; asking for a resource that nobody declares would wait for ever.
     """
 
     def __init__(self, client: Any) -> None:
         self.client = client
+        declared = (w["resources"].get(_GPU) for w in client.scheduler_info(n_workers=-1)["workers"].values())
+        self._resources = {_GPU: 1} if any(declared) else None
 
     @property
     def workers(self) -> int:
-        """Threads of all workers; 1 while none has arrived."""
-        return max(1, sum(int(threads) for threads in self.client.nthreads().values()))
+        """Tasks that all workers run at a time; 1 while none has arrived."""
+        return max(1, sum(self._places().values()))
+
+    def _places(self) -> dict[str, int]:
+        """Return how many tasks each worker runs at a time: its threads, or its GPUs where tasks need one."""
+        if self._resources is None:
+            return {worker: int(threads) for worker, threads in self.client.nthreads().items()}
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        gpus = {worker: int(w["resources"].get(_GPU, 0)) for worker, w in workers.items()}
+        return {worker: min(count, workers[worker]["nthreads"]) for worker, count in gpus.items() if count}
 
     def crowded(self) -> str | None:
         """Return what to do where worker processes of one machine each let XLA use all of its cores."""
@@ -155,7 +169,9 @@ class Cluster:
                 return []
             keys = [f"nlsq-{task.__name__}-{run}-{i}" for i, _ in batch]
             sent = [g.future if isinstance(g, Held) else g for _, g in batch]
-            futures = self.client.map(_call, sent, task=task, args=args, key=keys, pure=False)
+            futures = self.client.map(
+                _call, sent, task=task, args=args, key=keys, resources=self._resources, pure=False
+            )
             index.update(zip(futures, (i for i, _ in batch), strict=True))
             return list(futures)
 
@@ -215,7 +231,7 @@ class Cluster:
 
     def _hold(self, groups: Sequence[Group], make: Callable[..., Group], *arguments: Sequence[Any]) -> list[Held]:
         """Make each group on a worker, the threads in turn: what lies unevenly is swept unevenly."""
-        run, turns = uuid.uuid4().hex[:8], itertools.cycle(_in_turn(self.client.nthreads()) or [None])
+        run, turns = uuid.uuid4().hex[:8], itertools.cycle(_in_turn(self._places()) or [None])
         return [
             Held(
                 group,
@@ -225,6 +241,7 @@ class Cluster:
                     key=f"nlsq-load-{run}-{group.start}",
                     workers=worker,
                     allow_other_workers=True,
+                    resources=self._resources,
                     pure=False,
                 ),
             )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.reduction import Reduction, fold
@@ -13,25 +14,41 @@ from dask_nlsq._numerics.request import Request
 from dask_nlsq._sweep.executors import Executor
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.shipped import Shipped
-from dask_nlsq._sweep.task import Answer, Mark, reduce_group
+from dask_nlsq._sweep.task import Answer, Marks, reduce_group
+
+_UNSEEN = np.uint64(2**64 - 1)
+"""Stands for the rows of a partition that no sweep has reached yet."""
 
 
-@dataclasses.dataclass
 class Ledger:
     """Remembers what each partition held in the first sweep, so that data that change are noticed."""
 
-    seen: dict[int, Mark] = dataclasses.field(default_factory=dict)
+    def __init__(self) -> None:
+        self._seen: Marks = np.empty((0, 0), np.uint64)
 
-    def check(self, index: int, now: Mark) -> None:
-        """Refuse a partition whose rows are not those of the first sweep."""
-        before = self.seen.setdefault(index, now)
-        if before != now:
-            other = f"{now.rows} rows" if now.rows != before.rows else "other values"
+    @property
+    def rows(self) -> int:
+        """Rows of all partitions seen, those dropped among them."""
+        seen = self._seen[self._seen[:, :1].ravel() != _UNSEEN]
+        return int(seen[:, :2].sum())
+
+    def check(self, start: int, marks: Marks) -> None:
+        """Refuse partitions, from number `start` on, whose rows are not those of the first sweep."""
+        end = start + len(marks)
+        if end > len(self._seen):
+            more = np.full((end - len(self._seen), marks.shape[1]), _UNSEEN)
+            self._seen = np.concatenate([self._seen.reshape(-1, marks.shape[1]), more])
+        before = self._seen[start:end]
+        new = before[:, 0] == _UNSEEN
+        before[new] = marks[new]
+        for i in np.flatnonzero((before != marks).any(axis=1)).tolist():
+            rows, now = int(before[i, 0]), int(marks[i, 0])
+            other = f"{now} rows" if now != rows else "other values"
             raise DataError(
-                f"The partition gave {before.rows} rows in the first sweep and {other} now. A fit reads its data "
+                f"The partition gave {rows} rows in the first sweep and {other} now. A fit reads its data "
                 "several times, so they must stay as they are: write them down first, or seed what is random, or hold "
                 'them in memory with cache="persist".',
-                partition=index,
+                partition=start + i,
             )
 
 
@@ -53,8 +70,7 @@ def sweep_each(
     for i, answer in executor.run(reduce_group, groups, shipped, tuple(requests)):
         if isinstance(answer, Failure):
             raise answer.error(requests[0].theta)
-        for index, mark in enumerate(answer.marks, answer.start):
-            ledger.check(index, mark)
+        ledger.check(answer.start, answer.marks)
         answers[i] = answer
         on_answer(answer)
     return [fold(itertools.chain.from_iterable(a.parts[k] for a in answers)) for k in range(len(requests))]

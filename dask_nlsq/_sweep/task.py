@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import SLABS, TILE, TOGETHER, Block
@@ -17,14 +18,8 @@ from dask_nlsq._sweep.group import Group
 from dask_nlsq._sweep.shipped import Shipped
 from dask_nlsq._typing import Vector
 
-
-@dataclasses.dataclass(frozen=True)
-class Mark:
-    """What a partition held: enough to notice that it has changed."""
-
-    rows: int
-    dropped: int
-    checksum: bytes
+Marks = npt.NDArray[np.uint64]
+"""What partitions held, enough to notice that they have changed: rows, rows dropped, checksums; a line each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +27,13 @@ class Answer:
     """What came of a group: a mark for each partition, and for each request the leaves or nodes of the tree."""
 
     start: int
-    marks: tuple[Mark, ...]
+    marks: Marks  # (partitions, 2 + columns)
     parts: tuple[tuple[Reduction, ...], ...]
 
 
 def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) -> Answer | Failure:
     """Load each partition once and reduce it for each request, small ones together."""
-    marks: list[Mark] = []
+    marks: list[Any] = []
     parts: list[list[Reduction]] = [[] for _ in requests]
     for batch in _batches(group.blocks()):
         for request, leaves in zip(requests, parts, strict=True):
@@ -46,9 +41,9 @@ def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) ->
             if isinstance(found, Failure):
                 return found
             leaves += found
-        marks += (Mark(r.rows, r.dropped, r.checksum.tobytes()) for r in parts[0][-len(batch) :])
+        marks += ([r.rows, r.dropped, *r.checksum.tolist()] for r in parts[0][-len(batch) :])
     level = fold_level if group.whole else tuple
-    return Answer(group.start, tuple(marks), tuple(tuple(level(leaves)) for leaves in parts))
+    return Answer(group.start, np.array(marks, np.uint64), tuple(tuple(level(leaves)) for leaves in parts))
 
 
 def reduce_partition(partition: Any, shipped: Shipped, request: Request) -> Reduction | Failure:
