@@ -2,11 +2,12 @@
 
 import lazy_loader
 
-from dask_nlsq import _accessor
+from dask_nlsq import _accessor, _config
 
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ = sorted(__all__)
 
+_config.register()
 _accessor.register(__getattr__)

@@ -6,11 +6,25 @@ from ._errors import ModelError as ModelError
 from ._errors import ModelNotPicklable as ModelNotPicklable
 from ._errors import NlsqError as NlsqError
 from ._errors import NlsqWarning as NlsqWarning
+from ._errors import PlanError as PlanError
 from ._errors import SweepError as SweepError
 from ._errors import TooFewRows as TooFewRows
 from ._fit import fit as fit
+from ._fit import plan as plan
 from ._numerics.model import Model as Model
 from ._numerics.status import Status as Status
+from ._plan import DatasetSizeTier as DatasetSizeTier
+from ._plan import MemoryTier as MemoryTier
+from ._plan import OptimizationGoal as OptimizationGoal
+from ._plan import Plan as Plan
+from ._plan import WorkflowConfig as WorkflowConfig
+from ._plan import WorkflowTier as WorkflowTier
+from ._plan import auto_select_workflow as auto_select_workflow
+from ._plan import estimate_memory as estimate_memory
+from ._plan import get_memory_tier as get_memory_tier
+from ._plan import plot_memory as plot_memory
+from ._plan import plot_tiers as plot_tiers
 from ._result import FitResult as FitResult
+from .cluster import local_cluster as local_cluster
 
 __version__: str

@@ -30,6 +30,10 @@ class NlsqAccessor:
         """Fit `model` to this frame's columns; ``dask_nlsq.fit(model, x, y, data=frame, **options)``."""
         return type(self).lookup("fit")(model, x, y, data=self._frame, **options)
 
+    def plan(self, model: Any, x: Any = None, y: Any = None, **options: Any) -> Any:
+        """Say what `fit` would do; ``dask_nlsq.plan(model, x, y, data=frame, **options)``."""
+        return type(self).lookup("plan")(model, x, y, data=self._frame, **options)
+
 
 def register(lookup: Callable[[str], Any]) -> None:
     """Add ``.nlsq`` to Dask's and pandas' frames."""

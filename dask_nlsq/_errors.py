@@ -8,6 +8,7 @@
     ├─ DataError(ValueError)          columns, lengths, NaN under nan_policy="raise"
     │  └─ TooFewRows(TypeError)          fewer rows than parameters
     ├─ BoundsError(ValueError)        lower > upper, start outside
+    ├─ PlanError(MemoryError)         something does not fit into memory
     └─ SweepError(RuntimeError)       a partition failed; the original exception is its cause
 
     NlsqWarning(UserWarning)          said once, with what to do about it
@@ -72,6 +73,10 @@ class TooFewRows(DataError, TypeError):
 
 class BoundsError(NlsqError, ValueError):
     """A lower bound lies above its upper bound, or the start lies outside."""
+
+
+class PlanError(NlsqError, MemoryError):
+    """Something does not fit into memory; the message has both numbers and the remedy."""
 
 
 class SweepError(NlsqError, RuntimeError):

@@ -12,7 +12,9 @@ Everything before that makes friendly arguments exact; everything after turns th
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,20 +24,20 @@ from scipy.optimize import OptimizeResult
 
 from dask_nlsq._autotune import autotune as tuned
 from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, one_of, warn
+from dask_nlsq._facts import dry_run, gather_facts, speed
 from dask_nlsq._numerics import kernel
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.loss import Loss, check_loss
-from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.parameters import Parameters
+from dask_nlsq._numerics.block import MANY_ROWS, Block
+from dask_nlsq._numerics.loss import Loss
 from dask_nlsq._numerics.reduction import Reduction
-from dask_nlsq._numerics.solver.trust_region import MANY_ROWS, State, TrustRegion, final
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import build
-from dask_nlsq._problem import Problem, arrange, choose_executor, roles, warn_of_namesakes
+from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, make_plan, settle
+from dask_nlsq._problem import Draft, Problem, arrange, draft, executor_of
 from dask_nlsq._progress import Progress
 from dask_nlsq._result import FitResult
 from dask_nlsq._sample import GUESS_ROWS, Sample, draw_sample, guess_start
-from dask_nlsq._sources import Source, open_source
+from dask_nlsq._second_look import look_again
 from dask_nlsq._sweep import Cluster, Executor, Group, Ledger, Serial, group, ship, sweep
 from dask_nlsq._typing import Vector
 
@@ -66,10 +68,15 @@ def fit(
     ftol: float | None = None,
     xtol: float | None = None,
     gtol: float | None = None,
-    max_nfev: int = 1000,
+    max_nfev: int | None = None,
     time_limit: float | None = None,
     callback: Callable[[OptimizeResult], Any] | None = None,
-    cache: str = "auto",
+    tier: Any = None,
+    goal: Any = None,
+    workflow: str | None = None,
+    config: Any = None,
+    memory_limit: int | str | None = None,
+    cache: str | None = None,
     autotune: bool = False,
     client: Any = None,
     progress: bool | None = None,
@@ -131,12 +138,26 @@ def fit(
     ftol, xtol, gtol : float, optional
         SciPy's tests, besides the default: stop when the step that remains is far below the standard errors.
     max_nfev : int
-        Most sweeps.
+        Most sweeps; 1000 by default.
     time_limit : float, optional
         Seconds after which no further sweep is begun.
     callback : callable, optional
         Called after every sweep with an `OptimizeResult` of ``x``, ``cost``, ``nfev`` and ``params``; raising
         StopIteration ends the fit.
+    tier : {"auto", "standard", "chunked"} or WorkflowTier
+        How to go about the data: gather all rows in this process, or leave them in partitions. The answer is the same;
+        "auto" decides from rows, memory and goal.
+    goal : {"robust", "fast", "quality", "memory_efficient"} or OptimizationGoal
+        What matters most: "fast" stops a tenth of a standard error from the minimum; "quality" goes on to the rounding
+        level and fits again from perturbed starts; "memory_efficient" keeps nothing between sweeps.
+    workflow : str, optional
+        The name of a preset of `WorkflowConfig`.
+    config : WorkflowConfig or mapping, optional
+        Settings that are kept together. What an argument says counts before them, then what they say, then `workflow`,
+        then Dask's configuration ``nlsq.*``, then the default.
+    memory_limit : int or str, optional
+        Bytes that a process may hold, or a text such as "4 GB"; by default the limit of the workers, of the control
+        group or of the machine.
     cache : {"auto", "persist", "none"}
         Whether partitions stay in memory between sweeps; "auto" keeps them below half of the memory.
     autotune : bool
@@ -162,6 +183,8 @@ def fit(
         A lower bound lies above its upper bound, or the start outside.
     SweepError
         The model or a read failed on a partition; the original exception is its cause.
+    PlanError
+        A partition does not fit into memory.
 
     Notes
     -----
@@ -178,53 +201,33 @@ def fit(
     >>> result.params.round(2).to_dict()
     {'amplitude': 2.0, 'rate': 0.5}
     """
-    one_of("nan_policy", nan_policy, "raise", "omit", error=DataError)
-    one_of("missing_chunks", missing_chunks, "fill", "raise", error=DataError)
-    one_of("cov_type", cov_type, "standard", "sandwich")
-    one_of("cache", cache, "auto", "persist", "none")
-    if max_nfev < 1:
-        raise NlsqError(f"max_nfev is {max_nfev}; at least one sweep is needed.")
+    said = locals()
     started = time.perf_counter()
-    data, columns, bound = roles(model, x, y, data, sigma, nan_policy, p0, (filters, storage_options))
-    check_loss(loss, f_scale)
-    parameters = Parameters.of(bound, p0, bounds, fixed, tied, prior)
-    objective = Objective(
-        dataclasses.replace(bound, guess=None),
-        (*columns.x, columns.y),
-        columns.sigma is not None,
-        jac=jac if callable(jac) else None,
-        loss=loss,
-        f_scale=f_scale,
-        sandwich=cov_type == "sandwich",
-        expansion=parameters.expansion,
-    )
-    objective = _look(ship(objective).value, parameters.start, jac)
-    source = open_source(data, columns, filters, storage_options)
-    warn_of_namesakes(bound, source)
-    if missing_chunks == "raise" and source.info.absent:
-        raise DataError(f"{'; '.join(source.info.absent.values())}.", column=next(iter(source.info.absent)))
-    executor = Serial() if client is False else choose_executor(client, len(source.partitions))
-    shipped = ship(objective)
-    if isinstance(executor, Cluster):
-        shipped.bytes()  # refused here, by name, rather than by the scheduler
-    groups, sample = _gather(source, executor, cache)
+    config = _settle(said)
+    exact = draft(**said)
+    source, bound, parameters, objective = exact.source, exact.model, exact.parameters, exact.objective
+    if not isinstance(exact.executor, Cluster):
+        kernel.prepare(objective)
+    decided, executor, groups, sample = _gather(exact, config)
     if parameters.guessed and bound.guess is not None:
         rows = sample or draw_sample(executor, groups, len(source.partitions), GUESS_ROWS)
         parameters = guess_start(bound, parameters, rows.block)
     if autotune:
         rows = sample or draw_sample(executor, groups, len(source.partitions))
         objective = tuned(objective, rows.block, parameters.start)
-        shipped = ship(objective)
-    problem = Problem(source, columns, shipped.value, shipped, parameters, executor, groups)
+    problem = Problem(
+        source, exact.columns, objective, ship(objective), parameters, executor, groups, decided, exact.executor
+    )
     solver = TrustRegion(
         parameters.lower,
         parameters.upper,
         parameters.prior,
+        tolerance=_TOLERANCE.get(decided.goal),
         absolute_sigma=absolute_sigma,
-        ftol=ftol,
-        xtol=xtol,
-        gtol=gtol,
-        max_nfev=max_nfev,
+        ftol=config.ftol,
+        xtol=config.xtol,
+        gtol=config.gtol,
+        max_nfev=config.max_nfev or sys.maxsize,
     )
     notes = _notes(problem)
     starts = [parameters.start]
@@ -232,45 +235,102 @@ def fit(
         starts.insert(0, near)
         notes += (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
     with Progress(len(source.partitions), progress) as bar:
-        state, seconds = minimise(problem, solver, starts, bar, time_limit, callback)
+        state, seconds = minimise(problem, solver, starts, bar, config.time_limit, callback)
+        if decided.goal is OptimizationGoal.QUALITY and state.status is not None and state.status.success:
+            better, note = look_again(problem, solver, state, None if sample is None else sample.block, bar)
+            notes += (note,)
+            if better is not None:
+                first, state, more = state, *minimise(problem, solver, [better], bar, config.time_limit, callback)
+                state = dataclasses.replace(state, history=(*first.history, *state.history))
+                seconds += more
     if state.status is not None and state.status.success and _went_silent(problem, state):
         state = dataclasses.replace(state, status=Status.SILENT)
-    return build(problem, solver, state, seconds, time.perf_counter() - started, notes, cache)
+    return build(problem, solver, state, seconds, time.perf_counter() - started, notes)
 
 
-def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
-    """Look at the model before any data are read, and say how its Jacobian will be formed."""
-    if not callable(jac) and jac not in (None, "jax", "2-point", "3-point"):
-        raise ModelError(f'jac is {jac!r}; "jax", "2-point", "3-point" or a function is needed.')
-    objective, obstacle = kernel.look(objective, start)
-    if obstacle is None:
-        return (
-            objective if jac in (None, "jax") or callable(jac) else dataclasses.replace(objective, jacobian="numeric")
-        )
-    message = (
-        f"The model {objective.model.name!r} cannot be traced by JAX: {obstacle}. Write it with jax.numpy: jnp.exp for "
-        "np.exp, jnp.where(condition, a, b) for an if on a parameter or a column."
-    )
-    if jac == "jax":
-        raise ModelError(message)
-    if jac is None:
-        warn(f"{message} Until then it is differentiated by differences, slowly.")
-    return objective
+_TOLERANCE = {OptimizationGoal.FAST: 0.1, OptimizationGoal.QUALITY: 1e-8}
+"""Largest step that may remain, in standard errors, where the goal says so."""
 
 
-def _gather(source: Source, executor: Executor, cache: str) -> tuple[Sequence[Any], Sample | None]:
-    """Return the partitions in groups, held in memory where that pays, and a sample where another sweep is dear."""
-    rows, partitions = source.info.rows, len(source.partitions)
-    if rows is None and not source.shared:
-        one_by_one = group(source.partitions, float("inf"), executor.workers)
-        sample = draw_sample(executor, one_by_one, partitions)
-        groups = arrange(source, executor, cache, sample.estimated_rows)
-    else:
-        groups = arrange(source, executor, cache, rows)
-        if rows is not None and rows <= MANY_ROWS:
-            return groups, None
+def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
+    """Say what `fit` would do with the same arguments, before it does anything.
+
+    Nothing is read but what describes the data, and one partition, on which a dry run measures how fast reading and
+    reducing go.
+
+    Parameters
+    ----------
+    model, x, y, **options
+        As for `fit`.
+
+    Returns
+    -------
+    Plan
+        Tier, workers, memory, reads and seconds, each with its reason.
+
+    Raises
+    ------
+    PlanError
+        A partition does not fit into memory; it is not read then.
+
+    Examples
+    --------
+    >>> import numpy as np, dask_nlsq
+    >>> x = np.linspace(0, 1, 1000)
+    >>> plan = dask_nlsq.plan("line", x, 1 + 2 * x, memory_limit="8 GB")
+    >>> print(plan)  # doctest: +ELLIPSIS
+    Plan: line(intercept, slope) on arrays in memory, 1,000 rows in 1 partition
+      tier     STANDARD, all rows in memory at a time
+      goal     ROBUST
+      workers  1 task at a time in this process
+      memory   ... of 7.45 GiB a process (memory_limit)
+      cache    partitions stay in memory
+      sweeps   about 8
+      time     about ... a sweep, ... in all
+    """
+    bound = inspect.signature(fit).bind(model, x, y, **options)
+    bound.apply_defaults()
+    said = bound.arguments
+    config = _settle(said)
+    exact = draft(**said)
+    facts = gather_facts(exact, config.memory_limit)
+    make_plan(facts, config)  # refuses, before anything is read
+    return make_plan(dry_run(exact, facts), config)
+
+
+def _settle(said: Mapping[str, Any]) -> WorkflowConfig:
+    """Return the settings that count, of the arguments of a fit and what stands behind them."""
+    one_of("cache", said["cache"] or "auto", "auto", "persist", "none")
+    own = {field.name: said[field.name] for field in dataclasses.fields(WorkflowConfig)}
+    config = settle(WorkflowConfig(**own), said["config"], said["workflow"])
+    if config.max_nfev is not None and config.max_nfev < 1:
+        raise NlsqError(f"max_nfev is {config.max_nfev}; at least one sweep is needed.")
+    return config
+
+
+def _gather(exact: Draft, config: WorkflowConfig) -> tuple[Plan, Executor, Sequence[Any], Sample | None]:
+    """Return the plan, the partitions in groups, held where it says so, and a sample where another sweep is dear."""
+    source, executor = exact.source, exact.executor
+    partitions, sample, read = len(source.partitions), None, 0.0
+    started = time.perf_counter()
+    if source.info.rows is None and not source.shared:
+        sample = draw_sample(executor, group(source.partitions, float("inf"), executor.workers), partitions)
+        read = time.perf_counter() - started
+    facts = gather_facts(exact, config.memory_limit, sample)
+    decided = make_plan(facts, config)
+    groups = arrange(source, executor, decided)
+    executor = executor_of(decided, executor)
+    if sample is None and (facts.rows is None or facts.rows > MANY_ROWS):
+        started = time.perf_counter()
         sample = draw_sample(executor, groups, partitions)
-    return groups, sample if sample.estimated_rows > MANY_ROWS else None
+        read = time.perf_counter() - started
+    if sample is None or sample.estimated_rows <= MANY_ROWS:
+        return decided, executor, groups, None
+    facts = dataclasses.replace(facts, **speed(exact.objective, sample.block, exact.parameters.start))
+    if decided.cache == "none" and read > 0:
+        drawn = sample.estimated_rows / partitions * sample.partitions * facts.row_bytes
+        facts = dataclasses.replace(facts, bytes_per_second=drawn / read / executor.workers)
+    return make_plan(facts, config), executor, groups, sample
 
 
 def _fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> Vector | None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import pathlib
 import platform
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-import psutil
 import zarr
 from scipy.optimize import OptimizeWarning
 
@@ -26,13 +23,13 @@ from dask_nlsq._numerics.block import SLABS
 from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final, lost
 from dask_nlsq._numerics.status import Status
+from dask_nlsq._peak import peak_memory
+from dask_nlsq._plan import Measured, Plan
 from dask_nlsq._problem import Problem
 from dask_nlsq._profile import Profiler
 from dask_nlsq._result import FitResult, history_frame
+from dask_nlsq._sweep import Cluster
 from dask_nlsq._typing import Matrix, Vector
-
-if sys.platform != "win32":
-    import resource
 
 log = logging.getLogger("dask_nlsq")
 
@@ -44,7 +41,6 @@ def build(
     seconds: list[float],
     total: float,
     notes: tuple[str, ...],
-    cache: str,
 ) -> FitResult:
     point = state.point
     assert point is not None and state.status is not None
@@ -82,6 +78,7 @@ def build(
         history=_history(state, parameters.free, seconds),
         provenance=_provenance(problem, state, sum(seconds), total),
         notes=notes,
+        plan=_measured(problem, state, seconds, total),
         shipped=problem.shipped,
         columns=dataclasses.replace(problem.columns, origins=problem.source.info.origins),
         factor=point.factor,
@@ -93,9 +90,27 @@ def build(
             factor=factor,
             s2=1.0 if solver.absolute_sigma else statistics.redchi,
             dof=statistics.dof,
-            cache=cache,
         ),
     )
+
+
+def _measured(problem: Problem, state: State, seconds: list[float], total: float) -> Plan:
+    """Return the plan with what the fit came to."""
+    assert state.point is not None
+    plan, executor = problem.plan, problem.executor
+    facts = dataclasses.replace(
+        plan.facts, rows=float(state.point.reduction.rows + state.point.reduction.dropped), estimated=False
+    )
+    stored = facts.encoded if facts.encoded is not None else facts.nbytes
+    passes = 1.0 if plan.cache == "persist" else state.nsweeps + plan.reads - plan.sweeps
+    measured = Measured(
+        sweeps=state.nsweeps,
+        sweep_seconds=sum(seconds) / max(len(seconds), 1),
+        seconds=total,
+        read_bytes=None if plan.read_bytes is None or stored is None else passes * stored,
+        peak=executor.peak() if isinstance(executor, Cluster) else peak_memory(),
+    )
+    return dataclasses.replace(plan, measured=measured)
 
 
 def _covariance(
@@ -151,7 +166,7 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float) ->
         "seconds": seconds,
         "total_seconds": total,
         "rows_per_second": state.nsweeps * state.point.reduction.rows / max(seconds, 1e-9),
-        "peak_memory": _peak_memory(),
+        "peak_memory": peak_memory(),
         "device": jax.default_backend(),
         "kernel": {
             "jacobian": problem.objective.jacobian,
@@ -164,14 +179,3 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float) ->
             **{m.__name__: m.__version__ for m in (dask, distributed, jax, np, zarr)},
         },
     }
-
-
-def _peak_memory() -> int:
-    """Return the largest resident size that this process has had, in bytes."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():  # on Linux, where ru_maxrss begins with what the parent process held
-        return 1024 * int(status.read_text("ascii", "replace").partition("VmHWM:")[2].split()[0])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit

@@ -1,4 +1,4 @@
-"""Problem: a fit with every argument made exact; here friendly arguments become one."""
+"""Problem: a fit with every argument made exact; here friendly arguments become one, and its rows are laid out."""
 
 from __future__ import annotations
 
@@ -8,21 +8,37 @@ from typing import Any
 
 import distributed
 import numpy as np
-import psutil
+from dask.system import CPU_COUNT
 
-from dask_nlsq._errors import DataError, ModelError, NlsqError, warn
+from dask_nlsq._errors import DataError, ModelError, NlsqError, one_of, warn
 from dask_nlsq._models import named
+from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.loss import Loss, check_loss
 from dask_nlsq._numerics.model import Model
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
+from dask_nlsq._plan import Plan, WorkflowTier
 from dask_nlsq._sources import Columns, Source, open_source
-from dask_nlsq._sweep import Cluster, Executor, Ledger, Serial, Shipped, Threads, group
+from dask_nlsq._sweep import Cluster, Executor, Failure, Group, Ledger, Serial, Shipped, Threads, group, ship
+from dask_nlsq._typing import Vector
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A fit with every argument made exact, and its rows not read yet."""
+
+    source: Source
+    columns: Columns
+    model: Model  # bound to its columns, with its guess
+    objective: Objective
+    parameters: Parameters
+    executor: Executor
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A fit with every argument made exact."""
+    """A fit whose rows are at hand, in groups of partitions, read or not."""
 
     source: Source
     columns: Columns
@@ -31,7 +47,81 @@ class Problem:
     parameters: Parameters
     executor: Executor
     groups: Sequence[Any]
+    plan: Plan
+    reader: Executor  # who reads the partitions, where that is not who reduces them
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
+
+
+def draft(
+    *,
+    model: Any,
+    x: Any,
+    y: Any,
+    data: Any,
+    sigma: Any,
+    filters: Any,
+    storage_options: dict[str, Any] | None,
+    p0: Any,
+    bounds: Any,
+    fixed: Any,
+    tied: Mapping[str, Any] | None,
+    prior: Mapping[str, tuple[float, float]] | None,
+    loss: Loss,
+    f_scale: float,
+    jac: Any,
+    cov_type: str,
+    nan_policy: str,
+    missing_chunks: str,
+    client: Any,
+    **_: Any,
+) -> Draft:
+    """Make the arguments of a fit exact; of the data, only what describes them is read."""
+    one_of("nan_policy", nan_policy, "raise", "omit", error=DataError)
+    one_of("missing_chunks", missing_chunks, "fill", "raise", error=DataError)
+    one_of("cov_type", cov_type, "standard", "sandwich")
+    data, columns, bound = roles(model, x, y, data, sigma, nan_policy, p0, (filters, storage_options))
+    check_loss(loss, f_scale)
+    parameters = Parameters.of(bound, p0, bounds, fixed, tied, prior)
+    objective = Objective(
+        dataclasses.replace(bound, guess=None),
+        (*columns.x, columns.y),
+        columns.sigma is not None,
+        jac=jac if callable(jac) else None,
+        loss=loss,
+        f_scale=f_scale,
+        sandwich=cov_type == "sandwich",
+        expansion=parameters.expansion,
+    )
+    objective = _look(ship(objective).value, parameters.start, jac)
+    source = open_source(data, columns, filters, storage_options)
+    warn_of_namesakes(bound, source)
+    if missing_chunks == "raise" and source.info.absent:
+        raise DataError(f"{'; '.join(source.info.absent.values())}.", column=next(iter(source.info.absent)))
+    executor = Serial() if client is False else choose_executor(client, len(source.partitions))
+    shipped = ship(objective)
+    if isinstance(executor, Cluster):
+        shipped.bytes()  # refused here, by name, rather than by the scheduler
+    return Draft(source, columns, bound, shipped.value, parameters, executor)
+
+
+def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
+    """Look at the model before any data are read, and say how its Jacobian will be formed."""
+    if not callable(jac) and jac not in (None, "jax", "2-point", "3-point"):
+        raise ModelError(f'jac is {jac!r}; "jax", "2-point", "3-point" or a function is needed.')
+    objective, obstacle = kernel.look(objective, start)
+    if obstacle is None:
+        return (
+            objective if jac in (None, "jax") or callable(jac) else dataclasses.replace(objective, jacobian="numeric")
+        )
+    message = (
+        f"The model {objective.model.name!r} cannot be traced by JAX: {obstacle}. Write it with jax.numpy: jnp.exp for "
+        "np.exp, jnp.where(condition, a, b) for an if on a parameter or a column."
+    )
+    if jac == "jax":
+        raise ModelError(message)
+    if jac is None:
+        warn(f"{message} Until then it is differentiated by differences, slowly.")
+    return objective
 
 
 def roles(
@@ -110,28 +200,35 @@ def choose_executor(client: Any, partitions: int) -> Executor:
     return executor
 
 
-def arrange(source: Source, executor: Executor, cache: str, rows: float | None) -> Sequence[Any]:
-    """Cut the partitions into groups, held in memory where that is asked for, or needed, or cheap.
+def executor_of(plan: Plan, executor: Executor) -> Executor:
+    """Return the executor that runs as many tasks at a time as the plan says, and where it says."""
+    if isinstance(executor, Cluster) and plan.tier is not WorkflowTier.STANDARD:
+        limited = plan.at_a_time < plan.facts.threads
+        return Cluster(executor.client, plan.at_a_time) if limited else executor
+    if isinstance(executor, Serial) or plan.facts.partitions == 1:
+        return Serial()
+    return Threads(CPU_COUNT if isinstance(executor, Cluster) else plan.at_a_time)
 
-    Parameters
-    ----------
-    rows : float or None
-        Rows of all partitions, as far as they are known.
+
+def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
+    """Cut the partitions into groups, and read them where the plan keeps them.
+
+    Under STANDARD they are gathered in this process, whoever reads them.
     """
-    nbytes = float("inf") if rows is None or source.shared else 8.0 * rows * len(source.info.columns)
-    groups = group(source.partitions, nbytes, executor.workers)
+    facts = plan.facts
+    nbytes = float("inf") if facts.nbytes is None or source.shared else facts.nbytes
+    groups: Sequence[Any] = group(source.partitions, nbytes, executor.workers)
     embedded = isinstance(source.partitions[0], Block)
-    if embedded and not isinstance(executor, Cluster):
-        return groups
-    fits = nbytes < 0.5 * _memory(executor)  # and what is embedded would be sent anew with every sweep
-    if source.shared or cache == "persist" or (cache == "auto" and (embedded or fits)):
-        return executor.hold(groups, source.shared)
-    return groups
-
-
-def _memory(executor: Executor) -> float:
-    """Return the bytes that partitions may take: those of the workers, or what this machine has free."""
-    if isinstance(executor, Cluster):
-        workers = executor.client.scheduler_info(n_workers=-1)["workers"].values()
-        return float(sum(w["memory_limit"] or 0 for w in workers))
-    return float(psutil.virtual_memory().available)
+    here = executor_of(plan, executor)
+    if isinstance(here, Cluster) or not isinstance(executor, Cluster):
+        if plan.cache == "none" or (embedded and not isinstance(here, Cluster)):
+            return [dataclasses.replace(g, ahead=plan.ahead) for g in groups]
+        return here.hold(groups, source.shared)
+    if embedded:
+        return group(source.partitions, nbytes, here.workers)
+    groups = executor.hold(groups, shared=True) if source.shared else groups
+    read = sorted(executor.run(Group.load, groups), key=lambda found: found[0])
+    for _, found in read:
+        if isinstance(found, Failure):
+            raise found.error()
+    return group([block for _, one in read for block in one.partitions], nbytes, here.workers)

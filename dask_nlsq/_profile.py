@@ -70,7 +70,6 @@ class Profiler:
     factor: Factor  # at the estimates
     s2: float
     dof: int
-    cache: str
 
     def intervals(self, level: float) -> dict[str, tuple[float, float]]:
         """Return both ends of the interval of each parameter that is free and determined."""
@@ -107,8 +106,7 @@ class Profiler:
 
     def _run(self, searches: Sequence[Search[T]]) -> list[T]:
         problem = self.problem
-        rows = float(problem.ledger.rows)
-        groups = arrange(problem.source, problem.executor, self.cache, rows)
+        groups = arrange(problem.source, problem.reader, problem.plan)
         with Progress(len(problem.source.partitions), None) as bar:
             return lockstep(dataclasses.replace(problem, groups=groups), searches, bar)
 

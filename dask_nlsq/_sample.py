@@ -35,6 +35,7 @@ class Sample:
     block: Block
     partitions: int
     estimated_rows: float
+    largest: int  # rows of the largest partition that was drawn from
 
 
 def draw_sample(executor: Executor, groups: Sequence[Any], partitions: int, rows: int = ROWS, seed: int = 0) -> Sample:
@@ -51,7 +52,7 @@ def draw_sample(executor: Executor, groups: Sequence[Any], partitions: int, rows
             raise found.error()
         drawn[i] = found
     blocks, totals = zip(*itertools.chain.from_iterable(drawn), strict=True)
-    return Sample(concatenate(list(blocks)), count, sum(totals) / count * partitions)
+    return Sample(concatenate(list(blocks)), count, sum(totals) / count * partitions, max(totals))
 
 
 def guess_start(model: Model, parameters: Parameters, sample: Block) -> Parameters:

@@ -141,49 +141,72 @@ def _output(_: click.Context, __: click.Parameter, path: Path | None) -> Path | 
     return path
 
 
+ARGUMENTS = (
+    click.argument("data"),
+    click.option(
+        "--model",
+        "-m",
+        required=True,
+        metavar="MODEL",
+        help="An expression, a name of the library, or module:function.",
+    ),
+    click.option(
+        "--x",
+        "-x",
+        multiple=True,
+        callback=_x,
+        metavar="NAMES",
+        help="Columns of the model, repeated or separated by commas; by default its first argument, or those names of "
+        "an expression that the data has.",
+    ),
+    click.option("--y", "-y", metavar="NAME", help='Column that is fitted; by default "y".'),
+    click.option("--sigma", callback=_sigma, metavar="NAME|NUMBER", help="Standard deviation of y."),
+    click.option("--absolute-sigma", is_flag=True, help="sigma is in units of y, not only relative."),
+    click.option("--p0", multiple=True, callback=_p0, metavar="a=1,b=2", help="Starting values."),
+    click.option(
+        "--bounds", multiple=True, callback=_bounds, metavar="a=0:10,b=:5", help="Bounds; an empty side is open."
+    ),
+    click.option(
+        "--nan-policy",
+        type=click.Choice(["raise", "omit"]),
+        default="raise",
+        show_default=True,
+        help="What to do with rows where x or y is not finite.",
+    ),
+    click.option("--storage-options", callback=_mapping, metavar="JSON", help="Options of fsspec, for URLs."),
+    click.option(
+        "--tier",
+        type=click.Choice(["auto", "standard", "chunked"]),
+        help="Gather all rows in this process, or leave them in partitions; by default rows and memory decide.",
+    ),
+    click.option(
+        "--goal",
+        type=click.Choice(["fast", "robust", "quality", "memory_efficient"]),
+        help="What matters most; by default robust.",
+    ),
+    click.option("--memory-limit", metavar="BYTES", help='What a process may hold, such as "4 GB".'),
+    click.option(
+        "--cache",
+        type=click.Choice(["auto", "persist", "none"]),
+        help="Whether the data stay in memory between sweeps; by default where they are small.",
+    ),
+    click.option("--max-nfev", type=click.IntRange(min=1), metavar="N", help="Most sweeps; by default 1000."),
+    click.option(
+        "--scheduler", metavar="ADDRESS", help="A running Dask scheduler; by default threads of this process."
+    ),
+)
+"""What `fit` and `plan` are told."""
+
+
+def _arguments(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command all of `ARGUMENTS`."""
+    for argument in reversed(ARGUMENTS):
+        command = argument(command)
+    return command
+
+
 @main.command(epilog="Example: dask-nlsq fit runs.parquet -m decay:model -y signal --p0 amplitude=2,rate=0.5")
-@click.argument("data")
-@click.option(
-    "--model", "-m", required=True, metavar="MODEL", help="An expression, a name of the library, or module:function."
-)
-@click.option(
-    "--x",
-    "-x",
-    multiple=True,
-    callback=_x,
-    metavar="NAMES",
-    help="Columns of the model, repeated or separated by commas; by default its first argument, or those names of an "
-    "expression that the data has.",
-)
-@click.option("--y", "-y", metavar="NAME", help='Column that is fitted; by default "y".')
-@click.option("--sigma", callback=_sigma, metavar="NAME|NUMBER", help="Standard deviation of y.")
-@click.option("--absolute-sigma", is_flag=True, help="sigma is in units of y, not only relative.")
-@click.option("--p0", multiple=True, callback=_p0, metavar="a=1,b=2", help="Starting values.")
-@click.option("--bounds", multiple=True, callback=_bounds, metavar="a=0:10,b=:5", help="Bounds; an empty side is open.")
-@click.option(
-    "--nan-policy",
-    type=click.Choice(["raise", "omit"]),
-    default="raise",
-    show_default=True,
-    help="What to do with rows where x or y is not finite.",
-)
-@click.option("--storage-options", callback=_mapping, metavar="JSON", help="Options of fsspec, for URLs.")
-@click.option(
-    "--cache",
-    type=click.Choice(["auto", "persist", "none"]),
-    default="auto",
-    show_default=True,
-    help="Whether the data stay in memory between sweeps.",
-)
-@click.option(
-    "--max-nfev",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    metavar="N",
-    help="Most sweeps over the data.",
-)
-@click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler; by default threads of this process.")
+@_arguments
 @click.option(
     "--output",
     "-o",
@@ -221,6 +244,26 @@ def fit(
         if output is not None:
             output.write_text(result.to_json() + "\n", encoding="utf-8")
     context.exit(0 if result.success else NOT_CONVERGED)
+
+
+@main.command(epilog="Example: dask-nlsq plan 'runs/*.parquet' -m decay:model -y signal --explain")
+@_arguments
+@click.option("--explain", is_flag=True, help="Give every decision with its reason and its numbers.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(
+    data: str,
+    model: str,
+    x: list[str] | None,
+    y: str | None,
+    scheduler: str | None,
+    explain: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Say what a fit of DATA would do: tier, workers, memory, reads, seconds. One partition is read."""
+    with _plainly(), _client(scheduler) as client:
+        found = dask_nlsq.plan(load_model(model), x, y, data=data, client=client, **options)
+        click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.explain() if explain else str(found))
 
 
 @contextlib.contextmanager

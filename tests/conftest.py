@@ -22,7 +22,8 @@ def cluster():
 
 @pytest.fixture
 def client(cluster):
-    with Client(cluster, set_as_default=True) as client:
+    """A client whose workers do the work, though the rows are few enough to be gathered."""
+    with Client(cluster, set_as_default=True) as client, dask.config.set({"nlsq.tier": "chunked"}):
         yield client
 
 

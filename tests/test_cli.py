@@ -145,9 +145,29 @@ def test_a_scheduler_needs_not_find_the_module(folder, monkeypatch):
         cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0")
     with cluster:
         address = cluster.scheduler_address
-        seen = run(data, "-m", "usermodels:decay", "-y", "signal", "--scheduler", address, "-o", "result.json")
+        seen = run(
+            data,
+            "-m",
+            "usermodels:decay",
+            "-y",
+            "signal",
+            "--scheduler",
+            address,
+            "-o",
+            "result.json",
+            "--tier=chunked",
+        )
     assert seen.exit_code == 0, seen.output
     assert read("result.json").provenance["executor"] == "cluster"
+
+
+def test_a_plan_is_a_page_or_json(folder):
+    arguments = ["plan", "decay.parquet", "-m", "usermodels:decay", "-y", "signal", "--memory-limit", "8 GB"]
+    page, whole, plain = (CliRunner().invoke(main, [*arguments, *more]) for more in ([], ["--explain"], ["--json"]))
+    assert page.exit_code == whole.exit_code == plain.exit_code == 0, page.output
+    assert page.stdout.startswith("Plan: decay(") and "STANDARD" in page.stdout
+    assert "LOW memory" in whole.stdout
+    assert json.loads(plain.stdout)["tier"] == "standard"
 
 
 def test_info_names_versions_and_devices():

@@ -159,7 +159,7 @@ def test_two_sweeps_suffice_after_a_sample(options):
 def gone_on(result):
     """Return where the same solver ends when it goes on to rounding level."""
     profiler = result.profiler
-    groups = arrange(profiler.problem.source, profiler.problem.executor, "none", None)
+    groups = arrange(profiler.problem.source, profiler.problem.reader, profiler.problem.plan)
     search = fitted(dataclasses.replace(profiler.solver, tolerance=1e-9), result.popt)
     (state,) = lockstep(dataclasses.replace(profiler.problem, groups=groups), [search])
     return final(state, profiler.solver.lower, profiler.solver.upper)[0]

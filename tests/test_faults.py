@@ -33,7 +33,7 @@ def cluster():
 
 @pytest.fixture
 def client(cluster):
-    with Client(cluster) as client:
+    with Client(cluster) as client, dask.config.set({"nlsq.tier": "chunked"}):
         client.wait_for_workers(2, timeout=60)
         yield client
 

@@ -26,6 +26,9 @@ SLABS = (16 * TILE, 256 * TILE)
 """Rows of a slab. At 524,288 rows a call's overhead is below 1 %; small ones are for what computes all rows of a slab,
 real or not."""
 
+MANY_ROWS = 1_000_000
+"""Rows above which another sweep is dear: a fit then starts from a sample and stops by the step predicted to remain."""
+
 TOGETHER = 64
 """Most blocks in a slab: sixty of 10,000 rows pay for one call what one would."""
 

@@ -18,6 +18,7 @@ Everything runs in float64 inside ``jax.enable_x64``, and takes and returns NumP
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import math
@@ -44,13 +45,10 @@ traces: collections.Counter[tuple[str, int, bool]] = collections.Counter()
 """How often each (model, slab rows, whitened) was traced in this process."""
 
 _compiled: weakref.WeakKeyDictionary[Objective, dict[Any, Any]] = weakref.WeakKeyDictionary()
-_lock = threading.RLock()
+_lock = threading.Lock()
 
 _LANES = 64
 """Sums that are kept side by side while a slab is read, and added up at its end."""
-
-_FEW = 4
-"""Columns, the residual among them, up to which the sum of each product of two is faster than a matrix product."""
 
 _CHAIN = np.uint64(6364136223846793005)
 """Multiplier that carries a checksum from tile to tile (Knuth's MMIX generator)."""
@@ -82,6 +80,25 @@ def reduce_blocks(
             for i, rows, row, checksum in zip(numbers, slab.rows.tolist(), sums, checksums, strict=False):
                 totals[i] = totals[i].combine(_reduction(objective, rows, row, checksum))
     return totals
+
+
+def prepare(objective: Objective) -> None:
+    """Begin to compile, in threads of their own, what a first sweep of columns of float64 on a CPU needs."""
+    where = device.own()
+    if objective.jacobian == "numeric" or device.keeps(where):
+        return
+    slab = Slab((np.empty(SLABS[1]),) * objective.n_columns, np.empty(SLABS[1]), None, np.zeros(_room(objective), int))
+    for work in (
+        lambda: _once(objective, "rows", functools.partial(_compile_rows, objective)),
+        lambda: _kernel(objective, slab, False, where),
+    ):
+        threading.Thread(target=_quietly, args=(work,), name="nlsq-compile").start()
+
+
+def _quietly(work: Callable[[], Any]) -> None:
+    """Do some work; what fails fails again, and is told, where the result is needed."""
+    with contextlib.suppress(Exception), jax.enable_x64(True):
+        work()
 
 
 def _room(objective: Objective) -> int:
@@ -268,11 +285,12 @@ def _kernel(objective: Objective, slab: Slab, whitened: bool, where: Any) -> Cal
 
 
 def _once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any:
-    """Return what was compiled or found for an objective; under a lock, so once whatever the threads."""
-    known = _compiled.get(objective, {})
+    """Return what was compiled or found for an objective: once whatever the threads, unlike kinds side by side."""
+    with _lock:
+        known = _compiled.setdefault(objective, {})
+        lock = known.setdefault(("lock", kind), threading.RLock())
     if kind not in known:
-        with _lock:
-            known = _compiled.setdefault(objective, {})
+        with lock:
             if kind not in known:
                 known[kind] = compile_it()
     return known[kind]
@@ -380,7 +398,7 @@ def _products(objective: Objective, a: Any, weight: Any, s: Any) -> dict[str, An
     if s is not None:
         a = jnp.concatenate([s @ a[:p], a[p:]])
     if not objective.robust:
-        gram = _gram(a)
+        gram = a @ a.T
         products = {"cost": 0.5 * gram[-1, -1], "gram": gram}
         slope: Any = 1.0
     else:
@@ -395,15 +413,6 @@ def _products(objective: Objective, a: Any, weight: Any, s: Any) -> dict[str, An
     if objective.sandwich:
         products["meat"] = (a[:p] * (slope * a[-1]) ** 2) @ a[:p].T
     return products
-
-
-def _gram(a: Any) -> Any:
-    """Return a aᵀ: column by column where there are few, which XLA multiplies slowly as a matrix."""
-    if len(a) > _FEW:
-        return a @ a.T
-    pairs = {(i, j): _lanes(a[i] * a[j]) for j in range(len(a)) for i in range(j + 1)}
-    rows = [jnp.stack([pairs[min(i, j), max(i, j)] for j in range(len(a))]) for i in range(len(a))]
-    return jnp.sum(jnp.stack(rows), axis=-1)
 
 
 def _jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weight: Any) -> Any:

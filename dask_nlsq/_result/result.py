@@ -16,6 +16,7 @@ from dask_nlsq._errors import NlsqError, one_of
 from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.inference import Statistics
 from dask_nlsq._numerics.status import Status
+from dask_nlsq._plan import Plan
 from dask_nlsq._result import predict as prediction
 from dask_nlsq._result.report import report
 from dask_nlsq._sources.columns import Columns
@@ -56,6 +57,8 @@ class FitResult:
         Versions, data, times and memory.
     notes : tuple of str
         What was decided for the user and is worth knowing.
+    plan : Plan
+        What was going to be done, and why; ``plan.report()`` sets what was predicted beside what was measured.
 
     Examples
     --------
@@ -81,6 +84,7 @@ class FitResult:
     history: pd.DataFrame
     provenance: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    plan: Plan | None = None
     # What is needed to evaluate the model again.
     shipped: Shipped | None = None
     columns: Columns | None = None
@@ -325,6 +329,7 @@ class FitResult:
             "history": self.history.to_dict(orient="list"),
             "provenance": dict(self.provenance),
             "notes": list(self.notes),
+            "plan": None if self.plan is None else self.plan.to_dict(),
         }
 
     @classmethod
@@ -344,6 +349,7 @@ class FitResult:
             history=history_frame(values["history"]),
             provenance=values["provenance"],
             notes=tuple(values["notes"]),
+            plan=None if values.get("plan") is None else Plan.from_dict(values["plan"]),
         )
 
     def to_json(self) -> str:

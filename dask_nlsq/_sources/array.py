@@ -31,7 +31,15 @@ def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     rows = sum(arrays[columns.y].chunks[0])
     known = None if np.isnan(rows) else int(rows)
-    info = Info("Dask arrays", known, columns.names, tuple(raw), columns.origins)
+    info = Info(
+        "Dask arrays",
+        known,
+        columns.names,
+        tuple(raw),
+        columns.origins,
+        partition_rows=None if known is None else max(arrays[columns.y].chunks[0], default=0),
+        row_bytes=columns.row_bytes({name: a.dtype for name, a in arrays.items()}),
+    )
     token = tokenize(*(a.name for a in arrays.values()), columns)
     if parts is None:
         to_block = dask.delayed(_to_block, pure=True)

@@ -35,6 +35,11 @@ class Columns:
         sigma = (self.sigma,) if isinstance(self.sigma, str) else ()
         return tuple(dict.fromkeys((*self.x, self.y, *sigma)))
 
+    def row_bytes(self, dtypes: Mapping[str, Any]) -> int:
+        """Return the bytes that a row takes in a block, for columns of these types."""
+        sizes = [4 if str(dtypes[name]).lower() in ("float", "float32") else 8 for name in (*self.x, self.y)]
+        return sum(sizes) + (8 if self.sigma is not None else 0)
+
     def block(self, raw: Mapping[str, Any]) -> Block:
         """Turn raw arrays, one for each of `names`, into columns of one length."""
         values = {name: self.to_float(name, raw[name]) for name in self.names}

@@ -30,7 +30,8 @@ def open_frame(frame: Any, columns: Columns) -> Source:
     dates = [name for name in columns.names if frame.dtypes[name].kind == "M"]
     reads = (frame.partitions[i].compute() for i in range(frame.npartitions))
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
-    info = Info("Dask DataFrame", None, columns.names, present, columns.origins)
+    width = columns.row_bytes(dict(frame.dtypes))
+    info = Info("Dask DataFrame", None, columns.names, present, columns.origins, row_bytes=width)
     if parts is None:
         to_block = dask.delayed(_to_block, pure=True)
         return Source([to_block(part, columns) for part in frame.to_delayed()], frame._name, info, shared=True)

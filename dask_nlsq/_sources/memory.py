@@ -24,5 +24,6 @@ def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str, present: tu
     rows = len(raw[columns.y])
     blocks = [whole.take(slice(i, i + ROWS)) for i in range(0, whole.rows, ROWS)] or [whole]
     blocks = [dataclasses.replace(b, dropped=whole.dropped if i == 0 else 0) for i, b in enumerate(blocks)]
-    info = Info(kind, rows, columns.names, present, columns.origins)
+    width = whole.nbytes // max(whole.rows, 1)
+    info = Info(kind, rows, columns.names, present, columns.origins, partition_rows=min(rows, ROWS), row_bytes=width)
     return Source(blocks, tokenize(columns, rows), info)

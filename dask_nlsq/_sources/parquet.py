@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import fsspec
@@ -55,18 +56,29 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
     dataset = ds.dataset(where, filesystem=filesystem, format="parquet")
     check_columns(dataset.schema.names, columns.names)
     expression = None if filters is None else pq.filters_to_expression(filters)
-    partitions, rows = [], 0
+    partitions, lengths, encoded = [], [], 0
     for fragment in dataset.get_fragments(filter=expression):
         for run in _runs(fragment, expression):
             partitions.append(ParquetPartition(run, expression, columns))
-            rows += sum(group.num_rows for group in run.row_groups)
+            lengths.append(sum(group.num_rows for group in run.row_groups))
+            encoded += _stored(run, columns.names)
+    rows = sum(lengths)
     if not partitions:
         raise DataError(f"No row group at {path!r} can hold a row that passes the filters {filters!r}.")
-    types = {name: str(dataset.schema.field(name).type) for name in columns.names}
+    types: dict[str, str] = {name: str(dataset.schema.field(name).type) for name in columns.names}
     dates = [name for name, kind in types.items() if kind.startswith(("timestamp", "date"))]
     columns = dataclasses.replace(columns, origins=first_instants(dates, (p.read() for p in partitions)))
     partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
-    info = Info("Parquet", None if filters else rows, columns.names, tuple(dataset.schema.names), columns.origins)
+    info = Info(
+        "Parquet",
+        None if filters else rows,
+        columns.names,
+        tuple(dataset.schema.names),
+        columns.origins,
+        partition_rows=max(lengths),
+        encoded=encoded,
+        row_bytes=columns.row_bytes(types),
+    )
     return Source(partitions, tokenize(paths, rows, str(expression), columns), info)
 
 
@@ -83,6 +95,14 @@ def _runs(fragment: Any, expression: Any) -> list[Any]:
         runs[-1].append(group.id)
         size += group.num_rows
     return [fragment.subset(row_group_ids=run) for run in runs]
+
+
+def _stored(run: Any, names: Sequence[str]) -> int:
+    """Return the bytes that some columns of these row groups take in their file."""
+    schema = run.metadata.schema
+    wanted = [i for i in range(len(schema)) if schema.column(i).path.partition(".")[0] in names]
+    groups = [run.metadata.row_group(group.id) for group in run.row_groups]
+    return sum(group.column(i).total_compressed_size for group in groups for i in wanted)
 
 
 def _numpy(column: Any) -> Any:

@@ -26,6 +26,10 @@ class Info:
     present: tuple[str, ...] = ()  # that there are
     origins: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of datetime columns
     absent: Mapping[str, str] = dataclasses.field(default_factory=dict)  # columns of which Zarr lacks chunks, in words
+    # What memory it takes.
+    partition_rows: int | None = None  # of the largest partition
+    encoded: int | None = None  # bytes stored, of the columns that are read
+    row_bytes: int = 8  # of a row in a block
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,18 @@ def open_zarr(data: Any, columns: Columns) -> Source:
     reads = ({name: arrays[name][a:b] for name in dates} for a, b in cuts)
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     partitions = [ZarrPartition(arrays, a, b, columns) for a, b in cuts]
-    info = Info("Zarr", rows, columns.names, tuple(present), columns.origins, _absent(arrays))
+    plain = all(not a.compressors for a in arrays.values())
+    info = Info(
+        "Zarr",
+        rows,
+        columns.names,
+        tuple(present),
+        columns.origins,
+        _absent(arrays),
+        partition_rows=min(step, rows),
+        encoded=sum(a.nbytes for a in arrays.values()) if plain else None,
+        row_bytes=columns.row_bytes({name: a.dtype for name, a in arrays.items()}),
+    )
     token = tokenize([str(a.store_path) for a in arrays.values()], shapes, columns)
     return Source(partitions, token, info)
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
@@ -20,6 +21,7 @@ import dask
 from dask.system import CPU_COUNT
 
 from dask_nlsq._errors import NlsqError, SweepError
+from dask_nlsq._peak import peak_memory
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.group import Group
 from dask_nlsq._sweep.group import group as group_of
@@ -110,11 +112,13 @@ class Cluster:
     """A distributed client: one task a group, parameters as task arguments, nothing scattered.
 
     What is lost with a worker, Dask itself runs again on another. Where workers declare GPUs, tasks go to those alone,
-    one a GPU; asking for a resource that nobody declares would wait for ever.
+    one a GPU; asking for a resource that nobody declares would wait for ever. A worker process runs at most `at_a_time`
+    tasks at a time where memory has room for no more.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, at_a_time: int | None = None) -> None:
         self.client = client
+        self._at_a_time = at_a_time
         declared = (w["resources"].get(_GPU) for w in client.scheduler_info(n_workers=-1)["workers"].values())
         self._resources = {_GPU: 1} if any(declared) else None
 
@@ -126,10 +130,25 @@ class Cluster:
     def _places(self) -> dict[str, int]:
         """Return how many tasks each worker runs at a time: its threads, or its GPUs where tasks need one."""
         if self._resources is None:
-            return {worker: int(threads) for worker, threads in self.client.nthreads().items()}
+            most = self._at_a_time or 2**31
+            return {worker: min(int(threads), most) for worker, threads in self.client.nthreads().items()}
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
         gpus = {worker: int(w["resources"].get(_GPU, 0)) for worker, w in workers.items()}
         return {worker: min(count, workers[worker]["nthreads"]) for worker, count in gpus.items() if count}
+
+    def facts(self) -> tuple[int, int, int]:
+        """Return how many workers there are, the fewest threads of one, and its smallest memory limit, 0 for none."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        if not workers:
+            return 1, 1, 0
+        limits = [w["memory_limit"] for w in workers if w["memory_limit"]]
+        return len(workers), min(w["nthreads"] for w in workers), min(limits, default=0)
+
+    def peak(self) -> int:
+        """Return the largest resident size that a worker has had, in bytes."""
+        with self._connected():
+            found = self.client.run(peak_memory, on_error="ignore")
+        return max(found.values(), default=0)
 
     def crowded(self) -> str | None:
         """Return what to do where worker processes of one machine each let XLA use all of its cores."""
@@ -170,7 +189,14 @@ class Cluster:
             keys = [f"nlsq-{task.__name__}-{run}-{i}" for i, _ in batch]
             sent = [g.future if isinstance(g, Held) else g for _, g in batch]
             futures = self.client.map(
-                _call, sent, task=task, args=args, key=keys, resources=self._resources, pure=False
+                _call,
+                sent,
+                task=task,
+                args=args,
+                at_a_time=self._at_a_time,
+                key=keys,
+                resources=self._resources,
+                pure=False,
             )
             index.update(zip(futures, (i for i, _ in batch), strict=True))
             return list(futures)
@@ -227,7 +253,7 @@ class Cluster:
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition on a worker and keep it there; a lost one is read again."""
         with self._connected():
-            return self._hold_shared(groups) if shared else self._hold(groups, Group.load, groups)
+            return self._hold_shared(groups) if shared else self._hold(groups, _load, groups)
 
     def _hold(self, groups: Sequence[Group], make: Callable[..., Group], *arguments: Sequence[Any]) -> list[Held]:
         """Make each group on a worker, the threads in turn: what lies unevenly is swept unevenly."""
@@ -238,6 +264,7 @@ class Cluster:
                 self.client.submit(
                     make,
                     *each,
+                    at_a_time=self._at_a_time,
                     key=f"nlsq-load-{run}-{group.start}",
                     workers=worker,
                     allow_other_workers=True,
@@ -268,8 +295,19 @@ def _in_turn(threads: Mapping[str, int]) -> list[str]:
     return [worker for i in range(max(threads.values(), default=0)) for worker, n in threads.items() if i < n]
 
 
-def _call(group: Group, task: Task, args: tuple[Any, ...]) -> Any:
-    return task(group, *args)
+def _call(group: Any, task: Task, args: tuple[Any, ...], at_a_time: int | None) -> Any:
+    if at_a_time is None:
+        return task(group, *args)
+    with _places_lock:
+        place = _places.setdefault(at_a_time, threading.BoundedSemaphore(at_a_time))
+    with place:
+        return task(group, *args)
+
+
+_places: dict[int, threading.BoundedSemaphore] = {}
+"""Turns of the tasks of this process, by how many may run at a time."""
+
+_places_lock = threading.Lock()
 
 
 def _itself(value: Any) -> Any:
@@ -290,7 +328,12 @@ def _size(block: Any) -> int:
     return int(block.nbytes)
 
 
-def _together(group: Group, blocks: Sequence[Any]) -> Group:
+def _load(group: Group, at_a_time: int | None) -> Group:
+    loaded: Group = _call(group, Group.load, (), at_a_time)
+    return loaded
+
+
+def _together(group: Group, blocks: Sequence[Any], at_a_time: int | None) -> Group:
     return dataclasses.replace(group, partitions=tuple(blocks)).load()
 
 

@@ -27,15 +27,19 @@ PER_THREAD = 4
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Partitions `start`, `start` + 1, …; `whole` where they are whole nodes of the tree."""
+    """Partitions `start`, `start` + 1, …; `whole` where they are whole nodes of the tree.
+
+    The next is read `ahead`, while one is worked on, unless memory has no room for both.
+    """
 
     start: int
     partitions: tuple[Any, ...]
     whole: bool = False
+    ahead: bool = True
 
     def blocks(self) -> Iterator[tuple[int, Block | Failure]]:
         """Read the partitions in order, each while the one before it is being worked on."""
-        if len(self.partitions) == 1 or isinstance(self.partitions[0], Block):
+        if not self.ahead or len(self.partitions) == 1 or isinstance(self.partitions[0], Block):
             yield from ((self.start + i, load(p)) for i, p in enumerate(self.partitions))
             return
         with ThreadPoolExecutor(1, "nlsq-read") as reader:

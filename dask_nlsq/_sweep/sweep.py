@@ -26,12 +26,6 @@ class Ledger:
     def __init__(self) -> None:
         self._seen: Marks = np.empty((0, 0), np.uint64)
 
-    @property
-    def rows(self) -> int:
-        """Rows of all partitions seen, those dropped among them."""
-        seen = self._seen[self._seen[:, :1].ravel() != _UNSEEN]
-        return int(seen[:, :2].sum())
-
     def check(self, start: int, marks: Marks) -> None:
         """Refuse partitions, from number `start` on, whose rows are not those of the first sweep."""
         end = start + len(marks)

@@ -19,6 +19,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from dask_nlsq._numerics.block import MANY_ROWS
 from dask_nlsq._numerics.factor import EPS, Factor, Whitening, factorise
 from dask_nlsq._numerics.prior import Prior
 from dask_nlsq._numerics.reduction import Reduction
@@ -26,9 +27,6 @@ from dask_nlsq._numerics.request import Request
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._numerics.trust_region import Step, gauss_newton, solve
 from dask_nlsq._typing import Matrix, Vector
-
-MANY_ROWS = 1_000_000
-"""Rows from which another sweep is dear, and the fit stops by the step that is predicted to remain."""
 
 _TIGHT, _LOOSE = 1e-8, 1e-4
 """Largest remaining step in standard errors: up to `MANY_ROWS`, where it is the step itself, and above."""

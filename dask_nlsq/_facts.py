@@ -1,0 +1,95 @@
+"""Facts: what a plan is made from, looked up in the metadata and measured where something was run."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import psutil
+from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
+
+from dask_nlsq._numerics import kernel
+from dask_nlsq._numerics.block import SLABS, Block
+from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._plan import IMPORTS, READERS, Facts, MemoryLimit, memory_limit
+from dask_nlsq._problem import Draft
+from dask_nlsq._sample import Sample
+from dask_nlsq._sweep import Cluster, Failure, Serial
+from dask_nlsq._sweep.failure import load
+from dask_nlsq._typing import Vector
+
+
+def gather_facts(draft: Draft, limit: Any, sample: Sample | None = None) -> Facts:
+    """Look up what is known before the data are read, or after a sample of them was.
+
+    Parameters
+    ----------
+    limit : int or str, optional
+        Bytes that a process may hold, where the user says so.
+    """
+    info, executor = draft.source.info, draft.executor
+    own = memory_limit()
+    held = psutil.Process().memory_info().rss
+    cluster = isinstance(executor, Cluster)
+    processes, threads, of_worker = executor.facts() if isinstance(executor, Cluster) else (1, executor.workers, 0)
+    allowed = MemoryLimit(of_worker, "memory limit of a worker") if of_worker else own
+    if limit is not None:
+        allowed = MemoryLimit(int(parse_bytes(limit)), "memory_limit")
+    here = min(own.limit if cluster else allowed.limit, own.limit) - held
+    rows = info.rows if sample is None or info.rows is not None else sample.estimated_rows
+    largest = info.partition_rows if sample is None or info.partition_rows is not None else sample.largest
+    return Facts(
+        model=f"{draft.objective.model.name}({', '.join(draft.parameters.names)})",
+        n_params=draft.parameters.p,
+        kind=info.kind,
+        reader=info.kind if info.kind in READERS else "memory",
+        rows=rows,
+        estimated=info.rows is None and rows is not None,
+        columns=len(draft.objective.columns) + draft.objective.weighted,
+        row_bytes=info.row_bytes,
+        partitions=len(draft.source.partitions),
+        partition_rows=largest,
+        encoded=info.encoded,
+        shared=draft.source.shared,
+        cluster=cluster,
+        processes=processes,
+        threads=1 if isinstance(executor, Serial) else threads,
+        cores=CPU_COUNT,
+        limit=allowed.limit,
+        limit_source=allowed.source,
+        held=IMPORTS if cluster else held,
+        here=int(max(0, min(here, psutil.virtual_memory().available))),
+    )
+
+
+def dry_run(draft: Draft, facts: Facts) -> Facts:
+    """Read one partition and reduce some of its rows: how fast both go, and how many rows there may be."""
+    partition = draft.source.partitions[0]
+    if facts.shared:
+        return facts
+    started = time.perf_counter()
+    block = load(partition)
+    seconds = time.perf_counter() - started
+    if isinstance(block, Failure):
+        raise block.error()
+    found: dict[str, Any] = {}
+    if facts.rows is None:
+        found |= {"rows": float(block.rows * facts.partitions), "partition_rows": block.rows, "estimated": True}
+    if READERS[facts.reader] and block.rows:
+        found["bytes_per_second"] = block.nbytes / max(seconds, 1e-9)
+    return dataclasses.replace(facts, **found, **speed(draft.objective, block, draft.parameters.start))
+
+
+def speed(objective: Objective, block: Block, theta: Vector) -> dict[str, Any]:
+    """Return the seconds that the kernel takes to compile, and the rows that a thread then reduces in a second."""
+    if not block.rows:
+        return {}
+    some = block.take(slice(0, SLABS[1]))
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        kernel.reduce_block(objective, some, theta, None)
+        times.append(time.perf_counter() - started)
+    return {"compile_seconds": max(0.0, times[0] - times[1]), "rows_per_second": some.rows / max(times[1], 1e-9)}

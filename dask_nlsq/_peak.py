@@ -1,0 +1,22 @@
+"""The peak of a process: the largest resident size that it has had."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import psutil
+
+if sys.platform != "win32":
+    import resource
+
+
+def peak_memory() -> int:
+    """Return the largest resident size that this process has had, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # on Linux, where ru_maxrss begins with what the parent process held
+        return 1024 * int(status.read_text("ascii", "replace").partition("VmHWM:")[2].split()[0])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit

@@ -1,0 +1,63 @@
+"""Limits: how much memory this process may hold, inside a container too.
+
+A control group may set a limit of its own, and so may every group around it: the smallest counts. Job queues nest them
+(a job, a step, a task), so that a look at the root alone would see the machine's memory and not the job's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import psutil
+
+_UNLIMITED = 1 << 60
+"""What version 1 says where there is no limit is near 2⁶³."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryLimit:
+    """Bytes that a process may hold, and who says so."""
+
+    limit: int
+    source: str  # "memory_limit=", "worker", "cgroup v2", "cgroup v1", "physical memory"
+
+
+def memory_limit(root: Path = Path("/"), pid: str = "self") -> MemoryLimit:
+    """Return the limit of this process: the smallest of its control groups and of the machine.
+
+    Parameters
+    ----------
+    root : Path
+        Where ``proc`` and ``sys`` are found.
+    """
+    machine = MemoryLimit(psutil.virtual_memory().total, "physical memory")
+    return min((machine, *_groups(root, pid)), key=lambda limit: limit.limit)
+
+
+def _groups(root: Path, pid: str) -> Iterator[MemoryLimit]:
+    listing = root / "proc" / pid / "cgroup"
+    try:
+        lines = listing.read_text("utf-8", "replace").splitlines()
+    except OSError:  # not Linux
+        return
+    top = root / "sys" / "fs" / "cgroup"
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            yield from _walk(top, path, "memory.max", "cgroup v2")
+        elif "memory" in controllers.split(","):
+            yield from _walk(top / "memory", path, "memory.limit_in_bytes", "cgroup v1")
+
+
+def _walk(top: Path, path: str, name: str, source: str) -> Iterator[MemoryLimit]:
+    """Yield the limits of a group and of those around it, as far as they are seen from here."""
+    inside = PurePosixPath(path.lstrip("/"))
+    for group in (inside, *inside.parents):
+        try:
+            text = (top / group / name).read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if text.isdigit() and int(text) < _UNLIMITED:
+            yield MemoryLimit(int(text), source)

@@ -1,0 +1,165 @@
+r"""Memory: one formula, for the choice of a tier, for how many tasks run at a time, and for saying no.
+
+A task reads a partition while it reduces the one before it. It holds
+
+.. math:: \text{encoded} + c \cdot \text{decoded} \;(+\; \text{decoded of the one before}) + \text{slab} + \text{tile}
+
+bytes, where c says how often a reader holds what it decodes (`READERS`), the slab is the aligned memory that the
+kernel is handed, and the tile holds the columns, the Jacobian and what is between them for a few thousand rows. A
+process holds its imports besides, and whatever it keeps between sweeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dask_nlsq._errors import one_of
+from dask_nlsq._numerics.block import SLABS, TILE
+from dask_nlsq._plan.tiers import WorkflowTier, member
+
+READERS: Mapping[str, float] = {
+    "Parquet": 2.0,  # the Arrow table, and the NumPy arrays made of it
+    "Zarr": 2.0,  # the array, and the chunks on their way into it
+    "Dask DataFrame": 2.7,  # the Arrow table, the frame, the arrays
+    "Dask arrays": 2.0,
+    "memory": 0.0,  # it is there already
+}
+"""How many times a reader holds a decoded partition at its peak: measured, reader by reader."""
+
+SHARE = 0.8
+"""Share of the memory that tasks may fill: allocators and other libraries need the rest."""
+
+IMPORTS = 360_000_000
+"""Bytes that a worker process holds before it has any data: Python, NumPy, pandas, Arrow, Dask, JAX."""
+
+STANDARD_COPIES = 3
+"""How often STANDARD counts all rows: as they are read, as they are kept, and as what may be computed of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskMemory:
+    """What one task holds at its peak, in bytes."""
+
+    encoded: float
+    reading: float
+    before: float  # the partition that is reduced while the next one is read
+    slab: float
+    tile: float
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return int(sum(dataclasses.astuple(self)))
+
+
+def task_memory(
+    partition_rows: float,
+    row_bytes: float,
+    columns: int,
+    n_params: int,
+    reader: str = "Parquet",
+    encoded: float | None = None,
+    ahead: bool = True,
+    k: int = 1,
+) -> TaskMemory:
+    """Apply the formula to partitions of so many rows, of so many bytes each once they are decoded.
+
+    Parameters
+    ----------
+    encoded : float, optional
+        Bytes of a partition as it is stored; by default those of the decoded rows.
+    ahead : bool
+        Whether a task reads the next partition while it reduces one.
+    k : int
+        Parameter vectors evaluated in one pass.
+    """
+    decoded, copies = partition_rows * row_bytes, READERS[reader]
+    rows = min(TILE, max(partition_rows, 1))
+    return TaskMemory(
+        encoded=0.0 if not copies else decoded if encoded is None else encoded,
+        reading=copies * decoded,
+        before=decoded if ahead and copies else 0.0,
+        slab=8.0 * min(SLABS[1], max(partition_rows, TILE)) * columns,
+        tile=8.0 * rows * (columns + 2 * (n_params + 2)) * k,
+    )
+
+
+def standard_memory(rows: float, columns: int) -> int:
+    """Return the bytes that STANDARD counts for all rows."""
+    return int(8 * STANDARD_COPIES * rows * columns)
+
+
+def tasks_that_fit(threads: int, limit: float, task: float, held: float = IMPORTS) -> int:
+    """Return how many tasks a process may run at a time: 0 where not even one fits.
+
+    Parameters
+    ----------
+    threads : int
+        Threads of the process.
+    limit : float
+        Bytes that the process may hold.
+    task : float
+        Bytes of one task at its peak.
+    held : float
+        Bytes that the process holds anyway.
+    """
+    return int(max(0, min(threads, (SHARE * limit - held) // max(task, 1.0))))
+
+
+def workers_that_fit(cores: int, available: float, task: float, partitions: int) -> int:
+    """Return how many workers of one task each to use: min(cores, ⌊0.8 available / task⌋, partitions), at least 1."""
+    return int(max(1, min(cores, SHARE * available // max(task, 1.0), partitions)))
+
+
+def estimate_memory(
+    n_points: int,
+    n_params: int,
+    tier: Any = "chunked",
+    *,
+    n_columns: int = 2,
+    partition_rows: int = 1_000_000,
+    threads: int = 1,
+    reader: str = "Parquet",
+) -> int:
+    """Estimate how far the memory of a process grows in a fit, in bytes.
+
+    Parameters
+    ----------
+    n_points, n_params : int
+        Rows and free parameters.
+    tier : str or WorkflowTier
+        STANDARD holds all rows; the others hold a partition or a batch for each task.
+    n_columns : int
+        Columns that are read: of x, y and sigma.
+    partition_rows : int
+        Rows of a partition, or of a batch.
+    threads : int
+        Tasks at a time.
+    reader : {"Parquet", "Zarr", "Dask DataFrame", "Dask arrays", "memory"}
+        Where the rows come from.
+
+    Returns
+    -------
+    int
+        Bytes beyond what the process holds after its imports.
+
+    Notes
+    -----
+    For a task: encoded bytes + decoded bytes × copies(reader) + the partition before + the slab + rows of a tile ×
+    (columns + 2 (p + 2)) × 8. STANDARD counts rows × columns × 8 × 3.
+
+    Examples
+    --------
+    >>> from dask_nlsq import estimate_memory
+    >>> estimate_memory(10**6, 3, "standard"), estimate_memory(10**9, 3, "chunked", threads=2)
+    (48000000, 145170432)
+    """
+    tier = member(WorkflowTier, "tier", tier)
+    one_of("reader", reader, *READERS)
+    if tier is WorkflowTier.STANDARD:
+        return standard_memory(n_points, n_columns)
+    rows = min(partition_rows, n_points)
+    task = task_memory(rows, 8.0 * n_columns, n_columns, n_params, reader, ahead=rows < n_points)
+    return min(threads, -(-n_points // max(rows, 1))) * task.total

@@ -1,0 +1,401 @@
+"""Plan: what a fit is going to do, decided from facts by arithmetic alone, before anything is read.
+
+`make_plan` takes `Facts` and `WorkflowConfig` and knows no clock, no file and no Dask. What it decides from is in the
+plan, so that a plan can be made again, printed, sent and compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dask.utils import format_bytes
+
+from dask_nlsq._errors import NlsqError, PlanError
+from dask_nlsq._numerics.block import MANY_ROWS
+from dask_nlsq._plan import words
+from dask_nlsq._plan.memory import (
+    READERS,
+    SHARE,
+    TaskMemory,
+    standard_memory,
+    task_memory,
+    tasks_that_fit,
+    workers_that_fit,
+)
+from dask_nlsq._plan.tiers import OptimizationGoal, WorkflowTier, get_memory_tier, member, select_tier
+from dask_nlsq._plan.workflow import WorkflowConfig
+
+SWEEPS_FROM_AFAR = 8
+"""Sweeps of a fit without a sample, from 5 to 15 as a rule."""
+
+PAUSE = 0.2
+"""Seconds below which a task is mostly overhead on a cluster."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known before a fit."""
+
+    # The model.
+    model: str
+    n_params: int
+    # The data.
+    kind: str
+    reader: str  # of READERS
+    rows: float | None  # None: not known
+    estimated: bool  # rows were estimated from a sample of the partitions
+    columns: int
+    row_bytes: float  # decoded
+    partitions: int
+    partition_rows: float | None  # of the largest
+    encoded: float | None = None  # bytes stored, of the columns that are read
+    shared: bool = False  # partitions share work, and are computed together
+    # Who computes.
+    cluster: bool = False
+    processes: int = 1
+    threads: int = 1  # of each process
+    cores: int = 1
+    limit: int = 0  # bytes that each process may hold
+    limit_source: str = ""
+    held: int = 0  # bytes that each process holds already
+    here: int = 0  # bytes that this process may still take
+    # Measured, where something was run.
+    compile_seconds: float | None = None
+    rows_per_second: float | None = None  # of one thread
+    bytes_per_second: float | None = None  # decoded, of one thread
+
+    @property
+    def nbytes(self) -> float | None:
+        """Bytes of all rows once they are decoded."""
+        return None if self.rows is None else self.rows * self.row_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a fit came to, to stand beside what was predicted."""
+
+    sweeps: int
+    sweep_seconds: float
+    seconds: float
+    read_bytes: float | None
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a fit is going to do, and why.
+
+    ``print(plan)`` is a page; `explain` gives each decision with its numbers; `report` sets what was predicted beside
+    what was measured, once the fit is done.
+
+    Attributes
+    ----------
+    tier : WorkflowTier
+        How the fit goes about the data.
+    goal : OptimizationGoal
+        What it aims at.
+    cache : {"persist", "none"}
+        Whether partitions stay in memory between sweeps.
+    at_a_time, workers : int
+        Tasks that a process runs at a time, and all processes together.
+    task : TaskMemory
+        Bytes of one task, part by part.
+    peak : int
+        Bytes of a process at its largest.
+    sweeps, reads : float
+        Passes over the rows, and how often their bytes are read.
+    read_bytes, sweep_seconds, seconds : float or None
+        Bytes read in all; seconds of a sweep and of the fit, where a dry run has measured how fast things go.
+
+    Examples
+    --------
+    >>> import numpy as np, dask_nlsq
+    >>> plan = dask_nlsq.plan("line", np.arange(9.0), np.arange(9.0))
+    >>> str(plan.tier), plan.reads, dask_nlsq.Plan.from_dict(plan.to_dict()) == plan
+    ('STANDARD', 1, True)
+    """
+
+    facts: Facts
+    tier: WorkflowTier
+    goal: OptimizationGoal
+    cache: str
+    ahead: bool
+    at_a_time: int
+    workers: int
+    task: TaskMemory
+    peak: int
+    growth: int
+    sweeps: int
+    reads: float
+    read_bytes: float | None
+    sweep_seconds: float | None
+    seconds: float | None
+    reasons: Mapping[str, str]
+    advice: tuple[str, ...] = ()
+    measured: Measured | None = None
+
+    def explain(self) -> str:
+        """Return every decision with its reason and its numbers."""
+        return words.explain(self)
+
+    def report(self) -> str:
+        """Return what was predicted beside what was measured, as text."""
+        return words.report(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        values = dataclasses.asdict(self)
+        return values | {
+            "tier": self.tier.value,
+            "goal": self.goal.value,
+            "reasons": dict(self.reasons),
+            "advice": list(self.advice),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """Rebuild a plan from `to_dict`."""
+        measured = values["measured"]
+        return cls(
+            **{
+                **values,
+                "facts": Facts(**values["facts"]),
+                "tier": member(WorkflowTier, "tier", values["tier"]),
+                "goal": member(OptimizationGoal, "goal", values["goal"]),
+                "task": TaskMemory(**values["task"]),
+                "advice": tuple(values["advice"]),
+                "measured": None if measured is None else Measured(**measured),
+            }
+        )
+
+    def __str__(self) -> str:
+        return words.page(self)
+
+    def _repr_html_(self) -> str:
+        return words.html(self)
+
+
+def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
+    """Decide what a fit will do.
+
+    Raises
+    ------
+    PlanError
+        Something does not fit into memory; the message has both numbers and the remedy.
+    NlsqError
+        What was asked for is not there, or contradicts itself.
+    """
+    reasons: dict[str, str] = {}
+    goal = _goal(config, reasons)
+    tier = _tier(facts, config, goal, reasons)
+    cache = _cache(facts, config, tier, goal, reasons)
+    kept = (facts.nbytes or 0.0) / facts.processes if cache == "persist" and READERS[facts.reader] else 0.0
+    task, ahead, at_a_time = _tasks(facts, kept, goal, reasons)
+    workers = min(facts.processes * at_a_time, max(facts.partitions, 1))
+    growth = int(min(at_a_time, facts.partitions) * task.total + kept)
+    sweeps, reads = _reads(facts, cache, reasons)
+    stored = facts.encoded if facts.encoded is not None else facts.nbytes
+    return Plan(
+        facts=facts,
+        tier=tier,
+        goal=goal,
+        cache=cache,
+        ahead=ahead,
+        at_a_time=at_a_time,
+        workers=workers,
+        task=task,
+        peak=facts.held + growth,
+        growth=growth,
+        sweeps=sweeps,
+        reads=reads,
+        read_bytes=None if stored is None or not READERS[facts.reader] else reads * stored,
+        sweep_seconds=_sweep_seconds(facts, sweeps, reads, workers),
+        seconds=_seconds(facts, sweeps, reads, workers),
+        reasons=reasons,
+        advice=_advice(facts),
+    )
+
+
+def _goal(config: WorkflowConfig, reasons: dict[str, str]) -> OptimizationGoal:
+    goal = member(OptimizationGoal, "goal", config.goal or OptimizationGoal.ROBUST)
+    if not goal.built:
+        raise NlsqError(f'goal="{goal.value}" is not there yet; start from several p0 and keep the least cost.')
+    reasons["goal"] = {
+        OptimizationGoal.FAST: "stops when less than 0.1 standard errors remain",
+        OptimizationGoal.ROBUST: "stops when the step that remains is far below the standard errors",
+        OptimizationGoal.QUALITY: "goes on to the rounding level, and fits again from perturbed starts",
+        OptimizationGoal.MEMORY_EFFICIENT: "keeps nothing between sweeps, reads nothing ahead",
+    }[goal]
+    return goal
+
+
+def _tier(facts: Facts, config: WorkflowConfig, goal: OptimizationGoal, reasons: dict[str, str]) -> WorkflowTier:
+    """Return the tier that was asked for, or that of the table as far as it fits and is there."""
+    needed = None if facts.rows is None else standard_memory(facts.rows, facts.columns)
+    if config.tier is not None and config.tier != "auto":
+        tier = member(WorkflowTier, "tier", config.tier)
+        if not tier.built:
+            raise NlsqError(f'tier="{tier.value}" is not there yet; tier="chunked" gives the same answer.')
+        if tier is WorkflowTier.STANDARD and needed is not None and needed > SHARE * facts.here:
+            raise PlanError(
+                f"STANDARD counts {format_bytes(needed)} for {facts.rows:,.0f} rows, and this process may take "
+                f'{format_bytes(int(SHARE * facts.here))} more. Use tier="chunked", which gives the same answer.'
+            )
+        if tier is WorkflowTier.STANDARD and config.cache == "none":
+            raise NlsqError('tier="standard" keeps all rows, and cache="none" keeps none; say one of them.')
+        reasons["tier"] = "asked for"
+        return tier
+    if needed is None:
+        reasons["tier"] = "the number of rows is not known"
+        return WorkflowTier.CHUNKED
+    memory = get_memory_tier(facts.limit * facts.processes / 1e9)
+    tier = select_tier(facts.rows or 0, memory, goal)
+    saves = f", goal {goal}" if goal is OptimizationGoal.MEMORY_EFFICIENT else ""
+    reasons["tier"] = f"{facts.rows:,.0f} rows, {memory} memory ({memory.description}){saves}"
+    if not tier.built:
+        reasons["tier"] += f": {tier}, which is not there yet; CHUNKED gives the same answer"
+        return WorkflowTier.CHUNKED
+    if tier is WorkflowTier.STANDARD and config.cache == "none":
+        reasons["tier"] += ': STANDARD, but cache="none" keeps no rows'
+        return WorkflowTier.CHUNKED
+    if tier is WorkflowTier.STANDARD and needed > SHARE * facts.here:
+        reasons["tier"] += (
+            f": STANDARD, but it counts {format_bytes(needed)} and this process may take "
+            f"{format_bytes(int(SHARE * facts.here))} more"
+        )
+        return WorkflowTier.CHUNKED
+    return tier
+
+
+def _cache(
+    facts: Facts, config: WorkflowConfig, tier: WorkflowTier, goal: OptimizationGoal, reasons: dict[str, str]
+) -> str:
+    if tier is WorkflowTier.STANDARD:
+        reasons["cache"] = "STANDARD keeps all rows in this process"
+        return "persist"
+    if facts.shared:
+        reasons["cache"] = "partitions share work, and are computed once"
+        return "persist"
+    if config.cache in ("persist", "none"):
+        reasons["cache"] = "asked for"
+        return config.cache
+    if not READERS[facts.reader]:
+        reasons["cache"] = "the rows are in memory already"
+        return "persist"
+    if goal is OptimizationGoal.MEMORY_EFFICIENT:
+        reasons["cache"] = f"goal {goal}"
+        return "none"
+    room = 0.5 * (facts.processes * facts.limit if facts.cluster else min(facts.limit, facts.held + facts.here))
+    nbytes = math.inf if facts.nbytes is None else facts.nbytes
+    fits = nbytes < room
+    rows = "an unknown number of bytes" if facts.nbytes is None else format_bytes(int(nbytes))
+    reasons["cache"] = (
+        f"{rows} {'are below' if fits else 'are not below'} half of the memory, {format_bytes(int(room))}"
+    )
+    return "persist" if fits else "none"
+
+
+def _tasks(facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str, str]) -> tuple[TaskMemory, bool, int]:
+    """Return what a task holds, whether it reads ahead, and how many fit into a process; refuse where none does."""
+    if facts.partition_rows is None:
+        reasons["workers"] = "one task a thread; the size of a partition is not known"
+        return (
+            task_memory(0, facts.row_bytes, facts.columns, facts.n_params, facts.reader, ahead=False),
+            True,
+            facts.threads,
+        )
+    each = None if facts.encoded is None or not facts.rows else facts.encoded * facts.partition_rows / facts.rows
+    limit = facts.limit if facts.cluster else min(facts.limit, facts.held + facts.here)
+
+    def tried(ahead: bool) -> tuple[TaskMemory, bool, int]:
+        task = task_memory(
+            facts.partition_rows or 0, facts.row_bytes, facts.columns, facts.n_params, facts.reader, each, ahead
+        )
+        return task, ahead, tasks_that_fit(facts.threads, limit, task.total, facts.held + kept)
+
+    ahead = facts.partitions > 1 and goal is not OptimizationGoal.MEMORY_EFFICIENT
+    task, ahead, fit = tried(ahead)
+    if fit == 0 and ahead:
+        task, ahead, fit = tried(False)
+    room = SHARE * limit - facts.held - kept
+    if fit == 0:
+        bearable = max(1, int(facts.partition_rows * max(room, 0.0) / task.total))
+        remedy = (
+            f"Cut the data into partitions of at most {bearable:,} rows"
+            if room > 2 * (task.slab + task.tile)
+            else "Give the process more memory"
+        )
+        raise PlanError(
+            f"The largest partition, {facts.partition_rows:,.0f} rows, needs {format_bytes(task.total)} while it is "
+            f"read, and {format_bytes(int(max(room, 0)))} are free of the {format_bytes(facts.limit)} that a process "
+            f"may hold ({facts.limit_source}). {remedy}, or use larger workers."
+        )
+    plural = "s" * (facts.threads != 1)
+    reasons["workers"] = (
+        f"{fit} of {facts.threads} thread{plural} a process; a task needs {format_bytes(task.total)} of "
+        f"{format_bytes(int(room))}, {SHARE:g} × {format_bytes(int(limit))} ({facts.limit_source}) less what is held"
+    )
+    return task, ahead, fit
+
+
+def _reads(facts: Facts, cache: str, reasons: dict[str, str]) -> tuple[int, float]:
+    """Return the sweeps that are expected, and how often all bytes are read in them."""
+    sampled = facts.rows is None or facts.rows > MANY_ROWS
+    sweeps = 2 if sampled else SWEEPS_FROM_AFAR
+    if cache == "persist":
+        reasons["reads"] = "rows stay in memory after the first read"
+        return sweeps, 1
+    share = min(1.0, 16 / max(facts.partitions, 1)) if sampled else 0.0
+    reasons["reads"] = f"{sweeps} sweeps" + (
+        f", and a sample of {min(16, facts.partitions)} partitions" if sampled else ""
+    )
+    return sweeps, round(sweeps + share, 3)
+
+
+def _sweep_seconds(facts: Facts, sweeps: int, reads: float, workers: int) -> float | None:
+    """Return the seconds of a sweep, as far as the speeds are known."""
+    if facts.rows is None or facts.rows_per_second is None:
+        return None
+    return facts.rows / facts.rows_per_second / workers + _read_seconds(facts, workers) * min(1.0, reads / sweeps)
+
+
+def _seconds(facts: Facts, sweeps: int, reads: float, workers: int) -> float | None:
+    """Return the seconds of the fit, as far as the speeds are known."""
+    if facts.rows is None or facts.rows_per_second is None:
+        return None
+    reducing = facts.rows / facts.rows_per_second / workers
+    return (facts.compile_seconds or 0.0) + sweeps * reducing + reads * _read_seconds(facts, workers)
+
+
+def _read_seconds(facts: Facts, workers: int) -> float:
+    return (facts.nbytes or 0.0) / facts.bytes_per_second / workers if facts.bytes_per_second else 0.0
+
+
+def _advice(facts: Facts) -> tuple[str, ...]:
+    """Return what the user may change about the data."""
+    said = []
+    if facts.rows and facts.partition_rows and facts.rows_per_second:
+        seconds = facts.partition_rows / facts.rows_per_second
+        if facts.cluster and seconds < PAUSE / 100 and facts.partitions > 8 * facts.processes * facts.threads:
+            wanted = max(facts.processes * facts.threads * 4, math.ceil(facts.rows / 1e6))
+            said.append(
+                f"A partition takes {1e3 * seconds:.2g} ms, less than it costs to send; cut the data into about "
+                f"{wanted:,} partitions."
+            )
+    if facts.partitions < facts.processes * facts.threads and facts.rows and facts.rows > MANY_ROWS:
+        said.append(
+            f"{facts.partitions} partition{'s' * (facts.partitions != 1)} cannot keep "
+            f"{facts.processes * facts.threads} threads busy; cut the data into more."
+        )
+    return tuple(said)
+
+
+def wanted_workers(plan: Plan) -> int:
+    """Return how many workers of one thread suit the plan on this machine, which may be neither one nor all."""
+    facts = plan.facts
+    if plan.sweep_seconds is not None and plan.sweep_seconds * plan.workers < PAUSE / 4:
+        return 1  # the overhead of a second one would beat it
+    return workers_that_fit(facts.cores, float(facts.here), plan.task.total, facts.partitions)

@@ -1,0 +1,105 @@
+"""Words: a plan as a page that a person reads, as decisions with reasons, as HTML, and beside what was measured."""
+
+from __future__ import annotations
+
+import html as escaping
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from dask.utils import format_bytes, format_time
+
+from dask_nlsq._plan.memory import READERS
+
+if TYPE_CHECKING:
+    from dask_nlsq._plan.plan import Plan
+
+
+def page(plan: Plan) -> str:
+    """Return the plan as a page of text."""
+    return "\n".join([f"Plan: {plan.facts.model} on {_data(plan)}", *_columns(_lines(plan))])
+
+
+def explain(plan: Plan) -> str:
+    """Return every decision with its reason, and what a task holds part by part."""
+    rows = [(name, f"{value}: {plan.reasons[name]}" if name in plan.reasons else value) for name, value in _lines(plan)]
+    parts = {
+        "encoded": plan.task.encoded,
+        "decoded": plan.task.reading,
+        "the partition before": plan.task.before,
+        "slab": plan.task.slab,
+        "tile": plan.task.tile,
+    }
+    held = " + ".join(f"{name} {format_bytes(int(value))}" for name, value in parts.items() if value)
+    rows.append(("task", f"{held} = {format_bytes(plan.task.total)}"))
+    facts = plan.facts
+    if facts.rows_per_second is not None:
+        speed = f"compiled in {_time(facts.compile_seconds)}, {facts.rows_per_second:,.0f} rows a second and thread"
+        reading = facts.bytes_per_second
+        rows.append(("dry run", speed + (f", {_bytes(reading)} read a second and thread" if reading else "")))
+    return "\n".join([page(plan).splitlines()[0], *_columns(rows)])
+
+
+def report(plan: Plan) -> str:
+    """Return what was predicted beside what was measured."""
+    now = plan.measured
+    table = [
+        ("", "predicted", "measured"),
+        ("sweeps", f"{plan.sweeps}", now and f"{now.sweeps}"),
+        ("seconds a sweep", _time(plan.sweep_seconds), now and _time(now.sweep_seconds)),
+        ("seconds in all", _time(plan.seconds), now and _time(now.seconds)),
+        ("bytes read", _bytes(plan.read_bytes), now and _bytes(now.read_bytes)),
+        ("peak memory", _bytes(plan.peak), now and _bytes(now.peak)),
+    ]
+    return "\n".join(f"{name:<16}  {before:>12}  {after or '-':>12}" for name, before, after in table)
+
+
+def html(plan: Plan) -> str:
+    """Return the decisions as a table of HTML."""
+    left = "style='text-align:left'"
+    cells = [[escaping.escape(text) for text in (*line, plan.reasons.get(line[0], ""))] for line in _lines(plan)]
+    rows = "".join(
+        f"<tr><th {left}>{name}</th><td {left}>{value}</td><td {left}>{why}</td></tr>" for name, value, why in cells
+    )
+    title = escaping.escape(page(plan).splitlines()[0])
+    return f"<table><caption>{title}</caption>{rows}</table>"
+
+
+def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    facts = plan.facts
+    yield "tier", f"{plan.tier}, {plan.tier.memory} in memory at a time"
+    yield "goal", str(plan.goal)
+    where = f"{facts.processes} worker{'s' * (facts.processes != 1)}" if facts.cluster else "this process"
+    yield "workers", f"{plan.workers} task{'s' * (plan.workers != 1)} at a time in {where}"
+    yield "memory", f"{format_bytes(plan.peak)} of {format_bytes(facts.limit)} a process ({facts.limit_source})"
+    yield "cache", "partitions stay in memory" if plan.cache == "persist" else "nothing is kept between sweeps"
+    if READERS[facts.reader]:
+        size = "" if plan.read_bytes is None else f", {format_bytes(int(plan.read_bytes))} in all"
+        yield "reads", f"the data {_times(plan.reads)}{size}"
+    yield "sweeps", f"about {plan.sweeps}"
+    if plan.seconds is not None:
+        yield "time", f"about {_time(plan.sweep_seconds)} a sweep, {_time(plan.seconds)} in all"
+    for advice in plan.advice:
+        yield "advice", advice
+
+
+def _data(plan: Plan) -> str:
+    facts = plan.facts
+    rows = "rows of an unknown number" if facts.rows is None else f"{facts.rows:,.0f} rows"
+    about = " (estimated)" if facts.estimated else ""
+    return f"{facts.kind}, {rows}{about} in {facts.partitions:,} partition{'s' * (facts.partitions != 1)}"
+
+
+def _columns(rows: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> list[str]:
+    return [f"  {name:<8} {value}" for name, value in rows]
+
+
+def _times(reads: float) -> str:
+    return "once" if reads == 1 else f"{reads:.3g} times"
+
+
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else str(format_time(seconds))
+
+
+def _bytes(count: float | None) -> str:
+    return "-" if count is None else str(format_bytes(int(count)))

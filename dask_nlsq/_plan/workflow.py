@@ -1,0 +1,170 @@
+"""Workflows: settings under one name, and the order in which what is said in several places counts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import dask
+
+from dask_nlsq._errors import NlsqError
+from dask_nlsq._plan.limits import memory_limit
+from dask_nlsq._plan.tiers import MemoryTier, OptimizationGoal, WorkflowTier, get_memory_tier, member, select_tier
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkflowConfig:
+    """Settings of a fit that are kept together; a field that is None is not said.
+
+    What is said in several places counts in this order: an argument of ``fit``, its ``config``, its ``workflow``,
+    Dask's configuration (``nlsq.*``, also from the environment), the default.
+
+    Parameters
+    ----------
+    tier : str or WorkflowTier, optional
+        How to go about the data; "auto" chooses.
+    goal : str or OptimizationGoal, optional
+        What matters most.
+    memory_limit : int or str, optional
+        Bytes that a process may hold, or a text such as "4 GB".
+    cache : {"auto", "persist", "none"}, optional
+        Whether partitions stay in memory between sweeps.
+    ftol, xtol, gtol : float, optional
+        SciPy's tests.
+    max_nfev : int, optional
+        Most sweeps.
+    time_limit : float, optional
+        Seconds after which no further sweep is begun.
+
+    Examples
+    --------
+    >>> from dask_nlsq import WorkflowConfig
+    >>> config = WorkflowConfig.from_preset("memory_efficient").replace(memory_limit="4 GB")
+    >>> config.to_dict()
+    {'goal': 'memory_efficient', 'memory_limit': '4 GB', 'cache': 'none'}
+    """
+
+    tier: Any = None
+    goal: Any = None
+    memory_limit: Any = None
+    cache: str | None = None
+    ftol: float | None = None
+    xtol: float | None = None
+    gtol: float | None = None
+    max_nfev: int | None = None
+    time_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in (("tier", WorkflowTier), ("goal", OptimizationGoal)):
+            value = getattr(self, name)
+            if value is not None and str(value).lower() != "auto":
+                object.__setattr__(self, name, member(kind, name, value))
+
+    @classmethod
+    def from_preset(cls, name: str) -> WorkflowConfig:
+        """Return the settings of a preset.
+
+        Raises
+        ------
+        NlsqError
+            There is no preset of that name.
+        """
+        if name not in PRESETS:
+            raise NlsqError(f"There is no workflow {name!r}; there are {', '.join(PRESETS)}.")
+        return PRESETS[name]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WorkflowConfig:
+        """Return the settings that a mapping holds, as `to_dict` writes it.
+
+        Raises
+        ------
+        NlsqError
+            A name is no setting.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := [name for name in values if name not in known]:
+            raise NlsqError(
+                f"{', '.join(map(repr, unknown))} is no setting of a workflow; there are {', '.join(known)}."
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is said, as plain values."""
+        said = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: getattr(value, "value", value) for name, value in said.items() if value is not None}
+
+    def replace(self, **changes: Any) -> WorkflowConfig:
+        """Return the settings with some of them changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def settle(said: WorkflowConfig, config: Any = None, workflow: str | None = None) -> WorkflowConfig:
+    """Return what counts of what is said by arguments, a config, a workflow, and Dask's configuration."""
+    if workflow in ("auto_global", "hpc"):
+        raise NlsqError(
+            f'workflow="{workflow}" is not there yet: it begins from many starts; use "auto" and several p0.'
+        )
+    if isinstance(config, Mapping):
+        config = WorkflowConfig.from_dict(config)
+    if not isinstance(config, (WorkflowConfig, type(None))):
+        raise NlsqError(f"config is a {type(config).__name__}; a WorkflowConfig or a mapping is needed.")
+    names = [field.name for field in dataclasses.fields(WorkflowConfig)]
+    known = {name: dask.config.get(f"nlsq.{name}", None) for name in names}
+    for more in (
+        WorkflowConfig() if workflow is None else WorkflowConfig.from_preset(workflow),
+        config or WorkflowConfig(),
+        said,
+    ):
+        known |= more.to_dict()
+    return WorkflowConfig.from_dict(known)
+
+
+_T, _G = WorkflowTier, OptimizationGoal
+PRESETS: Mapping[str, WorkflowConfig] = {
+    "auto": WorkflowConfig(tier="auto"),
+    "standard": WorkflowConfig(tier=_T.STANDARD),
+    "fast": WorkflowConfig(goal=_G.FAST),
+    "robust": WorkflowConfig(goal=_G.ROBUST),
+    "quality": WorkflowConfig(goal=_G.QUALITY),
+    "large_robust": WorkflowConfig(tier=_T.CHUNKED, goal=_G.ROBUST),
+    "streaming": WorkflowConfig(tier=_T.STREAMING),
+    "streaming_large": WorkflowConfig(tier=_T.STREAMING_CHECKPOINT),
+    "memory_efficient": WorkflowConfig(goal=_G.MEMORY_EFFICIENT, cache="none"),
+    "hpc_distributed": WorkflowConfig(tier=_T.STREAMING_CHECKPOINT, goal=_G.ROBUST),
+    "global": WorkflowConfig(goal=_G.GLOBAL),
+    "spectroscopy": WorkflowConfig(goal=_G.QUALITY),  # many peaks, small noise: all digits, and a second look
+    "timeseries": WorkflowConfig(tier=_T.CHUNKED, cache="auto"),  # long tables in the order of time
+}
+"""Settings by name."""
+
+
+def auto_select_workflow(n_points: int, n_params: int, memory: float | None = None, goal: Any = None) -> WorkflowConfig:
+    """Choose a tier from the number of rows, the memory and the goal.
+
+    Parameters
+    ----------
+    n_points, n_params : int
+        Rows and free parameters. The parameters do not enter today's table.
+    memory : float, optional
+        GB that the workers may use; by default what this process may.
+    goal : str or OptimizationGoal, optional
+        What matters most; by default ROBUST.
+
+    Returns
+    -------
+    WorkflowConfig
+        With the tier of the table, whether or not this version can run it, and the goal.
+
+    Examples
+    --------
+    >>> from dask_nlsq import auto_select_workflow
+    >>> str(auto_select_workflow(50_000, 3, memory=8).tier), str(auto_select_workflow(50_000, 3, memory=32).tier)
+    ('CHUNKED', 'STANDARD')
+    """
+    if n_points < 0 or n_params < 0:
+        raise NlsqError(f"There are {n_points} rows and {n_params} parameters; neither can be negative.")
+    goal = member(OptimizationGoal, "goal", goal or OptimizationGoal.ROBUST)
+    tier: MemoryTier = get_memory_tier(memory_limit().limit / 1e9 if memory is None else memory)
+    return WorkflowConfig(tier=select_tier(n_points, tier, goal), goal=goal)

@@ -1,0 +1,61 @@
+"""Second look: whether fits from perturbed starts lead back to the minimum that was found.
+
+A fit goes where its start leads. Under the goal QUALITY the answer is tried: from a few starts some way off, the same
+solver fits again, all of them sharing sweeps, on the sample where there is one. A start that ends lower says that the
+answer was a local minimum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from dask_nlsq._lockstep import fitted, lockstep
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
+from dask_nlsq._problem import Problem
+from dask_nlsq._progress import Progress
+from dask_nlsq._sweep import Group, Ledger, Serial
+from dask_nlsq._typing import Vector
+
+STARTS = 4
+"""Perturbed starts; each costs no sweep of its own."""
+
+_REACH = 0.2
+"""How far a parameter is moved, relative to its size: beyond what a good guess would miss."""
+
+_ALIKE = 1e-6
+"""Relative difference of two costs that is none."""
+
+
+def look_again(
+    problem: Problem, solver: TrustRegion, state: State, block: Block | None, bar: Progress
+) -> tuple[Vector | None, str]:
+    """Fit from perturbed starts; return a better one where there is one, and what was found in words.
+
+    Parameters
+    ----------
+    block : Block, optional
+        A sample of the rows; without it, all rows are fitted again.
+    """
+    assert state.point is not None
+    if block is not None:
+        groups = [Group(0, (block,))]
+        problem = dataclasses.replace(problem, executor=Serial(), groups=groups, ledger=Ledger())
+    solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None)
+    theta, _ = final(state, solver.lower, solver.upper)
+    size = np.maximum(np.abs(theta), state.point.factor.spread)
+    moves = np.random.default_rng(0).normal(0.0, _REACH, (STARTS, len(theta))) * size
+    starts = [theta, *np.clip(theta + moves, solver.lower, solver.upper)]
+    ends = lockstep(problem, [fitted(solver, start) for start in starts], bar)
+    found = [final(end, solver.lower, solver.upper) if end is not None and end.status else None for end in ends]
+    least = found[0][1] if found[0] is not None else np.inf
+    reduction = state.point.reduction
+    alike = _ALIKE * least + 1e-20 * (reduction.spread + reduction.weight * reduction.mean**2)
+    others = [end for end in found[1:] if end is not None]
+    back = sum(abs(cost - least) <= alike for _, cost in others)
+    better = min(others, key=lambda end: end[1], default=None)
+    if better is not None and better[1] < least - alike:
+        return better[0], f"One of {STARTS} perturbed starts led to a lower minimum, which was taken."
+    return None, f"{back} of {STARTS} perturbed starts led back to this minimum, none to a lower one."
