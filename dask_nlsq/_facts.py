@@ -77,13 +77,13 @@ def dry_run(draft: Draft, facts: Facts) -> Facts:
     found: dict[str, Any] = {}
     if facts.rows is None:
         found |= {"rows": float(block.rows * facts.partitions), "partition_rows": block.rows, "estimated": True}
-    if READERS[facts.reader] and block.rows:
+    if READERS[facts.reader].decoded and block.rows:
         found["bytes_per_second"] = block.nbytes / max(seconds, 1e-9)
     return dataclasses.replace(facts, **found, **speed(draft.objective, block, draft.parameters.start))
 
 
 def speed(objective: Objective, block: Block, theta: Vector) -> dict[str, Any]:
-    """Return the seconds that the kernel takes to compile, and the rows that a thread then reduces in a second."""
+    """Return how long the kernel takes to compile, the rows that a thread then reduces in a second, and its memory."""
     if not block.rows:
         return {}
     some = block.take(slice(0, SLABS[1]))
@@ -92,4 +92,8 @@ def speed(objective: Objective, block: Block, theta: Vector) -> dict[str, Any]:
         started = time.perf_counter()
         kernel.reduce_block(objective, some, theta, None)
         times.append(time.perf_counter() - started)
-    return {"compile_seconds": max(0.0, times[0] - times[1]), "rows_per_second": some.rows / max(times[1], 1e-9)}
+    return {
+        "compile_seconds": max(0.0, times[0] - times[1]),
+        "rows_per_second": some.rows / max(times[1], 1e-9),
+        "scratch": kernel.scratch(objective),
+    }

@@ -19,7 +19,7 @@ from dask_nlsq._progress import Progress
 from dask_nlsq._sweep import Group, Ledger, Serial
 from dask_nlsq._typing import Vector
 
-STARTS = 4
+STARTS = 8
 """Perturbed starts; each costs no sweep of its own."""
 
 _REACH = 0.2

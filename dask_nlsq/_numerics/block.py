@@ -29,6 +29,12 @@ real or not."""
 MANY_ROWS = 1_000_000
 """Rows above which another sweep is dear: a fit then starts from a sample and stops by the step predicted to remain."""
 
+GROUP_BYTES = 128 << 20
+"""Most bytes of the partitions that one task takes: some tenths of a second of reading and reducing."""
+
+PER_THREAD = 4
+"""Fewest tasks for each thread, so that the last one to finish does not keep the others waiting for long."""
+
 TOGETHER = 64
 """Most blocks in a slab: sixty of 10,000 rows pay for one call what one would."""
 

@@ -119,6 +119,13 @@ def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
     return np.concatenate(parts)
 
 
+def scratch(objective: Objective) -> float:
+    """Return the bytes that the compiled kernels of an objective need for themselves, as the compiler says."""
+    known = _compiled.get(objective, {})
+    sizes = [run.memory_analysis() for kind, run in list(known.items()) if isinstance(run, jax.stages.Compiled)]
+    return float(max((size.temp_size_in_bytes for size in sizes if size is not None), default=0))
+
+
 def look(objective: Objective, theta: Vector) -> tuple[Objective, str | None]:
     """Return what `check` says, which is asked once for each objective."""
     found: tuple[Objective, str | None] = _once(objective, "look", lambda: check(objective, theta))

@@ -51,7 +51,7 @@ def plot_tiers(ax: Any = None) -> Any:
             x = i + (k - (len(runs) - 1) / 2) * 0.52
             ax.annotate("", (x, 1.0), (i, 1.85), arrowprops=line)
             if len(runs) > 1:
-                ax.text((x + i) / 2, 1.45, names, ha="center", va="center", fontsize=8, backgroundcolor="white")
+                ax.text((2 * x + i) / 3, 1.4, names, ha="center", va="center", fontsize=7, backgroundcolor="white")
             text = tier.name.replace("_", "\n")
             ax.text(x, 0.85, text, ha="center", va="center", fontsize=8, bbox=boxes | {"facecolor": _COLOURS[tier]})
         low = below
@@ -95,7 +95,7 @@ def plot_memory(n_params: int = 5, *, n_columns: int = 2, threads: int = 1, ax: 
             ax.loglog(rows, growth, label=tier.name, linewidth=2)
     for memory in list(MemoryTier)[1:]:
         ax.axhline(memory.value, color="0.6", linestyle="--", linewidth=0.8)
-        ax.text(rows[0], memory.value, f" {memory.value} GB", va="bottom", fontsize=8, color="0.4")
+        ax.text(rows[-1], memory.value, f"{memory.value} GB ", va="bottom", ha="right", fontsize=8, color="0.4")
     for below, _ in RULES[:-1]:
         ax.axvline(below, color="0.8", linestyle=":", linewidth=0.8)
     ax.set(xlabel="rows", ylabel="growth of a process, GB", title="Memory by tier")

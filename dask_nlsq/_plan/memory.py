@@ -1,32 +1,42 @@
 r"""Memory: one formula, for the choice of a tier, for how many tasks run at a time, and for saying no.
 
-A task reads a partition while it reduces the one before it. It holds
+A task holds, at its peak,
 
-.. math:: \text{encoded} + c \cdot \text{decoded} \;(+\; \text{decoded of the one before}) + \text{slab} + \text{tile}
+.. math:: \text{encoded} + c \cdot \text{decoded} \;(+\; \text{the partition before}) + \text{slab} + \text{tile}
+          + \text{scratch}
 
-bytes, where c says how often a reader holds what it decodes (`READERS`), the slab is the aligned memory that the
-kernel is handed, and the tile holds the columns, the Jacobian and what is between them for a few thousand rows. A
-process holds its imports besides, and whatever it keeps between sweeps.
+bytes. c says how often a reader holds what it decodes (`READERS`); the partition before is there where a task takes
+several and reads one ahead; the slab is the aligned memory that the kernel is handed; the tile holds the columns, the
+Jacobian and what is between them for a few thousand rows; scratch is what the compiler says that it needs. A process
+holds its imports besides, and whatever it keeps between sweeps.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from dask_nlsq._errors import one_of
-from dask_nlsq._numerics.block import SLABS, TILE
+from dask_nlsq._numerics.block import GROUP_BYTES, PER_THREAD, SLABS, TILE
 from dask_nlsq._plan.tiers import WorkflowTier, member
 
-READERS: Mapping[str, float] = {
-    "Parquet": 2.0,  # the Arrow table, and the NumPy arrays made of it
-    "Zarr": 2.0,  # the array, and the chunks on their way into it
-    "Dask DataFrame": 2.7,  # the Arrow table, the frame, the arrays
-    "Dask arrays": 2.0,
-    "memory": 0.0,  # it is there already
+
+class Reader(NamedTuple):
+    """What a reader holds at its peak, as multiples: of the decoded rows, and of the bytes as they are stored."""
+
+    decoded: float
+    encoded: float
+
+
+READERS: Mapping[str, Reader] = {
+    "Parquet": Reader(2.3, 1),  # the pages, the Arrow table, the NumPy arrays
+    "Zarr": Reader(2.0, 0),  # the arrays, and chunks on their way into them
+    "Dask DataFrame": Reader(2.7, 0),  # the Arrow table, the frame, the arrays
+    "Dask arrays": Reader(2.0, 0),
+    "memory": Reader(0, 0),  # it is there already
 }
-"""How many times a reader holds a decoded partition at its peak: measured, reader by reader."""
+"""Measured, reader by reader: `tests/test_memory.py` holds the first two to it."""
 
 SHARE = 0.8
 """Share of the memory that tasks may fill: allocators and other libraries need the rest."""
@@ -43,10 +53,11 @@ class TaskMemory:
     """What one task holds at its peak, in bytes."""
 
     encoded: float
-    reading: float
+    decoded: float
     before: float  # the partition that is reduced while the next one is read
     slab: float
     tile: float
+    scratch: float
 
     @property
     def total(self) -> int:
@@ -60,8 +71,10 @@ def task_memory(
     columns: int,
     n_params: int,
     reader: str = "Parquet",
+    *,
     encoded: float | None = None,
-    ahead: bool = True,
+    ahead: bool = False,
+    scratch: float = 0.0,
     k: int = 1,
 ) -> TaskMemory:
     """Apply the formula to partitions of so many rows, of so many bytes each once they are decoded.
@@ -72,18 +85,26 @@ def task_memory(
         Bytes of a partition as it is stored; by default those of the decoded rows.
     ahead : bool
         Whether a task reads the next partition while it reduces one.
+    scratch : float
+        Bytes that the compiled kernel needs for itself.
     k : int
         Parameter vectors evaluated in one pass.
     """
-    decoded, copies = partition_rows * row_bytes, READERS[reader]
+    decoded, holds = partition_rows * row_bytes, READERS[reader]
     rows = min(TILE, max(partition_rows, 1))
     return TaskMemory(
-        encoded=0.0 if not copies else decoded if encoded is None else encoded,
-        reading=copies * decoded,
-        before=decoded if ahead and copies else 0.0,
+        encoded=holds.encoded * (decoded if encoded is None else encoded),
+        decoded=holds.decoded * decoded,
+        before=decoded if ahead and holds.decoded else 0.0,
         slab=8.0 * min(SLABS[1], max(partition_rows, TILE)) * columns,
         tile=8.0 * rows * (columns + 2 * (n_params + 2)) * k,
+        scratch=scratch,
     )
+
+
+def reads_ahead(partitions: int, partition_bytes: float, threads: int) -> bool:
+    """Whether a task takes several partitions, and may read one while it reduces the one before."""
+    return partitions > PER_THREAD * threads and 2 * partition_bytes <= GROUP_BYTES
 
 
 def standard_memory(rows: float, columns: int) -> int:
@@ -148,18 +169,20 @@ def estimate_memory(
     Notes
     -----
     For a task: encoded bytes + decoded bytes × copies(reader) + the partition before + the slab + rows of a tile ×
-    (columns + 2 (p + 2)) × 8. STANDARD counts rows × columns × 8 × 3.
+    (columns + 2 (p + 2)) × 8, times the tasks at a time. STANDARD counts rows × columns × 8 × 3.
 
     Examples
     --------
     >>> from dask_nlsq import estimate_memory
     >>> estimate_memory(10**6, 3, "standard"), estimate_memory(10**9, 3, "chunked", threads=2)
-    (48000000, 145170432)
+    (48000000, 154770432)
     """
     tier = member(WorkflowTier, "tier", tier)
     one_of("reader", reader, *READERS)
     if tier is WorkflowTier.STANDARD:
         return standard_memory(n_points, n_columns)
     rows = min(partition_rows, n_points)
-    task = task_memory(rows, 8.0 * n_columns, n_columns, n_params, reader, ahead=rows < n_points)
-    return min(threads, -(-n_points // max(rows, 1))) * task.total
+    partitions = -(-n_points // max(rows, 1))
+    ahead = reads_ahead(partitions, 8.0 * n_columns * rows, threads)
+    task = task_memory(rows, 8.0 * n_columns, n_columns, n_params, reader, ahead=ahead)
+    return min(threads, partitions) * task.total

@@ -14,12 +14,13 @@ from typing import Any
 from dask.utils import format_bytes
 
 from dask_nlsq._errors import NlsqError, PlanError
-from dask_nlsq._numerics.block import MANY_ROWS
+from dask_nlsq._numerics.block import MANY_ROWS, TILE
 from dask_nlsq._plan import words
 from dask_nlsq._plan.memory import (
     READERS,
     SHARE,
     TaskMemory,
+    reads_ahead,
     standard_memory,
     task_memory,
     tasks_that_fit,
@@ -66,6 +67,7 @@ class Facts:
     compile_seconds: float | None = None
     rows_per_second: float | None = None  # of one thread
     bytes_per_second: float | None = None  # decoded, of one thread
+    scratch: float = 0.0  # bytes that the compiled kernel needs for itself
 
     @property
     def nbytes(self) -> float | None:
@@ -95,6 +97,8 @@ class Plan:
     ----------
     tier : WorkflowTier
         How the fit goes about the data.
+    wanted : WorkflowTier
+        The tier of the table, where that is another one: one that does not fit, or is not there yet.
     goal : OptimizationGoal
         What it aims at.
     cache : {"persist", "none"}
@@ -120,6 +124,7 @@ class Plan:
 
     facts: Facts
     tier: WorkflowTier
+    wanted: WorkflowTier
     goal: OptimizationGoal
     cache: str
     ahead: bool
@@ -150,6 +155,7 @@ class Plan:
         values = dataclasses.asdict(self)
         return values | {
             "tier": self.tier.value,
+            "wanted": self.wanted.value,
             "goal": self.goal.value,
             "reasons": dict(self.reasons),
             "advice": list(self.advice),
@@ -164,6 +170,7 @@ class Plan:
                 **values,
                 "facts": Facts(**values["facts"]),
                 "tier": member(WorkflowTier, "tier", values["tier"]),
+                "wanted": member(WorkflowTier, "wanted", values["wanted"]),
                 "goal": member(OptimizationGoal, "goal", values["goal"]),
                 "task": TaskMemory(**values["task"]),
                 "advice": tuple(values["advice"]),
@@ -190,17 +197,27 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
     """
     reasons: dict[str, str] = {}
     goal = _goal(config, reasons)
-    tier = _tier(facts, config, goal, reasons)
+    tier, wanted = _tier(facts, config, goal, reasons)
     cache = _cache(facts, config, tier, goal, reasons)
-    kept = (facts.nbytes or 0.0) / facts.processes if cache == "persist" and READERS[facts.reader] else 0.0
-    task, ahead, at_a_time = _tasks(facts, kept, goal, reasons)
+    kept = (facts.nbytes or 0.0) / facts.processes if cache == "persist" and _reads_anything(facts) else 0.0
+    try:
+        task, ahead, at_a_time = _tasks(facts, kept, goal, reasons)
+    except PlanError:
+        if not kept or facts.shared or config.cache == "persist" or reasons["tier"] == _ASKED:
+            raise
+        tier, cache, kept = WorkflowTier.CHUNKED, "none", 0.0
+        reasons["cache"] = "rows that are kept would leave too little for reading"
+        task, ahead, at_a_time = _tasks(facts, kept, goal, reasons)
     workers = min(facts.processes * at_a_time, max(facts.partitions, 1))
-    growth = int(min(at_a_time, facts.partitions) * task.total + kept)
+    # What is kept passes through the tasks: the partitions that they are reading are not there twice.
+    passing = facts.row_bytes * (facts.partition_rows or 0.0) if kept else 0.0
+    growth = int(max(min(at_a_time, facts.partitions) * (task.total - passing) + kept, task.total))
     sweeps, reads = _reads(facts, cache, reasons)
     stored = facts.encoded if facts.encoded is not None else facts.nbytes
     return Plan(
         facts=facts,
         tier=tier,
+        wanted=wanted,
         goal=goal,
         cache=cache,
         ahead=ahead,
@@ -211,12 +228,19 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
         growth=growth,
         sweeps=sweeps,
         reads=reads,
-        read_bytes=None if stored is None or not READERS[facts.reader] else reads * stored,
+        read_bytes=None if stored is None or not _reads_anything(facts) else reads * stored,
         sweep_seconds=_sweep_seconds(facts, sweeps, reads, workers),
         seconds=_seconds(facts, sweeps, reads, workers),
         reasons=reasons,
         advice=_advice(facts),
     )
+
+
+_ASKED = "asked for"
+
+
+def _reads_anything(facts: Facts) -> bool:
+    return READERS[facts.reader].decoded > 0
 
 
 def _goal(config: WorkflowConfig, reasons: dict[str, str]) -> OptimizationGoal:
@@ -232,42 +256,49 @@ def _goal(config: WorkflowConfig, reasons: dict[str, str]) -> OptimizationGoal:
     return goal
 
 
-def _tier(facts: Facts, config: WorkflowConfig, goal: OptimizationGoal, reasons: dict[str, str]) -> WorkflowTier:
-    """Return the tier that was asked for, or that of the table as far as it fits and is there."""
+def _tier(
+    facts: Facts, config: WorkflowConfig, goal: OptimizationGoal, reasons: dict[str, str]
+) -> tuple[WorkflowTier, WorkflowTier]:
+    """Return the tier that was asked for, or that of the table as far as it fits and is there; and the table's."""
     needed = None if facts.rows is None else standard_memory(facts.rows, facts.columns)
+    room = int(SHARE * facts.here)
     if config.tier is not None and config.tier != "auto":
-        tier = member(WorkflowTier, "tier", config.tier)
-        if not tier.built:
-            raise NlsqError(f'tier="{tier.value}" is not there yet; tier="chunked" gives the same answer.')
-        if tier is WorkflowTier.STANDARD and needed is not None and needed > SHARE * facts.here:
-            raise PlanError(
-                f"STANDARD counts {format_bytes(needed)} for {facts.rows:,.0f} rows, and this process may take "
-                f'{format_bytes(int(SHARE * facts.here))} more. Use tier="chunked", which gives the same answer.'
-            )
-        if tier is WorkflowTier.STANDARD and config.cache == "none":
-            raise NlsqError('tier="standard" keeps all rows, and cache="none" keeps none; say one of them.')
-        reasons["tier"] = "asked for"
-        return tier
-    if needed is None:
-        reasons["tier"] = "the number of rows is not known"
-        return WorkflowTier.CHUNKED
+        asked = member(WorkflowTier, "tier", config.tier)
+        _check_asked(facts, config, asked, needed, room)
+        reasons["tier"] = _ASKED
+        return asked, asked
+    chunked = WorkflowTier.CHUNKED
+    if needed is None or facts.shared:
+        reasons["tier"] = "partitions share work" if facts.shared else "the number of rows is not known"
+        return chunked, chunked
     memory = get_memory_tier(facts.limit * facts.processes / 1e9)
     tier = select_tier(facts.rows or 0, memory, goal)
     saves = f", goal {goal}" if goal is OptimizationGoal.MEMORY_EFFICIENT else ""
     reasons["tier"] = f"{facts.rows:,.0f} rows, {memory} memory ({memory.description}){saves}"
+    why_not = None
     if not tier.built:
-        reasons["tier"] += f": {tier}, which is not there yet; CHUNKED gives the same answer"
-        return WorkflowTier.CHUNKED
-    if tier is WorkflowTier.STANDARD and config.cache == "none":
-        reasons["tier"] += ': STANDARD, but cache="none" keeps no rows'
-        return WorkflowTier.CHUNKED
-    if tier is WorkflowTier.STANDARD and needed > SHARE * facts.here:
-        reasons["tier"] += (
-            f": STANDARD, but it counts {format_bytes(needed)} and this process may take "
-            f"{format_bytes(int(SHARE * facts.here))} more"
+        why_not = "is not there yet"
+    elif tier is WorkflowTier.STANDARD and config.cache == "none":
+        why_not = 'keeps all rows, and cache="none" keeps none'
+    elif tier is WorkflowTier.STANDARD and needed > room:
+        why_not = f"counts {format_bytes(needed)}, and this process may take {format_bytes(room)} more"
+    if why_not is None:
+        return tier, tier
+    reasons["tier"] += f"; {tier} {why_not}, and CHUNKED gives the same answer"
+    return chunked, tier
+
+
+def _check_asked(facts: Facts, config: WorkflowConfig, tier: WorkflowTier, needed: int | None, room: int) -> None:
+    """Refuse a tier that was asked for and cannot be had."""
+    if not tier.built:
+        raise NlsqError(f'tier="{tier.value}" is not there yet; tier="chunked" gives the same answer.')
+    if tier is WorkflowTier.STANDARD and needed is not None and needed > room:
+        raise PlanError(
+            f"STANDARD counts {format_bytes(needed)} for {facts.rows:,.0f} rows, and this process may take "
+            f'{format_bytes(room)} more. Use tier="chunked", which gives the same answer.'
         )
-        return WorkflowTier.CHUNKED
-    return tier
+    if tier is WorkflowTier.STANDARD and config.cache == "none":
+        raise NlsqError('tier="standard" keeps all rows, and cache="none" keeps none; say one of them.')
 
 
 def _cache(
@@ -280,9 +311,9 @@ def _cache(
         reasons["cache"] = "partitions share work, and are computed once"
         return "persist"
     if config.cache in ("persist", "none"):
-        reasons["cache"] = "asked for"
+        reasons["cache"] = _ASKED
         return config.cache
-    if not READERS[facts.reader]:
+    if not _reads_anything(facts):
         reasons["cache"] = "the rows are in memory already"
         return "persist"
     if goal is OptimizationGoal.MEMORY_EFFICIENT:
@@ -312,20 +343,30 @@ def _tasks(facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str,
 
     def tried(ahead: bool) -> tuple[TaskMemory, bool, int]:
         task = task_memory(
-            facts.partition_rows or 0, facts.row_bytes, facts.columns, facts.n_params, facts.reader, each, ahead
+            facts.partition_rows or 0,
+            facts.row_bytes,
+            facts.columns,
+            facts.n_params,
+            facts.reader,
+            encoded=each,
+            ahead=ahead,
+            scratch=facts.scratch,
         )
         return task, ahead, tasks_that_fit(facts.threads, limit, task.total, facts.held + kept)
 
-    ahead = facts.partitions > 1 and goal is not OptimizationGoal.MEMORY_EFFICIENT
+    ahead = goal is not OptimizationGoal.MEMORY_EFFICIENT and reads_ahead(
+        facts.partitions, facts.partition_rows * facts.row_bytes, facts.processes * facts.threads
+    )
     task, ahead, fit = tried(ahead)
     if fit == 0 and ahead:
         task, ahead, fit = tried(False)
     room = SHARE * limit - facts.held - kept
     if fit == 0:
-        bearable = max(1, int(facts.partition_rows * max(room, 0.0) / task.total))
+        fixed = task.slab + task.tile + task.scratch
+        bearable = int(0.99 * facts.partition_rows * (room - fixed) / (task.total - fixed))
         remedy = (
             f"Cut the data into partitions of at most {bearable:,} rows"
-            if room > 2 * (task.slab + task.tile)
+            if bearable > TILE
             else "Give the process more memory"
         )
         raise PlanError(

@@ -24,10 +24,11 @@ def explain(plan: Plan) -> str:
     rows = [(name, f"{value}: {plan.reasons[name]}" if name in plan.reasons else value) for name, value in _lines(plan)]
     parts = {
         "encoded": plan.task.encoded,
-        "decoded": plan.task.reading,
+        "decoded": plan.task.decoded,
         "the partition before": plan.task.before,
         "slab": plan.task.slab,
         "tile": plan.task.tile,
+        "scratch": plan.task.scratch,
     }
     held = " + ".join(f"{name} {format_bytes(int(value))}" for name, value in parts.items() if value)
     rows.append(("task", f"{held} = {format_bytes(plan.task.total)}"))
@@ -66,13 +67,14 @@ def html(plan: Plan) -> str:
 
 def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
     facts = plan.facts
-    yield "tier", f"{plan.tier}, {plan.tier.memory} in memory at a time"
+    other = "" if plan.wanted.built else f"; the table says {plan.wanted}, which is not there yet"
+    yield "tier", f"{plan.tier}, {plan.tier.memory} in memory at a time{other}"
     yield "goal", str(plan.goal)
     where = f"{facts.processes} worker{'s' * (facts.processes != 1)}" if facts.cluster else "this process"
     yield "workers", f"{plan.workers} task{'s' * (plan.workers != 1)} at a time in {where}"
     yield "memory", f"{format_bytes(plan.peak)} of {format_bytes(facts.limit)} a process ({facts.limit_source})"
     yield "cache", "partitions stay in memory" if plan.cache == "persist" else "nothing is kept between sweeps"
-    if READERS[facts.reader]:
+    if READERS[facts.reader].decoded:
         size = "" if plan.read_bytes is None else f", {format_bytes(int(plan.read_bytes))} in all"
         yield "reads", f"the data {_times(plan.reads)}{size}"
     yield "sweeps", f"about {plan.sweeps}"

@@ -14,15 +14,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.block import GROUP_BYTES, PER_THREAD, Block
 from dask_nlsq._numerics.reduction import FAN_IN
 from dask_nlsq._sweep.failure import Failure, load
-
-BYTES = 128 << 20
-"""Most bytes of a group: some tenths of a second of reading and reducing."""
-
-PER_THREAD = 4
-"""Fewest groups for each thread, so that the last one to finish does not keep the others waiting for long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +59,7 @@ def group(partitions: Sequence[Any], nbytes: float, threads: int) -> list[Group]
     length = max(1, math.ceil(count / (PER_THREAD * threads)))
     if length > FAN_IN // 2:
         length += -length % FAN_IN
-    most = max(1, int(BYTES * count / max(nbytes, 1.0)))
+    most = max(1, int(GROUP_BYTES * count / max(nbytes, 1.0)))
     if length > most:
         length = most - most % FAN_IN or most
     unit = FAN_IN if length % FAN_IN == 0 else 1
