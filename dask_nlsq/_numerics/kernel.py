@@ -83,22 +83,26 @@ def reduce_blocks(
 
 
 def prepare(objective: Objective) -> None:
-    """Begin to compile, in threads of their own, what a first sweep of columns of float64 on a CPU needs."""
+    """Begin to compile, in threads of their own, what a first sweep of columns of float64 on a CPU needs.
+
+    Tracing holds Python's lock and XLA does not, so the second is traced while the first is being compiled.
+    """
     where = device.own()
     if objective.jacobian == "numeric" or device.keeps(where):
         return
     slab = Slab((np.empty(SLABS[1]),) * objective.n_columns, np.empty(SLABS[1]), None, np.zeros(_room(objective), int))
-    for work in (
-        lambda: _once(objective, "rows", functools.partial(_compile_rows, objective)),
-        lambda: _kernel(objective, slab, False, where),
-    ):
-        threading.Thread(target=_quietly, args=(work,), name="nlsq-compile").start()
+    rows = functools.partial(_once, objective, "rows", functools.partial(_compile_rows, objective))
+    _aside(lambda: _kernel(objective, slab, False, where, traced=lambda: _aside(rows)))
 
 
-def _quietly(work: Callable[[], Any]) -> None:
-    """Do some work; what fails fails again, and is told, where the result is needed."""
-    with contextlib.suppress(Exception), jax.enable_x64(True):
-        work()
+def _aside(work: Callable[[], Any]) -> None:
+    """Do some work in a thread; what fails fails again, and is told, where the result is needed."""
+
+    def quietly() -> None:
+        with contextlib.suppress(Exception), jax.enable_x64(True):
+            work()
+
+    threading.Thread(target=quietly, name="nlsq-compile").start()
 
 
 def _room(objective: Objective) -> int:
@@ -281,12 +285,14 @@ def _reduction(objective: Objective, rows: int, sums: Vector, checksum: Any) -> 
     )
 
 
-def _kernel(objective: Objective, slab: Slab, whitened: bool, where: Any) -> Callable[..., Any]:
+def _kernel(
+    objective: Objective, slab: Slab, whitened: bool, where: Any, traced: Callable[[], None] = lambda: None
+) -> Callable[..., Any]:
     """Return the executable for slabs of this shape on a device."""
     columns = tuple(jax.ShapeDtypeStruct(c.shape, c.dtype) for c in (*slab.x, slab.y))
     kind = (len(slab.y), len(slab.rows), whitened, where, *(c.dtype.char for c in columns))
     run: Callable[..., Any] = _once(
-        objective, kind, lambda: _compile(objective, columns, len(slab.rows), whitened, where)
+        objective, kind, lambda: _compile(objective, columns, len(slab.rows), whitened, where, traced)
     )
     return run
 
@@ -303,7 +309,14 @@ def _once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any
     return known[kind]
 
 
-def _compile(objective: Objective, columns: tuple[Any, ...], room: int, whitened: bool, where: Any) -> Any:
+def _compile(
+    objective: Objective,
+    columns: tuple[Any, ...],
+    room: int,
+    whitened: bool,
+    where: Any,
+    traced: Callable[[], None],
+) -> Any:
     p, (size,) = objective.n_parameters, columns[-1].shape
     tile = min(objective.tile or device.tile(where, size), size)
 
@@ -312,18 +325,16 @@ def _compile(objective: Objective, columns: tuple[Any, ...], room: int, whitened
         return _sweep_slab(objective, theta, s, Slab(x, y, weight, rows), tile)
 
     with jax.default_device(where):
-        return (
-            jax.jit(kernel)
-            .lower(
-                jax.ShapeDtypeStruct((p,), np.float64),
-                jax.ShapeDtypeStruct((p, p), np.float64) if whitened else None,
-                columns[:-1],
-                columns[-1],
-                jax.ShapeDtypeStruct((size,), np.float64) if objective.weighted else None,
-                jax.ShapeDtypeStruct((room,), np.int64),
-            )
-            .compile()
+        lowered = jax.jit(kernel).lower(
+            jax.ShapeDtypeStruct((p,), np.float64),
+            jax.ShapeDtypeStruct((p, p), np.float64) if whitened else None,
+            columns[:-1],
+            columns[-1],
+            jax.ShapeDtypeStruct((size,), np.float64) if objective.weighted else None,
+            jax.ShapeDtypeStruct((room,), np.int64),
         )
+        traced()
+        return lowered.compile()
 
 
 def _compile_rows(objective: Objective) -> Any:
