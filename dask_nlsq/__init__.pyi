@@ -25,6 +25,7 @@ from ._plan import get_memory_tier as get_memory_tier
 from ._plan import plot_memory as plot_memory
 from ._plan import plot_tiers as plot_tiers
 from ._result import FitResult as FitResult
+from ._streaming import StreamingFitter as StreamingFitter
 from .cluster import local_cluster as local_cluster
 
 __version__: str

@@ -21,6 +21,8 @@ from dask_nlsq._errors import warn
 from dask_nlsq._numerics import device, inference
 from dask_nlsq._numerics.block import SLABS
 from dask_nlsq._numerics.factor import Factor
+from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final, lost
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._peak import peak_memory
@@ -55,7 +57,7 @@ def build(
     if held:
         notes += (f"{', '.join(held)} ended at a bound and was held there; it has no standard error.",)
     gradient = np.where(free, point.factor.gradient, 0.0)
-    theta, pcov, active = _expand(problem, theta, pcov, side)
+    theta, pcov, active = expand(parameters, problem.objective, theta, pcov, side)
     if np.isinf(pcov).any():
         open_ends = [n for n, v in zip(parameters.names, np.diag(pcov), strict=True) if np.isinf(v)]
         warn(
@@ -126,14 +128,16 @@ def _covariance(
     return inference.covariance(factor, statistics.n_obs / dof if dof > 0 else np.inf, free, meat)
 
 
-def _expand(problem: Problem, theta: Vector, pcov: Matrix, side: Any) -> tuple[Vector, Matrix, Any]:
+def expand(
+    parameters: Parameters, objective: Objective, theta: Vector, pcov: Matrix, side: Any
+) -> tuple[Vector, Matrix, Any]:
     """Return all parameters, their covariance by the delta method, and which are at a bound."""
-    parameters, expand = problem.parameters, problem.objective.expand
     if parameters.expansion is None:
         return theta, pcov, side
+    every = objective.expand
     with jax.enable_x64(True):
-        everything = np.array([float(v) for v in expand([float(t) for t in theta])])
-        jacobian = np.asarray(jax.jacfwd(lambda t: jnp.stack([jnp.asarray(v, float) for v in expand(list(t))]))(theta))
+        everything = np.array([float(v) for v in every([float(t) for t in theta])])
+        jacobian = np.asarray(jax.jacfwd(lambda t: jnp.stack([jnp.asarray(v, float) for v in every(list(t))]))(theta))
     active = np.zeros(len(parameters.names), int)
     active[[parameters.names.index(name) for name in parameters.free]] = side
     return everything, inference.propagate(pcov, jacobian), active

@@ -80,19 +80,19 @@ def draft(
     one_of("missing_chunks", missing_chunks, "fill", "raise", error=DataError)
     one_of("cov_type", cov_type, "standard", "sandwich")
     data, columns, bound = roles(model, x, y, data, sigma, nan_policy, p0, (filters, storage_options))
-    check_loss(loss, f_scale)
-    parameters = Parameters.of(bound, p0, bounds, fixed, tied, prior)
-    objective = Objective(
-        dataclasses.replace(bound, guess=None),
-        (*columns.x, columns.y),
-        columns.sigma is not None,
-        jac=jac if callable(jac) else None,
+    parameters, objective = exact_objective(
+        bound,
+        columns,
+        p0,
+        bounds=bounds,
+        fixed=fixed,
+        tied=tied,
+        prior=prior,
+        jac=jac,
         loss=loss,
         f_scale=f_scale,
-        sandwich=cov_type == "sandwich",
-        expansion=parameters.expansion,
+        cov_type=cov_type,
     )
-    objective = _look(ship(objective).value, parameters.start, jac)
     source = open_source(data, columns, filters, storage_options)
     warn_of_namesakes(bound, source)
     if missing_chunks == "raise" and source.info.absent:
@@ -102,6 +102,36 @@ def draft(
     if isinstance(executor, Cluster):
         shipped.bytes()  # refused here, by name, rather than by the scheduler
     return Draft(source, columns, bound, shipped.value, parameters, executor)
+
+
+def exact_objective(
+    model: Model,
+    columns: Columns,
+    p0: Any = None,
+    *,
+    bounds: Any = None,
+    fixed: Any = None,
+    tied: Mapping[str, Any] | None = None,
+    prior: Mapping[str, tuple[float, float]] | None = None,
+    jac: Any = None,
+    loss: Loss = "linear",
+    f_scale: float = 1.0,
+    cov_type: str = "standard",
+) -> tuple[Parameters, Objective]:
+    """Return the parameters of a bound model, and what is to be evaluated of them, looked at before any data."""
+    check_loss(loss, f_scale)
+    parameters = Parameters.of(model, p0, bounds, fixed, tied, prior)
+    objective = Objective(
+        dataclasses.replace(model, guess=None),
+        (*columns.x, columns.y),
+        columns.sigma is not None,
+        jac=jac if callable(jac) else None,
+        loss=loss,
+        f_scale=f_scale,
+        sandwich=cov_type == "sandwich",
+        expansion=parameters.expansion,
+    )
+    return parameters, _look(ship(objective).value, parameters.start, jac)
 
 
 def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
@@ -124,27 +154,32 @@ def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
     return objective
 
 
+def to_model(model: Any, p0: Any = None) -> Model:
+    """Return a model from a function, a model or the name of one; p0 counts the parameters of ``*theta``."""
+    if isinstance(model, str):
+        model = named(model)
+    if isinstance(model, Model):
+        return model
+    if not callable(model):
+        raise ModelError(
+            f"model is a {type(model).__name__}; a function f(x, *parameters), a Model or the name of one is needed."
+        )
+    n = None if p0 is None else np.size(getattr(p0, "popt", p0))
+    return Model.from_function(model, n)
+
+
 def roles(
     model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p0: Any, reading: tuple[Any, Any]
 ) -> tuple[Any, Columns, Model]:
     """Say which data plays which role, by name whatever the form; return data, columns and the bound model."""
-    if isinstance(model, str):
-        model = named(model)
-    if not isinstance(model, Model):
-        if not callable(model):
-            raise ModelError(
-                f"model is a {type(model).__name__}; a function f(x, *parameters), a Model or the name of one is "
-                "needed."
-            )
-        n = None if p0 is None else np.size(getattr(p0, "popt", p0))
-        model = Model.from_function(model, n)
+    model = to_model(model, p0)
     constant = float(sigma) if isinstance(sigma, (int, float, np.floating, np.integer)) else None
     if constant is not None and not constant > 0:
         raise DataError(f"sigma is {constant}; it must be positive.")
     if data is None:
         if x is None or y is None:
             raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
-        names, arrays = _split(model, x)
+        names, arrays = split(model, x)
         free = ("y", "sigma") if {"y", "sigma"}.isdisjoint(names) else ("fitted y", "sigma of y")
         data = dict(zip(names, arrays, strict=True)) | {free[0]: y}
         if sigma is not None and constant is None:
@@ -173,7 +208,7 @@ def warn_of_namesakes(model: Model, source: Source) -> None:
             )
 
 
-def _split(model: Model, x: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
+def split(model: Model, x: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
     """Return names and columns of an x given as arrays."""
     if isinstance(x, Mapping):
         return tuple(x), list(x.values())

@@ -216,6 +216,7 @@ def test_a_lost_scheduler_ends_the_fit(elsewhere, obey, end):
             calling(obey),
             data=frame(obey),
             cache="persist",
+            tier="chunked",
             client=client,
             callback=lambda now: end(host, client, obey) if now.nfev == 1 else None,
         )

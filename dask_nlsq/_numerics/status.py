@@ -24,6 +24,10 @@ class Status(enum.IntEnum):
         member.sentence = sentence
         return member
 
+    UNSETTLED = (
+        -6,
+        "The estimates still moved by more than a standard error, or far from where batches were linearised.",
+    )
     SILENT = -5, "The model does not respond to some parameters here, although it does elsewhere: start elsewhere."
     STALLED = -4, "The trust region shrank to nothing although the step that remains is not small."
     TIME_LIMIT = -3, "The time limit was reached."
@@ -35,6 +39,7 @@ class Status(enum.IntEnum):
     BOTH = 4, "The reduction of the cost and the step are below ftol and xtol."
     CONVERGED = 5, "The step that remains is far below the standard errors."
     ROUNDING = 6, "The step that remains is at the rounding level of float64."
+    STREAMED = 7, "Every batch was seen once, and the estimates stayed where the model is linear between batches."
 
     @property
     def success(self) -> bool:

@@ -89,7 +89,7 @@ def _reduce(batch: Batch, shipped: Shipped, request: Request, look: bool) -> lis
                 return alone
         return Failure.of("evaluating the model", error).at(batch[0][0])
     for (index, _), block, reduction in zip(batch, blocks, found, strict=True):
-        if not np.isfinite(reduction.sums).all() and (fault := _non_finite(block, objective.columns)):
+        if not np.isfinite(reduction.sums).all() and (fault := non_finite(block, objective.columns)):
             return Failure("evaluating the model", fault, partition=index)
     return found
 
@@ -128,7 +128,7 @@ def _kernel() -> Any:
     return kernel
 
 
-def _non_finite(block: Block, names: tuple[str, ...]) -> DataError | None:
+def non_finite(block: Block, names: tuple[str, ...]) -> DataError | None:
     """Name the first column with a cell that is not finite; a sum may also overflow, which is no fault."""
     for name, column in zip(names, (*block.x, block.y), strict=True):
         bad = ~np.isfinite(column)

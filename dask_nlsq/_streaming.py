@@ -1,0 +1,516 @@
+"""StreamingFitter: a fit that learns from batches as they come, from anywhere, each seen once."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, one_of, warn
+from dask_nlsq._numerics import inference, kernel
+from dask_nlsq._numerics.block import Block, concatenate
+from dask_nlsq._numerics.factor import Whitening
+from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
+from dask_nlsq._numerics.status import Status
+from dask_nlsq._outcome import expand
+from dask_nlsq._peak import peak_memory
+from dask_nlsq._problem import exact_objective, split, to_model
+from dask_nlsq._result import FitResult, history_frame
+from dask_nlsq._sources import Columns
+from dask_nlsq._sweep import ship
+from dask_nlsq._sweep.task import non_finite
+from dask_nlsq._typing import Vector
+
+WARM_ROWS = 50
+"""Rows for each parameter that are gathered before the first estimate, which is an ordinary fit of them."""
+
+HISTORY = 10_000
+"""Updates that the history holds before the older ones are thinned."""
+
+SAMPLE = 2_000
+"""Rows that are kept for a new start."""
+
+_FAR = 5.0
+"""Standard errors; a batch that moves the estimate farther shows that the model was not linear on the way."""
+
+_STRAYED = 3.0
+"""Distance from the points of linearisation, beside what noise explains, that shows the same. In random order it stays
+below 2; where sorted rows led several standard errors astray it was above 4."""
+
+_SETTLED = 1.0
+"""Standard errors by which the last batch may have moved the estimate."""
+
+_FORMAT = 1
+
+
+class StreamingFitter:
+    r"""A fit that learns from batches of rows as they come, each seen once.
+
+    Every batch adds its information, linearised at the estimate that stood when it came, and the estimate then
+    minimises the sum: :math:`\sum_b \tfrac12 |J_b (\theta - \theta_b) + r_b|^2`. After one pass over well-posed data in
+    no particular order it lies within hundredths of a standard error of the fit of all rows at once. Memory holds a
+    batch, a sample of the rows that have come, and some p × p matrices.
+
+    Where the estimate ends farther from the points of linearisation than noise explains, as where the rows come in the
+    order of x, the sample is fitted in memory and the sums begin anew with it: less is known then, and the standard
+    errors say so.
+
+    Parameters
+    ----------
+    model : callable, Model or str
+        As in `fit`.
+    p0 : mapping, sequence or FitResult, optional
+        Starting values, as in `fit`; a model with a guess guesses from the first rows.
+    x : str or sequence of str, optional
+        Names of the columns, where the model takes several, or where batches are frames.
+    y : str
+        Name of the response, where batches are frames.
+    bounds, fixed, tied, prior, absolute_sigma, nan_policy
+        As in `fit`.
+    forget : float or "auto"
+        Factor of what is known before each batch is added: 1 never forgets; below 1, 1 / (1 - forget) batches count in
+        the long run. "auto" forgets only where a batch contradicts what came before it.
+
+    Raises
+    ------
+    ModelError, BoundsError
+        As in `fit`.
+
+    Notes
+    -----
+    Recursive least squares in information form, relinearised at each batch (Ljung & Söderström 1983, chapter 2).
+
+    Examples
+    --------
+    >>> import numpy as np, jax.numpy as jnp, dask_nlsq
+    >>> def decay(t, amplitude, rate):
+    ...     return amplitude * jnp.exp(-rate * t)
+    >>> fitter = dask_nlsq.StreamingFitter(decay, p0=[1.0, 1.0])
+    >>> rng = np.random.default_rng(0)
+    >>> for _ in range(20):
+    ...     t = rng.uniform(0, 4, 1000)
+    ...     fitter = fitter.partial_fit(t, 2.5 * np.exp(-1.3 * t) + rng.normal(0, 0.1, 1000))
+    >>> fitter.params.round(2).to_dict()
+    {'amplitude': 2.5, 'rate': 1.3}
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        p0: Any = None,
+        *,
+        x: Any = None,
+        y: str = "y",
+        bounds: Any = None,
+        fixed: Any = None,
+        tied: Mapping[str, Any] | None = None,
+        prior: Mapping[str, tuple[float, float]] | None = None,
+        absolute_sigma: bool = False,
+        nan_policy: str = "raise",
+        forget: float | str = 1.0,
+    ) -> None:
+        model = to_model(model, p0)
+        names = model.inputs if x is None else (x,) if isinstance(x, str) else tuple(x)
+        if not names:
+            raise ModelError("An expression needs x=, the names of its columns.")
+        if forget != "auto" and not (isinstance(forget, (int, float)) and 0 < forget <= 1):
+            raise NlsqError(f'forget is {forget!r}; a number above 0, up to 1, or "auto" is needed.')
+        self._model = model.bind(names)
+        self._columns = Columns(tuple(names), y, None, nan_policy)  # type: ignore[arg-type]
+        one_of("nan_policy", nan_policy, "raise", "omit", error=DataError)
+        self._parameters, self._objective = exact_objective(
+            self._model, self._columns, p0, bounds=bounds, fixed=fixed, tied=tied, prior=prior
+        )
+        self._solver = Streaming(
+            self._parameters.lower,
+            self._parameters.upper,
+            self._parameters.prior,
+            absolute_sigma,
+            None if forget == "auto" else float(forget),
+        )
+        self._state: StreamState | None = None
+        self._waiting: list[Block] = []
+        self._sample = Reservoir(max(SAMPLE, 2 * WARM_ROWS * self._parameters.p), newest=forget != 1)
+        self._seconds = 0.0
+        self._history: list[list[float]] = []
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def partial_fit(self, x: Any, y: Any = None, sigma: Any = None) -> StreamingFitter:
+        """Learn from a batch of rows, and return the fitter itself.
+
+        Parameters
+        ----------
+        x : array of shape (n,) or (k, n), tuple of arrays, or DataFrame or mapping
+            The columns of the model; a frame or mapping holds them by name, the response too.
+        y : array of shape (n,)
+            The response.
+        sigma : array of shape (n,), or str
+            Standard deviation of y, in every batch or in none; in a frame, the name of its column.
+
+        Raises
+        ------
+        DataError
+            Columns of unlike lengths, of no numbers, or with NaN under ``nan_policy="raise"``; the batch is not taken.
+        """
+        started = time.perf_counter()
+        block = self._block(x, y, sigma)
+        if self._state is None:
+            if block.rows or block.dropped:
+                self._waiting.append(block)
+            if sum(b.rows for b in self._waiting) >= WARM_ROWS * self._parameters.p:
+                self._warm_up()
+        else:
+            self._learn(self._state, block)
+        self._seconds += time.perf_counter() - started
+        return self
+
+    def _block(self, x: Any, y: Any, sigma: Any) -> Block:
+        if isinstance(x, (pd.DataFrame, Mapping)):
+            columns = self._columns if sigma is None else dataclasses.replace(self._columns, sigma=sigma)
+            missing = [name for name in columns.names if name not in x]
+            if missing:
+                raise DataError(f"The batch has no column {missing[0]!r}; it has {list(x)}.", column=missing[0])
+            raw = {name: x[name] for name in columns.names}
+        else:
+            if y is None:
+                raise DataError("Give x and y, or a frame that holds both.")
+            _, arrays = split(self._model, x)
+            if len(arrays) != len(self._columns.x):
+                raise DataError(f"x has {len(arrays)} columns; the model takes {list(self._columns.x)}.")
+            columns = dataclasses.replace(self._columns, sigma=None if sigma is None else "sigma of y")
+            raw = dict(zip(self._columns.x, map(_array, arrays), strict=True)) | {self._columns.y: _array(y)}
+            if sigma is not None:
+                raw["sigma of y"] = _array(sigma)
+        if dates := [name for name, values in raw.items() if getattr(getattr(values, "dtype", 0), "kind", "") == "M"]:
+            raise DataError("The column holds dates; give seconds since an instant of your own.", column=dates[0])
+        block = columns.block(raw)
+        weighted = block.weight is not None
+        if self._empty:
+            self._objective = dataclasses.replace(self._objective, weighted=weighted)
+        elif weighted != self._objective.weighted:
+            raise DataError("sigma must come with every batch or with none.")
+        whole = [np.isfinite(column).all() for column in (*block.x, block.y)]
+        if not all(whole) and (error := non_finite(block, self._objective.columns)):
+            raise error
+        return block
+
+    @property
+    def _empty(self) -> bool:
+        return self._state is None and not self._waiting
+
+    def _warm_up(self) -> None:
+        """Fit the rows that have been gathered, and begin the sums there."""
+        block = concatenate(self._waiting)
+        parameters = self._parameters
+        if parameters.guessed and self._model.guess is not None:
+            taken = (self._model.columns[name] for name in self._model.inputs or self._model.columns)
+            found = self._model.guess([block.x[i] for places in taken for i in places], block.y)
+            parameters = parameters.with_guess(found, block.rows)
+        kernel.check_rows(self._objective, block, parameters.start)
+        self._parameters, self._waiting = parameters, []
+        self._sample.add(block, 0)
+        self._state = self._begin(block, [parameters.start])
+        self._note(self._state)
+
+    def _begin(self, block: Block, starts: list[Vector]) -> StreamState:
+        """Return the state that an ordinary fit of some rows leads to, from the start that leads lowest."""
+        parameters = self._parameters
+        solver = TrustRegion(parameters.lower, parameters.upper, parameters.prior, tolerance=1e-3)
+        ends = [_fit_rows(self._objective, solver, block, start) for start in starts]
+        state = min(ends, key=lambda end: final(end, parameters.lower, parameters.upper)[1])
+        theta, _ = final(state, parameters.lower, parameters.upper)
+        assert state.point is not None
+        stream = self._solver.init(theta, state.point.factor.whitening())
+        return self._solver.step(stream, self._reduce(block, stream))
+
+    def _reduce(self, block: Block, state: StreamState) -> Reduction:
+        request = self._solver.request(state)
+        whitening = None if request.whitening is None else request.whitening.s
+        return kernel.reduce_block(self._objective, block, request.theta, whitening)
+
+    def _learn(self, state: StreamState, block: Block) -> None:
+        now = self._solver.step(state, self._reduce(block, state))
+        if now.skipped > state.skipped:
+            warn(f"The model is not finite on batch {now.batches}; its {block.rows} rows were left out.")
+        elif now.rows > state.rows:
+            self._sample.add(block, now.batches)
+            if now.moved > _FAR or self._solver.strayed(now) > _STRAYED:
+                anew = self._begin(self._sample.block(), [self._parameters.start, state.theta])
+                counts = {name: getattr(now, name) for name in ("batches", "rows", "dropped", "skipped", "forgotten")}
+                now = dataclasses.replace(anew, restarts=now.restarts + 1, **counts)
+            self._note(now)
+        self._state = now
+
+    def _note(self, state: StreamState) -> None:
+        error = self._solver.factor(state).spread * self._solver.spread(state)
+        self._history.append([state.batches, state.rows, state.moved, *state.theta, *error])
+        if len(self._history) > HISTORY:  # every other one of the older half is forgotten
+            del self._history[: HISTORY // 2 : 2]
+
+    # --- what is known ------------------------------------------------------------------------------------------------
+
+    @property
+    def params(self) -> pd.Series:
+        """Estimates by name."""
+        return self.result().params
+
+    @property
+    def stderr(self) -> pd.Series:
+        """Standard errors by name."""
+        return self.result().stderr
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row an update, older ones thinned: rows seen, the move in standard errors, estimates and their errors."""
+        free = self._parameters.free
+        names = ["batch", "rows", "moved", *free, *(f"{name} stderr" for name in free)]
+        return pd.DataFrame(self._history, columns=names).astype({"batch": int, "rows": int}).set_index("batch")
+
+    def result(self) -> FitResult:
+        """Return what is known so far, as `fit` returns it.
+
+        The covariance is that of the sums. ``success`` says that the last batch moved the estimate by less than a
+        standard error, and that it lies no farther from where the batches were linearised than noise explains.
+
+        Raises
+        ------
+        TooFewRows
+            Fewer rows have come than there are parameters.
+        """
+        if self._state is None or self._state.sums is None:
+            rows = sum(block.rows for block in self._waiting)
+            if rows < max(self._parameters.p, 1):
+                raise TooFewRows(f"{rows} rows have come, for {self._parameters.p} parameters.")
+            self._warm_up()
+        state, solver, parameters = self._state, self._solver, self._parameters
+        assert state is not None and state.sums is not None
+        sums, cost, theta = solver.with_prior(state), solver.cost(state), state.theta
+        side = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
+        statistics = inference.statistics(sums, cost, int((side == 0).sum()), solver.absolute_sigma)
+        factor = solver.factor(state)
+        s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf
+        popt, pcov, active = expand(
+            parameters, self._objective, theta, inference.covariance(factor, s2, side == 0), side
+        )
+        gradient = factor.r.T @ (factor.z + factor.r @ (theta - state.origin))
+        return FitResult(
+            names=parameters.names,
+            popt=popt,
+            pcov=pcov,
+            cost=cost,
+            optimality=float(np.abs(np.where(side == 0, gradient, 0.0)).max()),
+            statistics=statistics,
+            n_dropped=state.dropped,
+            condition_number=factor.condition,
+            active_mask=active,
+            status=self._status(state),
+            history=history_frame({"cost": [cost], "step": [state.moved], "seconds": [self._seconds]}),
+            provenance=self._provenance(state),
+            notes=self._notes(state),
+            shipped=ship(self._objective),
+            columns=self._columns,
+            factor=factor,
+        )
+
+    def _status(self, state: StreamState) -> Status:
+        settled = state.moved <= _SETTLED and self._solver.strayed(state) <= _STRAYED
+        return Status.STREAMED if settled else Status.UNSETTLED
+
+    def _provenance(self, state: StreamState) -> dict[str, Any]:
+        return {
+            "model": self._model.name,
+            "data": "batches",
+            "partitions": state.batches,
+            "executor": "serial",
+            "seconds": self._seconds,
+            "rows_per_second": state.rows / max(self._seconds, 1e-9),
+            "peak_memory": peak_memory(),
+        }
+
+    def _notes(self, state: StreamState) -> tuple[str, ...]:
+        notes = [f"Each of {state.rows:,} rows was seen once; no pass over all of them has certified the answer."]
+        if state.skipped:
+            notes.append(f"The model was not finite on {state.skipped} batches, which were left out.")
+        if state.restarts:
+            notes.append(
+                f"{state.restarts} batches moved the estimates so far that the sums were begun anew from a sample; "
+                f"what is known rests on {state.sums.rows if state.sums else 0:,} rows."
+            )
+        if state.forgotten:
+            notes.append(f"{state.forgotten} batches contradicted what came before them, which then counted for less.")
+        return tuple(notes)
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all that is known to one file; the model is not in it.
+
+        The file is complete or the old one stays: it is written beside and then renamed. It holds arrays and JSON, no
+        pickle.
+        """
+        blocks = {f"waiting {i} {k}": c for i, b in enumerate(self._waiting) for k, c in enumerate(b.columns)}
+        arrays: dict[str, Any] = {"history": np.array(self._history, float)} | blocks | self._sample.arrays()
+        about = self._about() | {"waiting": [block.dropped for block in self._waiting]}
+        if self._state is not None:
+            known, scalars = _pack(self._state)
+            arrays |= known
+            about["state"] = scalars
+        arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        target = Path(path)
+        half = target.with_name(f"{target.name}.{os.getpid()}.part")
+        with half.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        half.replace(target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: Any, **options: Any) -> StreamingFitter:
+        """Go on from a file that `save` wrote, with the same model and options.
+
+        Raises
+        ------
+        NlsqError
+            The file is damaged, or of another model or other options; the message says what differs.
+        """
+        fitter = cls(model, **options)
+        try:
+            with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            about = json.loads(arrays.pop("about").tobytes())
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise NlsqError(f"{str(path)!r} is no whole file of a StreamingFitter: {error}") from error
+        own = fitter._about()
+        fitter._objective = dataclasses.replace(fitter._objective, weighted=about["weighted"])
+        fitter._seconds = about["seconds"]
+        differs = {name: (about[name], own[name]) for name in own if name not in _LIVING and about[name] != own[name]}
+        if differs:
+            said = "; ".join(f"{name}: {there!r} there, {here!r} here" for name, (there, here) in differs.items())
+            raise NlsqError(f"{str(path)!r} is of another fit. {said}.")
+        fitter._history = arrays["history"].tolist()
+        fitter._sample.take(arrays)
+        count = len(fitter._columns.x)
+        for i, dropped in enumerate(about["waiting"]):
+            columns = [arrays[name] for name in arrays if name.startswith(f"waiting {i} ")]
+            weight = columns[count + 1] if about["weighted"] else None
+            fitter._waiting.append(Block(tuple(columns[:count]), columns[count], weight, dropped))
+        if "state" in about:
+            fitter._state = _unpack(arrays, about["state"])
+        return fitter
+
+    def _about(self) -> dict[str, Any]:
+        """Return what must be the same for a file to be gone on from, and what lives beside it."""
+        return {
+            "format": _FORMAT,
+            "parameters": list(self._parameters.names),
+            "free": list(self._parameters.free),
+            "fixed": dict(self._parameters.fixed),
+            "columns": [*self._columns.x, self._columns.y],
+            "lower": self._parameters.lower.tolist(),
+            "upper": self._parameters.upper.tolist(),
+            "absolute_sigma": self._solver.absolute_sigma,
+            "forget": self._solver.forget,
+            "weighted": self._objective.weighted,
+            "seconds": self._seconds,
+        }
+
+
+_LIVING = {"weighted", "seconds"}
+"""What a new fitter does not know yet."""
+
+
+class Reservoir:
+    """A sample of at most `size` of the rows that have come: those with the smallest of seeded random keys.
+
+    It is even over all rows, or where what is old is to be forgotten, of the newest.
+    """
+
+    def __init__(self, size: int, newest: bool = False) -> None:
+        self._size, self._newest = size, newest
+        self._rows = np.empty((0, 0))  # (rows, 1 + columns), the key first
+        self._count = 0  # columns of x
+        self._weighted = False
+
+    def add(self, block: Block, number: int) -> None:
+        """Offer the rows of a batch."""
+        wide = block.wide()
+        self._count, self._weighted = len(block.x), block.weight is not None
+        key = np.random.default_rng([0, number]).random(block.rows) - (number if self._newest else 0)
+        new = np.column_stack([key, *wide.columns])
+        both = new if not len(self._rows) else np.concatenate([self._rows, new])
+        if len(both) > self._size:
+            both = both[np.sort(np.argpartition(both[:, 0], self._size)[: self._size])]
+        self._rows = both
+
+    def block(self) -> Block:
+        """Return the sample."""
+        _, *columns = np.ascontiguousarray(self._rows.T)
+        weight = columns[-1] if self._weighted else None
+        return Block(tuple(columns[: self._count]), columns[self._count], weight)
+
+    def arrays(self) -> dict[str, Any]:
+        """Return what `take` takes."""
+        return {"sample": self._rows, "sample columns": np.array([self._count, self._weighted])}
+
+    def take(self, arrays: Mapping[str, Any]) -> None:
+        """Go on from what `arrays` gave."""
+        self._rows = arrays["sample"]
+        self._count, self._weighted = int(arrays["sample columns"][0]), bool(arrays["sample columns"][1])
+
+
+def _pack(state: StreamState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arrays of a state by name, and its numbers."""
+    arrays: dict[str, Any] = {"theta": state.theta, "origin": state.origin}
+    if state.whitening is not None:
+        arrays |= {"whitening s": state.whitening.s, "whitening inverse": state.whitening.inverse}
+    numbers: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
+    if state.sums is not None:
+        sums = state.sums
+        arrays |= {"gram": sums.gram, "sums": sums.sums, "checksum": sums.checksum, "path": state.path}
+        numbers["sums"] = {name: getattr(sums, name) for name in _MOMENTS} | {"rounded": sorted(sums.rounded)}
+    return arrays, numbers
+
+
+def _unpack(arrays: Mapping[str, Any], numbers: Mapping[str, Any]) -> StreamState:
+    whitening = Whitening(arrays["whitening s"], arrays["whitening inverse"]) if "whitening s" in arrays else None
+    sums = None
+    if "sums" in numbers:
+        told = dict(numbers["sums"])
+        told["rounded"] = frozenset(told["rounded"])
+        sums = Reduction(gram=arrays["gram"], sums=arrays["sums"], checksum=arrays["checksum"], **told)
+    counts = {name: numbers[name] for name in _NUMBERS}
+    return StreamState(arrays["theta"], arrays["origin"], whitening, sums, arrays.get("path"), **counts)
+
+
+_NUMBERS = ("batches", "rows", "dropped", "skipped", "forgotten", "restarts", "moved")
+_MOMENTS = ("rows", "dropped", "cost", "weight", "mean", "spread", "log_weight")
+
+
+def _fit_rows(objective: Objective, solver: TrustRegion, block: Block, start: Vector) -> State:
+    """Fit rows in memory from a start (p,): the loop as it reads."""
+    state = solver.init(start)
+    while state.status is None:
+        request = solver.request(state)
+        whitening = None if request.whitening is None else request.whitening.s
+        reduction = kernel.reduce_block(objective, block, request.theta, whitening)
+        if state.point is None and not reduction.finite:
+            raise ModelError(f"The model or its derivative is not finite at the start p0={start.tolist()}.")
+        state = solver.step(state, reduction)
+    return state
+
+
+def _array(values: Any) -> Any:
+    return values if hasattr(values, "dtype") else np.asarray(values)
