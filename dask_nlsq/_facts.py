@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
@@ -16,7 +18,7 @@ from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._plan import IMPORTS, READERS, Facts, MemoryLimit, memory_limit
 from dask_nlsq._problem import Draft
 from dask_nlsq._sample import Sample
-from dask_nlsq._sweep import Cluster, Failure, Serial
+from dask_nlsq._sweep import Cluster, Executor, Failure, Serial
 from dask_nlsq._sweep.failure import load
 from dask_nlsq._typing import Vector
 
@@ -31,20 +33,21 @@ def gather_facts(draft: Draft, limit: Any, sample: Sample | None = None) -> Fact
     """
     info, executor = draft.source.info, draft.executor
     own = memory_limit()
-    held = psutil.Process().memory_info().rss
+    home = psutil.Process().memory_info().rss
     cluster = isinstance(executor, Cluster)
-    processes, threads, of_worker = executor.facts() if isinstance(executor, Cluster) else (1, executor.workers, 0)
-    allowed = MemoryLimit(of_worker, "memory limit of a worker") if of_worker else own
+    processes, threads, allowed = _who(executor, own)
     if limit is not None:
         allowed = MemoryLimit(int(parse_bytes(limit)), "memory_limit")
-    here = min(own.limit if cluster else allowed.limit, own.limit) - held
+        own = min(own, allowed, key=lambda each: each.limit)
     rows = info.rows if sample is None or info.rows is not None else sample.estimated_rows
     largest = info.partition_rows if sample is None or info.partition_rows is not None else sample.largest
+    embedded = isinstance(draft.source.partitions[0], Block)
+    reader = info.kind if info.kind in READERS and not embedded else "sent" if cluster else "memory"
     return Facts(
         model=f"{draft.objective.model.name}({', '.join(draft.parameters.names)})",
         n_params=draft.parameters.p,
         kind=info.kind,
-        reader=info.kind if info.kind in READERS else "memory",
+        reader=reader,
         rows=rows,
         estimated=info.rows is None and rows is not None,
         columns=len(draft.objective.columns) + draft.objective.weighted,
@@ -52,34 +55,57 @@ def gather_facts(draft: Draft, limit: Any, sample: Sample | None = None) -> Fact
         partitions=len(draft.source.partitions),
         partition_rows=largest,
         encoded=info.encoded,
+        encoded_partition=info.encoded_partition,
         shared=draft.source.shared,
         cluster=cluster,
         processes=processes,
-        threads=1 if isinstance(executor, Serial) else threads,
+        threads=threads,
         cores=CPU_COUNT,
         limit=allowed.limit,
         limit_source=allowed.source,
-        held=IMPORTS if cluster else held,
-        here=int(max(0, min(here, psutil.virtual_memory().available))),
+        held=IMPORTS if cluster else home,
+        home=home,
+        here=int(max(0, min(own.limit - home, psutil.virtual_memory().available))),
     )
+
+
+def _who(executor: Executor, own: MemoryLimit) -> tuple[int, int, MemoryLimit]:
+    """Return processes, tasks of each at a time, and what each may hold; what workers do not say they are asked."""
+    if not isinstance(executor, Cluster):
+        return 1, 1 if isinstance(executor, Serial) else executor.workers, own
+    processes, threads, limit = executor.facts()
+    if limit:
+        return processes, threads, MemoryLimit(limit, "memory limit of a worker")
+    answers = executor.ask(memory_limit)
+    sharing = collections.Counter(host for host, _ in answers)
+    shares = [MemoryLimit(found.limit // sharing[host], found.source) for host, found in answers]
+    return processes, threads, min(shares, key=lambda each: each.limit, default=own)
 
 
 def dry_run(draft: Draft, facts: Facts) -> Facts:
     """Read one partition and reduce some of its rows: how fast both go, and how many rows there may be."""
-    partition = draft.source.partitions[0]
     if facts.shared:
         return facts
-    started = time.perf_counter()
-    block = load(partition)
-    seconds = time.perf_counter() - started
-    if isinstance(block, Failure):
-        raise block.error()
+    block, seconds = _read(draft.source.partitions)
     found: dict[str, Any] = {}
     if facts.rows is None:
-        found |= {"rows": float(block.rows * facts.partitions), "partition_rows": block.rows, "estimated": True}
+        found |= {"rows": float(block.rows * facts.partitions), "estimated": True}
+    if facts.partition_rows is None:
+        found["partition_rows"] = block.rows
     if READERS[facts.reader].decoded and block.rows:
         found["bytes_per_second"] = block.nbytes / max(seconds, 1e-9)
     return dataclasses.replace(facts, **found, **speed(draft.objective, block, draft.parameters.start))
+
+
+def _read(partitions: Sequence[Any]) -> tuple[Block, float]:
+    """Read the first partition that has rows, of those at the beginning; return it, and the seconds it took."""
+    first, *more = partitions[:16]
+    started = time.perf_counter()
+    block = load(first)
+    seconds = time.perf_counter() - started
+    if isinstance(block, Failure):
+        raise block.error()
+    return _read(more) if more and not block.rows else (block, seconds)
 
 
 def speed(objective: Objective, block: Block, theta: Vector) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._autotune import autotune as tuned
-from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, one_of, warn
+from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, warn
 from dask_nlsq._facts import dry_run, gather_facts, speed
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import MANY_ROWS, Block
@@ -32,7 +32,7 @@ from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import build
-from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, make_plan, settle
+from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, make_plan, settle, with_speeds
 from dask_nlsq._problem import Draft, Problem, arrange, draft, executor_of
 from dask_nlsq._progress import Progress
 from dask_nlsq._result import FitResult
@@ -237,12 +237,9 @@ def fit(
     with Progress(len(source.partitions), progress) as bar:
         state, seconds = minimise(problem, solver, starts, bar, config.time_limit, callback)
         if decided.goal is OptimizationGoal.QUALITY and state.status is not None and state.status.success:
-            better, note = look_again(problem, solver, state, None if sample is None else sample.block, bar)
+            state, more, note = _second_look(problem, solver, state, sample, bar, callback)
+            seconds += more
             notes += (note,)
-            if better is not None:
-                first, state, more = state, *minimise(problem, solver, [better], bar, config.time_limit, callback)
-                state = dataclasses.replace(state, history=(*first.history, *state.history))
-                seconds += more
     if state.status is not None and state.status.success and _went_silent(problem, state):
         state = dataclasses.replace(state, status=Status.SILENT)
     return build(problem, solver, state, seconds, time.perf_counter() - started, notes)
@@ -250,6 +247,31 @@ def fit(
 
 _TOLERANCE = {OptimizationGoal.FAST: 0.1, OptimizationGoal.QUALITY: 1e-8}
 """Largest step that may remain, in standard errors, where the goal says so."""
+
+
+def _second_look(
+    problem: Problem,
+    solver: TrustRegion,
+    state: State,
+    sample: Sample | None,
+    bar: Progress,
+    callback: Callable[[OptimizeResult], Any] | None,
+) -> tuple[State, list[float], str]:
+    """Try the answer from perturbed starts, and go on from a lower minimum where all rows agree that it is lower."""
+    better, note = look_again(problem, solver, state, None if sample is None else sample.block, bar)
+    if better is None:
+        return state, [], note
+    assert state.point is not None
+    try:
+        second, seconds = minimise(problem, solver, [better], bar, None, callback)
+    except NlsqError as error:
+        return state, [], f"A perturbed start led lower on a sample, but not on all rows: {error}"
+    history = (*state.history, *second.history)
+    lower = second.point is not None and second.point.reduction.cost < state.point.reduction.cost
+    if second.status is None or not second.status.success or not lower:
+        note = "A perturbed start led lower on a sample, but not on all rows."
+        return dataclasses.replace(state, history=history), seconds, note
+    return dataclasses.replace(second, history=history), seconds, note
 
 
 def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
@@ -300,18 +322,16 @@ def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
 
 def _settle(said: Mapping[str, Any]) -> WorkflowConfig:
     """Return the settings that count, of the arguments of a fit and what stands behind them."""
-    one_of("cache", said["cache"] or "auto", "auto", "persist", "none")
     own = {field.name: said[field.name] for field in dataclasses.fields(WorkflowConfig)}
-    config = settle(WorkflowConfig(**own), said["config"], said["workflow"])
-    if config.max_nfev is not None and config.max_nfev < 1:
-        raise NlsqError(f"max_nfev is {config.max_nfev}; at least one sweep is needed.")
-    return config
+    return settle(WorkflowConfig(**own), said["config"], said["workflow"])
 
 
 def _gather(exact: Draft, config: WorkflowConfig) -> tuple[Plan, Executor, Sequence[Any], Sample | None]:
     """Return the plan, the partitions in groups, held where it says so, and a sample where another sweep is dear."""
     source, executor = exact.source, exact.executor
     partitions, sample, read = len(source.partitions), None, 0.0
+    if source.info.partition_rows is not None:
+        make_plan(gather_facts(exact, config.memory_limit), config)  # refuses, before anything is read
     started = time.perf_counter()
     if source.info.rows is None and not source.shared:
         sample = draw_sample(executor, group(source.partitions, float("inf"), executor.workers), partitions)
@@ -330,7 +350,7 @@ def _gather(exact: Draft, config: WorkflowConfig) -> tuple[Plan, Executor, Seque
     if decided.cache == "none" and read > 0:
         drawn = sample.estimated_rows / partitions * sample.partitions * facts.row_bytes
         facts = dataclasses.replace(facts, bytes_per_second=drawn / read / executor.workers)
-    return make_plan(facts, config), executor, groups, sample
+    return with_speeds(decided, facts), executor, groups, sample
 
 
 def _fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> Vector | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import distributed
 import numpy as np
-from dask.system import CPU_COUNT
 
 from dask_nlsq._errors import DataError, ModelError, NlsqError, one_of, warn
 from dask_nlsq._models import named
@@ -97,6 +96,8 @@ def draft(
     warn_of_namesakes(bound, source)
     if missing_chunks == "raise" and source.info.absent:
         raise DataError(f"{'; '.join(source.info.absent.values())}.", column=next(iter(source.info.absent)))
+    if not source.partitions:
+        raise DataError("There are no rows to fit.")
     executor = Serial() if client is False else choose_executor(client, len(source.partitions))
     shipped = ship(objective)
     if isinstance(executor, Cluster):
@@ -242,7 +243,7 @@ def executor_of(plan: Plan, executor: Executor) -> Executor:
         return Cluster(executor.client, plan.at_a_time) if limited else executor
     if isinstance(executor, Serial) or plan.facts.partitions == 1:
         return Serial()
-    return Threads(CPU_COUNT if isinstance(executor, Cluster) else plan.at_a_time)
+    return Threads(None if isinstance(executor, Cluster) else plan.at_a_time)
 
 
 def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:

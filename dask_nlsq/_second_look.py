@@ -20,10 +20,13 @@ from dask_nlsq._sweep import Group, Ledger, Serial
 from dask_nlsq._typing import Vector
 
 STARTS = 8
-"""Perturbed starts; each costs no sweep of its own."""
+"""Perturbed starts; they share their sweeps, which are some ten in all."""
 
 _REACH = 0.2
 """How far a parameter is moved, relative to its size: beyond what a good guess would miss."""
+
+_MOST = 50
+"""Sweeps after which a perturbed start is given up."""
 
 _ALIKE = 1e-6
 """Relative difference of two costs that is none."""
@@ -43,7 +46,7 @@ def look_again(
     if block is not None:
         groups = [Group(0, (block,))]
         problem = dataclasses.replace(problem, executor=Serial(), groups=groups, ledger=Ledger())
-    solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None)
+    solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
     theta, _ = final(state, solver.lower, solver.upper)
     size = np.maximum(np.abs(theta), state.point.factor.spread)
     moves = np.random.default_rng(0).normal(0.0, _REACH, (STARTS, len(theta))) * size
@@ -58,4 +61,6 @@ def look_again(
     better = min(others, key=lambda end: end[1], default=None)
     if better is not None and better[1] < least - alike:
         return better[0], f"One of {STARTS} perturbed starts led to a lower minimum, which was taken."
-    return None, f"{back} of {STARTS} perturbed starts led back to this minimum, none to a lower one."
+    passes = max((len(end.history) for end in ends if end is not None), default=0)
+    further = f", in {passes} further passes" if block is None else ""
+    return None, f"{back} of {STARTS} perturbed starts led back to this minimum{further}, none to a lower one."

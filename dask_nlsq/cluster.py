@@ -13,7 +13,7 @@ from typing import Any
 
 from distributed import LocalCluster
 
-from dask_nlsq._plan import Plan, wanted_workers
+from dask_nlsq._plan import Plan, memory_limit
 
 __all__ = ["local_cluster"]
 
@@ -45,13 +45,13 @@ def local_cluster(plan: Plan, **options: Any) -> LocalCluster:
     >>> result.params.round(6).to_dict()
     {'intercept': 1.0, 'slope': 2.0}
     """
-    workers = wanted_workers(plan)
+    workers = options.get("n_workers", plan.n_workers)
     chosen = {
         "n_workers": workers,
         "threads_per_worker": 1,
-        "memory_limit": plan.facts.limit // workers,
+        "memory_limit": memory_limit().limit // max(workers, 1),
         "dashboard_address": ":0",
     }
     if options.get("processes", True):
-        chosen["env"] = {"PJRT_NPROC": "1"}
+        options["env"] = {"PJRT_NPROC": "1"} | (options.get("env") or {})
     return LocalCluster(**(chosen | options))

@@ -29,8 +29,8 @@ from dask_nlsq import (
     auto_select_workflow,
     get_memory_tier,
 )
-from dask_nlsq._plan import Facts, make_plan, memory_limit, wanted_workers
-from dask_nlsq._plan.memory import IMPORTS, SHARE, reads_ahead, tasks_that_fit, workers_that_fit
+from dask_nlsq._plan import Facts, make_plan, memory_limit
+from dask_nlsq._plan.memory import IMPORTS, SHARE, takes_several, tasks_that_fit, workers_that_fit
 from dask_nlsq._plan.tiers import RULES
 from dask_nlsq._plan.workflow import PRESETS, settle
 from dask_nlsq._sweep import group
@@ -118,7 +118,7 @@ def test_tasks_that_fit(threads, limit, task, fit):
 @pytest.mark.parametrize("nbytes", [MIB, 64 * MIB, 65 * MIB])
 def test_reading_ahead_is_planned_where_groups_do_it(partitions, nbytes):
     longest = max(len(g.partitions) for g in group(range(partitions), partitions * nbytes, 2))
-    assert reads_ahead(partitions, nbytes, 2) == (longest > 1)
+    assert takes_several(partitions, nbytes, 2) == (longest > 1)
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
@@ -179,6 +179,7 @@ FACTS = Facts(
     partitions=50,
     partition_rows=1e6,
     encoded=8e8,
+    encoded_partition=16e6,
     threads=4,
     cores=4,
     limit=32 * GB,
@@ -193,6 +194,12 @@ def decide(config=None, **facts):
 
 
 FEW = {"rows": 5e6, "partitions": 5, "encoded": 8e7}
+WORKERS_OF_ONE_GB = {"rows": 6e7, "partitions": 600, "partition_rows": 1e5, "encoded_partition": 1.6e6} | {
+    "cluster": True,
+    "processes": 1,
+    "limit": GB,
+    "held": IMPORTS,
+}
 DECISIONS = [
     ({}, {}, ("CHUNKED", "persist", 4, 1)),
     ({"rows": 5e6, "partitions": 5}, {}, ("STANDARD", "persist", 4, 1)),
@@ -206,6 +213,11 @@ DECISIONS = [
     ({"shared": True}, {}, ("CHUNKED", "persist", 4, 1)),
     ({"cluster": True, "processes": 3, "limit": 2 * GB, "held": IMPORTS}, {}, ("CHUNKED", "persist", 4, 1)),
     ({"rows": 500.0, "partitions": 1, "partition_rows": 500}, {}, ("STANDARD", "persist", 4, 1)),
+    (FEW | {"here": 250 * MB, "limit": GB}, {"tier": "chunked"}, ("CHUNKED", "none", 1, 3)),
+    (FEW | {"reader": "memory", "here": 0, "limit": 300 * MB}, {"tier": "standard"}, ("STANDARD", "persist", 1, 1)),
+    (WORKERS_OF_ONE_GB, {"tier": "standard"}, ("STANDARD", "persist", 4, 1)),
+    (WORKERS_OF_ONE_GB | {"reader": "sent", "rows": 5e8}, {}, ("CHUNKED", "none", 4, 2.027)),
+    ({"rows": 5e5, "estimated": True}, {"tier": "chunked"}, ("CHUNKED", "persist", 4, 1.32)),
 ]
 
 
@@ -224,7 +236,7 @@ def test_seconds_change_no_decision():
         k: v for k, v in vars(fast).items() if k not in same
     }
     assert slow.seconds > 1000 * fast.sweep_seconds
-    assert (wanted_workers(slow), wanted_workers(decide(rows_per_second=1e12))) == (4, 1)
+    assert (slow.n_workers, decide(rows_per_second=1e12).n_workers) == (4, 1)
 
 
 REFUSED = [
@@ -244,10 +256,13 @@ def test_refusals(config, facts, error, match):
 
 
 def test_a_refused_partition_is_cut_as_the_remedy_says():
+    def cut(rows):
+        data = {"partition_rows": rows, "encoded_partition": 16 * rows, "partitions": -(-50_000_000 // rows)}
+        return decide(limit=GB, here=500 * MB, **data)
+
     with pytest.raises(MemoryError) as caught:
-        decide(limit=GB, here=500 * MB, partition_rows=50e6, partitions=1)
-    rows = int(str(caught.value).split("at most ")[1].split(" rows")[0].replace(",", ""))
-    assert decide(limit=GB, here=500 * MB, partition_rows=rows, partitions=-(-50_000_000 // rows)).at_a_time >= 1
+        cut(50_000_000)
+    assert cut(int(str(caught.value).split("at most ")[1].split(" rows")[0].replace(",", ""))).at_a_time >= 1
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -270,6 +285,9 @@ UNKNOWN = [
     (lambda: WorkflowConfig(tier="cnked"), "chunked"),
     (lambda: WorkflowConfig.from_dict({"teir": 1}), "teir"),
     (lambda: WorkflowConfig.from_preset("quick"), "fast"),
+    (lambda: WorkflowConfig(cache="disk"), "persist"),
+    (lambda: WorkflowConfig(memory_limit="much"), "4 GB"),
+    (lambda: WorkflowConfig(max_nfev=0), "at least one"),
     (lambda: dask_nlsq.fit(decay, [1.0], [1.0], config=3), "mapping"),
     (lambda: dask_nlsq.fit(decay, [1.0], [1.0], workflow="hpc"), "not there yet"),
     (lambda: dask_nlsq.fit(decay, [1.0], [1.0], cache="disk"), "persist"),
@@ -406,6 +424,52 @@ def test_a_partition_that_does_not_fit_is_refused_unread(tmp_path, monkeypatch):
             call(decay, data=path, memory_limit=limit)
 
 
+@pytest.mark.parametrize("limit", ["200 MB", 200_000_000])
+def test_rows_that_are_here_are_not_refused(limit):
+    t, y = decay_rows(1000)
+    assert dask_nlsq.fit(decay, t, y, p0=[2, 1, 0.3], memory_limit=limit).plan.tier is WorkflowTier.STANDARD
+
+
+def test_filters_change_no_size(tmp_path):
+    """What is read to be filtered takes its memory, and the plan is that of the fit."""
+    path = str(tmp_path / "rows.parquet")
+    t, y = decay_rows(400_000)
+    pd.DataFrame({"t": t, "y": y, "kept": np.arange(t.size) % 1000 == 0}).to_parquet(path, row_group_size=100_000)
+    how = {"data": path, "filters": [("kept", "==", True)], "p0": [2, 1, 0.3]}
+    planned, done = dask_nlsq.plan(decay, **how), dask_nlsq.fit(decay, **how).plan
+    assert planned.task.encoded == done.task.encoded < 10e6
+    assert done.facts.partition_rows == planned.facts.partition_rows == 400_000
+
+
+def test_a_second_look_never_ends_higher(monkeypatch):
+    t, y = decay_rows(2000)
+    plain = dask_nlsq.fit(decay, t, y, p0=[2, 1, 0.3])
+    for theta in ([1e3, 50.0, 9.0], [np.inf, 1.0, 1.0]):
+        monkeypatch.setattr("dask_nlsq._fit.look_again", lambda *_, start=theta: (np.array(start), ""))
+        tried = dask_nlsq.fit(decay, t, y, p0=[2, 1, 0.3], goal="quality")
+        np.testing.assert_allclose(tried.popt, plain.popt, rtol=1e-8)
+        assert tried.success and tried.nsweeps == len(tried.history)
+
+
+def test_workers_without_a_limit_share_that_of_their_host():
+    t, y = decay_rows(1000)
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "memory_limit": 0}
+    with LocalCluster(**options, dashboard_address=":0") as cluster, Client(cluster):
+        facts = dask_nlsq.plan(decay, t, y).facts
+    assert (facts.processes, facts.limit) == (2, memory_limit().limit // 2)
+
+
+def test_no_rows_at_all(tmp_path):
+    import zarr
+
+    group = zarr.create_group(tmp_path / "none.zarr")
+    for name in "ty":
+        group.create_array(name, shape=(0,), chunks=(10,), dtype="f8")
+    for call in (dask_nlsq.fit, dask_nlsq.plan):
+        with pytest.raises(dask_nlsq.DataError, match="no rows"):
+            call(decay, data=str(tmp_path / "none.zarr"))
+
+
 def _rss():
     import psutil
 
@@ -465,7 +529,8 @@ def pages():
     }
     for rows in (1e3, 1e6, 5e7, 1e9):
         partitions = max(1, int(rows / 1e6))
-        data = {"rows": rows, "partitions": partitions, "partition_rows": rows / partitions, "encoded": 16 * rows}
+        data = {"rows": rows, "partitions": partitions, "partition_rows": rows / partitions}
+        data |= {"encoded": 16 * rows, "encoded_partition": 16 * rows / partitions}
         yield str(decide(**laptop, **speeds, **data))
 
 

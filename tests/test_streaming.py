@@ -115,7 +115,7 @@ def test_a_process_that_changes_is_followed(forget):
         fitter.partial_fit(t, y if i < 50 else changed)
     found = fitter.result()
     assert (abs(found.popt - [2.0, 0.8, 0.7]) < 5 * found.stderr).all()
-    assert (found.n_obs <= N // 2 and "0.9" in str(forget)) or found.n_obs > N // 3
+    assert found.n_obs <= N // 2 + 4000
     steady = StreamingFitter(decay, [2.0, 1.0, 0.5], forget="auto")
     for batch in batches(100):
         steady.partial_fit(*batch)

@@ -3,7 +3,7 @@
 from dask_nlsq._plan.figures import plot_memory, plot_tiers
 from dask_nlsq._plan.limits import MemoryLimit, memory_limit
 from dask_nlsq._plan.memory import IMPORTS, READERS, estimate_memory
-from dask_nlsq._plan.plan import Facts, Measured, Plan, make_plan, wanted_workers
+from dask_nlsq._plan.plan import Facts, Measured, Plan, make_plan, with_speeds
 from dask_nlsq._plan.tiers import (
     DatasetSizeTier,
     MemoryTier,
@@ -33,5 +33,5 @@ __all__ = [
     "plot_memory",
     "plot_tiers",
     "settle",
-    "wanted_workers",
+    "with_speeds",
 ]

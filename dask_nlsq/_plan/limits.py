@@ -21,7 +21,7 @@ class MemoryLimit:
     """Bytes that a process may hold, and who says so."""
 
     limit: int
-    source: str  # "memory_limit=", "worker", "cgroup v2", "cgroup v1", "physical memory"
+    source: str  # "cgroup v2", "physical memory", …
 
 
 def memory_limit(root: Path = Path("/"), pid: str = "self") -> MemoryLimit:

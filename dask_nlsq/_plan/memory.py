@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dask_nlsq._errors import one_of
-from dask_nlsq._numerics.block import GROUP_BYTES, PER_THREAD, SLABS, TILE
+from dask_nlsq._numerics.block import GROUP_BYTES, PER_THREAD, SLABS, TILE, TOGETHER
 from dask_nlsq._plan.tiers import WorkflowTier, member
 
 
@@ -35,6 +35,7 @@ READERS: Mapping[str, Reader] = {
     "Dask DataFrame": Reader(2.7, 0),  # the Arrow table, the frame, the arrays
     "Dask arrays": Reader(2.0, 0),
     "memory": Reader(0, 0),  # it is there already
+    "sent": Reader(2.0, 0),  # from this process to a worker
 }
 """Measured, reader by reader: `tests/test_memory.py` holds the first two to it."""
 
@@ -54,7 +55,7 @@ class TaskMemory:
 
     encoded: float
     decoded: float
-    before: float  # the partition that is reduced while the next one is read
+    before: float  # what is reduced while the next partition is read
     slab: float
     tile: float
     scratch: float
@@ -73,9 +74,9 @@ def task_memory(
     reader: str = "Parquet",
     *,
     encoded: float | None = None,
+    several: bool = False,
     ahead: bool = False,
     scratch: float = 0.0,
-    k: int = 1,
 ) -> TaskMemory:
     """Apply the formula to partitions of so many rows, of so many bytes each once they are decoded.
 
@@ -83,27 +84,29 @@ def task_memory(
     ----------
     encoded : float, optional
         Bytes of a partition as it is stored; by default those of the decoded rows.
+    several : bool
+        Whether a task takes several partitions; small ones are then reduced together, as many as fill a slab.
     ahead : bool
-        Whether a task reads the next partition while it reduces one.
+        Whether it reads the next while it reduces those before.
     scratch : float
         Bytes that the compiled kernel needs for itself.
-    k : int
-        Parameter vectors evaluated in one pass.
     """
     decoded, holds = partition_rows * row_bytes, READERS[reader]
+    together = max(partition_rows, min(SLABS[1], TOGETHER * partition_rows)) if several else partition_rows
+    waiting = together - (0 if ahead else partition_rows)
     rows = min(TILE, max(partition_rows, 1))
     return TaskMemory(
         encoded=holds.encoded * (decoded if encoded is None else encoded),
         decoded=holds.decoded * decoded,
-        before=decoded if ahead and holds.decoded else 0.0,
-        slab=8.0 * min(SLABS[1], max(partition_rows, TILE)) * columns,
-        tile=8.0 * rows * (columns + 2 * (n_params + 2)) * k,
+        before=row_bytes * waiting if several and holds.decoded else 0.0,
+        slab=8.0 * min(SLABS[1], max(together, TILE)) * columns,
+        tile=8.0 * rows * (columns + 2 * (n_params + 2)),
         scratch=scratch,
     )
 
 
-def reads_ahead(partitions: int, partition_bytes: float, threads: int) -> bool:
-    """Whether a task takes several partitions, and may read one while it reduces the one before."""
+def takes_several(partitions: int, partition_bytes: float, threads: int) -> bool:
+    """Whether a task takes several partitions."""
     return partitions > PER_THREAD * threads and 2 * partition_bytes <= GROUP_BYTES
 
 
@@ -183,6 +186,6 @@ def estimate_memory(
         return standard_memory(n_points, n_columns)
     rows = min(partition_rows, n_points)
     partitions = -(-n_points // max(rows, 1))
-    ahead = reads_ahead(partitions, 8.0 * n_columns * rows, threads)
-    task = task_memory(rows, 8.0 * n_columns, n_columns, n_params, reader, ahead=ahead)
+    several = takes_several(partitions, 8.0 * n_columns * rows, threads)
+    task = task_memory(rows, 8.0 * n_columns, n_columns, n_params, reader, several=several, ahead=several)
     return min(threads, partitions) * task.total

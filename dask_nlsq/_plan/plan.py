@@ -17,11 +17,12 @@ from dask_nlsq._errors import NlsqError, PlanError
 from dask_nlsq._numerics.block import MANY_ROWS, TILE
 from dask_nlsq._plan import words
 from dask_nlsq._plan.memory import (
+    IMPORTS,
     READERS,
     SHARE,
     TaskMemory,
-    reads_ahead,
     standard_memory,
+    takes_several,
     task_memory,
     tasks_that_fit,
     workers_that_fit,
@@ -32,8 +33,11 @@ from dask_nlsq._plan.workflow import WorkflowConfig
 SWEEPS_FROM_AFAR = 8
 """Sweeps of a fit without a sample, from 5 to 15 as a rule."""
 
-PAUSE = 0.2
-"""Seconds below which a task is mostly overhead on a cluster."""
+TASK_SECONDS = 2e-3
+"""What a task costs on a cluster; a partition that takes less is better cut larger."""
+
+SERIAL_SECONDS = 0.05
+"""Seconds of a sweep below which a second worker costs more than it gains."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Facts:
     partitions: int
     partition_rows: float | None  # of the largest
     encoded: float | None = None  # bytes stored, of the columns that are read
+    encoded_partition: float | None = None  # of the partition that has most
     shared: bool = False  # partitions share work, and are computed together
     # Who computes.
     cluster: bool = False
@@ -62,7 +67,8 @@ class Facts:
     limit: int = 0  # bytes that each process may hold
     limit_source: str = ""
     held: int = 0  # bytes that each process holds already
-    here: int = 0  # bytes that this process may still take
+    home: int = 0  # bytes that this process holds
+    here: int = 0  # bytes that it may still take
     # Measured, where something was run.
     compile_seconds: float | None = None
     rows_per_second: float | None = None  # of one thread
@@ -142,6 +148,14 @@ class Plan:
     advice: tuple[str, ...] = ()
     measured: Measured | None = None
 
+    @property
+    def n_workers(self) -> int:
+        """How many workers of one thread suit it on this machine: `local_cluster` starts as many, from one to all."""
+        facts = self.facts
+        if self.sweep_seconds is not None and self.sweep_seconds * self.workers < SERIAL_SECONDS:
+            return 1
+        return workers_that_fit(facts.cores, float(facts.here), self.task.total + IMPORTS, facts.partitions)
+
     def explain(self) -> str:
         """Return every decision with its reason and its numbers."""
         return words.explain(self)
@@ -199,19 +213,24 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
     goal = _goal(config, reasons)
     tier, wanted = _tier(facts, config, goal, reasons)
     cache = _cache(facts, config, tier, goal, reasons)
+    gathered = facts.cluster and tier is WorkflowTier.STANDARD  # here, and not on the workers
     kept = (facts.nbytes or 0.0) / facts.processes if cache == "persist" and _reads_anything(facts) else 0.0
     try:
-        task, ahead, at_a_time = _tasks(facts, kept, goal, reasons)
+        task, ahead, at_a_time = _tasks(facts, 0.0 if gathered else kept, goal, reasons)
     except PlanError:
-        if not kept or facts.shared or config.cache == "persist" or reasons["tier"] == _ASKED:
+        asked = config.cache == "persist" or (tier is WorkflowTier.STANDARD and reasons["tier"] == _ASKED)
+        if not kept or facts.shared or asked:
             raise
-        tier, cache, kept = WorkflowTier.CHUNKED, "none", 0.0
+        tier, cache, kept, gathered = WorkflowTier.CHUNKED, "none", 0.0, False
+        reasons["tier"] += "; CHUNKED, for rows that are kept would leave too little for reading"
         reasons["cache"] = "rows that are kept would leave too little for reading"
         task, ahead, at_a_time = _tasks(facts, kept, goal, reasons)
     workers = min(facts.processes * at_a_time, max(facts.partitions, 1))
     # What is kept passes through the tasks: the partitions that they are reading are not there twice.
     passing = facts.row_bytes * (facts.partition_rows or 0.0) if kept else 0.0
     growth = int(max(min(at_a_time, facts.partitions) * (task.total - passing) + kept, task.total))
+    if gathered:
+        growth = int((facts.nbytes or 0.0) + task.slab + task.tile + task.scratch)
     sweeps, reads = _reads(facts, cache, reasons)
     stored = facts.encoded if facts.encoded is not None else facts.nbytes
     return Plan(
@@ -224,7 +243,7 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
         at_a_time=at_a_time,
         workers=workers,
         task=task,
-        peak=facts.held + growth,
+        peak=(facts.home if gathered else facts.held) + growth,
         growth=growth,
         sweeps=sweeps,
         reads=reads,
@@ -261,6 +280,7 @@ def _tier(
 ) -> tuple[WorkflowTier, WorkflowTier]:
     """Return the tier that was asked for, or that of the table as far as it fits and is there; and the table's."""
     needed = None if facts.rows is None else standard_memory(facts.rows, facts.columns)
+    needed = 0 if needed is not None and not _reads_anything(facts) else needed  # the rows are here already
     room = int(SHARE * facts.here)
     if config.tier is not None and config.tier != "auto":
         asked = member(WorkflowTier, "tier", config.tier)
@@ -338,7 +358,6 @@ def _tasks(facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str,
             True,
             facts.threads,
         )
-    each = None if facts.encoded is None or not facts.rows else facts.encoded * facts.partition_rows / facts.rows
     limit = facts.limit if facts.cluster else min(facts.limit, facts.held + facts.here)
 
     def tried(ahead: bool) -> tuple[TaskMemory, bool, int]:
@@ -348,22 +367,23 @@ def _tasks(facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str,
             facts.columns,
             facts.n_params,
             facts.reader,
-            encoded=each,
+            encoded=facts.encoded_partition,
+            several=several,
             ahead=ahead,
             scratch=facts.scratch,
         )
         return task, ahead, tasks_that_fit(facts.threads, limit, task.total, facts.held + kept)
 
-    ahead = goal is not OptimizationGoal.MEMORY_EFFICIENT and reads_ahead(
-        facts.partitions, facts.partition_rows * facts.row_bytes, facts.processes * facts.threads
-    )
-    task, ahead, fit = tried(ahead)
+    several = takes_several(facts.partitions, facts.partition_rows * facts.row_bytes, facts.processes * facts.threads)
+    task, ahead, fit = tried(several and goal is not OptimizationGoal.MEMORY_EFFICIENT)
     if fit == 0 and ahead:
         task, ahead, fit = tried(False)
+    if not _reads_anything(facts):  # the rows are here, and a slab more is no reason to refuse them
+        fit = max(1, fit)
     room = SHARE * limit - facts.held - kept
     if fit == 0:
         fixed = task.slab + task.tile + task.scratch
-        bearable = int(0.99 * facts.partition_rows * (room - fixed) / (task.total - fixed))
+        bearable = int(0.99 * facts.partition_rows * (room - fixed) / max(task.total - fixed, 1.0))
         remedy = (
             f"Cut the data into partitions of at most {bearable:,} rows"
             if bearable > TILE
@@ -384,15 +404,16 @@ def _tasks(facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str,
 
 def _reads(facts: Facts, cache: str, reasons: dict[str, str]) -> tuple[int, float]:
     """Return the sweeps that are expected, and how often all bytes are read in them."""
-    sampled = facts.rows is None or facts.rows > MANY_ROWS
-    sweeps = 2 if sampled else SWEEPS_FROM_AFAR
+    many = facts.rows is None or facts.rows > MANY_ROWS
+    sweeps = 2 if many else SWEEPS_FROM_AFAR
+    # A sample is drawn from what is kept, unless it has to say how many rows there are.
+    sampled = facts.estimated or facts.rows is None or (many and cache == "none")
+    share = min(1.0, 16 / max(facts.partitions, 1)) if sampled and not facts.shared else 0.0
+    also = f", and a sample of {min(16, facts.partitions)} partitions" if share else ""
     if cache == "persist":
-        reasons["reads"] = "rows stay in memory after the first read"
-        return sweeps, 1
-    share = min(1.0, 16 / max(facts.partitions, 1)) if sampled else 0.0
-    reasons["reads"] = f"{sweeps} sweeps" + (
-        f", and a sample of {min(16, facts.partitions)} partitions" if sampled else ""
-    )
+        reasons["reads"] = f"rows stay in memory after the first read{also}"
+        return sweeps, round(1 + share, 3)
+    reasons["reads"] = f"{sweeps} sweeps{also}"
     return sweeps, round(sweeps + share, 3)
 
 
@@ -415,12 +436,22 @@ def _read_seconds(facts: Facts, workers: int) -> float:
     return (facts.nbytes or 0.0) / facts.bytes_per_second / workers if facts.bytes_per_second else 0.0
 
 
+def with_speeds(plan: Plan, facts: Facts) -> Plan:
+    """Return a plan with its seconds, once it is known how fast things go; nothing else changes."""
+    return dataclasses.replace(
+        plan,
+        facts=facts,
+        sweep_seconds=_sweep_seconds(facts, plan.sweeps, plan.reads, plan.workers),
+        seconds=_seconds(facts, plan.sweeps, plan.reads, plan.workers),
+    )
+
+
 def _advice(facts: Facts) -> tuple[str, ...]:
     """Return what the user may change about the data."""
     said = []
     if facts.rows and facts.partition_rows and facts.rows_per_second:
         seconds = facts.partition_rows / facts.rows_per_second
-        if facts.cluster and seconds < PAUSE / 100 and facts.partitions > 8 * facts.processes * facts.threads:
+        if facts.cluster and seconds < TASK_SECONDS and facts.partitions > 8 * facts.processes * facts.threads:
             wanted = max(facts.processes * facts.threads * 4, math.ceil(facts.rows / 1e6))
             said.append(
                 f"A partition takes {1e3 * seconds:.2g} ms, less than it costs to send; cut the data into about "
@@ -432,11 +463,3 @@ def _advice(facts: Facts) -> tuple[str, ...]:
             f"{facts.processes * facts.threads} threads busy; cut the data into more."
         )
     return tuple(said)
-
-
-def wanted_workers(plan: Plan) -> int:
-    """Return how many workers of one thread suit the plan on this machine, which may be neither one nor all."""
-    facts = plan.facts
-    if plan.sweep_seconds is not None and plan.sweep_seconds * plan.workers < PAUSE / 4:
-        return 1  # the overhead of a second one would beat it
-    return workers_that_fit(facts.cores, float(facts.here), plan.task.total, facts.partitions)

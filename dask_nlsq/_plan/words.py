@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dask.utils import format_bytes, format_time
 
 from dask_nlsq._plan.memory import READERS
+from dask_nlsq._plan.tiers import WorkflowTier
 
 if TYPE_CHECKING:
     from dask_nlsq._plan.plan import Plan
@@ -33,6 +34,7 @@ def explain(plan: Plan) -> str:
     held = " + ".join(f"{name} {format_bytes(int(value))}" for name, value in parts.items() if value)
     rows.append(("task", f"{held} = {format_bytes(plan.task.total)}"))
     facts = plan.facts
+    rows.append(("cluster", f"local_cluster(plan) would start {plan.n_workers} of {facts.cores} possible workers"))
     if facts.rows_per_second is not None:
         speed = f"compiled in {_time(facts.compile_seconds)}, {facts.rows_per_second:,.0f} rows a second and thread"
         reading = facts.bytes_per_second
@@ -71,8 +73,11 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "tier", f"{plan.tier}, {plan.tier.memory} in memory at a time{other}"
     yield "goal", str(plan.goal)
     where = f"{facts.processes} worker{'s' * (facts.processes != 1)}" if facts.cluster else "this process"
-    yield "workers", f"{plan.workers} task{'s' * (plan.workers != 1)} at a time in {where}"
-    yield "memory", f"{format_bytes(plan.peak)} of {format_bytes(facts.limit)} a process ({facts.limit_source})"
+    gathered = facts.cluster and plan.tier is WorkflowTier.STANDARD
+    then = ", which read; then in this process" if gathered else ""
+    yield "workers", f"{plan.workers} task{'s' * (plan.workers != 1)} at a time in {where}{then}"
+    of = "in this process" if gathered else f"of {format_bytes(facts.limit)} a process ({facts.limit_source})"
+    yield "memory", f"{format_bytes(plan.peak)} {of}"
     yield "cache", "partitions stay in memory" if plan.cache == "persist" else "nothing is kept between sweeps"
     if READERS[facts.reader].decoded:
         size = "" if plan.read_bytes is None else f", {format_bytes(int(plan.read_bytes))} in all"

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import dask
+from dask.utils import parse_bytes
 
-from dask_nlsq._errors import NlsqError
+from dask_nlsq._errors import NlsqError, one_of
 from dask_nlsq._plan.limits import memory_limit
 from dask_nlsq._plan.tiers import MemoryTier, OptimizationGoal, WorkflowTier, get_memory_tier, member, select_tier
 
@@ -58,8 +59,21 @@ class WorkflowConfig:
     def __post_init__(self) -> None:
         for name, kind in (("tier", WorkflowTier), ("goal", OptimizationGoal)):
             value = getattr(self, name)
-            if value is not None and str(value).lower() != "auto":
+            if name == "tier" and str(value).lower() == "auto":
+                object.__setattr__(self, name, "auto")
+            elif value is not None:
                 object.__setattr__(self, name, member(kind, name, value))
+        if self.cache is not None:
+            one_of("cache", self.cache, "auto", "persist", "none")
+        if self.max_nfev is not None and self.max_nfev < 1:
+            raise NlsqError(f"max_nfev is {self.max_nfev}; at least one sweep is needed.")
+        if self.memory_limit is not None:
+            try:
+                parse_bytes(self.memory_limit)
+            except ValueError as error:
+                raise NlsqError(
+                    f'memory_limit is {self.memory_limit!r}; a number of bytes or a text such as "4 GB" is needed.'
+                ) from error
 
     @classmethod
     def from_preset(cls, name: str) -> WorkflowConfig:

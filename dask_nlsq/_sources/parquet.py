@@ -56,12 +56,12 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
     dataset = ds.dataset(where, filesystem=filesystem, format="parquet")
     check_columns(dataset.schema.names, columns.names)
     expression = None if filters is None else pq.filters_to_expression(filters)
-    partitions, lengths, encoded = [], [], 0
+    partitions, lengths, stored = [], [], []
     for fragment in dataset.get_fragments(filter=expression):
         for run in _runs(fragment, expression):
             partitions.append(ParquetPartition(run, expression, columns))
             lengths.append(sum(group.num_rows for group in run.row_groups))
-            encoded += _stored(run, columns.names)
+            stored.append(_stored(run, columns.names))
     rows = sum(lengths)
     if not partitions:
         raise DataError(f"No row group at {path!r} can hold a row that passes the filters {filters!r}.")
@@ -76,7 +76,8 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
         tuple(dataset.schema.names),
         columns.origins,
         partition_rows=max(lengths),
-        encoded=encoded,
+        encoded=sum(stored),
+        encoded_partition=max(stored),
         row_bytes=columns.row_bytes(types),
     )
     return Source(partitions, tokenize(paths, rows, str(expression), columns), info)

@@ -29,6 +29,7 @@ class Info:
     # What memory it takes.
     partition_rows: int | None = None  # of the largest partition
     encoded: int | None = None  # bytes stored, of the columns that are read
+    encoded_partition: int | None = None  # of the partition that has most
     row_bytes: int = 8  # of a row in a block
 
 

@@ -137,12 +137,17 @@ class Cluster:
         return {worker: min(count, workers[worker]["nthreads"]) for worker, count in gpus.items() if count}
 
     def facts(self) -> tuple[int, int, int]:
-        """Return how many workers there are, the fewest threads of one, and its smallest memory limit, 0 for none."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        if not workers:
-            return 1, 1, 0
-        limits = [w["memory_limit"] for w in workers if w["memory_limit"]]
-        return len(workers), min(w["nthreads"] for w in workers), min(limits, default=0)
+        """Return how many workers get tasks, the most that one runs at a time, and the smallest memory limit, or 0."""
+        workers, places = self.client.scheduler_info(n_workers=-1)["workers"], self._places()
+        limits = [workers[w]["memory_limit"] or 0 for w in places if w in workers]
+        return max(len(places), 1), max(places.values(), default=1), min(limits, default=0)
+
+    def ask(self, question: Callable[[], Any]) -> list[tuple[str, Any]]:
+        """Return the host of each worker and what it answers."""
+        with self._connected():
+            found = self.client.run(question, on_error="ignore")
+            workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        return [(workers[w]["host"], answer) for w, answer in found.items() if w in workers]
 
     def peak(self) -> int:
         """Return the largest resident size that a worker has had, in bytes."""
@@ -298,16 +303,16 @@ def _in_turn(threads: Mapping[str, int]) -> list[str]:
 def _call(group: Any, task: Task, args: tuple[Any, ...], at_a_time: int | None) -> Any:
     if at_a_time is None:
         return task(group, *args)
-    with _places_lock:
-        place = _places.setdefault(at_a_time, threading.BoundedSemaphore(at_a_time))
-    with place:
+    with _turns_lock:
+        turn = _turns.setdefault(at_a_time, threading.BoundedSemaphore(at_a_time))
+    with turn:
         return task(group, *args)
 
 
-_places: dict[int, threading.BoundedSemaphore] = {}
+_turns: dict[int, threading.BoundedSemaphore] = {}
 """Turns of the tasks of this process, by how many may run at a time."""
 
-_places_lock = threading.Lock()
+_turns_lock = threading.Lock()
 
 
 def _itself(value: Any) -> Any:
