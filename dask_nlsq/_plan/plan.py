@@ -125,7 +125,7 @@ class Plan:
     >>> import numpy as np, dask_nlsq
     >>> plan = dask_nlsq.plan("line", np.arange(9.0), np.arange(9.0))
     >>> str(plan.tier), plan.reads, dask_nlsq.Plan.from_dict(plan.to_dict()) == plan
-    ('STANDARD', 1, True)
+    ('STANDARD', 1.0, True)
     """
 
     facts: Facts
