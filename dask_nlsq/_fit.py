@@ -206,7 +206,8 @@ def fit(
     config = _settle(said)
     exact = draft(**said)
     source, bound, parameters, objective = exact.source, exact.model, exact.parameters, exact.objective
-    if not isinstance(exact.executor, Cluster):
+    wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
+    if wide and not isinstance(exact.executor, Cluster):
         kernel.prepare(objective)
     decided, executor, groups, sample = _gather(exact, config)
     if parameters.guessed and bound.guess is not None:

@@ -21,6 +21,7 @@ from dask_nlsq._numerics.block import Block, concatenate
 from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.reservoir import Reservoir
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
@@ -90,7 +91,8 @@ class StreamingFitter:
 
     Notes
     -----
-    Recursive least squares in information form, relinearised at each batch (Ljung & Söderström 1983, chapter 2).
+    Recursive least squares in information form, relinearised at each batch (Ljung & Söderström, Theory and
+    Practice of Recursive Identification, 1983).
 
     Examples
     --------
@@ -430,45 +432,6 @@ class StreamingFitter:
 
 _LIVING = {"weighted", "seconds"}
 """What a new fitter does not know yet."""
-
-
-class Reservoir:
-    """A sample of at most `size` of the rows that have come: those with the smallest of seeded random keys.
-
-    It is even over all rows, or where what is old is to be forgotten, of the newest.
-    """
-
-    def __init__(self, size: int, newest: bool = False) -> None:
-        self._size, self._newest = size, newest
-        self._rows = np.empty((0, 0))  # (rows, 1 + columns), the key first
-        self._count = 0  # columns of x
-        self._weighted = False
-
-    def add(self, block: Block, number: int) -> None:
-        """Offer the rows of a batch."""
-        wide = block.wide()
-        self._count, self._weighted = len(block.x), block.weight is not None
-        key = np.random.default_rng([0, number]).random(block.rows) - (number if self._newest else 0)
-        new = np.column_stack([key, *wide.columns])
-        both = new if not len(self._rows) else np.concatenate([self._rows, new])
-        if len(both) > self._size:
-            both = both[np.sort(np.argpartition(both[:, 0], self._size)[: self._size])]
-        self._rows = both
-
-    def block(self) -> Block:
-        """Return the sample."""
-        _, *columns = np.ascontiguousarray(self._rows.T)
-        weight = columns[-1] if self._weighted else None
-        return Block(tuple(columns[: self._count]), columns[self._count], weight)
-
-    def arrays(self) -> dict[str, Any]:
-        """Return what `take` takes."""
-        return {"sample": self._rows, "sample columns": np.array([self._count, self._weighted])}
-
-    def take(self, arrays: Mapping[str, Any]) -> None:
-        """Go on from what `arrays` gave."""
-        self._rows = arrays["sample"]
-        self._count, self._weighted = int(arrays["sample columns"][0]), bool(arrays["sample columns"][1])
 
 
 def _pack(state: StreamState) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,7 +8,7 @@ fixed origin :math:`\theta_0` the batch says
 Such contributions add, whatever their order and wherever each was evaluated: that only shifts the points about which
 the model is taken as linear. The estimate after each batch minimises their sum, and after one pass over well-posed data
 it lies far closer to the minimiser of all rows than its standard errors (this is the information form of recursive
-least squares; Ljung & Söderström, Theory and Practice of Recursive Identification, 1983, chapter 2).
+least squares; Ljung & Söderström, Theory and Practice of Recursive Identification, 1983).
 
 A batch that the sums so far do not explain says that the process has changed, or that early batches were linearised
 too far away. With the score g of the batch and its information :math:`A_b`, beside A of those before,
