@@ -29,15 +29,17 @@ from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import MANY_ROWS, Block
 from dask_nlsq._numerics.loss import Loss
 from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.solver.streaming import Streaming
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import build
-from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, make_plan, settle, with_speeds
+from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier, make_plan, settle, with_speeds
 from dask_nlsq._problem import Draft, Problem, arrange, draft, executor_of
 from dask_nlsq._progress import Progress
 from dask_nlsq._result import FitResult
 from dask_nlsq._sample import GUESS_ROWS, Sample, draw_sample, guess_start
 from dask_nlsq._second_look import look_again
+from dask_nlsq._stream import BATCHES, at_estimate, one_pass, precise
 from dask_nlsq._sweep import Cluster, Executor, Group, Ledger, Serial, group, ship, sweep
 from dask_nlsq._typing import Vector
 
@@ -77,6 +79,8 @@ def fit(
     config: Any = None,
     memory_limit: int | str | None = None,
     cache: str | None = None,
+    precision: float | Mapping[str, float] | None = None,
+    seed: int = 0,
     autotune: bool = False,
     client: Any = None,
     progress: bool | None = None,
@@ -144,9 +148,9 @@ def fit(
     callback : callable, optional
         Called after every sweep with an `OptimizeResult` of ``x``, ``cost``, ``nfev`` and ``params``; raising
         StopIteration ends the fit.
-    tier : {"auto", "standard", "chunked"} or WorkflowTier
-        How to go about the data: gather all rows in this process, or leave them in partitions. The answer is the same;
-        "auto" decides from rows, memory and goal.
+    tier : {"auto", "standard", "chunked", "streaming"} or WorkflowTier
+        How to go about the data: gather all rows in this process, leave them in partitions, or take them in
+        mini-batches first. The answer is the same; "auto" decides from rows, memory and goal.
     goal : {"robust", "fast", "quality", "memory_efficient"} or OptimizationGoal
         What matters most: "fast" stops a tenth of a standard error from the minimum; "quality" goes on to the rounding
         level and fits again from perturbed starts; "memory_efficient" keeps nothing between sweeps.
@@ -160,6 +164,11 @@ def fit(
         group or of the machine.
     cache : {"auto", "persist", "none"}
         Whether partitions stay in memory between sweeps; "auto" keeps them below half of the memory.
+    precision : float or mapping, optional
+        Stop reading as soon as every standard error is below this fraction of its parameter, or below ``{name:
+        value}``; the fit streams, and its answer rests on what it has read.
+    seed : int
+        Of the order in which batches are drawn.
     autotune : bool
         Time the formulations of the kernel on some rows and take the fastest, said in ``provenance["kernel"]``. The
         bits of the answer then depend on a clock; by default a rule decides.
@@ -231,12 +240,15 @@ def fit(
         max_nfev=config.max_nfev or sys.maxsize,
     )
     notes = _notes(problem)
-    starts = [parameters.start]
-    if sample is not None and (near := _fit_sample(problem, solver, sample)) is not None:
-        starts.insert(0, near)
-        notes += (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
+    starts, begun = [parameters.start], None
     with Progress(len(source.partitions), progress) as bar:
-        state, seconds = minimise(problem, solver, starts, bar, config.time_limit, callback)
+        if sample is not None and (near := _fit_sample(problem, solver, sample)) is not None:
+            starts.insert(0, final(near, solver.lower, solver.upper)[0])
+            notes += (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
+            if decided.tier is WorkflowTier.STREAMING:
+                begun = _stream(problem, solver, near, sample, seed, _target(problem, config.precision), bar)
+                notes += begun[2]
+        state, seconds = minimise(problem, solver, starts, bar, config.time_limit, callback, begun and begun[:2])
         if decided.goal is OptimizationGoal.QUALITY and state.status is not None and state.status.success:
             state, more, note = _second_look(problem, solver, state, sample, bar, callback)
             seconds += more
@@ -248,6 +260,56 @@ def fit(
 
 _TOLERANCE = {OptimizationGoal.FAST: 0.1, OptimizationGoal.QUALITY: 1e-8}
 """Largest step that may remain, in standard errors, where the goal says so."""
+
+
+def _stream(
+    problem: Problem,
+    solver: TrustRegion,
+    near: State,
+    sample: Sample,
+    seed: int,
+    target: Callable[[Vector, Vector], bool] | None,
+    bar: Progress,
+) -> tuple[State, list[float], tuple[str, ...]]:
+    """Pass over the data in batches; return the state that certifies next, or the last one where nothing is left to do.
+
+    The sums of the pass are those of a sweep at the estimate of the sample, but linearised nearer to the end.
+    """
+    clock = time.perf_counter()
+    assert near.point is not None
+    online = Streaming(solver.lower, solver.upper, solver.prior, solver.absolute_sigma)
+    origin, whitening = final(near, solver.lower, solver.upper)[0], near.point.factor.whitening()
+    bar.begin("batches")
+    start = (origin, whitening, sample.block)
+    own = one_pass(problem, online, start, seed=seed, precision=target, on_answer=bar.answer)
+    if own.sums is None:
+        raise DataError(f"There are no rows to fit ({own.dropped} were dropped by the NaN policy).")
+    _first_look(problem, own.sums)
+    read = own.batches / min(len(problem.source.partitions), BATCHES)
+    fast = problem.plan.goal is OptimizationGoal.FAST
+    reached = (target is not None and read < 1) or (target is not None and precise(online, own, target))
+    if reached or fast:
+        last = solver.step(dataclasses.replace(solver.init(own.theta), whitening=whitening), at_estimate(online, own))
+        last = dataclasses.replace(last, status=Status.PRECISION if reached else Status.STREAMED)
+        return last, [time.perf_counter() - clock], (f"{100 * read:.3g} % of the data was read.",)
+    state = solver.step(dataclasses.replace(solver.init(origin), whitening=whitening), own.sums)
+    left = ("The precision was not reached by reading everything once.",) if target is not None else ()
+    return state, [time.perf_counter() - clock], (f"One pass in {own.batches} batches came first.", *left)
+
+
+def _target(problem: Problem, precision: Any) -> Callable[[Vector, Vector], bool] | None:
+    """Return whether estimates (p,) and standard errors (p,) are as precise as was asked for."""
+    if precision is None:
+        return None
+    names = problem.parameters.free
+    if isinstance(precision, Mapping):
+        if unknown := [name for name in precision if name not in names]:
+            raise NlsqError(f"precision names {unknown}; the free parameters are {list(names)}.")
+        absolute = np.array([float(precision.get(name, np.inf)) for name in names])
+        return lambda _, error: bool((error <= absolute).all())
+    if not float(precision) > 0:
+        raise NlsqError(f"precision is {precision}; a number above 0 is needed.")
+    return lambda theta, error: bool((error <= float(precision) * np.abs(theta)).all())
 
 
 def _second_look(
@@ -341,11 +403,12 @@ def _gather(exact: Draft, config: WorkflowConfig) -> tuple[Plan, Executor, Seque
     decided = make_plan(facts, config)
     groups = arrange(source, executor, decided)
     executor = executor_of(decided, executor)
-    if sample is None and (facts.rows is None or facts.rows > MANY_ROWS):
+    streams = decided.tier is WorkflowTier.STREAMING
+    if sample is None and (streams or facts.rows is None or facts.rows > MANY_ROWS):
         started = time.perf_counter()
         sample = draw_sample(executor, groups, partitions)
         read = time.perf_counter() - started
-    if sample is None or sample.estimated_rows <= MANY_ROWS:
+    if sample is None or (sample.estimated_rows <= MANY_ROWS and not streams):
         return decided, executor, groups, None
     facts = dataclasses.replace(facts, **speed(exact.objective, sample.block, exact.parameters.start))
     if decided.cache == "none" and read > 0:
@@ -354,8 +417,8 @@ def _gather(exact: Draft, config: WorkflowConfig) -> tuple[Plan, Executor, Seque
     return with_speeds(decided, facts), executor, groups, sample
 
 
-def _fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> Vector | None:
-    """Return the estimates of a fit of the sample in this process, or None where it leads nowhere."""
+def _fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> State | None:
+    """Return how a fit of the sample in this process ends, or None where it leads nowhere."""
     small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (sample.block,))], ledger=Ledger())
     solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=1000)
     try:
@@ -363,8 +426,7 @@ def _fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> Vector
     except NlsqError as error:
         log.info("the sample could not be fitted: %s", error)
         return None
-    found = state.status is not None and state.status.success
-    return final(state, solver.lower, solver.upper)[0] if found else None
+    return state if state.status is not None and state.status.success else None
 
 
 def minimise(
@@ -374,17 +436,18 @@ def minimise(
     bar: Progress | None = None,
     time_limit: float | None = None,
     callback: Callable[[OptimizeResult], Any] | None = None,
+    begun: tuple[State, list[float]] | None = None,
 ) -> tuple[State, list[float]]:
-    """Run the loop to its end from the first start at which the model is finite.
+    """Run the loop to its end from the first start at which the model is finite, or go on from a state.
 
     Returns
     -------
     State, list of float
         The last state and the seconds of each sweep.
     """
-    seconds, started = [], time.monotonic()
+    started, others = time.monotonic(), list(starts[1:])
     bar = bar or Progress(0, show=False)
-    state, others = solver.init(starts[0]), list(starts[1:])
+    state, seconds = begun or (solver.init(starts[0]), [])
     while state.status is None:
         clock = time.perf_counter()
         request = solver.request(state)

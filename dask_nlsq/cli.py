@@ -176,8 +176,11 @@ ARGUMENTS = (
     click.option("--storage-options", callback=_mapping, metavar="JSON", help="Options of fsspec, for URLs."),
     click.option(
         "--tier",
-        type=click.Choice(["auto", "standard", "chunked"]),
-        help="Gather all rows in this process, or leave them in partitions; by default rows and memory decide.",
+        type=click.Choice(["auto", "standard", "chunked", "streaming"]),
+        help="Gather all rows in this process, leave them in partitions, or stream; by default rows and memory decide.",
+    ),
+    click.option(
+        "--precision", type=click.FloatRange(min=0, min_open=True), metavar="P", help="Relative error at which to stop."
     ),
     click.option(
         "--goal",

@@ -68,14 +68,17 @@ def write(folder, kind, rows, partitions, columns):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "zarr"])
-@pytest.mark.parametrize(("rows", "columns", "p"), [(10_000_000, 2, 3), (1_500_000, 13, 30)], ids=["few", "many"])
-def test_growth_is_as_predicted(tmp_path, kind, rows, columns, p):
-    path = write(tmp_path, kind, rows, 4, columns)
+@pytest.mark.parametrize(
+    ("rows", "partitions", "columns", "p"), [(10_000_000, 3, 2, 3), (4_200_000, 2, 13, 30)], ids=["few", "many"]
+)
+def test_growth_is_as_predicted(tmp_path, kind, rows, partitions, columns, p):
+    """Chunks above 32 MB: what is smaller is kept by the C library for later, some times more and some times less."""
+    path = write(tmp_path, kind, rows, partitions, columns)
     for options in ({"cache": "none"}, {"tier": "standard"}):
         child, _ = start(path, columns, p, **options)
         out, _ = child.communicate("go\n", timeout=280)
         measured, predicted, cache, n_obs = json.loads(out)
-        assert n_obs == 4 * rows and cache == ("none" if "cache" in options else "persist")
+        assert n_obs == partitions * rows and cache == ("none" if "cache" in options else "persist")
         assert measured > 300e6 and abs(predicted - measured) < 0.3 * measured, (options, measured, predicted)
 
 

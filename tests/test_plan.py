@@ -202,6 +202,8 @@ WORKERS_OF_ONE_GB = {"rows": 6e7, "partitions": 600, "partition_rows": 1e5, "enc
 }
 DECISIONS = [
     ({}, {}, ("CHUNKED", "persist", 4, 1)),
+    ({}, {"tier": "streaming"}, ("STREAMING", "none", 4, 2.32)),
+    (FEW, {"precision": 0.01}, ("STREAMING", "none", 4, 3)),
     ({"rows": 5e6, "partitions": 5}, {}, ("STANDARD", "persist", 4, 1)),
     ({"rows": 5e6, "partitions": 5}, {"cache": "none"}, ("CHUNKED", "none", 4, 3)),
     (FEW | {"here": 250 * MB, "limit": GB}, {}, ("CHUNKED", "none", 1, 3)),
@@ -240,7 +242,9 @@ def test_seconds_change_no_decision():
 
 
 REFUSED = [
-    ({"tier": "streaming"}, {}, NlsqError, 'tier="chunked" gives the same'),
+    ({"tier": "streaming_checkpoint"}, {}, NlsqError, 'tier="chunked" gives the same'),
+    ({"tier": "streaming"}, {"shared": True}, NlsqError, "share work"),
+    ({"tier": "chunked", "precision": 0.1}, {}, NlsqError, "Leave tier out"),
     ({"goal": "global"}, {}, NlsqError, "not there yet"),
     ({"tier": "standard", "cache": "none"}, {}, NlsqError, "say one of them"),
     ({"tier": "standard"}, {"here": GB}, PlanError, r"2\.24 GiB.*762\.94 MiB.*chunked"),

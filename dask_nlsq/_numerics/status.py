@@ -39,6 +39,7 @@ class Status(enum.IntEnum):
     BOTH = 4, "The reduction of the cost and the step are below ftol and xtol."
     CONVERGED = 5, "The step that remains is far below the standard errors."
     ROUNDING = 6, "The step that remains is at the rounding level of float64."
+    PRECISION = 8, "Every standard error is as small as was asked for; what was not needed for that was not read."
     STREAMED = 7, "Every batch was seen once, and the estimates stayed where the model is linear between batches."
 
     @property

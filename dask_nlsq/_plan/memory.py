@@ -5,10 +5,10 @@ A task holds, at its peak,
 .. math:: \text{encoded} + c \cdot \text{decoded} \;(+\; \text{the partition before}) + \text{slab} + \text{tile}
           + \text{scratch}
 
-bytes. c says how often a reader holds what it decodes (`READERS`); the partition before is there where a task takes
-several and reads one ahead; the slab is the aligned memory that the kernel is handed; the tile holds the columns, the
-Jacobian and what is between them for a few thousand rows; scratch is what the compiler says that it needs. A process
-holds its imports besides, and whatever it keeps between sweeps.
+bytes. c says how often a reader holds what it decodes (`READERS`; for Zarr 1 + 2 / columns); the partition before is
+there where a task takes several and reads one ahead; the slab is the aligned memory that the kernel is handed; the tile
+holds the columns, the Jacobian and what is between them for a few thousand rows; scratch is what the compiler says that
+it needs. A process holds its imports besides, and whatever it keeps between sweeps.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from dask_nlsq._plan.tiers import WorkflowTier, member
 
 
 class Reader(NamedTuple):
-    """What a reader holds at its peak, as multiples: of the decoded rows, and of the bytes as they are stored."""
+    """What a reader holds at its peak, as multiples: of decoded rows, of their bytes as stored, and of one column."""
 
     decoded: float
     encoded: float
+    column: float = 0.0
 
 
 READERS: Mapping[str, Reader] = {
     "Parquet": Reader(2.3, 1),  # the pages, the Arrow table, the NumPy arrays
-    "Zarr": Reader(2.0, 0),  # the arrays, and chunks on their way into them
+    "Zarr": Reader(1.0, 0, 2.0),  # the arrays, and the chunk of one on its way, stored and decoded
     "Dask DataFrame": Reader(2.7, 0),  # the Arrow table, the frame, the arrays
     "Dask arrays": Reader(2.0, 0),
     "memory": Reader(0, 0),  # it is there already
@@ -97,7 +98,7 @@ def task_memory(
     rows = min(TILE, max(partition_rows, 1))
     return TaskMemory(
         encoded=holds.encoded * (decoded if encoded is None else encoded),
-        decoded=holds.decoded * decoded,
+        decoded=(holds.decoded + holds.column / columns) * decoded,
         before=row_bytes * waiting if several and holds.decoded else 0.0,
         slab=8.0 * min(SLABS[1], max(together, TILE)) * columns,
         tile=8.0 * rows * (columns + 2 * (n_params + 2)),

@@ -232,6 +232,11 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
     if gathered:
         growth = int((facts.nbytes or 0.0) + task.slab + task.tile + task.scratch)
     sweeps, reads = _reads(facts, cache, reasons)
+    if tier is WorkflowTier.STREAMING:
+        sweeps, reads = 2, round(2 + min(1.0, 16 / max(facts.partitions, 1)), 3)
+        reasons["reads"] = "a sample, one pass in batches, one sweep that certifies" + (
+            "; less where the precision is reached before" if config.precision is not None else ""
+        )
     stored = facts.encoded if facts.encoded is not None else facts.nbytes
     return Plan(
         facts=facts,
@@ -295,9 +300,14 @@ def _tier(
     tier = select_tier(facts.rows or 0, memory, goal)
     saves = f", goal {goal}" if goal is OptimizationGoal.MEMORY_EFFICIENT else ""
     reasons["tier"] = f"{facts.rows:,.0f} rows, {memory} memory ({memory.description}){saves}"
+    if config.precision is not None:
+        reasons["tier"] += "; STREAMING, for a precision was asked for"
+        return WorkflowTier.STREAMING, tier
     why_not = None
     if not tier.built:
         why_not = "is not there yet"
+    elif tier is WorkflowTier.STREAMING:
+        why_not = "reads as often and keeps nothing, and is taken where it is asked for"
     elif tier is WorkflowTier.STANDARD and config.cache == "none":
         why_not = 'keeps all rows, and cache="none" keeps none'
     elif tier is WorkflowTier.STANDARD and needed > room:
@@ -312,6 +322,10 @@ def _check_asked(facts: Facts, config: WorkflowConfig, tier: WorkflowTier, neede
     """Refuse a tier that was asked for and cannot be had."""
     if not tier.built:
         raise NlsqError(f'tier="{tier.value}" is not there yet; tier="chunked" gives the same answer.')
+    if tier is WorkflowTier.STREAMING and facts.shared:
+        raise NlsqError('Partitions that share work are computed together, and cannot be streamed; use tier="chunked".')
+    if config.precision is not None and tier is not WorkflowTier.STREAMING:
+        raise NlsqError(f'precision= stops a fit that streams; tier="{tier.value}" does not. Leave tier out.')
     if tier is WorkflowTier.STANDARD and needed is not None and needed > room:
         raise PlanError(
             f"STANDARD counts {format_bytes(needed)} for {facts.rows:,.0f} rows, and this process may take "
@@ -327,6 +341,9 @@ def _cache(
     if tier is WorkflowTier.STANDARD:
         reasons["cache"] = "STANDARD keeps all rows in this process"
         return "persist"
+    if tier is WorkflowTier.STREAMING:
+        reasons["cache"] = "STREAMING keeps a few batches"
+        return "persist" if not _reads_anything(facts) else "none"
     if facts.shared:
         reasons["cache"] = "partitions share work, and are computed once"
         return "persist"

@@ -25,8 +25,8 @@ class WorkflowTier(_Named):
     """How a fit goes about its data; the answer is the same.
 
     ``STANDARD`` gathers all rows in this process once. ``CHUNKED`` leaves them in partitions, on disk or on workers,
-    and passes over them. ``STREAMING`` takes mini-batches in random order, ``STREAMING_CHECKPOINT`` commits its state
-    on the way; neither is there yet.
+    and passes over them. ``STREAMING`` takes mini-batches in random order while the estimate moves, and then certifies
+    it. ``STREAMING_CHECKPOINT`` commits its state on the way; it is not there yet.
 
     Examples
     --------
@@ -48,7 +48,7 @@ class WorkflowTier(_Named):
     @property
     def built(self) -> bool:
         """Whether this version can run it."""
-        return self in (WorkflowTier.STANDARD, WorkflowTier.CHUNKED)
+        return self is not WorkflowTier.STREAMING_CHECKPOINT
 
 
 class OptimizationGoal(_Named):

@@ -69,7 +69,8 @@ def html(plan: Plan) -> str:
 
 def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
     facts = plan.facts
-    other = "" if plan.wanted.built else f"; the table says {plan.wanted}, which is not there yet"
+    other = "" if plan.wanted is plan.tier else f"; the table says {plan.wanted}"
+    other += "" if plan.wanted.built else ", which is not there yet"
     yield "tier", f"{plan.tier}, {plan.tier.memory} in memory at a time{other}"
     yield "goal", str(plan.goal)
     where = f"{facts.processes} worker{'s' * (facts.processes != 1)}" if facts.cluster else "this process"

@@ -37,6 +37,8 @@ class WorkflowConfig:
         Most sweeps.
     time_limit : float, optional
         Seconds after which no further sweep is begun.
+    precision : float or mapping, optional
+        Standard errors, relative or by name, at which a streaming fit stops reading.
 
     Examples
     --------
@@ -55,6 +57,7 @@ class WorkflowConfig:
     gtol: float | None = None
     max_nfev: int | None = None
     time_limit: float | None = None
+    precision: Any = None
 
     def __post_init__(self) -> None:
         for name, kind in (("tier", WorkflowTier), ("goal", OptimizationGoal)):

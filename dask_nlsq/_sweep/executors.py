@@ -28,6 +28,9 @@ from dask_nlsq._sweep.group import group as group_of
 
 Task = Callable[..., Any]
 
+Submit = Callable[..., Callable[[], Any]]
+"""Called with a task, a group and arguments; what it returns waits for the value."""
+
 _GPU = "GPU"
 """The resource that workers with GPUs declare, by the custom of dask-cuda's and dask-jobqueue's documents."""
 
@@ -47,6 +50,9 @@ class Executor(Protocol):
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` in any order."""
 
+    def opened(self) -> contextlib.AbstractContextManager[Submit]:
+        """Return a way to send ``task(group, *args)`` off, one by one, and to wait for it later."""
+
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition once and return what stands for its group from now on."""
 
@@ -60,6 +66,16 @@ class Serial:
         """Yield ``(i, task(groups[i], *args))`` in order."""
         for i, group in enumerate(groups):
             yield i, task(group, *args)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Submit]:
+        """Run each task where it is sent off."""
+
+        def submit(task: Task, group: Any, *args: Any) -> Callable[[], Any]:
+            value = task(group, *args)
+            return lambda: value
+
+        yield submit
 
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition once."""
@@ -85,6 +101,15 @@ class Threads:
                         running[pool.submit(task, group, *args)] = i
                     yield index, future.result()
 
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Submit]:
+        """Run tasks in the pool."""
+        with ThreadPoolExecutor(self.workers, "nlsq") as pool:
+            try:
+                yield lambda task, group, *args: pool.submit(task, group, *args).result
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition once."""
         return _hold_here(self, groups, shared)
@@ -101,6 +126,11 @@ class Held:
     def start(self) -> int:
         """Number of the first partition."""
         return self.group.start
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Numbers of the partitions."""
+        return self.group.indices
 
     @property
     def partitions(self) -> tuple[Any, ...]:
@@ -221,6 +251,27 @@ class Cluster:
                 spent = 0
             yield i, value
 
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Submit]:
+        """Run tasks on the workers; what is not waited for is given up."""
+        run, count = uuid.uuid4().hex[:8], itertools.count()
+
+        def submit(task: Task, group: Any, *args: Any) -> Callable[[], Any]:
+            future = self.client.submit(
+                _call,
+                group,
+                task=task,
+                args=args,
+                at_a_time=self._at_a_time,
+                key=f"nlsq-{task.__name__}-{run}-{next(count)}",
+                resources=self._resources,
+                pure=False,
+            )
+            return lambda: self._value(future, group)
+
+        with self._connected():
+            yield submit
+
     def _value(self, future: Any, group: Any) -> Any:
         """Return what a task came to, or a failure where Dask gave it up.
 
@@ -320,8 +371,10 @@ def _itself(value: Any) -> Any:
 
 
 def _given_up(group: Any, cause: Exception, why: str) -> Failure:
-    last = group.start + len(group.partitions) - 1
-    where = {"partition": last} if last == group.start else {"partitions": f"{group.start} to {last}"}
+    first, *more = group.indices
+    apart = more and more[-1] - first != len(more)
+    several = ", ".join(map(str, group.indices)) if apart else f"{first} to {more[-1]}" if more else ""
+    where: dict[str, Any] = {"partitions": several} if more else {"partition": first}
     if isinstance(cause, NlsqError):
         return Failure("running on a worker", cause.at(**where))
     error = SweepError(why, **where)

@@ -23,26 +23,33 @@ from dask_nlsq._sweep.failure import Failure, load
 class Group:
     """Partitions `start`, `start` + 1, …; `whole` where they are whole nodes of the tree.
 
-    The next is read `ahead`, while one is worked on, unless memory has no room for both.
+    The next is read `ahead`, while one is worked on, unless memory has no room for both. Where `numbers` are given they
+    are those of the partitions, which then need not be neighbours.
     """
 
     start: int
     partitions: tuple[Any, ...]
     whole: bool = False
     ahead: bool = True
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Numbers of the partitions."""
+        return self.numbers or tuple(range(self.start, self.start + len(self.partitions)))
 
     def blocks(self) -> Iterator[tuple[int, Block | Failure]]:
         """Read the partitions in order, each while the one before it is being worked on."""
         if not self.ahead or len(self.partitions) == 1 or isinstance(self.partitions[0], Block):
-            yield from ((self.start + i, load(p)) for i, p in enumerate(self.partitions))
+            yield from ((i, load(p)) for i, p in zip(self.indices, self.partitions, strict=True))
             return
         with ThreadPoolExecutor(1, "nlsq-read") as reader:
             coming = reader.submit(load, self.partitions[0])
-            for i, following in enumerate((*self.partitions[1:], None)):
+            for index, following in zip(self.indices, (*self.partitions[1:], None), strict=True):
                 block = coming.result()
                 if following is not None:
                     coming = reader.submit(load, following)
-                yield self.start + i, block
+                yield index, block
 
     def load(self) -> Group:
         """Return the group with its partitions read; one that cannot be read is a `Failure` in its place."""

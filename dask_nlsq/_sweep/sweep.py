@@ -26,15 +26,16 @@ class Ledger:
     def __init__(self) -> None:
         self._seen: Marks = np.empty((0, 0), np.uint64)
 
-    def check(self, start: int, marks: Marks) -> None:
-        """Refuse partitions, from number `start` on, whose rows are not those of the first sweep."""
-        end = start + len(marks)
+    def check(self, numbers: Sequence[int], marks: Marks) -> None:
+        """Refuse partitions of these numbers whose rows are not those of the first sweep."""
+        places = np.asarray(numbers)
+        end = int(places.max()) + 1
         if end > len(self._seen):
             more = np.full((end - len(self._seen), marks.shape[1]), _UNSEEN)
             self._seen = np.concatenate([self._seen.reshape(-1, marks.shape[1]), more])
-        before = self._seen[start:end]
-        new = before[:, 0] == _UNSEEN
-        before[new] = marks[new]
+        new = self._seen[places, 0] == _UNSEEN
+        self._seen[places[new]] = marks[new]
+        before = self._seen[places]
         for i in np.flatnonzero((before != marks).any(axis=1)).tolist():
             rows, now = int(before[i, 0]), int(marks[i, 0])
             other = f"{now} rows" if now != rows else "other values"
@@ -42,7 +43,7 @@ class Ledger:
                 f"The partition gave {rows} rows in the first sweep and {other} now. A fit reads its data "
                 "several times, so they must stay as they are: write them down first, or seed what is random, or hold "
                 'them in memory with cache="persist".',
-                partition=start + i,
+                partition=int(places[i]),
             )
 
 
@@ -64,7 +65,7 @@ def sweep_each(
     for i, answer in executor.run(reduce_group, groups, shipped, tuple(requests)):
         if isinstance(answer, Failure):
             raise answer.error(requests[0].theta)
-        ledger.check(answer.start, answer.marks)
+        ledger.check(answer.numbers, answer.marks)
         answers[i] = answer
         on_answer(answer)
     return [fold(itertools.chain.from_iterable(a.parts[k] for a in answers)) for k in range(len(requests))]

@@ -26,7 +26,7 @@ Marks = npt.NDArray[np.uint64]
 class Answer:
     """What came of a group: a mark for each partition, and for each request the leaves or nodes of the tree."""
 
-    start: int
+    numbers: tuple[int, ...]  # of the partitions
     marks: Marks  # (partitions, 2 + columns)
     parts: tuple[tuple[Reduction, ...], ...]
 
@@ -37,13 +37,13 @@ def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) ->
     parts: list[list[Reduction]] = [[] for _ in requests]
     for batch in _batches(group.blocks()):
         for request, leaves in zip(requests, parts, strict=True):
-            found = _reduce(batch, shipped, request, look=request.first and batch[0][0] == group.start)
+            found = _reduce(batch, shipped, request, look=request.first and not marks)
             if isinstance(found, Failure):
                 return found
             leaves += found
         marks += ([r.rows, r.dropped, *r.checksum.tolist()] for r in parts[0][-len(batch) :])
     level = fold_level if group.whole else tuple
-    return Answer(group.start, np.array(marks, np.uint64), tuple(tuple(level(leaves)) for leaves in parts))
+    return Answer(group.indices, np.array(marks, np.uint64), tuple(tuple(level(leaves)) for leaves in parts))
 
 
 def reduce_partition(partition: Any, shipped: Shipped, request: Request) -> Reduction | Failure:

@@ -204,16 +204,16 @@ def zarr(size):
 SCIPY = "scipy.optimize.curve_fit"
 
 
-def fresh(size, solver, figure):
+def fresh(size, solver, figure, ours="ours", n=None):
     """Yield a figure of our first fit in a fresh process, and of another's: 0 for seconds, 1 for bytes."""
-    folder = rows.arrays(size.folder, size(1_000_000, 10_000_000))
+    folder = rows.arrays(size.folder, n or size(1_000_000, 10_000_000))
 
     def run(name):
         *figures, popt = apart(first_fit, name, folder)
         agree(popt, TRUTH, rtol=0.01)
         return figures[figure]
 
-    yield lambda: run("ours"), lambda: run(solver)
+    yield lambda: run(ours), lambda: run(solver)
 
 
 @comparison("scipy-first", SCIPY, "faster", warm=False, repeat=3)
@@ -248,6 +248,20 @@ def nlsq_streaming(size):
     """Arrays in memory, the first fit of a process, compile counted."""
     need("nlsq")
     yield from fresh(size, "nlsq streaming", 0)
+
+
+@comparison("streaming", "NLSQ AdaptiveHybridStreaming", "faster", warm=False, repeat=1, full_only=True)
+def streaming(size):
+    """A million rows in memory by tier="streaming", the first fit of a process, compile counted."""
+    need("nlsq")
+    yield from fresh(size, "nlsq streaming", 0, ours="ours streaming", n=1_000_000)
+
+
+@comparison("streaming-memory", "NLSQ AdaptiveHybridStreaming", "times", unit="B", warm=False, repeat=1, full_only=True)
+def streaming_memory(size):
+    """A million rows in memory by tier="streaming", growth of the peak resident size."""
+    need("nlsq")
+    yield from fresh(size, "nlsq streaming", 1, ours="ours streaming", n=1_000_000)
 
 
 @comparison("standard", "Levenberg-Marquardt on whole arrays, jax.jit by hand", "more", repeat=31)

@@ -117,6 +117,11 @@ def _ours():
     return lambda t, y: fit(decay, t, y).popt
 
 
+def _ours_streaming():
+    fit = dask_nlsq.fit
+    return lambda t, y: fit(decay, t, y, tier="streaming").popt
+
+
 def _scipy():
     return lambda t, y: scipy.optimize.curve_fit(decay_numpy, t, y, p0=START)[0]
 
@@ -133,7 +138,13 @@ def _nlsq_streaming():
     return lambda t, y: AdaptiveHybridStreamingOptimizer().fit((t, y), decay, jnp.array(START), verbose=0)["x"]
 
 
-SOLVERS = {"ours": _ours, "scipy": _scipy, "nlsq large": _nlsq_large, "nlsq streaming": _nlsq_streaming}
+SOLVERS = {
+    "ours": _ours,
+    "ours streaming": _ours_streaming,
+    "scipy": _scipy,
+    "nlsq large": _nlsq_large,
+    "nlsq streaming": _nlsq_streaming,
+}
 """Each imports what it needs and returns a function of (t, y) that gives the estimates."""
 
 

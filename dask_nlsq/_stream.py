@@ -1,0 +1,123 @@
+"""Stream: one pass in mini-batches of scattered partitions, the estimate moving as they come.
+
+A batch is a few partitions drawn at random, so that sorted data do not bounce the estimate; the order is a function of
+the seed alone. A bounded window of batches is under way: batch i is evaluated at the estimate that stood once batch
+i − W was folded, in order, so that the result depends on W, a number of the plan, and not on who was faster. Until the
+batches have said enough, the information of the sample from which the pass starts keeps the estimate from straying; it
+is not counted in the end, for its rows come by again.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from dask_nlsq._numerics import kernel
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.factor import Whitening
+from dask_nlsq._numerics.reduction import fold
+from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
+from dask_nlsq._problem import Problem
+from dask_nlsq._sweep import Failure, Group
+from dask_nlsq._sweep.task import Answer, reduce_group
+from dask_nlsq._typing import Vector
+
+WINDOW = 16
+"""Batches under way; more would be evaluated at older estimates."""
+
+BATCHES = 512
+"""Batches of a pass, where there are partitions enough: so many that a precision is noticed early."""
+
+_FEWEST = 4
+"""Batches before which no precision is believed."""
+
+
+def schedule(partitions: int, seed: int) -> Iterator[tuple[int, ...]]:
+    """Yield the partitions of each batch, in the order of the pass: a function of their number and the seed."""
+    order = np.random.default_rng(seed).permutation(partitions)
+    for part in np.array_split(order, min(partitions, BATCHES)):
+        yield tuple(int(i) for i in np.sort(part))
+
+
+def one_pass(
+    problem: Problem,
+    solver: Streaming,
+    start: tuple[Vector, Whitening | None, Block],
+    *,
+    seed: int,
+    precision: Callable[[Vector, Vector], bool] | None = None,
+    on_answer: Callable[[Answer], None] = lambda _: None,
+) -> StreamState:
+    """Pass over the partitions in batches, from a start that was found on a sample of their rows.
+
+    Parameters
+    ----------
+    start : tuple
+        The estimate, the S in whose coordinates the sums are kept, and the sample.
+    precision : callable, optional
+        Called with the estimate and its standard errors after each batch; True ends the pass.
+    """
+    theta, whitening, sample = start
+    own = solver.init(theta, whitening)
+    s = None if whitening is None else whitening.s
+    ahead = solver.step(own, kernel.reduce_block(problem.objective, sample, theta, s))
+
+    def enough(now: StreamState) -> bool:
+        return precision is not None and now.batches >= _FEWEST and precise(solver, now, precision)
+
+    waiting: collections.deque[tuple[Vector, Callable[[], Any]]] = collections.deque()
+    batches = schedule(len(problem.source.partitions), seed)
+    with problem.executor.opened() as submit:
+        for number, places in enumerate(batches):
+            if len(waiting) == WINDOW:
+                own, ahead = _fold(problem, solver, own, ahead, waiting.popleft(), on_answer)
+                if enough(own):
+                    return own
+            group = Group(places[0], tuple(problem.source.partitions[i] for i in places), numbers=places)
+            request = dataclasses.replace(solver.request(ahead), first=number == 0)
+            waiting.append((request.theta, submit(reduce_group, group, problem.shipped, (request,))))
+        while waiting:
+            own, ahead = _fold(problem, solver, own, ahead, waiting.popleft(), on_answer)
+            if enough(own):
+                return own
+    return own
+
+
+def _fold(
+    problem: Problem,
+    solver: Streaming,
+    own: StreamState,
+    ahead: StreamState,
+    sent: tuple[Vector, Callable[[], Any]],
+    on_answer: Callable[[Answer], None],
+) -> tuple[StreamState, StreamState]:
+    theta, value = sent
+    answer = value()
+    if isinstance(answer, Failure):
+        raise answer.error(theta)
+    problem.ledger.check(answer.numbers, answer.marks)
+    on_answer(answer)
+    reduction = fold(answer.parts[0])
+    return solver.step(own, reduction, theta), solver.step(ahead, reduction, theta)
+
+
+def precise(solver: Streaming, own: StreamState, precision: Callable[[Vector, Vector], bool]) -> bool:
+    """Whether enough is known: no direction is open, and the standard errors are as small as is asked."""
+    if own.sums is None:
+        return False
+    factor = solver.factor(own)
+    return bool(factor.determined.all()) and precision(own.theta, factor.spread * solver.spread(own))
+
+
+def at_estimate(solver: Streaming, state: StreamState) -> Any:
+    """Return the sums as a sweep at the estimate would have brought them."""
+    assert state.sums is not None
+    shift = np.eye(len(state.theta) + 1)
+    delta = state.theta - state.origin
+    shift[:-1, -1] = delta if state.whitening is None else state.whitening.inverse @ delta
+    gram = shift.T @ state.sums.gram @ shift
+    return dataclasses.replace(state.sums, gram=gram, cost=0.5 * float(gram[-1, -1]))

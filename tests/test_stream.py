@@ -1,0 +1,181 @@
+"""STREAMING: one pass in mini-batches and one sweep that certifies: sorted rows, counted reads, bits, precision."""
+
+import itertools
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+from problems import decay, decay_rows
+
+import dask_nlsq
+from dask_nlsq import DataError, NlsqError, Status
+from dask_nlsq._stream import BATCHES, schedule
+
+N = 1_200_000  # above a million one sweep certifies; below, where sweeps are cheap, the fit goes on to rounding level
+T, Y = (column[np.argsort(decay_rows(N)[0])] for column in decay_rows(N))
+
+
+class Reader:
+    """Makes partition i of sorted rows, and counts how often any was made here."""
+
+    reads = 0
+
+    def __init__(self, pieces, t=T, y=Y):
+        self.pieces, self.t, self.y = pieces, t, y
+
+    def __call__(self, i):
+        Reader.reads += 1
+        rows = slice(i * len(self.t) // self.pieces, (i + 1) * len(self.t) // self.pieces)
+        return pd.DataFrame({"t": self.t[rows], "y": self.y[rows]})
+
+
+def frame(pieces, *columns):
+    return dd.from_map(Reader(pieces, *columns), range(pieces), meta=pd.DataFrame({"t": [0.0], "y": [0.0]}))
+
+
+def bits(result):
+    return (
+        result.popt.tobytes() + result.pcov.tobytes() + result.history.drop(columns="seconds").to_numpy(float).tobytes()
+    )
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return dask_nlsq.fit(decay, T, Y, goal="quality")
+
+
+@pytest.mark.parametrize("partitions", [1, 5, 100, 2000])
+def test_every_partition_is_in_one_batch(partitions):
+    batches = list(schedule(partitions, 3))
+    assert sorted(itertools.chain(*batches)) == list(range(partitions)) and len(batches) == min(partitions, BATCHES)
+    assert batches == list(schedule(partitions, 3)) != list(schedule(partitions, 4)) or partitions == 1
+
+
+@pytest.mark.parametrize("pieces", [3, 40, 600])
+def test_sorted_rows_in_one_pass_and_one_sweep(whole, pieces):
+    """One pass ends within 0.05 standard errors, the certifying sweep within 1e-4: two reads beside the sample."""
+    Reader.reads = 0
+    fast = dask_nlsq.fit(decay, data=frame(pieces), tier="streaming", goal="fast", client=False)
+    once = Reader.reads
+    certified = dask_nlsq.fit(decay, data=frame(pieces), tier="streaming", client=False)
+    assert (once, Reader.reads - once) == (min(pieces, 16) + pieces, min(pieces, 16) + 2 * pieces)
+    assert (abs(fast.popt - whole.popt) < 0.05 * whole.stderr).all()
+    assert (abs(certified.popt - whole.popt) < 1e-4 * whole.stderr).all()
+    np.testing.assert_allclose(certified.stderr, whole.stderr, rtol=1e-5)
+    assert (fast.status, certified.status) == (Status.STREAMED, Status.CONVERGED)
+    assert (fast.nsweeps, certified.nsweeps, certified.n_obs) == (1, 2, N)
+
+
+OPTIONS = [
+    {"bounds": {"rate": (0, 1.2)}},
+    {"fixed": {"offset": 0.5}},
+    {"prior": {"rate": (1.4, 0.001)}},
+    {"absolute_sigma": True},
+    {"sigma": "y", "nan_policy": "omit"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_options_end_where_chunked_ends(options):
+    rows = frame(40)
+    options = {"data": rows, "p0": [2, 1, 0.5]} | options
+    chunked, streamed = (dask_nlsq.fit(decay, tier=tier, **options) for tier in ("chunked", "streaming"))
+    free = chunked.stderr > 0
+    assert (abs(streamed.popt - chunked.popt)[free] < 1e-4 * chunked.stderr[free]).all()
+    assert streamed.n_obs == chunked.n_obs and streamed.active_mask.tolist() == chunked.active_mask.tolist()
+
+
+def test_the_bits_are_those_of_any_executor(client):
+    rows = frame(40)
+    here = dask_nlsq.fit(decay, data=rows, tier="streaming", client=False)
+    on_workers = dask_nlsq.fit(decay, data=rows, tier="streaming", client=client)
+    assert (here.provenance["executor"], on_workers.provenance["executor"]) == ("serial", "cluster")
+    assert bits(here) == bits(on_workers)
+    other = dask_nlsq.fit(decay, data=rows, tier="streaming", client=False, seed=1)
+    assert bits(other) != bits(here)
+    assert (abs(other.popt - here.popt) < 1e-4 * here.stderr).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_bits_are_those_of_any_number_of_threads(threads):
+    import dask
+
+    serial = dask_nlsq.fit(decay, data=frame(40), tier="streaming", client=False)
+    with dask.config.set(num_workers=threads):
+        assert bits(dask_nlsq.fit(decay, data=frame(40), tier="streaming")) == bits(serial)
+
+
+@pytest.mark.parametrize("precision", [5e-3, {"rate": 0.005}])
+def test_reading_stops_at_a_precision(whole, precision):
+    Reader.reads = 0
+    result = dask_nlsq.fit(decay, data=frame(400), precision=precision, client=False)
+    assert result.status is Status.PRECISION and result.success and result.plan.tier.name == "STREAMING"
+    if isinstance(precision, float):
+        assert (result.stderr <= precision * abs(result.params)).all()
+    assert result.stderr["rate"] <= 0.0065 and Reader.reads < 150 and "% of the data was read" in result.notes[-1]
+    assert (abs(result.popt - [3.0, 1.3, 0.5]) < 4.5 * result.stderr).all()
+
+
+def test_a_precision_that_is_not_reached_is_said():
+    result = dask_nlsq.fit(decay, data=frame(20), precision=1e-9, client=False)
+    assert result.status is Status.CONVERGED and "not reached" in result.notes[-1]
+
+
+class Synthetic:
+    """Makes partition i of rows without end."""
+
+    def __init__(self, rows, seed=0):
+        self.rows, self.seed = rows, seed
+
+    def __call__(self, i):
+        rng = np.random.default_rng([self.seed, i])
+        t = rng.uniform(0, 5, self.rows)
+        return pd.DataFrame({"t": t, "y": rng.normal(3.0 * np.exp(-1.3 * t) + 0.5, 0.1)})
+
+
+@pytest.mark.slow
+def test_a_hundred_million_rows_are_not_read_for_three_digits():
+    rows = dd.from_map(Synthetic(100_000), range(1000), meta=pd.DataFrame({"t": [0.0], "y": [0.0]}))
+    result = dask_nlsq.fit(decay, data=rows, precision=1e-3)
+    assert (result.stderr <= 1e-3 * result.params).all() and result.status is Status.PRECISION
+    assert (16 + 16) * 100_000 + result.n_obs < 5e6  # the sample, and what was under way
+
+
+@pytest.mark.slow
+def test_intervals_after_an_early_stop_cover_the_truth():
+    covered = 0
+    for seed in range(100):
+        rows = dd.from_map(Synthetic(200, seed), range(200), meta=pd.DataFrame({"t": [0.0], "y": [0.0]}))
+        ends = dask_nlsq.fit(decay, data=rows, precision=0.02, p0=[2, 1, 0.3], client=False).conf_int()
+        covered += ends.loc["rate", "lower"] < 1.3 < ends.loc["rate", "upper"]
+    assert 87 <= covered <= 100
+
+
+def test_odd_partitions():
+    hole = Y.copy()
+    hole[N // 2] = np.nan
+    with pytest.raises(DataError, match="not finite") as caught:
+        dask_nlsq.fit(decay, data=frame(40, T, hole), tier="streaming", p0=[2, 1, 0.5])
+    assert (caught.value.column, caught.value.partition) == ("y", 20)
+    omitted = dask_nlsq.fit(decay, data=frame(40, T, hole), tier="streaming", nan_policy="omit")
+    assert (omitted.n_obs, omitted.n_dropped) == (N - 1, 1)
+    few = dask_nlsq.fit(decay, data=frame(50, T[:: N // 20], Y[:: N // 20]), tier="streaming", p0=[2, 1, 0.5])
+    assert few.n_obs == 20 and few.success  # most partitions are empty
+
+
+def test_data_that_change_between_pass_and_sweep_are_noticed():
+    class Changing(Reader):
+        def __call__(self, i):
+            rows = super().__call__(i)
+            return rows.assign(y=rows["y"] + 1e-9 * Reader.reads)
+
+    rows = dd.from_map(Changing(20), range(20), meta=pd.DataFrame({"t": [0.0], "y": [0.0]}))
+    with pytest.raises(DataError, match="first sweep"):
+        dask_nlsq.fit(decay, data=rows, tier="streaming", p0=[2, 1, 0.5], client=False)
+
+
+@pytest.mark.parametrize(("precision", "match"), [(-1, "above 0"), ({"ratte": 1}, "ratte")])
+def test_a_precision_makes_sense(precision, match):
+    with pytest.raises(NlsqError, match=match):
+        dask_nlsq.fit(decay, data=frame(4), precision=precision)
