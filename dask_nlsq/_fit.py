@@ -1,36 +1,27 @@
-"""fit: the loop, and the one module that knows both the numerics and the world.
+"""fit and plan: from friendly arguments to a result, in the order in which it happens.
 
-::
-
-    state = solver.init(start)
-    while state.status is None:
-        state = solver.step(state, sweep(source, solver.request(state)))
-
-Everything before that makes friendly arguments exact; everything after turns the last state into a result.
+Arguments are made exact, the data opened, a plan decided; a sample says where to begin; the loop runs; the last state
+becomes a result. The one module that knows both the numerics and the world.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._autotune import autotune as tuned
-from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, warn
 from dask_nlsq._facts import dry_run, gather_facts, speed
+from dask_nlsq._minimise import fit_sample, minimise, went_silent
 from dask_nlsq._numerics import kernel
-from dask_nlsq._numerics.block import MANY_ROWS, Block
+from dask_nlsq._numerics.block import MANY_ROWS
 from dask_nlsq._numerics.loss import Loss
-from dask_nlsq._numerics.reduction import Reduction
-from dask_nlsq._numerics.solver.streaming import Streaming
-from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
+from dask_nlsq._numerics.solver.trust_region import TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import build
 from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier, make_plan, settle, with_speeds
@@ -38,12 +29,9 @@ from dask_nlsq._problem import Draft, Problem, arrange, draft, executor_of
 from dask_nlsq._progress import Progress
 from dask_nlsq._result import FitResult
 from dask_nlsq._sample import GUESS_ROWS, Sample, draw_sample, guess_start
-from dask_nlsq._second_look import look_again
-from dask_nlsq._stream import BATCHES, at_estimate, one_pass, precise
-from dask_nlsq._sweep import Cluster, Executor, Group, Ledger, Serial, group, ship, sweep
-from dask_nlsq._typing import Vector
-
-log = logging.getLogger("dask_nlsq")
+from dask_nlsq._second_look import second_look
+from dask_nlsq._stream import stream, target
+from dask_nlsq._sweep import Cluster, Executor, group, ship
 
 
 def fit(
@@ -242,99 +230,24 @@ def fit(
     notes = _notes(problem)
     starts, begun = [parameters.start], None
     with Progress(len(source.partitions), progress) as bar:
-        if sample is not None and (near := _fit_sample(problem, solver, sample)) is not None:
+        if sample is not None and (near := fit_sample(problem, solver, sample)) is not None:
             starts.insert(0, final(near, solver.lower, solver.upper)[0])
             notes += (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
             if decided.tier is WorkflowTier.STREAMING:
-                begun = _stream(problem, solver, near, sample, seed, _target(problem, config.precision), bar)
+                begun = stream(problem, solver, near, sample, seed, target(problem, config.precision), bar)
                 notes += begun[2]
         state, seconds = minimise(problem, solver, starts, bar, config.time_limit, callback, begun and begun[:2])
         if decided.goal is OptimizationGoal.QUALITY and state.status is not None and state.status.success:
-            state, more, note = _second_look(problem, solver, state, sample, bar, callback)
+            state, more, note = second_look(problem, solver, state, sample, bar, callback)
             seconds += more
             notes += (note,)
-    if state.status is not None and state.status.success and _went_silent(problem, state):
+    if state.status is not None and state.status.success and went_silent(problem, state):
         state = dataclasses.replace(state, status=Status.SILENT)
     return build(problem, solver, state, seconds, time.perf_counter() - started, notes)
 
 
 _TOLERANCE = {OptimizationGoal.FAST: 0.1, OptimizationGoal.QUALITY: 1e-8}
 """Largest step that may remain, in standard errors, where the goal says so."""
-
-
-def _stream(
-    problem: Problem,
-    solver: TrustRegion,
-    near: State,
-    sample: Sample,
-    seed: int,
-    target: Callable[[Vector, Vector], bool] | None,
-    bar: Progress,
-) -> tuple[State, list[float], tuple[str, ...]]:
-    """Pass over the data in batches; return the state that certifies next, or the last one where nothing is left to do.
-
-    The sums of the pass are those of a sweep at the estimate of the sample, but linearised nearer to the end.
-    """
-    clock = time.perf_counter()
-    assert near.point is not None
-    online = Streaming(solver.lower, solver.upper, solver.prior, solver.absolute_sigma)
-    origin, whitening = final(near, solver.lower, solver.upper)[0], near.point.factor.whitening()
-    bar.begin("batches")
-    start = (origin, whitening, sample.block)
-    own = one_pass(problem, online, start, seed=seed, precision=target, on_answer=bar.answer)
-    if own.sums is None:
-        raise DataError(f"There are no rows to fit ({own.dropped} were dropped by the NaN policy).")
-    _first_look(problem, own.sums)
-    read = own.batches / min(len(problem.source.partitions), BATCHES)
-    fast = problem.plan.goal is OptimizationGoal.FAST
-    reached = (target is not None and read < 1) or (target is not None and precise(online, own, target))
-    if reached or fast:
-        last = solver.step(dataclasses.replace(solver.init(own.theta), whitening=whitening), at_estimate(online, own))
-        last = dataclasses.replace(last, status=Status.PRECISION if reached else Status.STREAMED)
-        return last, [time.perf_counter() - clock], (f"{100 * read:.3g} % of the data was read.",)
-    state = solver.step(dataclasses.replace(solver.init(origin), whitening=whitening), own.sums)
-    left = ("The precision was not reached by reading everything once.",) if target is not None else ()
-    return state, [time.perf_counter() - clock], (f"One pass in {own.batches} batches came first.", *left)
-
-
-def _target(problem: Problem, precision: Any) -> Callable[[Vector, Vector], bool] | None:
-    """Return whether estimates (p,) and standard errors (p,) are as precise as was asked for."""
-    if precision is None:
-        return None
-    names = problem.parameters.free
-    if isinstance(precision, Mapping):
-        if unknown := [name for name in precision if name not in names]:
-            raise NlsqError(f"precision names {unknown}; the free parameters are {list(names)}.")
-        absolute = np.array([float(precision.get(name, np.inf)) for name in names])
-        return lambda _, error: bool((error <= absolute).all())
-    if not float(precision) > 0:
-        raise NlsqError(f"precision is {precision}; a number above 0 is needed.")
-    return lambda theta, error: bool((error <= float(precision) * np.abs(theta)).all())
-
-
-def _second_look(
-    problem: Problem,
-    solver: TrustRegion,
-    state: State,
-    sample: Sample | None,
-    bar: Progress,
-    callback: Callable[[OptimizeResult], Any] | None,
-) -> tuple[State, list[float], str]:
-    """Try the answer from perturbed starts, and go on from a lower minimum where all rows agree that it is lower."""
-    better, note = look_again(problem, solver, state, None if sample is None else sample.block, bar)
-    if better is None:
-        return state, [], note
-    assert state.point is not None
-    try:
-        second, seconds = minimise(problem, solver, [better], bar, None, callback)
-    except NlsqError as error:
-        return state, [], f"A perturbed start led lower on a sample, but not on all rows: {error}"
-    history = (*state.history, *second.history)
-    lower = second.point is not None and second.point.reduction.cost < state.point.reduction.cost
-    if second.status is None or not second.status.success or not lower:
-        note = "A perturbed start led lower on a sample, but not on all rows."
-        return dataclasses.replace(state, history=history), seconds, note
-    return dataclasses.replace(second, history=history), seconds, note
 
 
 def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
@@ -415,151 +328,6 @@ def _gather(exact: Draft, config: WorkflowConfig) -> tuple[Plan, Executor, Seque
         drawn = sample.estimated_rows / partitions * sample.partitions * facts.row_bytes
         facts = dataclasses.replace(facts, bytes_per_second=drawn / read / executor.workers)
     return with_speeds(decided, facts), executor, groups, sample
-
-
-def _fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> State | None:
-    """Return how a fit of the sample in this process ends, or None where it leads nowhere."""
-    small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (sample.block,))], ledger=Ledger())
-    solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=1000)
-    try:
-        state, _ = minimise(small, solver, [problem.parameters.start])
-    except NlsqError as error:
-        log.info("the sample could not be fitted: %s", error)
-        return None
-    return state if state.status is not None and state.status.success else None
-
-
-def minimise(
-    problem: Problem,
-    solver: TrustRegion,
-    starts: Sequence[Vector],
-    bar: Progress | None = None,
-    time_limit: float | None = None,
-    callback: Callable[[OptimizeResult], Any] | None = None,
-    begun: tuple[State, list[float]] | None = None,
-) -> tuple[State, list[float]]:
-    """Run the loop to its end from the first start at which the model is finite, or go on from a state.
-
-    Returns
-    -------
-    State, list of float
-        The last state and the seconds of each sweep.
-    """
-    started, others = time.monotonic(), list(starts[1:])
-    bar = bar or Progress(0, show=False)
-    state, seconds = begun or (solver.init(starts[0]), [])
-    while state.status is None:
-        clock = time.perf_counter()
-        request = solver.request(state)
-        bar.sweep(state)
-        try:
-            reduction = sweep(
-                problem.executor, problem.groups, problem.shipped, request, ledger=problem.ledger, on_answer=bar.answer
-            )
-        except NlsqError as error:
-            raise error.at(sweep=state.nsweeps + 1) from error.__cause__
-        if not state.history and not reduction.finite and others:
-            state = solver.init(others.pop(0))
-            continue
-        if not state.history:
-            _first_look(problem, reduction)
-        state = solver.step(state, reduction)
-        seconds.append(time.perf_counter() - clock)
-        _tell(state, seconds[-1])
-        if state.status is None:
-            state = dataclasses.replace(state, status=_asked_to_stop(problem, state, callback))
-        if state.status is None and time_limit is not None and time.monotonic() - started > time_limit:
-            state = dataclasses.replace(state, status=Status.TIME_LIMIT)
-    return state, seconds
-
-
-def _went_silent(problem: Problem, state: State) -> bool:
-    """Whether parameters that move nothing where the fit ended would do so elsewhere.
-
-    A parameter that the model does not use moves nothing anywhere; its variance is infinite, and the fit is none
-    the worse for it. Where others silence it (a product of two zeros, the exponential of a large number), the
-    gradient is zero and the end is no answer.
-    """
-    assert state.point is not None
-    theta, parameters = state.point.theta, problem.parameters
-    silent = ~state.point.factor.r.any(axis=0)
-    if not silent.any():
-        return False
-    block = draw_sample(problem.executor, problem.groups, len(problem.source.partitions), 1024).block
-    here = _evaluate(problem, block, theta)
-    noise = 1e-9 * np.abs(here[np.isfinite(here)]).max(initial=0.0)
-    for values in np.random.default_rng(0).choice([0.0, 1e-9, -1e-9, 1.0, -1.0], (64, len(theta))):
-        there = np.where(silent, np.clip(values, parameters.lower, parameters.upper), theta)
-        found = _evaluate(problem, block, there)
-        if (np.isfinite(found) & (np.abs(found - here) > noise)).any():
-            return True
-    return False
-
-
-def _evaluate(problem: Problem, block: Block, theta: Vector) -> Vector:
-    """Return the model at some rows, from the free parameters."""
-    with np.errstate(all="ignore"):
-        return kernel.predict_block(problem.objective, block, np.array(problem.objective.expand(theta.tolist()), float))
-
-
-def _tell(state: State, seconds: float) -> None:
-    last = state.history[-1]
-    log.info(
-        "sweep %d: cost %.10g, %.3g standard errors remain, damping %.3g, %s, %.3g s",
-        last.sweep,
-        last.cost,
-        last.step,
-        last.damping,
-        "accepted" if last.accepted else "refused",
-        seconds,
-    )
-
-
-def _asked_to_stop(problem: Problem, state: State, callback: Callable[[OptimizeResult], Any] | None) -> Status | None:
-    if callback is None or state.point is None:
-        return None
-    x = np.array([float(v) for v in problem.objective.expand(list(state.point.theta))])
-    params = dict(zip(problem.parameters.names, x.tolist(), strict=True))
-    intermediate = OptimizeResult()
-    intermediate.update(x=x, cost=state.point.reduction.cost, nfev=state.nsweeps, params=params)
-    try:
-        callback(intermediate)
-    except StopIteration:
-        return Status.CALLBACK
-    return None
-
-
-def _first_look(problem: Problem, reduction: Reduction) -> None:
-    """Refuse what the first sweep shows to be hopeless, and warn of what it shows to be rounded."""
-    for name in sorted(reduction.rounded):
-        warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.")
-    p, start = problem.parameters.p, problem.parameters.start
-    if reduction.rows == 0:
-        raise DataError(f"There are no rows to fit ({reduction.dropped} were dropped by the NaN policy).")
-    p -= 0 if problem.parameters.prior is None else int(np.count_nonzero(problem.parameters.prior.weight))
-    if reduction.rows < p:
-        raise TooFewRows(f"There are {reduction.rows} rows for {p} parameters; at least {p} are needed.")
-    if not _squares_in_range(problem, reduction):
-        raise DataError(
-            "The squares of y / sigma lie outside the range of float64, about 1e-290 to 1e290. Rescale y, and sigma "
-            "with it.",
-            column=problem.columns.y,
-        )
-    if not reduction.finite:
-        values = dict(zip(problem.parameters.free, start.tolist(), strict=True))
-        raise ModelError(
-            f"The model or its derivative is not finite at the start p0={values}, although the data are. "
-            "Start elsewhere with p0=, or keep the model away from such values with bounds=."
-        )
-
-
-def _squares_in_range(problem: Problem, reduction: Reduction) -> bool:
-    """Whether neither y nor a weight is so large or small that its square has lost digits."""
-    y = abs(float(reduction.sums[len(problem.columns.x)]))  # Σ y over the first sweep
-    with np.errstate(all="ignore"):
-        square = reduction.spread + reduction.weight * np.float64(reduction.mean) ** 2  # Σ w² y²
-        weight = reduction.weight / reduction.rows
-    return bool(1e-290 < weight < 1e290 and square < 1e290 and (square > 1e-280 or y == 0))
 
 
 def _notes(problem: Problem) -> tuple[str, ...]:

@@ -8,14 +8,20 @@ answer was a local minimum.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from scipy.optimize import OptimizeResult
 
+from dask_nlsq._errors import NlsqError
 from dask_nlsq._lockstep import fitted, lockstep
+from dask_nlsq._minimise import minimise
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
+from dask_nlsq._sample import Sample
 from dask_nlsq._sweep import Group, Ledger, Serial
 from dask_nlsq._typing import Vector
 
@@ -64,3 +70,28 @@ def look_again(
     passes = max((len(end.history) for end in ends if end is not None), default=0)
     further = f", in {passes} further passes" if block is None else ""
     return None, f"{back} of {STARTS} perturbed starts led back to this minimum{further}, none to a lower one."
+
+
+def second_look(
+    problem: Problem,
+    solver: TrustRegion,
+    state: State,
+    sample: Sample | None,
+    bar: Progress,
+    callback: Callable[[OptimizeResult], Any] | None,
+) -> tuple[State, list[float], str]:
+    """Try the answer from perturbed starts, and go on from a lower minimum where all rows agree that it is lower."""
+    better, note = look_again(problem, solver, state, None if sample is None else sample.block, bar)
+    if better is None:
+        return state, [], note
+    assert state.point is not None
+    try:
+        second, seconds = minimise(problem, solver, [better], bar, None, callback)
+    except NlsqError as error:
+        return state, [], f"A perturbed start led lower on a sample, but not on all rows: {error}"
+    history = (*state.history, *second.history)
+    lower = second.point is not None and second.point.reduction.cost < state.point.reduction.cost
+    if second.status is None or not second.status.success or not lower:
+        note = "A perturbed start led lower on a sample, but not on all rows."
+        return dataclasses.replace(state, history=history), seconds, note
+    return dataclasses.replace(second, history=history), seconds, note

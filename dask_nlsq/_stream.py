@@ -11,17 +11,25 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from dask_nlsq._errors import DataError, NlsqError
+from dask_nlsq._minimise import first_look
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._numerics.reduction import fold
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
+from dask_nlsq._numerics.status import Status
+from dask_nlsq._plan import OptimizationGoal
 from dask_nlsq._problem import Problem
+from dask_nlsq._progress import Progress
+from dask_nlsq._sample import Sample
 from dask_nlsq._sweep import Failure, Group
 from dask_nlsq._sweep.task import Answer, reduce_group
 from dask_nlsq._typing import Vector
@@ -121,3 +129,53 @@ def at_estimate(solver: Streaming, state: StreamState) -> Any:
     shift[:-1, -1] = delta if state.whitening is None else state.whitening.inverse @ delta
     gram = shift.T @ state.sums.gram @ shift
     return dataclasses.replace(state.sums, gram=gram, cost=0.5 * float(gram[-1, -1]))
+
+
+def stream(
+    problem: Problem,
+    solver: TrustRegion,
+    near: State,
+    sample: Sample,
+    seed: int,
+    target: Callable[[Vector, Vector], bool] | None,
+    bar: Progress,
+) -> tuple[State, list[float], tuple[str, ...]]:
+    """Pass over the data in batches; return the state that certifies next, or the last one where nothing is left to do.
+
+    The sums of the pass are those of a sweep at the estimate of the sample, but linearised nearer to the end.
+    """
+    clock = time.perf_counter()
+    assert near.point is not None
+    online = Streaming(solver.lower, solver.upper, solver.prior, solver.absolute_sigma)
+    origin, whitening = final(near, solver.lower, solver.upper)[0], near.point.factor.whitening()
+    bar.begin("batches")
+    start = (origin, whitening, sample.block)
+    own = one_pass(problem, online, start, seed=seed, precision=target, on_answer=bar.answer)
+    if own.sums is None:
+        raise DataError(f"There are no rows to fit ({own.dropped} were dropped by the NaN policy).")
+    first_look(problem, own.sums)
+    read = own.batches / min(len(problem.source.partitions), BATCHES)
+    fast = problem.plan.goal is OptimizationGoal.FAST
+    reached = (target is not None and read < 1) or (target is not None and precise(online, own, target))
+    if reached or fast:
+        last = solver.step(dataclasses.replace(solver.init(own.theta), whitening=whitening), at_estimate(online, own))
+        last = dataclasses.replace(last, status=Status.PRECISION if reached else Status.STREAMED)
+        return last, [time.perf_counter() - clock], (f"{100 * read:.3g} % of the data was read.",)
+    state = solver.step(dataclasses.replace(solver.init(origin), whitening=whitening), own.sums)
+    left = ("The precision was not reached by reading everything once.",) if target is not None else ()
+    return state, [time.perf_counter() - clock], (f"One pass in {own.batches} batches came first.", *left)
+
+
+def target(problem: Problem, precision: Any) -> Callable[[Vector, Vector], bool] | None:
+    """Return whether estimates (p,) and standard errors (p,) are as precise as was asked for."""
+    if precision is None:
+        return None
+    names = problem.parameters.free
+    if isinstance(precision, Mapping):
+        if unknown := [name for name in precision if name not in names]:
+            raise NlsqError(f"precision names {unknown}; the free parameters are {list(names)}.")
+        absolute = np.array([float(precision.get(name, np.inf)) for name in names])
+        return lambda _, error: bool((error <= absolute).all())
+    if not float(precision) > 0:
+        raise NlsqError(f"precision is {precision}; a number above 0 is needed.")
+    return lambda theta, error: bool((error <= float(precision) * np.abs(theta)).all())

@@ -1,0 +1,178 @@
+"""minimise: the loop, and what is asked and said on its way.
+
+::
+
+    state = solver.init(start)
+    while state.status is None:
+        state = solver.step(state, sweep(source, solver.request(state)))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.optimize import OptimizeResult
+
+from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, warn
+from dask_nlsq._numerics import kernel
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion
+from dask_nlsq._numerics.status import Status
+from dask_nlsq._problem import Problem
+from dask_nlsq._progress import Progress
+from dask_nlsq._sample import Sample, draw_sample
+from dask_nlsq._sweep import Group, Ledger, Serial, sweep
+from dask_nlsq._typing import Vector
+
+log = logging.getLogger("dask_nlsq")
+
+
+def minimise(
+    problem: Problem,
+    solver: TrustRegion,
+    starts: Sequence[Vector],
+    bar: Progress | None = None,
+    time_limit: float | None = None,
+    callback: Callable[[OptimizeResult], Any] | None = None,
+    begun: tuple[State, list[float]] | None = None,
+) -> tuple[State, list[float]]:
+    """Run the loop to its end from the first start at which the model is finite, or go on from a state.
+
+    Returns
+    -------
+    State, list of float
+        The last state and the seconds of each sweep.
+    """
+    started, others = time.monotonic(), list(starts[1:])
+    bar = bar or Progress(0, show=False)
+    state, seconds = begun or (solver.init(starts[0]), [])
+    while state.status is None:
+        clock = time.perf_counter()
+        request = solver.request(state)
+        bar.sweep(state)
+        try:
+            reduction = sweep(
+                problem.executor, problem.groups, problem.shipped, request, ledger=problem.ledger, on_answer=bar.answer
+            )
+        except NlsqError as error:
+            raise error.at(sweep=state.nsweeps + 1) from error.__cause__
+        if not state.history and not reduction.finite and others:
+            state = solver.init(others.pop(0))
+            continue
+        if not state.history:
+            first_look(problem, reduction)
+        state = solver.step(state, reduction)
+        seconds.append(time.perf_counter() - clock)
+        _tell(state, seconds[-1])
+        if state.status is None:
+            state = dataclasses.replace(state, status=_asked_to_stop(problem, state, callback))
+        if state.status is None and time_limit is not None and time.monotonic() - started > time_limit:
+            state = dataclasses.replace(state, status=Status.TIME_LIMIT)
+    return state, seconds
+
+
+def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> State | None:
+    """Return how a fit of the sample in this process ends, or None where it leads nowhere."""
+    small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (sample.block,))], ledger=Ledger())
+    solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=1000)
+    try:
+        state, _ = minimise(small, solver, [problem.parameters.start])
+    except NlsqError as error:
+        log.info("the sample could not be fitted: %s", error)
+        return None
+    return state if state.status is not None and state.status.success else None
+
+
+def first_look(problem: Problem, reduction: Reduction) -> None:
+    """Refuse what the first sweep shows to be hopeless, and warn of what it shows to be rounded."""
+    for name in sorted(reduction.rounded):
+        warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.")
+    p, start = problem.parameters.p, problem.parameters.start
+    if reduction.rows == 0:
+        raise DataError(f"There are no rows to fit ({reduction.dropped} were dropped by the NaN policy).")
+    p -= 0 if problem.parameters.prior is None else int(np.count_nonzero(problem.parameters.prior.weight))
+    if reduction.rows < p:
+        raise TooFewRows(f"There are {reduction.rows} rows for {p} parameters; at least {p} are needed.")
+    if not _squares_in_range(problem, reduction):
+        raise DataError(
+            "The squares of y / sigma lie outside the range of float64, about 1e-290 to 1e290. Rescale y, and sigma "
+            "with it.",
+            column=problem.columns.y,
+        )
+    if not reduction.finite:
+        values = dict(zip(problem.parameters.free, start.tolist(), strict=True))
+        raise ModelError(
+            f"The model or its derivative is not finite at the start p0={values}, although the data are. "
+            "Start elsewhere with p0=, or keep the model away from such values with bounds=."
+        )
+
+
+def _squares_in_range(problem: Problem, reduction: Reduction) -> bool:
+    """Whether neither y nor a weight is so large or small that its square has lost digits."""
+    y = abs(float(reduction.sums[len(problem.columns.x)]))  # Σ y over the first sweep
+    with np.errstate(all="ignore"):
+        square = reduction.spread + reduction.weight * np.float64(reduction.mean) ** 2  # Σ w² y²
+        weight = reduction.weight / reduction.rows
+    return bool(1e-290 < weight < 1e290 and square < 1e290 and (square > 1e-280 or y == 0))
+
+
+def went_silent(problem: Problem, state: State) -> bool:
+    """Whether parameters that move nothing where the fit ended would do so elsewhere.
+
+    A parameter that the model does not use moves nothing anywhere; its variance is infinite, and the fit is none
+    the worse for it. Where others silence it (a product of two zeros, the exponential of a large number), the
+    gradient is zero and the end is no answer.
+    """
+    assert state.point is not None
+    theta, parameters = state.point.theta, problem.parameters
+    silent = ~state.point.factor.r.any(axis=0)
+    if not silent.any():
+        return False
+    block = draw_sample(problem.executor, problem.groups, len(problem.source.partitions), 1024).block
+    here = _evaluate(problem, block, theta)
+    noise = 1e-9 * np.abs(here[np.isfinite(here)]).max(initial=0.0)
+    for values in np.random.default_rng(0).choice([0.0, 1e-9, -1e-9, 1.0, -1.0], (64, len(theta))):
+        there = np.where(silent, np.clip(values, parameters.lower, parameters.upper), theta)
+        found = _evaluate(problem, block, there)
+        if (np.isfinite(found) & (np.abs(found - here) > noise)).any():
+            return True
+    return False
+
+
+def _evaluate(problem: Problem, block: Block, theta: Vector) -> Vector:
+    """Return the model at some rows, from the free parameters."""
+    with np.errstate(all="ignore"):
+        return kernel.predict_block(problem.objective, block, np.array(problem.objective.expand(theta.tolist()), float))
+
+
+def _tell(state: State, seconds: float) -> None:
+    last = state.history[-1]
+    log.info(
+        "sweep %d: cost %.10g, %.3g standard errors remain, damping %.3g, %s, %.3g s",
+        last.sweep,
+        last.cost,
+        last.step,
+        last.damping,
+        "accepted" if last.accepted else "refused",
+        seconds,
+    )
+
+
+def _asked_to_stop(problem: Problem, state: State, callback: Callable[[OptimizeResult], Any] | None) -> Status | None:
+    if callback is None or state.point is None:
+        return None
+    x = np.array([float(v) for v in problem.objective.expand(list(state.point.theta))])
+    params = dict(zip(problem.parameters.names, x.tolist(), strict=True))
+    intermediate = OptimizeResult()
+    intermediate.update(x=x, cost=state.point.reduction.cost, nfev=state.nsweeps, params=params)
+    try:
+        callback(intermediate)
+    except StopIteration:
+        return Status.CALLBACK
+    return None
