@@ -16,6 +16,7 @@ from typing import Any
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._autotune import autotune as tuned
+from dask_nlsq._errors import NlsqError
 from dask_nlsq._facts import dry_run, gather_facts, speed
 from dask_nlsq._minimise import fit_sample, minimise, went_silent
 from dask_nlsq._numerics import kernel
@@ -201,7 +202,7 @@ def fit(
     said = locals()
     started = time.perf_counter()
     config = _settle(said)
-    exact = draft(**said)
+    exact = _draft(said, config)
     source, bound, parameters, objective = exact.source, exact.model, exact.parameters, exact.objective
     wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
     if wide and not isinstance(exact.executor, Cluster):
@@ -228,15 +229,18 @@ def fit(
         max_nfev=config.max_nfev or sys.maxsize,
     )
     notes = _notes(problem)
-    starts, begun = [parameters.start], None
+    starts, begun, aim = [parameters.start], None, target(problem, config.precision)
     with Progress(len(source.partitions), progress) as bar:
         if sample is not None and (near := fit_sample(problem, solver, sample)) is not None:
             starts.insert(0, final(near, solver.lower, solver.upper)[0])
             notes += (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
             if decided.tier is WorkflowTier.STREAMING:
-                begun = stream(problem, solver, near, sample, seed, target(problem, config.precision), bar)
-                notes += begun[2]
-        state, seconds = minimise(problem, solver, starts, bar, config.time_limit, callback, begun and begun[:2])
+                first, more, said_of_it = stream(problem, solver, near, sample, seed, aim, bar)
+                notes += said_of_it
+                begun = None if first is None else (first, more)
+        elif decided.tier is WorkflowTier.STREAMING:
+            notes += ("A sample of the rows could not be fitted, so that nothing was streamed.",)
+        state, seconds = minimise(problem, solver, starts, bar, config.time_limit, callback, begun)
         if decided.goal is OptimizationGoal.QUALITY and state.status is not None and state.status.success:
             state, more, note = second_look(problem, solver, state, sample, bar, callback)
             seconds += more
@@ -290,7 +294,7 @@ def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
     bound.apply_defaults()
     said = bound.arguments
     config = _settle(said)
-    exact = draft(**said)
+    exact = _draft(said, config)
     facts = gather_facts(exact, config.memory_limit)
     make_plan(facts, config)  # refuses, before anything is read
     return make_plan(dry_run(exact, facts), config)
@@ -300,6 +304,18 @@ def _settle(said: Mapping[str, Any]) -> WorkflowConfig:
     """Return the settings that count, of the arguments of a fit and what stands behind them."""
     own = {field.name: said[field.name] for field in dataclasses.fields(WorkflowConfig)}
     return settle(WorkflowConfig(**own), said["config"], said["workflow"])
+
+
+def _draft(said: Mapping[str, Any], config: WorkflowConfig) -> Draft:
+    """Make the arguments exact, and refuse to stream what does not add up."""
+    exact = draft(**said)
+    streams = config.precision is not None or config.tier is WorkflowTier.STREAMING
+    if streams and (exact.objective.robust or exact.objective.sandwich):
+        raise NlsqError(
+            'tier="streaming" and precision= add up squares: they need loss="linear" and cov_type="standard". '
+            'Use tier="chunked".'
+        )
+    return exact
 
 
 def _gather(exact: Draft, config: WorkflowConfig) -> tuple[Plan, Executor, Sequence[Any], Sample | None]:

@@ -139,8 +139,10 @@ def stream(
     seed: int,
     target: Callable[[Vector, Vector], bool] | None,
     bar: Progress,
-) -> tuple[State, list[float], tuple[str, ...]]:
+) -> tuple[State | None, list[float], tuple[str, ...]]:
     """Pass over the data in batches; return the state that certifies next, or the last one where nothing is left to do.
+
+    It is None where the model was not finite on some batch: the sums then lack rows, and are not used.
 
     The sums of the pass are those of a sweep at the estimate of the sample, but linearised nearer to the end.
     """
@@ -151,6 +153,9 @@ def stream(
     bar.begin("batches")
     start = (origin, whitening, sample.block)
     own = one_pass(problem, online, start, seed=seed, precision=target, on_answer=bar.answer)
+    if own.skipped:
+        note = f"The model was not finite on {own.skipped} batches of a first pass, which was not used."
+        return None, [], (note,)
     if own.sums is None:
         raise DataError(f"There are no rows to fit ({own.dropped} were dropped by the NaN policy).")
     first_look(problem, own.sums)
@@ -162,6 +167,9 @@ def stream(
         last = dataclasses.replace(last, status=Status.PRECISION if reached else Status.STREAMED)
         return last, [time.perf_counter() - clock], (f"{100 * read:.3g} % of the data was read.",)
     state = solver.step(dataclasses.replace(solver.init(origin), whitening=whitening), own.sums)
+    if state.status is not None and state.point is not None:  # not even then is the sweep left out
+        trial, whitening = final(state, solver.lower, solver.upper)[0], state.point.factor.whitening()
+        state = dataclasses.replace(state, trial=trial, whitening=whitening, proposal=state.point.newton, status=None)
     left = ("The precision was not reached by reading everything once.",) if target is not None else ()
     return state, [time.perf_counter() - clock], (f"One pass in {own.batches} batches came first.", *left)
 

@@ -222,16 +222,23 @@ class StreamingFitter:
             found = self._model.guess([block.x[i] for places in taken for i in places], block.y)
             parameters = parameters.with_guess(found, block.rows)
         kernel.check_rows(self._objective, block, parameters.start)
-        self._parameters, self._waiting = parameters, []
+        begun = self._begin(block, [parameters.start])  # where that is refused, the rows wait on
+        self._state, self._parameters, self._waiting = begun, parameters, []
         self._sample.add(block, 0)
-        self._state = self._begin(block, [parameters.start])
-        self._note(self._state)
+        self._note(begun)
 
     def _begin(self, block: Block, starts: list[Vector]) -> StreamState:
         """Return the state that an ordinary fit of some rows leads to, from the start that leads lowest."""
         parameters = self._parameters
         solver = TrustRegion(parameters.lower, parameters.upper, parameters.prior, tolerance=1e-3)
-        ends = [_fit_rows(self._objective, solver, block, start) for start in starts]
+        ends, refused = [], None
+        for start in starts:
+            try:
+                ends.append(_fit_rows(self._objective, solver, block, start))
+            except ModelError as error:
+                refused = error
+        if not ends and refused is not None:
+            raise refused
         state = min(ends, key=lambda end: final(end, parameters.lower, parameters.upper)[1])
         theta, _ = final(state, parameters.lower, parameters.upper)
         assert state.point is not None
@@ -250,7 +257,7 @@ class StreamingFitter:
         elif now.rows > state.rows:
             self._sample.add(block, now.batches)
             if now.moved > _FAR or self._solver.strayed(now) > _STRAYED:
-                anew = self._begin(self._sample.block(), [self._parameters.start, state.theta])
+                anew = self._begin(self._sample.block(), [state.theta, self._parameters.start])
                 counts = {name: getattr(now, name) for name in ("batches", "rows", "dropped", "skipped", "forgotten")}
                 now = dataclasses.replace(anew, restarts=now.restarts + 1, **counts)
             self._note(now)
@@ -302,6 +309,7 @@ class StreamingFitter:
         sums, cost, theta = solver.with_prior(state), solver.cost(state), state.theta
         side = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
         statistics = inference.statistics(sums, cost, int((side == 0).sum()), solver.absolute_sigma)
+        statistics = dataclasses.replace(statistics, n_obs=round(statistics.n_obs), dof=round(statistics.dof))
         factor = solver.factor(state)
         s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf
         popt, pcov, active = expand(
@@ -349,7 +357,7 @@ class StreamingFitter:
         if state.restarts:
             notes.append(
                 f"{state.restarts} batches moved the estimates so far that the sums were begun anew from a sample; "
-                f"what is known rests on {state.sums.rows if state.sums else 0:,} rows."
+                f"what is known rests on {round(state.sums.rows) if state.sums else 0:,} rows."
             )
         if state.forgotten:
             notes.append(f"{state.forgotten} batches contradicted what came before them, which then counted for less.")
@@ -398,6 +406,7 @@ class StreamingFitter:
         own = fitter._about()
         fitter._objective = dataclasses.replace(fitter._objective, weighted=about["weighted"])
         fitter._seconds = about["seconds"]
+        fitter._parameters = dataclasses.replace(fitter._parameters, start=np.array(about["start"], float))
         differs = {name: (about[name], own[name]) for name in own if name not in _LIVING and about[name] != own[name]}
         if differs:
             said = "; ".join(f"{name}: {there!r} there, {here!r} here" for name, (there, here) in differs.items())
@@ -415,11 +424,16 @@ class StreamingFitter:
 
     def _about(self) -> dict[str, Any]:
         """Return what must be the same for a file to be gone on from, and what lives beside it."""
+        prior = self._parameters.prior
         return {
             "format": _FORMAT,
             "parameters": list(self._parameters.names),
             "free": list(self._parameters.free),
             "fixed": dict(self._parameters.fixed),
+            "tied": {name: tie.text for name, tie in self._parameters.tied.items()},
+            "prior": None if prior is None else [prior.mean.tolist(), prior.weight.tolist()],
+            "nan_policy": self._columns.nan_policy,
+            "start": self._parameters.start.tolist(),
             "columns": [*self._columns.x, self._columns.y],
             "lower": self._parameters.lower.tolist(),
             "upper": self._parameters.upper.tolist(),
@@ -430,7 +444,7 @@ class StreamingFitter:
         }
 
 
-_LIVING = {"weighted", "seconds"}
+_LIVING = {"weighted", "seconds", "start"}
 """What a new fitter does not know yet."""
 
 

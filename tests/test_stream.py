@@ -3,6 +3,7 @@
 import itertools
 
 import dask.dataframe as dd
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -173,6 +174,39 @@ def test_data_that_change_between_pass_and_sweep_are_noticed():
     rows = dd.from_map(Changing(20), range(20), meta=pd.DataFrame({"t": [0.0], "y": [0.0]}))
     with pytest.raises(DataError, match="first sweep"):
         dask_nlsq.fit(decay, data=rows, tier="streaming", p0=[2, 1, 0.5], client=False)
+
+
+def test_a_pass_that_lacks_rows_is_not_used():
+    """One row lies where the model is not defined at first; at the answer it is."""
+
+    def log_model(t, a, b):
+        return a * jnp.log(t - b)
+
+    t = np.sort(np.random.default_rng(0).uniform(1.0, 5.0, 40_000))
+    y = 2 * np.log(t - 0.5) + np.random.default_rng(1).normal(0, 0.1, t.size)
+    t[0] = 0.6
+    y[0] = 2 * np.log(0.1)
+    rows = frame(200, t, y)
+    for goal in ("fast", "robust"):
+        streamed, chunked = (
+            dask_nlsq.fit(log_model, data=rows, tier=tier, goal=goal, p0=[1.0, 0.2])
+            for tier in ("streaming", "chunked")
+        )
+        assert streamed.n_obs == chunked.n_obs == t.size and streamed.success
+        assert (abs(streamed.popt - chunked.popt) < 0.1 * chunked.stderr).all()
+
+
+@pytest.mark.parametrize("options", [{"loss": "huber"}, {"cov_type": "sandwich"}], ids=str)
+@pytest.mark.parametrize("how", [{"tier": "streaming"}, {"precision": 0.1}], ids=str)
+def test_what_is_not_a_sum_of_squares_is_not_streamed(options, how):
+    for call in (dask_nlsq.fit, dask_nlsq.plan):
+        with pytest.raises(NlsqError, match="squares"):
+            call(decay, data=frame(4), p0=[2, 1, 0.5], **options, **how)
+
+
+def test_few_rows_are_certified_too():
+    few = dask_nlsq.fit(decay, data=frame(16, T[::4000], Y[::4000]), tier="streaming", p0=[2, 1, 0.5])
+    assert few.nsweeps == 2 and few.success
 
 
 @pytest.mark.parametrize(("precision", "match"), [(-1, "above 0"), ({"ratte": 1}, "ratte")])

@@ -102,7 +102,7 @@ def test_what_is_known_is_told_at_any_time():
     early = fitter.result()
     fitter.partial_fit(T[90:400], Y[90:400])
     assert early.n_obs == 90 and fitter.result().n_obs == 400
-    assert (fitter.stderr < early.stderr).all() and len(fitter.history) == 2
+    assert (fitter.stderr < early.stderr).all() and fitter.history["rows"].tolist() == [90, 400]
     assert "seen once" in str(fitter.result())
     np.testing.assert_allclose(fitter.result().predict(T[:5]), decay(T[:5], *fitter.params))
 
@@ -282,7 +282,41 @@ def test_a_damaged_file_is_refused(saved, damage):
         StreamingFitter.load(saved, decay, p0=[2.0, 1.0, 0.5])
 
 
+def test_data_without_noise_are_no_fault():
+    x = np.linspace(0, 1, 1000)
+    fitter = StreamingFitter("line", x="x", p0=[1.0, 2.0])
+    for part in np.array_split(np.arange(1000), 5):
+        fitter.partial_fit(x[part], 1 + 2 * x[part])
+    np.testing.assert_allclose(fitter.params, [1, 2], rtol=1e-9)
+    two_rows = StreamingFitter("line", x="x").partial_fit(x[:2], 1 + 2 * x[:2])
+    np.testing.assert_allclose(two_rows.result().popt, [1, 2], rtol=1e-6)
+
+
+def test_a_start_that_is_refused_loses_no_rows():
+    def root(t, a, b):
+        return a * jnp.sqrt(t - b)
+
+    t = np.linspace(1, 5, 400)
+    fitter = StreamingFitter(root, [1.0, 1.5])
+    with pytest.raises(ModelError, match="start p0"):
+        fitter.partial_fit(t, 2 * np.sqrt(t - 0.5))
+    assert sum(block.rows for block in fitter._waiting) == 400
+
+
+@pytest.mark.parametrize("forget", [0.99, 0.9])
+def test_the_rows_that_count_follow_the_weights(forget):
+    fitter = StreamingFitter(decay, [2.0, 1.0, 0.5], forget=forget)
+    fitter.partial_fit(T[:500], Y[:500])
+    for i in range(500, 2500):
+        fitter.partial_fit(T[i : i + 1], Y[i : i + 1])
+    sums = fitter._state.sums
+    assert sums.rows == pytest.approx(sums.weight) == pytest.approx(1 / (1 - forget), rel=0.01)
+
+
 OTHER = [
+    (decay, {"prior": {"rate": (1.4, 0.1)}}, "prior"),
+    (decay, {"nan_policy": "omit"}, "nan_policy"),
+    (decay, {"tied": {"offset": "amplitude / 6"}}, "tied"),
     (decay, {"fixed": {"offset": 0.5}}, "free"),
     (decay, {"bounds": {"rate": (0, 9)}}, "lower"),
     (decay, {"forget": 0.5}, "forget: 1.0 there, 0.5 here"),

@@ -28,7 +28,7 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-from dask_nlsq._numerics.factor import Factor, Whitening, factorise
+from dask_nlsq._numerics.factor import EPS, Factor, Whitening, factorise
 from dask_nlsq._numerics.prior import Prior
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request
@@ -80,16 +80,11 @@ class Streaming:
 
     def step(self, state: StreamState, reduction: Reduction, theta: Vector | None = None) -> StreamState:
         """Add a batch that was evaluated at `theta` (p,), by default at the estimate, and move the estimate."""
-        state = dataclasses.replace(
-            state,
-            batches=state.batches + 1,
-            dropped=state.dropped + reduction.dropped,
-            rows=state.rows + reduction.rows,
-        )
+        state = dataclasses.replace(state, batches=state.batches + 1, dropped=state.dropped + reduction.dropped)
         if reduction.rows == 0:
             return state
         if not reduction.finite:
-            return dataclasses.replace(state, rows=state.rows - reduction.rows, skipped=state.skipped + 1)
+            return dataclasses.replace(state, skipped=state.skipped + 1)
         new = self._about_origin(state, reduction, state.theta if theta is None else theta)
         share, surprise = self._share(state, new)
         path = self._point(state, reduction, state.theta if theta is None else theta)
@@ -127,8 +122,10 @@ class Streaming:
         assert state.sums is not None
         if self.absolute_sigma:
             return 1.0
-        s2 = 2.0 * self.cost(state) / max(state.sums.rows - len(state.theta), 1)
-        return float(max(np.sqrt(s2), np.finfo(float).tiny))
+        sums = state.sums
+        s2 = 2.0 * self.cost(state) / max(sums.rows - len(state.theta), 1)
+        rounding = 4.0 * EPS * float(np.sqrt((sums.spread + sums.weight * sums.mean**2) / max(sums.rows, 1)))
+        return max(float(np.sqrt(s2)), rounding, 1e-150)
 
     def strayed(self, state: StreamState) -> float:
         r"""Return how far the estimate has left the points of linearisation, beside what noise explains.
@@ -184,7 +181,7 @@ def scaled(sums: Reduction, share: float) -> Reduction:
         return sums
     return dataclasses.replace(
         sums,
-        rows=round(share * sums.rows),
+        rows=share * sums.rows,  # type: ignore[arg-type]  # a number of rows that count, which need not be whole
         cost=share * sums.cost,
         gram=share * sums.gram,
         weight=share * sums.weight,
