@@ -1,6 +1,7 @@
 """NIST's 27 nonlinear problems from both starts, with default options: certified digits, also of a million rows."""
 
 import functools
+import itertools
 import math
 
 import dask.dataframe as dd
@@ -15,6 +16,7 @@ CASES = [(problem, start) for problem in PROBLEMS for start in (0, 1)]
 IDS = [f"{problem.name}-{start + 1}" for problem, start in CASES]
 WITH_FIRST_STARTS_FAST = [case if case[1] == 0 else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 ROWS = 1_000_000  # above them a fit stops at a ten-thousandth of a standard error, which is fewer digits
+EQUAL_TERMS = {"MGH17": [("b2", "b4"), ("b3", "b5")]}  # from start 1, rounding decides which exponential is which
 FAINT = {"Lanczos1": 3}  # its residuals are rounding errors, and its standard errors are their size
 
 
@@ -40,8 +42,18 @@ def scores(problem, start, repeats=1):
     n, p = len(problem.y), len(problem.params)
     # Repeating r times leaves s²(JᵀJ)⁻¹ = (r rss / (r n − p)) (r JᵀJ)⁻¹, so only the degrees of freedom differ.
     shrunk = np.array(problem.stderr) * np.sqrt((n - p) / (repeats * n - p))
-    names = list(problem.parameters)
-    return digits(result.params[names], problem.params), digits(result.stderr[names], shrunk)
+    return max(
+        (digits(result.params[names], problem.params), digits(result.stderr[names], shrunk))
+        for names in labellings(problem)
+    )
+
+
+def labellings(problem):
+    """Yield the names of the parameters, in every order that names the same curve: equal terms may change places."""
+    terms = EQUAL_TERMS.get(problem.name, ())
+    for order in itertools.permutations(terms):
+        other = {old: new for one, two in zip(terms, order, strict=True) for old, new in zip(one, two, strict=True)}
+        yield [other.get(name, name) for name in problem.parameters]
 
 
 @pytest.mark.parametrize(("problem", "start"), WITH_FIRST_STARTS_FAST, ids=IDS)
