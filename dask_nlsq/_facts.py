@@ -57,6 +57,7 @@ def gather_facts(draft: Draft, limit: Any, sample: Sample | None = None) -> Fact
         encoded=info.encoded,
         encoded_partition=info.encoded_partition,
         shared=draft.source.shared,
+        squares=not (draft.objective.robust or draft.objective.sandwich),
         cluster=cluster,
         processes=processes,
         threads=threads,

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._autotune import autotune as tuned
+from dask_nlsq._descent import descend, optimizer_of, words
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._facts import dry_run, gather_facts, speed
 from dask_nlsq._minimise import fit_sample, minimise, went_silent
@@ -69,6 +71,8 @@ def fit(
     memory_limit: int | str | None = None,
     cache: str | None = None,
     precision: float | Mapping[str, float] | None = None,
+    method: Any = None,
+    ordered: bool = True,
     seed: int = 0,
     autotune: bool = False,
     client: Any = None,
@@ -156,6 +160,12 @@ def fit(
     precision : float or mapping, optional
         Stop reading as soon as every standard error is below this fraction of its parameter, or below ``{name:
         value}``; the fit streams, and its answer rests on what it has read.
+    method : {"lm", "trf", "dogbox", "adam"} or optax.GradientTransformation, optional
+        SciPy's names all stand for the one solver here. An optimizer of `optax` first goes down from `p0` in
+        mini-batches of a sample, for starts that are too far for Gauss-Newton, and the solver goes on from there.
+    ordered : bool
+        Whether a streaming fit folds batches in their order, which makes its bits those of any executor, or as they
+        come, which waits for no slow worker.
     seed : int
         Of the order in which batches are drawn.
     autotune : bool
@@ -207,6 +217,8 @@ def fit(
     wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
     if wide and not isinstance(exact.executor, Cluster):
         kernel.prepare(objective)
+    bounded = bool(np.isfinite([parameters.lower, parameters.upper]).any())
+    optimizer = optimizer_of(method, bounded)
     decided, executor, groups, sample = _gather(exact, config)
     if parameters.guessed and bound.guess is not None:
         rows = sample or draw_sample(executor, groups, len(source.partitions), GUESS_ROWS)
@@ -214,6 +226,11 @@ def fit(
     if autotune:
         rows = sample or draw_sample(executor, groups, len(source.partitions))
         objective = tuned(objective, rows.block, parameters.start)
+    route: tuple[str, ...] = ()
+    if optimizer is not None:
+        rows = sample or draw_sample(executor, groups, len(source.partitions))
+        end = descend(objective, parameters, rows.block, optimizer, seed)
+        parameters, route = dataclasses.replace(parameters, start=end.theta), (words(method, end, rows.block),)
     problem = Problem(
         source, exact.columns, objective, ship(objective), parameters, executor, groups, decided, exact.executor
     )
@@ -228,14 +245,16 @@ def fit(
         gtol=config.gtol,
         max_nfev=config.max_nfev or sys.maxsize,
     )
-    notes = _notes(problem)
+    notes = _notes(problem) + route
     starts, begun, aim = [parameters.start], None, target(problem, config.precision)
     with Progress(len(source.partitions), progress) as bar:
         if sample is not None and (near := fit_sample(problem, solver, sample)) is not None:
             starts.insert(0, final(near, solver.lower, solver.upper)[0])
             notes += (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
             if decided.tier is WorkflowTier.STREAMING:
-                first, more, said_of_it = stream(problem, solver, near, sample, seed, aim, bar)
+                first, more, said_of_it = stream(
+                    problem, solver, near, sample, bar, seed=seed, ordered=ordered, target=aim
+                )
                 notes += said_of_it
                 begun = None if first is None else (first, more)
         elif decided.tier is WorkflowTier.STREAMING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +12,11 @@ from tqdm import TqdmExperimentalWarning
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmExperimentalWarning)
     from tqdm.auto import tqdm
+
+from dask_nlsq._typing import Vector
+
+_SHOWN = 4
+"""Estimates that a bar has room for."""
 
 
 class Progress:
@@ -32,6 +38,12 @@ class Progress:
         """Begin a sweep."""
         self._bar.reset()
         self._bar.set_description(what, refresh=False)
+
+    def estimates(self, names: Sequence[str], values: Callable[[], tuple[Vector, Vector]]) -> None:
+        """Show estimates and standard errors, which are only asked for where there is a bar."""
+        if not self._bar.disable:
+            shown = [f"{n} {v:.4g} ± {e:.1g}" for n, v, e in zip(names, *values(), strict=True)]
+            self._bar.set_postfix_str(", ".join(shown[:_SHOWN] + ["…"] * (len(shown) > _SHOWN)), refresh=False)
 
     def answer(self, answer: Any) -> None:
         """Count the partitions of a group."""

@@ -2,15 +2,15 @@
 
 A batch is a few partitions drawn at random, so that sorted data do not bounce the estimate; the order is a function of
 the seed alone. A bounded window of batches is under way: batch i is evaluated at the estimate that stood once batch
-i − W was folded, in order, so that the result depends on W, a number of the plan, and not on who was faster. Until the
-batches have said enough, the information of the sample from which the pass starts keeps the estimate from straying; it
-is not counted in the end, for its rows come by again.
+i − W was folded, in order, so that the result depends on W, a number of the plan, and not on who was faster. Out of
+order, on request, batches are folded as they come. Until the batches have said enough, the information of the sample
+from which the pass starts keeps the estimate from straying; it is not counted in the end, for its rows come by again.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -51,66 +51,59 @@ def schedule(partitions: int, seed: int) -> Iterator[tuple[int, ...]]:
         yield tuple(int(i) for i in np.sort(part))
 
 
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """What came of a pass: the sums, how much was read, and how many updates old the estimates were at most."""
+
+    own: StreamState
+    read: float
+    staleness: int
+
+
 def one_pass(
     problem: Problem,
     solver: Streaming,
     start: tuple[Vector, Whitening | None, Block],
     *,
     seed: int,
-    precision: Callable[[Vector, Vector], bool] | None = None,
+    ordered: bool = True,
+    enough: Callable[[StreamState], bool] = lambda _: False,
     on_answer: Callable[[Answer], None] = lambda _: None,
-) -> StreamState:
+) -> Pass:
     """Pass over the partitions in batches, from a start that was found on a sample of their rows.
 
     Parameters
     ----------
     start : tuple
         The estimate, the S in whose coordinates the sums are kept, and the sample.
-    precision : callable, optional
-        Called with the estimate and its standard errors after each batch; True ends the pass.
+    ordered : bool
+        Fold batches in the order in which they were sent, or else as they come.
+    enough : callable
+        Called with the sums after each batch; True ends the pass.
     """
     theta, whitening, sample = start
     own = solver.init(theta, whitening)
     s = None if whitening is None else whitening.s
     ahead = solver.step(own, kernel.reduce_block(problem.objective, sample, theta, s))
-
-    def enough(now: StreamState) -> bool:
-        return precision is not None and now.batches >= _FEWEST and precise(solver, now, precision)
-
-    waiting: collections.deque[tuple[Vector, Callable[[], Any]]] = collections.deque()
-    batches = schedule(len(problem.source.partitions), seed)
-    with problem.executor.opened() as submit:
-        for number, places in enumerate(batches):
-            if len(waiting) == WINDOW:
-                own, ahead = _fold(problem, solver, own, ahead, waiting.popleft(), on_answer)
-                if enough(own):
-                    return own
-            group = Group(places[0], tuple(problem.source.partitions[i] for i in places), numbers=places)
-            request = dataclasses.replace(solver.request(ahead), first=number == 0)
-            waiting.append((request.theta, submit(reduce_group, group, problem.shipped, (request,))))
-        while waiting:
-            own, ahead = _fold(problem, solver, own, ahead, waiting.popleft(), on_answer)
+    batches = enumerate(schedule(len(problem.source.partitions), seed))
+    total, staleness = min(len(problem.source.partitions), BATCHES), 0
+    with problem.executor.opened(ordered) as window:
+        while own.batches < total:
+            for number, places in itertools.islice(batches, WINDOW - len(window)):
+                group = Group(places[0], tuple(problem.source.partitions[i] for i in places), numbers=places)
+                request = dataclasses.replace(solver.request(ahead), first=number == 0)
+                window.send((request.theta, own.batches), reduce_group, group, problem.shipped, (request,))
+            (theta, stood), answer = window.receive()
+            if isinstance(answer, Failure):
+                raise answer.error(theta)
+            problem.ledger.check(answer.numbers, answer.marks)
+            staleness = max(staleness, own.batches - stood)
+            reduction = fold(answer.parts[0])
+            own, ahead = solver.step(own, reduction, theta), solver.step(ahead, reduction, theta)
+            on_answer(answer)
             if enough(own):
-                return own
-    return own
-
-
-def _fold(
-    problem: Problem,
-    solver: Streaming,
-    own: StreamState,
-    ahead: StreamState,
-    sent: tuple[Vector, Callable[[], Any]],
-    on_answer: Callable[[Answer], None],
-) -> tuple[StreamState, StreamState]:
-    theta, value = sent
-    answer = value()
-    if isinstance(answer, Failure):
-        raise answer.error(theta)
-    problem.ledger.check(answer.numbers, answer.marks)
-    on_answer(answer)
-    reduction = fold(answer.parts[0])
-    return solver.step(own, reduction, theta), solver.step(ahead, reduction, theta)
+                break
+    return Pass(own, own.batches / total, staleness)
 
 
 def precise(solver: Streaming, own: StreamState, precision: Callable[[Vector, Vector], bool]) -> bool:
@@ -136,9 +129,11 @@ def stream(
     solver: TrustRegion,
     near: State,
     sample: Sample,
-    seed: int,
-    target: Callable[[Vector, Vector], bool] | None,
     bar: Progress,
+    *,
+    seed: int,
+    ordered: bool = True,
+    target: Callable[[Vector, Vector], bool] | None = None,
 ) -> tuple[State | None, list[float], tuple[str, ...]]:
     """Pass over the data in batches; return the state that certifies next, or the last one where nothing is left to do.
 
@@ -150,28 +145,36 @@ def stream(
     assert near.point is not None
     online = Streaming(solver.lower, solver.upper, solver.prior, solver.absolute_sigma)
     origin, whitening = final(near, solver.lower, solver.upper)[0], near.point.factor.whitening()
+
+    def enough(now: StreamState) -> bool:
+        if now.sums is not None:
+            bar.estimates(problem.parameters.free, lambda: (now.theta, online.factor(now).spread * online.spread(now)))
+        return target is not None and now.batches >= _FEWEST and precise(online, now, target)
+
     bar.begin("batches")
     start = (origin, whitening, sample.block)
-    own = one_pass(problem, online, start, seed=seed, precision=target, on_answer=bar.answer)
+    found = one_pass(problem, online, start, seed=seed, ordered=ordered, enough=enough, on_answer=bar.answer)
+    own, seconds = found.own, [time.perf_counter() - clock]
     if own.skipped:
         note = f"The model was not finite on {own.skipped} batches of a first pass, which was not used."
         return None, [], (note,)
     if own.sums is None:
         raise DataError(f"There are no rows to fit ({own.dropped} were dropped by the NaN policy).")
     first_look(problem, own.sums)
-    read = own.batches / min(len(problem.source.partitions), BATCHES)
+    how = f"{own.batches} batches, each evaluated at an estimate at most {found.staleness} updates old"
+    how += "" if ordered else " and folded as it came, so that another run may differ in the last digits"
     fast = problem.plan.goal is OptimizationGoal.FAST
-    reached = (target is not None and read < 1) or (target is not None and precise(online, own, target))
+    reached = target is not None and (found.read < 1 or precise(online, own, target))
     if reached or fast:
         last = solver.step(dataclasses.replace(solver.init(own.theta), whitening=whitening), at_estimate(online, own))
         last = dataclasses.replace(last, status=Status.PRECISION if reached else Status.STREAMED)
-        return last, [time.perf_counter() - clock], (f"{100 * read:.3g} % of the data was read.",)
+        return last, seconds, (f"{100 * found.read:.3g} % of the data was read, in {how}.",)
     state = solver.step(dataclasses.replace(solver.init(origin), whitening=whitening), own.sums)
     if state.status is not None and state.point is not None:  # not even then is the sweep left out
         trial, whitening = final(state, solver.lower, solver.upper)[0], state.point.factor.whitening()
         state = dataclasses.replace(state, trial=trial, whitening=whitening, proposal=state.point.newton, status=None)
     left = ("The precision was not reached by reading everything once.",) if target is not None else ()
-    return state, [time.perf_counter() - clock], (f"One pass in {own.batches} batches came first.", *left)
+    return state, seconds, (f"One pass came first, in {how}.", *left)
 
 
 def target(problem: Problem, precision: Any) -> Callable[[Vector, Vector], bool] | None:

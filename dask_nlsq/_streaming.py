@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dask_nlsq._descent import descend, optimizer_of
 from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, one_of, warn
 from dask_nlsq._numerics import inference, kernel
 from dask_nlsq._numerics.block import Block, concatenate
@@ -83,6 +84,8 @@ class StreamingFitter:
     forget : float or "auto"
         Factor of what is known before each batch is added: 1 never forgets; below 1, 1 / (1 - forget) batches count in
         the long run. "auto" forgets only where a batch contradicts what came before it.
+    method : {"lm", "trf", "dogbox", "adam"} or optax.GradientTransformation, optional
+        As in `fit`: an optimizer goes down on the first rows before they are fitted.
 
     Raises
     ------
@@ -122,6 +125,7 @@ class StreamingFitter:
         absolute_sigma: bool = False,
         nan_policy: str = "raise",
         forget: float | str = 1.0,
+        method: Any = None,
     ) -> None:
         model = to_model(model, p0)
         names = model.inputs if x is None else (x,) if isinstance(x, str) else tuple(x)
@@ -142,6 +146,8 @@ class StreamingFitter:
             absolute_sigma,
             None if forget == "auto" else float(forget),
         )
+        bounded = bool(np.isfinite([self._parameters.lower, self._parameters.upper]).any())
+        self._optimizer = optimizer_of(method, bounded)
         self._state: StreamState | None = None
         self._waiting: list[Block] = []
         self._sample = Reservoir(max(SAMPLE, 2 * WARM_ROWS * self._parameters.p), newest=forget != 1)
@@ -222,6 +228,9 @@ class StreamingFitter:
             found = self._model.guess([block.x[i] for places in taken for i in places], block.y)
             parameters = parameters.with_guess(found, block.rows)
         kernel.check_rows(self._objective, block, parameters.start)
+        if self._optimizer is not None:
+            end = descend(self._objective, parameters, block, self._optimizer, 0)
+            parameters = dataclasses.replace(parameters, start=end.theta)
         begun = self._begin(block, [parameters.start])  # where that is refused, the rows wait on
         self._state, self._parameters, self._waiting = begun, parameters, []
         self._sample.add(block, 0)

@@ -183,6 +183,12 @@ ARGUMENTS = (
         "--precision", type=click.FloatRange(min=0, min_open=True), metavar="P", help="Relative error at which to stop."
     ),
     click.option(
+        "--method",
+        type=click.Choice(["lm", "trf", "dogbox", "adam"]),
+        help="adam goes down from p0 on a sample first, for starts that are far; the others are one solver.",
+    ),
+    click.option("--seed", type=int, default=0, metavar="N", help="Of what is drawn at random."),
+    click.option(
         "--goal",
         type=click.Choice(["fast", "robust", "quality", "memory_efficient"]),
         help="What matters most; by default robust.",

@@ -13,8 +13,8 @@ LEVELS = [
     "_errors _peak _typing",
     "_numerics _models",
     "_sources _sweep _checkpoint _plan",
-    "_fit _autotune _curve_fit _facts _streaming _result _outcome _problem _profile _lockstep _progress _sample "
-    "_second_look _stream _minimise",
+    "_fit _autotune _curve_fit _descent _facts _streaming _result _outcome _problem _profile _lockstep _progress "
+    "_sample _second_look _stream _minimise",
     "_accessor _config cluster models sklearn",
     "__init__",
     "cli",  # comes in by the front door, as a user does: the package does not import it
@@ -24,7 +24,7 @@ JAX_FREE = {2, LEVEL["__init__"], LEVEL["cli"]}  # what a scheduler process load
 ARROWS = {("_models", "_numerics")}  # between siblings; from level 3 up any arrow may go
 NUMERIC = {"jax", "jaxlib", "numpy", "scipy"}  # third parties that level 1 may import
 PURE = {"_errors": set(), "_peak": {"psutil"}, "_typing": {"numpy"}}  # and level 0
-EXTRAS = {"IPython", "dask_jobqueue", "distributed", "icechunk", "matplotlib", "s3fs", "xarray"}
+EXTRAS = {"IPython", "dask_jobqueue", "distributed", "icechunk", "matplotlib", "optax", "s3fs", "xarray"}
 DOOR = "dask_nlsq._numerics.kernel"  # the task entry in _sweep opens it at its first call
 
 ROOT = Path(__file__).parents[1] / "dask_nlsq"

@@ -208,9 +208,11 @@ DECISIONS = [
     ({"rows": 5e6, "partitions": 5}, {"cache": "none"}, ("CHUNKED", "none", 4, 3)),
     (FEW | {"here": 250 * MB, "limit": GB}, {}, ("CHUNKED", "none", 1, 3)),
     (FEW | {"here": 280 * MB, "limit": GB}, {}, ("CHUNKED", "persist", 1, 1)),
-    ({"here": GB, "limit": GB}, {}, ("CHUNKED", "none", 4, 2.32)),
-    ({"here": 350 * MB, "limit": GB}, {}, ("CHUNKED", "none", 2, 2.32)),
-    ({}, {"goal": "memory_efficient"}, ("CHUNKED", "none", 4, 2.32)),
+    ({"here": GB, "limit": GB}, {}, ("STREAMING", "none", 4, 2.32)),
+    ({"here": GB, "limit": GB, "squares": False}, {}, ("CHUNKED", "none", 4, 2.32)),
+    ({"here": 350 * MB, "limit": GB}, {}, ("STREAMING", "none", 2, 2.32)),
+    ({}, {"cache": "none"}, ("STREAMING", "none", 4, 2.32)),
+    ({}, {"goal": "memory_efficient"}, ("STREAMING", "none", 4, 2.32)),
     ({"rows": None, "partition_rows": None}, {}, ("CHUNKED", "none", 4, 2.32)),
     ({"shared": True}, {}, ("CHUNKED", "persist", 4, 1)),
     ({"cluster": True, "processes": 3, "limit": 2 * GB, "held": IMPORTS}, {}, ("CHUNKED", "persist", 4, 1)),
@@ -218,7 +220,7 @@ DECISIONS = [
     (FEW | {"here": 250 * MB, "limit": GB}, {"tier": "chunked"}, ("CHUNKED", "none", 1, 3)),
     (FEW | {"reader": "memory", "here": 0, "limit": 300 * MB}, {"tier": "standard"}, ("STANDARD", "persist", 1, 1)),
     (WORKERS_OF_ONE_GB, {"tier": "standard"}, ("STANDARD", "persist", 4, 1)),
-    (WORKERS_OF_ONE_GB | {"reader": "sent", "rows": 5e8}, {}, ("CHUNKED", "none", 4, 2.027)),
+    (WORKERS_OF_ONE_GB | {"reader": "sent", "rows": 5e8}, {}, ("STREAMING", "none", 4, 2.027)),
     ({"rows": 5e5, "estimated": True}, {"tier": "chunked"}, ("CHUNKED", "persist", 4, 1.32)),
 ]
 

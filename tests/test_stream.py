@@ -1,16 +1,25 @@
 """STREAMING: one pass in mini-batches and one sweep that certifies: sorted rows, counted reads, bits, precision."""
 
 import itertools
+import re
 
 import dask.dataframe as dd
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
+from distributed import Client, LocalCluster
 from problems import decay, decay_rows
 
 import dask_nlsq
-from dask_nlsq import DataError, NlsqError, Status
+from dask_nlsq import BoundsError, DataError, NlsqError, Status
+from dask_nlsq._descent import descend
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.kernel import reduce_block
+from dask_nlsq._numerics.solver.streaming import Streaming
+from dask_nlsq._problem import exact_objective, to_model
+from dask_nlsq._sources import Columns
 from dask_nlsq._stream import BATCHES, schedule
 
 N = 1_200_000  # above a million one sweep certifies; below, where sweeps are cheap, the fit goes on to rounding level
@@ -105,6 +114,94 @@ def test_the_bits_are_those_of_any_number_of_threads(threads):
     serial = dask_nlsq.fit(decay, data=frame(40), tier="streaming", client=False)
     with dask.config.set(num_workers=threads):
         assert bits(dask_nlsq.fit(decay, data=frame(40), tier="streaming")) == bits(serial)
+
+
+def test_the_bits_are_those_of_any_number_of_workers():
+    found = set()
+    for workers in (1, 2):
+        with (
+            LocalCluster(workers, threads_per_worker=1, dashboard_address=":0", env={"PJRT_NPROC": "1"}) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            found.add(bits(dask_nlsq.fit(decay, data=frame(40), tier="streaming", client=client)))
+    assert found == {bits(dask_nlsq.fit(decay, data=frame(40), tier="streaming", client=False))}
+
+
+@pytest.mark.parametrize("where", ["serial", "threads", "cluster"])
+def test_out_of_order_the_answer_is_the_same_but_for_digits(request, where):
+    client = request.getfixturevalue("client") if where == "cluster" else {"serial": False}.get(where)
+    ordered, free = (
+        dask_nlsq.fit(decay, data=frame(100), tier="streaming", client=client, ordered=o) for o in (True, False)
+    )
+    assert (abs(free.popt - ordered.popt) < 1e-4 * ordered.stderr).all()
+    assert "folded as it came" in free.notes[-1] and "folded as it came" not in ordered.notes[-1]
+    assert "at most 15 updates old" in ordered.notes[-1]
+
+
+FAR = {"amplitude": 2.0, "rate": 1.3e-3, "offset": 0.5}  # the rate is three decades too slow
+
+
+def test_a_far_start_is_recovered_and_the_route_said(whole):
+    lost = online_from(list(FAR.values()))
+    assert not (abs(lost - whole.popt) < 1000 * whole.stderr).all()  # Gauss-Newton alone
+    result = dask_nlsq.fit(decay, data=frame(100), tier="streaming", p0=FAR)
+    assert (abs(result.popt - whole.popt) < 1e-4 * whole.stderr).all() and result.success
+    assert "Started from a fit of 100,000 rows of 16 partitions." in result.notes
+
+
+def online_from(p0):
+    """One pass of Gauss-Newton over batches of rows, from a start, and nothing beside it."""
+    parameters, objective = exact_objective(to_model(decay).bind(("t",)), Columns(("t",), "y", None, "raise"), p0)
+    solver = Streaming(parameters.lower, parameters.upper)
+    state = solver.init(parameters.start)
+    for (places,) in schedule(100, 0):
+        rows = slice(places * N // 100, (places + 1) * N // 100)
+        state = solver.step(state, reduce_block(objective, Block((T[rows],), Y[rows]), state.theta, None))
+    return state.theta
+
+
+@pytest.mark.parametrize("method", ["adam", optax.adabelief(0.05)], ids=["adam", "adabelief"])
+@pytest.mark.parametrize("how", [{"tier": "streaming"}, {"tier": "chunked"}], ids=str)
+def test_an_optimizer_goes_down_first(whole, method, how):
+    result = dask_nlsq.fit(decay, data=frame(50), p0=FAR, method=method, **how)
+    assert (abs(result.popt - whole.popt) < 1e-4 * whole.stderr).all() and result.success
+    assert any(" went down on 100,000 rows for " in note for note in result.notes)
+
+
+def test_a_descent_ends_near_the_minimum_inside_its_bounds():
+    parameters, objective = exact_objective(
+        to_model(decay).bind(("t",)), Columns(("t",), "y", None, "raise"), FAR, bounds={"amplitude": (0, 2.5)}
+    )
+    ends = [descend(objective, parameters, Block((T,), Y), optax.adam(0.05), seed) for seed in (0, 0, 1)]
+    assert (abs(ends[0].theta / [2.5, 1.0, 0.45] - 1) < 0.2).all() and ends[0].theta[0] <= 2.5
+    assert ends[0].theta.tobytes() == ends[1].theta.tobytes() != ends[2].theta.tobytes()
+
+
+def test_a_descent_that_leaves_where_the_model_is_finite_comes_back():
+    def root(t, a, b):
+        return a * jnp.sqrt(t - b)
+
+    result = dask_nlsq.fit(root, T[:5000] + 1, 2 * np.sqrt(T[:5000] + 0.5), p0=[1, 0.9], method=optax.sgd(100.0))
+    assert result.success and abs(result.params["b"] - 0.5) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["lm", "trf", "dogbox"])
+def test_the_methods_of_scipy_are_one_solver(method):
+    assert bits(dask_nlsq.fit(decay, T[::9999], Y[::9999], method=method)) == bits(
+        dask_nlsq.fit(decay, T[::9999], Y[::9999])
+    )
+
+
+def test_a_method_is_one():
+    with pytest.raises(NlsqError, match='"adam" is needed'):
+        dask_nlsq.fit(decay, T[:9], Y[:9], method="newton")
+    with pytest.raises(BoundsError, match="lm"):
+        dask_nlsq.fit(decay, T[:9], Y[:9], method="lm", bounds={"rate": (0, 9)})
+
+
+def test_the_bar_shows_estimates_and_their_errors(capsys):
+    dask_nlsq.fit(decay, data=frame(40), tier="streaming", progress=True, client=False)
+    assert re.search(r"rate 1\.3\d* ± 0\.0", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("precision", [5e-3, {"rate": 0.005}])

@@ -59,6 +59,7 @@ class Facts:
     encoded: float | None = None  # bytes stored, of the columns that are read
     encoded_partition: float | None = None  # of the partition that has most
     shared: bool = False  # partitions share work, and are computed together
+    squares: bool = True  # the fit adds up squares and nothing else, as streaming does
     # Who computes.
     cluster: bool = False
     processes: int = 1
@@ -304,10 +305,12 @@ def _tier(
         reasons["tier"] += "; STREAMING, for a precision was asked for"
         return WorkflowTier.STREAMING, tier
     why_not = None
-    if not tier.built:
-        why_not = "is not there yet"
-    elif tier is WorkflowTier.STREAMING:
-        why_not = "reads as often and keeps nothing, and is taken where it is asked for"
+    streaming = WorkflowTier.STREAMING
+    if tier in (streaming, WorkflowTier.STREAMING_CHECKPOINT) and (why_not := _why_not_stream(facts, config, goal)):
+        pass
+    elif not tier.built:
+        reasons["tier"] += f"; {tier} is not there yet, and STREAMING does the same but for its commits"
+        return streaming, tier
     elif tier is WorkflowTier.STANDARD and config.cache == "none":
         why_not = 'keeps all rows, and cache="none" keeps none'
     elif tier is WorkflowTier.STANDARD and needed > room:
@@ -316,6 +319,24 @@ def _tier(
         return tier, tier
     reasons["tier"] += f"; {tier} {why_not}, and CHUNKED gives the same answer"
     return chunked, tier
+
+
+def _why_not_stream(facts: Facts, config: WorkflowConfig, goal: OptimizationGoal) -> str | None:
+    """Return why the rows are better left in partitions, or None."""
+    if not facts.squares:
+        return "adds up squares, and this loss or covariance asks for more"
+    fits, _ = _fits(facts)
+    asked = config.cache in ("persist", "none")
+    keeps = config.cache == "persist" if asked else fits and goal is not OptimizationGoal.MEMORY_EFFICIENT
+    if keeps or not _reads_anything(facts):
+        return "reads the rows twice, and they can be kept after the first read"
+    return None
+
+
+def _fits(facts: Facts) -> tuple[bool, int]:
+    """Return whether all rows take less than half of the memory, and how much that is."""
+    room = 0.5 * (facts.processes * facts.limit if facts.cluster else min(facts.limit, facts.held + facts.here))
+    return facts.nbytes is not None and facts.nbytes < room, int(room)
 
 
 def _check_asked(facts: Facts, config: WorkflowConfig, tier: WorkflowTier, needed: int | None, room: int) -> None:
@@ -356,13 +377,9 @@ def _cache(
     if goal is OptimizationGoal.MEMORY_EFFICIENT:
         reasons["cache"] = f"goal {goal}"
         return "none"
-    room = 0.5 * (facts.processes * facts.limit if facts.cluster else min(facts.limit, facts.held + facts.here))
-    nbytes = math.inf if facts.nbytes is None else facts.nbytes
-    fits = nbytes < room
-    rows = "an unknown number of bytes" if facts.nbytes is None else format_bytes(int(nbytes))
-    reasons["cache"] = (
-        f"{rows} {'are below' if fits else 'are not below'} half of the memory, {format_bytes(int(room))}"
-    )
+    fits, room = _fits(facts)
+    rows = "an unknown number of bytes" if facts.nbytes is None else format_bytes(int(facts.nbytes))
+    reasons["cache"] = f"{rows} {'are below' if fits else 'are not below'} half of the memory, {format_bytes(room)}"
     return "persist" if fits else "none"
 
 

@@ -28,9 +28,6 @@ from dask_nlsq._sweep.group import group as group_of
 
 Task = Callable[..., Any]
 
-Submit = Callable[..., Callable[[], Any]]
-"""Called with a task, a group and arguments; what it returns waits for the value."""
-
 _GPU = "GPU"
 """The resource that workers with GPUs declare, by the custom of dask-cuda's and dask-jobqueue's documents."""
 
@@ -38,6 +35,37 @@ _KILLED = (
     "Every worker died that ran this, most likely for want of memory: cut the data into smaller partitions, or give "
     "the workers more. The logs of the workers may say more."
 )
+
+
+class Window:
+    """Tasks under way: the oldest is received next, or, out of order, the first that is done.
+
+    `submit` sends a task off and returns what stands for it, `first` waits until one of several is done and returns its
+    place, `value` waits for one.
+    """
+
+    def __init__(
+        self,
+        ordered: bool,
+        submit: Callable[..., Any],
+        first: Callable[[Sequence[Any]], int],
+        value: Callable[[Any, Any], Any],
+    ) -> None:
+        self._ordered, self._submit, self._first, self._value = ordered, submit, first, value
+        self._sent: list[tuple[Any, Any, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def send(self, label: Any, task: Task, group: Any, *args: Any) -> None:
+        """Send ``task(group, *args)`` off, under a label."""
+        self._sent.append((label, group, self._submit(task, group, *args)))
+
+    def receive(self) -> tuple[Any, Any]:
+        """Wait for the next value; return it with its label."""
+        place = 0 if self._ordered else self._first([future for *_, future in self._sent])
+        label, group, future = self._sent.pop(place)
+        return label, self._value(future, group)
 
 
 class Executor(Protocol):
@@ -50,7 +78,7 @@ class Executor(Protocol):
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` in any order."""
 
-    def opened(self) -> contextlib.AbstractContextManager[Submit]:
+    def opened(self, ordered: bool = True) -> contextlib.AbstractContextManager[Window]:
         """Return a way to send ``task(group, *args)`` off, one by one, and to wait for it later."""
 
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
@@ -68,14 +96,9 @@ class Serial:
             yield i, task(group, *args)
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Submit]:
+    def opened(self, ordered: bool = True) -> Iterator[Window]:
         """Run each task where it is sent off."""
-
-        def submit(task: Task, group: Any, *args: Any) -> Callable[[], Any]:
-            value = task(group, *args)
-            return lambda: value
-
-        yield submit
+        yield Window(ordered, lambda task, *args: task(*args), lambda _: 0, lambda value, _: value)
 
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition once."""
@@ -102,11 +125,16 @@ class Threads:
                     yield index, future.result()
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Submit]:
+    def opened(self, ordered: bool = True) -> Iterator[Window]:
         """Run tasks in the pool."""
+
+        def first(futures: Sequence[Any]) -> int:
+            done, _ = wait(futures, return_when=FIRST_COMPLETED)
+            return next(i for i, future in enumerate(futures) if future in done)
+
         with ThreadPoolExecutor(self.workers, "nlsq") as pool:
             try:
-                yield lambda task, group, *args: pool.submit(task, group, *args).result
+                yield Window(ordered, pool.submit, first, lambda future, _: future.result())
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -252,12 +280,18 @@ class Cluster:
             yield i, value
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Submit]:
+    def opened(self, ordered: bool = True) -> Iterator[Window]:
         """Run tasks on the workers; what is not waited for is given up."""
+        from distributed import wait as wait_for
+
         run, count = uuid.uuid4().hex[:8], itertools.count()
 
-        def submit(task: Task, group: Any, *args: Any) -> Callable[[], Any]:
-            future = self.client.submit(
+        def first(futures: Sequence[Any]) -> int:
+            done, _ = wait_for(futures, return_when="FIRST_COMPLETED")
+            return next(i for i, future in enumerate(futures) if future in done)
+
+        def submit(task: Task, group: Any, *args: Any) -> Any:
+            return self.client.submit(
                 _call,
                 group,
                 task=task,
@@ -267,10 +301,9 @@ class Cluster:
                 resources=self._resources,
                 pure=False,
             )
-            return lambda: self._value(future, group)
 
         with self._connected():
-            yield submit
+            yield Window(ordered, submit, first, self._value)
 
     def _value(self, future: Any, group: Any) -> Any:
         """Return what a task came to, or a failure where Dask gave it up.
