@@ -176,6 +176,16 @@ def test_filters_and_dates(tmp_path, as_path):
     np.testing.assert_array_equal(block.x[0], np.arange(50.0))
 
 
+def test_row_groups_keep_their_order_on_the_way_to_a_worker(tmp_path):
+    """Pickled, the numbers 88 to 99 have come back as 96 to 99 and 88 to 95."""
+    rows = 100 * 12_000
+    frame = pd.DataFrame({"t": np.arange(rows, dtype=float), "y": 0.0})
+    frame.to_parquet(tmp_path / "many.parquet", row_group_size=12_000)
+    partitions = open_source(str(tmp_path / "many.parquet"), Columns(("t",), "y", None, "raise")).partitions
+    blocks = [pickle.loads(pickle.dumps(partition)).load() for partition in partitions]
+    assert len(blocks) > 1 and (concatenate(blocks).x[0] == np.arange(rows)).all()
+
+
 @pytest.mark.parametrize("npartitions", [1, 5])
 def test_the_index_can_be_x(npartitions):
     frame = FRAME.set_index("t")

@@ -96,8 +96,17 @@ def test_options_end_where_chunked_ends(options):
     assert streamed.n_obs == chunked.n_obs and streamed.active_mask.tolist() == chunked.active_mask.tolist()
 
 
-def test_the_bits_are_those_of_any_executor(client):
-    rows = frame(40)
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    """Sorted rows in 40 files, cheap to send to workers."""
+    folder = tmp_path_factory.mktemp("rows")
+    for i in range(40):
+        Reader(40)(i).to_parquet(folder / f"{i:02}.parquet")
+    return str(folder)
+
+
+def test_the_bits_are_those_of_any_executor(client, on_disk):
+    rows = on_disk
     here = dask_nlsq.fit(decay, data=rows, tier="streaming", client=False)
     on_workers = dask_nlsq.fit(decay, data=rows, tier="streaming", client=client)
     assert (here.provenance["executor"], on_workers.provenance["executor"]) == ("serial", "cluster")
@@ -116,22 +125,22 @@ def test_the_bits_are_those_of_any_number_of_threads(threads):
         assert bits(dask_nlsq.fit(decay, data=frame(40), tier="streaming")) == bits(serial)
 
 
-def test_the_bits_are_those_of_any_number_of_workers():
+def test_the_bits_are_those_of_any_number_of_workers(on_disk):
     found = set()
     for workers in (1, 2):
         with (
             LocalCluster(workers, threads_per_worker=1, dashboard_address=":0", env={"PJRT_NPROC": "1"}) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
-            found.add(bits(dask_nlsq.fit(decay, data=frame(40), tier="streaming", client=client)))
-    assert found == {bits(dask_nlsq.fit(decay, data=frame(40), tier="streaming", client=False))}
+            found.add(bits(dask_nlsq.fit(decay, data=on_disk, tier="streaming", client=client)))
+    assert found == {bits(dask_nlsq.fit(decay, data=on_disk, tier="streaming", client=False))}
 
 
 @pytest.mark.parametrize("where", ["serial", "threads", "cluster"])
-def test_out_of_order_the_answer_is_the_same_but_for_digits(request, where):
+def test_out_of_order_the_answer_is_the_same_but_for_digits(request, where, on_disk):
     client = request.getfixturevalue("client") if where == "cluster" else {"serial": False}.get(where)
     ordered, free = (
-        dask_nlsq.fit(decay, data=frame(100), tier="streaming", client=client, ordered=o) for o in (True, False)
+        dask_nlsq.fit(decay, data=on_disk, tier="streaming", client=client, ordered=o) for o in (True, False)
     )
     assert (abs(free.popt - ordered.popt) < 1e-4 * ordered.stderr).all()
     assert "folded as it came" in free.notes[-1] and "folded as it came" not in ordered.notes[-1]
@@ -230,6 +239,29 @@ class Synthetic:
         rng = np.random.default_rng([self.seed, i])
         t = rng.uniform(0, 5, self.rows)
         return pd.DataFrame({"t": t, "y": rng.normal(3.0 * np.exp(-1.3 * t) + 0.5, 0.1)})
+
+
+class Sorted(Reader):
+    """Makes partition i of ten million rows sorted by t."""
+
+    def __call__(self, i):
+        Reader.reads += 1
+        rng = np.random.default_rng(i)
+        t = np.sort(rng.uniform(5 * i / self.pieces, 5 * (i + 1) / self.pieces, 10_000_000 // self.pieces))
+        return pd.DataFrame({"t": t, "y": rng.normal(3.0 * np.exp(-1.3 * t) + 0.5, 0.1)})
+
+
+@pytest.mark.slow
+def test_ten_million_sorted_rows_in_two_reads():
+    rows = dd.from_map(Sorted(200, None, None), range(200), meta=pd.DataFrame({"t": [0.0], "y": [0.0]}))
+    chunked = dask_nlsq.fit(decay, data=rows, tier="chunked", goal="quality", cache="none")
+    Reader.reads = 0
+    fast = dask_nlsq.fit(decay, data=rows, tier="streaming", goal="fast")
+    once = Reader.reads
+    certified = dask_nlsq.fit(decay, data=rows, tier="streaming")
+    assert (once, Reader.reads - once) == (16 + 200, 16 + 400)
+    assert (abs(fast.popt - chunked.popt) < 0.05 * chunked.stderr).all()
+    assert (abs(certified.popt - chunked.popt) < 1e-4 * chunked.stderr).all()
 
 
 @pytest.mark.slow

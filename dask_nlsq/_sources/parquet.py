@@ -37,8 +37,14 @@ class ParquetPartition:
         return self.columns.block(self.read())
 
     def read(self) -> dict[str, Any]:
-        """Read the columns, one Arrow array each."""
-        table = self.fragment.to_table(
+        """Read the columns, one Arrow array each, in the order of the file.
+
+        A fragment that has been pickled may have its row groups in another order.
+        """
+        fragment, ids = self.fragment, [group.id for group in self.fragment.row_groups]
+        if ids != sorted(ids):
+            fragment = fragment.subset(row_group_ids=sorted(ids))
+        table = fragment.to_table(
             columns=list(self.columns.names), filter=self.filter, use_threads=False, batch_size=ROWS
         )
         return {name: _numpy(table.column(name)) for name in self.columns.names}
