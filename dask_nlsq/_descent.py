@@ -38,16 +38,17 @@ def optimizer_of(method: Any, bounded: bool) -> GradientTransformation | None:
         if method == "lm" and bounded:
             raise BoundsError('method="lm" knows no bounds, as in SciPy; leave method out.')
         return None
-    if hasattr(method, "init") and hasattr(method, "update"):
-        found: GradientTransformation = method
-        return found
-    one_of("method", method, *_SECOND_ORDER, "adam")
+    own = hasattr(method, "init") and hasattr(method, "update")
+    if not own:
+        if callable(method):
+            raise NlsqError("method is a function; optax's optimizers are made by a call, such as optax.adam(0.05).")
+        one_of("method", method, *_SECOND_ORDER, "adam")
     try:
         import optax
     except ImportError as error:
         raise NlsqError('method="adam" needs optax: pip install "dask-nlsq[optax]".') from error
-    adam: GradientTransformation = optax.adam(LEARNING_RATE)
-    return adam
+    found: GradientTransformation = optax.with_extra_args_support(method if own else optax.adam(LEARNING_RATE))
+    return found
 
 
 def words(method: Any, end: Descent, block: Block) -> str:
@@ -59,12 +60,22 @@ def words(method: Any, end: Descent, block: Block) -> str:
 def descend(
     objective: Objective, parameters: Parameters, block: Block, optimizer: GradientTransformation, seed: int
 ) -> Descent:
-    """Go down from the start of the parameters, in mini-batches drawn from some rows: a function of the seed."""
+    """Go down from the start of the parameters, in mini-batches drawn from some rows: a function of the seed.
+
+    Raises
+    ------
+    NlsqError
+        The optimizer wants to know more than gradients and cost.
+    """
     solver = FirstOrder(parameters.lower, parameters.upper, optimizer)
     rng = np.random.default_rng([seed, 1])
     state = solver.init(parameters.start)
     with jax.enable_x64(True):  # for the optimizer; the kernel sees to itself
         while state.status is None:
             some = block.take(np.sort(rng.integers(0, block.rows, min(ROWS, block.rows))))
-            state = solver.step(state, kernel.reduce_block(objective, some, solver.request(state).theta, None))
+            reduction = kernel.reduce_block(objective, some, solver.request(state).theta, None)
+            try:
+                state = solver.step(state, reduction)
+            except TypeError as error:
+                raise NlsqError(f"The optimizer cannot be driven by gradients alone: {error}.") from error
     return state if state.best is None else dataclasses.replace(state, theta=state.best)

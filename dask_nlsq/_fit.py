@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._autotune import autotune as tuned
 from dask_nlsq._descent import descend, optimizer_of, words
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._facts import dry_run, gather_facts, speed
-from dask_nlsq._minimise import fit_sample, minimise, went_silent
+from dask_nlsq._minimise import fit_sample, lowest_first, minimise, went_silent
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import MANY_ROWS
 from dask_nlsq._numerics.loss import Loss
@@ -35,6 +34,7 @@ from dask_nlsq._sample import GUESS_ROWS, Sample, draw_sample, guess_start
 from dask_nlsq._second_look import second_look
 from dask_nlsq._stream import stream, target
 from dask_nlsq._sweep import Cluster, Executor, group, ship
+from dask_nlsq._typing import Vector
 
 
 def fit(
@@ -217,8 +217,7 @@ def fit(
     wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
     if wide and not isinstance(exact.executor, Cluster):
         kernel.prepare(objective)
-    bounded = bool(np.isfinite([parameters.lower, parameters.upper]).any())
-    optimizer = optimizer_of(method, bounded)
+    optimizer = optimizer_of(method, parameters.bounded)
     decided, executor, groups, sample = _gather(exact, config)
     if parameters.guessed and bound.guess is not None:
         rows = sample or draw_sample(executor, groups, len(source.partitions), GUESS_ROWS)
@@ -227,10 +226,12 @@ def fit(
         rows = sample or draw_sample(executor, groups, len(source.partitions))
         objective = tuned(objective, rows.block, parameters.start)
     route: tuple[str, ...] = ()
+    others: list[Vector] = []
     if optimizer is not None:
         rows = sample or draw_sample(executor, groups, len(source.partitions))
         end = descend(objective, parameters, rows.block, optimizer, seed)
-        parameters, route = dataclasses.replace(parameters, start=end.theta), (words(method, end, rows.block),)
+        parameters, others = dataclasses.replace(parameters, start=end.theta), [parameters.start]
+        route = (words(method, end, rows.block),)
     problem = Problem(
         source, exact.columns, objective, ship(objective), parameters, executor, groups, decided, exact.executor
     )
@@ -246,7 +247,8 @@ def fit(
         max_nfev=config.max_nfev or sys.maxsize,
     )
     notes = _notes(problem) + route
-    starts, begun, aim = [parameters.start], None, target(problem, config.precision)
+    starts, begun, aim = [parameters.start, *others], None, target(parameters.free, config.precision)
+    deadline = None if config.time_limit is None else time.monotonic() + config.time_limit
     with Progress(len(source.partitions), progress) as bar:
         if sample is not None and (near := fit_sample(problem, solver, sample)) is not None:
             starts.insert(0, final(near, solver.lower, solver.upper)[0])
@@ -257,10 +259,13 @@ def fit(
                 )
                 notes += said_of_it
                 begun = None if first is None else (first, more)
+                if first is None:
+                    starts = lowest_first(problem, starts)
         elif decided.tier is WorkflowTier.STREAMING:
             notes += ("A sample of the rows could not be fitted, so that nothing was streamed.",)
-        state, seconds = minimise(problem, solver, starts, bar, config.time_limit, callback, begun)
-        if decided.goal is OptimizationGoal.QUALITY and state.status is not None and state.status.success:
+        state, seconds = minimise(problem, solver, starts, bar, deadline, callback, begun)
+        whole = state.status is not None and state.status.success and state.status is not Status.PRECISION
+        if decided.goal is OptimizationGoal.QUALITY and whole:
             state, more, note = second_look(problem, solver, state, sample, bar, callback)
             seconds += more
             notes += (note,)
@@ -328,6 +333,10 @@ def _settle(said: Mapping[str, Any]) -> WorkflowConfig:
 def _draft(said: Mapping[str, Any], config: WorkflowConfig) -> Draft:
     """Make the arguments exact, and refuse to stream what does not add up."""
     exact = draft(**said)
+    target(exact.parameters.free, config.precision)
+    optimizer_of(said["method"], exact.parameters.bounded)
+    if not (isinstance(said["seed"], int) and said["seed"] >= 0):
+        raise NlsqError(f"seed is {said['seed']!r}; an integer that is not negative is needed.")
     streams = config.precision is not None or config.tier is WorkflowTier.STREAMING
     if streams and (exact.objective.robust or exact.objective.sandwich):
         raise NlsqError(

@@ -22,12 +22,13 @@ from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, warn
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.request import Request
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
 from dask_nlsq._sample import Sample, draw_sample
-from dask_nlsq._sweep import Group, Ledger, Serial, sweep
+from dask_nlsq._sweep import Group, Ledger, Serial, sweep, sweep_each
 from dask_nlsq._typing import Vector
 
 log = logging.getLogger("dask_nlsq")
@@ -38,7 +39,7 @@ def minimise(
     solver: TrustRegion,
     starts: Sequence[Vector],
     bar: Progress | None = None,
-    time_limit: float | None = None,
+    deadline: float | None = None,
     callback: Callable[[OptimizeResult], Any] | None = None,
     begun: tuple[State, list[float]] | None = None,
 ) -> tuple[State, list[float]]:
@@ -49,9 +50,11 @@ def minimise(
     State, list of float
         The last state and the seconds of each sweep.
     """
-    started, others = time.monotonic(), list(starts[1:])
+    others = list(starts[1:])
     bar = bar or Progress(0, show=False)
     state, seconds = begun or (solver.init(starts[0]), [])
+    if begun is not None and state.status is None:
+        state = _stopped(problem, state, deadline, callback)
     while state.status is None:
         clock = time.perf_counter()
         request = solver.request(state)
@@ -71,10 +74,18 @@ def minimise(
         seconds.append(time.perf_counter() - clock)
         _tell(state, seconds[-1])
         if state.status is None:
-            state = dataclasses.replace(state, status=_asked_to_stop(problem, state, callback))
-        if state.status is None and time_limit is not None and time.monotonic() - started > time_limit:
-            state = dataclasses.replace(state, status=Status.TIME_LIMIT)
+            state = _stopped(problem, state, deadline, callback)
     return state, seconds
+
+
+def _stopped(
+    problem: Problem, state: State, deadline: float | None, callback: Callable[[OptimizeResult], Any] | None
+) -> State:
+    """Return the state with the status of a callback that asked to stop, or of a deadline that has passed."""
+    status = _asked_to_stop(problem, state, callback)
+    if status is None and deadline is not None and time.monotonic() > deadline:
+        status = Status.TIME_LIMIT
+    return dataclasses.replace(state, status=status)
 
 
 def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> State | None:
@@ -87,6 +98,14 @@ def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> State |
         log.info("the sample could not be fitted: %s", error)
         return None
     return state if state.status is not None and state.status.success else None
+
+
+def lowest_first(problem: Problem, starts: Sequence[Vector]) -> list[Vector]:
+    """Return starts in the order of their cost over all rows, which takes one pass."""
+    requests = [Request(start, first=True) for start in starts]
+    found = sweep_each(problem.executor, problem.groups, problem.shipped, requests, ledger=problem.ledger)
+    costs = [reduction.cost if reduction.finite else np.inf for reduction in found]
+    return [starts[i] for i in np.argsort(costs, kind="stable")]
 
 
 def first_look(problem: Problem, reduction: Reduction) -> None:

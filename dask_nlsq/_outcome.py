@@ -105,11 +105,12 @@ def _measured(problem: Problem, state: State, seconds: list[float], total: float
     )
     stored = facts.encoded if facts.encoded is not None else facts.nbytes
     passes = 1.0 if plan.cache == "persist" else state.nsweeps + plan.reads - plan.sweeps
+    early = state.status is Status.PRECISION  # of all rows no more is known than of those that were read
     measured = Measured(
         sweeps=state.nsweeps,
         sweep_seconds=sum(seconds) / max(len(seconds), 1),
         seconds=total,
-        read_bytes=None if plan.read_bytes is None or stored is None else passes * stored,
+        read_bytes=None if plan.read_bytes is None or stored is None or early else passes * stored,
         peak=executor.peak() if isinstance(executor, Cluster) else peak_memory(),
     )
     return dataclasses.replace(plan, measured=measured)

@@ -12,10 +12,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._minimise import first_look
@@ -24,9 +25,9 @@ from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._numerics.reduction import fold
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
-from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
+from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
-from dask_nlsq._plan import OptimizationGoal
+from dask_nlsq._plan import BATCHES, WINDOW, OptimizationGoal, schedule
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
 from dask_nlsq._sample import Sample
@@ -34,30 +35,38 @@ from dask_nlsq._sweep import Failure, Group
 from dask_nlsq._sweep.task import Answer, reduce_group
 from dask_nlsq._typing import Vector
 
-WINDOW = 16
-"""Batches under way; more would be evaluated at older estimates."""
-
-BATCHES = 512
-"""Batches of a pass, where there are partitions enough: so many that a precision is noticed early."""
-
 _FEWEST = 4
 """Batches before which no precision is believed."""
 
+_ROWS = 50
+"""Rows for each parameter, of the sample and of the pass, before which neither is believed without a sweep."""
 
-def schedule(partitions: int, seed: int) -> Iterator[tuple[int, ...]]:
-    """Yield the partitions of each batch, in the order of the pass: a function of their number and the seed."""
-    order = np.random.default_rng(seed).permutation(partitions)
-    for part in np.array_split(order, min(partitions, BATCHES)):
-        yield tuple(int(i) for i in np.sort(part))
+_HARDLY = 1.05
+"""Rise of the cost of the sample that means nothing: a model that is not quite right fits each sample differently."""
+
+_CHANCE = 1e-6
+"""Probability of a good pass that is taken for a lost one, which costs a sweep."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """What came of a pass: the sums, how much was read, and how many updates old the estimates were at most."""
+    """What came of a pass.
+
+    `strayed` is how far the estimate is from where the batches were linearised, the sum of |J_b (θ − θ_b)|² / s², and
+    `expected` what noise makes of that: each θ_b was as uncertain as what was known of it.
+    """
 
     own: StreamState
-    read: float
-    staleness: int
+    read: float  # share of the batches
+    staleness: int  # most updates that an estimate missed
+    strayed: float
+    expected: float
+
+    @property
+    def settled(self) -> bool:
+        """Whether the estimate lies where the batches were linearised, as far as noise can tell."""
+        p = len(self.own.theta)
+        return self.strayed <= self.expected * float(stats.chi2.isf(_CHANCE, p)) / p
 
 
 def one_pass(
@@ -67,7 +76,7 @@ def one_pass(
     *,
     seed: int,
     ordered: bool = True,
-    enough: Callable[[StreamState], bool] = lambda _: False,
+    enough: Callable[[Pass], bool] = lambda _: False,
     on_answer: Callable[[Answer], None] = lambda _: None,
 ) -> Pass:
     """Pass over the partitions in batches, from a start that was found on a sample of their rows.
@@ -79,39 +88,60 @@ def one_pass(
     ordered : bool
         Fold batches in the order in which they were sent, or else as they come.
     enough : callable
-        Called with the sums after each batch; True ends the pass.
+        Called after each batch; True ends the pass.
     """
     theta, whitening, sample = start
     own = solver.init(theta, whitening)
     s = None if whitening is None else whitening.s
     ahead = solver.step(own, kernel.reduce_block(problem.objective, sample, theta, s))
     batches = enumerate(schedule(len(problem.source.partitions), seed))
-    total, staleness = min(len(problem.source.partitions), BATCHES), 0
+    total, found = min(len(problem.source.partitions), BATCHES), Pass(own, 0.0, 0, 0.0, 0.0)
     with problem.executor.opened(ordered) as window:
-        while own.batches < total:
+        while found.own.batches < total:
             for number, places in itertools.islice(batches, WINDOW - len(window)):
-                group = Group(places[0], tuple(problem.source.partitions[i] for i in places), numbers=places)
+                group = Group(
+                    places[0],
+                    tuple(problem.source.partitions[i] for i in places),
+                    ahead=problem.plan.ahead,
+                    numbers=places,
+                )
                 request = dataclasses.replace(solver.request(ahead), first=number == 0)
-                window.send((request.theta, own.batches), reduce_group, group, problem.shipped, (request,))
-            (theta, stood), answer = window.receive()
+                label = (request.theta, found.own.batches, solver.uncertainty(ahead))
+                window.send(label, reduce_group, group, problem.shipped, (request,))
+            (theta, stood, uncertainty), answer = window.receive()
             if isinstance(answer, Failure):
                 raise answer.error(theta)
             problem.ledger.check(answer.numbers, answer.marks)
-            staleness = max(staleness, own.batches - stood)
             reduction = fold(answer.parts[0])
-            own, ahead = solver.step(own, reduction, theta), solver.step(ahead, reduction, theta)
+            ahead = solver.step(ahead, reduction, theta)
+            own = solver.step(found.own, reduction, theta)
+            found = Pass(
+                own,
+                own.batches / total,
+                max(found.staleness, own.batches - 1 - stood),
+                solver.strayed(own),
+                found.expected + float(np.sum(reduction.gram[:-1, :-1] * uncertainty)),
+            )
             on_answer(answer)
-            if enough(own):
+            if own.skipped or enough(found):
                 break
-    return Pass(own, own.batches / total, staleness)
+    return found
 
 
-def precise(solver: Streaming, own: StreamState, precision: Callable[[Vector, Vector], bool]) -> bool:
-    """Whether enough is known: no direction is open, and the standard errors are as small as is asked."""
-    if own.sums is None:
+def precise(solver: Streaming, found: Pass, precision: Callable[[Vector, Vector], bool]) -> bool:
+    """Whether enough is known: the pass has settled, no direction is open, and the standard errors are small enough."""
+    own = found.own
+    if own.sums is None or own.batches < _FEWEST or own.sums.rows < _ROWS * len(own.theta) or not found.settled:
         return False
     factor = solver.factor(own)
-    return bool(factor.determined.all()) and precision(own.theta, factor.spread * solver.spread(own))
+    free = (own.theta > solver.lower) & (own.theta < solver.upper)
+    error = np.zeros(len(free))  # what is held at a bound has none
+    if free.any():
+        some = factor.only(free)
+        if not some.determined.all():
+            return False
+        error[free] = some.spread * solver.spread(own)
+    return precision(own.theta, error)
 
 
 def at_estimate(solver: Streaming, state: StreamState) -> Any:
@@ -121,7 +151,7 @@ def at_estimate(solver: Streaming, state: StreamState) -> Any:
     delta = state.theta - state.origin
     shift[:-1, -1] = delta if state.whitening is None else state.whitening.inverse @ delta
     gram = shift.T @ state.sums.gram @ shift
-    return dataclasses.replace(state.sums, gram=gram, cost=0.5 * float(gram[-1, -1]))
+    return dataclasses.replace(state.sums, gram=gram, cost=0.5 * float(gram[-1, -1]), dropped=state.dropped)
 
 
 def stream(
@@ -146,47 +176,77 @@ def stream(
     online = Streaming(solver.lower, solver.upper, solver.prior, solver.absolute_sigma)
     origin, whitening = final(near, solver.lower, solver.upper)[0], near.point.factor.whitening()
 
-    def enough(now: StreamState) -> bool:
-        if now.sums is not None:
-            bar.estimates(problem.parameters.free, lambda: (now.theta, online.factor(now).spread * online.spread(now)))
-        return target is not None and now.batches >= _FEWEST and precise(online, now, target)
+    def enough(found: Pass) -> bool:
+        if found.own.sums is not None:
+            bar.estimates(problem.parameters.free, lambda: online.known(found.own))
+        return target is not None and sample.block.rows >= _ROWS * len(origin) and precise(online, found, target)
 
     bar.begin("batches")
     start = (origin, whitening, sample.block)
     found = one_pass(problem, online, start, seed=seed, ordered=ordered, enough=enough, on_answer=bar.answer)
     own, seconds = found.own, [time.perf_counter() - clock]
     if own.skipped:
-        note = f"The model was not finite on {own.skipped} batches of a first pass, which was not used."
+        note = f"The model was not finite on batch {own.batches} of a first pass, which was given up."
         return None, [], (note,)
     if own.sums is None:
         raise DataError(f"There are no rows to fit ({own.dropped} were dropped by the NaN policy).")
     first_look(problem, own.sums)
+    if not found.settled or not _agrees(problem, online, found, sample):
+        note = "A first pass in batches led away from where they were linearised, and was not used."
+        return None, [], (note,)
     how = f"{own.batches} batches, each evaluated at an estimate at most {found.staleness} updates old"
-    how += "" if ordered else " and folded as it came, so that another run may differ in the last digits"
-    fast = problem.plan.goal is OptimizationGoal.FAST
-    reached = target is not None and (found.read < 1 or precise(online, own, target))
+    how += "" if ordered else " and folded as it came, so that another run will differ a little"
+    fast = problem.plan.goal is OptimizationGoal.FAST and sample.block.rows >= _ROWS * len(origin)
+    reached = enough(found)
     if reached or fast:
         last = solver.step(dataclasses.replace(solver.init(own.theta), whitening=whitening), at_estimate(online, own))
         last = dataclasses.replace(last, status=Status.PRECISION if reached else Status.STREAMED)
-        return last, seconds, (f"{100 * found.read:.3g} % of the data was read, in {how}.",)
+        return last, seconds, (f"{100 * found.read:.3g} % of the batches were read, {how}.",)
     state = solver.step(dataclasses.replace(solver.init(origin), whitening=whitening), own.sums)
-    if state.status is not None and state.point is not None:  # not even then is the sweep left out
+    assert state.point is not None
+    if state.status is not None and state.status is not Status.MAX_NFEV:  # not even then is the sweep left out
         trial, whitening = final(state, solver.lower, solver.upper)[0], state.point.factor.whitening()
         state = dataclasses.replace(state, trial=trial, whitening=whitening, proposal=state.point.newton, status=None)
     left = ("The precision was not reached by reading everything once.",) if target is not None else ()
-    return state, seconds, (f"One pass came first, in {how}.", *left)
+    return _unmeasured(state), seconds, (f"One pass came first, in {how}.", *left)
 
 
-def target(problem: Problem, precision: Any) -> Callable[[Vector, Vector], bool] | None:
-    """Return whether estimates (p,) and standard errors (p,) are as precise as was asked for."""
+def _agrees(problem: Problem, online: Streaming, found: Pass, sample: Sample) -> bool:
+    """Whether the sample lies hardly higher at the end of the pass than at its own minimum, or as noise has it."""
+    here = kernel.reduce_block(problem.objective, sample.block, found.own.theta, None)
+    there = kernel.reduce_block(problem.objective, sample.block, found.own.origin, None)
+    rise = 2.0 * (here.cost - there.cost) / online.spread(found.own) ** 2
+    if here.finite and here.cost <= _HARDLY * there.cost:
+        return True
+    return bool(here.finite and rise <= stats.chi2.isf(_CHANCE, len(found.own.theta)))
+
+
+def _unmeasured(state: State) -> State:
+    """Say that no sweep has measured the cost at the point of a state: whatever the next one brings is lower."""
+    assert state.point is not None and state.origin is not None
+
+    def open_ended(point: Point) -> Point:
+        return dataclasses.replace(point, reduction=dataclasses.replace(point.reduction, cost=float("inf")))
+
+    return dataclasses.replace(state, point=open_ended(state.point), origin=open_ended(state.origin))
+
+
+def target(names: Sequence[str], precision: Any) -> Callable[[Vector, Vector], bool] | None:
+    """Return whether estimates (p,) and standard errors (p,) of so named parameters are as precise as was asked for.
+
+    Raises
+    ------
+    NlsqError
+        The precision is none, or names what is not free.
+    """
     if precision is None:
         return None
-    names = problem.parameters.free
+    asked = list(precision.values()) if isinstance(precision, Mapping) else [precision]
+    if not asked or not all(isinstance(v, (int, float)) and v > 0 for v in asked):
+        raise NlsqError(f"precision is {precision!r}; a number above 0, or some by name, is needed.")
     if isinstance(precision, Mapping):
         if unknown := [name for name in precision if name not in names]:
             raise NlsqError(f"precision names {unknown}; the free parameters are {list(names)}.")
         absolute = np.array([float(precision.get(name, np.inf)) for name in names])
         return lambda _, error: bool((error <= absolute).all())
-    if not float(precision) > 0:
-        raise NlsqError(f"precision is {precision}; a number above 0 is needed.")
     return lambda theta, error: bool((error <= float(precision) * np.abs(theta)).all())

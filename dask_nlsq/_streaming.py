@@ -146,8 +146,7 @@ class StreamingFitter:
             absolute_sigma,
             None if forget == "auto" else float(forget),
         )
-        bounded = bool(np.isfinite([self._parameters.lower, self._parameters.upper]).any())
-        self._optimizer = optimizer_of(method, bounded)
+        self._optimizer = optimizer_of(method, self._parameters.bounded)
         self._state: StreamState | None = None
         self._waiting: list[Block] = []
         self._sample = Reservoir(max(SAMPLE, 2 * WARM_ROWS * self._parameters.p), newest=forget != 1)
@@ -228,10 +227,10 @@ class StreamingFitter:
             found = self._model.guess([block.x[i] for places in taken for i in places], block.y)
             parameters = parameters.with_guess(found, block.rows)
         kernel.check_rows(self._objective, block, parameters.start)
+        starts = [parameters.start]
         if self._optimizer is not None:
-            end = descend(self._objective, parameters, block, self._optimizer, 0)
-            parameters = dataclasses.replace(parameters, start=end.theta)
-        begun = self._begin(block, [parameters.start])  # where that is refused, the rows wait on
+            starts.insert(0, descend(self._objective, parameters, block, self._optimizer, 0).theta)
+        begun = self._begin(block, starts)  # where that is refused, the rows wait on
         self._state, self._parameters, self._waiting = begun, parameters, []
         self._sample.add(block, 0)
         self._note(begun)
@@ -265,12 +264,16 @@ class StreamingFitter:
             warn(f"The model is not finite on batch {now.batches}; its {block.rows} rows were left out.")
         elif now.rows > state.rows:
             self._sample.add(block, now.batches)
-            if now.moved > _FAR or self._solver.strayed(now) > _STRAYED:
+            if now.moved > _FAR or self._strayed(now) > _STRAYED:
                 anew = self._begin(self._sample.block(), [state.theta, self._parameters.start])
                 counts = {name: getattr(now, name) for name in ("batches", "rows", "dropped", "skipped", "forgotten")}
                 now = dataclasses.replace(anew, restarts=now.restarts + 1, **counts)
             self._note(now)
         self._state = now
+
+    def _strayed(self, state: StreamState) -> float:
+        """Return how far the estimate is from where batches were linearised, beside what noise makes of that."""
+        return self._solver.strayed(state) / (len(state.theta) * float(np.log(np.e + state.batches)))
 
     def _note(self, state: StreamState) -> None:
         error = self._solver.factor(state).spread * self._solver.spread(state)
@@ -345,7 +348,7 @@ class StreamingFitter:
         )
 
     def _status(self, state: StreamState) -> Status:
-        settled = state.moved <= _SETTLED and self._solver.strayed(state) <= _STRAYED
+        settled = state.moved <= _SETTLED and self._strayed(state) <= _STRAYED
         return Status.STREAMED if settled else Status.UNSETTLED
 
     def _provenance(self, state: StreamState) -> dict[str, Any]:

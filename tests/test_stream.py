@@ -133,6 +133,7 @@ def test_the_bits_are_those_of_any_number_of_workers(on_disk):
             Client(cluster, set_as_default=False) as client,
         ):
             found.add(bits(dask_nlsq.fit(decay, data=on_disk, tier="streaming", client=client)))
+            assert dask_nlsq.fit(decay, data=on_disk, tier="streaming", client=client, ordered=False).success
     assert found == {bits(dask_nlsq.fit(decay, data=on_disk, tier="streaming", client=False))}
 
 
@@ -208,9 +209,101 @@ def test_a_method_is_one():
         dask_nlsq.fit(decay, T[:9], Y[:9], method="lm", bounds={"rate": (0, 9)})
 
 
+def test_an_optimizer_that_wants_more_is_refused():
+    with pytest.raises(NlsqError, match="gradients alone"):
+        dask_nlsq.fit(decay, T[:999], Y[:999], p0=FAR, method=optax.lbfgs())
+    with pytest.raises(NlsqError, match="made by a call"):
+        dask_nlsq.fit(decay, T[:999], Y[:999], p0=FAR, method=optax.adam)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(NlsqError, match="seed"):
+        dask_nlsq.fit(decay, T[:999], Y[:999], seed=seed)
+
+
+def test_what_shares_work_has_no_precision():
+    rows = dd.from_pandas(pd.DataFrame({"t": T[::999], "y": Y[::999]}), npartitions=4).shuffle("t")
+    with pytest.raises(NlsqError, match="share work"):
+        dask_nlsq.fit(decay, data=rows, precision=0.1)
+
+
 def test_the_bar_shows_estimates_and_their_errors(capsys):
     dask_nlsq.fit(decay, data=frame(40), tier="streaming", progress=True, client=False)
     assert re.search(r"rate 1\.3\d* ± 0\.0", capsys.readouterr().err)
+
+
+def peak(t, height, centre, width, level):
+    return height * jnp.exp(-0.5 * ((t - centre) / width) ** 2) + level
+
+
+@pytest.mark.parametrize("how", [{"goal": "fast"}, {"precision": 0.01}, {}], ids=str)
+@pytest.mark.parametrize("width", [0.4, 0.05, 0.03])
+def test_a_pass_that_lost_its_way_is_not_believed(width, how):
+    """Few of the scattered partitions see a narrow peak, and the sample none."""
+    t = np.sort(np.random.default_rng(0).uniform(0, 5, 200_000))
+    y = 5 * np.exp(-0.5 * ((t - 2.53) / width) ** 2) + 1 + np.random.default_rng(1).normal(0, 0.1, t.size)
+    options = {"data": frame(200, t, y), "p0": [4, 2.5, width, 1]}
+    whole = dask_nlsq.fit(peak, **options, tier="chunked")
+    streamed = dask_nlsq.fit(peak, **options, tier="streaming", **how)
+    assert streamed.success and (abs(streamed.popt - whole.popt) < 5 * streamed.stderr).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_noisy_little_data_end_where_chunked_ends(seed):
+    """The cost of a pass is that of linearised batches, and no yardstick for a sweep."""
+    rng = np.random.default_rng(seed)
+    t = np.sort(rng.uniform(0, 5, 300))
+    y = rng.normal(3.0 * np.exp(-1.3 * t) + 0.5, 1.0)
+    options = {"data": frame(10, t, y), "p0": [2, 1, 0.3], "client": False}
+    chunked, streamed = (dask_nlsq.fit(decay, tier=tier, **options) for tier in ("chunked", "streaming"))
+    assert streamed.success == chunked.success
+    np.testing.assert_allclose(streamed.cost, chunked.cost, rtol=1e-9)
+
+
+def test_a_precision_rests_on_rows_enough():
+    t, y = T[:: N // 400], Y[:: N // 400]  # a row in each partition: neither sample nor batches say enough
+    result = dask_nlsq.fit(decay, data=frame(400, t, y), precision=0.5, p0=[2, 1, 0.5], client=False)
+    assert result.n_obs == 400 and result.status is not Status.PRECISION
+
+
+def test_a_parameter_at_a_bound_of_zero_needs_no_precision():
+    Reader.reads = 0
+    options = {"p0": [2, 1, 0.5], "client": False, "bounds": {"offset": (0, np.inf)}}
+    result = dask_nlsq.fit(decay, data=frame(400, T, Y - 0.505), precision=0.05, **options)
+    assert result.status is Status.PRECISION and Reader.reads < 100
+
+
+def test_rows_dropped_are_counted_in_empty_batches_too():
+    hole = Y.copy()
+    hole[: N // 40] = np.nan  # all of one partition
+    options = {"tier": "streaming", "goal": "fast", "nan_policy": "omit", "p0": [2, 1, 0.5]}
+    result = dask_nlsq.fit(decay, data=frame(40, T, hole), **options)
+    assert (result.n_obs, result.n_dropped) == (N - N // 40, N // 40)
+
+
+def test_limits_hold_for_the_pass_too():
+    options = {"data": frame(20), "tier": "streaming", "p0": [2, 1, 0.5]}
+    assert dask_nlsq.fit(decay, **options, time_limit=1e-9).nsweeps == 1
+    assert dask_nlsq.fit(decay, **options, max_nfev=1).nsweeps == 1
+
+    def stop(_):
+        raise StopIteration
+
+    stopped = dask_nlsq.fit(decay, **options, callback=stop)
+    assert (stopped.nsweeps, stopped.status) == (1, Status.CALLBACK)
+
+
+def test_a_lost_pass_is_not_read_to_its_end():
+    t = T.copy()
+    t[N // 2] = 1e9  # the model is not finite there, at the start
+
+    def broken(t, amplitude, rate, offset=0.0):
+        return jnp.where(t > 1e8, jnp.log(rate - 1.25), amplitude * jnp.exp(-rate * t)) + offset
+
+    Reader.reads = 0
+    dask_nlsq.fit(broken, data=frame(100, t), tier="streaming", goal="fast", p0=[3, 1.26, 0.5], client=False)
+    assert Reader.reads <= 16 + 100 + 100 * 3
 
 
 @pytest.mark.parametrize("precision", [5e-3, {"rate": 0.005}])
@@ -220,7 +313,7 @@ def test_reading_stops_at_a_precision(whole, precision):
     assert result.status is Status.PRECISION and result.success and result.plan.tier.name == "STREAMING"
     if isinstance(precision, float):
         assert (result.stderr <= precision * abs(result.params)).all()
-    assert result.stderr["rate"] <= 0.0065 and Reader.reads < 150 and "% of the data was read" in result.notes[-1]
+    assert result.stderr["rate"] <= 0.0065 and Reader.reads < 150 and "% of the batches were read" in result.notes[-1]
     assert (abs(result.popt - [3.0, 1.3, 0.5]) < 4.5 * result.stderr).all()
 
 
@@ -338,7 +431,10 @@ def test_few_rows_are_certified_too():
     assert few.nsweeps == 2 and few.success
 
 
-@pytest.mark.parametrize(("precision", "match"), [(-1, "above 0"), ({"ratte": 1}, "ratte")])
+@pytest.mark.parametrize(
+    ("precision", "match"),
+    [(-1, "above 0"), ({"ratte": 1}, "ratte"), ({}, "above 0"), ({"rate": -1}, "above 0"), ("a", "above 0")],
+)
 def test_a_precision_makes_sense(precision, match):
     with pytest.raises(NlsqError, match=match):
         dask_nlsq.fit(decay, data=frame(4), precision=precision)

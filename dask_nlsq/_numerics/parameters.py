@@ -33,6 +33,11 @@ class Parameters:
     sampled: tuple[str, ...] = ()  # names whose start was guessed from rows of the data
     sample_rows: int = 0
 
+    @property
+    def bounded(self) -> bool:
+        """Whether any free parameter has a bound."""
+        return bool(np.isfinite([self.lower, self.upper]).any())
+
     @classmethod
     def of(
         cls, model: Model, p0: Any = None, bounds: Any = None, fixed: Any = None, tied: Any = None, prior: Any = None

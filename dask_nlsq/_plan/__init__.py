@@ -4,6 +4,7 @@ from dask_nlsq._plan.figures import plot_memory, plot_tiers
 from dask_nlsq._plan.limits import MemoryLimit, memory_limit
 from dask_nlsq._plan.memory import IMPORTS, READERS, estimate_memory
 from dask_nlsq._plan.plan import Facts, Measured, Plan, make_plan, with_speeds
+from dask_nlsq._plan.schedule import BATCHES, WINDOW, schedule
 from dask_nlsq._plan.tiers import (
     DatasetSizeTier,
     MemoryTier,
@@ -14,8 +15,10 @@ from dask_nlsq._plan.tiers import (
 from dask_nlsq._plan.workflow import WorkflowConfig, auto_select_workflow, settle
 
 __all__ = [
+    "BATCHES",
     "IMPORTS",
     "READERS",
+    "WINDOW",
     "DatasetSizeTier",
     "Facts",
     "Measured",
@@ -32,6 +35,7 @@ __all__ = [
     "memory_limit",
     "plot_memory",
     "plot_tiers",
+    "schedule",
     "settle",
     "with_speeds",
 ]

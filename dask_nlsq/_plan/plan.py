@@ -27,6 +27,7 @@ from dask_nlsq._plan.memory import (
     tasks_that_fit,
     workers_that_fit,
 )
+from dask_nlsq._plan.schedule import BATCHES
 from dask_nlsq._plan.tiers import OptimizationGoal, WorkflowTier, get_memory_tier, member, select_tier
 from dask_nlsq._plan.workflow import WorkflowConfig
 
@@ -217,7 +218,7 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
     gathered = facts.cluster and tier is WorkflowTier.STANDARD  # here, and not on the workers
     kept = (facts.nbytes or 0.0) / facts.processes if cache == "persist" and _reads_anything(facts) else 0.0
     try:
-        task, ahead, at_a_time = _tasks(facts, 0.0 if gathered else kept, goal, reasons)
+        task, ahead, at_a_time = _tasks(facts, 0.0 if gathered else kept, goal, reasons, tier is WorkflowTier.STREAMING)
     except PlanError:
         asked = config.cache == "persist" or (tier is WorkflowTier.STANDARD and reasons["tier"] == _ASKED)
         if not kept or facts.shared or asked:
@@ -234,10 +235,10 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
         growth = int((facts.nbytes or 0.0) + task.slab + task.tile + task.scratch)
     sweeps, reads = _reads(facts, cache, reasons)
     if tier is WorkflowTier.STREAMING:
-        sweeps, reads = 2, round(2 + min(1.0, 16 / max(facts.partitions, 1)), 3)
-        reasons["reads"] = "a sample, one pass in batches, one sweep that certifies" + (
-            "; less where the precision is reached before" if config.precision is not None else ""
-        )
+        sweeps = 1 if goal is OptimizationGoal.FAST else 2
+        reads = round(sweeps + min(1.0, 16 / max(facts.partitions, 1)), 3)
+        reasons["reads"] = "a sample, one pass in batches" + (", one sweep that certifies" if sweeps == 2 else "")
+        reasons["reads"] += "; less where the precision is reached before" if config.precision is not None else ""
     stored = facts.encoded if facts.encoded is not None else facts.nbytes
     return Plan(
         facts=facts,
@@ -262,6 +263,7 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
 
 
 _ASKED = "asked for"
+_SHARED = 'Partitions that share work are computed together, and cannot be streamed; use tier="chunked".'
 
 
 def _reads_anything(facts: Facts) -> bool:
@@ -294,6 +296,8 @@ def _tier(
         reasons["tier"] = _ASKED
         return asked, asked
     chunked = WorkflowTier.CHUNKED
+    if facts.shared and config.precision is not None:
+        raise NlsqError(_SHARED)
     if needed is None or facts.shared:
         reasons["tier"] = "partitions share work" if facts.shared else "the number of rows is not known"
         return chunked, chunked
@@ -344,7 +348,9 @@ def _check_asked(facts: Facts, config: WorkflowConfig, tier: WorkflowTier, neede
     if not tier.built:
         raise NlsqError(f'tier="{tier.value}" is not there yet; tier="chunked" gives the same answer.')
     if tier is WorkflowTier.STREAMING and facts.shared:
-        raise NlsqError('Partitions that share work are computed together, and cannot be streamed; use tier="chunked".')
+        raise NlsqError(_SHARED)
+    if tier is WorkflowTier.STREAMING and config.cache == "persist" and _reads_anything(facts):
+        raise NlsqError('tier="streaming" keeps nothing, and cache="persist" keeps all rows; say one of them.')
     if config.precision is not None and tier is not WorkflowTier.STREAMING:
         raise NlsqError(f'precision= stops a fit that streams; tier="{tier.value}" does not. Leave tier out.')
     if tier is WorkflowTier.STANDARD and needed is not None and needed > room:
@@ -383,7 +389,9 @@ def _cache(
     return "persist" if fits else "none"
 
 
-def _tasks(facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str, str]) -> tuple[TaskMemory, bool, int]:
+def _tasks(
+    facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str, str], streams: bool = False
+) -> tuple[TaskMemory, bool, int]:
     """Return what a task holds, whether it reads ahead, and how many fit into a process; refuse where none does."""
     if facts.partition_rows is None:
         reasons["workers"] = "one task a thread; the size of a partition is not known"
@@ -408,7 +416,11 @@ def _tasks(facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str,
         )
         return task, ahead, tasks_that_fit(facts.threads, limit, task.total, facts.held + kept)
 
-    several = takes_several(facts.partitions, facts.partition_rows * facts.row_bytes, facts.processes * facts.threads)
+    several = (
+        facts.partitions > BATCHES
+        if streams
+        else takes_several(facts.partitions, facts.partition_rows * facts.row_bytes, facts.processes * facts.threads)
+    )
     task, ahead, fit = tried(several and goal is not OptimizationGoal.MEMORY_EFFICIENT)
     if fit == 0 and ahead:
         task, ahead, fit = tried(False)

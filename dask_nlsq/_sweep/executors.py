@@ -61,6 +61,12 @@ class Window:
         """Send ``task(group, *args)`` off, under a label."""
         self._sent.append((label, group, self._submit(task, group, *args)))
 
+    def left(self) -> list[Any]:
+        """Return what stands for the tasks that nobody has waited for, and forget them."""
+        futures = [future for *_, future in self._sent]
+        self._sent.clear()
+        return futures
+
     def receive(self) -> tuple[Any, Any]:
         """Wait for the next value; return it with its label."""
         place = 0 if self._ordered else self._first([future for *_, future in self._sent])
@@ -282,13 +288,13 @@ class Cluster:
     @contextlib.contextmanager
     def opened(self, ordered: bool = True) -> Iterator[Window]:
         """Run tasks on the workers; what is not waited for is given up."""
-        from distributed import wait as wait_for
+        from distributed import as_completed
 
         run, count = uuid.uuid4().hex[:8], itertools.count()
 
         def first(futures: Sequence[Any]) -> int:
-            done, _ = wait_for(futures, return_when="FIRST_COMPLETED")
-            return next(i for i, future in enumerate(futures) if future in done)
+            done = next(iter(as_completed(futures, raise_errors=False, loop=self.client.loop)))
+            return next(i for i, future in enumerate(futures) if future is done)
 
         def submit(task: Task, group: Any, *args: Any) -> Any:
             return self.client.submit(
@@ -302,8 +308,12 @@ class Cluster:
                 pure=False,
             )
 
+        window = Window(ordered, submit, first, self._value)
         with self._connected():
-            yield Window(ordered, submit, first, self._value)
+            try:
+                yield window
+            finally:
+                self.client.cancel(window.left())
 
     def _value(self, future: Any, group: Any) -> Any:
         """Return what a task came to, or a failure where Dask gave it up.

@@ -30,18 +30,18 @@ _MEMORY = 0.05
 """Weight of a new batch in the running mean of the cost."""
 
 
-class GradientTransformation(Protocol):
-    """An optimizer, as optax has them: a pair of functions."""
-
-    init: Any
-    update: Any
-
-
 _FARTHEST = 100.0
 """Longest unit of a parameter beside its size or 1: where the model hardly responds, the formula asks for more."""
 
 _MOST_REFUSED = 8
 """Steps to where the model is not finite after which a descent is over."""
+
+
+class GradientTransformation(Protocol):
+    """An optimizer, as optax has them: a pair of functions; `update` takes the cost as ``value=``."""
+
+    init: Any
+    update: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class FirstOrder:
         mean = cost if state.steps == 0 else (1 - _MEMORY) * state.cost + _MEMORY * cost
         lower = mean < _LOWER * state.lowest
         gradient = reduction.gram[:p, p] / max(reduction.rows, 1) / state.unit * state.scale
-        update, memory = self.optimizer.update(gradient, state.memory, state.theta / state.scale)
+        update, memory = self.optimizer.update(gradient, state.memory, state.theta / state.scale, value=cost)
         theta = np.clip(state.theta + np.asarray(update, float) * state.scale, self.lower, self.upper)
         patience = _PATIENCE if lower else state.patience - 1
         steps = state.steps + 1
@@ -118,7 +118,7 @@ class FirstOrder:
     def _shorter(self, state: Descent) -> Descent:
         """Go back to where the cost was lowest, and take steps of a tenth from there."""
         if state.scale is None or state.best is None or state.refused == _MOST_REFUSED:
-            return dataclasses.replace(state, status="the model was not finite on the way")
+            return dataclasses.replace(state, status="the model or the rows were not finite")
         scale = 0.1 * state.scale
         memory = self.optimizer.init(state.best / scale)
         return dataclasses.replace(state, theta=state.best, scale=scale, memory=memory, refused=state.refused + 1)

@@ -127,16 +127,29 @@ class Streaming:
         rounding = 4.0 * EPS * float(np.sqrt((sums.spread + sums.weight * sums.mean**2) / max(sums.rows, 1)))
         return max(float(np.sqrt(s2)), rounding, 1e-150)
 
-    def strayed(self, state: StreamState) -> float:
-        r"""Return how far the estimate has left the points of linearisation, beside what noise explains.
+    def known(self, state: StreamState) -> tuple[Vector, Vector]:
+        """Return the estimates and their standard errors, infinite as long as a direction is open."""
+        factor = self.factor(state)
+        return state.theta, (factor.spread if factor.determined.all() else np.full(factor.p, np.inf)) * self.spread(
+            state
+        )
 
-        That is :math:`\sum_b |J_b (\theta - \theta_b)|^2 / s^2`, of which noise alone makes about p log(batches), over
-        that number: near 1 where all is well.
-        """
-        assert state.path is not None
+    def uncertainty(self, state: StreamState) -> Matrix:
+        """Return the inverse of the information (p, p) in the coordinates of the sums, zero where it is open."""
+        assert state.sums is not None
+        information = self.with_prior(state).gram[:-1, :-1]
+        scale = np.sqrt(np.where(np.diag(information) > 0, np.diag(information), 1.0))
+        values, vectors = np.linalg.eigh(information / scale / scale[:, None])
+        inverse = np.where(values > 1e-12 * max(float(values[-1]), 0.0), 1.0 / np.where(values > 0, values, 1.0), 0.0)
+        found: Matrix = (vectors * inverse) @ vectors.T / scale / scale[:, None]
+        return found
+
+    def strayed(self, state: StreamState) -> float:
+        r"""Return how far the estimate is from where batches were linearised: the sum of |J_b (θ − θ_b)|² / s²."""
+        if state.path is None:
+            return 0.0
         step = np.append(_coordinates(state.whitening, state.theta - state.origin), -1.0)
-        length = max(float(step @ state.path @ step), 0.0) / self.spread(state) ** 2
-        return length / (len(state.theta) * float(np.log(np.e + state.batches)))
+        return max(float(step @ state.path @ step), 0.0) / self.spread(state) ** 2
 
     def _point(self, state: StreamState, reduction: Reduction, theta: Vector) -> Matrix:
         """Return where a batch was linearised, in the metric of its own information."""
