@@ -1,7 +1,12 @@
 from . import models as models
+from ._checkpoint import Checkpoints as Checkpoints
 from ._curve_fit import curve_fit as curve_fit
 from ._errors import BoundsError as BoundsError
+from ._errors import CheckpointCorrupt as CheckpointCorrupt
+from ._errors import CheckpointError as CheckpointError
+from ._errors import CheckpointMismatch as CheckpointMismatch
 from ._errors import DataError as DataError
+from ._errors import Interrupted as Interrupted
 from ._errors import ModelError as ModelError
 from ._errors import ModelNotPicklable as ModelNotPicklable
 from ._errors import NlsqError as NlsqError

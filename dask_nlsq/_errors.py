@@ -9,7 +9,12 @@
     │  └─ TooFewRows(TypeError)          fewer rows than parameters
     ├─ BoundsError(ValueError)        lower > upper, start outside
     ├─ PlanError(MemoryError)         something does not fit into memory
-    └─ SweepError(RuntimeError)       a partition failed; the original exception is its cause
+    ├─ SweepError(RuntimeError)       a partition failed; the original exception is its cause
+    └─ CheckpointError(OSError)       a checkpoint cannot be used, or not be written
+       ├─ CheckpointMismatch(ValueError)  it is of other data, another model or other options
+       └─ CheckpointCorrupt               it does not verify
+
+    Interrupted(SystemExit)           a signal ended a fit whose state is in a checkpoint; exit status 75
 
     NlsqWarning(UserWarning)          said once, with what to do about it
 
@@ -81,6 +86,36 @@ class PlanError(NlsqError, MemoryError):
 
 class SweepError(NlsqError, RuntimeError):
     """A partition failed during a sweep; ``__cause__`` is the original exception."""
+
+
+class CheckpointError(NlsqError, OSError):
+    """A checkpoint cannot be used, or not be written; the message says why and what to do."""
+
+
+class CheckpointMismatch(CheckpointError, ValueError):
+    """A checkpoint is of other data, of another model or of other options; the message lists what differs."""
+
+
+class CheckpointCorrupt(CheckpointError):
+    """A checkpoint does not verify: it is torn, damaged or no checkpoint."""
+
+
+class Interrupted(SystemExit):
+    """A signal asked a fit to stop; what it had is in its checkpoint, and the same call goes on from there.
+
+    The exit status is 75, EX_TEMPFAIL: try again.
+
+    Examples
+    --------
+    >>> import signal
+    >>> from dask_nlsq import Interrupted
+    >>> Interrupted(signal.SIGTERM).code
+    75
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(75)
+        self.signum = signum
 
 
 class NlsqWarning(UserWarning):

@@ -19,21 +19,23 @@ from dask_nlsq._autotune import autotune as tuned
 from dask_nlsq._descent import descend, optimizer_of, words
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._facts import dry_run, gather_facts, speed
-from dask_nlsq._minimise import fit_sample, lowest_first, minimise, went_silent
+from dask_nlsq._minimise import fit_sample, lowest_first, minimise, stopped, verify, went_silent
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import MANY_ROWS
 from dask_nlsq._numerics.loss import Loss
-from dask_nlsq._numerics.solver.trust_region import TrustRegion, final
+from dask_nlsq._numerics.parameters import Parameters
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
-from dask_nlsq._outcome import build
+from dask_nlsq._outcome import build, revive
 from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier, make_plan, settle, with_speeds
 from dask_nlsq._problem import Draft, Problem, arrange, draft, executor_of
 from dask_nlsq._progress import Progress
 from dask_nlsq._result import FitResult
+from dask_nlsq._run import Run, from_text, running
 from dask_nlsq._sample import GUESS_ROWS, Sample, draw_sample, guess_start
 from dask_nlsq._second_look import second_look
 from dask_nlsq._stream import stream, target
-from dask_nlsq._sweep import Cluster, Executor, group, ship
+from dask_nlsq._sweep import Cluster, Executor, Partial, group, ship
 from dask_nlsq._typing import Vector
 
 
@@ -74,6 +76,13 @@ def fit(
     method: Any = None,
     ordered: bool = True,
     seed: int = 0,
+    checkpoint: Any = None,
+    checkpoint_interval: float | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool | str = "auto",
+    compression: str | None = None,
+    keep: int | None = None,
+    strict: bool = False,
     autotune: bool = False,
     client: Any = None,
     progress: bool | None = None,
@@ -141,7 +150,7 @@ def fit(
     callback : callable, optional
         Called after every sweep with an `OptimizeResult` of ``x``, ``cost``, ``nfev`` and ``params``; raising
         StopIteration ends the fit.
-    tier : {"auto", "standard", "chunked", "streaming"} or WorkflowTier
+    tier : {"auto", "standard", "chunked", "streaming", "streaming_checkpoint"} or WorkflowTier
         How to go about the data: gather all rows in this process, leave them in partitions, or take them in
         mini-batches first. The answer is the same; "auto" decides from rows, memory and goal.
     goal : {"robust", "fast", "quality", "memory_efficient"} or OptimizationGoal
@@ -168,6 +177,24 @@ def fit(
         come, which waits for no slow worker.
     seed : int
         Of the order in which batches are drawn.
+    checkpoint : str, path or zarr.abc.store.Store, optional
+        Where the fit leaves its state on the way, also inside a sweep, and goes on from there after whatever stopped
+        it, with the bits of a run that nothing stopped. See `Checkpoints`.
+    checkpoint_interval : float
+        Seconds between two commits; 60 by default.
+    checkpoint_every : int, optional
+        Sweeps between two commits, besides.
+    resume : {"auto", "force"} or bool
+        "auto" goes on where there is something to go on from, and returns the result of a run that has ended; True asks
+        that there is; False starts anew and keeps what is there; "force" goes on although model, data or options
+        differ.
+    compression : {"gzip"}, optional
+        Of the arrays in the checkpoint.
+    keep : int
+        Generations that are kept; 5 by default, and never fewer than 2.
+    strict : bool
+        Whether a checkpoint that cannot be written ends the fit; by default a warning says so, and
+        ``result.checkpoint_errors``.
     autotune : bool
         Time the formulations of the kernel on some rows and take the fastest, said in ``provenance["kernel"]``. The
         bits of the answer then depend on a clock; by default a rule decides.
@@ -193,6 +220,8 @@ def fit(
         The model or a read failed on a partition; the original exception is its cause.
     PlanError
         A partition does not fit into memory.
+    CheckpointError
+        A checkpoint is in use, of another fit (`CheckpointMismatch`), or damaged (`CheckpointCorrupt`).
 
     Notes
     -----
@@ -213,57 +242,40 @@ def fit(
     started = time.perf_counter()
     config = _settle(said)
     exact = _draft(said, config)
-    source, bound, parameters, objective = exact.source, exact.model, exact.parameters, exact.objective
+    with running(exact, config, said) as run:
+        return _fit(exact, config, said, run, started)
+
+
+def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run, started: float) -> FitResult:
+    """Fit what has been made exact, from the beginning or from where a run goes on."""
+    saved, ended = run.saved, run.ended(config.max_nfev)
+    if ended and run.same_files:
+        return _again(_problem(exact, (), None, run), _solver(exact.parameters, said, config), run)
+    source, objective = exact.source, exact.objective
     wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
     if wide and not isinstance(exact.executor, Cluster):
         kernel.prepare(objective)
-    optimizer = optimizer_of(method, parameters.bounded)
-    decided, executor, groups, sample = _gather(exact, config)
-    if parameters.guessed and bound.guess is not None:
-        rows = sample or draw_sample(executor, groups, len(source.partitions), GUESS_ROWS)
-        parameters = guess_start(bound, parameters, rows.block)
-    if autotune:
-        rows = sample or draw_sample(executor, groups, len(source.partitions))
-        objective = tuned(objective, rows.block, parameters.start)
-    route: tuple[str, ...] = ()
-    others: list[Vector] = []
-    if optimizer is not None:
-        rows = sample or draw_sample(executor, groups, len(source.partitions))
-        end = descend(objective, parameters, rows.block, optimizer, seed)
-        parameters, others = dataclasses.replace(parameters, start=end.theta), [parameters.start]
-        route = (words(method, end, rows.block),)
-    problem = Problem(
-        source, exact.columns, objective, ship(objective), parameters, executor, groups, decided, exact.executor
-    )
-    solver = TrustRegion(
-        parameters.lower,
-        parameters.upper,
-        parameters.prior,
-        tolerance=_TOLERANCE.get(decided.goal),
-        absolute_sigma=absolute_sigma,
-        ftol=config.ftol,
-        xtol=config.xtol,
-        gtol=config.gtol,
-        max_nfev=config.max_nfev or sys.maxsize,
-    )
-    notes = _notes(problem) + route
-    starts, begun, aim = [parameters.start, *others], None, target(parameters.free, config.precision)
+    streams = saved is not None and saved.passing is not None
+    decided, executor, groups, sample = _gather(exact, config, streams)
+    exact, others, notes = _start(exact, said, executor, groups, sample, saved)
+    problem = _problem(dataclasses.replace(exact, executor=executor), groups, decided, run, exact.executor)
+    solver = _solver(exact.parameters, said, config, decided)
+    if ended:
+        verify(problem, run)
+        return _again(problem, solver, run)
+    notes = _notes(problem) + notes if saved is None else saved.notes
+    run.know(problem, notes)
     deadline = None if config.time_limit is None else time.monotonic() + config.time_limit
-    with Progress(len(source.partitions), progress) as bar:
-        if sample is not None and (near := fit_sample(problem, solver, sample)) is not None:
-            starts.insert(0, final(near, solver.lower, solver.upper)[0])
-            notes += (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
-            if decided.tier is WorkflowTier.STREAMING:
-                first, more, said_of_it = stream(
-                    problem, solver, near, sample, bar, seed=seed, ordered=ordered, target=aim
-                )
-                notes += said_of_it
-                begun = None if first is None else (first, more)
-                if first is None:
-                    starts = lowest_first(problem, starts)
-        elif decided.tier is WorkflowTier.STREAMING:
-            notes += ("A sample of the rows could not be fitted, so that nothing was streamed.",)
-        state, seconds = minimise(problem, solver, starts, bar, deadline, callback, begun)
+    with Progress(len(source.partitions), said["progress"]) as bar:
+        route = _route(problem, solver, [exact.parameters.start, *others], sample, said, config, run, bar)
+        notes += route.notes
+        run.know(problem, notes)
+        begun, callback = route.begun, said["callback"]
+        if begun is not None and saved is None and begun[0].status is None:
+            begun = (stopped(problem, begun[0], deadline, callback), begun[1])
+        state, seconds = minimise(
+            problem, solver, route.starts, bar, deadline, callback, begun, run=run, partial=route.partial
+        )
         whole = state.status is not None and state.status.success and state.status is not Status.PRECISION
         if decided.goal is OptimizationGoal.QUALITY and whole:
             state, more, note = second_look(problem, solver, state, sample, bar, callback)
@@ -271,7 +283,122 @@ def fit(
             notes += (note,)
     if state.status is not None and state.status.success and went_silent(problem, state):
         state = dataclasses.replace(state, status=Status.SILENT)
-    return build(problem, solver, state, seconds, time.perf_counter() - started, notes)
+    result = build(problem, solver, state, seconds, time.perf_counter() - started, notes)
+    return run.finish(state, seconds, notes, result)
+
+
+def _start(
+    exact: Draft, said: Mapping[str, Any], executor: Executor, groups: Sequence[Any], sample: Sample | None, saved: Any
+) -> tuple[Draft, list[Vector], tuple[str, ...]]:
+    """Return the draft with its start and its kernel settled, other starts, and how they were found."""
+    parameters, objective, partitions = exact.parameters, exact.objective, len(exact.source.partitions)
+    if saved is not None:
+        parameters = dataclasses.replace(parameters, start=saved.start, guessed=())
+        objective = dataclasses.replace(objective, jacobian=saved.jacobian, tile=saved.tile)
+        return dataclasses.replace(exact, parameters=parameters, objective=objective), [], ()
+    if parameters.guessed and exact.model.guess is not None:
+        rows = sample or draw_sample(executor, groups, partitions, GUESS_ROWS)
+        parameters = guess_start(exact.model, parameters, rows.block)
+    if said["autotune"]:
+        rows = sample or draw_sample(executor, groups, partitions)
+        objective = tuned(objective, rows.block, parameters.start)
+    others: list[Vector] = []
+    notes: tuple[str, ...] = ()
+    optimizer = optimizer_of(said["method"], parameters.bounded)
+    if optimizer is not None:
+        rows = sample or draw_sample(executor, groups, partitions)
+        end = descend(objective, parameters, rows.block, optimizer, said["seed"])
+        parameters, others = dataclasses.replace(parameters, start=end.theta), [parameters.start]
+        notes = (words(said["method"], end, rows.block),)
+    return dataclasses.replace(exact, parameters=parameters, objective=objective), others, notes
+
+
+def _problem(
+    exact: Draft, groups: Sequence[Any], decided: Plan | None, run: Run, reader: Executor | None = None
+) -> Problem:
+    plan = decided if decided is not None else run.plan()
+    objective = exact.objective
+    return Problem(
+        exact.source,
+        exact.columns,
+        objective,
+        ship(objective),
+        exact.parameters,
+        exact.executor,
+        groups,
+        plan,
+        reader or exact.executor,
+        run.ledger(),
+    )
+
+
+def _solver(
+    parameters: Parameters, said: Mapping[str, Any], config: WorkflowConfig, decided: Plan | None = None
+) -> TrustRegion:
+    return TrustRegion(
+        parameters.lower,
+        parameters.upper,
+        parameters.prior,
+        tolerance=None if decided is None else _TOLERANCE.get(decided.goal),
+        absolute_sigma=said["absolute_sigma"],
+        ftol=config.ftol,
+        xtol=config.xtol,
+        gtol=config.gtol,
+        max_nfev=config.max_nfev or sys.maxsize,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Route:
+    """From where the loop begins, or goes on."""
+
+    starts: list[Vector]
+    begun: tuple[State, list[float]] | None = None
+    partial: Partial | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _route(
+    problem: Problem,
+    solver: TrustRegion,
+    starts: list[Vector],
+    sample: Sample | None,
+    said: Mapping[str, Any],
+    config: WorkflowConfig,
+    run: Run,
+    bar: Progress,
+) -> _Route:
+    """Return where the loop begins: what a run has saved, the end of a pass, the fit of a sample, the start."""
+    saved, near = run.saved, None
+    if saved is not None and saved.state is not None:
+        state = solver.go_on(saved.state)
+        partial = None if saved.sweep is None else Partial.of(saved.sweep)
+        rest = [] if saved.others is None else list(saved.others)
+        return _Route([state.trial, *rest], (state, [] if saved.seconds is None else saved.seconds.tolist()), partial)
+    passing = saved is not None and saved.passing is not None
+    streams = passing or problem.plan.tier.streams
+    notes: tuple[str, ...] = ()
+    if sample is not None and not passing and (near := fit_sample(problem, solver, sample)) is not None:
+        starts = [final(near, solver.lower, solver.upper)[0], *starts]
+        notes = (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
+    if not streams:
+        return _Route(starts, notes=notes)
+    if sample is None or (near is None and not passing):
+        return _Route(starts, notes=("A sample of the rows could not be fitted, so that nothing was streamed.",))
+    run.know(problem, (*run.known["notes"], *notes))
+    aim = target(problem.parameters.free, config.precision)
+    first, seconds, told = stream(
+        problem, solver, near, sample, bar, seed=said["seed"], ordered=said["ordered"], target=aim, run=run
+    )
+    if first is None:
+        return _Route(lowest_first(problem, starts), notes=(*notes, *told))
+    return _Route(starts, (first, seconds), notes=(*notes, *told))
+
+
+def _again(problem: Problem, solver: TrustRegion, run: Run) -> FitResult:
+    """Return the result of a run that has ended, with what it can do in this process."""
+    assert run.saved is not None and run.saved.state is not None and run.saved.result is not None
+    return revive(problem, solver, run.saved.state, FitResult.from_dict(from_text(run.saved.result)))
 
 
 _TOLERANCE = {OptimizationGoal.FAST: 0.1, OptimizationGoal.QUALITY: 1e-8}
@@ -337,7 +464,7 @@ def _draft(said: Mapping[str, Any], config: WorkflowConfig) -> Draft:
     optimizer_of(said["method"], exact.parameters.bounded)
     if not (isinstance(said["seed"], int) and said["seed"] >= 0):
         raise NlsqError(f"seed is {said['seed']!r}; an integer that is not negative is needed.")
-    streams = config.precision is not None or config.tier is WorkflowTier.STREAMING
+    streams = config.precision is not None or (isinstance(config.tier, WorkflowTier) and config.tier.streams)
     if streams and (exact.objective.robust or exact.objective.sandwich):
         raise NlsqError(
             'tier="streaming" and precision= add up squares: they need loss="linear" and cov_type="standard". '
@@ -346,7 +473,9 @@ def _draft(said: Mapping[str, Any], config: WorkflowConfig) -> Draft:
     return exact
 
 
-def _gather(exact: Draft, config: WorkflowConfig) -> tuple[Plan, Executor, Sequence[Any], Sample | None]:
+def _gather(
+    exact: Draft, config: WorkflowConfig, streams: bool = False
+) -> tuple[Plan, Executor, Sequence[Any], Sample | None]:
     """Return the plan, the partitions in groups, held where it says so, and a sample where another sweep is dear."""
     source, executor = exact.source, exact.executor
     partitions, sample, read = len(source.partitions), None, 0.0
@@ -360,7 +489,7 @@ def _gather(exact: Draft, config: WorkflowConfig) -> tuple[Plan, Executor, Seque
     decided = make_plan(facts, config)
     groups = arrange(source, executor, decided)
     executor = executor_of(decided, executor)
-    streams = decided.tier is WorkflowTier.STREAMING
+    streams = streams or decided.tier.streams
     if sample is None and (streams or facts.rows is None or facts.rows > MANY_ROWS):
         started = time.perf_counter()
         sample = draw_sample(executor, groups, partitions)

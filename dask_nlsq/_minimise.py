@@ -27,8 +27,10 @@ from dask_nlsq._numerics.solver.trust_region import State, TrustRegion
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
+from dask_nlsq._run import Run
 from dask_nlsq._sample import Sample, draw_sample
-from dask_nlsq._sweep import Group, Ledger, Serial, sweep, sweep_each
+from dask_nlsq._sweep import Group, Ledger, Partial, Serial, sweep, sweep_each
+from dask_nlsq._sweep.task import Answer
 from dask_nlsq._typing import Vector
 
 log = logging.getLogger("dask_nlsq")
@@ -42,8 +44,17 @@ def minimise(
     deadline: float | None = None,
     callback: Callable[[OptimizeResult], Any] | None = None,
     begun: tuple[State, list[float]] | None = None,
+    run: Run | None = None,
+    partial: Partial | None = None,
 ) -> tuple[State, list[float]]:
     """Run the loop to its end from the first start at which the model is finite, or go on from a state.
+
+    Parameters
+    ----------
+    run : Run, optional
+        Told after every answer and every sweep what there is to be written down.
+    partial : Partial, optional
+        What of the first sweep is finished.
 
     Returns
     -------
@@ -51,20 +62,33 @@ def minimise(
         The last state and the seconds of each sweep.
     """
     others = list(starts[1:])
-    bar = bar or Progress(0, show=False)
+    bar, run = bar or Progress(0, show=False), run or Run()
     state, seconds = begun or (solver.init(starts[0]), [])
-    if begun is not None and state.status is None:
-        state = _stopped(problem, state, deadline, callback)
     while state.status is None:
         clock = time.perf_counter()
         request = solver.request(state)
         bar.sweep(state)
+        partial = partial or Partial(sum(len(g.partitions) for g in problem.groups))
+        bar.count(int(partial.done.sum()))
+        now = _Written(state, tuple(others), tuple(seconds))
+
+        def answered(answer: Answer, now: _Written = now, partial: Partial = partial) -> None:
+            bar.answer(answer)
+            run.tick(lambda: now() | {"sweep": partial.finished()})
+
         try:
             reduction = sweep(
-                problem.executor, problem.groups, problem.shipped, request, ledger=problem.ledger, on_answer=bar.answer
+                problem.executor,
+                problem.groups,
+                problem.shipped,
+                request,
+                ledger=problem.ledger,
+                on_answer=answered,
+                partial=partial,
             )
         except NlsqError as error:
             raise error.at(sweep=state.nsweeps + 1) from error.__cause__
+        partial = None
         if not state.history and not reduction.finite and others:
             state = solver.init(others.pop(0))
             continue
@@ -74,11 +98,38 @@ def minimise(
         seconds.append(time.perf_counter() - clock)
         _tell(state, seconds[-1])
         if state.status is None:
-            state = _stopped(problem, state, deadline, callback)
+            state = stopped(problem, state, deadline, callback)
+        run.tick(_Written(state, tuple(others), tuple(seconds)), swept=True)
     return state, seconds
 
 
-def _stopped(
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """What the loop would write down: where it is between two sweeps."""
+
+    state: State
+    others: tuple[Vector, ...]
+    seconds: tuple[float, ...]
+
+    def __call__(self) -> dict[str, Any]:
+        others = np.array(self.others, float) if self.others and not self.state.history else None
+        return {"state": self.state, "others": others, "seconds": np.array(self.seconds, float)}
+
+
+def verify(problem: Problem, run: Run) -> None:
+    """Read everything once, and see whether it is what a run that has ended had read.
+
+    Raises
+    ------
+    CheckpointMismatch
+        It is not.
+    """
+    assert run.saved is not None and run.saved.state is not None and run.saved.state.point is not None
+    request = Request(run.saved.state.point.theta)
+    sweep(problem.executor, problem.groups, problem.shipped, request, ledger=problem.ledger)
+
+
+def stopped(
     problem: Problem, state: State, deadline: float | None, callback: Callable[[OptimizeResult], Any] | None
 ) -> State:
     """Return the state with the status of a callback that asked to stop, or of a deadline that has passed."""

@@ -81,19 +81,33 @@ def build(
         provenance=_provenance(problem, state, sum(seconds), total),
         notes=notes,
         plan=_measured(problem, state, seconds, total),
-        shipped=problem.shipped,
-        columns=dataclasses.replace(problem.columns, origins=problem.source.info.origins),
-        factor=point.factor,
-        profiler=Profiler(
+        **_living(problem, solver, state, statistics),
+    )
+
+
+def revive(problem: Problem, solver: TrustRegion, state: State, result: FitResult) -> FitResult:
+    """Return a result that was read from a checkpoint with what it needs to predict and to profile."""
+    return dataclasses.replace(result, **_living(problem, solver, state, result.statistics))
+
+
+def _living(problem: Problem, solver: TrustRegion, state: State, statistics: inference.Statistics) -> dict[str, Any]:
+    """Return what of a result lives in the process of the fit."""
+    assert state.point is not None
+    theta, cost = final(state, solver.lower, solver.upper)
+    return {
+        "shipped": problem.shipped,
+        "columns": dataclasses.replace(problem.columns, origins=problem.source.info.origins),
+        "factor": state.point.factor,
+        "profiler": Profiler(
             problem=dataclasses.replace(problem, groups=()),
             solver=dataclasses.replace(solver, ftol=None, xtol=None, gtol=None),
-            theta=final(state, parameters.lower, parameters.upper)[0],
+            theta=theta,
             cost=cost,
-            factor=factor,
+            factor=state.point.factor.without(lost(state, solver.absolute_sigma)),
             s2=1.0 if solver.absolute_sigma else statistics.redchi,
             dof=statistics.dof,
         ),
-    )
+    }
 
 
 def _measured(problem: Problem, state: State, seconds: list[float], total: float) -> Plan:

@@ -45,6 +45,10 @@ class Progress:
             shown = [f"{n} {v:.4g} ± {e:.1g}" for n, v, e in zip(names, *values(), strict=True)]
             self._bar.set_postfix_str(", ".join(shown[:_SHOWN] + ["…"] * (len(shown) > _SHOWN)), refresh=False)
 
+    def count(self, partitions: int) -> None:
+        """Count partitions that were finished before."""
+        self._bar.update(partitions)
+
     def answer(self, answer: Any) -> None:
         """Count the partitions of a group."""
         self._bar.update(len(answer.marks))

@@ -10,6 +10,7 @@ from which the pass starts keeps the estimate from straying; it is not counted i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,16 +25,18 @@ from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._numerics.reduction import fold
+from dask_nlsq._numerics.request import Request
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
 from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._plan import BATCHES, WINDOW, OptimizationGoal, schedule
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
+from dask_nlsq._run import Passing, Run
 from dask_nlsq._sample import Sample
 from dask_nlsq._sweep import Failure, Group
 from dask_nlsq._sweep.task import Answer, reduce_group
-from dask_nlsq._typing import Vector
+from dask_nlsq._typing import Matrix, Vector
 
 _FEWEST = 4
 """Batches before which no precision is believed."""
@@ -78,6 +81,8 @@ def one_pass(
     ordered: bool = True,
     enough: Callable[[Pass], bool] = lambda _: False,
     on_answer: Callable[[Answer], None] = lambda _: None,
+    begun: Passing | None = None,
+    run: Run | None = None,
 ) -> Pass:
     """Pass over the partitions in batches, from a start that was found on a sample of their rows.
 
@@ -89,43 +94,88 @@ def one_pass(
         Fold batches in the order in which they were sent, or else as they come.
     enough : callable
         Called after each batch; True ends the pass.
+    begun : Passing, optional
+        Where the pass stood when it was written down.
+    run : Run, optional
+        Told after each batch what there is to be written down.
     """
-    theta, whitening, sample = start
-    own = solver.init(theta, whitening)
-    s = None if whitening is None else whitening.s
-    ahead = solver.step(own, kernel.reduce_block(problem.objective, sample, theta, s))
-    batches = enumerate(schedule(len(problem.source.partitions), seed))
-    total, found = min(len(problem.source.partitions), BATCHES), Pass(own, 0.0, 0, 0.0, 0.0)
+    run = run or Run()
+    partitions = problem.source.partitions
+    total = min(len(partitions), BATCHES)
+    if begun is None:
+        theta, whitening, sample = start
+        own = solver.init(theta, whitening)
+        s = None if whitening is None else whitening.s
+        ahead = solver.step(own, kernel.reduce_block(problem.objective, sample, theta, s))
+        found, sent = Pass(own, 0.0, 0, 0.0, 0.0), []
+    else:
+        own, ahead = begun.own, begun.ahead
+        found = Pass(own, own.batches / total, begun.staleness, solver.strayed(own), begun.expected)
+        labels = zip(begun.numbers.tolist(), begun.stood.tolist(), begun.thetas, begun.uncertainties, strict=True)
+        sent = [_Sent(*label) for label in labels]
+    batches = enumerate(schedule(len(partitions), seed))
+    under_way = {label.number: label for label in sent}
     with problem.executor.opened(ordered) as window:
+
+        def send(label: _Sent, places: tuple[int, ...]) -> None:
+            group = Group(places[0], tuple(partitions[i] for i in places), ahead=problem.plan.ahead, numbers=places)
+            request = Request(label.theta, own.whitening, first=label.number == 0)
+            under_way[label.number] = label
+            window.send(label, reduce_group, group, problem.shipped, (request,))
+
+        for number, places in itertools.islice(batches, own.batches + len(sent)):
+            if number in under_way:
+                send(under_way[number], places)
         while found.own.batches < total:
             for number, places in itertools.islice(batches, WINDOW - len(window)):
-                group = Group(
-                    places[0],
-                    tuple(problem.source.partitions[i] for i in places),
-                    ahead=problem.plan.ahead,
-                    numbers=places,
-                )
-                request = dataclasses.replace(solver.request(ahead), first=number == 0)
-                label = (request.theta, found.own.batches, solver.uncertainty(ahead))
-                window.send(label, reduce_group, group, problem.shipped, (request,))
-            (theta, stood, uncertainty), answer = window.receive()
+                send(_Sent(number, found.own.batches, ahead.theta, solver.uncertainty(ahead)), places)
+            label, answer = window.receive()
             if isinstance(answer, Failure):
-                raise answer.error(theta)
+                raise answer.error(label.theta)
             problem.ledger.check(answer.numbers, answer.marks)
+            del under_way[label.number]
             reduction = fold(answer.parts[0])
-            ahead = solver.step(ahead, reduction, theta)
-            own = solver.step(found.own, reduction, theta)
+            ahead = solver.step(ahead, reduction, label.theta)
+            own = solver.step(found.own, reduction, label.theta)
             found = Pass(
                 own,
                 own.batches / total,
-                max(found.staleness, own.batches - 1 - stood),
+                max(found.staleness, own.batches - 1 - label.stood),
                 solver.strayed(own),
-                found.expected + float(np.sum(reduction.gram[:-1, :-1] * uncertainty)),
+                found.expected + float(np.sum(reduction.gram[:-1, :-1] * label.uncertainty)),
             )
             on_answer(answer)
             if own.skipped or enough(found):
                 break
+            run.tick(functools.partial(_passing, found, ahead, tuple(under_way.values())))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sent:
+    """A batch under way: its number, the updates that its estimate knew, the estimate, and how uncertain that was."""
+
+    number: int
+    stood: int
+    theta: Vector
+    uncertainty: Matrix
+
+
+def _passing(found: Pass, ahead: StreamState, sent: tuple[_Sent, ...]) -> dict[str, Any]:
+    """Return what there is to be written down of a pass."""
+    p = len(ahead.theta)
+    return {
+        "passing": Passing(
+            found.own,
+            ahead,
+            found.staleness,
+            found.expected,
+            np.array([label.number for label in sent], np.int64),
+            np.array([label.stood for label in sent], np.int64),
+            np.array([label.theta for label in sent], float).reshape(-1, p),
+            np.array([label.uncertainty for label in sent], float).reshape(-1, p, p),
+        )
+    }
 
 
 def precise(solver: Streaming, found: Pass, precision: Callable[[Vector, Vector], bool]) -> bool:
@@ -157,13 +207,14 @@ def at_estimate(solver: Streaming, state: StreamState) -> Any:
 def stream(
     problem: Problem,
     solver: TrustRegion,
-    near: State,
+    near: State | None,
     sample: Sample,
     bar: Progress,
     *,
     seed: int,
     ordered: bool = True,
     target: Callable[[Vector, Vector], bool] | None = None,
+    run: Run | None = None,
 ) -> tuple[State | None, list[float], tuple[str, ...]]:
     """Pass over the data in batches; return the state that certifies next, or the last one where nothing is left to do.
 
@@ -172,9 +223,13 @@ def stream(
     The sums of the pass are those of a sweep at the estimate of the sample, but linearised nearer to the end.
     """
     clock = time.perf_counter()
-    assert near.point is not None
     online = Streaming(solver.lower, solver.upper, solver.prior, solver.absolute_sigma)
-    origin, whitening = final(near, solver.lower, solver.upper)[0], near.point.factor.whitening()
+    begun = None if run is None or run.saved is None else run.saved.passing
+    if begun is not None:
+        origin, whitening = begun.own.origin, begun.own.whitening
+    else:
+        assert near is not None and near.point is not None
+        origin, whitening = final(near, solver.lower, solver.upper)[0], near.point.factor.whitening()
 
     def enough(found: Pass) -> bool:
         if found.own.sums is not None:
@@ -183,7 +238,17 @@ def stream(
 
     bar.begin("batches")
     start = (origin, whitening, sample.block)
-    found = one_pass(problem, online, start, seed=seed, ordered=ordered, enough=enough, on_answer=bar.answer)
+    found = one_pass(
+        problem,
+        online,
+        start,
+        seed=seed,
+        ordered=ordered,
+        enough=enough,
+        on_answer=bar.answer,
+        begun=begun,
+        run=run,
+    )
     own, seconds = found.own, [time.perf_counter() - clock]
     if own.skipped:
         note = f"The model was not finite on batch {own.batches} of a first pass, which was given up."

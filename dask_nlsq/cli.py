@@ -1,12 +1,14 @@
 """The command line: ``dask-nlsq``, and ``dask nlsq`` among Dask's own commands.
 
 Dask loads this module for each of its commands, so it imports no JAX; the commands that compute do. Exit status: 0 the
-fit converged, 1 an error, 2 the command line was not understood, 3 the fit did not converge.
+fit converged, 1 an error, 2 the command line was not understood, 3 the fit did not converge, 75 a signal interrupted a
+fit whose state is in a checkpoint: the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -32,6 +34,9 @@ T = TypeVar("T")
 
 NOT_CONVERGED = 3
 """Exit status of a fit that no test of convergence ended."""
+
+INTERRUPTED = 75
+"""Exit status of a fit that a signal has interrupted, and that can go on: EX_TEMPFAIL."""
 
 PACKAGES = ("dask-nlsq", "dask", "distributed", "jax", "jaxlib", "numpy", "scipy", "zarr", "pyarrow")
 """Whose versions `info` prints."""
@@ -176,7 +181,7 @@ ARGUMENTS = (
     click.option("--storage-options", callback=_mapping, metavar="JSON", help="Options of fsspec, for URLs."),
     click.option(
         "--tier",
-        type=click.Choice(["auto", "standard", "chunked", "streaming"]),
+        type=click.Choice(["auto", "standard", "chunked", "streaming", "streaming_checkpoint"]),
         help="Gather all rows in this process, leave them in partitions, or stream; by default rows and memory decide.",
     ),
     click.option(
@@ -224,6 +229,19 @@ def _arguments(command: Callable[..., None]) -> Callable[..., None]:
     metavar="FILE.json",
     help="Write the result as JSON.",
 )
+@click.option("--checkpoint", metavar="PATH|URL", help="Leave the state there on the way, and go on from it.")
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "yes", "no", "force"]),
+    default="auto",
+    show_default=True,
+    help="Go on where there is something; insist that there is; start anew; go on though the fit is another.",
+)
+@click.option(
+    "--checkpoint-interval", type=click.FloatRange(min=0), metavar="SECONDS", help="Between commits; by default 60."
+)
+@click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="SWEEPS", help="Between commits, besides.")
+@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Generations that are kept; by default 5.")
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar; by default on a terminal.")
 @click.pass_context
 def fit(
@@ -235,6 +253,7 @@ def fit(
     y: str | None,
     scheduler: str | None,
     output: Path | None,
+    resume: str,
     **options: Any,
 ) -> None:
     """Fit a model to DATA, a path or URL of Parquet or Zarr, and print the report.
@@ -243,12 +262,19 @@ def fit(
     name that `dask-nlsq models` lists, or a function module:function written with jax.numpy, in a module of the
     current directory or of an installed package.
 
-    Exit status: 0 the fit converged, 1 an error, 2 wrong usage, 3 the fit did not converge.
+    Exit status: 0 the fit converged, 1 an error, 2 wrong usage, 3 the fit did not converge, 75 it was interrupted by a
+    signal, and the same command goes on from its checkpoint.
     """
     with _plainly():
         function = load_model(model)
         with _client(scheduler) as client:
-            result = dask_nlsq.fit(function, x, y, data=data, client=client, **options)
+            try:
+                how = {"yes": True, "no": False}.get(resume, resume)
+                result = dask_nlsq.fit(function, x, y, data=data, client=client, resume=how, **options)
+            except KeyboardInterrupt:
+                if options["checkpoint"] is None:
+                    raise
+                context.exit(INTERRUPTED)
         click.echo(result.report())
         if output is not None:
             output.write_text(result.to_json() + "\n", encoding="utf-8")
@@ -300,6 +326,101 @@ def _client(address: str | None) -> Iterator[Any]:
 
     with Client(address) as client:
         yield client
+
+
+@main.group()
+def checkpoints() -> None:
+    """Look after the checkpoints of a fit."""
+
+
+WHERE = (
+    click.argument("where"),
+    click.option("--storage-options", callback=_mapping, metavar="JSON", help="Options of fsspec, for URLs."),
+)
+
+
+def _where(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the place of the checkpoints, opened."""
+
+    @functools.wraps(command)
+    def opened(where: str, storage_options: dict[str, Any] | None, **options: Any) -> None:
+        with _plainly():
+            command(dask_nlsq.Checkpoints(where, storage_options), **options)
+
+    for argument in reversed(WHERE):
+        opened = argument(opened)
+    return opened
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@checkpoints.command("list")
+@_where
+@as_json
+def list_checkpoints(found: dask_nlsq.Checkpoints, as_json: bool) -> None:
+    """List the generations at WHERE: when, sweeps, cost, status, bytes."""
+    table = found.list()
+    if as_json:
+        click.echo(table.reset_index().to_json(orient="records", indent=2))
+    else:
+        click.echo(table.to_string(na_rep="") if len(table) else f"There is no checkpoint at {found.place}.")
+
+
+@checkpoints.command()
+@_where
+@click.option("--generation", type=int, metavar="N", help="By default the newest.")
+@as_json
+def show(found: dask_nlsq.Checkpoints, generation: int | None, as_json: bool) -> None:
+    """Show what the record of a generation at WHERE says."""
+    one = found.describe(generation)
+    facts = {"generation": one.number, "created": one.created, "bytes": one.nbytes, **one.about}
+    facts |= {"fingerprint": dict(one.fingerprint), "versions": dict(one.versions)}
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for name, fact in facts.items():
+        pairs = fact.items() if isinstance(fact, dict) else ()
+        click.echo(f"{name}:" if pairs else f"{name}: {fact}")
+        for key, value in pairs:
+            click.echo(f"  {key}: {value}")
+
+
+@checkpoints.command()
+@_where
+@as_json
+@click.pass_context
+def verify(context: click.Context, found: dask_nlsq.Checkpoints, as_json: bool) -> None:
+    """Hash every file of every generation at WHERE; the exit status is 1 where something is wrong."""
+    numbers, faults = found.numbers(), found.verify()
+    if as_json:
+        click.echo(json.dumps({"generations": numbers, "faults": faults}, indent=2))
+    else:
+        for number in numbers:
+            click.echo(f"{number}: {faults.get(number, 'verified')}")
+        if not numbers:
+            click.echo(f"There is no checkpoint at {found.place}.")
+    if faults or not numbers:
+        context.exit(1)
+
+
+@checkpoints.command()
+@_where
+@click.option("--keep", type=click.IntRange(min=2), default=2, show_default=True, metavar="N")
+def prune(found: dask_nlsq.Checkpoints, keep: int) -> None:
+    """Remove all generations at WHERE but the newest; a fit must not be writing there."""
+    removed = found.prune(keep)
+    click.echo(f"Removed {len(removed)} generations; {len(found.numbers())} are left.")
+
+
+@checkpoints.command()
+@_where
+@click.argument("target")
+@click.option("--generation", type=int, metavar="N", help="By default the newest that verifies.")
+def export(found: dask_nlsq.Checkpoints, target: str, generation: int | None) -> None:
+    """Copy a generation at WHERE to TARGET, a path or URL."""
+    found.export(target, generation)
+    click.echo(f"Copied to {target}.")
 
 
 @main.command()

@@ -13,8 +13,8 @@ LEVELS = [
     "_errors _peak _typing",
     "_numerics _models",
     "_sources _sweep _checkpoint _plan",
-    "_fit _autotune _curve_fit _descent _facts _streaming _result _outcome _problem _profile _lockstep _progress "
-    "_sample _second_look _stream _minimise",
+    "_fit _autotune _curve_fit _descent _facts _fingerprint _interrupt _streaming _result _outcome _problem "
+    "_profile _lockstep _progress _run _sample _second_look _stream _minimise",
     "_accessor _config cluster models sklearn",
     "__init__",
     "cli",  # comes in by the front door, as a user does: the package does not import it

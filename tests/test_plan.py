@@ -212,6 +212,8 @@ DECISIONS = [
     ({"here": GB, "limit": GB, "squares": False}, {}, ("CHUNKED", "none", 4, 2.32)),
     ({"here": 350 * MB, "limit": GB}, {}, ("STREAMING", "none", 3, 2.32)),
     ({}, {"cache": "none"}, ("STREAMING", "none", 4, 2.32)),
+    ({"rows": 5e9}, {"checkpoint": "run"}, ("STREAMING_CHECKPOINT", "none", 4, 2.32)),
+    ({"rows": 5e9}, {}, ("STREAMING", "none", 4, 2.32)),
     ({}, {"goal": "memory_efficient"}, ("STREAMING", "none", 4, 2.32)),
     ({"rows": None, "partition_rows": None}, {}, ("CHUNKED", "none", 4, 2.32)),
     ({"shared": True}, {}, ("CHUNKED", "persist", 4, 1)),
@@ -244,7 +246,7 @@ def test_seconds_change_no_decision():
 
 
 REFUSED = [
-    ({"tier": "streaming_checkpoint"}, {}, NlsqError, 'tier="chunked" gives the same'),
+    ({"tier": "streaming_checkpoint"}, {}, NlsqError, "needs checkpoint="),
     ({"tier": "streaming"}, {"shared": True}, NlsqError, "share work"),
     ({"tier": "chunked", "precision": 0.1}, {}, NlsqError, "Leave tier out"),
     ({"goal": "global"}, {}, NlsqError, "not there yet"),

@@ -90,9 +90,8 @@ def plot_memory(n_params: int = 5, *, n_columns: int = 2, threads: int = 1, ax: 
     ax = _axes(ax, (9, 5.5))
     rows = np.unique(np.logspace(3, 9, 61).astype(int))
     for tier in WorkflowTier:
-        if tier.built:
-            growth = [estimate_memory(int(n), n_params, tier, n_columns=n_columns, threads=threads) / 1e9 for n in rows]
-            ax.loglog(rows, growth, label=tier.name, linewidth=2)
+        growth = [estimate_memory(int(n), n_params, tier, n_columns=n_columns, threads=threads) / 1e9 for n in rows]
+        ax.loglog(rows, growth, label=tier.name, linewidth=2)
     for memory in list(MemoryTier)[1:]:
         ax.axhline(memory.value, color="0.6", linestyle="--", linewidth=0.8)
         ax.text(rows[-1], memory.value, f"{memory.value} GB ", va="bottom", ha="right", fontsize=8, color="0.4")

@@ -218,7 +218,7 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
     gathered = facts.cluster and tier is WorkflowTier.STANDARD  # here, and not on the workers
     kept = (facts.nbytes or 0.0) / facts.processes if cache == "persist" and _reads_anything(facts) else 0.0
     try:
-        task, ahead, at_a_time = _tasks(facts, 0.0 if gathered else kept, goal, reasons, tier is WorkflowTier.STREAMING)
+        task, ahead, at_a_time = _tasks(facts, 0.0 if gathered else kept, goal, reasons, tier.streams)
     except PlanError:
         asked = config.cache == "persist" or (tier is WorkflowTier.STANDARD and reasons["tier"] == _ASKED)
         if not kept or facts.shared or asked:
@@ -234,7 +234,7 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
     if gathered:
         growth = int((facts.nbytes or 0.0) + task.slab + task.tile + task.scratch)
     sweeps, reads = _reads(facts, cache, reasons)
-    if tier is WorkflowTier.STREAMING:
+    if tier.streams:
         sweeps = 1 if goal is OptimizationGoal.FAST else 2
         reads = round(sweeps + min(1.0, 16 / max(facts.partitions, 1)), 3)
         reasons["reads"] = "a sample, one pass in batches" + (", one sweep that certifies" if sweeps == 2 else "")
@@ -306,15 +306,15 @@ def _tier(
     saves = f", goal {goal}" if goal is OptimizationGoal.MEMORY_EFFICIENT else ""
     reasons["tier"] = f"{facts.rows:,.0f} rows, {memory} memory ({memory.description}){saves}"
     if config.precision is not None:
-        reasons["tier"] += "; STREAMING, for a precision was asked for"
-        return WorkflowTier.STREAMING, tier
-    why_not = None
-    streaming = WorkflowTier.STREAMING
-    if tier in (streaming, WorkflowTier.STREAMING_CHECKPOINT) and (why_not := _why_not_stream(facts, config, goal)):
-        pass
-    elif not tier.built:
-        reasons["tier"] += f"; {tier} is not there yet, and STREAMING does the same but for its commits"
+        streaming = WorkflowTier.STREAMING if config.checkpoint is None else WorkflowTier.STREAMING_CHECKPOINT
+        reasons["tier"] += f"; {streaming}, for a precision was asked for"
         return streaming, tier
+    why_not = None
+    if tier.streams and (why_not := _why_not_stream(facts, config, goal)):
+        pass
+    elif tier is WorkflowTier.STREAMING_CHECKPOINT and config.checkpoint is None:
+        reasons["tier"] += f"; without checkpoint=, {tier} runs as STREAMING"
+        return WorkflowTier.STREAMING, tier
     elif tier is WorkflowTier.STANDARD and config.cache == "none":
         why_not = 'keeps all rows, and cache="none" keeps none'
     elif tier is WorkflowTier.STANDARD and needed > room:
@@ -345,13 +345,13 @@ def _fits(facts: Facts) -> tuple[bool, int]:
 
 def _check_asked(facts: Facts, config: WorkflowConfig, tier: WorkflowTier, needed: int | None, room: int) -> None:
     """Refuse a tier that was asked for and cannot be had."""
-    if not tier.built:
-        raise NlsqError(f'tier="{tier.value}" is not there yet; tier="chunked" gives the same answer.')
-    if tier is WorkflowTier.STREAMING and facts.shared:
+    if tier is WorkflowTier.STREAMING_CHECKPOINT and config.checkpoint is None:
+        raise NlsqError('tier="streaming_checkpoint" needs checkpoint=; tier="streaming" does the same without one.')
+    if tier.streams and facts.shared:
         raise NlsqError(_SHARED)
-    if tier is WorkflowTier.STREAMING and config.cache == "persist" and _reads_anything(facts):
+    if tier.streams and config.cache == "persist" and _reads_anything(facts):
         raise NlsqError('tier="streaming" keeps nothing, and cache="persist" keeps all rows; say one of them.')
-    if config.precision is not None and tier is not WorkflowTier.STREAMING:
+    if config.precision is not None and not tier.streams:
         raise NlsqError(f'precision= stops a fit that streams; tier="{tier.value}" does not. Leave tier out.')
     if tier is WorkflowTier.STANDARD and needed is not None and needed > room:
         raise PlanError(
@@ -368,8 +368,8 @@ def _cache(
     if tier is WorkflowTier.STANDARD:
         reasons["cache"] = "STANDARD keeps all rows in this process"
         return "persist"
-    if tier is WorkflowTier.STREAMING:
-        reasons["cache"] = "STREAMING keeps a few batches"
+    if tier.streams:
+        reasons["cache"] = f"{tier} keeps a few batches"
         return "persist" if not _reads_anything(facts) else "none"
     if facts.shared:
         reasons["cache"] = "partitions share work, and are computed once"

@@ -26,7 +26,7 @@ class WorkflowTier(_Named):
 
     ``STANDARD`` gathers all rows in this process once. ``CHUNKED`` leaves them in partitions, on disk or on workers,
     and passes over them. ``STREAMING`` takes mini-batches in random order while the estimate moves, and then certifies
-    it. ``STREAMING_CHECKPOINT`` commits its state on the way; it is not there yet.
+    it. ``STREAMING_CHECKPOINT`` is the same with a checkpoint, in which it leaves its state on the way.
 
     Examples
     --------
@@ -46,9 +46,9 @@ class WorkflowTier(_Named):
         return {"standard": "all rows", "chunked": "a few partitions"}.get(self.value, "a few batches")
 
     @property
-    def built(self) -> bool:
-        """Whether this version can run it."""
-        return self is not WorkflowTier.STREAMING_CHECKPOINT
+    def streams(self) -> bool:
+        """Whether it takes mini-batches."""
+        return self in (WorkflowTier.STREAMING, WorkflowTier.STREAMING_CHECKPOINT)
 
 
 class OptimizationGoal(_Named):

@@ -70,7 +70,8 @@ def html(plan: Plan) -> str:
 def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
     facts = plan.facts
     other = "" if plan.wanted is plan.tier else f"; the table says {plan.wanted}"
-    other += "" if plan.wanted.built else ", which is not there yet"
+    alone = plan.wanted is WorkflowTier.STREAMING_CHECKPOINT and plan.tier is WorkflowTier.STREAMING
+    other += ", which needs checkpoint=" if alone else ""
     yield "tier", f"{plan.tier}, {plan.tier.memory} in memory at a time{other}"
     yield "goal", str(plan.goal)
     where = f"{facts.processes} worker{'s' * (facts.processes != 1)}" if facts.cluster else "this process"

@@ -39,6 +39,14 @@ class WorkflowConfig:
         Seconds after which no further sweep is begun.
     precision : float or mapping, optional
         Standard errors, relative or by name, at which a streaming fit stops reading.
+    checkpoint : str, path or Zarr store, optional
+        Where a fit leaves its state on the way.
+    checkpoint_interval, checkpoint_every : float, int, optional
+        Seconds, and sweeps, between two commits.
+    keep : int, optional
+        Generations that are kept.
+    compression : {"gzip"}, optional
+        Of the arrays in a checkpoint.
 
     Examples
     --------
@@ -58,6 +66,11 @@ class WorkflowConfig:
     max_nfev: int | None = None
     time_limit: float | None = None
     precision: Any = None
+    checkpoint: Any = None
+    checkpoint_interval: float | None = None
+    checkpoint_every: int | None = None
+    keep: int | None = None
+    compression: str | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("tier", WorkflowTier), ("goal", OptimizationGoal)):
@@ -70,6 +83,11 @@ class WorkflowConfig:
             one_of("cache", self.cache, "auto", "persist", "none")
         if self.max_nfev is not None and self.max_nfev < 1:
             raise NlsqError(f"max_nfev is {self.max_nfev}; at least one sweep is needed.")
+        for name, least in (("checkpoint_interval", 0), ("checkpoint_every", 1), ("keep", 1)):
+            if (given := getattr(self, name)) is not None and not given >= least:
+                raise NlsqError(f"{name} is {given}; {least} is the least.")
+        if self.compression is not None:
+            one_of("compression", self.compression, "gzip")
         if self.memory_limit is not None:
             try:
                 parse_bytes(self.memory_limit)

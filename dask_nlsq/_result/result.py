@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from dask_nlsq._errors import NlsqError, one_of
+from dask_nlsq._checkpoint import Checkpoints, pack, unpack
+from dask_nlsq._errors import CheckpointError, NlsqError, one_of
 from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.inference import Statistics
 from dask_nlsq._numerics.status import Status
@@ -59,6 +61,8 @@ class FitResult:
         What was decided for the user and is worth knowing.
     plan : Plan
         What was going to be done, and why; ``plan.report()`` sets what was predicted beside what was measured.
+    checkpoint_errors : tuple of str
+        Commits to the checkpoint that failed, and why.
 
     Examples
     --------
@@ -85,6 +89,7 @@ class FitResult:
     provenance: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     plan: Plan | None = None
+    checkpoint_errors: tuple[str, ...] = ()
     # What is needed to evaluate the model again.
     shipped: Shipped | None = None
     columns: Columns | None = None
@@ -329,6 +334,7 @@ class FitResult:
             "history": self.history.to_dict(orient="list"),
             "provenance": dict(self.provenance),
             "notes": list(self.notes),
+            "checkpoint_errors": list(self.checkpoint_errors),
             "plan": None if self.plan is None else self.plan.to_dict(),
         }
 
@@ -349,8 +355,45 @@ class FitResult:
             history=history_frame(values["history"]),
             provenance=values["provenance"],
             notes=tuple(values["notes"]),
+            checkpoint_errors=tuple(values.get("checkpoint_errors", ())),
             plan=None if values.get("plan") is None else Plan.from_dict(values["plan"]),
         )
+
+    def save(
+        self, where: Any, *, storage_options: dict[str, Any] | None = None, compression: str | None = None
+    ) -> None:
+        """Write the result, without the model, as one generation of a checkpoint; see `dask_nlsq.Checkpoints`.
+
+        Parameters
+        ----------
+        where : str, path or zarr.abc.store.Store
+            A folder, an fsspec URL, or a Zarr store.
+        """
+        text = np.frombuffer(json.dumps(self.to_dict()).encode(), np.uint8).copy()
+        about = {"sweeps": self.nsweeps, "cost": self.cost, "status": self.status.name, "finished": True}
+        Checkpoints(where, storage_options).commit(pack(_Written(text), compression), about, {})
+
+    @classmethod
+    def load(cls, where: Any, *, storage_options: dict[str, Any] | None = None) -> FitResult:
+        """Read a result that `save` or a fit with a checkpoint wrote; it has no model, and cannot predict.
+
+        Raises
+        ------
+        CheckpointError
+            There is none, or the fit has not ended, or what is there does not verify.
+        """
+        checkpoints = Checkpoints(where, storage_options)
+        found = checkpoints.newest()
+        if found is None:
+            raise CheckpointError(f"There is no checkpoint at {checkpoints.place}.")
+        generation, keys = found
+        text = unpack(_Written, keys).result
+        if text is None:
+            raise CheckpointError(
+                f"The fit at {checkpoints.place} has not ended: generation {generation.number} is on its way. Call fit "
+                "with the same checkpoint to go on."
+            )
+        return cls.from_dict(json.loads(text.tobytes()))
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON text; infinities are written as ``Infinity``, as Python's json does."""
@@ -365,6 +408,13 @@ class FitResult:
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.6g}" for name, value in self.params.items())
         return f"<FitResult {self.status.name} {values}>"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """A result as JSON; a checkpoint holds more beside it."""
+
+    result: npt.NDArray[np.uint8] | None = None
 
 
 def history_frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:

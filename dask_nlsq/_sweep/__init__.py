@@ -3,6 +3,7 @@
 from dask_nlsq._sweep.executors import Cluster, Executor, Serial, Threads
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.group import Group, group
+from dask_nlsq._sweep.partial import Finished, Partial
 from dask_nlsq._sweep.shipped import Shipped, ship
 from dask_nlsq._sweep.sweep import Ledger, sweep, sweep_each
 
@@ -10,8 +11,10 @@ __all__ = [
     "Cluster",
     "Executor",
     "Failure",
+    "Finished",
     "Group",
     "Ledger",
+    "Partial",
     "Serial",
     "Shipped",
     "Threads",

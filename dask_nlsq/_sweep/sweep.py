@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from dask_nlsq._errors import DataError
-from dask_nlsq._numerics.reduction import Reduction, fold
+from dask_nlsq._errors import CheckpointMismatch, DataError
+from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request
 from dask_nlsq._sweep.executors import Executor
 from dask_nlsq._sweep.failure import Failure
+from dask_nlsq._sweep.partial import Partial
 from dask_nlsq._sweep.shipped import Shipped
 from dask_nlsq._sweep.task import Answer, Marks, reduce_group
 
@@ -21,10 +21,19 @@ _UNSEEN = np.uint64(2**64 - 1)
 
 
 class Ledger:
-    """Remembers what each partition held in the first sweep, so that data that change are noticed."""
+    """Remembers what each partition held in the first sweep, so that data that change are noticed.
 
-    def __init__(self) -> None:
-        self._seen: Marks = np.empty((0, 0), np.uint64)
+    One that goes on from a checkpoint remembers what they held before that.
+    """
+
+    def __init__(self, marks: Marks | None = None) -> None:
+        self._resumed = marks is not None
+        self._seen: Marks = np.empty((0, 0), np.uint64) if marks is None else marks
+
+    @property
+    def marks(self) -> Marks:
+        """What was seen, (partitions, 2 + columns)."""
+        return self._seen
 
     def check(self, numbers: Sequence[int], marks: Marks) -> None:
         """Refuse partitions of these numbers whose rows are not those of the first sweep."""
@@ -39,6 +48,12 @@ class Ledger:
         for i in np.flatnonzero((before != marks).any(axis=1)).tolist():
             rows, now = int(before[i, 0]), int(marks[i, 0])
             other = f"{now} rows" if now != rows else "other values"
+            if self._resumed:
+                raise CheckpointMismatch(
+                    f"The partition gave {rows} rows when the checkpoint was written and {other} now: it is of other "
+                    "data. resume=False starts anew.",
+                    partition=int(places[i]),
+                )
             raise DataError(
                 f"The partition gave {rows} rows in the first sweep and {other} now. A fit reads its data "
                 "several times, so they must stay as they are: write them down first, or seed what is random, or hold "
@@ -54,21 +69,23 @@ def sweep_each(
     requests: Sequence[Request],
     ledger: Ledger | None = None,
     on_answer: Callable[[Answer], None] = lambda _: None,
+    partial: Partial | None = None,
 ) -> list[Reduction]:
     """Reduce every partition for each request, in one pass over the data.
 
     ``fold(reduce_partition(p, shipped, request) for p in partitions)`` is what each answer is, to the bit,
-    however the partitions are grouped and whatever executes them.
+    however the partitions are grouped and whatever executes them. What is in `partial` already is not swept again.
     """
     ledger = ledger or Ledger()
-    answers: list[Any] = [None] * len(groups)
-    for i, answer in executor.run(reduce_group, groups, shipped, tuple(requests)):
+    partial = partial or Partial(sum(len(g.partitions) for g in groups), len(requests))
+    left = [g for g in groups if not partial.covers(g.indices)]
+    for _, answer in executor.run(reduce_group, left, shipped, tuple(requests)) if left else ():
         if isinstance(answer, Failure):
             raise answer.error(requests[0].theta)
         ledger.check(answer.numbers, answer.marks)
-        answers[i] = answer
+        partial.add(answer)
         on_answer(answer)
-    return [fold(itertools.chain.from_iterable(a.parts[k] for a in answers)) for k in range(len(requests))]
+    return partial.roots()
 
 
 def sweep(executor: Executor, groups: Sequence[Any], shipped: Shipped, request: Request, **options: Any) -> Reduction:

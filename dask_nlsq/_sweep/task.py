@@ -29,6 +29,7 @@ class Answer:
     numbers: tuple[int, ...]  # of the partitions
     marks: Marks  # (partitions, 2 + columns)
     parts: tuple[tuple[Reduction, ...], ...]
+    level: int = 0  # of the tree
 
 
 def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) -> Answer | Failure:
@@ -43,7 +44,8 @@ def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) ->
             leaves += found
         marks += ([r.rows, r.dropped, *r.checksum.tolist()] for r in parts[0][-len(batch) :])
     level = fold_level if group.whole else tuple
-    return Answer(group.indices, np.array(marks, np.uint64), tuple(tuple(level(leaves)) for leaves in parts))
+    answers = tuple(tuple(level(leaves)) for leaves in parts)
+    return Answer(group.indices, np.array(marks, np.uint64), answers, int(group.whole))
 
 
 def reduce_partition(partition: Any, shipped: Shipped, request: Request) -> Reduction | Failure:

@@ -150,13 +150,24 @@ class TrustRegion:
             state = self._accept(state, reduction, gain)
         else:
             state = self._reject(state, state.point, reduction)
+        if state.nsweeps >= self.max_nfev:
+            return _better(dataclasses.replace(state, status=state.status or Status.MAX_NFEV), state.refuge)
+        return self._next(state)
+
+    def go_on(self, state: State) -> State:
+        """Return a state that a limit had stopped as if it had not, where the limit is farther now."""
+        stopped = state.status in (Status.TIME_LIMIT, Status.MAX_NFEV)
+        if not stopped or state.point is None or state.nsweeps >= self.max_nfev:
+            return state
+        return self._next(dataclasses.replace(state, status=None))
+
+    def _next(self, state: State) -> State:
+        """Propose what to sweep next, or end."""
         point = state.point
         assert point is not None
         doubtful = not point.factor.reliable and state.polish > 0
         near = state.history[-1].accepted and point.newton.length <= 1e-3 * self._unit(point.reduction)
-        if state.nsweeps >= self.max_nfev:
-            state = dataclasses.replace(state, status=state.status or Status.MAX_NFEV)
-        elif doubtful and (near or state.status is not None):
+        if doubtful and (near or state.status is not None):
             return self._settle(state, point)
         elif state.status is not None and state.refuge is None and _strayed(state):
             state = self._start_again(state)

@@ -1,0 +1,360 @@
+"""Checkpoints: generations of a fit's state, each committed by a record that is written last.
+
+::
+
+    run/
+      state.zarr/                      a Zarr group of groups
+        gen-00000012-9f3c0a71/         one whole generation, never overwritten
+      commits/00000012.json            its record: size and hash of every file, fingerprint, versions
+      lock.json                        who writes
+
+A generation counts once its record is there and everything in it hashes to what the record says. The newest that does
+is read; what is damaged is named and left alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dask_nlsq._checkpoint.place import Place, open_place
+from dask_nlsq._checkpoint.tree import GROUP, TOTAL_BYTES, Keys, check_group, check_key, parse
+from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, NlsqError, warn
+
+FORMAT = 1
+"""Of what is written; older ones are read for ever."""
+
+KEEP = 5
+"""Generations that are kept by default."""
+
+_RECORD_BYTES = 2**24
+_FILES = 100_000
+_ROOT = json.dumps(GROUP).encode()
+_COMMIT = re.compile(r"(\d{8})\.json")
+_GENERATION = re.compile(r"gen-(\d{8})-[0-9a-f]{8}")
+_HALF = re.compile(r"\.(\d{8}|lock)\.json\.[0-9a-f]{8}")
+_PACKAGES = ("dask-nlsq", "jax", "jaxlib", "numpy", "dask", "zarr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One committed generation: what its record says.
+
+    Attributes
+    ----------
+    number : int
+        Counted from 1.
+    created : str
+        When, in UTC.
+    about : mapping
+        What the fit said of itself: sweeps, cost, status, whether it is finished.
+    fingerprint : mapping
+        What must be the same for a fit to go on from here.
+    versions : mapping
+        Of Python and packages.
+    files : mapping
+        Size and SHA-256 of every file.
+    """
+
+    number: int
+    folder: str
+    created: str
+    about: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    files: Mapping[str, tuple[int, str]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(size for size, _ in self.files.values())
+
+
+class Checkpoints:
+    """The checkpoints that a fit left at a path, a URL or in a Zarr store.
+
+    Parameters
+    ----------
+    where : str, path or zarr.abc.store.Store
+        As given to ``fit(checkpoint=...)``.
+    storage_options : dict, optional
+        Passed to fsspec, for URLs.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, dask_nlsq
+    >>> run = tempfile.mkdtemp() + "/run"
+    >>> x = np.linspace(0, 1, 100)
+    >>> _ = dask_nlsq.fit("line", x, 1 + 2 * x, checkpoint=run)
+    >>> checkpoints = dask_nlsq.Checkpoints(run)
+    >>> bool(checkpoints.list()["finished"].iloc[-1]), checkpoints.verify()
+    (True, {})
+    """
+
+    def __init__(self, where: Any, storage_options: dict[str, Any] | None = None) -> None:
+        self.place: Place = open_place(where, storage_options)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the generations whose record is there."""
+        found = (_COMMIT.fullmatch(name) for name in self.place.names("commits"))
+        return [int(match[1]) for match in found if match]
+
+    def __iter__(self) -> Iterator[Generation]:
+        for number in self.numbers():
+            yield self.describe(number)
+
+    def describe(self, number: int | None = None) -> Generation:
+        """Return what the record of a generation says, by default of the newest.
+
+        Raises
+        ------
+        CheckpointCorrupt
+            The record does not hash to what it says, or is none.
+        CheckpointError
+            There is no such generation.
+        """
+        if number is None:
+            numbers = self.numbers()
+            if not numbers:
+                raise CheckpointError(f"There is no checkpoint at {self.place}.")
+            number = numbers[-1]
+        name = f"commits/{number:08d}.json"
+        data = self.place.read(name, _RECORD_BYTES)
+        if data is None:
+            raise CheckpointError(f"There is no generation {number} at {self.place}; there are {self.numbers()}.")
+        if len(data) > _RECORD_BYTES:
+            raise CheckpointCorrupt(f"{name} is too large.")
+        try:
+            record = json.loads(data)
+            text, digest = record["record"], record["sha256"]
+            whole = isinstance(text, str) and hashlib.sha256(text.encode()).hexdigest() == digest
+            said = json.loads(text) if whole else {}
+        except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+            raise CheckpointCorrupt(f"{name} is no record of a commit.") from error
+        if not whole or set(record) != {"record", "sha256"}:
+            raise CheckpointCorrupt(f"{name} does not hash to what it says.")
+        return _generation(said, number, name)
+
+    def read(self, generation: Generation) -> Keys:
+        """Return the files of a generation, each hashed, and none decoded.
+
+        Raises
+        ------
+        CheckpointCorrupt
+            A file is missing, changed or unknown, or is nothing that a checkpoint holds.
+        """
+        keys = {}
+        for key, (size, digest) in generation.files.items():
+            name = f"state.zarr/{generation.folder}/{key}"
+            data = self.place.read(name, size)
+            if data is None:
+                raise CheckpointCorrupt(f"{name} is missing.")
+            if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
+                raise CheckpointCorrupt(f"{name} is not what was written.")
+            keys[key] = data
+        check_group(keys)
+        return keys
+
+    def newest(self) -> tuple[Generation, Keys] | None:
+        """Return the newest generation that verifies, with a warning where it is not the last; None if there is none.
+
+        Raises
+        ------
+        CheckpointCorrupt
+            There are generations, and none of them verifies.
+        """
+        numbers, faults = self.numbers(), []
+        for number in reversed(numbers):
+            try:
+                generation = self.describe(number)
+                keys = self.read(generation)
+            except CheckpointCorrupt as error:
+                faults.append(f"generation {number}: {error}")
+                continue
+            torn = [n for n in self._torn() if n > number]
+            if torn and not faults:
+                faults.append(f"generation {max(torn)} was not committed")
+            if faults:
+                warn(f"The checkpoint {self.place} goes on from generation {number}. Not used: {'; '.join(faults)}.")
+            return generation, keys
+        if faults or any(number > 1 for number in self._torn()):
+            said = "; ".join(faults) or "the records of its commits are missing"
+            raise CheckpointCorrupt(
+                f"No generation of the checkpoint {self.place} can be used: {said}. resume=False starts anew."
+            )
+        if self._torn():
+            warn(f"The first generation of the checkpoint {self.place} was not committed; the fit starts anew.")
+        return None
+
+    def _torn(self) -> list[int]:
+        """Return the numbers of generations that have no record."""
+        found = [_GENERATION.fullmatch(name) for name in self.place.names("state.zarr")]
+        numbers = set(self.numbers())
+        return [int(match[1]) for match in found if match and int(match[1]) not in numbers]
+
+    def list(self) -> pd.DataFrame:
+        """Return a table of the generations: when, how many sweeps, cost, status, bytes; damaged records are named."""
+        rows = []
+        for number in self.numbers():
+            try:
+                found = self.describe(number)
+                row = {"created": found.created, **found.about, "bytes": found.nbytes, "fault": ""}
+            except CheckpointCorrupt as error:
+                row = {"fault": str(error)}
+            rows.append(row)
+        columns = ["created", "sweeps", "cost", "status", "finished", "bytes", "fault"]
+        table = pd.DataFrame(rows, index=pd.Index(self.numbers(), name="generation"))
+        return table.reindex(columns=columns + [c for c in table.columns if c not in columns])
+
+    def verify(self) -> dict[int, str]:
+        """Hash every file of every generation; return what is wrong with which."""
+        faults = {}
+        for number in self.numbers():
+            try:
+                self.read(self.describe(number))
+            except CheckpointCorrupt as error:
+                faults[number] = str(error)
+        return faults
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def commit(self, keys: Keys, about: Mapping[str, Any], fingerprint: Mapping[str, Any], keep: int = KEEP) -> int:
+        """Write a generation, and its record last; then remove those that are too many. Return its number.
+
+        Raises
+        ------
+        OSError
+            It could not be written; those before it are as they were.
+        """
+        number = max([*self.numbers(), *self._torn(), 0]) + 1
+        folder = f"gen-{number:08d}-{uuid.uuid4().hex[:8]}"
+        if self.place.read("state.zarr/zarr.json", len(_ROOT)) is None:
+            self.place.write({"state.zarr/zarr.json": _ROOT})
+        try:
+            self.place.write({f"state.zarr/{folder}/{key}": data for key, data in keys.items()})
+            record = {
+                "format": FORMAT,
+                "generation": number,
+                "folder": folder,
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "about": dict(about),
+                "fingerprint": dict(fingerprint),
+                "versions": versions(),
+                "files": {key: [len(data), hashlib.sha256(data).hexdigest()] for key, data in keys.items()},
+            }
+            text = json.dumps(record)
+            sealed = {"record": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+            self.place.create(f"commits/{number:08d}.json", json.dumps(sealed, indent=1).encode())
+        except OSError:
+            self._discard(f"state.zarr/{folder}")
+            raise
+        self.prune(keep)
+        return number
+
+    def _discard(self, name: str) -> None:
+        try:
+            self.place.remove(name)
+        except OSError:  # it has no record, and counts for nothing
+            return
+
+    def prune(self, keep: int = KEEP) -> tuple[int, ...]:
+        """Remove all generations but the newest so many, at least two, and what was never committed.
+
+        Returns
+        -------
+        tuple of int
+            The numbers of the generations that were removed.
+        """
+        numbers = self.numbers()
+        old = numbers[: max(0, len(numbers) - max(keep, 2))]
+        for number in old:
+            self.place.remove(f"commits/{number:08d}.json")
+        kept = set(numbers) - set(old)
+        for name in self.place.names("state.zarr"):
+            match = _GENERATION.fullmatch(name)
+            if match and int(match[1]) not in kept:
+                self.place.remove(f"state.zarr/{name}")
+        for folder in ("", "commits/"):
+            for name in self.place.names(folder.rstrip("/")):
+                if _HALF.fullmatch(name):
+                    self.place.remove(folder + name)
+        return tuple(old)
+
+    def export(self, where: Any, number: int | None = None, storage_options: dict[str, Any] | None = None) -> None:
+        """Copy a generation that verifies, by default the newest, to another place, where it is the first one.
+
+        Raises
+        ------
+        CheckpointError
+            Something is there already.
+        """
+        target = Checkpoints(where, storage_options)
+        if target.numbers():
+            raise CheckpointError(f"There are checkpoints at {target.place} already.")
+        if number is None:
+            found = self.newest()
+            if found is None:
+                raise CheckpointError(f"There is no checkpoint at {self.place}.")
+            generation, keys = found
+        else:
+            generation = self.describe(number)
+            keys = self.read(generation)
+        target.commit(keys, generation.about, generation.fingerprint)
+
+
+def versions() -> dict[str, str]:
+    """Return what the bits of a fit depend on, beside what it was asked."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "machine": machine(), **found}
+
+
+def machine() -> str:
+    """Return the instruction set of this machine, as far as it decides about bits."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return platform.machine()
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    wide = {"avx512f", "avx2", "fma", "avx", "sse4_2", "asimd", "sve"} & set(flags[1].split() if flags else ())
+    return " ".join([platform.machine(), *sorted(wide)])
+
+
+def _generation(said: Any, number: int, name: str) -> Generation:
+    """Return what a record says, or refuse what no record would say."""
+    try:
+        if said["format"] > FORMAT:
+            raise CheckpointError(f"{name} is of format {said['format']}; this version reads up to {FORMAT}.")
+        folder, files = said["folder"], said["files"]
+        match = _GENERATION.fullmatch(folder)
+        if not match or int(match[1]) != number or said["generation"] != number:
+            raise CheckpointCorrupt(f"{name} is of another generation.")
+        sizes = {key: (size, digest) for key, (size, digest) in files.items()}
+        sane = all(type(s) is int and s >= 0 and isinstance(d, str) for s, d in sizes.values())
+        if not sane or len(sizes) > _FILES or sum(s for s, _ in sizes.values()) > TOTAL_BYTES:
+            raise CheckpointCorrupt(f"{name} lists more than a checkpoint holds.")
+        for key in sizes:
+            check_key(key)
+        about, fingerprint, made_by = said["about"], said["fingerprint"], said["versions"]
+        if not all(isinstance(part, dict) for part in (about, fingerprint, made_by)):
+            raise CheckpointCorrupt(f"{name} is no record of a commit.")
+        return Generation(number, folder, str(said["created"]), about, fingerprint, made_by, sizes)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, NlsqError):
+            raise
+        raise CheckpointCorrupt(f"{name} is no record of a commit.") from error
+
+
+__all__ = ["FORMAT", "KEEP", "Checkpoints", "Generation", "parse", "versions"]

@@ -1,0 +1,327 @@
+"""Tree: plain dataclasses as the keys of a Zarr group, and back to the bit.
+
+A dataclass is a group. Its arrays are arrays, each in one chunk; its numbers, texts and flags are attributes; its
+dataclasses are groups again. A tuple of dataclasses is a table: a group with one array a field, a row each. What is
+None is an attribute ``null``. JSON holds floats to the last bit, and those that are not finite by name.
+
+Nothing is pickled, and what is read is looked at by `check_group` before Zarr decodes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+import re
+import types
+import typing
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import zarr
+from zarr.buffer.cpu import Buffer
+from zarr.codecs import GzipCodec
+from zarr.storage import MemoryStore
+
+from dask_nlsq._errors import CheckpointCorrupt, NlsqError
+
+T = TypeVar("T")
+
+Keys = dict[str, bytes]
+"""Names below a Zarr group, and what they hold."""
+
+METADATA_BYTES = 1_000_000
+"""Most that one ``zarr.json`` may hold."""
+
+TOTAL_BYTES = 2**31
+"""Most that a generation may hold, decoded."""
+
+_DTYPES = {"bool": 1, "uint8": 1, "float32": 4, "float64": 8, "int64": 8, "uint64": 8}
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+_LENGTH = "table rows"
+"""The attribute that says how many rows a table has; no field can have that name."""
+
+_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+"""The metadata of a group without attributes."""
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def pack(value: Any, compression: str | None = None) -> Keys:
+    """Return a dataclass as the keys of a Zarr group."""
+    if compression not in (None, "gzip"):
+        raise NlsqError(f'compression is {compression!r}; None or "gzip" is needed.')
+    held: dict[str, Any] = {}
+    codecs = None if compression is None else [GzipCodec(level=5)]
+    _write(MemoryStore(held), "", value, codecs)
+    return {key: buffer.to_bytes() for key, buffer in held.items()}
+
+
+def _write(store: MemoryStore, path: str, value: Any, codecs: Any) -> None:
+    members = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    _put(store, path, members, codecs)
+
+
+def _put(store: MemoryStore, path: str, members: Mapping[str, Any], codecs: Any, table: bool = False) -> None:
+    """Write the members of one group."""
+    arrays = {name: member for name, member in members.items() if isinstance(member, np.ndarray)}
+    groups = {name: member for name, member in members.items() if _is_group(member)}
+    rest = {name: _plain(member) for name, member in members.items() if name not in arrays and name not in groups}
+    group = zarr.create_group(store, path=path, attributes=rest)
+    for name, array in arrays.items():
+        order: dict[str, Any] = {"order": "F"} if array.flags.f_contiguous and not array.flags.c_contiguous else {}
+        first = ("row",) if table else (f"{name}_0",)
+        group.create_array(
+            name,
+            data=np.ascontiguousarray(array).reshape(array.shape),
+            chunks=tuple(max(n, 1) for n in array.shape),
+            compressors=codecs,
+            attributes=order,
+            config={"write_empty_chunks": True},  # zeros are values too, and some have a sign
+            dimension_names=(first + tuple(f"{name}_{i}" for i in range(1, array.ndim)))[: array.ndim],
+        )
+    for name, member in groups.items():
+        below = f"{path}/{name}" if path else name
+        if isinstance(member, tuple):
+            _put(store, below, _columns(member), codecs, table=True)
+        else:
+            _write(store, below, member, codecs)
+
+
+def _is_group(member: Any) -> bool:
+    return dataclasses.is_dataclass(member) or (
+        isinstance(member, tuple) and bool(member) and dataclasses.is_dataclass(member[0])
+    )
+
+
+def _columns(rows: Sequence[Any]) -> dict[str, Any]:
+    """Return a tuple of dataclasses of one kind field by field."""
+    found: dict[str, Any] = {_LENGTH: len(rows)}
+    for field in dataclasses.fields(rows[0]):
+        values = [getattr(row, field.name) for row in rows]
+        if isinstance(values[0], (np.ndarray, float, int, bool, np.generic)):
+            found[field.name] = np.stack([np.asarray(v) for v in values])
+        elif all(v is None for v in values):
+            found[field.name] = None
+        else:
+            found[field.name] = [_plain(v) for v in values]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold."""
+    if isinstance(value, np.generic):
+        return {str(value.dtype): _plain(value.item())}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{type(value).__name__} is no part of a state")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def unpack(kind: type[T], keys: Mapping[str, bytes]) -> T:
+    """Return the dataclass that `pack` wrote.
+
+    Raises
+    ------
+    CheckpointCorrupt
+        The keys are no such dataclass; nothing is decoded before that is known of their metadata.
+    """
+    check_group(keys)
+    store = MemoryStore({key: Buffer.from_bytes(data) for key, data in keys.items()})
+    try:
+        found: T = _read(kind, zarr.open_group(store, mode="r"))
+    except Exception as error:
+        raise CheckpointCorrupt(f"The state cannot be read: {type(error).__name__}: {error}") from error
+    return found
+
+
+def _read(kind: Any, group: zarr.Group) -> Any:
+    hints = typing.get_type_hints(kind)
+    attributes, members = dict(group.attrs), dict(group.members())
+    values = {}
+    for field in dataclasses.fields(kind):
+        if field.name in members:
+            values[field.name] = _member(hints[field.name], members[field.name])
+        elif field.name in attributes:
+            values[field.name] = _value(hints[field.name], attributes[field.name])
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise KeyError(field.name)
+    return kind(**values)
+
+
+def _member(hint: Any, member: Any) -> Any:
+    hint = _bare(hint)
+    if isinstance(member, zarr.Array):
+        return _array(member)
+    if typing.get_origin(hint) is tuple:
+        return _rows(typing.get_args(hint)[0], member)
+    return _read(hint, member)
+
+
+def _array(member: Any) -> Any:
+    array = np.asarray(member[...])
+    return np.asfortranarray(array) if member.attrs.get("order") == "F" else array
+
+
+def _rows(kind: Any, group: zarr.Group) -> tuple[Any, ...]:
+    hints = typing.get_type_hints(kind)
+    attributes: dict[str, Any] = dict(group.attrs)
+    members: dict[str, Any] = dict(group.members())
+    columns: dict[str, Any] = {}
+    rows = int(attributes[_LENGTH])
+    for field in dataclasses.fields(kind):
+        if field.name in members:
+            array = np.asarray(members[field.name][...])
+            columns[field.name] = list(array) if array.ndim > 1 else array.tolist()
+        elif (each := attributes[field.name]) is None:
+            columns[field.name] = [None] * rows
+        else:
+            columns[field.name] = [_value(hints[field.name], value) for value in each]
+    if any(len(column) != rows for column in columns.values()):
+        raise ValueError("the columns of a table differ in length")
+    return tuple(kind(**{name: column[i] for name, column in columns.items()}) for i in range(rows))
+
+
+def _value(hint: Any, value: Any) -> Any:
+    """Return a value as its type says."""
+    if value is None:
+        return None
+    hint = _bare(hint)
+    if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in _DTYPES:
+        ((dtype, held),) = value.items()
+        return np.dtype(dtype).type(_value(float, held) if dtype.startswith("float") else held)
+    origin = typing.get_origin(hint)
+    if hint is float:
+        return _SPECIAL[value] if isinstance(value, str) else float(value)
+    if origin is frozenset:
+        return frozenset(value)
+    if origin is tuple:
+        return tuple(_value(typing.get_args(hint)[0], v) for v in value)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return next(member for member in hint if member.value == value)
+    return value
+
+
+def _bare(hint: Any) -> Any:
+    """Return a type without its ``| None``."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        (hint,) = (each for each in typing.get_args(hint) if each is not type(None))
+    return hint
+
+
+# --- looking before reading -------------------------------------------------------------------------------------------
+
+
+def check_key(key: str) -> None:
+    """Refuse a name that could lead out of its folder.
+
+    Raises
+    ------
+    CheckpointCorrupt
+    """
+    parts = key.split("/")
+    if len(parts) > 20 or not all(_NAME.fullmatch(part) for part in parts):
+        raise CheckpointCorrupt(f"{key[:100]!r} is no name of a file in a checkpoint.")
+
+
+def check_group(keys: Mapping[str, bytes]) -> None:
+    """Refuse keys that are not what `pack` writes, without decoding any: dtypes, codecs, sizes, depth.
+
+    Raises
+    ------
+    CheckpointCorrupt
+    """
+    if "zarr.json" not in keys:
+        raise CheckpointCorrupt("There is no group: zarr.json is missing.")
+    chunks, total = set(keys), 0
+    for key, data in keys.items():
+        check_key(key)
+        if key.rpartition("/")[2] != "zarr.json":
+            continue
+        chunks.discard(key)
+        about = parse(data, key)
+        if about.get("zarr_format") != 3 or about.get("node_type") not in ("group", "array"):
+            raise CheckpointCorrupt(f"{key} describes no group or array of Zarr 3.")
+        if about["node_type"] == "array":
+            chunk, size = _check_array(key, about)
+            total += size
+            if total > TOTAL_BYTES:
+                raise CheckpointCorrupt(f"{key}: the arrays take more than {TOTAL_BYTES} bytes.")
+            if chunk in keys:
+                _check_chunk(chunk, keys[chunk], size, about)
+            elif size:
+                raise CheckpointCorrupt(f"{chunk} is missing.")
+            chunks.discard(chunk)
+    if chunks:
+        raise CheckpointCorrupt(f"{min(chunks)!r} belongs to no array.")
+
+
+def parse(data: bytes, name: str) -> dict[str, Any]:
+    """Read a small JSON object.
+
+    Raises
+    ------
+    CheckpointCorrupt
+        It is none, or large, or deep.
+    """
+    if len(data) > METADATA_BYTES:
+        raise CheckpointCorrupt(f"{name} holds {len(data)} bytes of metadata; {METADATA_BYTES} are the most.")
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointCorrupt(f"{name} is no JSON: {type(error).__name__}.") from error
+    if not isinstance(found, dict):
+        raise CheckpointCorrupt(f"{name} is no JSON object.")
+    return found
+
+
+def _check_array(key: str, about: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the key of the one chunk of an array, and its bytes once decoded."""
+    try:
+        width, shape = _DTYPES[about["data_type"]], about["shape"]
+        whole = all(type(n) is int and 0 <= n <= TOTAL_BYTES for n in shape) and len(shape) <= 4
+        grid, keys, codecs = about["chunk_grid"], about["chunk_key_encoding"], about["codecs"]
+        plain = (
+            grid == {"name": "regular", "configuration": {"chunk_shape": [max(n, 1) for n in shape]}}
+            and keys == {"name": "default", "configuration": {"separator": "/"}}
+            and [codec["name"] for codec in codecs] in (["bytes"], ["bytes", "gzip"])
+            and not about.get("storage_transformers")
+        )
+        little = width == 1 or codecs[0]["configuration"] == {"endian": "little"}
+    except (KeyError, TypeError) as error:
+        raise CheckpointCorrupt(f"{key} describes no array of a checkpoint.") from error
+    if not (whole and plain and little):
+        raise CheckpointCorrupt(f"{key} describes an array that no checkpoint has.")
+    chunk = "/".join([*key.split("/")[:-1], "c", *("0" for _ in shape)])
+    return chunk, width * math.prod(shape)
+
+
+def _check_chunk(key: str, data: bytes, size: int, about: Mapping[str, Any]) -> None:
+    """See that a chunk decodes to so many bytes, and to no more."""
+    if len(about["codecs"]) == 2:
+        try:
+            data = zlib.decompressobj(31).decompress(data, size + 1)
+        except zlib.error as error:
+            raise CheckpointCorrupt(f"{key} does not decompress: {error}.") from error
+    if len(data) != size:
+        raise CheckpointCorrupt(f"{key} holds {len(data)} bytes; {size} were expected.")

@@ -1,0 +1,91 @@
+"""Partial: what of a sweep is finished, nodes of its tree and leaves that wait for their neighbours.
+
+A sweep that is interrupted goes on from here. The shape of the tree is that of `fold`, so the root has the same bits in
+whatever order its leaves came, and however often the sweep was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_nlsq._numerics.reduction import FAN_IN, Reduction
+from dask_nlsq._sweep.task import Answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What is finished, in a form that can be written down: node `indices[i]` of level `levels[i]` of a request."""
+
+    done: npt.NDArray[np.bool_]  # (partitions,)
+    requests: npt.NDArray[np.int64]  # (nodes,)
+    levels: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
+    nodes: tuple[Reduction, ...]
+
+
+class Partial:
+    """The nodes of the tree that are known, for each request of a sweep."""
+
+    def __init__(self, partitions: int, requests: int = 1) -> None:
+        self.done = np.zeros(partitions, bool)
+        self._counts = [partitions]  # nodes of each level
+        while self._counts[-1] > 1:
+            self._counts.append(-(-self._counts[-1] // FAN_IN))
+        self._nodes: list[dict[tuple[int, int], Reduction]] = [{} for _ in range(requests)]
+
+    @classmethod
+    def of(cls, finished: Finished) -> Partial:
+        """Return what `finished` had written down."""
+        found = cls(len(finished.done), int(finished.requests.max(initial=0)) + 1)
+        found.done = finished.done.copy()
+        keys = zip(finished.requests.tolist(), finished.levels.tolist(), finished.indices.tolist(), strict=True)
+        for (request, level, index), node in zip(keys, finished.nodes, strict=True):
+            found._nodes[request][level, index] = node
+        return found
+
+    def covers(self, numbers: Sequence[int]) -> bool:
+        """Whether all of these partitions are finished."""
+        return bool(self.done[list(numbers)].all())
+
+    def add(self, answer: Answer) -> None:
+        """Take what came of a group, but for what is known already."""
+        width = FAN_IN**answer.level
+        first = answer.numbers[0] // width
+        for j in range(len(answer.parts[0])):
+            numbers = answer.numbers[j : j + 1] if answer.level == 0 else answer.numbers[j * width : (j + 1) * width]
+            if self.covers(numbers):
+                continue
+            index = numbers[0] if answer.level == 0 else first + j
+            for nodes, parts in zip(self._nodes, answer.parts, strict=True):
+                for number in numbers if answer.level else ():  # leaves that came alone before
+                    nodes.pop((0, number), None)
+                nodes[answer.level, index] = parts[j]
+                self._rise(nodes, answer.level, index)
+            self.done[list(numbers)] = True
+
+    def _rise(self, nodes: dict[tuple[int, int], Reduction], level: int, index: int) -> None:
+        """Fold neighbours as far up as they are complete."""
+        while level + 1 < len(self._counts):
+            parent = index // FAN_IN
+            below = range(parent * FAN_IN, min((parent + 1) * FAN_IN, self._counts[level]))
+            if not all((level, i) in nodes for i in below):
+                return
+            folded = functools.reduce(Reduction.combine, [nodes.pop((level, i)) for i in below])
+            level, index = level + 1, parent
+            nodes[level, index] = folded
+
+    def roots(self) -> list[Reduction]:
+        """Return the reduction of all partitions for each request, once all are finished."""
+        return [nodes[len(self._counts) - 1, 0] for nodes in self._nodes]
+
+    def finished(self) -> Finished:
+        """Return what is known, to be written down."""
+        rows = [(r, *key, node) for r, nodes in enumerate(self._nodes) for key, node in sorted(nodes.items())]
+        places = np.array([row[:3] for row in rows], np.int64).reshape(-1, 3)
+        requests, levels, indices = (places[:, i].copy() for i in range(3))
+        return Finished(self.done.copy(), requests, levels, indices, tuple(row[3] for row in rows))

@@ -1,0 +1,530 @@
+"""The commit protocol: order, kills at every event, damage to every file, hostile folders, locks, stores."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import s3fs
+import xarray as xr
+import zarr
+from commits import Point, Recorded, commit, newest, recorded, same
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from moto import server as moto
+
+from dask_nlsq import CheckpointCorrupt, CheckpointError, Checkpoints, NlsqError, NlsqWarning
+from dask_nlsq._checkpoint import Lock, pack, place, unpack
+from dask_nlsq._checkpoint.checkpoints import _ROOT
+from dask_nlsq._checkpoint.lock import job
+
+# --- states as keys ---------------------------------------------------------------------------------------------------
+
+FLOATS = st.floats(allow_nan=False)
+
+
+@settings(max_examples=30, deadline=None)
+@given(hnp.arrays(float, hnp.array_shapes(max_dims=3, max_side=4), elements=FLOATS), st.floats(), st.booleans())
+def test_what_is_written_is_read_to_the_bit(array, number, fortran):
+    array = np.asfortranarray(array) if fortran else array
+    state = Recorded(array, (Point(array, array, number),) * 3, Point(array, array, number), "ä\n")
+    found = unpack(Recorded, pack(state))
+    assert same(found, state) and found.theta.strides == state.theta.strides
+    assert np.float64(found.point.cost).tobytes() == np.float64(number).tobytes() or number != number
+
+
+def test_compression_changes_the_bytes_alone():
+    state = dataclasses.replace(recorded(1), theta=np.zeros(5000))
+    plain, small = pack(state), pack(state, "gzip")
+    assert sum(map(len, small.values())) < sum(map(len, plain.values())) / 2
+    assert same(unpack(Recorded, small), state)
+    with pytest.raises(NlsqError, match="gzip"):
+        pack(state, "rar")
+
+
+# --- the protocol -----------------------------------------------------------------------------------------------------
+
+
+def run_commits(folder, step):
+    command = [sys.executable, Path(__file__).with_name("commits.py"), folder, str(step)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_an_event_nothing_is_torn(tmp_path, step):
+    done = run_commits(tmp_path, step)
+    assert done.returncode == 0, done.stderr
+    kills, events = (int(word) for word in done.stdout.split() if word.isdigit())
+    assert events > 80 and kills == len(range(1, events + 1, step))
+
+
+def test_the_order_of_writes_and_syncs(tmp_path, monkeypatch):
+    """Files, then the folders that name them, then the record beside its place, then its name, then what is old."""
+    log = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda n: (log.append(("sync", os.readlink(f"/proc/self/fd/{n}"))), fsync(n)))
+    for name in ("link", "rename", "replace", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, _logged(name, getattr(os, name), log))
+    for number in (1, 2, 3):
+        log.clear()
+        assert commit(tmp_path, number) == number
+    run = str(tmp_path.resolve())
+    (folder,) = {name for name in os.listdir(tmp_path / "state.zarr") if name.startswith("gen-00000003")}
+    mine = f"{run}/state.zarr/{folder}"
+    linked = log.index(("link", f"{run}/commits/00000003.json"))
+    synced = {where for what, where in log[:linked] if what == "sync"}
+    files = {str(path) for path in Path(mine).rglob("*") if path.is_file()}
+    folders = {str(path) for path in Path(mine).rglob("*") if path.is_dir()}
+    assert files | folders | {mine, f"{run}/state.zarr"} <= synced
+    half = log[linked - 1]
+    assert half[0] == "sync" and half[1].startswith(f"{run}/commits/.00000003.json")
+    after = log[linked + 1 :]
+    assert ("sync", f"{run}/commits") in after
+    removed = [i for i, (what, where) in enumerate(log) if what in ("unlink", "rmdir") and "gen-00000001" in where]
+    assert removed and min(removed) > linked + after.index(("sync", f"{run}/commits"))
+
+
+def _logged(name, function, log):
+    def wrapper(*args, **options):
+        log.append((name, str(args[-1] if name in ("link", "rename", "replace") else args[0])))
+        return function(*args, **options)
+
+    return wrapper
+
+
+def test_generations_are_kept_and_pruned(tmp_path):
+    for number in range(1, 8):
+        commit(tmp_path, number, keep=5)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.numbers() == [3, 4, 5, 6, 7]
+    assert checkpoints.list()["sweeps"].tolist() == [3, 4, 5, 6, 7]
+    assert checkpoints.prune(1) == (3, 4, 5) and checkpoints.numbers() == [6, 7]
+    assert len(os.listdir(tmp_path / "state.zarr")) == 3
+
+
+def test_a_generation_is_exported(tmp_path):
+    for number in (1, 2):
+        commit(tmp_path / "run", number)
+    Checkpoints(tmp_path / "run").export(tmp_path / "copy", 1)
+    assert same(newest(tmp_path / "copy"), recorded(1))
+    with pytest.raises(CheckpointError, match="already"):
+        Checkpoints(tmp_path / "run").export(tmp_path / "copy")
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def flip(data, place):
+    return data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
+
+
+DAMAGE = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "flipped": lambda data: data[:-1] + bytes([data[-1] ^ 1]) if data else b"\1",
+    "flipped in the middle": lambda data: flip(data, len(data) // 2),
+    "zeroed": lambda data: bytes(len(data)) or b"\0",
+    "appended": lambda data: data + b"\0",
+    "deleted": lambda data: None,
+}
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    """Three generations, and all their files."""
+    folder = tmp_path_factory.mktemp("intact")
+    for number in (1, 2, 3):
+        commit(folder, number, keep=3)
+    return folder
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damage_to_any_file_is_noticed(intact, tmp_path, how):
+    """An older generation with a warning, or an error; never a wrong state and never silence."""
+    run = tmp_path / "run"
+    shutil.copytree(intact, run)
+    whole = {number: Checkpoints(run).read(Checkpoints(run).describe(number)) for number in (1, 2, 3)}
+    for path in sorted(p for p in run.rglob("*") if p.is_file()):
+        before = path.read_bytes()
+        damaged = DAMAGE[how](before)
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            generation, keys = Checkpoints(run).newest()
+        assert keys == whole[generation.number], path
+        newest_hit = "gen-00000003" in str(path) or path.name == "00000003.json"
+        assert generation.number == (2 if newest_hit else 3), path
+        assert bool(said) == newest_hit, path
+        if not newest_hit and path.name != "zarr.json" and damaged is not None:
+            assert Checkpoints(run).verify(), path
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_where_nothing_verifies_there_is_no_fresh_start(intact, tmp_path, how):
+    run = tmp_path / "run"
+    shutil.copytree(intact, run)
+    for path in run.glob("commits/*"):
+        damaged = DAMAGE[how](path.read_bytes())
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+    with pytest.raises(CheckpointCorrupt, match="resume=False"):
+        Checkpoints(run).newest()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_flipped_bit_is_noticed(intact, data):
+    checkpoints = Checkpoints(intact)
+    generation = checkpoints.describe(3)
+    name = data.draw(st.sampled_from(sorted(generation.files)))
+    path = intact / "state.zarr" / generation.folder / name
+    before = path.read_bytes()
+    bit = data.draw(st.integers(0, 8 * len(before) - 1))
+    try:
+        path.write_bytes(before[: bit // 8] + bytes([before[bit // 8] ^ 1 << bit % 8]) + before[bit // 8 + 1 :])
+        with pytest.raises(CheckpointCorrupt):
+            checkpoints.read(generation)
+    finally:
+        path.write_bytes(before)
+
+
+# --- hostile folders --------------------------------------------------------------------------------------------------
+
+
+def seal(run, change, keys=None):
+    """Write generation 1 of a run with a record that hashes, after a change to what it says."""
+    keys = keys or pack(recorded(1))
+    folder = "gen-00000001-00000000"
+    record = {"format": 1, "generation": 1, "folder": folder, "created": "now", "about": {}, "fingerprint": {}}
+    record |= {"versions": {}, "files": {k: [len(v), _sha(v)] for k, v in keys.items()}}
+    change(record, keys)
+    for key, value in keys.items():
+        path = run / "state.zarr" / folder / key
+        with contextlib.suppress(OSError, ValueError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(value)
+    (run / "commits").mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record) if isinstance(record, dict) else record
+    (run / "commits" / "00000001.json").write_text(json.dumps({"record": text, "sha256": _sha(text.encode())}))
+
+
+def _sha(data):
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
+
+
+def meta(name, **changes):
+    """A change to the metadata of an array, with its hash made right again."""
+
+    def change(record, keys):
+        about = json.loads(keys[name]) | changes
+        keys[name] = json.dumps(about).encode()
+        record["files"][name] = [len(keys[name]), _sha(keys[name])]
+
+    return change
+
+
+def put(name, data):
+    def change(record, keys):
+        keys[name] = data
+        record["files"][name] = [len(data), _sha(data)]
+
+    return change
+
+
+def bomb():
+    import gzip
+
+    def change(record, keys):
+        about = json.loads(keys["theta/zarr.json"])
+        about["codecs"].append({"name": "gzip", "configuration": {"level": 9}})
+        put("theta/zarr.json", json.dumps(about).encode())(record, keys)
+        put("theta/c/0", gzip.compress(bytes(200_000_000)))(record, keys)
+
+    return change
+
+
+HOSTILE = {
+    "pickle for a chunk": put("theta/c/0", b"cos\nsystem\n(S'touch /tmp/pwned'\ntR."),
+    "object dtype": meta("theta/zarr.json", data_type="object"),
+    "variable strings": meta("theta/zarr.json", data_type="string"),
+    "structured dtype": meta("theta/zarr.json", data_type={"name": "struct", "configuration": {}}),
+    "pickle codec": meta("theta/zarr.json", codecs=[{"name": "numcodecs.pickle", "configuration": {}}]),
+    "unknown codec": meta("theta/zarr.json", codecs=[{"name": "bytes"}, {"name": "https://example.org/codec"}]),
+    "storage transformer": meta("theta/zarr.json", storage_transformers=[{"name": "indirection"}]),
+    "huge shape": meta("theta/zarr.json", shape=[10**18]),
+    "huge chunks": meta("theta/zarr.json", chunk_grid={"name": "regular", "configuration": {"chunk_shape": [10**12]}}),
+    "negative shape": meta("theta/zarr.json", shape=[-1]),
+    "shape of truths": meta("theta/zarr.json", shape=[True]),
+    "many dimensions": meta("theta/zarr.json", shape=[1] * 60),
+    "no array at all": meta("theta/zarr.json", node_type="pipe"),
+    "metadata of another kind": put("theta/zarr.json", b"[1, 2]"),
+    "deep metadata": put("theta/zarr.json", b"[" * 200_000 + b"]" * 200_000),
+    "large metadata": put("theta/zarr.json", b" " * 2_000_000),
+    "compressed bomb": bomb(),
+    "a way up": put("../../../escaped", b"x"),
+    "an absolute path": put("/tmp/escaped", b"x"),
+    "a way up inside": put("theta/../../../lock", b"x"),
+    "a name with a null": put("theta/\0", b"x"),
+    "an unknown file": put("theta/more", b"x"),
+    "folder elsewhere": lambda record, keys: record.update(folder="../../elsewhere"),
+    "sizes that are none": lambda record, keys: record.update(files={"theta/c/0": ["a lot", "x"]}),
+    "sizes beyond all": lambda record, keys: record.update(files={"theta/c/0": [10**15, "x"]}),
+    "another generation": lambda record, keys: record.update(generation=2),
+    "no files": lambda record, keys: record.update(files={}),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_hostile_folder_is_refused_unread(tmp_path, how, monkeypatch):
+    run = tmp_path / "run"
+    seal(run, HOSTILE[how])
+    opened = []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda path, *a: (opened.append(os.path.realpath(path)), real(path, *a))[1])
+    monkeypatch.setattr(zarr, "open_group", lambda *_, **__: pytest.fail("an array was read"))
+    with pytest.raises(CheckpointCorrupt):
+        unpack(Recorded, Checkpoints(run).newest()[1])
+    assert all(path.startswith(str(run.resolve())) for path in opened)
+    assert not Path("/tmp/pwned").exists()
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "pipe", "record"])
+def test_links_and_pipes_are_not_followed(tmp_path, what):
+    run = tmp_path / "run"
+    seal(run, lambda record, keys: None)
+    target = run / "state.zarr/gen-00000001-00000000/theta/c/0"
+    target = {"folder": target.parent.parent, "record": run / "commits/00000001.json"}.get(what, target)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(target, elsewhere)
+    os.mkfifo(target) if what == "pipe" else target.symlink_to(elsewhere)
+    with pytest.raises(CheckpointCorrupt):
+        Checkpoints(run).newest()
+
+
+def test_a_deep_record_and_a_newer_format(tmp_path):
+    (tmp_path / "commits").mkdir()
+    (tmp_path / "commits/00000001.json").write_bytes(b"[" * 300_000)
+    with pytest.raises(CheckpointCorrupt):
+        Checkpoints(tmp_path).newest()
+    seal(tmp_path / "newer", lambda record, keys: record.update(format=99))
+    with pytest.raises(CheckpointError, match="format 99"):
+        Checkpoints(tmp_path / "newer").newest()
+
+
+# --- a disk that is full ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 5, 20])
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, n):
+    commit(tmp_path, 1)
+    create, seen = place._create, []
+
+    def full(path):
+        seen.append(path)
+        if len(seen) >= n:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return create(path)
+
+    monkeypatch.setattr(place, "_create", full)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.commit(pack(recorded(2)), {}, {})
+    monkeypatch.undo()
+    assert same(newest(tmp_path), recorded(1)) and checkpoints.verify() == {}
+    assert commit(tmp_path, 2) == 2 and len(os.listdir(tmp_path / "state.zarr")) == 3
+
+
+# --- the lock ---------------------------------------------------------------------------------------------------------
+
+
+def hold(folder):
+    with Lock(Checkpoints(folder).place):
+        time.sleep(60)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=hold, args=(tmp_path,))
+    process.start()
+    while not (tmp_path / "lock.json").exists():
+        time.sleep(0.05)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_second_driver_is_refused_and_a_dead_one_taken_over(tmp_path, holder):
+    with pytest.raises(CheckpointError, match=f"process {holder.pid}"):
+        Lock(Checkpoints(tmp_path).place).acquire()
+    holder.kill()
+    holder.join()
+    with pytest.warns(NlsqWarning, match="gone"), Lock(Checkpoints(tmp_path).place) as lock:
+        assert lock.mine()
+    assert not (tmp_path / "lock.json").exists()
+
+
+def elsewhere(folder, **changes):
+    """A lock that a process of another host holds."""
+    own = {"owner": "x", "host": "elsewhere", "pid": 1, "started": 0.0, "job": None, "beat": 0} | changes
+    Checkpoints(folder).place.replace("lock.json", json.dumps(own).encode())
+
+
+def test_another_host_is_given_three_heartbeats(tmp_path):
+    elsewhere(tmp_path)
+    started = time.monotonic()
+    with pytest.warns(NlsqWarning, match="stopped"), Lock(Checkpoints(tmp_path).place, heartbeat=0.1) as lock:
+        assert lock.mine() and time.monotonic() - started >= 0.3
+
+
+def test_another_host_whose_heart_beats_is_left_alone(tmp_path):
+    elsewhere(tmp_path)
+    context = multiprocessing.get_context("spawn")
+    beating = context.Process(target=beat, args=(tmp_path,))
+    beating.start()
+    with pytest.raises(CheckpointError, match="elsewhere"):
+        Lock(Checkpoints(tmp_path).place, heartbeat=10.0).acquire()
+    beating.kill()
+
+
+def beat(folder):
+    for n in range(1, 1000):
+        elsewhere(folder, beat=n)
+        time.sleep(0.05)
+
+
+def test_a_requeued_job_takes_the_lock_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    elsewhere(tmp_path, job=job())
+    started = time.monotonic()
+    with Lock(Checkpoints(tmp_path).place) as lock:
+        assert lock.mine() and time.monotonic() - started < 5
+    assert job() == "slurm:4711"
+
+
+def test_an_owner_that_was_taken_over_writes_no_more(tmp_path):
+    with Lock(Checkpoints(tmp_path).place) as lock:
+        elsewhere(tmp_path)
+        assert not lock.mine()
+    assert (tmp_path / "lock.json").exists()
+
+
+# --- other places -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["memory", "local", "url"])
+def test_any_store_of_zarr_and_any_url(tmp_path, kind):
+    where = {
+        "memory": lambda: zarr.storage.MemoryStore(),
+        "local": lambda: zarr.storage.LocalStore(tmp_path / "store"),
+        "url": lambda: "memory://run",
+    }[kind]()
+    for number in range(1, 5):
+        commit(where, number)
+    assert same(newest(where), recorded(4)) and Checkpoints(where).verify() == {}
+    assert Checkpoints(where).numbers() == [3, 4]
+    Checkpoints(where).export(tmp_path / "copy")
+    assert same(newest(tmp_path / "copy"), recorded(4))
+
+
+class Killed(Exception):
+    """Stands for the death of the driver; nothing in the package catches it."""
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"key": "key", "secret": "secret", "endpoint_url": f"http://{host}:{port}"}
+    s3fs.S3FileSystem(**options).mkdir("runs")
+    yield options
+    server.stop()
+
+
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_a_request_to_a_bucket_nothing_is_torn(bucket, monkeypatch, step):
+    call = s3fs.S3FileSystem._call_s3
+    keys = {number: pack(recorded(number)) for number in (1, 2, 3)}
+    seen, limit = [0], [10**9]
+
+    async def counted(self, method, *args, **options):
+        seen[0] += method in ("put_object", "delete_objects")
+        if seen[0] >= limit[0]:
+            raise Killed
+        return await call(self, method, *args, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    n = 1
+    while True:
+        run = Checkpoints(f"s3://runs/{step}/{n}", bucket)
+        limit[0] = 10**9
+        for number in (1, 2):
+            run.commit(keys[number], {}, {}, 2)
+        seen[0], limit[0] = 0, n
+        with contextlib.suppress(Killed):
+            run.commit(keys[3], {}, {}, 2)
+        reached = seen[0] >= n
+        limit[0] = 10**9
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            generation, found = run.newest()
+        assert found == keys[generation.number] and generation.number in (2, 3)
+        assert run.commit(keys[1], {}, {}, 2) > generation.number and run.verify() == {}
+        if not reached:
+            break
+        n += step
+    assert n > 20
+
+
+def test_damage_in_a_bucket_is_noticed(bucket):
+    run, fs = Checkpoints("s3://runs/damaged", bucket), s3fs.S3FileSystem(**bucket)
+    for number in (1, 2):
+        run.commit(pack(recorded(number)), {}, {})
+    for name in fs.find(f"runs/damaged/state.zarr/{run.describe(2).folder}")[::5]:
+        data = fs.cat_file(name)
+        fs.pipe_file(name, data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.warns(NlsqWarning, match="generation 1"):
+            assert run.newest()[0].number == 1
+        fs.pipe_file(name, data)
+    assert run.verify() == {}
+
+
+def test_a_record_in_a_bucket_is_written_on_a_condition(bucket):
+    run = Checkpoints("s3://runs/twice", bucket)
+    run.place.create("commits/00000001.json", b"one")
+    with pytest.raises(FileExistsError):
+        run.place.create("commits/00000001.json", b"two")
+    run.place.fs.exists = lambda path: False  # as another driver would see it that was faster
+    with pytest.raises(FileExistsError):
+        run.place.create("commits/00000001.json", b"two")
+    assert run.place.read("commits/00000001.json", 10) == b"one"
+
+
+# --- anyone's tools ---------------------------------------------------------------------------------------------------
+
+
+def test_zarr_and_xarray_open_it_without_a_warning(tmp_path):
+    commit(tmp_path, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        group = zarr.open_group(tmp_path / "state.zarr", mode="r")
+        (name,) = group.group_keys()
+        assert (group[name]["theta"][:] == recorded(1).theta).all()
+        table = xr.open_zarr(tmp_path / "state.zarr", group=f"{name}/history", consolidated=False)
+    assert table["cost"].dims == ("row",) and table["cost"].shape == (4,)
+    assert table["cost"].values.tolist() == [p.cost for p in recorded(1).history]
+    assert (tmp_path / "state.zarr/zarr.json").read_bytes() == _ROOT

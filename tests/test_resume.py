@@ -1,0 +1,393 @@
+"""Fits that are stopped and go on: the bits of a run that nothing stopped, or a refusal that says what differs."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import dask.array as da
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+from problems import decay, decay_rows
+from resumed import KINDS, bits, run
+
+import dask_nlsq
+from dask_nlsq import (
+    CheckpointError,
+    CheckpointMismatch,
+    Checkpoints,
+    FitResult,
+    Interrupted,
+    NlsqError,
+    NlsqWarning,
+    Status,
+    SweepError,
+)
+from dask_nlsq._checkpoint import place, unpack
+from dask_nlsq._run import Saved
+
+N = 20_000
+T, Y = decay_rows(N)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def whole(request):
+    """A run that nothing stops, and how it was asked for."""
+    return request.param, run(None, request.param)
+
+
+# --- the same bits ----------------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """Stands for whatever ends a process."""
+
+
+def stopped_after(monkeypatch, commits):
+    """Let so many commits through, and then end the fit as if the process had died."""
+    commit, seen = Checkpoints.commit, []
+
+    def counted(self, *args, **options):
+        if len(seen) == commits:
+            raise Stop
+        seen.append(1)
+        return commit(self, *args, **options)
+
+    monkeypatch.setattr(Checkpoints, "commit", counted)
+
+
+@pytest.mark.parametrize("commits", [1, 2, 9, 40, 70, 90])
+def test_stopped_after_any_commit_a_fit_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch, commits):
+    kind, result = whole
+    stopped_after(monkeypatch, commits)
+    ended = False
+    try:
+        run(tmp_path, kind, checkpoint_interval=0)
+        ended = True
+    except Stop:
+        pass
+    monkeypatch.undo()
+    again = run(tmp_path, kind, resume=True)
+    assert bits(again) == bits(result) and again.notes == result.notes and again.n_obs == result.n_obs
+    assert ended or commits < 90
+
+
+def test_a_checkpoint_changes_no_bit_and_an_ended_run_is_its_result(whole, tmp_path):
+    kind, result = whole
+    first = run(tmp_path, kind)
+    assert bits(first) == bits(result)
+    again = run(tmp_path, kind)
+    assert bits(again) == bits(first) and again.notes == first.notes
+    assert again.provenance["finished"] == first.provenance["finished"]
+    assert again.conf_int(method="profile").equals(first.conf_int(method="profile"))
+    read = FitResult.load(tmp_path)
+    assert bits(read) == bits(first) and read.status is first.status
+
+
+def launch(folder, kind, workers=0):
+    command = [sys.executable, Path(__file__).with_name("resumed.py"), folder, kind, str(workers)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def committed(folder, more_than=0):
+    """Wait until a process has committed something."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (numbers := Checkpoints(folder).numbers()) and numbers[-1] > more_than:
+            return
+        time.sleep(0.02)
+    raise TimeoutError
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("kind", "workers", "kills"), [("chunked", 0, 12), ("streaming", 0, 12), ("chunked", 2, 6)])
+def test_killed_at_random_times(tmp_path, kind, workers, kills):
+    """SIGKILL, again and again, to the driver, or to a worker or the driver: no run is torn, and the bits stay."""
+    rng, expected, done, chain = np.random.default_rng(kills), bits(run(None, kind)), 0, 0
+    while done < kills:
+        folder = tmp_path / str(chain)
+        process = launch(folder, kind, workers)
+        before = Checkpoints(folder).numbers()
+        pids = [int(p) for p in process.stdout.readline().split()[1:]] if workers else []
+        committed(folder, max(before, default=0))
+        time.sleep(rng.uniform(0, 0.8))
+        if process.poll() is None:
+            if pids and rng.random() < 0.5:
+                os.kill(int(rng.choice(pids)), signal.SIGKILL)
+                done += 1
+                time.sleep(rng.uniform(0, 0.5))
+            os.killpg(process.pid, signal.SIGKILL)
+            done += 1
+        out, _ = process.communicate()
+        if "bits" in out:
+            assert out.split()[-1] == expected
+            chain += 1
+        assert Checkpoints(folder).verify() == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert bits(run(folder, kind, 0.02)) == expected
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_commits_and_leaves(whole, tmp_path, number):
+    kind, result = whole
+    before = signal.getsignal(number)
+    threading.Thread(target=lambda: (committed(tmp_path), os.kill(os.getpid(), number))).start()
+    raised = KeyboardInterrupt if number == signal.SIGINT else Interrupted
+    with pytest.raises(raised) as caught:
+        run(tmp_path, kind, 0.02, checkpoint_interval=0.2)
+    assert number == signal.SIGINT or caught.value.code == 75
+    assert signal.getsignal(number) == before and not (tmp_path / "lock.json").exists()
+    assert not Checkpoints(tmp_path).list()["finished"].iloc[-1]
+    assert bits(run(tmp_path, kind, 0.02, resume=True)) == bits(result)
+
+
+def test_the_command_line_leaves_with_75(tmp_path):
+    pd.DataFrame({"t": T, "y": Y}).to_parquet(tmp_path / "rows.parquet", row_group_size=N // 4)
+    (tmp_path / "slow.py").write_text(
+        "import time, numpy as np\ndef model(t, amplitude, rate, offset):\n    time.sleep(0.05)\n"
+        "    return np.asarray(amplitude) * np.exp(-rate * t) + offset\n"
+    )
+    command = [Path(sys.executable).with_name("dask-nlsq"), "fit", "rows.parquet", "--model", "slow:model"]
+    command += ["--p0", "amplitude=2", "--checkpoint", "run", "--checkpoint-every", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    committed(tmp_path / "run")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert len(Checkpoints(tmp_path / "run").list())
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def other_decay(t, amplitude, rate, offset=0.0):
+    return amplitude * jnp.exp(-rate * t) + 2 * offset
+
+
+def scaled(t):
+    return 1.0 * t
+
+
+def with_helper(t, amplitude, rate, offset=0.0):
+    return amplitude * jnp.exp(-rate * scaled(t)) + offset
+
+
+SAME = {"model": decay, "p0": [2, 1, 0.3], "x": T, "y": Y}
+CHANGES = {
+    "model": {"model": other_decay},
+    "start": {"p0": [2, 1, 0.4]},
+    "lower bounds": {"bounds": {"rate": (0, np.inf)}},
+    "fixed": {"fixed": ["offset"]},
+    "tied": {"tied": {"offset": "rate / 3"}},
+    "prior": {"prior": {"rate": (1, 1)}},
+    "loss": {"loss": "huber"},
+    "f_scale": {"f_scale": 2.0},
+    "sigma": {"sigma": 2.0},
+    "cov_type": {"cov_type": "sandwich"},
+    "absolute_sigma": {"absolute_sigma": True},
+    "nan_policy": {"nan_policy": "omit"},
+    "ftol": {"ftol": 1e-3},
+    "goal": {"goal": "fast"},
+    "seed": {"seed": 1},
+    "partitions": {"x": da.from_array(T, chunks=N // 3), "y": da.from_array(Y, chunks=N // 3)},
+    "bytes of a row": {"x": T.astype("float32")},
+    "rows": {"x": T[:-1], "y": Y[:-1]},
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ended")
+    dask_nlsq.fit(**SAME, checkpoint=folder)
+    return folder
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_another_fit_is_refused_with_what_differs(ended, what):
+    with pytest.raises(CheckpointMismatch, match=f"{what}: ") as caught:
+        dask_nlsq.fit(**SAME | CHANGES[what], checkpoint=ended)
+    assert 'resume="force"' in str(caught.value)
+
+
+def test_other_values_are_refused_by_what_partitions_held(ended):
+    y = Y.copy()
+    y[7] = np.nextafter(y[7], np.inf)
+    with pytest.raises(CheckpointMismatch, match="other values"):
+        dask_nlsq.fit(**SAME | {"y": y}, checkpoint=ended)
+    assert dask_nlsq.fit(**SAME, checkpoint=ended).success
+
+
+def test_a_changed_helper_is_another_model(tmp_path, monkeypatch):
+    dask_nlsq.fit(**SAME | {"model": with_helper}, checkpoint=tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "scaled", lambda t: 1.0000001 * t)
+    with pytest.raises(CheckpointMismatch, match="something else"):
+        dask_nlsq.fit(**SAME | {"model": with_helper}, checkpoint=tmp_path)
+
+
+def test_files_that_have_changed_are_refused(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame({"t": T, "y": Y}).to_parquet(path)
+    options = {"model": decay, "data": str(path), "checkpoint": tmp_path / "run", "p0": [2, 1, 0.3]}
+    first = dask_nlsq.fit(**options)
+    assert bits(dask_nlsq.fit(**options)) == bits(first)
+    os.utime(path, (1, 1))
+    with pytest.raises(CheckpointMismatch, match="files: "):
+        dask_nlsq.fit(**options)
+    with pytest.warns(NlsqWarning, match="of another fit"):
+        assert dask_nlsq.fit(**options, resume="force").success
+
+
+def test_other_versions_are_a_warning(tmp_path, monkeypatch):
+    from dask_nlsq._checkpoint import checkpoints
+
+    real = checkpoints.versions()
+    monkeypatch.setattr(checkpoints, "versions", lambda: real | {"jax": "0.1"})
+    dask_nlsq.fit(**SAME, checkpoint=tmp_path)
+    monkeypatch.undo()
+    with pytest.warns(NlsqWarning, match=r"jax 0\.1 there"):
+        assert dask_nlsq.fit(**SAME, checkpoint=tmp_path).success
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"resume": True}, "There is no checkpoint"),
+        ({"resume": "maybe"}, "resume"),
+        ({"checkpoint": None, "resume": True}, "needs checkpoint="),
+        ({"checkpoint": 7}, "a path, a URL or a Zarr store"),
+        ({"compression": "rar"}, "gzip"),
+        ({"keep": 0}, "keep"),
+        ({"checkpoint_interval": -1}, "checkpoint_interval"),
+        ({"tier": "streaming_checkpoint", "checkpoint": None}, "needs checkpoint="),
+    ],
+    ids=str,
+)
+def test_arguments_make_sense(tmp_path, options, match):
+    with pytest.raises(NlsqError, match=match):
+        dask_nlsq.fit(**SAME | {"checkpoint": tmp_path / "run"} | options)
+
+
+def test_nan_in_a_state_is_refused(tmp_path):
+    run(tmp_path, "chunked", checkpoint_interval=0)
+    checkpoints = Checkpoints(tmp_path)
+    generation, keys = checkpoints.newest()
+    saved = unpack(Saved, keys)
+    state = dataclasses.replace(saved.state, trial=np.full(3, np.nan))
+    from dask_nlsq._checkpoint import pack
+
+    spoilt = pack(dataclasses.replace(saved, state=state, result=None))
+    checkpoints.commit(spoilt, generation.about, generation.fingerprint)
+    with pytest.raises(CheckpointError, match="not finite"):
+        run(tmp_path, "chunked")
+
+
+# --- limits, disks, clusters ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [{"max_nfev": 3}, {"time_limit": 1e-9}], ids=str)
+def test_a_wider_limit_goes_on_where_a_narrow_one_stopped(tmp_path, limit):
+    options = {"data": {"t": T, "y": Y}, "p0": [50, 9, 3], "model": decay}
+    free = dask_nlsq.fit(**options)
+    stopped = dask_nlsq.fit(**options, checkpoint=tmp_path, **limit)
+    assert stopped.status in (Status.MAX_NFEV, Status.TIME_LIMIT) and stopped.nsweeps < free.nsweeps
+    assert bits(dask_nlsq.fit(**options, checkpoint=tmp_path)) == bits(free)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_full_disk_does_not_end_a_fit(tmp_path, monkeypatch, strict):
+    run(tmp_path, "chunked", max_nfev=1)
+    known = Checkpoints(tmp_path).numbers()
+
+    def full(path):
+        if path.name == "lock.json" or ".lock.json" in path.name:
+            return create(path)
+        raise OSError(28, "No space left on device")
+
+    create = place._create
+    monkeypatch.setattr(place, "_create", full)
+    if strict:
+        with pytest.raises(CheckpointError, match="No space"):
+            run(tmp_path, "chunked", strict=True)
+    else:
+        with pytest.warns(NlsqWarning, match="No space"):
+            result = run(tmp_path, "chunked")
+        assert result.success and "No space" in result.checkpoint_errors[0]
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path).numbers() == known and Checkpoints(tmp_path).verify() == {}
+
+
+def test_a_lost_scheduler_leaves_a_checkpoint_and_another_cluster_goes_on(tmp_path):
+    from distributed import Client, LocalCluster
+
+    def cluster():
+        return LocalCluster(2, threads_per_worker=1, dashboard_address=":0", env={"PJRT_NPROC": "1"})
+
+    path = tmp_path / "rows"
+    for i in range(30):
+        path.mkdir(exist_ok=True)
+        part = slice(i * N // 30, (i + 1) * N // 30)
+        pd.DataFrame({"t": T[part], "y": Y[part]}).to_parquet(path / f"{i:02}.parquet")
+    options = {"data": str(path), "p0": [2, 1, 0.3], "tier": "chunked", "cache": "none"}
+    expected = dask_nlsq.fit(decay, **options)
+
+    def lose(_):
+        lost.close()
+
+    with cluster() as lost, Client(lost, set_as_default=False) as client, pytest.raises(SweepError):
+        dask_nlsq.fit(decay, **options, client=client, checkpoint=tmp_path / "run", checkpoint_every=1, callback=lose)
+    with cluster() as other, Client(other, set_as_default=False) as client:
+        again = dask_nlsq.fit(decay, **options, client=client, checkpoint=tmp_path / "run", resume=True)
+    assert bits(again) == bits(expected)
+
+
+def test_commits_cost_little(tmp_path):
+    """Seconds are not judged here; their number is, and they are in the result."""
+    result = run(tmp_path, "chunked", checkpoint_interval=1000)
+    about = result.provenance["checkpoint"]
+    assert about["commits"] == 1 + 1 and about["seconds"] > 0  # the first answer, and the end
+
+
+def test_generations_are_kept_as_asked(tmp_path):
+    run(tmp_path, "chunked", checkpoint_interval=0, keep=3, compression="gzip")
+    assert len(Checkpoints(tmp_path).numbers()) == 3 and Checkpoints(tmp_path).verify() == {}
+
+
+def test_resume_false_starts_anew_and_keeps_what_is_there(tmp_path):
+    run(tmp_path, "chunked", checkpoint_interval=1000)
+    before = Checkpoints(tmp_path).numbers()
+    run(tmp_path, "chunked", checkpoint_interval=1000, resume=False)
+    assert set(before) < set(Checkpoints(tmp_path).numbers())
+
+
+@pytest.mark.parametrize("where", ["path", "store", "url"])
+def test_a_result_is_saved_and_loaded(tmp_path, where):
+    result = dask_nlsq.fit(**SAME)
+    target = {"path": tmp_path / "r", "store": zarr.storage.MemoryStore(), "url": "memory://result"}[where]
+    result.save(target)
+    assert bits(FitResult.load(target)) == bits(result)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        FitResult.load(tmp_path / "nothing")
+
+
+def test_a_result_is_not_read_from_a_run_under_way(tmp_path, monkeypatch):
+    stopped_after(monkeypatch, 2)
+    with pytest.raises(Stop):
+        run(tmp_path, "chunked", checkpoint_interval=0)
+    with pytest.raises(CheckpointError, match="has not ended"):
+        FitResult.load(tmp_path)
