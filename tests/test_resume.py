@@ -100,14 +100,14 @@ def launch(folder, kind, workers=0):
     return process
 
 
-def committed(folder, more_than=0):
-    """Wait until a process has committed something."""
+def committed(folder, more_than=0, process=None):
+    """Wait until a process has committed something, or has ended."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and (process is None or process.poll() is None):
         if (numbers := Checkpoints(folder).numbers()) and numbers[-1] > more_than:
             return
         time.sleep(0.02)
-    raise TimeoutError
+    assert process is not None and process.poll() is not None
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_killed_at_random_times(tmp_path, kind, workers, kills):
         process = launch(folder, kind, workers)
         before = Checkpoints(folder).numbers()
         pids = [int(p) for p in process.stdout.readline().split()[1:]] if workers else []
-        committed(folder, max(before, default=0))
+        committed(folder, max(before, default=0), process)
         time.sleep(rng.uniform(0, 0.8))
         if process.poll() is None:
             if pids and rng.random() < 0.5:
