@@ -64,7 +64,7 @@ def stopped_after(monkeypatch, commits):
     monkeypatch.setattr(Checkpoints, "commit", counted)
 
 
-@pytest.mark.parametrize("commits", [1, 2, 9, 40, 70, 90])
+@pytest.mark.parametrize("commits", [1, 40, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 9, 70, 90))])
 def test_stopped_after_any_commit_a_fit_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch, commits):
     kind, result = whole
     stopped_after(monkeypatch, commits)
@@ -157,6 +157,7 @@ def test_a_signal_commits_and_leaves(whole, tmp_path, number):
     assert bits(run(tmp_path, kind, 0.02, resume=True)) == bits(result)
 
 
+@pytest.mark.slow
 def test_the_command_line_leaves_with_75(tmp_path):
     pd.DataFrame({"t": T, "y": Y}).to_parquet(tmp_path / "rows.parquet", row_group_size=N // 4)
     (tmp_path / "slow.py").write_text(
@@ -332,6 +333,7 @@ def test_a_full_disk_does_not_end_a_fit(tmp_path, monkeypatch, strict):
     assert Checkpoints(tmp_path).numbers() == known and Checkpoints(tmp_path).verify() == {}
 
 
+@pytest.mark.slow
 def test_a_lost_scheduler_leaves_a_checkpoint_and_another_cluster_goes_on(tmp_path):
     from distributed import Client, LocalCluster
 

@@ -125,6 +125,7 @@ def test_the_bits_are_those_of_any_number_of_threads(threads):
         assert bits(dask_nlsq.fit(decay, data=frame(40), tier="streaming")) == bits(serial)
 
 
+@pytest.mark.slow
 def test_the_bits_are_those_of_any_number_of_workers(on_disk):
     found = set()
     for workers in (1, 2):

@@ -69,7 +69,7 @@ def test_a_badly_conditioned_model_keeps_its_digits():
     assert (abs(fitter.params - whole.params) < 0.1 * whole.stderr).all()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 @pytest.mark.parametrize("order", ["sorted", "blocks of the sorted"])
 def test_rows_in_the_order_of_x_do_not_lead_astray(order, seed):
     """What is lost is said: the truth lies within the standard errors, which are larger than those of all rows."""
@@ -233,7 +233,7 @@ def test_wrong_uses_are_refused(call, error, match):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [0, 1, 500])
+@pytest.mark.parametrize("stop", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1)), 500])
 @pytest.mark.parametrize("options", [{}, {"forget": "auto", "fixed": {"offset": 0.5}}])
 def test_a_saved_fitter_goes_on_as_if_nothing_had_happened(tmp_path, stop, options):
     """A thousand batches of 60 rows, of which the first two are gathered."""
