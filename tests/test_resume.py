@@ -1,6 +1,7 @@
 """Fits that are stopped and go on: the bits of a run that nothing stopped, or a refusal that says what differs."""
 
 import dataclasses
+import logging
 import os
 import signal
 import subprocess
@@ -239,6 +240,27 @@ def test_a_changed_helper_is_another_model(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "scaled", lambda t: 1.0000001 * t)
     with pytest.raises(CheckpointMismatch, match="something else"):
         dask_nlsq.fit(**SAME | {"model": with_helper}, checkpoint=tmp_path)
+
+
+TABLE = pd.DataFrame({"k": [2.0], "name": ["two"]})
+LOG = logging.getLogger("a model")
+
+
+def by_numpy(t, a, b):
+    LOG.debug("called")
+    return a * np.exp(-b * np.asarray(t)) * TABLE["k"].iloc[0]
+
+
+def test_a_model_that_jax_cannot_trace_is_known_by_its_code_and_values(tmp_path, monkeypatch):
+    options = {"p0": [1, 1], "x": T[:500], "y": Y[:500], "checkpoint": tmp_path}
+    for _ in range(2):
+        LOG.isEnabledFor(10)  # fills a cache
+        with pytest.warns(NlsqWarning, match="cannot be traced"):
+            first = dask_nlsq.fit(by_numpy, **options)
+    assert first.success
+    monkeypatch.setattr(sys.modules[__name__], "TABLE", TABLE.assign(k=3.0))
+    with pytest.warns(NlsqWarning), pytest.raises(CheckpointMismatch, match="something else"):
+        dask_nlsq.fit(by_numpy, **options)
 
 
 def test_files_that_have_changed_are_refused(tmp_path):

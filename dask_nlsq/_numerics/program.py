@@ -85,7 +85,7 @@ def _feed(value: Any, update: Callable[[bytes], None], seen: set[int]) -> None:
             _feed(part, update, seen)
     elif hasattr(value, "__array__"):
         array = np.asarray(value)
-        update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        update(f"{array.dtype}{array.shape}".encode() + (b"" if array.dtype.hasobject else array.tobytes()))
     elif isinstance(value, (tuple, list)):
         for part in value:
             _feed(part, update, seen)
@@ -98,7 +98,9 @@ def _feed(value: Any, update: Callable[[bytes], None], seen: set[int]) -> None:
     else:
         seen.add(id(value))
         _feed(getattr(value, "func", None), update, seen)
-        _feed(dict(getattr(value, "__dict__", {})), update, seen)
+        for name, held in sorted(getattr(value, "__dict__", {}).items()):  # what lasts; not caches, locks and files
+            if isinstance(held, (int, float, str, types.FunctionType, np.ndarray)):
+                _feed((name, held), update, seen)
 
 
 def _codes(code: types.CodeType) -> list[types.CodeType]:
