@@ -71,8 +71,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, str, type(None))) else str(value)
 
 
-def compare(generation: Generation, own: Mapping[str, Any], *, force: bool = False) -> None:
-    """Refuse a generation of another fit, and warn where its bits may differ here.
+def compare(generation: Generation, own: Mapping[str, Any], *, force: bool = False) -> bool:
+    """Refuse a generation of another fit, and warn where its bits may differ here; return whether it is the same fit.
 
     Raises
     ------
@@ -92,6 +92,7 @@ def compare(generation: Generation, own: Mapping[str, Any], *, force: bool = Fal
     if writers:
         said = ", ".join(f"{name} {there.get(name)} there and {here[name]} here" for name in writers)
         warn(f"The checkpoint was written elsewhere ({said}); the last bits of the answer may differ.")
+    return not differs
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], strict: bool) -> dict[str, str]:

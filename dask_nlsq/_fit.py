@@ -385,7 +385,9 @@ def _route(
         return _Route(starts, notes=notes)
     if sample is None or (near is None and not passing):
         return _Route(starts, notes=("A sample of the rows could not be fitted, so that nothing was streamed.",))
-    run.know(problem, (*run.known["notes"], *notes))
+    if saved is not None and saved.others is not None:
+        starts = list(saved.others)
+    run.know(problem, (*run.known["notes"], *notes), starts)
     aim = target(problem.parameters.free, config.precision)
     first, seconds, told = stream(
         problem, solver, near, sample, bar, seed=said["seed"], ordered=said["ordered"], target=aim, run=run

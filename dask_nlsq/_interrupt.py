@@ -20,7 +20,7 @@ class Interrupt:
     """A context in which SIGTERM, SIGUSR1 (a queue's warning) and Ctrl-C are noticed, in the main thread only.
 
     `check` raises once a signal has come. Where it is not called within `grace` seconds, or a second signal comes, the
-    exception is raised wherever the main thread is, but not inside `held`, at whose end it is raised then.
+    exception is raised wherever the main thread is, but not inside `held`.
     """
 
     def __init__(self, grace: float = GRACE) -> None:

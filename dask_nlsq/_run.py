@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ class Run:
         if self.saved is None or self.saved.result is None or self.saved.state is None:
             return False
         state = self.saved.state
-        limited = state.status is Status.MAX_NFEV and (max_nfev is None or max_nfev > state.nsweeps)
+        limited = state.beyond is not None and (max_nfev is None or max_nfev > state.nsweeps)
         return not limited and state.status is not Status.TIME_LIMIT
 
     @property
@@ -101,14 +101,15 @@ class Run:
         """Return what partitions are known to hold."""
         return self._ledger
 
-    def know(self, problem: Problem, notes: tuple[str, ...]) -> None:
-        """Take down what does not change on the way."""
+    def know(self, problem: Problem, notes: tuple[str, ...], starts: Sequence[Vector] = ()) -> None:
+        """Take down what does not change on the way, and the starts that a pass falls back on."""
         objective = problem.objective
         self.known = {
             "start": problem.parameters.start,
             "jacobian": objective.jacobian,
             "tile": objective.tile,
             "notes": notes,
+            "others": np.array(starts, float) if len(starts) else None,
         }
 
     def tick(self, make: Callable[[], Mapping[str, Any]], swept: bool = False) -> None:
@@ -189,7 +190,7 @@ class Kept(Run):
             log.info("committed generation %d at %s", number, self._checkpoints.place)
             self.commits += 1
             self._failed = 0
-        except OSError as error:
+        except Exception as error:  # whatever a file system or a service raises
             text = f"{type(error).__name__}: {error}"
             self.errors.append(text)
             self._failed += 1
@@ -257,8 +258,11 @@ def running(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> It
         saved = None
         if found is not None:
             generation, keys = found
-            compare(generation, own, force=resume == "force")
+            same = compare(generation, own, force=resume == "force")
             saved = _sane(unpack(Saved, keys), exact.parameters.p)
+            if not same:  # of another fit nothing holds but where it has come
+                saved = dataclasses.replace(saved, marks=None, sweep=None, passing=None, result=None)
+                saved = saved if saved.state is not None else None
             log.info("going on from generation %d at %s", generation.number, checkpoints.place)
         run = Kept(checkpoints, lock, interrupt, config, own, strict, saved)
         try:
@@ -266,6 +270,7 @@ def running(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> It
         except (KeyboardInterrupt, Interrupted, SweepError):
             run.write()
             raise
+        interrupt.check()  # one that came too late to interrupt anything is not lost
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 import re
 import uuid
@@ -31,6 +32,8 @@ import pandas as pd
 from dask_nlsq._checkpoint.place import Place, open_place
 from dask_nlsq._checkpoint.tree import GROUP, TOTAL_BYTES, Keys, check_group, check_key, parse
 from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, NlsqError, warn
+
+log = logging.getLogger("dask_nlsq")
 
 FORMAT = 1
 """Of what is written; older ones are read for ever."""
@@ -261,7 +264,10 @@ class Checkpoints:
         except OSError:
             self._discard(f"state.zarr/{folder}")
             raise
-        self.prune(keep)
+        try:
+            self.prune(keep)
+        except OSError as error:  # the next commit will try again
+            log.info("old generations at %s could not be removed: %s", self.place, error)
         return number
 
     def _discard(self, name: str) -> None:

@@ -46,6 +46,9 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _LENGTH = "table rows"
 """The attribute that says how many rows a table has; no field can have that name."""
 
+_ABSENT = "__absent"
+"""What is appended to the name of a column of a table for the array that says where it holds nothing."""
+
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
@@ -107,8 +110,12 @@ def _columns(rows: Sequence[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {_LENGTH: len(rows)}
     for field in dataclasses.fields(rows[0]):
         values = [getattr(row, field.name) for row in rows]
-        if isinstance(values[0], (np.ndarray, float, int, bool, np.generic)):
-            found[field.name] = np.stack([np.asarray(v) for v in values])
+        some = next((v for v in values if v is not None), None)
+        if isinstance(some, (np.ndarray, float, int, bool, np.generic)):
+            nothing = np.zeros_like(some)
+            found[field.name] = np.stack([np.asarray(nothing if v is None else v) for v in values])
+            if any(v is None for v in values):
+                found[field.name + _ABSENT] = np.array([v is None for v in values])
         elif all(v is None for v in values):
             found[field.name] = None
         else:
@@ -192,7 +199,11 @@ def _rows(kind: Any, group: zarr.Group) -> tuple[Any, ...]:
     for field in dataclasses.fields(kind):
         if field.name in members:
             array = np.asarray(members[field.name][...])
-            columns[field.name] = list(array) if array.ndim > 1 else array.tolist()
+            column: list[Any] = list(array) if array.ndim > 1 else array.tolist()
+            if field.name + _ABSENT in members:
+                absent = np.asarray(members[field.name + _ABSENT][...])
+                column = [None if gone else v for v, gone in zip(column, absent, strict=True)]
+            columns[field.name] = column
         elif (each := attributes[field.name]) is None:
             columns[field.name] = [None] * rows
         else:

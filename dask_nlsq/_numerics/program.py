@@ -7,6 +7,7 @@ few fixed points stand beside, for versions of JAX or Python that write programs
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import types
@@ -89,6 +90,13 @@ def _feed(value: Any, update: Callable[[bytes], None], seen: set[int]) -> None:
     elif isinstance(value, (tuple, list)):
         for part in value:
             _feed(part, update, seen)
+    elif isinstance(value, (set, frozenset)):
+        for part in sorted(value, key=repr):
+            _feed(part, update, seen)
+    elif isinstance(value, functools.partial):
+        _feed((value.func, value.args, value.keywords), update, seen)
+    elif isinstance(value, types.MethodType):
+        _feed((value.__func__, value.__self__), update, seen)
     elif isinstance(value, dict):
         for key in sorted(value, key=repr):
             _feed(key, update, seen)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from dask_nlsq._errors import CheckpointCorrupt
 from dask_nlsq._numerics.reduction import FAN_IN, Reduction
 from dask_nlsq._sweep.task import Answer
 
@@ -40,12 +41,26 @@ class Partial:
 
     @classmethod
     def of(cls, finished: Finished) -> Partial:
-        """Return what `finished` had written down."""
-        found = cls(len(finished.done), int(finished.requests.max(initial=0)) + 1)
-        found.done = finished.done.copy()
+        """Return what `finished` had written down, were it in the middle of a fold; what is finished its nodes say."""
+        partitions = len(finished.done)
+        found = cls(partitions, int(finished.requests.max(initial=0)) + 1)
         keys = zip(finished.requests.tolist(), finished.levels.tolist(), finished.indices.tolist(), strict=True)
-        for (request, level, index), node in zip(keys, finished.nodes, strict=True):
-            found._nodes[request][level, index] = node
+        done = np.zeros((len(found._nodes), partitions), bool)
+        pairs = sorted(zip(keys, finished.nodes, strict=True), key=lambda pair: -pair[0][1])
+        for (request, level, index), node in pairs:  # from the root down: what a node covers is not needed below it
+            below = slice(index * FAN_IN**level, (index + 1) * FAN_IN**level)
+            if not 0 <= level < len(found._counts) or not 0 <= index < found._counts[level]:
+                raise CheckpointCorrupt(
+                    f"The checkpoint has a node {index} of level {level} of {partitions} partitions."
+                )
+            if not done[request, below].any():
+                found._nodes[request][level, index] = node
+                done[request, below] = True
+        for nodes in found._nodes:
+            for level, index in sorted(nodes):
+                if (level, index) in nodes:
+                    found._rise(nodes, level, index)
+        found.done = np.logical_and.reduce(list(done))
         return found
 
     def covers(self, numbers: Sequence[int]) -> bool:
@@ -75,9 +90,10 @@ class Partial:
             below = range(parent * FAN_IN, min((parent + 1) * FAN_IN, self._counts[level]))
             if not all((level, i) in nodes for i in below):
                 return
-            folded = functools.reduce(Reduction.combine, [nodes.pop((level, i)) for i in below])
+            nodes[level + 1, parent] = functools.reduce(Reduction.combine, [nodes[level, i] for i in below])
+            for i in below:
+                del nodes[level, i]
             level, index = level + 1, parent
-            nodes[level, index] = folded
 
     def roots(self) -> list[Reduction]:
         """Return the reduction of all partitions for each request, once all are finished."""

@@ -112,6 +112,7 @@ class State:
     patience: int = _PATIENCE
     polish: int = _POLISH
     status: Status | None = None
+    beyond: State | None = None  # where it goes on from, had `max_nfev` been larger
 
     @property
     def nsweeps(self) -> int:
@@ -150,16 +151,17 @@ class TrustRegion:
             state = self._accept(state, reduction, gain)
         else:
             state = self._reject(state, state.point, reduction)
-        if state.nsweeps >= self.max_nfev:
-            return _better(dataclasses.replace(state, status=state.status or Status.MAX_NFEV), state.refuge)
-        return self._next(state)
+        following = self._next(state)
+        if state.nsweeps < self.max_nfev or following.status is not None:
+            return following
+        ended = _better(dataclasses.replace(state, status=state.status or Status.MAX_NFEV), state.refuge)
+        return dataclasses.replace(ended, beyond=following)
 
     def go_on(self, state: State) -> State:
         """Return a state that a limit had stopped as if it had not, where the limit is farther now."""
-        stopped = state.status in (Status.TIME_LIMIT, Status.MAX_NFEV)
-        if not stopped or state.point is None or state.nsweeps >= self.max_nfev:
-            return state
-        return self._next(dataclasses.replace(state, status=None))
+        if state.status is Status.TIME_LIMIT:
+            return dataclasses.replace(state, status=None)
+        return state if state.beyond is None or state.nsweeps >= self.max_nfev else state.beyond
 
     def _next(self, state: State) -> State:
         """Propose what to sweep next, or end."""
