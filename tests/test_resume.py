@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -517,3 +518,27 @@ def test_a_result_is_not_read_from_a_run_under_way(tmp_path, monkeypatch):
         run(tmp_path, "chunked", checkpoint_interval=0)
     with pytest.raises(CheckpointError, match="has not ended"):
         FitResult.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ended", "mid-sweep", "mid-pass"])
+def test_what_format_1_wrote_is_read_for_ever(tmp_path, name):
+    """The stores in tests/data were written once, and are never written again."""
+    shutil.unpack_archive(Path(__file__).parent / "data" / "checkpoints-format-1.zip", tmp_path)
+    checkpoints = Checkpoints(tmp_path / name)
+    assert checkpoints.verify() == {}
+    saved = unpack(Saved, checkpoints.newest()[1])
+    assert (saved.result is not None, saved.sweep is not None, saved.passing is not None) == (
+        name == "ended",
+        name == "mid-sweep",
+        name == "mid-pass",
+    )
+    t, y = np.load(tmp_path / "rows.npy")  # to the bit, on any machine
+    rows = {"t": da.from_array(t, chunks=100), "y": da.from_array(y, chunks=100)}
+    options = {"data": rows, "p0": [2, 1, 0.3], "tier": "chunked"}
+    whole = dask_nlsq.fit(decay, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it was written elsewhere
+        again = dask_nlsq.fit(decay, **options, checkpoint=tmp_path / name, resume="force")
+    np.testing.assert_allclose(again.popt, whole.popt, rtol=1e-8)
+    if name == "ended":
+        np.testing.assert_allclose(FitResult.load(tmp_path / name).popt, whole.popt, rtol=1e-12)
