@@ -111,7 +111,13 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("empty", [slice(0, 400), slice(8000, 8500)], ids=["first empty", "middle empty"])
+@pytest.mark.parametrize(
+    "empty",
+    [
+        pytest.param(slice(0, 400), id="first empty"),
+        pytest.param(slice(8000, 8500), id="middle empty", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("options", ODD.values(), ids=ODD)
 def test_options_and_empty_partitions_go_on_to_the_same_bits(tmp_path, monkeypatch, options, empty):
     y = Y.copy()
