@@ -210,7 +210,7 @@ DECISIONS = [
     (FEW | {"here": 280 * MB, "limit": GB}, {}, ("CHUNKED", "persist", 1, 1)),
     ({"here": GB, "limit": GB}, {}, ("STREAMING", "none", 4, 2.32)),
     ({"here": GB, "limit": GB, "squares": False}, {}, ("CHUNKED", "none", 4, 2.32)),
-    ({"here": 350 * MB, "limit": GB}, {}, ("STREAMING", "none", 3, 2.32)),
+    ({"here": 350 * MB, "limit": GB}, {}, ("STREAMING", "none", 2, 2.32)),
     ({}, {"cache": "none"}, ("STREAMING", "none", 4, 2.32)),
     ({"rows": 5e9}, {"checkpoint": "run"}, ("STREAMING_CHECKPOINT", "none", 4, 2.32)),
     ({"rows": 5e9}, {}, ("STREAMING", "none", 4, 2.32)),

@@ -27,7 +27,6 @@ from dask_nlsq._plan.memory import (
     tasks_that_fit,
     workers_that_fit,
 )
-from dask_nlsq._plan.schedule import BATCHES
 from dask_nlsq._plan.tiers import OptimizationGoal, WorkflowTier, get_memory_tier, member, select_tier
 from dask_nlsq._plan.workflow import WorkflowConfig
 
@@ -218,7 +217,7 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
     gathered = facts.cluster and tier is WorkflowTier.STANDARD  # here, and not on the workers
     kept = (facts.nbytes or 0.0) / facts.processes if cache == "persist" and _reads_anything(facts) else 0.0
     try:
-        task, ahead, at_a_time = _tasks(facts, 0.0 if gathered else kept, goal, reasons, tier.streams)
+        task, ahead, at_a_time = _tasks(facts, 0.0 if gathered else kept, goal, reasons)
     except PlanError:
         asked = config.cache == "persist" or (tier is WorkflowTier.STANDARD and reasons["tier"] == _ASKED)
         if not kept or facts.shared or asked:
@@ -389,9 +388,7 @@ def _cache(
     return "persist" if fits else "none"
 
 
-def _tasks(
-    facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str, str], streams: bool = False
-) -> tuple[TaskMemory, bool, int]:
+def _tasks(facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str, str]) -> tuple[TaskMemory, bool, int]:
     """Return what a task holds, whether it reads ahead, and how many fit into a process; refuse where none does."""
     if facts.partition_rows is None:
         reasons["workers"] = "one task a thread; the size of a partition is not known"
@@ -416,11 +413,8 @@ def _tasks(
         )
         return task, ahead, tasks_that_fit(facts.threads, limit, task.total, facts.held + kept)
 
-    several = (
-        facts.partitions > BATCHES
-        if streams
-        else takes_several(facts.partitions, facts.partition_rows * facts.row_bytes, facts.processes * facts.threads)
-    )
+    largest, threads = facts.partition_rows * facts.row_bytes, facts.processes * facts.threads
+    several = takes_several(facts.partitions, largest, threads)
     task, ahead, fit = tried(several and goal is not OptimizationGoal.MEMORY_EFFICIENT)
     if fit == 0 and ahead:
         task, ahead, fit = tried(False)
