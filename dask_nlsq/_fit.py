@@ -15,28 +15,28 @@ from typing import Any
 
 from scipy.optimize import OptimizeResult
 
-from dask_nlsq._autotune import autotune as tuned
-from dask_nlsq._descent import descend, optimizer_of, words
+from dask_nlsq._checkpoint import from_text
+from dask_nlsq._descent import optimizer_of
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._facts import dry_run, gather_facts, speed
-from dask_nlsq._minimise import fit_sample, lowest_first, minimise, stopped, verify, went_silent
+from dask_nlsq._minimise import minimise, stopped, verify, went_silent
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import MANY_ROWS
 from dask_nlsq._numerics.loss import Loss
 from dask_nlsq._numerics.parameters import Parameters
-from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
+from dask_nlsq._numerics.solver.trust_region import TrustRegion
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import build, revive
 from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier, make_plan, settle, with_speeds
 from dask_nlsq._problem import Draft, Problem, arrange, draft, executor_of
 from dask_nlsq._progress import Progress
 from dask_nlsq._result import FitResult
-from dask_nlsq._run import Run, from_text, running
-from dask_nlsq._sample import GUESS_ROWS, Sample, draw_sample, guess_start
+from dask_nlsq._route import find_route, find_start
+from dask_nlsq._run import Run, running
+from dask_nlsq._sample import Sample, draw_sample
 from dask_nlsq._second_look import second_look
-from dask_nlsq._stream import stream, target
-from dask_nlsq._sweep import Cluster, Executor, Partial, group, ship
-from dask_nlsq._typing import Vector
+from dask_nlsq._stream import target
+from dask_nlsq._sweep import Cluster, Executor, group, ship
 
 
 def fit(
@@ -257,7 +257,7 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
         kernel.prepare(objective)
     streams = saved is not None and saved.passing is not None
     decided, executor, groups, sample = _gather(exact, config, streams)
-    exact, others, notes = _start(exact, said, executor, groups, sample, saved)
+    exact, others, notes = find_start(exact, said, executor, groups, sample, saved)
     problem = _problem(dataclasses.replace(exact, executor=executor), groups, decided, run, exact.executor)
     solver = _solver(exact.parameters, said, config, decided)
     if ended:
@@ -267,7 +267,7 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
     run.know(problem, notes)
     deadline = None if config.time_limit is None else time.monotonic() + config.time_limit
     with Progress(len(source.partitions), said["progress"]) as bar:
-        route = _route(problem, solver, [exact.parameters.start, *others], sample, said, config, run, bar)
+        route = find_route(problem, solver, [exact.parameters.start, *others], sample, said, config, run, bar)
         notes += route.notes
         run.know(problem, notes)
         begun, callback = route.begun, said["callback"]
@@ -285,32 +285,6 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
         state = dataclasses.replace(state, status=Status.SILENT)
     result = build(problem, solver, state, seconds, time.perf_counter() - started, notes)
     return run.finish(state, seconds, notes, result)
-
-
-def _start(
-    exact: Draft, said: Mapping[str, Any], executor: Executor, groups: Sequence[Any], sample: Sample | None, saved: Any
-) -> tuple[Draft, list[Vector], tuple[str, ...]]:
-    """Return the draft with its start and its kernel settled, other starts, and how they were found."""
-    parameters, objective, partitions = exact.parameters, exact.objective, len(exact.source.partitions)
-    if saved is not None:
-        parameters = dataclasses.replace(parameters, start=saved.start, guessed=())
-        objective = dataclasses.replace(objective, jacobian=saved.jacobian, tile=saved.tile)
-        return dataclasses.replace(exact, parameters=parameters, objective=objective), [], ()
-    if parameters.guessed and exact.model.guess is not None:
-        rows = sample or draw_sample(executor, groups, partitions, GUESS_ROWS)
-        parameters = guess_start(exact.model, parameters, rows.block)
-    if said["autotune"]:
-        rows = sample or draw_sample(executor, groups, partitions)
-        objective = tuned(objective, rows.block, parameters.start)
-    others: list[Vector] = []
-    notes: tuple[str, ...] = ()
-    optimizer = optimizer_of(said["method"], parameters.bounded)
-    if optimizer is not None:
-        rows = sample or draw_sample(executor, groups, partitions)
-        end = descend(objective, parameters, rows.block, optimizer, said["seed"])
-        parameters, others = dataclasses.replace(parameters, start=end.theta), [parameters.start]
-        notes = (words(said["method"], end, rows.block),)
-    return dataclasses.replace(exact, parameters=parameters, objective=objective), others, notes
 
 
 def _problem(
@@ -346,55 +320,6 @@ def _solver(
         gtol=config.gtol,
         max_nfev=config.max_nfev or sys.maxsize,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Route:
-    """From where the loop begins, or goes on."""
-
-    starts: list[Vector]
-    begun: tuple[State, list[float]] | None = None
-    partial: Partial | None = None
-    notes: tuple[str, ...] = ()
-
-
-def _route(
-    problem: Problem,
-    solver: TrustRegion,
-    starts: list[Vector],
-    sample: Sample | None,
-    said: Mapping[str, Any],
-    config: WorkflowConfig,
-    run: Run,
-    bar: Progress,
-) -> _Route:
-    """Return where the loop begins: what a run has saved, the end of a pass, the fit of a sample, the start."""
-    saved, near = run.saved, None
-    if saved is not None and saved.state is not None:
-        state = solver.go_on(saved.state)
-        partial = None if saved.sweep is None else Partial.of(saved.sweep)
-        rest = [] if saved.others is None else list(saved.others)
-        return _Route([state.trial, *rest], (state, [] if saved.seconds is None else saved.seconds.tolist()), partial)
-    passing = saved is not None and saved.passing is not None
-    streams = passing or problem.plan.tier.streams
-    notes: tuple[str, ...] = ()
-    if sample is not None and not passing and (near := fit_sample(problem, solver, sample)) is not None:
-        starts = [final(near, solver.lower, solver.upper)[0], *starts]
-        notes = (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
-    if not streams:
-        return _Route(starts, notes=notes)
-    if sample is None or (near is None and not passing):
-        return _Route(starts, notes=("A sample of the rows could not be fitted, so that nothing was streamed.",))
-    if saved is not None and saved.others is not None:
-        starts = list(saved.others)
-    run.know(problem, (*run.known["notes"], *notes), starts)
-    aim = target(problem.parameters.free, config.precision)
-    first, seconds, told = stream(
-        problem, solver, near, sample, bar, seed=said["seed"], ordered=said["ordered"], target=aim, run=run
-    )
-    if first is None:
-        return _Route(lowest_first(problem, starts), notes=(*notes, *told))
-    return _Route(starts, (first, seconds), notes=(*notes, *told))
 
 
 def _again(problem: Problem, solver: TrustRegion, run: Run) -> FitResult:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dask_nlsq._checkpoint import Checkpoints, Lock, pack, unpack
+from dask_nlsq._checkpoint import KEEP, Checkpoints, Lock, Text, from_text, pack, to_text, unpack
 from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, Interrupted, SweepError, one_of, warn
 from dask_nlsq._fingerprint import compare, fingerprint
 from dask_nlsq._interrupt import Interrupt
+from dask_nlsq._numerics.objective import Jacobian
 from dask_nlsq._numerics.solver.streaming import StreamState
 from dask_nlsq._numerics.solver.trust_region import State
 from dask_nlsq._numerics.status import Status
@@ -32,8 +32,8 @@ from dask_nlsq._typing import Matrix, Vector
 
 log = logging.getLogger("dask_nlsq")
 
-Text = npt.NDArray[np.uint8]
-"""A text as bytes, for what is too long for an attribute."""
+INTERVAL = 60.0
+"""Seconds between two commits, where nobody says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Saved:
     """All that a fit must know to go on as if nothing had happened."""
 
     start: Vector  # (p,)
-    jacobian: str  # how the kernel is formed
+    jacobian: Jacobian  # how the kernel is formed
     tile: int | None
     notes: tuple[str, ...] = ()
     marks: npt.NDArray[np.uint64] | None = None  # of the ledger
@@ -142,7 +142,6 @@ class Kept(Run):
         self._latest: Callable[[], Mapping[str, Any]] | None = None
         self._due = 0.0  # the first state is written at once
         self._sweeps = 0
-        self._failed = 0
         self.commits, self.seconds, self.errors = 0, 0.0, list[str]()
 
     @property
@@ -156,7 +155,7 @@ class Kept(Run):
         self._sweeps += swept
         every = self._config.checkpoint_every
         due = time.monotonic() >= self._due or (every is not None and self._sweeps >= every)
-        if due and not (self._failed and not swept):
+        if due:
             self.write()
         self._interrupt.check()
 
@@ -185,15 +184,13 @@ class Kept(Run):
             if not self._lock.mine():
                 raise CheckpointError("Another process has taken the checkpoint over; this one writes no more.")
             keys = pack(saved, self._config.compression)
-            keep = 5 if self._config.keep is None else self._config.keep
+            keep = KEEP if self._config.keep is None else self._config.keep
             number = self._checkpoints.commit(keys, said, self._fingerprint, keep)
             log.info("committed generation %d at %s", number, self._checkpoints.place)
             self.commits += 1
-            self._failed = 0
         except Exception as error:  # whatever a file system or a service raises
             text = f"{type(error).__name__}: {error}"
             self.errors.append(text)
-            self._failed += 1
             if self._strict:
                 if isinstance(error, CheckpointError):
                     raise
@@ -204,7 +201,7 @@ class Kept(Run):
                     "generations are as they were."
                 )
         self.seconds += time.perf_counter() - clock
-        interval = 60.0 if self._config.checkpoint_interval is None else self._config.checkpoint_interval
+        interval = INTERVAL if self._config.checkpoint_interval is None else self._config.checkpoint_interval
         self._due = time.monotonic() + interval
         self._sweeps = 0
 
@@ -299,16 +296,3 @@ def _sane(saved: Saved, p: int) -> Saved:
     if not all(isinstance(x, np.ndarray) and x.shape == (p,) and np.isfinite(x).all() for x in points):
         raise CheckpointCorrupt(f"The state in the checkpoint is not finite, or not one of {p} parameters.")
     return saved
-
-
-def to_text(values: Any) -> Text:
-    """Return plain values as JSON, in an array."""
-    return np.frombuffer(json.dumps(values).encode(), np.uint8).copy()
-
-
-def from_text(text: Text) -> Any:
-    """Return the values that `to_text` wrote."""
-    try:
-        return json.loads(text.tobytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointCorrupt(f"The result in the checkpoint cannot be read: {error}") from error

@@ -27,7 +27,7 @@ from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._numerics.reduction import fold
 from dask_nlsq._numerics.request import Request
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
-from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._plan import BATCHES, WINDOW, OptimizationGoal, schedule
 from dask_nlsq._problem import Problem
@@ -218,7 +218,8 @@ def stream(
 ) -> tuple[State | None, list[float], tuple[str, ...]]:
     """Pass over the data in batches; return the state that certifies next, or the last one where nothing is left to do.
 
-    It is None where the model was not finite on some batch: the sums then lack rows, and are not used.
+    It is None where the sums are not used: the model was not finite on some batch, so that they lack rows, or the pass
+    lost its way.
 
     The sums of the pass are those of a sweep at the estimate of the sample, but linearised nearer to the end.
     """
@@ -287,13 +288,10 @@ def _agrees(problem: Problem, online: Streaming, found: Pass, sample: Sample) ->
 
 
 def _unmeasured(state: State) -> State:
-    """Say that no sweep has measured the cost at the point of a state: whatever the next one brings is lower."""
+    """Say that no sweep has measured the cost at the point of a state, so that the next one finds no rise in it."""
     assert state.point is not None and state.origin is not None
-
-    def open_ended(point: Point) -> Point:
-        return dataclasses.replace(point, reduction=dataclasses.replace(point.reduction, cost=float("inf")))
-
-    return dataclasses.replace(state, point=open_ended(state.point), origin=open_ended(state.origin))
+    point, origin = (dataclasses.replace(each, measured=False) for each in (state.point, state.origin))
+    return dataclasses.replace(state, point=point, origin=origin)
 
 
 def target(names: Sequence[str], precision: Any) -> Callable[[Vector, Vector], bool] | None:

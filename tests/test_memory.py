@@ -74,11 +74,11 @@ def write(folder, kind, rows, partitions, columns):
 def test_growth_is_as_predicted(tmp_path, kind, rows, partitions, columns, p):
     """Chunks above 32 MB: what is smaller is kept by the C library for later, some times more and some times less."""
     path = write(tmp_path, kind, rows, partitions, columns)
-    for options in ({"tier": "chunked", "cache": "none"}, {"tier": "standard"}):
+    for options in ({"tier": "chunked", "cache": "none"}, {"tier": "streaming"}, {"tier": "standard"}):
         child, _ = start(path, columns, p, **options)
         out, _ = child.communicate("go\n", timeout=280)
         measured, predicted, cache, n_obs = json.loads(out)
-        assert n_obs == partitions * rows and cache == ("none" if "cache" in options else "persist")
+        assert n_obs == partitions * rows and cache == ("persist" if options["tier"] == "standard" else "none")
         assert measured > 300e6 and abs(predicted - measured) < 0.3 * measured, (options, measured, predicted)
 
 

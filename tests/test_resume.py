@@ -489,8 +489,7 @@ def test_a_lost_scheduler_leaves_a_checkpoint_and_another_cluster_goes_on(tmp_pa
     assert bits(again) == bits(expected)
 
 
-def test_commits_cost_little(tmp_path):
-    """Seconds are not judged here; their number is, and they are in the result."""
+def test_commits_are_counted_in_the_result(tmp_path):
     result = run(tmp_path, "chunked", checkpoint_interval=1000)
     about = result.provenance["checkpoint"]
     assert about["commits"] == 1 + 1 and about["seconds"] > 0  # the first answer, and the end

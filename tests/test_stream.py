@@ -1,5 +1,6 @@
 """STREAMING: one pass in mini-batches and one sweep that certifies: sorted rows, counted reads, bits, precision."""
 
+import dataclasses
 import itertools
 import re
 
@@ -18,9 +19,11 @@ from dask_nlsq._descent import descend
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.kernel import reduce_block
 from dask_nlsq._numerics.solver.streaming import Streaming
+from dask_nlsq._numerics.solver.trust_region import TrustRegion
+from dask_nlsq._plan import BATCHES, schedule
 from dask_nlsq._problem import exact_objective, to_model
 from dask_nlsq._sources import Columns
-from dask_nlsq._stream import BATCHES, schedule
+from dask_nlsq._stream import _unmeasured
 
 N = 1_200_000  # above a million one sweep certifies; below, where sweeps are cheap, the fit goes on to rounding level
 T, Y = (column[np.argsort(decay_rows(N)[0])] for column in decay_rows(N))
@@ -160,9 +163,14 @@ def test_a_far_start_is_recovered_and_the_route_said(whole):
     assert "Started from a fit of 100,000 rows of 16 partitions." in result.notes
 
 
+def bound(p0, **options):
+    """Return parameters and objective of the decay."""
+    return exact_objective(to_model(decay).bind(("t",)), Columns(("t",), "y", None, "raise"), p0, **options)
+
+
 def online_from(p0):
     """One pass of Gauss-Newton over batches of rows, from a start, and nothing beside it."""
-    parameters, objective = exact_objective(to_model(decay).bind(("t",)), Columns(("t",), "y", None, "raise"), p0)
+    parameters, objective = bound(p0)
     solver = Streaming(parameters.lower, parameters.upper)
     state = solver.init(parameters.start)
     for (places,) in schedule(100, 0):
@@ -180,9 +188,7 @@ def test_an_optimizer_goes_down_first(whole, method, how):
 
 
 def test_a_descent_ends_near_the_minimum_inside_its_bounds():
-    parameters, objective = exact_objective(
-        to_model(decay).bind(("t",)), Columns(("t",), "y", None, "raise"), FAR, bounds={"amplitude": (0, 2.5)}
-    )
+    parameters, objective = bound(FAR, bounds={"amplitude": (0, 2.5)})
     ends = [descend(objective, parameters, Block((T,), Y), optax.adam(0.05), seed) for seed in (0, 0, 1)]
     assert (abs(ends[0].theta / [2.5, 1.0, 0.45] - 1) < 0.2).all() and ends[0].theta[0] <= 2.5
     assert ends[0].theta.tobytes() == ends[1].theta.tobytes() != ends[2].theta.tobytes()
@@ -293,6 +299,23 @@ def test_limits_hold_for_the_pass_too():
 
     stopped = dask_nlsq.fit(decay, **options, callback=stop)
     assert (stopped.nsweeps, stopped.status) == (1, Status.CALLBACK)
+    assert abs(stopped.redchi - 0.01) < 1e-3 and np.isfinite(stopped.stderr).all()
+
+
+def test_after_a_pass_a_rise_is_taken_and_what_is_not_finite_refused():
+    """No sweep has measured the cost of a pass; the first one is not compared with it, and must still be finite."""
+    parameters, objective = exact_objective(
+        to_model(decay).bind(("t",)), Columns(("t",), "y", None, "raise"), [2, 1, 0.5]
+    )
+    solver, block = TrustRegion(parameters.lower, parameters.upper), Block((T[::99],), Y[::99])
+    state = _unmeasured(
+        solver.step(solver.init(parameters.start), reduce_block(objective, block, parameters.start, None))
+    )
+    found = reduce_block(objective, block, state.trial, None)
+    risen = solver.step(state, dataclasses.replace(found, cost=2 * state.point.reduction.cost))
+    assert risen.history[-1].accepted and risen.point.measured
+    lost = solver.step(state, dataclasses.replace(found, cost=np.nan))
+    assert not lost.history[-1].accepted and lost.status is None
 
 
 def test_a_lost_pass_is_not_read_to_its_end():

@@ -1,7 +1,19 @@
 """Checkpoints: generations of a state in a Zarr store, committed by a record written last, verified before use."""
 
 from dask_nlsq._checkpoint.checkpoints import KEEP, Checkpoints, Generation, versions
-from dask_nlsq._checkpoint.lock import HEARTBEAT, Lock
-from dask_nlsq._checkpoint.tree import Keys, pack, unpack
+from dask_nlsq._checkpoint.lock import Lock
+from dask_nlsq._checkpoint.tree import Keys, Text, from_text, pack, to_text, unpack
 
-__all__ = ["HEARTBEAT", "KEEP", "Checkpoints", "Generation", "Keys", "Lock", "pack", "unpack", "versions"]
+__all__ = [
+    "KEEP",
+    "Checkpoints",
+    "Generation",
+    "Keys",
+    "Lock",
+    "Text",
+    "from_text",
+    "pack",
+    "to_text",
+    "unpack",
+    "versions",
+]

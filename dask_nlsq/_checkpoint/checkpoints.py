@@ -30,7 +30,7 @@ from typing import Any
 import pandas as pd
 
 from dask_nlsq._checkpoint.place import Place, open_place
-from dask_nlsq._checkpoint.tree import GROUP, TOTAL_BYTES, Keys, check_group, check_key, parse
+from dask_nlsq._checkpoint.tree import GROUP, TOTAL_BYTES, Keys, check_group, check_key
 from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, NlsqError, warn
 
 log = logging.getLogger("dask_nlsq")
@@ -138,8 +138,6 @@ class Checkpoints:
         data = self.place.read(name, _RECORD_BYTES)
         if data is None:
             raise CheckpointError(f"There is no generation {number} at {self.place}; there are {self.numbers()}.")
-        if len(data) > _RECORD_BYTES:
-            raise CheckpointCorrupt(f"{name} is too large.")
         try:
             record = json.loads(data)
             text, digest = record["record"], record["sha256"]
@@ -361,6 +359,3 @@ def _generation(said: Any, number: int, name: str) -> Generation:
         if isinstance(error, NlsqError):
             raise
         raise CheckpointCorrupt(f"{name} is no record of a commit.") from error
-
-
-__all__ = ["FORMAT", "KEEP", "Checkpoints", "Generation", "parse", "versions"]

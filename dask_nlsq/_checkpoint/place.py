@@ -242,7 +242,7 @@ class Remote:
             raise FileExistsError(path)
         try:
             self.fs.pipe_file(path, data, mode="create")
-        except (TypeError, NotImplementedError):
+        except (TypeError, NotImplementedError):  # a file system that knows no conditions; the lock must do
             self.fs.pipe_file(path, data)
 
     def replace(self, name: str, data: bytes) -> None:

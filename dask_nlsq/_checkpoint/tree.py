@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 from zarr.buffer.cpu import Buffer
 from zarr.codecs import GzipCodec
@@ -32,6 +33,9 @@ T = TypeVar("T")
 
 Keys = dict[str, bytes]
 """Names below a Zarr group, and what they hold."""
+
+Text = npt.NDArray[np.uint8]
+"""A text as bytes, for what is too long for an attribute."""
 
 METADATA_BYTES = 1_000_000
 """Most that one ``zarr.json`` may hold."""
@@ -238,6 +242,25 @@ def _bare(hint: Any) -> Any:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         (hint,) = (each for each in typing.get_args(hint) if each is not type(None))
     return hint
+
+
+def to_text(values: Any) -> Text:
+    """Return plain values as JSON, in an array."""
+    return np.frombuffer(json.dumps(values).encode(), np.uint8).copy()
+
+
+def from_text(text: Text) -> Any:
+    """Return the values that `to_text` wrote.
+
+    Raises
+    ------
+    CheckpointCorrupt
+        It is no JSON.
+    """
+    try:
+        return json.loads(text.tobytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointCorrupt(f"A text in the checkpoint cannot be read: {error}") from error
 
 
 # --- looking before reading -------------------------------------------------------------------------------------------

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from dask_nlsq._checkpoint import Checkpoints, pack, unpack
+from dask_nlsq._checkpoint import Checkpoints, Text, from_text, pack, to_text, unpack
 from dask_nlsq._errors import CheckpointError, NlsqError, one_of
 from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.inference import Statistics
@@ -369,9 +368,8 @@ class FitResult:
         where : str, path or zarr.abc.store.Store
             A folder, an fsspec URL, or a Zarr store.
         """
-        text = np.frombuffer(json.dumps(self.to_dict()).encode(), np.uint8).copy()
         about = {"sweeps": self.nsweeps, "cost": self.cost, "status": self.status.name, "finished": True}
-        Checkpoints(where, storage_options).commit(pack(_Written(text), compression), about, {})
+        Checkpoints(where, storage_options).commit(pack(_Written(to_text(self.to_dict())), compression), about, {})
 
     @classmethod
     def load(cls, where: Any, *, storage_options: dict[str, Any] | None = None) -> FitResult:
@@ -393,7 +391,7 @@ class FitResult:
                 f"The fit at {checkpoints.place} has not ended: generation {generation.number} is on its way. Call fit "
                 "with the same checkpoint to go on."
             )
-        return cls.from_dict(json.loads(text.tobytes()))
+        return cls.from_dict(from_text(text))
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON text; infinities are written as ``Infinity``, as Python's json does."""
@@ -414,7 +412,7 @@ class FitResult:
 class _Written:
     """A result as JSON; a checkpoint holds more beside it."""
 
-    result: npt.NDArray[np.uint8] | None = None
+    result: Text | None = None
 
 
 def history_frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:

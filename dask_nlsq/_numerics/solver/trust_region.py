@@ -79,6 +79,7 @@ class Point:
     # The trust region around it.
     scale: Vector  # (p,)
     radius: float
+    measured: bool = True  # else the cost is that of linear models, and no yardstick for the next sweep
 
     @property
     def grain(self) -> float:
@@ -201,6 +202,8 @@ class TrustRegion:
             return 1.0
         if not reduction.finite:
             return -1.0
+        if not state.point.measured:
+            return 1.0
         actual = state.point.reduction.cost - reduction.cost
         predicted = state.proposal.predicted
         if max(abs(actual), predicted) <= _cost_noise(state.point.reduction):
