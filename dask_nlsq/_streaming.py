@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import time
 import zipfile
@@ -273,7 +274,7 @@ class StreamingFitter:
 
     def _strayed(self, state: StreamState) -> float:
         """Return how far the estimate is from where batches were linearised, beside what noise makes of that."""
-        return self._solver.strayed(state) / (len(state.theta) * float(np.log(np.e + state.batches)))
+        return self._solver.strayed(state) / (len(state.theta) * math.log(math.e + state.batches))
 
     def _note(self, state: StreamState) -> None:
         error = self._solver.factor(state).spread * self._solver.spread(state)
