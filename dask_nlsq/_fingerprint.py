@@ -49,6 +49,8 @@ def fingerprint(draft: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -
         "method": said["method"] if isinstance(said["method"], (str, type(None))) else type(said["method"]).__name__,
         "ordered": said["ordered"],
         "seed": said["seed"],
+        "n_starts": config.starts if config.starts > 1 else None,
+        "sampler": config.sampler if config.starts > 1 else None,
         "filters": None if said["filters"] is None else str(said["filters"]),
         "kind of data": info.kind,
         "partitions": len(draft.source.partitions),

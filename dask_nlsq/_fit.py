@@ -19,12 +19,13 @@ from dask_nlsq._checkpoint import from_text
 from dask_nlsq._descent import optimizer_of
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._facts import dry_run, gather_facts, speed
-from dask_nlsq._minimise import minimise, stopped, verify, went_silent
+from dask_nlsq._minimise import lowest, race, stopped, verify, went_silent
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import MANY_ROWS
 from dask_nlsq._numerics.loss import Loss
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.solver.trust_region import TrustRegion
+from dask_nlsq._numerics.starts import check_bounds
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import build, revive
 from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier, make_plan, settle, with_speeds
@@ -34,6 +35,7 @@ from dask_nlsq._result import FitResult
 from dask_nlsq._route import find_route, find_start
 from dask_nlsq._run import Run, running
 from dask_nlsq._sample import Sample, draw_sample
+from dask_nlsq._search import judge
 from dask_nlsq._second_look import second_look
 from dask_nlsq._stream import target
 from dask_nlsq._sweep import Cluster, Executor, group, ship
@@ -73,6 +75,8 @@ def fit(
     memory_limit: int | str | None = None,
     cache: str | None = None,
     precision: float | Mapping[str, float] | None = None,
+    n_starts: int | None = None,
+    sampler: str | None = None,
     method: Any = None,
     ordered: bool = True,
     seed: int = 0,
@@ -153,11 +157,13 @@ def fit(
     tier : {"auto", "standard", "chunked", "streaming", "streaming_checkpoint"} or WorkflowTier
         How to go about the data: gather all rows in this process, leave them in partitions, or take them in
         mini-batches first. The answer is the same; "auto" decides from rows, memory and goal.
-    goal : {"robust", "fast", "quality", "memory_efficient"} or OptimizationGoal
+    goal : {"robust", "fast", "quality", "global", "memory_efficient"} or OptimizationGoal
         What matters most: "fast" stops a tenth of a standard error from the minimum; "quality" goes on to the rounding
-        level and fits again from perturbed starts; "memory_efficient" keeps nothing between sweeps.
+        level and fits again from perturbed starts; "global" begins from 64 starts; "memory_efficient" keeps nothing
+        between sweeps.
     workflow : str, optional
-        The name of a preset of `WorkflowConfig`.
+        The name of a preset of `WorkflowConfig`; "auto_global" is ``goal="global"``, and "hpc" the same with a
+        checkpoint, in ``nlsq-checkpoint`` where no other is given.
     config : WorkflowConfig or mapping, optional
         Settings that are kept together. What an argument says counts before them, then what they say, then `workflow`,
         then Dask's configuration ``nlsq.*``, then the default.
@@ -169,6 +175,12 @@ def fit(
     precision : float or mapping, optional
         Stop reading as soon as every standard error is below this fraction of its parameter, or below ``{name:
         value}``; the fit streams, and its answer rests on what it has read.
+    n_starts : int, optional
+        Look for the lowest minimum from so many starts, `p0` and others spread over the bounds, which must be finite.
+        All are tried on some of the rows; what these cannot decide is decided by all rows, in the same sweeps.
+        ``result.starts`` says where each has led.
+    sampler : {"sobol", "halton", "lhs"}
+        How starts are spread, as in `scipy.stats.qmc`.
     method : {"lm", "trf", "dogbox", "adam"} or optax.GradientTransformation, optional
         SciPy's names all stand for the one solver here. An optimizer of `optax` first goes down from `p0` in
         mini-batches of a sample, for starts that are too far for Gauss-Newton, and the solver goes on from there.
@@ -176,7 +188,7 @@ def fit(
         Whether a streaming fit folds batches in their order, which makes its bits those of any executor, or as they
         come, which waits for no slow worker.
     seed : int
-        Of the order in which batches are drawn.
+        Of the order in which batches are drawn, and of starts.
     checkpoint : str, path or zarr.abc.store.Store, optional
         Where the fit leaves its state on the way, also inside a sweep, and goes on from there after whatever stopped
         it, with the bits of a run that nothing stopped. See `Checkpoints`.
@@ -255,8 +267,9 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
     wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
     if wide and not isinstance(exact.executor, Cluster):
         kernel.prepare(objective)
-    streams = saved is not None and saved.passing is not None
-    decided, executor, groups, sample = _gather(exact, config, streams)
+    saved_pass = saved is not None and saved.passing is not None
+    searches = config.starts > 1 and (saved is None or saved.state is None)
+    decided, executor, groups, sample = _gather(exact, config, saved_pass or searches)
     exact, others, notes = find_start(exact, said, executor, groups, sample, saved)
     problem = _problem(dataclasses.replace(exact, executor=executor), groups, decided, run, exact.executor)
     solver = _solver(exact.parameters, said, config, decided)
@@ -273,9 +286,20 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
         begun, callback = route.begun, said["callback"]
         if begun is not None and saved is None and begun[0].status is None:
             begun = (stopped(problem, begun[0], deadline, callback), begun[1])
-        state, seconds = minimise(
-            problem, solver, route.starts, bar, deadline, callback, begun, run=run, partial=route.partial
+        first, before = begun or (solver.init(route.starts[0]), [])
+        team, seconds = race(
+            problem,
+            solver,
+            [first, *route.rivals],
+            route.starts[1:],
+            bar,
+            deadline,
+            callback,
+            before,
+            run=run,
+            partial=route.partial,
         )
+        state = team[lowest(team)]
         whole = state.status is not None and state.status.success and state.status is not Status.PRECISION
         if decided.goal is OptimizationGoal.QUALITY and whole:
             state, more, note = second_look(problem, solver, state, sample, bar, callback)
@@ -283,7 +307,15 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
             notes += (note,)
     if state.status is not None and state.status.success and went_silent(problem, state):
         state = dataclasses.replace(state, status=Status.SILENT)
-    result = build(problem, solver, state, seconds, time.perf_counter() - started, notes)
+    starts = None
+    if run.search is not None:
+        assert state.point is not None
+        starts, said_of_them = judge(exact.parameters.free, run.search, team, solver, state.point.reduction.rows)
+        notes += (said_of_them,)
+        if further := len(seconds) - state.nsweeps:
+            notes += (f"{further} further sweeps over all rows were spent on other minima.",)
+            seconds = seconds[: state.nsweeps]
+    result = build(problem, solver, state, seconds, time.perf_counter() - started, notes, starts)
     return run.finish(state, seconds, notes, result)
 
 
@@ -389,6 +421,8 @@ def _draft(said: Mapping[str, Any], config: WorkflowConfig) -> Draft:
     exact = draft(**said)
     target(exact.parameters.free, config.precision)
     optimizer_of(said["method"], exact.parameters.bounded)
+    if config.starts > 1:
+        check_bounds(exact.parameters.free, exact.parameters.lower, exact.parameters.upper)
     if not (isinstance(said["seed"], int) and said["seed"] >= 0):
         raise NlsqError(f"seed is {said['seed']!r}; an integer that is not negative is needed.")
     streams = config.precision is not None or (isinstance(config.tier, WorkflowTier) and config.tier.streams)
@@ -401,9 +435,9 @@ def _draft(said: Mapping[str, Any], config: WorkflowConfig) -> Draft:
 
 
 def _gather(
-    exact: Draft, config: WorkflowConfig, streams: bool = False
+    exact: Draft, config: WorkflowConfig, sampled: bool = False
 ) -> tuple[Plan, Executor, Sequence[Any], Sample | None]:
-    """Return the plan, the partitions in groups, held where it says so, and a sample where another sweep is dear."""
+    """Return the plan, the partitions in groups, held where it says so, and a sample where one is needed."""
     source, executor = exact.source, exact.executor
     partitions, sample, read = len(source.partitions), None, 0.0
     if source.info.partition_rows is not None:
@@ -416,12 +450,12 @@ def _gather(
     decided = make_plan(facts, config)
     groups = arrange(source, executor, decided)
     executor = executor_of(decided, executor)
-    streams = streams or decided.tier.streams
-    if sample is None and (streams or facts.rows is None or facts.rows > MANY_ROWS):
+    sampled = sampled or decided.tier.streams
+    if sample is None and (sampled or facts.rows is None or facts.rows > MANY_ROWS):
         started = time.perf_counter()
         sample = draw_sample(executor, groups, partitions)
         read = time.perf_counter() - started
-    if sample is None or (sample.estimated_rows <= MANY_ROWS and not streams):
+    if sample is None or (sample.estimated_rows <= MANY_ROWS and not sampled):
         return decided, executor, groups, None
     facts = dataclasses.replace(facts, **speed(exact.objective, sample.block, exact.parameters.start))
     if decided.cache == "none" and read > 0:

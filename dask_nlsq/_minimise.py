@@ -36,6 +36,10 @@ from dask_nlsq._typing import Vector
 log = logging.getLogger("dask_nlsq")
 
 
+_ALIKE = 1e-9
+"""Relative difference of two costs that is none: that of a model whose parts can change places."""
+
+
 def minimise(
     problem: Problem,
     solver: TrustRegion,
@@ -61,59 +65,118 @@ def minimise(
     State, list of float
         The last state and the seconds of each sweep.
     """
-    others = list(starts[1:])
+    first, seconds = begun or (solver.init(starts[0]), [])
+    (state,), seconds = race(problem, solver, [first], starts[1:], bar, deadline, callback, seconds, run, partial)
+    return state, seconds
+
+
+def race(
+    problem: Problem,
+    solver: TrustRegion,
+    states: Sequence[State],
+    spare: Sequence[Vector] = (),
+    bar: Progress | None = None,
+    deadline: float | None = None,
+    callback: Callable[[OptimizeResult], Any] | None = None,
+    seconds: Sequence[float] = (),
+    run: Run | None = None,
+    partial: Partial | None = None,
+) -> tuple[list[State], list[float]]:
+    """Run the loop from several states, which share every sweep, until none is left that could still win.
+
+    Parameters
+    ----------
+    spare : sequence of ndarray (p,)
+        Starts that are tried where the model is not finite at any of the states.
+
+    Returns
+    -------
+    list of State, list of float
+        The last states, in the order in which they came, and the seconds of each sweep.
+    """
+    team, others, seconds = list(states), list(spare), list(seconds)
     bar, run = bar or Progress(0, show=False), run or Run()
-    state, seconds = begun or (solver.init(starts[0]), [])
-    while state.status is None:
+    while active := [i for i, state in enumerate(team) if state.status is None]:
         clock = time.perf_counter()
-        request = solver.request(state)
-        bar.sweep(state)
-        partial = partial or Partial(sum(len(g.partitions) for g in problem.groups))
+        leader = lowest(team)
+        bar.sweep(team[leader])
+        partial = partial or Partial(sum(len(g.partitions) for g in problem.groups), len(active))
         bar.count(int(partial.done.sum()))
-        now = _Written(state, tuple(others), tuple(seconds))
+        now = _Written(tuple(team), tuple(others), tuple(seconds))
 
         def answered(answer: Answer, now: _Written = now, partial: Partial = partial) -> None:
             bar.answer(answer)
             run.tick(lambda: now() | {"sweep": partial.finished()})
 
         try:
-            reduction = sweep(
+            reductions = sweep_each(
                 problem.executor,
                 problem.groups,
                 problem.shipped,
-                request,
+                [solver.request(team[i]) for i in active],
                 ledger=problem.ledger,
                 on_answer=answered,
                 partial=partial,
             )
         except NlsqError as error:
-            raise error.at(sweep=state.nsweeps + 1) from error.__cause__
+            raise error.at(sweep=team[leader].nsweeps + 1) from error.__cause__
         partial = None
-        if not state.history and not reduction.finite and others:
-            state = solver.init(others.pop(0))
-            continue
-        if not state.history:
-            first_look(problem, reduction)
-        state = solver.step(state, reduction)
+        if not any(team[i].history or reduction.finite for i, reduction in zip(active, reductions, strict=True)):
+            if others:
+                team = [solver.init(others.pop(0))]
+                continue
+            first_look(problem, reductions[0])
+        elif not team[active[0]].history:
+            first_look(problem, next(reduction for reduction in reductions if reduction.finite))
+        for i, reduction in zip(active, reductions, strict=True):
+            if team[i].history or reduction.finite:
+                team[i] = solver.step(team[i], reduction)
+            else:
+                team[i] = dataclasses.replace(team[i], status=Status.NOT_FINITE)
         seconds.append(time.perf_counter() - clock)
-        _tell(state, seconds[-1])
-        if state.status is None:
-            state = stopped(problem, state, deadline, callback)
-        run.tick(_Written(state, tuple(others), tuple(seconds)), swept=True)
-    return state, seconds
+        leader = lowest(team)
+        _tell(team[leader], seconds[-1])
+        if team[leader].status is None:
+            team[leader] = stopped(problem, team[leader], deadline, callback)
+        team = _beaten(team, leader)
+        run.tick(_Written(tuple(team), tuple(others), tuple(seconds)), swept=True)
+    return team, seconds
+
+
+def lowest(team: Sequence[State]) -> int:
+    """Return the place of the state with the lowest cost; of those that are alike, the first."""
+    costs = [np.inf if state.point is None else state.point.reduction.cost for state in team]
+    return next(i for i, cost in enumerate(costs) if cost <= min(costs) * (1.0 + _ALIKE))
+
+
+def _beaten(team: Sequence[State], leader: int) -> list[State]:
+    """Give up the states that cannot win: their next step would not bring them below the lowest, or all is over."""
+    first, found = team[leader], list(team)
+    assert first.point is not None
+    for i, state in enumerate(team):
+        if i == leader or state.status is not None:
+            continue
+        over = first.status in (Status.CALLBACK, Status.TIME_LIMIT)
+        if state.point is not None and state.point.believed:
+            reach = state.point.reduction.cost - 2.0 * max(state.point.newton.predicted, 0.0)
+            over |= reach > first.point.reduction.cost * (1.0 + _ALIKE)
+        if over:
+            found[i] = dataclasses.replace(state, status=Status.BEATEN)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
 class _Written:
     """What the loop would write down: where it is between two sweeps."""
 
-    state: State
+    team: tuple[State, ...]
     others: tuple[Vector, ...]
     seconds: tuple[float, ...]
 
     def __call__(self) -> dict[str, Any]:
-        others = np.array(self.others, float) if self.others and not self.state.history else None
-        return {"state": self.state, "others": others, "seconds": np.array(self.seconds, float)}
+        first, *rivals = self.team
+        others = np.array(self.others, float) if self.others and not first.history else None
+        return {"state": first, "rivals": tuple(rivals), "others": others, "seconds": np.array(self.seconds, float)}
 
 
 def verify(problem: Problem, run: Run) -> None:
@@ -139,12 +202,12 @@ def stopped(
     return dataclasses.replace(state, status=status)
 
 
-def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample) -> State | None:
+def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample, start: Vector | None = None) -> State | None:
     """Return how a fit of the sample in this process ends, or None where it leads nowhere."""
     small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (sample.block,))], ledger=Ledger())
     solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=1000)
     try:
-        state, _ = minimise(small, solver, [problem.parameters.start])
+        state, _ = minimise(small, solver, [problem.parameters.start if start is None else start])
     except NlsqError as error:
         log.info("the sample could not be fitted: %s", error)
         return None

@@ -43,6 +43,7 @@ def build(
     seconds: list[float],
     total: float,
     notes: tuple[str, ...],
+    starts: pd.DataFrame | None = None,
 ) -> FitResult:
     point = state.point
     assert point is not None and state.status is not None
@@ -81,6 +82,7 @@ def build(
         provenance=_provenance(problem, state, sum(seconds), total),
         notes=notes,
         plan=_measured(problem, state, seconds, total),
+        starts=starts,
         **_living(problem, solver, state, statistics),
     )
 

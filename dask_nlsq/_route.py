@@ -1,27 +1,31 @@
 """Route: from where a fit begins, or goes on.
 
-What was saved comes first; then the end of a pass in batches; then the fit of a sample; then the start that was given,
-guessed, or reached by an optimizer.
+What was saved comes first; then the end of a pass in batches; then the best of many starts, or the fit of a sample;
+then the start that was given, guessed, or reached by an optimizer.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dask_nlsq._autotune import autotune as tuned
 from dask_nlsq._descent import descend, optimizer_of, words
 from dask_nlsq._minimise import fit_sample, lowest_first
+from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
-from dask_nlsq._plan import WorkflowConfig
+from dask_nlsq._numerics.starts import draw_starts
+from dask_nlsq._plan import SAMPLERS, WorkflowConfig
 from dask_nlsq._problem import Draft, Problem
 from dask_nlsq._progress import Progress
 from dask_nlsq._run import Run, Saved
 from dask_nlsq._sample import GUESS_ROWS, Sample, draw_sample, guess_start
+from dask_nlsq._search import search
 from dask_nlsq._stream import stream, target
 from dask_nlsq._sweep import Executor, Partial
-from dask_nlsq._typing import Vector
+from dask_nlsq._typing import Matrix, Vector
 
 
 def find_start(
@@ -56,12 +60,19 @@ def find_start(
     return dataclasses.replace(exact, parameters=parameters, objective=objective), others, notes
 
 
+def _draw(parameters: Parameters, config: WorkflowConfig, seed: int) -> Matrix:
+    """Return the starts of a search."""
+    sampler = config.sampler or SAMPLERS[0]
+    return draw_starts(sampler, config.starts, parameters.lower, parameters.upper, parameters.start, seed)
+
+
 @dataclasses.dataclass(frozen=True)
 class Route:
     """From where the loop begins, or goes on."""
 
     starts: list[Vector]
     begun: tuple[State, list[float]] | None = None
+    rivals: tuple[State, ...] = ()
     partial: Partial | None = None
     notes: tuple[str, ...] = ()
 
@@ -82,11 +93,21 @@ def find_route(
         state = solver.go_on(saved.state)
         partial = None if saved.sweep is None else Partial.of(saved.sweep)
         rest = [] if saved.others is None else list(saved.others)
-        return Route([state.trial, *rest], (state, [] if saved.seconds is None else saved.seconds.tolist()), partial)
+        seconds = [] if saved.seconds is None else saved.seconds.tolist()
+        return Route([state.trial, *rest], (state, seconds), saved.rivals, partial)
     passing = saved is not None and saved.passing is not None
     streams = passing or problem.plan.tier.streams
     notes: tuple[str, ...] = ()
-    if sample is not None and not passing and (near := fit_sample(problem, solver, sample)) is not None:
+    if sample is not None and not passing and config.starts > 1:
+        draw = functools.partial(_draw, problem.parameters, config, said["seed"])
+        searched = search(problem, solver, sample, draw, bar, run)
+        found = [searched.fitted.theta[i] for i in searched.finalists]
+        run.know(problem, (*run.known["notes"], *notes), starts)
+        if len(found) > 1:
+            return Route(starts, (solver.init(found[0]), []), tuple(solver.init(theta) for theta in found[1:]))
+        starts = [*found, *starts]
+        near = fit_sample(problem, solver, sample, starts[0]) if streams else None
+    elif sample is not None and not passing and (near := fit_sample(problem, solver, sample)) is not None:
         starts = [final(near, solver.lower, solver.upper)[0], *starts]
         notes = (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
     if not streams:

@@ -20,6 +20,7 @@ from dask_nlsq._checkpoint import KEEP, Checkpoints, Lock, Text, from_text, pack
 from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, Interrupted, SweepError, one_of, warn
 from dask_nlsq._fingerprint import compare, fingerprint
 from dask_nlsq._interrupt import Interrupt
+from dask_nlsq._numerics.many import Ends
 from dask_nlsq._numerics.objective import Jacobian
 from dask_nlsq._numerics.solver.streaming import StreamState
 from dask_nlsq._numerics.solver.trust_region import State
@@ -51,6 +52,19 @@ class Passing:
 
 
 @dataclasses.dataclass(frozen=True)
+class Searched:
+    """Every start of a search and where it has led, as far as that is known."""
+
+    starts: Matrix  # (n, p)
+    rows: int  # on which all of them were fitted
+    screened: Ends  # of each
+    chosen: npt.NDArray[np.int64]  # starts whose ends were fitted on the sample; empty before
+    sample_rows: int
+    fitted: Ends  # of each that was chosen
+    finalists: npt.NDArray[np.int64]  # of those, the minima that all rows decide between, the lowest first
+
+
+@dataclasses.dataclass(frozen=True)
 class Saved:
     """All that a fit must know to go on as if nothing had happened."""
 
@@ -62,8 +76,11 @@ class Saved:
     # The loop.
     state: State | None = None
     others: Matrix | None = None  # starts that have not been tried
+    rivals: tuple[State, ...] = ()  # states that share its sweeps
     seconds: Vector | None = None  # of each sweep
     sweep: Finished | None = None
+    # The search from many starts.
+    search: Searched | None = None
     # The pass.
     passing: Passing | None = None
     # The end.
@@ -74,6 +91,7 @@ class Run:
     """A fit under way, without a checkpoint: it begins at its beginning, and writes nothing down."""
 
     saved: Saved | None = None
+    search: Searched | None = None
 
     def __init__(self) -> None:
         self.known: dict[str, Any] = {}
@@ -110,6 +128,7 @@ class Run:
             "tile": objective.tile,
             "notes": notes,
             "others": np.array(starts, float) if len(starts) else None,
+            "search": self.search,
         }
 
     def tick(self, make: Callable[[], Mapping[str, Any]], swept: bool = False) -> None:
@@ -135,6 +154,7 @@ class Kept(Run):
     ) -> None:
         super().__init__()
         self.saved = saved
+        self.search = None if saved is None else saved.search
         if saved is not None and saved.marks is not None:
             self._ledger = Ledger(saved.marks)
         self._checkpoints, self._lock, self._interrupt = checkpoints, lock, interrupt
@@ -292,7 +312,9 @@ def _sane(saved: Saved, p: int) -> Saved:
     state = saved.state
     points = [saved.start]
     points += [] if state is None else [state.trial, *([] if state.point is None else [state.point.theta])]
+    points += [rival.trial for rival in saved.rivals]
     points += [] if saved.passing is None else [saved.passing.own.theta, *saved.passing.thetas]
+    points += [] if saved.search is None else [*saved.search.starts]
     if not all(isinstance(x, np.ndarray) and x.shape == (p,) and np.isfinite(x).all() for x in points):
         raise CheckpointCorrupt(f"The state in the checkpoint is not finite, or not one of {p} parameters.")
     return saved

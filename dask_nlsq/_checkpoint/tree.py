@@ -1,8 +1,9 @@
 """Tree: plain dataclasses as the keys of a Zarr group, and back to the bit.
 
 A dataclass is a group. Its arrays are arrays, each in one chunk; its numbers, texts and flags are attributes; its
-dataclasses are groups again. A tuple of dataclasses is a table: a group with one array a field, a row each. What is
-None is an attribute ``null``. JSON holds floats to the last bit, and those that are not finite by name.
+dataclasses are groups again. A tuple of dataclasses is a table: a group with one array a field, a row each; where they
+hold dataclasses in their turn it is a group of numbered groups. What is None is an attribute ``null``. JSON holds
+floats to the last bit, and those that are not finite by name.
 
 Nothing is pickled, and what is read is looked at by `check_group` before Zarr decodes it.
 """
@@ -49,6 +50,9 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 _LENGTH = "table rows"
 """The attribute that says how many rows a table has; no field can have that name."""
+
+_COUNT = "numbered groups"
+"""The attribute that says how many numbered groups there are, in a table's stead."""
 
 _ABSENT = "__absent"
 """What is appended to the name of a column of a table for the array that says where it holds nothing."""
@@ -97,10 +101,12 @@ def _put(store: MemoryStore, path: str, members: Mapping[str, Any], codecs: Any,
         )
     for name, member in groups.items():
         below = f"{path}/{name}" if path else name
-        if isinstance(member, tuple):
-            _put(store, below, _columns(member), codecs, table=True)
-        else:
+        if not isinstance(member, tuple):
             _write(store, below, member, codecs)
+        elif any(_is_group(value) for row in member for value in vars(row).values()):
+            _put(store, below, {_COUNT: len(member), **{str(i): row for i, row in enumerate(member)}}, codecs)
+        else:
+            _put(store, below, _columns(member), codecs, table=True)
 
 
 def _is_group(member: Any) -> bool:
@@ -198,6 +204,8 @@ def _rows(kind: Any, group: zarr.Group) -> tuple[Any, ...]:
     hints = typing.get_type_hints(kind)
     attributes: dict[str, Any] = dict(group.attrs)
     members: dict[str, Any] = dict(group.members())
+    if _COUNT in attributes:
+        return tuple(_read(kind, members[str(i)]) for i in range(len(members)))
     columns: dict[str, Any] = {}
     rows = int(attributes[_LENGTH])
     for field in dataclasses.fields(kind):

@@ -91,7 +91,7 @@ def prepare(objective: Objective) -> None:
     if objective.jacobian == "numeric" or device.keeps(where):
         return
     slab = Slab((np.empty(SLABS[1]),) * objective.n_columns, np.empty(SLABS[1]), None, np.zeros(_room(objective), int))
-    rows = functools.partial(_once, objective, "rows", functools.partial(_compile_rows, objective))
+    rows = functools.partial(once, objective, "rows", functools.partial(_compile_rows, objective))
     _aside(lambda: _kernel(objective, slab, False, where, traced=lambda: _aside(rows)))
 
 
@@ -118,7 +118,7 @@ def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
     parts, size = [np.empty(0)], SLABS[0] if block.rows <= SLABS[0] else SLABS[1]
     with jax.enable_x64(True):
         for _, slab in slabs([block.wide()], size, TILE):
-            run = _once(objective, ("predict", size), functools.partial(_compile_predict, objective, size))
+            run = once(objective, ("predict", size), functools.partial(_compile_predict, objective, size))
             parts.append(np.asarray(run(theta, slab.x))[: slab.rows[0]])
     return np.concatenate(parts)
 
@@ -132,7 +132,7 @@ def scratch(objective: Objective) -> float:
 
 def look(objective: Objective, theta: Vector) -> tuple[Objective, str | None]:
     """Return what `check` says, which is asked once for each objective."""
-    found: tuple[Objective, str | None] = _once(objective, "look", lambda: check(objective, theta))
+    found: tuple[Objective, str | None] = once(objective, "look", lambda: check(objective, theta))
     return found
 
 
@@ -176,7 +176,7 @@ def _direction(objective: Objective) -> Jacobian:
     """Return "reverse", or "forward" for a loop of unknown length, which has no reverse derivative."""
     try:
         jax.eval_shape(
-            lambda t, x: _jacobian_and_residual(dataclasses.replace(objective, jacobian="reverse"), t, x, x[0], x[0]),
+            lambda t, x: jacobian_and_residual(dataclasses.replace(objective, jacobian="reverse"), t, x, x[0], x[0]),
             jax.ShapeDtypeStruct((objective.n_parameters,), np.float64),
             [jax.ShapeDtypeStruct((TILE,), np.float64)] * objective.n_columns,
         )
@@ -218,7 +218,7 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
     with jax.enable_x64(True), np.errstate(all="ignore"):
         run: Callable[..., Any] = functools.partial(numeric.check_rows, objective)
         if objective.jacobian != "numeric":
-            compiled = _once(objective, "rows", functools.partial(_compile_rows, objective))
+            compiled = once(objective, "rows", functools.partial(_compile_rows, objective))
             run = lambda x, point: compiled(point, x)  # noqa: E731
         for point in (theta, theta + 0.1 * (1.0 + np.abs(theta)) * np.cos(np.arange(len(theta)))):
             whole, single = (np.asarray(a) for a in run(x, point))
@@ -291,13 +291,13 @@ def _kernel(
     """Return the executable for slabs of this shape on a device."""
     columns = tuple(jax.ShapeDtypeStruct(c.shape, c.dtype) for c in (*slab.x, slab.y))
     kind = (len(slab.y), len(slab.rows), whitened, where, *(c.dtype.char for c in columns))
-    run: Callable[..., Any] = _once(
+    run: Callable[..., Any] = once(
         objective, kind, lambda: _compile(objective, columns, len(slab.rows), whitened, where, traced)
     )
     return run
 
 
-def _once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any:
+def once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any:
     """Return what was compiled or found for an objective: once whatever the threads, unlike kinds side by side."""
     with _lock:
         known = _compiled.setdefault(objective, {})
@@ -390,9 +390,9 @@ def _sweep_block(
         x, y = tile[: len(slab.x)], tile[len(slab.x)]
         filled = jnp.clip((i - first + 1) * size - rows, 0, size)  # rows past the end of the block
         weight = lax.dynamic_slice(real, (filled,), (size,)) if slab.weight is None else tile[-1]
-        a = _jacobian_and_residual(objective, theta, x, y, weight)
+        a = jacobian_and_residual(objective, theta, x, y, weight)
         lanes = [*_moments(y - origin, slab.weight if slab.weight is None else weight), *(_lanes(c) for c in (*x, y))]
-        added = {"products": _products(objective, a, weight, s), "lanes": lanes}
+        added = {"products": products(objective, a, weight, s), "lanes": lanes}
         checksum = [before * _CHAIN + _mix(c) for before, c in zip(carry.pop("checksum"), tile, strict=True)]
         return jax.tree.map(jnp.add, carry, added) | {"checksum": checksum}
 
@@ -410,7 +410,7 @@ def _sweep_block(
     return jnp.concatenate([*sums, origin[None]]), jnp.stack([jnp.sum(c * positions) for c in found["checksum"]])
 
 
-def _products(objective: Objective, a: Any, weight: Any, s: Any) -> dict[str, Any]:
+def products(objective: Objective, a: Any, weight: Any, s: Any) -> dict[str, Any]:
     """Return the cost of a tile and the products of its weighted Jacobian and residual a, (p + 1, tile)."""
     p = a.shape[0] - 1
     if s is not None:
@@ -433,7 +433,7 @@ def _products(objective: Objective, a: Any, weight: Any, s: Any) -> dict[str, An
     return products
 
 
-def _jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weight: Any) -> Any:
+def jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weight: Any) -> Any:
     """Return the (p + 1, tile) array of Jacobian columns and, last, the residual, each row times its weight."""
 
     def one_row(x_row: Any, *theta_row: Any) -> Any:

@@ -24,6 +24,8 @@ class Status(enum.IntEnum):
         member.sentence = sentence
         return member
 
+    BEATEN = -8, "Another start led to a lower minimum."
+    NOT_FINITE = -7, "The model or its derivative is not finite there."
     UNSETTLED = (
         -6,
         "The estimates still moved by more than a standard error, or far from where batches were linearised.",

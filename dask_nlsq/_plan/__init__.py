@@ -12,12 +12,13 @@ from dask_nlsq._plan.tiers import (
     WorkflowTier,
     get_memory_tier,
 )
-from dask_nlsq._plan.workflow import WorkflowConfig, auto_select_workflow, settle
+from dask_nlsq._plan.workflow import SAMPLERS, WorkflowConfig, auto_select_workflow, settle
 
 __all__ = [
     "BATCHES",
     "IMPORTS",
     "READERS",
+    "SAMPLERS",
     "WINDOW",
     "DatasetSizeTier",
     "Facts",

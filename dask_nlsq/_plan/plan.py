@@ -33,6 +33,9 @@ from dask_nlsq._plan.workflow import WorkflowConfig
 SWEEPS_FROM_AFAR = 8
 """Sweeps of a fit without a sample, from 5 to 15 as a rule."""
 
+SWEEPS_FROM_NEAR = 4
+"""Sweeps of a fit that begins from the fit of a sample and goes on to the rounding level."""
+
 TASK_SECONDS = 2e-3
 """What a task costs on a cluster; a partition that takes less is better cut larger."""
 
@@ -116,6 +119,8 @@ class Plan:
         Bytes of one task, part by part.
     peak : int
         Bytes of a process at its largest.
+    starts : int
+        From how many it begins.
     sweeps, reads : float
         Passes over the rows, and how often their bytes are read.
     read_bytes, sweep_seconds, seconds : float or None
@@ -147,6 +152,7 @@ class Plan:
     seconds: float | None
     reasons: Mapping[str, str]
     advice: tuple[str, ...] = ()
+    starts: int = 1
     measured: Measured | None = None
 
     @property
@@ -232,7 +238,9 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
     growth = int(max(min(at_a_time, facts.partitions) * (task.total - passing) + kept, task.total))
     if gathered:
         growth = int((facts.nbytes or 0.0) + task.slab + task.tile + task.scratch)
-    sweeps, reads = _reads(facts, cache, reasons)
+    sweeps, reads = _reads(facts, cache, reasons, config.starts > 1)
+    if config.starts > 1:
+        reasons["starts"] = "fitted to some of the rows; minima that these cannot tell apart share the sweeps over all"
     if tier.streams:
         sweeps = 1 if goal is OptimizationGoal.FAST else 2
         reads = round(sweeps + min(1.0, 16 / max(facts.partitions, 1)), 3)
@@ -258,6 +266,7 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
         seconds=_seconds(facts, sweeps, reads, workers),
         reasons=reasons,
         advice=_advice(facts),
+        starts=config.starts,
     )
 
 
@@ -271,11 +280,10 @@ def _reads_anything(facts: Facts) -> bool:
 
 def _goal(config: WorkflowConfig, reasons: dict[str, str]) -> OptimizationGoal:
     goal = member(OptimizationGoal, "goal", config.goal or OptimizationGoal.ROBUST)
-    if not goal.built:
-        raise NlsqError(f'goal="{goal.value}" is not there yet; start from several p0 and keep the least cost.')
     reasons["goal"] = {
         OptimizationGoal.FAST: "stops when less than 0.1 standard errors remain",
         OptimizationGoal.ROBUST: "stops when the step that remains is far below the standard errors",
+        OptimizationGoal.GLOBAL: "looks for the lowest minimum from many starts",
         OptimizationGoal.QUALITY: "goes on to the rounding level, and fits again from perturbed starts",
         OptimizationGoal.MEMORY_EFFICIENT: "keeps nothing between sweeps, reads nothing ahead",
     }[goal]
@@ -442,12 +450,12 @@ def _tasks(facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str,
     return task, ahead, fit
 
 
-def _reads(facts: Facts, cache: str, reasons: dict[str, str]) -> tuple[int, float]:
+def _reads(facts: Facts, cache: str, reasons: dict[str, str], search: bool = False) -> tuple[int, float]:
     """Return the sweeps that are expected, and how often all bytes are read in them."""
     many = facts.rows is None or facts.rows > MANY_ROWS
-    sweeps = 2 if many else SWEEPS_FROM_AFAR
+    sweeps = 2 if many else SWEEPS_FROM_NEAR if search else SWEEPS_FROM_AFAR
     # A sample is drawn from what is kept, unless it has to say how many rows there are.
-    sampled = facts.estimated or facts.rows is None or (many and cache == "none")
+    sampled = facts.estimated or facts.rows is None or ((many or search) and cache == "none")
     share = min(1.0, 16 / max(facts.partitions, 1)) if sampled and not facts.shared else 0.0
     also = f", and a sample of {min(16, facts.partitions)} partitions" if share else ""
     if cache == "persist":

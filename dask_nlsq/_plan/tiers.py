@@ -56,7 +56,7 @@ class OptimizationGoal(_Named):
 
     ``FAST`` stops a tenth of a standard error from the minimum. ``ROBUST``, the default, stops far below one.
     ``QUALITY`` goes on to the rounding level, and fits again from perturbed starts. ``MEMORY_EFFICIENT`` keeps nothing
-    between passes. ``GLOBAL`` is a search from many starts; it is not there yet.
+    between passes. ``GLOBAL`` looks for the lowest minimum from many starts.
 
     Examples
     --------
@@ -70,11 +70,6 @@ class OptimizationGoal(_Named):
     GLOBAL = "global"
     QUALITY = "quality"
     MEMORY_EFFICIENT = "memory_efficient"
-
-    @property
-    def built(self) -> bool:
-        """Whether this version can pursue it."""
-        return self is not OptimizationGoal.GLOBAL
 
 
 class DatasetSizeTier(_Named):

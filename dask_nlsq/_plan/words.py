@@ -74,6 +74,8 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
     other += ", which needs checkpoint=" if alone else ""
     yield "tier", f"{plan.tier}, {plan.tier.memory} in memory at a time{other}"
     yield "goal", str(plan.goal)
+    if plan.starts > 1:
+        yield "starts", f"{plan.starts:,}"
     where = f"{facts.processes} worker{'s' * (facts.processes != 1)}" if facts.cluster else "this process"
     gathered = facts.cluster and plan.tier is WorkflowTier.STANDARD
     then = ", which read; then in this process" if gathered else ""

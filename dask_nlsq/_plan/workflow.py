@@ -13,6 +13,12 @@ from dask_nlsq._errors import NlsqError, one_of
 from dask_nlsq._plan.limits import memory_limit
 from dask_nlsq._plan.tiers import MemoryTier, OptimizationGoal, WorkflowTier, get_memory_tier, member, select_tier
 
+N_STARTS = 64
+"""Starts of a search, where nobody says how many."""
+
+SAMPLERS = ("sobol", "halton", "lhs")
+"""Ways to spread them, of `scipy.stats.qmc`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class WorkflowConfig:
@@ -47,6 +53,10 @@ class WorkflowConfig:
         Generations that are kept.
     compression : {"gzip"}, optional
         Of the arrays in a checkpoint.
+    n_starts : int, optional
+        Starts of a search for the lowest minimum; with a search, the bounds must be finite.
+    sampler : {"sobol", "halton", "lhs"}, optional
+        How starts are spread over the bounds.
 
     Examples
     --------
@@ -71,6 +81,8 @@ class WorkflowConfig:
     checkpoint_every: int | None = None
     keep: int | None = None
     compression: str | None = None
+    n_starts: int | None = None
+    sampler: str | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("tier", WorkflowTier), ("goal", OptimizationGoal)):
@@ -83,11 +95,13 @@ class WorkflowConfig:
             one_of("cache", self.cache, "auto", "persist", "none")
         if self.max_nfev is not None and self.max_nfev < 1:
             raise NlsqError(f"max_nfev is {self.max_nfev}; at least one sweep is needed.")
-        for name, least in (("checkpoint_interval", 0), ("checkpoint_every", 1), ("keep", 1)):
+        for name, least in (("checkpoint_interval", 0), ("checkpoint_every", 1), ("keep", 1), ("n_starts", 1)):
             if (given := getattr(self, name)) is not None and not given >= least:
                 raise NlsqError(f"{name} is {given}; {least} is the least.")
         if self.compression is not None:
             one_of("compression", self.compression, "gzip")
+        if self.sampler is not None:
+            one_of("sampler", self.sampler, *SAMPLERS)
         if self.memory_limit is not None:
             try:
                 parse_bytes(self.memory_limit)
@@ -95,6 +109,11 @@ class WorkflowConfig:
                 raise NlsqError(
                     f'memory_limit is {self.memory_limit!r}; a number of bytes or a text such as "4 GB" is needed.'
                 ) from error
+
+    @property
+    def starts(self) -> int:
+        """How many starts a fit begins from: what is said, or what its goal asks for."""
+        return self.n_starts or (N_STARTS if self.goal is OptimizationGoal.GLOBAL else 1)
 
     @classmethod
     def from_preset(cls, name: str) -> WorkflowConfig:
@@ -137,10 +156,6 @@ class WorkflowConfig:
 
 def settle(said: WorkflowConfig, config: Any = None, workflow: str | None = None) -> WorkflowConfig:
     """Return what counts of what is said by arguments, a config, a workflow, and Dask's configuration."""
-    if workflow in ("auto_global", "hpc"):
-        raise NlsqError(
-            f'workflow="{workflow}" is not there yet: it begins from many starts; use "auto" and several p0.'
-        )
     if isinstance(config, Mapping):
         config = WorkflowConfig.from_dict(config)
     if not isinstance(config, (WorkflowConfig, type(None))):
@@ -169,6 +184,8 @@ PRESETS: Mapping[str, WorkflowConfig] = {
     "memory_efficient": WorkflowConfig(goal=_G.MEMORY_EFFICIENT, cache="none"),
     "hpc_distributed": WorkflowConfig(tier=_T.STREAMING_CHECKPOINT, goal=_G.ROBUST),
     "global": WorkflowConfig(goal=_G.GLOBAL),
+    "auto_global": WorkflowConfig(tier="auto", goal=_G.GLOBAL),
+    "hpc": WorkflowConfig(tier="auto", goal=_G.GLOBAL, checkpoint="nlsq-checkpoint"),
     "spectroscopy": WorkflowConfig(goal=_G.QUALITY),  # many peaks, small noise: all digits, and a second look
     "timeseries": WorkflowConfig(tier=_T.CHUNKED, cache="auto"),  # long tables in the order of time
 }

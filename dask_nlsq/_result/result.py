@@ -62,6 +62,9 @@ class FitResult:
         What was going to be done, and why; ``plan.report()`` sets what was predicted beside what was measured.
     checkpoint_errors : tuple of str
         Commits to the checkpoint that failed, and why.
+    starts : DataFrame or None
+        Of a search from many starts, one row a start: the start (``p0_…``), where its minimum lies, the cost there and
+        on how many rows that is, the number of the minimum (0 is the answer, -1 none), and how its fit ended.
 
     Examples
     --------
@@ -89,6 +92,7 @@ class FitResult:
     notes: tuple[str, ...] = ()
     plan: Plan | None = None
     checkpoint_errors: tuple[str, ...] = ()
+    starts: pd.DataFrame | None = None
     # What is needed to evaluate the model again.
     shipped: Shipped | None = None
     columns: Columns | None = None
@@ -335,6 +339,7 @@ class FitResult:
             "notes": list(self.notes),
             "checkpoint_errors": list(self.checkpoint_errors),
             "plan": None if self.plan is None else self.plan.to_dict(),
+            "starts": None if self.starts is None else self.starts.to_dict(orient="list"),
         }
 
     @classmethod
@@ -356,6 +361,7 @@ class FitResult:
             notes=tuple(values["notes"]),
             checkpoint_errors=tuple(values.get("checkpoint_errors", ())),
             plan=None if values.get("plan") is None else Plan.from_dict(values["plan"]),
+            starts=None if values.get("starts") is None else starts_frame(values["starts"]),
         )
 
     def save(
@@ -419,3 +425,10 @@ def history_frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
     """Return a history with its sweeps numbered from 1."""
     sweeps = len(next(iter(columns.values())))
     return pd.DataFrame(columns, index=pd.RangeIndex(1, sweeps + 1, name="sweep"))
+
+
+def starts_frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
+    """Return a table of starts, numbered from 0: the one that was given."""
+    table = pd.DataFrame(dict(columns))
+    table.index.name = "start"
+    return table

@@ -1,4 +1,4 @@
-"""What a task does with a group of partitions: reduce them, draw rows from them, evaluate a model."""
+"""What a task does: reduce a group of partitions, draw rows from it, explore starts on some rows, evaluate a model."""
 
 from __future__ import annotations
 
@@ -115,6 +115,14 @@ def _some(block: Block, count: int, seed: int) -> Block:
     mark = int(np.bitwise_xor.reduce(block.y.view(np.uint64)))  # partitions of one length differ in their rows
     rows = np.random.default_rng([seed, mark]).choice(block.rows, count, replace=False, shuffle=False)
     return block.take(np.sort(rows))
+
+
+def explore(batch: Any, shipped: Shipped, block: Block) -> Any:
+    """Call what was shipped, on a batch and a block that came along."""
+    try:
+        return shipped.value(batch, block)
+    except Exception as error:
+        return Failure.of("exploring starts", error)
 
 
 def predict_rows(shipped: Shipped, theta: Vector, x: tuple[Vector, ...]) -> Vector:
