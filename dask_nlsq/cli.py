@@ -29,6 +29,7 @@ from dask.utils import format_bytes
 
 import dask_nlsq
 from dask_nlsq._errors import ModelError, NlsqError
+from dask_nlsq._plan import SAMPLERS
 
 T = TypeVar("T")
 
@@ -195,9 +196,12 @@ ARGUMENTS = (
     click.option("--seed", type=int, default=0, metavar="N", help="Of what is drawn at random."),
     click.option(
         "--goal",
-        type=click.Choice(["fast", "robust", "quality", "memory_efficient"]),
-        help="What matters most; by default robust.",
+        type=click.Choice(["fast", "robust", "quality", "global", "memory_efficient"]),
+        help="What matters most; by default robust. global looks for the lowest minimum, within --bounds.",
     ),
+    click.option("--n-starts", type=click.IntRange(min=1), metavar="N", help="Starts of such a search; by default 64."),
+    click.option("--sampler", type=click.Choice(SAMPLERS), help="How starts are spread; by default sobol."),
+    click.option("--workflow", metavar="NAME", help="Settings under one name, such as auto_global or hpc."),
     click.option("--memory-limit", metavar="BYTES", help='What a process may hold, such as "4 GB".'),
     click.option(
         "--cache",
