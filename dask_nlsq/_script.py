@@ -71,7 +71,7 @@ QUEUES = {
         # qrerun is for operators; anybody may submit again the copy of this file that the job is run from.
         again='qsub "$0"',
         begin='cd "$PBS_O_WORKDIR"\n',
-        warning='timeout --foreground --preserve-status --signal=USR1 "$(({left} - SECONDS))" ',
+        warning='timeout --foreground --preserve-status --signal=USR1 "$(({left} - SECONDS))" \\\n        ',
     ),
     "sge": Queue(
         prefix="#$",

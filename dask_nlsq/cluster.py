@@ -251,7 +251,7 @@ def _processes(cores: int, processes: int | None, gpus: int) -> int:
 
 def lifetime(walltime: int) -> tuple[int, int]:
     """Return when workers leave, and by how much that varies, so that all are gone before the wall time."""
-    return walltime - min(300, max(walltime // 12, 2)), min(240, walltime // 15)
+    return walltime - min(300, walltime // 12 + 1), min(240, walltime // 15)
 
 
 def _start(

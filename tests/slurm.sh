@@ -19,7 +19,7 @@ if [[ ${1:-} == stop ]]; then
     exit 0
 fi
 
-ready() { timeout 5 sinfo --noheader --format=%T 2>/dev/null | grep -qE '^(idle|mixed|allocated)$'; }
+ready() { timeout 5 sinfo --noheader --format=%T 2>/dev/null | grep -qE '^(idle|mixed|allocated|completing)$'; }
 
 if command -v sinfo >/dev/null && ready; then
     sinfo

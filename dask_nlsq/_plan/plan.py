@@ -480,13 +480,14 @@ def _read_seconds(facts: Facts, workers: int) -> float:
 def with_speeds(plan: Plan, facts: Facts) -> Plan:
     """Return a plan with its seconds, once it is known how fast things go; nothing else changes."""
     seconds = _seconds(facts, plan.sweeps, plan.reads, plan.workers)
-    hurry = tuple(said for said in _hurry(facts, seconds) if said not in plan.advice)
+    before = _hurry(plan.facts, plan.seconds)
+    advice = tuple(said for said in plan.advice if said not in before)
     return dataclasses.replace(
         plan,
         facts=facts,
         sweep_seconds=_sweep_seconds(facts, plan.sweeps, plan.reads, plan.workers),
         seconds=seconds,
-        advice=(*plan.advice, *hurry),
+        advice=(*advice, *_hurry(facts, seconds)),
     )
 
 
@@ -495,7 +496,7 @@ def _hurry(facts: Facts, seconds: float | None) -> tuple[str, ...]:
     if seconds is None or facts.time_left is None or seconds <= facts.time_left:
         return ()
     return (
-        f"The fit takes about {format_time(seconds)}, and its job ends in {format_time(facts.time_left)}: give "
+        f"The fit takes about {format_time(seconds)}, and its job ends in {format_time(facts.time_left)}. Give "
         "checkpoint=, from which the next job goes on (dask_nlsq.cluster.job_script writes such a job), or ask for "
         "more workers or time.",
     )
