@@ -86,17 +86,9 @@ def test_jobs_fit_parquet_to_the_bits_of_threads(client, tmp_path):
 def test_a_job_that_is_cancelled_changes_no_bit_and_is_replaced(client):
     expected = bits(run(None, "chunked"))
     before = until(lambda: len(found := workers()) == 2 and found, 30)
-    sweeps = []
-
-    def cancel():
-        until(lambda: len(sweeps) > 1, 60)
-        time.sleep(0.3)  # in the middle of the next
-        slurm("scancel", min(before))
-
-    thread = threading.Thread(target=cancel)
-    thread.start()
-    result = run(None, "chunked", pause=0.05, client=client, callback=sweeps.append)
-    thread.join()
+    cancelled = threading.Timer(1.0, slurm, ["scancel", min(before)])  # in the middle of the second sweep
+    result = run(None, "chunked", pause=0.1, client=client, callback=lambda _: cancelled.start())
+    cancelled.join()
     assert bits(result) == expected and result.provenance["executor"] == "cluster"
     after = until(lambda: len(found := workers()) == 2 and found, 60)
     assert min(before) not in after and max(before) in after
@@ -104,7 +96,7 @@ def test_a_job_that_is_cancelled_changes_no_bit_and_is_replaced(client):
 
 def test_a_driver_is_warned_queues_again_and_goes_on_to_the_same_bits(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import resumed; print('begun', flush=True); "
-    code += "print('bits', resumed.bits(resumed.run('run', 'chunked', 1.2)))"
+    code += "print('bits', resumed.bits(resumed.run('run', 'chunked', 1.0)))"
     text = cluster.job_script(
         [sys.executable, "-c", code],
         "slurm",
@@ -129,6 +121,19 @@ def test_a_driver_is_warned_queues_again_and_goes_on_to_the_same_bits(tmp_path):
     assert said.count("begun") == int(found["Restarts"]) + 1 and said.count("bits") == 1
     assert said.split()[-1] == expected
     assert dask_nlsq.FitResult.load(tmp_path / "run").success
+
+
+def test_the_command_line_starts_workers_for_the_time_of_a_fit(tmp_path):
+    rows(0, 0).to_parquet(tmp_path / "rows.parquet")
+    arguments = ["-m", "a*exp(-b*t)", "-o", "result.json", "--tier", "chunked", "--p0", "a=3,b=1"]
+    asked = ["--cluster", "slurm", "--workers", "1", "--memory", "1 GB", "--walltime", "00:05:00"]
+    script = Path(sys.executable).with_name("dask-nlsq")
+    command = [script, "fit", "rows.parquet", *arguments, *asked]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    result = dask_nlsq.FitResult.from_dict(json.loads((tmp_path / "result.json").read_text()))
+    assert result.provenance["executor"] == "cluster"
+    until(lambda: not slurm("squeue", "--noheader", "--name=dask-worker"), 30)
 
 
 def test_a_job_knows_itself(tmp_path):
