@@ -59,8 +59,16 @@ def take(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def connected(address: str | None, said: dict[str, Any], plan: Callable[[], Any] | None = None) -> Iterator[Any]:
-    """Connect to a scheduler, or start a cluster, for the time of a fit; None where neither is asked for."""
+def connected(
+    address: str | None,
+    said: dict[str, Any],
+    plan: Callable[[], Any] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Any]:
+    """Connect to a scheduler, or start a cluster, for the time of a fit; None where neither is asked for.
+
+    `plan` sizes a cluster of this machine; `check` raises where a signal has come while workers queue.
+    """
     kind = said.pop("cluster", None)
     if kind is None:
         if said:
@@ -82,7 +90,10 @@ def connected(address: str | None, said: dict[str, Any], plan: Callable[[], Any]
             where = stack.enter_context(_cluster(kind, said, plan))
         client = stack.enter_context(Client(where))
         if kind not in (None, "local"):
-            client.wait_for_workers(1)
+            while not client.nthreads():
+                check()
+                with contextlib.suppress(TimeoutError):
+                    client.wait_for_workers(1, timeout=1)
             with contextlib.suppress(TimeoutError):  # those that still queue help later
                 client.wait_for_workers(said.get("workers", 1), timeout=PATIENCE)
         yield client

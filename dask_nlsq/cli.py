@@ -259,7 +259,7 @@ def fit(
         try:
             with (
                 _listening(options["checkpoint"]) as check,
-                connected(scheduler, started, lambda: dask_nlsq.plan(function, **arguments)) as client,
+                connected(scheduler, started, lambda: dask_nlsq.plan(function, **arguments), check) as client,
             ):
                 check()
                 result = dask_nlsq.fit(function, client=client, **arguments)

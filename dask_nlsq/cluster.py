@@ -86,7 +86,7 @@ def slurm(
     Parameters
     ----------
     workers : int
-        Worker processes in all; jobs are submitted until there are so many.
+        Worker processes in all; 0 leaves it to ``scale`` or ``adapt`` of the cluster.
     memory : str or int
         Of each job, such as ``"16 GB"``.
     cores : int
@@ -304,7 +304,7 @@ def _start(
     cluster = make(**(chosen | options))
     if workers:
         cluster.scale(workers)
-        _renew(cluster)
+    _renew(cluster)
     return cluster
 
 
@@ -323,7 +323,8 @@ def _renew(cluster: Any) -> None:
             for job, spec in cluster.worker_spec.items()
             if names & {f"{job}{each}" for each in spec.get("group", [""])}
         }
-        ended = missed - here  # twice in a row: a worker that its nanny restarts is away for less
+        arrived.intersection_update(cluster.worker_spec)  # the user may have asked for fewer
+        ended = (missed & arrived) - here  # twice in a row: a worker that its nanny restarts is away for less
         missed.clear()
         missed.update(arrived - here - ended)
         arrived.difference_update(ended)

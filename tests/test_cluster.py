@@ -200,6 +200,16 @@ def test_the_queue_of_this_machine(tmp_path, commands, environ, queue):
     assert _job.offered({"PATH": str(tmp_path)} | environ) == queue
 
 
+def test_a_script_is_for_the_queue_of_this_machine_or_says_that_there_is_none(tmp_path, monkeypatch):
+    for name in (*_job._NAMES.values(), "SGE_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NlsqError, match="No queue was found here"):
+        job_script("true", **WANTED)
+    stub(tmp_path, "sbatch", "")
+    assert job_script("true", **WANTED) == job_script("true", "slurm", **WANTED)
+
+
 # --- clusters ---------------------------------------------------------------------------------------------------------
 
 LIVES = "--lifetime 3300s --lifetime-stagger 240s"
@@ -486,6 +496,20 @@ def test_job_script_says_what_is_missing(arguments, status, said):
 def test_what_does_not_go_with_a_cluster_is_wrong_usage(arguments, said):
     seen = command("fit", "nothing.parquet", "-m", "line", *arguments)
     assert seen.exit_code == 2 and said in seen.stderr, seen.output
+
+
+def test_a_signal_ends_the_wait_for_workers(monkeypatch, tmp_path):
+    """A queue that never starts a job, and a warning that comes meanwhile."""
+    from distributed import LocalCluster
+
+    def never(**_):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return LocalCluster(n_workers=0, processes=False, dashboard_address=":0")
+
+    monkeypatch.setattr(cluster, "slurm", never)
+    arguments = ["--cluster", "slurm", "--memory", "1 GB", "--checkpoint", tmp_path / "run"]
+    seen = command("fit", "nothing.parquet", "-m", "line", *arguments)
+    assert seen.exit_code == 75 and not (tmp_path / "run").exists(), seen.output
 
 
 def test_fit_starts_a_local_cluster(tmp_path):
