@@ -309,7 +309,10 @@ def _start(
 
 
 def _renew(cluster: Any) -> None:
-    """Submit jobs again that have ended, for as long as the cluster runs; Dask by itself leaves them ended."""
+    """Submit jobs again that have ended, for as long as the cluster runs; Dask by itself leaves them ended.
+
+    One whose workers were gone before they were seen here is left as well: a mistake must not flood the queue.
+    """
     arrived: set[Any] = set()
     missed: set[Any] = set()
 
