@@ -1,3 +1,4 @@
+from . import cluster as cluster
 from . import models as models
 from ._checkpoint import Checkpoints as Checkpoints
 from ._curve_fit import curve_fit as curve_fit

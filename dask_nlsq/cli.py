@@ -8,7 +8,6 @@ fit whose state is in a checkpoint: the same command goes on from there.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import importlib.metadata
 import json
@@ -16,7 +15,6 @@ import operator
 import os
 import platform
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,8 +26,12 @@ from dask.system import CPU_COUNT
 from dask.utils import format_bytes
 
 import dask_nlsq
-from dask_nlsq._errors import ModelError, NlsqError
+from dask_nlsq._cli_checkpoints import checkpoints
+from dask_nlsq._cli_jobs import CLUSTER, connected, job_script, take, with_options
+from dask_nlsq._errors import ModelError
+from dask_nlsq._interrupt import Interrupt
 from dask_nlsq._plan import SAMPLERS
+from dask_nlsq._terminal import as_json, mapping, plainly
 
 T = TypeVar("T")
 
@@ -128,16 +130,6 @@ def _sigma(_: click.Context, __: click.Parameter, text: str | None) -> str | flo
         return text
 
 
-def _mapping(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, Any] | None:
-    try:
-        options = None if text is None else json.loads(text)
-    except json.JSONDecodeError as error:
-        raise click.BadParameter(f"{text!r} is not JSON: {error}.") from error
-    if options is not None and not isinstance(options, dict):
-        raise click.BadParameter(f'{text!r} is not a JSON object such as {{"anon": true}}.')
-    return options
-
-
 def _output(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
     """Refuse before the fit what could not be written after it."""
     if path is not None and path.suffix != ".json":
@@ -179,7 +171,7 @@ ARGUMENTS = (
         show_default=True,
         help="What to do with rows where x or y is not finite.",
     ),
-    click.option("--storage-options", callback=_mapping, metavar="JSON", help="Options of fsspec, for URLs."),
+    click.option("--storage-options", callback=mapping, metavar="JSON", help="Options of fsspec, for URLs."),
     click.option(
         "--tier",
         type=click.Choice(["auto", "standard", "chunked", "streaming", "streaming_checkpoint"]),
@@ -216,15 +208,8 @@ ARGUMENTS = (
 """What `fit` and `plan` are told."""
 
 
-def _arguments(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command all of `ARGUMENTS`."""
-    for argument in reversed(ARGUMENTS):
-        command = argument(command)
-    return command
-
-
 @main.command(epilog="Example: dask-nlsq fit runs.parquet -m decay:model -y signal --p0 amplitude=2,rate=0.5")
-@_arguments
+@with_options(ARGUMENTS)
 @click.option(
     "--output",
     "-o",
@@ -246,6 +231,7 @@ def _arguments(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="SWEEPS", help="Between commits, besides.")
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Generations that are kept; by default 5.")
+@with_options(CLUSTER)
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar; by default on a terminal.")
 @click.pass_context
 def fit(
@@ -269,26 +255,42 @@ def fit(
     Exit status: 0 the fit converged, 1 an error, 2 wrong usage, 3 the fit did not converge, 75 it was interrupted by a
     signal, and the same command goes on from its checkpoint.
     """
-    with _plainly():
+    started = take(options)
+    how = {"yes": True, "no": False}.get(resume, resume)
+    with plainly():
         function = load_model(model)
-        with _client(scheduler) as client:
-            try:
-                how = {"yes": True, "no": False}.get(resume, resume)
-                result = dask_nlsq.fit(function, x, y, data=data, client=client, resume=how, **options)
-            except KeyboardInterrupt:
-                if options["checkpoint"] is None:
-                    raise
-                context.exit(INTERRUPTED)
+        arguments = {"x": x, "y": y, "data": data, "resume": how, **options}
+        try:
+            with (
+                _listening(options["checkpoint"]) as check,
+                connected(scheduler, started, lambda: dask_nlsq.plan(function, **arguments), check) as client,
+            ):
+                check()
+                result = dask_nlsq.fit(function, client=client, **arguments)
+        except KeyboardInterrupt:
+            if options["checkpoint"] is None:
+                raise
+            context.exit(INTERRUPTED)
         click.echo(result.report())
         if output is not None:
             output.write_text(result.to_json() + "\n", encoding="utf-8")
     context.exit(0 if result.success else NOT_CONVERGED)
 
 
+@contextlib.contextmanager
+def _listening(checkpoint: str | None) -> Iterator[Callable[[], None]]:
+    """Notice the signals that end a fit with a checkpoint also before it begins, while its workers queue."""
+    if checkpoint is None:
+        yield lambda: None
+        return
+    with Interrupt() as interrupt:
+        yield interrupt.check
+
+
 @main.command(epilog="Example: dask-nlsq plan 'runs/*.parquet' -m decay:model -y signal --explain")
-@_arguments
+@with_options(ARGUMENTS)
 @click.option("--explain", is_flag=True, help="Give every decision with its reason and its numbers.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json
 def plan(
     data: str,
     model: str,
@@ -300,131 +302,13 @@ def plan(
     **options: Any,
 ) -> None:
     """Say what a fit of DATA would do: tier, workers, memory, reads, seconds. One partition is read."""
-    with _plainly(), _client(scheduler) as client:
+    with plainly(), connected(scheduler, {}) as client:
         found = dask_nlsq.plan(load_model(model), x, y, data=data, client=client, **options)
         click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.explain() if explain else str(found))
 
 
-@contextlib.contextmanager
-def _plainly() -> Iterator[None]:
-    """Say warnings, and errors that a user can mend, on stderr without source lines."""
-    with warnings.catch_warnings():
-        warnings.showwarning = _say
-        try:
-            yield
-        except (NlsqError, OSError, ImportError) as error:  # files, schedulers; packages that fsspec misses
-            raise click.ClickException(str(error)) from error
-
-
-def _say(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"Warning: {message}", err=True)
-
-
-@contextlib.contextmanager
-def _client(address: str | None) -> Iterator[Any]:
-    """Connect to a scheduler for the time of a fit; None for no address."""
-    if address is None:
-        yield None
-        return
-    from distributed import Client
-
-    with Client(address) as client:
-        yield client
-
-
-@main.group()
-def checkpoints() -> None:
-    """Look after the checkpoints of a fit."""
-
-
-WHERE = (
-    click.argument("where"),
-    click.option("--storage-options", callback=_mapping, metavar="JSON", help="Options of fsspec, for URLs."),
-)
-
-
-def _where(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the place of the checkpoints, opened."""
-
-    @functools.wraps(command)
-    def opened(where: str, storage_options: dict[str, Any] | None, **options: Any) -> None:
-        with _plainly():
-            command(dask_nlsq.Checkpoints(where, storage_options), **options)
-
-    for argument in reversed(WHERE):
-        opened = argument(opened)
-    return opened
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-@checkpoints.command("list")
-@_where
-@as_json
-def list_checkpoints(found: dask_nlsq.Checkpoints, as_json: bool) -> None:
-    """List the generations at WHERE: when, sweeps, cost, status, bytes."""
-    table = found.list()
-    if as_json:
-        click.echo(table.reset_index().to_json(orient="records", indent=2))
-    else:
-        click.echo(table.to_string(na_rep="") if len(table) else f"There is no checkpoint at {found.place}.")
-
-
-@checkpoints.command()
-@_where
-@click.option("--generation", type=int, metavar="N", help="By default the newest.")
-@as_json
-def show(found: dask_nlsq.Checkpoints, generation: int | None, as_json: bool) -> None:
-    """Show what the record of a generation at WHERE says."""
-    one = found.describe(generation)
-    facts = {"generation": one.number, "created": one.created, "bytes": one.nbytes, **one.about}
-    facts |= {"fingerprint": dict(one.fingerprint), "versions": dict(one.versions)}
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-        return
-    for name, fact in facts.items():
-        pairs = fact.items() if isinstance(fact, dict) else ()
-        click.echo(f"{name}:" if pairs else f"{name}: {fact}")
-        for key, value in pairs:
-            click.echo(f"  {key}: {value}")
-
-
-@checkpoints.command()
-@_where
-@as_json
-@click.pass_context
-def verify(context: click.Context, found: dask_nlsq.Checkpoints, as_json: bool) -> None:
-    """Hash every file of every generation at WHERE; the exit status is 1 where something is wrong."""
-    numbers, faults = found.numbers(), found.verify()
-    if as_json:
-        click.echo(json.dumps({"generations": numbers, "faults": faults}, indent=2))
-    else:
-        for number in numbers:
-            click.echo(f"{number}: {faults.get(number, 'verified')}")
-        if not numbers:
-            click.echo(f"There is no checkpoint at {found.place}.")
-    if faults or not numbers:
-        context.exit(1)
-
-
-@checkpoints.command()
-@_where
-@click.option("--keep", type=click.IntRange(min=2), default=2, show_default=True, metavar="N")
-def prune(found: dask_nlsq.Checkpoints, keep: int) -> None:
-    """Remove all generations at WHERE but the newest; a fit must not be writing there."""
-    removed = found.prune(keep)
-    click.echo(f"Removed {len(removed)} generations; {len(found.numbers())} are left.")
-
-
-@checkpoints.command()
-@_where
-@click.argument("target")
-@click.option("--generation", type=int, metavar="N", help="By default the newest that verifies.")
-def export(found: dask_nlsq.Checkpoints, target: str, generation: int | None) -> None:
-    """Copy a generation at WHERE to TARGET, a path or URL."""
-    found.export(target, generation)
-    click.echo(f"Copied to {target}.")
+main.add_command(checkpoints)
+main.add_command(job_script)
 
 
 @main.command()

@@ -51,6 +51,7 @@ def test_readme_has_its_two_commands():
 
 PUBLIC = {name: getattr(dask_nlsq, name) for name in dask_nlsq.__all__ if not name.startswith("__")}
 PUBLIC["NlsqAccessor"] = NlsqAccessor
+PUBLIC |= {f"cluster.{name}": getattr(dask_nlsq.cluster, name) for name in dask_nlsq.cluster.__all__}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -29,7 +29,7 @@ from dask_nlsq import (
     auto_select_workflow,
     get_memory_tier,
 )
-from dask_nlsq._plan import Facts, make_plan, memory_limit
+from dask_nlsq._plan import Facts, make_plan, memory_limit, with_speeds
 from dask_nlsq._plan.memory import IMPORTS, SHARE, takes_several, tasks_that_fit, workers_that_fit
 from dask_nlsq._plan.tiers import RULES
 from dask_nlsq._plan.workflow import PRESETS, settle
@@ -191,6 +191,27 @@ FACTS = Facts(
 
 def decide(config=None, **facts):
     return make_plan(dataclasses.replace(FACTS, **facts), config or WorkflowConfig())
+
+
+@pytest.mark.parametrize(
+    ("left", "says"),
+    [(None, False), (101.0, False), (99.0, True), (0.0, True)],
+)
+def test_a_job_that_ends_before_the_fit_is_said(left, says):
+    speeds = {"rows_per_second": 125_000.0, "compile_seconds": 0.0, "time_left": left}  # four threads, two sweeps
+    plan = decide(WorkflowConfig(tier="chunked"), **speeds)
+    assert plan.seconds == pytest.approx(200.0)
+    again = with_speeds(plan, dataclasses.replace(plan.facts, rows_per_second=250_000.0))
+    assert again.seconds == pytest.approx(100.0)
+    said = [advice for advice in again.advice if "job ends in" in advice]
+    assert len(said) == says and all("100.0" in text and "checkpoint=" in text for text in said)
+    assert not says or said[0] in str(again)
+
+
+def test_a_plan_of_before_jobs_were_known_is_read():
+    values = decide().to_dict()
+    del values["facts"]["time_left"]
+    assert Plan.from_dict(values) == decide()
 
 
 FEW = {"rows": 5e6, "partitions": 5, "encoded": 8e7}

@@ -21,6 +21,7 @@ import psutil
 
 from dask_nlsq._checkpoint.place import Place
 from dask_nlsq._errors import CheckpointError, warn
+from dask_nlsq._job import identify
 
 log = logging.getLogger("dask_nlsq")
 
@@ -32,14 +33,11 @@ HEARTBEAT = 10.0
 _MISSED = 3
 """Heartbeats that a living owner does not miss."""
 
-JOBS = {"SLURM_JOB_ID": "slurm", "PBS_JOBID": "pbs", "LSB_JOBID": "lsf", "JOB_ID": "sge"}
-"""Variables in which queues name the job that runs."""
-
 
 def job() -> str | None:
     """Return the job of a queue that this process belongs to; a requeued job keeps its name."""
-    found = [f"{queue}:{os.environ[name]}" for name, queue in JOBS.items() if os.environ.get(name)]
-    return found[0] if found else None
+    found = identify(os.environ)
+    return None if found is None else ":".join(found)
 
 
 class Lock:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dask.utils import format_bytes
+from dask.utils import format_bytes, format_time
 
 from dask_nlsq._errors import NlsqError, PlanError
 from dask_nlsq._numerics.block import MANY_ROWS, TILE
@@ -73,6 +73,7 @@ class Facts:
     held: int = 0  # bytes that each process holds already
     home: int = 0  # bytes that this process holds
     here: int = 0  # bytes that it may still take
+    time_left: float | None = None  # seconds until a queue ends the job of this process
     # Measured, where something was run.
     compile_seconds: float | None = None
     rows_per_second: float | None = None  # of one thread
@@ -263,9 +264,9 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
         reads=reads,
         read_bytes=None if stored is None or not _reads_anything(facts) else reads * stored,
         sweep_seconds=_sweep_seconds(facts, sweeps, reads, workers),
-        seconds=_seconds(facts, sweeps, reads, workers),
+        seconds=(seconds := _seconds(facts, sweeps, reads, workers)),
         reasons=reasons,
-        advice=_advice(facts),
+        advice=(*_advice(facts), *_hurry(facts, seconds)),
         starts=config.starts,
     )
 
@@ -486,11 +487,26 @@ def _read_seconds(facts: Facts, workers: int) -> float:
 
 def with_speeds(plan: Plan, facts: Facts) -> Plan:
     """Return a plan with its seconds, once it is known how fast things go; nothing else changes."""
+    seconds = _seconds(facts, plan.sweeps, plan.reads, plan.workers)
+    before = _hurry(plan.facts, plan.seconds)
+    advice = tuple(said for said in plan.advice if said not in before)
     return dataclasses.replace(
         plan,
         facts=facts,
         sweep_seconds=_sweep_seconds(facts, plan.sweeps, plan.reads, plan.workers),
-        seconds=_seconds(facts, plan.sweeps, plan.reads, plan.workers),
+        seconds=seconds,
+        advice=(*advice, *_hurry(facts, seconds)),
+    )
+
+
+def _hurry(facts: Facts, seconds: float | None) -> tuple[str, ...]:
+    """Return what to do where the job of this process ends before the fit."""
+    if seconds is None or facts.time_left is None or seconds <= facts.time_left:
+        return ()
+    return (
+        f"The fit takes about {format_time(seconds)}, and its job ends in {format_time(facts.time_left)}. Give "
+        "checkpoint=, from which the next job goes on (dask_nlsq.cluster.job_script writes such a job), or ask for "
+        "more workers or time.",
     )
 
 

@@ -1,0 +1,15 @@
+"""GPU: which one a worker process sees, where one job has several. Loaded by ``dask worker --preload-nanny``."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+
+def dask_setup(nanny: Any) -> None:
+    """Show the worker process of a nanny one GPU of those that the job may use: the first to name-0, and so on."""
+    form = re.search(r"-(\d+)$", str(nanny.name))
+    number = int(form[1]) if form else 0
+    devices = [device.strip() for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
+    nanny.env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)] if devices else str(number)
