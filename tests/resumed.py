@@ -11,6 +11,14 @@ import dask_nlsq
 
 PIECES = 60
 KINDS = {"chunked": {"tier": "chunked", "cache": "none"}, "streaming": {"tier": "streaming"}}
+SEARCH = {
+    "search": {
+        "tier": "chunked",
+        "cache": "none",
+        "n_starts": 640,
+        "bounds": {"amplitude": (0, 10), "rate": (0.01, 20), "offset": (-5, 5)},
+    }
+}
 
 
 def decay(t, amplitude, rate, offset=0.0):
@@ -36,7 +44,7 @@ def run(checkpoint, kind, pause=0.0, **options):
     import pandas as pd
 
     frame = dd.from_map(rows, range(PIECES), pause=pause, meta=pd.DataFrame({"t": [0.0], "y": [0.0]}))
-    options = {"p0": [2.0, 1.0, 0.3], "checkpoint_interval": 0.1} | KINDS[kind] | options
+    options = {"p0": [2.0, 1.0, 0.3], "checkpoint_interval": 0.1} | (KINDS | SEARCH)[kind] | options
     return dask_nlsq.fit(decay, data=frame, checkpoint=checkpoint, **options)
 
 

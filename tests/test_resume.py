@@ -164,7 +164,9 @@ def committed(folder, more_than=0, process=None):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("kind", "workers", "kills"), [("chunked", 0, 12), ("streaming", 0, 12), ("chunked", 2, 6)])
+@pytest.mark.parametrize(
+    ("kind", "workers", "kills"), [("chunked", 0, 12), ("streaming", 0, 12), ("search", 0, 6), ("chunked", 2, 6)]
+)
 def test_killed_at_random_times(tmp_path, kind, workers, kills):
     """SIGKILL, again and again, to the driver, or to a worker or the driver: no run is torn, and the bits stay."""
     rng, expected, done, chain = np.random.default_rng(kills), bits(run(None, kind)), 0, 0

@@ -92,7 +92,9 @@ def test_the_lowest_minimum_is_found(make, name, first, last):
     assert lost == []
 
 
-@pytest.mark.parametrize("sampler", ["sobol", "halton", "lhs"])
+@pytest.mark.parametrize(
+    "sampler", ["sobol", *(pytest.param(name, marks=pytest.mark.slow) for name in ("halton", "lhs"))]
+)
 def test_every_start_is_listed(sampler):
     model, t, y, bounds, least = made("overlapping peaks")
     result = dask_nlsq.fit(model, t, y, bounds=bounds, n_starts=40, sampler=sampler)
@@ -132,7 +134,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+QUICK = ("goal", "tied", "streaming")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(o, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, o in OPTIONS.items()],
+)
 def test_a_search_goes_with_the_other_options(options):
     model, t, y, bounds, _ = made("sinusoid, 20 periods")
     bounds = dict(zip(("amplitude", "frequency", "phase", "offset"), zip(*bounds, strict=True), strict=True))
@@ -182,7 +190,7 @@ class Stop(BaseException):
     """Stands for whatever ends a process."""
 
 
-@pytest.mark.parametrize("commits", [1, 3, 5, 6, 8])
+@pytest.mark.parametrize("commits", [3, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5, 8))])
 def test_a_search_that_was_stopped_explores_no_start_twice(tmp_path, monkeypatch, commits):
     explored, commit = [], Checkpoints.commit
     call = Explorer.__call__
@@ -218,6 +226,7 @@ def test_another_search_is_another_fit(tmp_path, change):
         run(tmp_path, "chunked", **SEARCH | change)
 
 
+@pytest.mark.slow
 def test_rivals_are_in_the_checkpoint(tmp_path, monkeypatch):
     """Two minima on their way over all rows, stopped between two sweeps and within one."""
     model, t, y, bounds, _ = made("two exponentials")

@@ -199,6 +199,15 @@ def zarr(size):
     yield lambda: two_sweeps(dask_nlsq.fit(decay, data=path)), lambda: rows.read_chunks(path)
 
 
+@comparison("search", "the same fit from one start", "times", repeat=5)
+def search(size):
+    """A fit of a path of Parquet from 64 starts, compile not counted."""
+    path = rows.parquet(size.folder, size(2_000_000, 10_000_000))
+    options = {"data": path, "p0": START, "bounds": ([0, 0.01, -10], [10, 20, 10])}
+    agree(dask_nlsq.fit(decay, n_starts=64, **options).popt, dask_nlsq.fit(decay, **options).popt, rtol=1e-5)
+    yield lambda: dask_nlsq.fit(decay, n_starts=64, **options), lambda: dask_nlsq.fit(decay, **options)
+
+
 # --- rows in memory ---------------------------------------------------------------------------------------------------
 
 SCIPY = "scipy.optimize.curve_fit"
