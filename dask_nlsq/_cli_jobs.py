@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import click
 
 from dask_nlsq._job import SCHEDULERS
+from dask_nlsq._plan import PRESETS
 from dask_nlsq._script import WARN
 from dask_nlsq._script import job_script as write_script
 from dask_nlsq._terminal import plainly
@@ -56,6 +58,12 @@ def take(options: dict[str, Any]) -> dict[str, Any]:
     """Take what is said about a cluster out of what is said about a fit."""
     names = ("cluster", "workers", "cores", "memory", "walltime", "queue", "account", "gpus")
     return {name: found for name in names if (found := options.pop(name)) is not None}
+
+
+def keeps(checkpoint: str | None, workflow: str | None) -> bool:
+    """Whether a fit has a checkpoint, by its own option or by that of a workflow."""
+    preset = PRESETS.get(workflow or "")
+    return checkpoint is not None or (preset is not None and preset.checkpoint is not None)
 
 
 @contextlib.contextmanager
@@ -141,8 +149,9 @@ def job_script(
     for name, value in (("--walltime", walltime), ("--memory", memory)):
         if value is None:
             raise click.UsageError(f"Missing option '{name}'.")
-    kept = any(word == "--checkpoint" or word.startswith("--checkpoint=") for word in command)
-    if command[0] == "fit" and not kept:
+    words = [part for word in command for part in word.split("=", 1)]
+    said = dict(itertools.pairwise([*words, ""]))
+    if command[0] == "fit" and not keeps(said.get("--checkpoint"), said.get("--workflow")):
         raise click.UsageError("The fit has no --checkpoint; without one it could not go on when its job runs again.")
     with plainly():
         text = write_script(

@@ -12,7 +12,7 @@ import psutil
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 
-from dask_nlsq._job import detect
+from dask_nlsq._job import time_left
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import SLABS, Block
 from dask_nlsq._numerics.objective import Objective
@@ -68,7 +68,7 @@ def gather_facts(draft: Draft, limit: Any, sample: Sample | None = None) -> Fact
         held=IMPORTS if cluster else home,
         home=home,
         here=int(max(0, min(own.limit - home, psutil.virtual_memory().available))),
-        time_left=detect().time_left,
+        time_left=time_left(),
     )
 
 

@@ -284,7 +284,7 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
         notes += route.notes
         run.know(problem, notes)
         begun, callback = route.begun, said["callback"]
-        if begun is not None and saved is None and begun[0].status is None:
+        if begun is not None and saved is None and begun[0].point is not None and begun[0].status is None:
             begun = (stopped(problem, begun[0], deadline, callback), begun[1])
         first, before = begun or (solver.init(route.starts[0]), [])
         team, seconds = race(
@@ -299,7 +299,14 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
             run=run,
             partial=route.partial,
         )
-        state = team[lowest(team)]
+        state, starts = team[lowest(team)], None
+        if run.search is not None:
+            assert state.point is not None
+            starts, told = judge(exact.parameters.free, run.search, team, solver, state.point.reduction.rows)
+            notes += (told,)
+            if further := len(seconds) - state.nsweeps:
+                notes += (f"Sweeps over all rows that only other minima needed: {further}.",)
+                seconds = seconds[: state.nsweeps]
         whole = state.status is not None and state.status.success and state.status is not Status.PRECISION
         if decided.goal is OptimizationGoal.QUALITY and whole:
             state, more, note = second_look(problem, solver, state, sample, bar, callback)
@@ -307,14 +314,6 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
             notes += (note,)
     if state.status is not None and state.status.success and went_silent(problem, state):
         state = dataclasses.replace(state, status=Status.SILENT)
-    starts = None
-    if run.search is not None:
-        assert state.point is not None
-        starts, said_of_them = judge(exact.parameters.free, run.search, team, solver, state.point.reduction.rows)
-        notes += (said_of_them,)
-        if further := len(seconds) - state.nsweeps:
-            notes += (f"{further} further sweeps over all rows were spent on other minima.",)
-            seconds = seconds[: state.nsweeps]
     result = build(problem, solver, state, seconds, time.perf_counter() - started, notes, starts)
     return run.finish(state, seconds, notes, result)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -101,6 +102,19 @@ def detect(environ: Environ | None = None, run: Ask | None = None) -> Job:
 
     scheduler, name = found
     return _READERS[scheduler](environ, name, ask)
+
+
+def time_left() -> float | None:
+    """Return the seconds that the job of this process has left; its queue is asked once."""
+    end = _end(identify(os.environ))
+    return None if end is None else max(0.0, end - time.monotonic())
+
+
+@functools.lru_cache(maxsize=1)
+def _end(job: tuple[str, str] | None) -> float | None:
+    """Return when a job ends, by the monotonic clock."""
+    left = None if job is None else detect().time_left
+    return None if left is None else time.monotonic() + left
 
 
 def identify(environ: Environ) -> tuple[str, str] | None:

@@ -5,6 +5,8 @@
     state = solver.init(start)
     while state.status is None:
         state = solver.step(state, sweep(source, solver.request(state)))
+
+`race` is that loop for states that share their sweeps; of one alone it is `minimise`.
 """
 
 from __future__ import annotations
@@ -43,30 +45,12 @@ _ALIKE = 1e-9
 def minimise(
     problem: Problem,
     solver: TrustRegion,
-    starts: Sequence[Vector],
+    start: Vector,
     bar: Progress | None = None,
-    deadline: float | None = None,
     callback: Callable[[OptimizeResult], Any] | None = None,
-    begun: tuple[State, list[float]] | None = None,
-    run: Run | None = None,
-    partial: Partial | None = None,
 ) -> tuple[State, list[float]]:
-    """Run the loop to its end from the first start at which the model is finite, or go on from a state.
-
-    Parameters
-    ----------
-    run : Run, optional
-        Told after every answer and every sweep what there is to be written down.
-    partial : Partial, optional
-        What of the first sweep is finished.
-
-    Returns
-    -------
-    State, list of float
-        The last state and the seconds of each sweep.
-    """
-    first, seconds = begun or (solver.init(starts[0]), [])
-    (state,), seconds = race(problem, solver, [first], starts[1:], bar, deadline, callback, seconds, run, partial)
+    """Run the loop to its end from one start; return the last state and the seconds of each sweep."""
+    (state,), seconds = race(problem, solver, [solver.init(start)], bar=bar, callback=callback)
     return state, seconds
 
 
@@ -88,6 +72,12 @@ def race(
     ----------
     spare : sequence of ndarray (p,)
         Starts that are tried where the model is not finite at any of the states.
+    seconds : sequence of float
+        Of the sweeps before.
+    run : Run, optional
+        Told after every answer and every sweep what there is to be written down.
+    partial : Partial, optional
+        What of the first sweep is finished.
 
     Returns
     -------
@@ -207,7 +197,7 @@ def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample, start: Vec
     small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (sample.block,))], ledger=Ledger())
     solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=1000)
     try:
-        state, _ = minimise(small, solver, [problem.parameters.start if start is None else start])
+        state, _ = minimise(small, solver, problem.parameters.start if start is None else start)
     except NlsqError as error:
         log.info("the sample could not be fitted: %s", error)
         return None

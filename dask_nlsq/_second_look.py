@@ -86,7 +86,7 @@ def second_look(
         return state, [], note
     assert state.point is not None
     try:
-        second, seconds = minimise(problem, solver, [better], bar, None, callback)
+        second, seconds = minimise(problem, solver, better, bar, callback)
     except NlsqError as error:
         return state, [], f"A perturbed start led lower on a sample, but not on all rows: {error}"
     history = (*state.history, *second.history)

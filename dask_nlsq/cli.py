@@ -27,7 +27,7 @@ from dask.utils import format_bytes
 
 import dask_nlsq
 from dask_nlsq._cli_checkpoints import checkpoints
-from dask_nlsq._cli_jobs import CLUSTER, connected, job_script, take, with_options
+from dask_nlsq._cli_jobs import CLUSTER, connected, job_script, keeps, take, with_options
 from dask_nlsq._errors import ModelError
 from dask_nlsq._interrupt import Interrupt
 from dask_nlsq._plan import SAMPLERS
@@ -256,19 +256,20 @@ def fit(
     signal, and the same command goes on from its checkpoint.
     """
     started = take(options)
+    kept = keeps(options["checkpoint"], options["workflow"])
     how = {"yes": True, "no": False}.get(resume, resume)
     with plainly():
         function = load_model(model)
         arguments = {"x": x, "y": y, "data": data, "resume": how, **options}
         try:
             with (
-                _listening(options["checkpoint"]) as check,
+                _listening(kept) as check,
                 connected(scheduler, started, lambda: dask_nlsq.plan(function, **arguments), check) as client,
             ):
                 check()
                 result = dask_nlsq.fit(function, client=client, **arguments)
         except KeyboardInterrupt:
-            if options["checkpoint"] is None:
+            if not kept:
                 raise
             context.exit(INTERRUPTED)
         click.echo(result.report())
@@ -278,9 +279,9 @@ def fit(
 
 
 @contextlib.contextmanager
-def _listening(checkpoint: str | None) -> Iterator[Callable[[], None]]:
+def _listening(kept: bool) -> Iterator[Callable[[], None]]:
     """Notice the signals that end a fit with a checkpoint also before it begins, while its workers queue."""
-    if checkpoint is None:
+    if not kept:
         yield lambda: None
         return
     with Interrupt() as interrupt:

@@ -160,6 +160,15 @@ def test_nothing_that_a_queue_says_is_an_error(name, environ, answer):
         assert job.scheduler != "none" and job.cores >= 0 and (job.time_left or 0) >= 0 and (job.memory or 1) > 0
 
 
+def test_the_queue_is_asked_once_for_the_time_left(monkeypatch):
+    asked = []
+    monkeypatch.setattr(_job, "detect", lambda: asked.append(1) or Job("pbs", "1", time_left=60.0))
+    monkeypatch.setenv("PBS_JOBID", "once.only")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    first, second = _job.time_left(), _job.time_left()
+    assert asked == [1] and 59 < second <= first <= 60
+
+
 @pytest.mark.parametrize(
     ("environ", "said"),
     [({"SLURM_JOB_ID": "1"}, "slurm:1"), (PBS, "pbs:123.head"), (SGE, "sge:99"), ({"JOB_ID": "99"}, None)],
@@ -482,6 +491,12 @@ def test_job_script_is_written(tmp_path, queue):
 def test_job_script_says_what_is_missing(arguments, status, said):
     seen = command("job-script", "--scheduler", "slurm", *arguments)
     assert seen.exit_code == status and said in seen.stderr, seen.output
+
+
+@pytest.mark.parametrize("workflow", [["--workflow", "hpc"], ["--workflow=hpc"]], ids=" ".join)
+def test_a_workflow_may_bring_the_checkpoint(workflow):
+    seen = command("job-script", "--scheduler", "slurm", *ASKED, "--", "fit", "data", "-m", "line", *workflow)
+    assert seen.exit_code == 0 and " ".join(workflow) in seen.stdout
 
 
 @pytest.mark.parametrize(

@@ -249,10 +249,18 @@ def test_rivals_are_in_the_checkpoint(tmp_path, monkeypatch):
         assert bits(result) == bits(expected) and result.starts.equals(expected.starts), stop
 
 
-def test_hpc_keeps_a_checkpoint_and_looks_at_the_job(tmp_path, monkeypatch):
+def test_hpc_keeps_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(None, "chunked", workflow="hpc", **{k: v for k, v in SEARCH.items() if k != "n_starts"})
     assert len(result.starts) == 64 and Checkpoints("nlsq-checkpoint").list()["finished"].iloc[-1]
+
+
+def test_a_time_limit_ends_a_race_at_the_lowest_of_its_minima():
+    model, t, y, bounds, least = made("two exponentials")
+    options = {"bounds": bounds, "n_starts": 16, "tier": "chunked", "goal": "quality"}
+    result = dask_nlsq.fit(model, t, y, time_limit=0, **options)
+    assert result.status is Status.TIME_LIMIT and result.nsweeps == 1
+    assert result.chisqr == pytest.approx(least, rel=1e-3)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ from dask_nlsq._plan.tiers import (
     WorkflowTier,
     get_memory_tier,
 )
-from dask_nlsq._plan.workflow import SAMPLERS, WorkflowConfig, auto_select_workflow, settle
+from dask_nlsq._plan.workflow import PRESETS, SAMPLERS, WorkflowConfig, auto_select_workflow, settle
 
 __all__ = [
     "BATCHES",
     "IMPORTS",
+    "PRESETS",
     "READERS",
     "SAMPLERS",
     "WINDOW",
