@@ -156,7 +156,7 @@ TEXT = st.text("0123456789:-,(x).kgG\n =T") | st.text(max_size=20)
 def test_nothing_that_a_queue_says_is_an_error(name, environ, answer):
     said = [SCONTROL, QSTAT, QSTAT_J, answer]
     for text in (answer, *(re.sub(r"\d+", answer.replace("\\", ""), each) for each in said)):
-        job = detect({"SGE_ROOT": "/"} | environ | {name: "7"}, run=lambda command, text=text: text)
+        job = detect(environ | {"SGE_ROOT": "/", name: "7"}, run=lambda command, text=text: text)
         assert job.scheduler != "none" and job.cores >= 0 and (job.time_left or 0) >= 0 and (job.memory or 1) > 0
 
 
