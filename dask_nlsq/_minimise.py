@@ -238,11 +238,12 @@ def first_look(problem: Problem, reduction: Reduction) -> None:
 
 def _squares_in_range(problem: Problem, reduction: Reduction) -> bool:
     """Whether neither y nor a weight is so large or small that its square has lost digits."""
-    y = abs(float(reduction.sums[len(problem.columns.x)]))  # Σ y over the first sweep
     with np.errstate(all="ignore"):
         square = reduction.spread + reduction.weight * np.float64(reduction.mean) ** 2  # Σ w² y²
         weight = reduction.weight / reduction.rows
-    return bool(1e-290 < weight < 1e290 and square < 1e290 and (square > 1e-280 or y == 0))
+    return bool(
+        1e-290 < weight < 1e290 and square < 1e290 and (square > 1e-280 or reduction.mean == reduction.spread == 0)
+    )
 
 
 def went_silent(problem: Problem, state: State) -> bool:

@@ -12,7 +12,7 @@ from problems import decay, decay_rows
 
 import dask_nlsq
 from dask_nlsq import DataError
-from dask_nlsq._numerics.block import Block, concatenate
+from dask_nlsq._numerics.block import ALIGNMENT, SLABS, Block, concatenate
 from dask_nlsq._sources import Columns, open_source
 from dask_nlsq._sweep import Serial, group
 
@@ -237,3 +237,14 @@ def test_chunks_that_a_store_lacks_are_counted_or_refused(shards, tmp_path):
         dask_nlsq.fit(decay, data=group, missing_chunks="raise")
     assert caught.value.column == "y"
     assert dask_nlsq.fit(decay, data=group, y="whole", missing_chunks="raise").success
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_arrays_in_memory_are_cut_where_nothing_needs_a_copy(dtype):
+    t = np.zeros(3 * SLABS[1] + 100, dtype)
+    first, *middle, last = open_source({"t": t, "y": t}, Columns(("t",), "y")).partitions
+    assert (first.rows, last.rows) == (SLABS[1] - 16 // t.itemsize, 100 + 16 // t.itemsize)
+    assert [b.rows for b in middle] == 2 * [SLABS[1]]
+    assert all(
+        np.shares_memory(c, t) and (c.ctypes.data - t.ctypes.data + 16) % ALIGNMENT == 0 for c in middle[0].columns
+    )

@@ -10,7 +10,7 @@ it costs nothing, and :math:`A A^T` is added to the sum.
 Rows past the end of the block repeat its first row with the weight zero, so that neither they nor their derivatives
 can make a NaN. A model that cannot be differentiated in reverse (a ``while_loop``) takes one forward pass a parameter
 instead. Whatever else is summed over rows is summed in lanes: XLA adds the numbers of one float64 sum one after
-another, but those of 64 sums side by side.
+another, but those of many sums side by side.
 
 Everything runs in float64 inside ``jax.enable_x64``, and takes and returns NumPy.
 """
@@ -47,11 +47,11 @@ traces: collections.Counter[tuple[str, int, bool]] = collections.Counter()
 _compiled: weakref.WeakKeyDictionary[Objective, dict[Any, Any]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
-_LANES = 64
+_LANES = 256
 """Sums that are kept side by side while a slab is read, and added up at its end."""
 
-_CHAIN = np.uint64(6364136223846793005)
-"""Multiplier that carries a checksum from tile to tile (Knuth's MMIX generator)."""
+_CHAIN = np.uint64(33)
+"""Multiplier that carries a checksum from tile to tile (Bernstein's): a shift and an addition, for any vector unit."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """Makes odd multipliers, one a row of the tile (golden-ratio hashing), so that swapped rows change the checksum."""
@@ -258,7 +258,7 @@ def _layout(objective: Objective) -> dict[str, tuple[int, ...]]:
         **({"curvature": (p, p)} if objective.robust else {}),
         **({"meat": (p, p)} if objective.sandwich else {}),
         "moments": (4 if objective.weighted else 2,),
-        "sums": (objective.n_columns + 1,),
+        "sums": (objective.n_columns,),
     }
 
 
@@ -390,11 +390,11 @@ def _sweep_block(
         x, y = tile[: len(slab.x)], tile[len(slab.x)]
         filled = jnp.clip((i - first + 1) * size - rows, 0, size)  # rows past the end of the block
         weight = lax.dynamic_slice(real, (filled,), (size,)) if slab.weight is None else tile[-1]
-        a = jacobian_and_residual(objective, theta, x, y, weight)
-        lanes = [*_moments(y - origin, slab.weight if slab.weight is None else weight), *(_lanes(c) for c in (*x, y))]
+        a = jacobian_and_residual(objective, theta, x, y, weight, carry.pop("a"))
+        lanes = [*_moments(y - origin, slab.weight if slab.weight is None else weight), *map(_lanes, x)]
         added = {"products": products(objective, a, weight, s), "lanes": lanes}
         checksum = [before * _CHAIN + _mix(c) for before, c in zip(carry.pop("checksum"), tile, strict=True)]
-        return jax.tree.map(jnp.add, carry, added) | {"checksum": checksum}
+        return jax.tree.map(jnp.add, carry, added) | {"checksum": checksum, "a": a}
 
     real = jnp.concatenate([jnp.ones(size), jnp.zeros(size)])
     shapes = _layout(objective)
@@ -403,6 +403,7 @@ def _sweep_block(
         "products": {name: jnp.zeros(shape) for name, shape in shapes.items()},
         "lanes": [jnp.zeros(_LANES)] * sum(lanes),
         "checksum": [jnp.zeros(size, jnp.uint64)] * len(columns),
+        "a": jnp.zeros((len(theta) + 1, size)),  # written anew in every tile, in one place
     }
     found = lax.fori_loop(first, end, body, start)
     sums = [*(found["products"][name].ravel() for name in shapes), *(jnp.sum(lane)[None] for lane in found["lanes"])]
@@ -433,8 +434,11 @@ def products(objective: Objective, a: Any, weight: Any, s: Any) -> dict[str, Any
     return products
 
 
-def jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weight: Any) -> Any:
-    """Return the (p + 1, tile) array of Jacobian columns and, last, the residual, each row times its weight."""
+def jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weight: Any, a: Any = None) -> Any:
+    """Return the (p + 1, tile) array of Jacobian columns and, last, the residual, each row times its weight.
+
+    They are written over `a`, where there is one to write to.
+    """
 
     def one_row(x_row: Any, *theta_row: Any) -> Any:
         value = objective.evaluate([c[None] for c in x_row], theta_row, jnp.stack)
@@ -451,7 +455,8 @@ def jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weig
         jacobian = [push(*(weight if i == j else zero for i in range(len(theta)))) for j in range(len(theta))]
     # Written one behind another: stacking unlike columns compiles to a choice per element, and without
     # the barrier XLA may fuse the columns and evaluate the model once for each.
-    a = jnp.zeros((len(theta) + 1, len(y)))
+    if a is None:
+        a = jnp.zeros((len(theta) + 1, len(y)))
     for j, column in enumerate((*jacobian, (f - y) * weight)):
         column, a = lax.optimization_barrier((column, a))
         a = lax.dynamic_update_slice(a, column[None], (j, 0))
@@ -478,7 +483,7 @@ def _log_sum(values: Any) -> Any:
 
 
 def _lanes(values: Any) -> Any:
-    """Return the sums of every 64th value."""
+    """Return the sums of every 256th value."""
     return jnp.sum(values.reshape(-1, _LANES), axis=0)
 
 

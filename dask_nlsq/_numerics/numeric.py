@@ -51,7 +51,7 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
 def empty(objective: Objective, block: Block) -> Reduction:
     """Return the reduction of no rows of a block, with what is known of it before its rows are seen."""
     p, columns = objective.n_parameters, objective.n_columns + 1
-    gram, sums = np.zeros((p + 1, p + 1)), np.zeros(columns)
+    gram, sums = np.zeros((p + 1, p + 1)), np.zeros(objective.n_columns)
     checksum = np.zeros(columns + objective.weighted, np.uint64)
     rounded = frozenset(block.rounded)
     return Reduction(0, block.dropped, 0.0, gram, 0.0, 0.0, 0.0, 0.0, sums, checksum, rounded)
@@ -109,7 +109,7 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
         mean=mean,
         spread=float((w2 * (block.y - mean) ** 2).sum()),
         log_weight=float(np.log(w[w > 0]).sum()),
-        sums=np.array([c.sum() for c in (*block.x, block.y)]),
+        sums=np.array([c.sum() for c in block.x]),
         checksum=np.array([_hash(c) for c in columns]),
         curvature=curvature,
         meat=(jac * (w2 * slope * residual) ** 2) @ jac.T if objective.sandwich else None,

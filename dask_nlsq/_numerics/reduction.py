@@ -37,8 +37,8 @@ class Reduction:
     mean: float  # Σ w² y / Σ w²
     spread: float  # Σ w² (y − mean)²
     log_weight: float  # Σ log w
-    # What the rows were: sums that turn NaN when a cell is, and a hash of the bit patterns.
-    sums: Vector  # of x and y, (columns,)
+    # What the rows were: sums that turn NaN when a cell is, as those of y do, and a hash of the bit patterns.
+    sums: Vector  # of x, (columns,)
     checksum: npt.NDArray[np.uint64]  # of x, y and the weight
     rounded: frozenset[str] = frozenset()  # columns of integers beyond 2**53, which float64 rounds
     # Sums that only some fits ask for, (p, p), whitened too.
@@ -49,6 +49,11 @@ class Reduction:
     def finite(self) -> bool:
         """Whether residuals and Jacobian were finite in every row."""
         return bool(np.isfinite(self.gram).all() and np.isfinite(self.cost))
+
+    @property
+    def data_finite(self) -> bool:
+        """Whether x and y were finite in every row, unless their sums are beyond float64."""
+        return bool(np.isfinite(self.sums).all() and np.isfinite(self.spread))
 
     def combine(self, other: Reduction) -> Reduction:
         """Add the sums of two disjoint sets of rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,10 @@ from dask_nlsq._sources.source import Info, Source
 ROWS = SLABS[1]
 """Rows of a partition: one slab, so that threads share the work and no padding is copied but at the end."""
 
+_HEAD = 16
+"""Bytes by which NumPy's large arrays begin after a multiple of `ALIGNMENT`: malloc's own. The first partition is as
+much shorter than the others, which thus begin at a multiple and are not copied."""
+
 
 def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str, present: tuple[str, ...]) -> Source:
     """Take arrays that are in memory already."""
@@ -22,7 +27,10 @@ def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str, present: tu
     columns = dataclasses.replace(columns, origins=first_instants(dates, [raw]))
     whole = columns.block(raw)
     rows = len(raw[columns.y])
-    blocks = [whole.take(slice(i, i + ROWS)) for i in range(0, whole.rows, ROWS)] or [whole]
+    edges = (
+        [0, *range(ROWS - _HEAD // whole.y.itemsize, whole.rows, ROWS), whole.rows] if whole.rows > ROWS else [0, None]
+    )
+    blocks = [whole.take(slice(*edge)) for edge in itertools.pairwise(edges)]
     blocks = [dataclasses.replace(b, dropped=whole.dropped if i == 0 else 0) for i, b in enumerate(blocks)]
     width = whole.nbytes // max(whole.rows, 1)
     info = Info(kind, rows, columns.names, present, columns.origins, partition_rows=min(rows, ROWS), row_bytes=width)

@@ -91,7 +91,7 @@ def _reduce(batch: Batch, shipped: Shipped, request: Request, look: bool) -> lis
                 return alone
         return Failure.of("evaluating the model", error).at(batch[0][0])
     for (index, _), block, reduction in zip(batch, blocks, found, strict=True):
-        if not np.isfinite(reduction.sums).all() and (fault := non_finite(block, objective.columns)):
+        if not reduction.data_finite and (fault := non_finite(block, objective.columns)):
             return Failure("evaluating the model", fault, partition=index)
     return found
 
