@@ -138,7 +138,7 @@ def test_bounds_equal_scipy(loss, upper, npartitions):
     "options",
     [
         {"bounds": {"rate": (0, 1.2)}},
-        {"bounds": ([0, 0, 0.51], [2.99, 9, 9]), "p0": [2, 1, 0.7]},
+        {"bounds": ([0, 0, 0.502], [2.998, 9, 9]), "p0": [2, 1, 0.7]},
         {"loss": "cauchy", "f_scale": 0.1},
         {"loss": "cauchy", "f_scale": 0.2},
         {"loss": "soft_l1", "f_scale": 0.1},

@@ -43,7 +43,7 @@ ALIGNMENT = 64
 
 
 class Slab(NamedTuple):
-    """What one call of the kernel takes: arrays of one fixed length and how many rows of them are real.
+    """What one call of the kernel takes: arrays of one fixed length and where in them the blocks are.
 
     Each block begins with a tile. Rows that fill up its last tile repeat its first row, with the weight 0 where there
     are weights; what lies beyond the last block is not looked at.
@@ -52,7 +52,8 @@ class Slab(NamedTuple):
     x: tuple[Vector, ...]
     y: Vector
     weight: Vector | None
-    rows: npt.NDArray[np.int64]  # (room,), of each block; 0 after the last
+    places: npt.NDArray[np.int64]  # (room, 3), of each block: its first tile, the one past its last, and its rows
+    blocks: np.int64  # how many
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: what is on a device hangs on it
@@ -128,9 +129,13 @@ def _gather(pieces: Sequence[tuple[int, Block]], size: int, tile: int, room: int
     parts = [
         _fit(i, [block.columns[i] for block in blocks], size, tile, fill=None if i <= k else 0.0) for i in range(count)
     ]
-    rows = np.zeros(room, np.int64)
-    rows[: len(blocks)] = [block.rows for block in blocks]
-    return [i for i, _ in pieces], Slab(tuple(parts[:k]), parts[k], parts[k + 1] if count > k + 1 else None, rows)
+    rows = np.array([block.rows for block in blocks])
+    tiles = -(-rows // tile)
+    ends = np.cumsum(tiles)
+    places = np.zeros((room, 3), np.int64)
+    places[: len(blocks)] = np.stack([ends - tiles, ends, rows], axis=1)
+    weight = parts[k + 1] if count > k + 1 else None
+    return [i for i, _ in pieces], Slab(tuple(parts[:k]), parts[k], weight, places, np.int64(len(blocks)))
 
 
 def concatenate(blocks: list[Block]) -> Block:

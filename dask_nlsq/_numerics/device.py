@@ -74,4 +74,4 @@ def tile(device: Any, rows: int) -> int:
 def _put(slab: Slab, device: Any) -> Slab:
     columns = jax.tree.map(np.copy, (slab.x, slab.y, slab.weight))  # the slab's memory is the next one's too
     x, y, weight = jax.device_put(columns, device)
-    return Slab(x, y, weight, slab.rows)
+    return slab._replace(x=x, y=y, weight=weight)

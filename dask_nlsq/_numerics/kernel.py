@@ -76,8 +76,8 @@ def reduce_blocks(
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
         for where, numbers, slab in device.place(blocks, objective.tile, _room(objective)):
             run = _kernel(objective, slab, s is not None, where)
-            sums, checksums = (np.asarray(found) for found in run(theta, s, slab.x, slab.y, slab.weight, slab.rows))
-            for i, rows, row, checksum in zip(numbers, slab.rows.tolist(), sums, checksums, strict=False):
+            sums, checksums = (np.asarray(found) for found in run(theta, s, slab))
+            for i, rows, row, checksum in zip(numbers, slab.places[:, 2].tolist(), sums, checksums, strict=False):
                 totals[i] = totals[i].combine(_reduction(objective, rows, row, checksum))
     return totals
 
@@ -90,7 +90,7 @@ def prepare(objective: Objective) -> None:
     where = device.own()
     if objective.jacobian == "numeric" or device.keeps(where):
         return
-    slab = Slab((np.empty(SLABS[1]),) * objective.n_columns, np.empty(SLABS[1]), None, np.zeros(_room(objective), int))
+    _, slab = next(slabs([Block((np.zeros(1),) * objective.n_columns, np.zeros(1))], SLABS[1], TILE, _room(objective)))
     rows = functools.partial(once, objective, "rows", functools.partial(_compile_rows, objective))
     _aside(lambda: _kernel(objective, slab, False, where, traced=lambda: _aside(rows)))
 
@@ -119,7 +119,7 @@ def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
     with jax.enable_x64(True):
         for _, slab in slabs([block.wide()], size, TILE):
             run = once(objective, ("predict", size), functools.partial(_compile_predict, objective, size))
-            parts.append(np.asarray(run(theta, slab.x))[: slab.rows[0]])
+            parts.append(np.asarray(run(theta, slab.x))[: slab.places[0, 2]])
     return np.concatenate(parts)
 
 
@@ -253,9 +253,8 @@ def _layout(objective: Objective) -> dict[str, tuple[int, ...]]:
     """Return the shapes of what is summed over the rows of a block, in the order in which they lie in one array."""
     p = objective.n_parameters
     return {
-        "cost": (),
         "gram": (p + 1, p + 1),
-        **({"curvature": (p, p)} if objective.robust else {}),
+        **({"cost": (), "curvature": (p, p)} if objective.robust else {}),
         **({"meat": (p, p)} if objective.sandwich else {}),
         "moments": (4 if objective.weighted else 2,),
         "sums": (objective.n_columns,),
@@ -275,7 +274,7 @@ def _reduction(objective: Objective, rows: int, sums: Vector, checksum: Any) -> 
     return Reduction(
         rows=rows,
         dropped=0,
-        cost=float(parts.pop("cost")),
+        cost=float(parts.pop("cost", 0.5 * parts["gram"][-1, -1])),
         weight=weight,
         mean=float(sums[start]) + shift,
         spread=max(second - shift * first, 0.0),
@@ -289,11 +288,8 @@ def _kernel(
     objective: Objective, slab: Slab, whitened: bool, where: Any, traced: Callable[[], None] = lambda: None
 ) -> Callable[..., Any]:
     """Return the executable for slabs of this shape on a device."""
-    columns = tuple(jax.ShapeDtypeStruct(c.shape, c.dtype) for c in (*slab.x, slab.y))
-    kind = (len(slab.y), len(slab.rows), whitened, where, *(c.dtype.char for c in columns))
-    run: Callable[..., Any] = once(
-        objective, kind, lambda: _compile(objective, columns, len(slab.rows), whitened, where, traced)
-    )
+    kind = (len(slab.y), len(slab.places), whitened, where, *(c.dtype.char for c in (*slab.x, slab.y)))
+    run: Callable[..., Any] = once(objective, kind, lambda: _compile(objective, slab, whitened, where, traced))
     return run
 
 
@@ -309,30 +305,18 @@ def once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any:
     return known[kind]
 
 
-def _compile(
-    objective: Objective,
-    columns: tuple[Any, ...],
-    room: int,
-    whitened: bool,
-    where: Any,
-    traced: Callable[[], None],
-) -> Any:
-    p, (size,) = objective.n_parameters, columns[-1].shape
+def _compile(objective: Objective, slab: Slab, whitened: bool, where: Any, traced: Callable[[], None]) -> Any:
+    p, size = objective.n_parameters, len(slab.y)
     tile = min(objective.tile or device.tile(where, size), size)
 
-    def kernel(theta: Any, s: Any, x: Any, y: Any, weight: Any, rows: Any) -> Any:
+    def kernel(theta: Any, s: Any, slab: Slab) -> Any:
         traces[objective.model.name, size, whitened] += 1
-        return _sweep_slab(objective, theta, s, Slab(x, y, weight, rows), tile)
+        return _sweep_slab(objective, theta, s, slab, tile)
 
+    theta, s = np.zeros(p), np.zeros((p, p)) if whitened else None
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (theta, s, slab))
     with jax.default_device(where):
-        lowered = jax.jit(kernel).lower(
-            jax.ShapeDtypeStruct((p,), np.float64),
-            jax.ShapeDtypeStruct((p, p), np.float64) if whitened else None,
-            columns[:-1],
-            columns[-1],
-            jax.ShapeDtypeStruct((size,), np.float64) if objective.weighted else None,
-            jax.ShapeDtypeStruct((room,), np.int64),
-        )
+        lowered = jax.jit(kernel).lower(*shapes)
         traced()
         return lowered.compile()
 
@@ -362,25 +346,19 @@ def _compile_predict(objective: Objective, rows: int) -> Any:
 
 def _sweep_slab(objective: Objective, theta: Any, s: Any, slab: Slab, size: int) -> Any:
     """Loop over the blocks of a slab; return their sums, (room, sums), and checksums, (room, columns)."""
-    tiles = (slab.rows + size - 1) // size
-    ends = jnp.cumsum(tiles)
-    columns = len(slab.x) + 1 + objective.weighted
+    room, columns = len(slab.places), len(slab.x) + 1 + objective.weighted
     width = sum(map(math.prod, _layout(objective).values())) + 1
 
     def body(k: Any, found: Any) -> Any:
-        one = _sweep_block(objective, theta, s, slab, size, (ends[k] - tiles[k], ends[k], slab.rows[k]))
+        one = _sweep_block(objective, theta, s, slab, size, slab.places[k])
         return tuple(lax.dynamic_update_index_in_dim(all_, new, k, 0) for all_, new in zip(found, one, strict=True))
 
-    room = len(slab.rows)
-    start = jnp.zeros((room, width)), jnp.zeros((room, columns), jnp.uint64)
-    return lax.fori_loop(0, jnp.sum(slab.rows > 0), body, start)
+    return lax.fori_loop(0, slab.blocks, body, (jnp.zeros((room, width)), jnp.zeros((room, columns), jnp.uint64)))
 
 
-def _sweep_block(
-    objective: Objective, theta: Any, s: Any, slab: Slab, size: int, where: tuple[Any, Any, Any]
-) -> tuple[Any, Any]:
-    """Loop over the tiles, of `size` rows, of a block: the first, the one past the last, and its rows."""
-    first, end, rows = where
+def _sweep_block(objective: Objective, theta: Any, s: Any, slab: Slab, size: int, place: Any) -> tuple[Any, Any]:
+    """Loop over the tiles, of `size` rows, of a block at its place: the first, the one past the last, and its rows."""
+    first, end, rows = place
     columns = (*slab.x, slab.y) if slab.weight is None else (*slab.x, slab.y, slab.weight)
     # About a value of the data, sums keep the digits an offset would cost.
     origin = slab.y[first * size].astype(jnp.float64)
@@ -392,7 +370,8 @@ def _sweep_block(
         weight = lax.dynamic_slice(real, (filled,), (size,)) if slab.weight is None else tile[-1]
         a = jacobian_and_residual(objective, theta, x, y, weight, carry.pop("a"))
         lanes = [*_moments(y - origin, slab.weight if slab.weight is None else weight), *map(_lanes, x)]
-        added = {"products": products(objective, a, weight, s), "lanes": lanes}
+        found = products(objective, a, weight, s)
+        added = {"products": {name: found[name] for name in shapes}, "lanes": lanes}
         checksum = [before * _CHAIN + _mix(c) for before, c in zip(carry.pop("checksum"), tile, strict=True)]
         return jax.tree.map(jnp.add, carry, added) | {"checksum": checksum, "a": a}
 
@@ -406,9 +385,9 @@ def _sweep_block(
         "a": jnp.zeros((len(theta) + 1, size)),  # written anew in every tile, in one place
     }
     found = lax.fori_loop(first, end, body, start)
-    sums = [*(found["products"][name].ravel() for name in shapes), *(jnp.sum(lane)[None] for lane in found["lanes"])]
-    positions = jnp.arange(size, dtype=jnp.uint64) * _GOLDEN | np.uint64(1)
-    return jnp.concatenate([*sums, origin[None]]), jnp.stack([jnp.sum(c * positions) for c in found["checksum"]])
+    sums = [*(found["products"][name].ravel() for name in shapes), *(_total(lane)[None] for lane in found["lanes"])]
+    positions = np.arange(size, dtype=np.uint64) * _GOLDEN | np.uint64(1)
+    return jnp.concatenate([*sums, origin[None]]), jnp.stack([_total(c * positions) for c in found["checksum"]])
 
 
 def products(objective: Objective, a: Any, weight: Any, s: Any) -> dict[str, Any]:
@@ -484,7 +463,15 @@ def _log_sum(values: Any) -> Any:
 
 def _lanes(values: Any) -> Any:
     """Return the sums of every 256th value."""
-    return jnp.sum(values.reshape(-1, _LANES), axis=0)
+    return jnp.sum(values.reshape(-1, math.gcd(_LANES, len(values))), axis=0)
+
+
+def _total(values: Any) -> Any:
+    """Return the sum of a tile or of lanes, in two steps.
+
+    What XLA does of its own accord, sums of 32 and sums of these, takes longer to compile.
+    """
+    return jnp.sum(lax.optimization_barrier(jnp.sum(values.reshape(-1, 16, 16), axis=(0, 1))))
 
 
 def _mix(column: Any) -> Any:
