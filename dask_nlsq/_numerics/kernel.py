@@ -21,12 +21,13 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import gc
 import math
 import os
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -237,6 +238,9 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
 _LOOK = 64
 """Rows on which a model is tried whole and one by one."""
 
+_ONCE = {"xla_backend_optimization_level": 0}
+"""For what runs a few times only: the compiler need not look for the fastest code."""
+
 
 _UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, IndexError)
 
@@ -316,9 +320,26 @@ def _compile(objective: Objective, slab: Slab, whitened: bool, where: Any, trace
     theta, s = np.zeros(p), np.zeros((p, p)) if whitened else None
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (theta, s, slab))
     with jax.default_device(where):
-        lowered = jax.jit(kernel).lower(*shapes)
+        with _uncollected():
+            lowered = jax.jit(kernel).lower(*shapes)
         traced()
         return lowered.compile()
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Put off Python's garbage collection.
+
+    Tracing makes as many objects as set off a full one, which in a process that has imported JAX looks at a million
+    others and takes as long as the tracing.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _compile_rows(objective: Objective) -> Any:
@@ -332,7 +353,7 @@ def _compile_rows(objective: Objective) -> Any:
 
     column = jax.ShapeDtypeStruct((_LOOK,), np.float64)
     theta = jax.ShapeDtypeStruct((objective.n_parameters,), np.float64)
-    return jax.jit(both).lower(theta, (column,) * objective.n_columns).compile()
+    return jax.jit(both).lower(theta, (column,) * objective.n_columns).compile(_ONCE)
 
 
 def _compile_predict(objective: Objective, rows: int) -> Any:
