@@ -238,7 +238,7 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
 _LOOK = 64
 """Rows on which a model is tried whole and one by one."""
 
-_ONCE = {"xla_backend_optimization_level": 0}
+_ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 """For what runs a few times only: the compiler need not look for the fastest code."""
 
 
