@@ -1,6 +1,7 @@
 """The kernel against NumPy, for blocks of every shape, and how often it is traced."""
 
 import itertools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from problems import decay, decay_rows
 
 from dask_nlsq import Model
 from dask_nlsq._numerics import kernel
-from dask_nlsq._numerics.block import SLABS, TILE, Block
+from dask_nlsq._numerics.block import SLABS, TILE, TOGETHER, Block, pack, slabs
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import fold
 
@@ -134,3 +135,29 @@ def test_float64_even_where_it_is_switched_off():
             PLAIN[0], Block((np.array([1.0]),), np.array([1e-12])), np.array([1.0, 0.0, 0.0]), None
         )
     assert got.gram[-1, -1] == (1 - 1e-12) ** 2
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("lengths", [[10_000] * 7, [1900, 4096, 5000], [SLABS[1] + 5000]], ids=str)
+def test_held_blocks_keep_their_bits_and_are_not_copied(lengths, weighted):
+    data = [decay_rows(n, seed=n) for n in lengths]
+    blocks = [Block((t,), y, t + 1 if weighted else None) for t, y in data]
+    held = pack(blocks)
+    before, after = (kernel.reduce_blocks(PLAIN[weighted], some, THETA, None) for some in (blocks, held))
+    assert pickle.dumps(before) == pickle.dumps(after)
+    for numbers, slab in slabs(held, SLABS[1], TILE, TOGETHER):
+        assert all(np.shares_memory(slab.y, held[i].y) for i in numbers)
+    assert pickle.loads(pickle.dumps(held[0])).memory is None
+
+
+@pytest.mark.parametrize("lengths", [[10] * 50, [], [0], [SLABS[1]]], ids=str)
+def test_blocks_that_gain_nothing_stay_where_they_are(lengths):
+    blocks = [Block((aligned(n),), aligned(n)) for n in lengths]
+    assert [(b.y is a.y, b.held, b.memory) for a, b in zip(blocks, pack(blocks), strict=True)] == [
+        (True, True, None) for _ in lengths
+    ]
+
+
+def aligned(n):
+    """Return zeros that begin where XLA takes them as they are."""
+    return np.array(jnp.zeros(n), copy=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -70,6 +71,8 @@ class Block:
     dropped: int = 0
     rounded: tuple[str, ...] = ()  # columns of integers beyond 2**53, which float64 rounds
     held: bool = False  # in memory for many sweeps
+    memory: Memory | None = None  # that it shares with its neighbours, laid out for the kernel
+    start: int = 0  # its first row there
 
     @property
     def rows(self) -> int:
@@ -87,9 +90,8 @@ class Block:
 
     def wide(self) -> Block:
         """Return the block with all its columns as float64, which NumPy needs in order to compute in it."""
-        return dataclasses.replace(
-            self, x=tuple(c.astype(np.float64, copy=False) for c in self.x), y=self.y.astype(np.float64, copy=False)
-        )
+        x = tuple(c.astype(np.float64, copy=False) for c in self.x)
+        return dataclasses.replace(self, x=x, y=self.y.astype(np.float64, copy=False), memory=None)
 
     @functools.cached_property
     def columns(self) -> tuple[Vector, ...]:
@@ -99,7 +101,51 @@ class Block:
     def take(self, rows: slice | npt.NDArray[Any]) -> Block:
         """Return the block of some of the rows."""
         weight = None if self.weight is None else self.weight[rows]
-        return dataclasses.replace(self, x=tuple(c[rows] for c in self.x), y=self.y[rows], weight=weight, held=False)
+        x = tuple(c[rows] for c in self.x)
+        return dataclasses.replace(self, x=x, y=self.y[rows], weight=weight, held=False, memory=None)
+
+    def cut(self, size: int) -> list[Block]:
+        """Return the block in pieces of `size` rows, each a view."""
+        if self.rows <= size:
+            return [self] if self.rows else []
+        return [
+            dataclasses.replace(self.take(slice(i, i + size)), memory=self.memory, start=self.start + i)
+            for i in range(0, self.rows, size)
+        ]
+
+
+class Memory:
+    """Columns in which blocks lie behind one another as in a slab. It is not pickled along with them."""
+
+    def __init__(self, columns: tuple[Vector, ...]) -> None:
+        self.columns = columns
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+
+def pack(blocks: Sequence[Block]) -> list[Block]:
+    """Return blocks that are to be held, laid out so that no sweep copies them into a slab.
+
+    What is one slab by itself stays where it is, and so do unlike columns, and blocks of so few rows that most of
+    their tiles would be padding.
+    """
+    pieces = [piece for block in blocks for piece in block.cut(SLABS[1])]
+    rows, size = sum(piece.rows for piece in pieces), sum(_tiled(piece.rows, TILE) for piece in pieces)
+    unlike = len({tuple(c.dtype for c in piece.columns) for piece in pieces}) > 1
+    ready = len(pieces) == 1 and all(_ready(c, SLABS[1]) for c in pieces[0].columns)
+    if not rows or ready or unlike or 4 * size > 5 * rows:
+        return [dataclasses.replace(block, held=True) for block in blocks]
+    room = -(-size // SLABS[1]) * SLABS[1]
+    memory = Memory(tuple(_lay(_aligned(room, c[0].dtype), c, TILE, fill) for c, fill in _columns(pieces)))
+    starts = itertools.accumulate((_tiled(block.rows, TILE) for block in blocks), initial=0)
+    return [_put(block, memory, start) for block, start in zip(blocks, starts, strict=False)]
+
+
+def _put(block: Block, memory: Memory, start: int) -> Block:
+    """Return a block in the memory where its rows lie."""
+    x, y, weight = _split([c[start : start + block.rows] for c in memory.columns], len(block.x))
+    return dataclasses.replace(block, x=x, y=y, weight=weight, held=True, memory=memory, start=start)
 
 
 def slabs(blocks: Sequence[Block], size: int, tile: int, room: int = 1) -> Iterator[tuple[list[int], Slab]]:
@@ -111,8 +157,7 @@ def slabs(blocks: Sequence[Block], size: int, tile: int, room: int = 1) -> Itera
     pieces: list[tuple[int, Block]] = []
     used, kind = 0, None
     for i, block in enumerate(blocks):
-        for start in range(0, block.rows, size):
-            piece = block if block.rows <= size else block.take(slice(start, start + size))
+        for piece in block.cut(size):
             tiles, now = -(-piece.rows // tile), [c.dtype for c in piece.columns]
             if pieces and (used + tiles > size // tile or len(pieces) == room or now != kind):
                 yield _gather(pieces, size, tile, room)
@@ -125,17 +170,38 @@ def slabs(blocks: Sequence[Block], size: int, tile: int, room: int = 1) -> Itera
 
 def _gather(pieces: Sequence[tuple[int, Block]], size: int, tile: int, room: int) -> tuple[list[int], Slab]:
     blocks = [block for _, block in pieces]
-    k, count = len(blocks[0].x), len(blocks[0].columns)
-    parts = [
-        _fit(i, [block.columns[i] for block in blocks], size, tile, fill=None if i <= k else 0.0) for i in range(count)
-    ]
+    parts = _lying(blocks, size, tile) or tuple(
+        _fit(i, column, size, tile, fill) for i, (column, fill) in enumerate(_columns(blocks))
+    )
     rows = np.array([block.rows for block in blocks])
     tiles = -(-rows // tile)
     ends = np.cumsum(tiles)
     places = np.zeros((room, 3), np.int64)
     places[: len(blocks)] = np.stack([ends - tiles, ends, rows], axis=1)
-    weight = parts[k + 1] if count > k + 1 else None
-    return [i for i, _ in pieces], Slab(tuple(parts[:k]), parts[k], weight, places, np.int64(len(blocks)))
+    x, y, weight = _split(parts, len(blocks[0].x))
+    return [i for i, _ in pieces], Slab(x, y, weight, places, np.int64(len(blocks)))
+
+
+def _split(columns: Sequence[Vector], k: int) -> tuple[tuple[Vector, ...], Vector, Vector | None]:
+    """Return the first k columns, the next, and the one after it, if there is one."""
+    return tuple(columns[:k]), columns[k], columns[k + 1] if len(columns) > k + 1 else None
+
+
+def _columns(blocks: Sequence[Block]) -> Iterator[tuple[list[Vector], float | None]]:
+    """Yield each column, block by block, and what fills up a tile of it; None is its first row."""
+    for i, column in enumerate(zip(*(block.columns for block in blocks), strict=True)):
+        yield list(column), None if i <= len(blocks[0].x) else 0.0
+
+
+def _lying(blocks: Sequence[Block], size: int, tile: int) -> tuple[Vector, ...] | None:
+    """Return the columns of a slab that blocks lie in already."""
+    memory, start = blocks[0].memory, blocks[0].start
+    if memory is None or tile != TILE or start + size > len(memory.columns[0]):
+        return None
+    starts = itertools.accumulate((_tiled(block.rows, tile) for block in blocks), initial=start)
+    if any(block.memory is not memory or block.start != at for block, at in zip(blocks, starts, strict=False)):
+        return None
+    return tuple(c[start : start + size] for c in memory.columns)
 
 
 def concatenate(blocks: list[Block]) -> Block:
@@ -153,24 +219,39 @@ _thread = threading.local()
 
 
 def _fit(place: int, columns: Sequence[Vector], size: int, tile: int, fill: float | None) -> Vector:
-    """Return columns behind one another, each from a multiple of `tile`, as an array of `size`.
-
-    What fills up a tile is the first row of its column, or the `fill`.
-    """
+    """Return columns behind one another, each from a multiple of `tile`, as an array of `size`."""
     first = columns[0]
-    if len(first) == size and first.ctypes.data % ALIGNMENT == 0:
+    if _ready(first, size):
         return first
     buffers: dict[Any, Vector] = _thread.__dict__.setdefault("buffers", {})
     kind = (place, size, first.dtype.char)
     if kind not in buffers:
         buffers[kind] = _aligned(size, first.dtype)
-    buffer, start = buffers[kind], 0
+    return _lay(buffers[kind], columns, tile, fill)
+
+
+def _ready(column: Vector, size: int) -> bool:
+    """Whether XLA takes a column as it is."""
+    return len(column) == size and column.ctypes.data % ALIGNMENT == 0
+
+
+def _lay(memory: Vector, columns: Sequence[Vector], tile: int, fill: float | None) -> Vector:
+    """Write columns behind one another, each from a multiple of `tile`, and return the memory.
+
+    What fills up a tile is the first row of its column, or the `fill`.
+    """
+    start = 0
     for column in columns:
         end = start + len(column)
-        buffer[start:end] = column
-        start = end + -end % tile
-        buffer[end:start] = column[0] if fill is None else fill
-    return buffer
+        memory[start:end] = column
+        start = _tiled(end, tile)
+        memory[end:start] = column[0] if fill is None else fill
+    return memory
+
+
+def _tiled(rows: int, tile: int) -> int:
+    """Return the rows of as many tiles as it takes."""
+    return -(-rows // tile) * tile
 
 
 def _aligned(size: int, dtype: Any) -> Vector:

@@ -39,7 +39,7 @@ from dask_nlsq._errors import ModelError
 from dask_nlsq._numerics import device, loss, numeric
 from dask_nlsq._numerics.block import SLABS, TILE, TOGETHER, Block, Slab, slabs
 from dask_nlsq._numerics.objective import Jacobian, Objective
-from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.reduction import Reduction, merge
 from dask_nlsq._typing import Matrix, Vector
 
 traces: collections.Counter[tuple[str, int, bool]] = collections.Counter()
@@ -73,14 +73,19 @@ def reduce_blocks(
     with jax.enable_x64(True):
         if objective.jacobian == "numeric":
             return [numeric.reduce_block(objective, block, theta, whitening) for block in blocks]
-        totals = [numeric.empty(objective, block) for block in blocks]
+        found: list[list[Reduction]] = [[] for _ in blocks]
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
         for where, numbers, slab in device.place(blocks, objective.tile, _room(objective)):
-            run = _kernel(objective, slab, s is not None, where)
-            sums, checksums = (np.asarray(found) for found in run(theta, s, slab))
-            for i, rows, row, checksum in zip(numbers, slab.places[:, 2].tolist(), sums, checksums, strict=False):
-                totals[i] = totals[i].combine(_reduction(objective, rows, row, checksum))
-    return totals
+            sums, checksums = map(np.asarray, _kernel(objective, slab, s is not None, where)(theta, s, slab))
+            for i, one in zip(numbers, _reductions(objective, slab, sums, checksums), strict=True):
+                found[i].append(one)
+    return [_whole(objective, block, pieces) for block, pieces in zip(blocks, found, strict=True)]
+
+
+def _whole(objective: Objective, block: Block, pieces: list[Reduction]) -> Reduction:
+    if len(pieces) == 1 and not block.dropped and not block.rounded:
+        return pieces[0]
+    return merge([numeric.empty(objective, block), *pieces])
 
 
 def prepare(objective: Objective) -> None:
@@ -265,27 +270,27 @@ def _layout(objective: Objective) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _reduction(objective: Objective, rows: int, sums: Vector, checksum: Any) -> Reduction:
-    """Turn the sums of a block, about its first y, into a mean and a spread."""
-    parts: dict[str, Any] = {}
-    start = 0
+def _reductions(objective: Objective, slab: Slab, sums: Matrix, checksums: Any) -> Iterator[Reduction]:
+    """Turn the sums of each block of a slab, about its first y, into a mean and a spread."""
+    n, parts, start = int(slab.blocks), {}, 0
     for name, shape in _layout(objective).items():
         end = start + math.prod(shape)
-        parts[name], start = sums[start:end].reshape(shape), end
-    first, second, *rest = parts.pop("moments").tolist()
-    weight, log_weight = rest or (float(rows), 0.0)
-    shift = first / weight if weight > 0 else 0.0
-    return Reduction(
-        rows=rows,
-        dropped=0,
-        cost=float(parts.pop("cost", 0.5 * parts["gram"][-1, -1])),
-        weight=weight,
-        mean=float(sums[start]) + shift,
-        spread=max(second - shift * first, 0.0),
-        log_weight=log_weight,
-        checksum=checksum,
-        **parts,
-    )
+        parts[name], start = sums[:n, start:end].reshape(n, *shape), end
+    rows, (first, second, *rest) = slab.places[:n, 2], parts.pop("moments").T
+    weight, log_weight = rest or (rows.astype(float), np.zeros(n))
+    with np.errstate(all="ignore"):
+        shift = np.where(weight > 0, first / weight, 0.0)
+        numbers = {
+            "rows": rows,
+            "cost": parts.pop("cost", 0.5 * parts["gram"][:, -1, -1]),
+            "weight": weight,
+            "mean": sums[:n, start] + shift,
+            "spread": np.maximum(second - shift * first, 0.0),
+            "log_weight": log_weight,
+        }
+    names = (*numbers, *parts, "checksum")
+    for values in zip(*(v.tolist() for v in numbers.values()), *parts.values(), checksums[:n], strict=True):
+        yield Reduction(dropped=0, **dict(zip(names, values, strict=True)))
 
 
 def _kernel(

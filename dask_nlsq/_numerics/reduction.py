@@ -1,4 +1,4 @@
-r"""Reduction: all that a sweep returns, a monoid under `combine`.
+r"""Reduction: all that a sweep returns, a monoid under `merge`.
 
 Rows i have weight :math:`w_i = 1/\sigma_i`, residual :math:`r_i = f(x_i; \theta) - y_i` and Jacobian row
 :math:`J_i`. With a p×p preconditioner S, one pass accumulates
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,37 +55,47 @@ class Reduction:
     @property
     def data_finite(self) -> bool:
         """Whether x and y were finite in every row, unless their sums are beyond float64."""
-        return bool(np.isfinite(self.sums).all() and np.isfinite(self.spread))
+        return all(map(math.isfinite, (self.spread, *self.sums.tolist())))
 
     def combine(self, other: Reduction) -> Reduction:
         """Add the sums of two disjoint sets of rows."""
-        if self.rows == 0 or other.rows == 0:
-            held, empty = (self, other) if other.rows == 0 else (other, self)
-            rounded = held.rounded | empty.rounded
-            return dataclasses.replace(held, dropped=held.dropped + empty.dropped, rounded=rounded)
-        weight = self.weight + other.weight
-        share = other.weight / weight if weight > 0 else 0.0
-        step = other.mean - self.mean
-        with np.errstate(all="ignore"):
-            return Reduction(
-                rows=self.rows + other.rows,
-                dropped=self.dropped + other.dropped,
-                cost=self.cost + other.cost,
-                gram=self.gram + other.gram,
-                weight=weight,
-                mean=self.mean + step * share,
-                spread=self.spread + other.spread + step * step * self.weight * share,
-                log_weight=self.log_weight + other.log_weight,
-                sums=self.sums + other.sums,
-                checksum=self.checksum + other.checksum,
-                rounded=self.rounded | other.rounded,
-                curvature=_add(self.curvature, other.curvature),
-                meat=_add(self.meat, other.meat),
-            )
+        return merge([self, other])
 
 
-def _add(one: Matrix | None, two: Matrix | None) -> Matrix | None:
-    return None if one is None or two is None else one + two
+def merge(parts: Sequence[Reduction]) -> Reduction:
+    """Add the sums of disjoint sets of rows, from left to right."""
+    held = [part for part in parts if part.rows] or parts[:1]
+    dropped, rounded = sum(part.dropped for part in parts), frozenset().union(*(part.rounded for part in parts))
+    if len(held) == 1:
+        return dataclasses.replace(held[0], dropped=dropped, rounded=rounded)
+    weight, mean, spread = held[0].weight, held[0].mean, held[0].spread
+    for part in held[1:]:
+        total = weight + part.weight
+        share = part.weight / total if total > 0 else 0.0
+        step = part.mean - mean
+        spread += part.spread + step * step * weight * share
+        weight, mean = total, mean + step * share
+    with np.errstate(all="ignore"):
+        return Reduction(
+            rows=sum(part.rows for part in held),
+            dropped=dropped,
+            cost=_added(part.cost for part in held),
+            gram=_added(part.gram for part in held),
+            weight=weight,
+            mean=mean,
+            spread=spread,
+            log_weight=_added(part.log_weight for part in held),
+            sums=_added(part.sums for part in held),
+            checksum=_added(part.checksum for part in held),
+            rounded=rounded,
+            curvature=_added(part.curvature for part in held),
+            meat=_added(part.meat for part in held),
+        )
+
+
+def _added(terms: Iterable[Any]) -> Any:
+    """Add one after another, which the sum() of newer Pythons does not; None where there is nothing to be added."""
+    return functools.reduce(lambda one, two: None if one is None or two is None else one + two, terms)
 
 
 def fold(leaves: Iterable[Reduction]) -> Reduction:
@@ -99,4 +111,4 @@ def fold(leaves: Iterable[Reduction]) -> Reduction:
 
 def fold_level(level: Sequence[Reduction]) -> list[Reduction]:
     """Combine neighbours `FAN_IN` at a time: one level of the tree."""
-    return [functools.reduce(Reduction.combine, level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]
+    return [merge(level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]

@@ -14,9 +14,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dask_nlsq._numerics.block import GROUP_BYTES, PER_THREAD, Block
+from dask_nlsq._numerics.block import GROUP_BYTES, PER_THREAD, SLABS, TILE, TOGETHER, Block, pack
 from dask_nlsq._numerics.reduction import FAN_IN
 from dask_nlsq._sweep.failure import Failure, load
+
+Batch = list[tuple[int, Block | Failure]]
+"""Blocks by the numbers of their partitions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +54,27 @@ class Group:
                     coming = reader.submit(load, following)
                 yield index, block
 
+    def batches(self) -> Iterator[Batch]:
+        """Read the partitions in order, small ones put together: as many as one call of the kernel takes."""
+        batch: Batch = []
+        tiles = 0
+        for index, block in self.blocks():
+            more = SLABS[1] // TILE if isinstance(block, Failure) else -(-block.rows // TILE)
+            if batch and (tiles + more > SLABS[1] // TILE or len(batch) == TOGETHER):
+                yield batch
+                batch, tiles = [], 0
+            batch.append((index, block))
+            tiles += more
+        if batch:
+            yield batch
+
     def load(self) -> Group:
         """Return the group with its partitions read; one that cannot be read is a `Failure` in its place."""
-        return dataclasses.replace(self, partitions=tuple(_held(block) for _, block in self.blocks()))
-
-
-def _held(block: Block | Failure) -> Block | Failure:
-    return block if isinstance(block, Failure) else dataclasses.replace(block, held=True)
+        held: list[Block | Failure] = []
+        for batch in self.batches():
+            blocks = [block for _, block in batch if isinstance(block, Block)]
+            held += pack(blocks) if len(blocks) == len(batch) else (block for _, block in batch)
+        return dataclasses.replace(self, partitions=tuple(held))
 
 
 def group(partitions: Sequence[Any], nbytes: float, threads: int) -> list[Group]:

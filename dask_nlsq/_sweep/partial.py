@@ -7,14 +7,13 @@ whatever order its leaves came, and however often the sweep was interrupted.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._errors import CheckpointCorrupt
-from dask_nlsq._numerics.reduction import FAN_IN, Reduction
+from dask_nlsq._numerics.reduction import FAN_IN, Reduction, merge
 from dask_nlsq._sweep.task import Answer
 
 
@@ -90,7 +89,7 @@ class Partial:
             below = range(parent * FAN_IN, min((parent + 1) * FAN_IN, self._counts[level]))
             if not all((level, i) in nodes for i in below):
                 return
-            nodes[level + 1, parent] = functools.reduce(Reduction.combine, [nodes[level, i] for i in below])
+            nodes[level + 1, parent] = merge([nodes[level, i] for i in below])
             for i in below:
                 del nodes[level, i]
             level, index = level + 1, parent

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._numerics.block import SLABS, TILE, TOGETHER, Block
+from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.reduction import Reduction, fold_level
 from dask_nlsq._numerics.request import Request
 from dask_nlsq._sweep.failure import Failure, load
-from dask_nlsq._sweep.group import Group
+from dask_nlsq._sweep.group import Batch, Group
 from dask_nlsq._sweep.shipped import Shipped
 from dask_nlsq._typing import Vector
 
@@ -36,7 +36,7 @@ def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) ->
     """Load each partition once and reduce it for each request, small ones together."""
     marks: list[Any] = []
     parts: list[list[Reduction]] = [[] for _ in requests]
-    for batch in _batches(group.blocks()):
+    for batch in group.batches():
         for request, leaves in zip(requests, parts, strict=True):
             found = _reduce(batch, shipped, request, look=request.first and not marks)
             if isinstance(found, Failure):
@@ -52,24 +52,6 @@ def reduce_partition(partition: Any, shipped: Shipped, request: Request) -> Redu
     """Load a partition and reduce it."""
     found = _reduce([(0, load(partition))], shipped, request, request.first)
     return found if isinstance(found, Failure) else found[0]
-
-
-Batch = list[tuple[int, Block | Failure]]
-
-
-def _batches(blocks: Iterable[tuple[int, Block | Failure]]) -> Iterator[Batch]:
-    """Put small blocks together, as many as one call of the kernel takes."""
-    batch: Batch = []
-    tiles = 0
-    for index, block in blocks:
-        more = SLABS[1] // TILE if isinstance(block, Failure) else -(-block.rows // TILE)
-        if batch and (tiles + more > SLABS[1] // TILE or len(batch) == TOGETHER):
-            yield batch
-            batch, tiles = [], 0
-        batch.append((index, block))
-        tiles += more
-    if batch:
-        yield batch
 
 
 def _reduce(batch: Batch, shipped: Shipped, request: Request, look: bool) -> list[Reduction] | Failure:
