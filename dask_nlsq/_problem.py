@@ -12,7 +12,7 @@ import numpy as np
 from dask_nlsq._errors import DataError, ModelError, NlsqError, one_of, warn
 from dask_nlsq._models import named
 from dask_nlsq._numerics import kernel
-from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.block import PER_THREAD, Block
 from dask_nlsq._numerics.loss import Loss, check_loss
 from dask_nlsq._numerics.model import Model
 from dask_nlsq._numerics.objective import Objective
@@ -253,9 +253,10 @@ def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
     """
     facts = plan.facts
     nbytes = float("inf") if facts.nbytes is None or source.shared else facts.nbytes
-    groups: Sequence[Any] = group(source.partitions, nbytes, executor.workers)
     embedded = isinstance(source.partitions[0], Block)
     here = executor_of(plan, executor)
+    stays = isinstance(here, Cluster) and plan.cache != "none"  # on its worker: more tasks would even nothing out
+    groups: Sequence[Any] = group(source.partitions, nbytes, executor.workers, 1 if stays else PER_THREAD)
     if isinstance(here, Cluster) or not isinstance(executor, Cluster):
         if plan.cache == "none" or (embedded and not isinstance(here, Cluster)):
             return [dataclasses.replace(g, ahead=plan.ahead) for g in groups]

@@ -377,13 +377,13 @@ def test_two_signals_in_the_middle_of_a_fold_leave_what_can_be_gone_on_from():
     for torn in range(100):
         partial = Partial(100)
         for i in range(torn):
-            partial.add(Answer((i,), np.zeros((1, 3), np.uint64), (tuple(leaves[i]),)))
+            partial.add(Answer((i,), np.zeros((1, 3), np.uint64), (tuple(leaves[i]),), ((0, i),)))
         finished = partial.finished()
         spoilt = dataclasses.replace(finished, done=np.zeros(100, bool))  # as if it had not been noted yet
         again = Partial.of(spoilt)
         assert (again.done == finished.done).all()
         for i in range(100):
-            again.add(Answer((i,), np.zeros((1, 3), np.uint64), (tuple(leaves[i]),)))
+            again.add(Answer((i,), np.zeros((1, 3), np.uint64), (tuple(leaves[i]),), ((0, i),)))
         assert again.roots()[0].cost == whole.cost and (again.roots()[0].gram == whole.gram).all()
 
 

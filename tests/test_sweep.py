@@ -1,22 +1,27 @@
 """Every executor gives the bits of the loop; a model is traced once a process; failures name their place."""
 
 import importlib
+import itertools
 import sys
 
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Scheduler, SpecCluster, Worker, wait
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from problems import STORES, decay, decay_rows
 
 import dask_nlsq
 from dask_nlsq import DataError, Model, ModelNotPicklable
 from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.reduction import fold
+from dask_nlsq._numerics.reduction import Reduction, fold, merge
 from dask_nlsq._numerics.request import Request
 from dask_nlsq._sources import Columns, open_source
 from dask_nlsq._sweep import Cluster, Ledger, Serial, Threads, group, ship, sweep, sweep_each
-from dask_nlsq._sweep.task import reduce_partition
+from dask_nlsq._sweep.group import Group
+from dask_nlsq._sweep.partial import Partial
+from dask_nlsq._sweep.task import Answer, reduce_partition
 
 THETA = np.array([2.5, 1.1, 0.2])
 REQUESTS = {"plain": Request(THETA), "whitened": Request(THETA, Whitening(np.diag([1.0, 2, 3]), np.eye(3)))}
@@ -49,19 +54,38 @@ def test_every_executor_gives_the_bits_of_the_loop(store, pieces, nbytes, reques
         (3, 0, 1, {1}),
         (80, 0, 2, {10}),
         (100, 0, 2, {12, 13}),
-        (999, 0, 2, {128, 103}),
+        (999, 0, 2, {124, 125}),
         (200, 0, 500, {1}),
-        (999, 999 << 20, 2, {128, 103}),
+        (999, 999 << 20, 2, {124, 125}),
         (999, 9999 << 20, 2, {11, 12}),
     ],
 )
-def test_groups_are_even_small_enough_and_whole_where_they_are_long(partitions, nbytes, threads, lengths):
+def test_groups_are_even_and_small_enough(partitions, nbytes, threads, lengths):
     groups = group(list(range(partitions)), nbytes, threads)
     assert [p for g in groups for p in g.partitions] == list(range(partitions))
     assert {len(g.partitions) for g in groups} == lengths
-    assert all(g.start == g.partitions[0] and (not g.whole or g.start % 32 == 0) for g in groups)
-    assert all(g.whole == (max(lengths) % 32 == 0) for g in groups)
+    assert all(g.start == g.partitions[0] for g in groups)
     assert {len(g.partitions) for g in group(list(range(partitions)), float("inf"), threads)} == {1}
+
+
+@given(cuts=st.sets(st.integers(1, 99)))
+@settings(max_examples=30, deadline=None)
+def test_nodes_of_groups_however_they_are_cut_make_the_tree(cuts):
+    leaves = [fake(i) for i in range(100)]
+    partial = Partial(100)
+    for start, stop in itertools.pairwise([0, *sorted(cuts), 100]):
+        one = Group(start, tuple(range(start, stop)))
+        assert [i for level, at in one.nodes for i in range(at * 32**level, (at + 1) * 32**level)] == [*one.indices]
+        parts = tuple(merge(leaves[at * 32**level : (at + 1) * 32**level]) for level, at in one.nodes)
+        partial.add(Answer(one.indices, np.zeros((stop - start, 3), np.uint64), (parts,), one.nodes))
+    assert bits(partial.roots()[0]) == bits(fold(leaves))
+
+
+def fake(seed):
+    """Return sums that no addition leaves as they are."""
+    numbers = np.random.default_rng(seed).normal(size=20)
+    gram, sums, checksum = numbers[:16].reshape(4, 4), numbers[16:17], np.array([seed, 7], np.uint64)
+    return Reduction(3, 0, numbers[17], gram, 1.0 + seed, numbers[18], abs(numbers[19]), 0.1, sums, checksum)
 
 
 def test_what_is_held_lies_evenly_on_the_workers(tmp_path, client):
@@ -69,6 +93,7 @@ def test_what_is_held_lies_evenly_on_the_workers(tmp_path, client):
     held = Cluster(client).hold(group(source.partitions, 0.0, 2))
     wait([h.future for h in held])
     assert sorted(len(keys) for keys in client.has_what().values()) == [4, 4]
+    assert [len(g.partitions) for g in group(source.partitions, 0.0, 2, per_thread=1)] == [35, 35]
 
 
 @pytest.mark.parametrize("store", ["parquet", "arrays"])

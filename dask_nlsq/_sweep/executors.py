@@ -380,7 +380,7 @@ class Cluster:
         blocks = self.client.compute(partitions)
         some = blocks[:: max(1, len(blocks) // 16)]
         sizes = self.client.gather(self.client.map(_size, some, pure=False), errors="skip")  # told by the sweep
-        groups = group_of(partitions, sum(sizes) / max(len(sizes), 1) * len(blocks), self.workers)
+        groups = group_of(partitions, sum(sizes) / max(len(sizes), 1) * len(blocks), self.workers, per_thread=1)
         pieces = [blocks[group.start : group.start + len(group.partitions)] for group in groups]
         return self._hold(groups, _together, groups, pieces)
 

@@ -24,7 +24,7 @@ Batch = list[tuple[int, Block | Failure]]
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Partitions `start`, `start` + 1, …; `whole` where they are whole nodes of the tree.
+    """Partitions `start`, `start` + 1 and so on.
 
     The next is read `ahead`, while one is worked on, unless memory has no room for both. Where `numbers` are given they
     are those of the partitions, which then need not be neighbours.
@@ -32,7 +32,6 @@ class Group:
 
     start: int
     partitions: tuple[Any, ...]
-    whole: bool = False
     ahead: bool = True
     numbers: tuple[int, ...] = ()
 
@@ -40,6 +39,17 @@ class Group:
     def indices(self) -> tuple[int, ...]:
         """Numbers of the partitions."""
         return self.numbers or tuple(range(self.start, self.start + len(self.partitions)))
+
+    @property
+    def nodes(self) -> tuple[tuple[int, int], ...]:
+        """The nodes of the tree that the partitions make up, by level and place; of level 1 where all of it is here."""
+        if self.numbers:
+            return tuple((0, number) for number in self.numbers)
+        first, stop = -(-self.start // FAN_IN), (self.start + len(self.partitions)) // FAN_IN
+        if first >= stop:
+            return tuple((0, number) for number in self.indices)
+        head, tail = range(self.start, first * FAN_IN), range(stop * FAN_IN, self.start + len(self.partitions))
+        return (*((0, i) for i in head), *((1, i) for i in range(first, stop)), *((0, i) for i in tail))
 
     def blocks(self) -> Iterator[tuple[int, Block | Failure]]:
         """Read the partitions in order, each while the one before it is being worked on."""
@@ -77,21 +87,10 @@ class Group:
         return dataclasses.replace(self, partitions=tuple(held))
 
 
-def group(partitions: Sequence[Any], nbytes: float, threads: int) -> list[Group]:
-    """Cut partitions of `nbytes` bytes in all into groups for so many threads, as even as whole nodes allow."""
+def group(partitions: Sequence[Any], nbytes: float, threads: int, per_thread: int = PER_THREAD) -> list[Group]:
+    """Cut partitions of `nbytes` bytes in all into even groups for so many threads."""
     count = max(len(partitions), 1)
-    length = max(1, math.ceil(count / (PER_THREAD * threads)))
-    if length > FAN_IN // 2:
-        length += -length % FAN_IN
     most = max(1, int(GROUP_BYTES * count / max(nbytes, 1.0)))
-    if length > most:
-        length = most - most % FAN_IN or most
-    unit = FAN_IN if length % FAN_IN == 0 else 1
-    units = math.ceil(count / unit)
-    groups = math.ceil(count / length)
-    cuts = [unit * (i * units // groups) for i in range(groups)] + [len(partitions)]
-    return [
-        Group(start, tuple(partitions[start:stop]), unit == FAN_IN)
-        for start, stop in itertools.pairwise(cuts)
-        if stop > start
-    ]
+    groups = math.ceil(count / min(most, math.ceil(count / (per_thread * threads))))
+    cuts = [i * count // groups for i in range(groups)] + [len(partitions)]
+    return [Group(start, tuple(partitions[start:stop])) for start, stop in itertools.pairwise(cuts) if stop > start]

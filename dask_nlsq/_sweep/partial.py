@@ -68,18 +68,16 @@ class Partial:
 
     def add(self, answer: Answer) -> None:
         """Take what came of a group, but for what is known already."""
-        width = FAN_IN**answer.level
-        first = answer.numbers[0] // width
-        for j in range(len(answer.parts[0])):
-            numbers = answer.numbers[j : j + 1] if answer.level == 0 else answer.numbers[j * width : (j + 1) * width]
+        for j, (level, index) in enumerate(answer.nodes):
+            width = FAN_IN**level
+            numbers = range(index * width, (index + 1) * width)
             if self.covers(numbers):
                 continue
-            index = numbers[0] if answer.level == 0 else first + j
             for nodes, parts in zip(self._nodes, answer.parts, strict=True):
-                for number in numbers if answer.level else ():  # leaves that came alone before
+                for number in numbers if level else ():  # leaves that came alone before
                     nodes.pop((0, number), None)
-                nodes[answer.level, index] = parts[j]
-                self._rise(nodes, answer.level, index)
+                nodes[level, index] = parts[j]
+                self._rise(nodes, level, index)
             self.done[list(numbers)] = True
 
     def _rise(self, nodes: dict[tuple[int, int], Reduction], level: int, index: int) -> None:

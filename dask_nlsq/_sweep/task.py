@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.reduction import Reduction, fold_level
+from dask_nlsq._numerics.reduction import FAN_IN, Reduction, merge
 from dask_nlsq._numerics.request import Request
 from dask_nlsq._sweep.failure import Failure, load
 from dask_nlsq._sweep.group import Batch, Group
@@ -24,12 +25,12 @@ Marks = npt.NDArray[np.uint64]
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came of a group: a mark for each partition, and for each request the leaves or nodes of the tree."""
+    """What came of a group: a mark for each partition, and for each request the nodes of the tree, leaves or above."""
 
     numbers: tuple[int, ...]  # of the partitions
     marks: Marks  # (partitions, 2 + columns)
     parts: tuple[tuple[Reduction, ...], ...]
-    level: int = 0  # of the tree
+    nodes: tuple[tuple[int, int], ...]  # what the parts are, by level and place
 
 
 def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) -> Answer | Failure:
@@ -43,9 +44,15 @@ def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) ->
                 return found
             leaves += found
         marks += ([r.rows, r.dropped, *r.checksum.tolist()] for r in parts[0][-len(batch) :])
-    level = fold_level if group.whole else tuple
-    answers = tuple(tuple(level(leaves)) for leaves in parts)
-    return Answer(group.indices, np.array(marks, np.uint64), answers, int(group.whole))
+    nodes = tuple(tuple(_folded(leaves, group)) for leaves in parts)
+    return Answer(group.indices, np.array(marks, np.uint64), nodes, group.nodes)
+
+
+def _folded(leaves: Iterable[Reduction], group: Group) -> Iterator[Reduction]:
+    """Fold the leaves of a group, or those of a node of which all are here."""
+    left = iter(leaves)
+    for level, _ in group.nodes:
+        yield merge(list(itertools.islice(left, FAN_IN**level)))
 
 
 def reduce_partition(partition: Any, shipped: Shipped, request: Request) -> Reduction | Failure:
