@@ -183,6 +183,7 @@ class Cluster:
     def __init__(self, client: Any, at_a_time: int | None = None) -> None:
         self.client = client
         self._at_a_time = at_a_time
+        self._spent: list[Any] = []  # futures whose values are here
         declared = (w["resources"].get(_GPU) for w in client.scheduler_info(n_workers=-1)["workers"].values())
         self._resources = {_GPU: 1} if any(declared) else None
 
@@ -268,6 +269,7 @@ class Cluster:
                 pure=False,
             )
             index.update(zip(futures, (i for i, _ in batch), strict=True))
+            self._spent.clear()  # now: Dask sends nothing for 10 ms after it has sent word that futures are given up
             return list(futures)
 
         arriving = as_completed(  # results come along; one by one each would cost a round trip
@@ -278,7 +280,7 @@ class Cluster:
             i = index.pop(future)
             if future.status != "finished":
                 value = self._value(future, groups[i])
-            future.release()
+            self._spent.append(future)
             spent += 1
             if spent >= window // 4 or not index:
                 arriving.update(submit(spent))

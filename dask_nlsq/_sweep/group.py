@@ -88,9 +88,9 @@ class Group:
 
 
 def group(partitions: Sequence[Any], nbytes: float, threads: int, per_thread: int = PER_THREAD) -> list[Group]:
-    """Cut partitions of `nbytes` bytes in all into even groups for so many threads."""
+    """Cut partitions of `nbytes` bytes in all into even groups, as many for each of so many threads."""
     count = max(len(partitions), 1)
     most = max(1, int(GROUP_BYTES * count / max(nbytes, 1.0)))
-    groups = math.ceil(count / min(most, math.ceil(count / (per_thread * threads))))
+    groups = min(count, threads * max(per_thread, math.ceil(count / (most * threads))))
     cuts = [i * count // groups for i in range(groups)] + [len(partitions)]
     return [Group(start, tuple(partitions[start:stop])) for start, stop in itertools.pairwise(cuts) if stop > start]
