@@ -128,7 +128,7 @@ def model(t, a, b):
 """
 
 
-@pytest.mark.parametrize("origin", ["imported", "notebook"])
+@pytest.mark.parametrize("origin", ["imported", pytest.param("notebook", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("processes", [True, False])
 def test_one_trace_a_process_and_kind(origin, processes, tmp_path):
     """Over a whole fit with map, and over tasks sent one by one; a model of ``__main__`` travels by value."""
