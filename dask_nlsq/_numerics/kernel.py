@@ -94,8 +94,11 @@ def prepare(objective: Objective) -> None:
     Tracing holds Python's lock and XLA does not, so the second is traced while the first is being compiled.
     """
     where = device.own()
-    if objective.jacobian == "numeric" or device.keeps(where):
-        return
+    if objective.jacobian != "numeric" and not device.keeps(where):
+        once(objective, ("prepared", where), lambda: _prepare(objective, where))
+
+
+def _prepare(objective: Objective, where: Any) -> None:
     _, slab = next(slabs([Block((np.zeros(1),) * objective.n_columns, np.zeros(1))], SLABS[1], TILE, _room(objective)))
     rows = functools.partial(once, objective, "rows", functools.partial(_compile_rows, objective))
     _aside(lambda: _kernel(objective, slab, False, where, traced=lambda: _aside(rows)))
