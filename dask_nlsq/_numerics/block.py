@@ -127,16 +127,16 @@ class Memory:
 def pack(blocks: Sequence[Block]) -> list[Block]:
     """Return blocks that are to be held, laid out so that no sweep copies them into a slab.
 
-    What is one slab by itself stays where it is, and so do unlike columns, and blocks of so few rows that most of
-    their tiles would be padding.
+    What is one slab by itself stays where it is, and so do unlike columns, and blocks that would leave much of their
+    tiles, or most of a slab, empty.
     """
     pieces = [piece for block in blocks for piece in block.cut(SLABS[1])]
     rows, size = sum(piece.rows for piece in pieces), sum(_tiled(piece.rows, TILE) for piece in pieces)
     unlike = len({tuple(c.dtype for c in piece.columns) for piece in pieces}) > 1
     ready = len(pieces) == 1 and all(_ready(c, SLABS[1]) for c in pieces[0].columns)
-    if not rows or ready or unlike or 4 * size > 5 * rows:
+    room = _tiled(size, SLABS[1])
+    if not rows or ready or unlike or 4 * size > 5 * rows or 2 * size < room:
         return [dataclasses.replace(block, held=True) for block in blocks]
-    room = -(-size // SLABS[1]) * SLABS[1]
     memory = Memory(tuple(_lay(_aligned(room, c[0].dtype), c, TILE, fill) for c, fill in _columns(pieces)))
     starts = itertools.accumulate((_tiled(block.rows, TILE) for block in blocks), initial=0)
     return [_put(block, memory, start) for block, start in zip(blocks, starts, strict=False)]
