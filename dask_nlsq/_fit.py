@@ -439,14 +439,14 @@ def _gather(
     """Return the plan, the partitions in groups, held where it says so, and a sample where one is needed."""
     source, executor = exact.source, exact.executor
     partitions, sample, read = len(source.partitions), None, 0.0
-    if source.info.partition_rows is not None:
-        make_plan(gather_facts(exact, config.memory_limit), config)  # refuses, before anything is read
-    started = time.perf_counter()
+    facts = gather_facts(exact, config.memory_limit)
+    decided = None if facts.partition_rows is None else make_plan(facts, config)  # may refuse, before anything is read
     if source.info.rows is None and not source.shared:
+        started = time.perf_counter()
         sample = draw_sample(executor, group(source.partitions, float("inf"), executor.workers), partitions)
         read = time.perf_counter() - started
-    facts = gather_facts(exact, config.memory_limit, sample)
-    decided = make_plan(facts, config)
+        facts, decided = gather_facts(exact, config.memory_limit, sample), None
+    decided = decided or make_plan(facts, config)
     groups = arrange(source, executor, decided)
     executor = executor_of(decided, executor)
     sampled = sampled or decided.tier.streams
