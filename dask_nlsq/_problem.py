@@ -256,7 +256,8 @@ def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
     embedded = isinstance(source.partitions[0], Block)
     here = executor_of(plan, executor)
     stays = isinstance(here, Cluster) and plan.cache != "none"  # on its worker: more tasks would even nothing out
-    groups: Sequence[Any] = group(source.partitions, nbytes, executor.workers, 1 if stays else PER_THREAD)
+    each = (here.workers, 1) if stays else (executor.workers, PER_THREAD)
+    groups: Sequence[Any] = group(source.partitions, nbytes, *each)
     if isinstance(here, Cluster) or not isinstance(executor, Cluster):
         if plan.cache == "none" or (embedded and not isinstance(here, Cluster)):
             return [dataclasses.replace(g, ahead=plan.ahead) for g in groups]

@@ -138,7 +138,7 @@ def test_float64_even_where_it_is_switched_off():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("lengths", [[10_000] * 40, [1900, 4096, 300_000], [SLABS[1] + 5000]], ids=str)
+@pytest.mark.parametrize("lengths", [[10_000] * 40, [1900, 0, 4096, 300_000], [500_000]], ids=str)
 def test_held_blocks_keep_their_bits_and_are_not_copied(lengths, weighted):
     data = [decay_rows(n, seed=n) for n in lengths]
     blocks = [Block((t,), y, t + 1 if weighted else None) for t, y in data]
@@ -150,7 +150,7 @@ def test_held_blocks_keep_their_bits_and_are_not_copied(lengths, weighted):
     assert pickle.loads(pickle.dumps(held[0])).memory is None
 
 
-@pytest.mark.parametrize("lengths", [[10] * 50, [], [0], [SLABS[1]], [10_000] * 7], ids=str)
+@pytest.mark.parametrize("lengths", [[10] * 50, [], [0], [SLABS[1]], [10_000] * 7, [SLABS[1] + 5000]], ids=str)
 def test_blocks_that_gain_nothing_stay_where_they_are(lengths):
     blocks = [Block((aligned(n),), aligned(n)) for n in lengths]
     assert [(b.y is a.y, b.held, b.memory) for a, b in zip(blocks, pack(blocks), strict=True)] == [
@@ -161,3 +161,22 @@ def test_blocks_that_gain_nothing_stay_where_they_are(lengths):
 def aligned(n):
     """Return zeros that begin where XLA takes them as they are."""
     return np.array(jnp.zeros(n), copy=False)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_prepared_is_what_a_sweep_needs(weighted, monkeypatch):
+    monkeypatch.setattr(kernel, "_aside", lambda work: jax.enable_x64(True)(work)())
+    one = objective(lambda t, a, b, c: a * jnp.exp(-b * t) - c, weighted)
+    kernel.prepare(one)
+    kernel.traces.clear()
+    t, y = decay_rows(10)
+    kernel.reduce_block(one, Block((t,), y, t + 1 if weighted else None), THETA, None)
+    assert not kernel.traces
+
+
+@pytest.mark.parametrize("rows", [1024, TILE, SLABS[1]])
+def test_logarithms_of_many_weights_stay_in_range(rows):
+    values = np.full(rows, 1.9)
+    with jax.enable_x64(True):
+        found = np.sum(kernel._log_sum(jnp.asarray(values)))
+    np.testing.assert_allclose(found, np.log(values).sum(), rtol=1e-12)

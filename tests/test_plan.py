@@ -116,9 +116,10 @@ def test_tasks_that_fit(threads, limit, task, fit):
 
 @pytest.mark.parametrize("partitions", [1, 8, 9, 100, 999])
 @pytest.mark.parametrize("nbytes", [MIB, 64 * MIB, 65 * MIB])
-def test_reading_ahead_is_planned_where_groups_do_it(partitions, nbytes):
-    longest = max(len(g.partitions) for g in group(range(partitions), partitions * nbytes, 2))
-    assert takes_several(partitions, nbytes, 2) == (longest > 1)
+@pytest.mark.parametrize("per_thread", [1, 4])
+def test_reading_ahead_is_planned_where_groups_do_it(partitions, nbytes, per_thread):
+    longest = max(len(g.partitions) for g in group(range(partitions), partitions * nbytes, 2, per_thread))
+    assert takes_several(partitions, nbytes, 2, per_thread) == (longest > 1)
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------

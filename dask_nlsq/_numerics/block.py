@@ -1,9 +1,9 @@
 """Block: the rows that one task holds, handed to the kernel in slabs of one shape.
 
 A compiled kernel knows one array shape, and a call of it has its price. Partitions come in any length, so a large
-block is cut into several slabs, and small ones share a slab: each takes whole tiles, the last one padded, and its
-count of real rows stands beside it. A kernel is thus compiled once, whatever the partitions look like, and what it
-finds for a block does not depend on the blocks beside it.
+block is cut into several slabs, and small ones share a slab: each takes whole tiles, the last one padded, and where
+it lies and how many of its rows are real stands beside it. A kernel is thus compiled once, whatever the partitions
+look like, and what it finds for a block does not depend on the blocks beside it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ GROUP_BYTES = 128 << 20
 """Most bytes of the partitions that one task takes: some tenths of a second of reading and reducing."""
 
 PER_THREAD = 4
-"""Fewest tasks for each thread, so that the last one to finish does not keep the others waiting for long."""
+"""Fewest tasks for each thread, so that the last one to finish does not keep the others waiting for long. What lies on
+a worker is swept there, by one task a thread where that suffices."""
 
 TOGETHER = 64
 """Most blocks in a slab: sixty of 10,000 rows pay for one call what one would."""
@@ -125,19 +126,18 @@ class Memory:
 
 
 def pack(blocks: Sequence[Block]) -> list[Block]:
-    """Return blocks that are to be held, laid out so that no sweep copies them into a slab.
+    """Return blocks that are to be held, laid out as one slab, so that no sweep copies them into one.
 
-    What is one slab by itself stays where it is, and so do unlike columns, and blocks that would leave much of their
-    tiles, or most of a slab, empty.
+    What is a slab by itself stays where it is, and so do unlike columns, blocks that would leave much of their tiles or
+    most of the slab empty, and what is more than a slab, for both are in memory while it is copied.
     """
-    pieces = [piece for block in blocks for piece in block.cut(SLABS[1])]
-    rows, size = sum(piece.rows for piece in pieces), sum(_tiled(piece.rows, TILE) for piece in pieces)
-    unlike = len({tuple(c.dtype for c in piece.columns) for piece in pieces}) > 1
-    ready = len(pieces) == 1 and all(_ready(c, SLABS[1]) for c in pieces[0].columns)
-    room = _tiled(size, SLABS[1])
-    if not rows or ready or unlike or 4 * size > 5 * rows or 2 * size < room:
+    rows, size = sum(block.rows for block in blocks), sum(_tiled(block.rows, TILE) for block in blocks)
+    unlike = len({tuple(c.dtype for c in block.columns) for block in blocks}) > 1
+    ready = len(blocks) == 1 and all(_ready(c, SLABS[1]) for c in blocks[0].columns)
+    if ready or unlike or 4 * size > 5 * rows or not SLABS[1] // 2 <= size <= SLABS[1]:
         return [dataclasses.replace(block, held=True) for block in blocks]
-    memory = Memory(tuple(_lay(_aligned(room, c[0].dtype), c, TILE, fill) for c, fill in _columns(pieces)))
+    filled = [block for block in blocks if block.rows]
+    memory = Memory(tuple(_lay(_aligned(SLABS[1], c[0].dtype), c, TILE, fill) for c, fill in _columns(filled)))
     starts = itertools.accumulate((_tiled(block.rows, TILE) for block in blocks), initial=0)
     return [_put(block, memory, start) for block, start in zip(blocks, starts, strict=False)]
 

@@ -49,7 +49,7 @@ _compiled: weakref.WeakKeyDictionary[Objective, dict[Any, Any]] = weakref.WeakKe
 _lock = threading.Lock()
 
 _LANES = 256
-"""Sums that are kept side by side while a slab is read, and added up at its end."""
+"""Sums that are kept side by side while a block is read, and added up at its end."""
 
 _CHAIN = np.uint64(33)
 """Multiplier that carries a checksum from tile to tile (Bernstein's): a shift and an addition, for any vector unit."""
@@ -99,7 +99,9 @@ def prepare(objective: Objective) -> None:
 
 
 def _prepare(objective: Objective, where: Any) -> None:
-    _, slab = next(slabs([Block((np.zeros(1),) * objective.n_columns, np.zeros(1))], SLABS[1], TILE, _room(objective)))
+    one = np.zeros(1)
+    block = Block((one,) * objective.n_columns, one, one if objective.weighted else None)
+    _, slab = next(slabs([block], SLABS[1], TILE, _room(objective)))
     rows = functools.partial(once, objective, "rows", functools.partial(_compile_rows, objective))
     _aside(lambda: _kernel(objective, slab, False, where, traced=lambda: _aside(rows)))
 
@@ -483,15 +485,20 @@ def _moments(y: Any, weight: Any) -> list[Any]:
 
 
 def _log_sum(values: Any) -> Any:
-    """Return the sum of the logarithms of positive values, in lanes: the mantissas, 1 to 2, multiplied first."""
+    """Return the sum of the logarithms of positive values, in lanes.
+
+    Of the mantissas, 1 to 2, eight are multiplied first; the product of a thousand would be beyond float64.
+    """
     bits = lax.bitcast_convert_type(values, jnp.uint64)
     exponents = (bits >> _EXPONENT).astype(jnp.float64) - 1023.0
     mantissas = lax.bitcast_convert_type(bits & _MANTISSA | _ONE, jnp.float64)
-    return _lanes(exponents) * np.log(2.0) + jnp.log(jnp.prod(mantissas.reshape(-1, _LANES), axis=0))
+    together = math.gcd(8, len(values) // _LANES)
+    logarithms = jnp.log(jnp.prod(mantissas.reshape(-1, together, _LANES), axis=1))
+    return _lanes(exponents) * np.log(2.0) + jnp.sum(logarithms, axis=0)
 
 
 def _lanes(values: Any) -> Any:
-    """Return the sums of every 256th value."""
+    """Return the sums of every 256th value, or of fewer lanes where the values are fewer."""
     return jnp.sum(values.reshape(-1, math.gcd(_LANES, len(values))), axis=0)
 
 

@@ -105,10 +105,5 @@ def fold(leaves: Iterable[Reduction]) -> Reduction:
     """
     level = list(leaves)
     while len(level) > 1:
-        level = fold_level(level)
+        level = [merge(level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]
     return level[0]
-
-
-def fold_level(level: Sequence[Reduction]) -> list[Reduction]:
-    """Combine neighbours `FAN_IN` at a time: one level of the tree."""
-    return [merge(level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]

@@ -106,9 +106,9 @@ def task_memory(
     )
 
 
-def takes_several(partitions: int, partition_bytes: float, threads: int) -> bool:
+def takes_several(partitions: int, partition_bytes: float, threads: int, per_thread: int = PER_THREAD) -> bool:
     """Whether a task takes several partitions."""
-    return partitions > PER_THREAD * threads and 2 * partition_bytes <= GROUP_BYTES
+    return partitions > per_thread * threads and 2 * partition_bytes <= GROUP_BYTES
 
 
 def standard_memory(rows: float, columns: int) -> int:

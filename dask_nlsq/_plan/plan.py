@@ -14,7 +14,7 @@ from typing import Any
 from dask.utils import format_bytes, format_time
 
 from dask_nlsq._errors import NlsqError, PlanError
-from dask_nlsq._numerics.block import MANY_ROWS, TILE
+from dask_nlsq._numerics.block import MANY_ROWS, PER_THREAD, TILE
 from dask_nlsq._plan import words
 from dask_nlsq._plan.memory import (
     IMPORTS,
@@ -423,7 +423,7 @@ def _tasks(facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str,
         return task, ahead, tasks_that_fit(facts.threads, limit, task.total, facts.held + kept)
 
     largest, threads = facts.partition_rows * facts.row_bytes, facts.processes * facts.threads
-    several = takes_several(facts.partitions, largest, threads)
+    several = takes_several(facts.partitions, largest, threads, 1 if facts.cluster and kept else PER_THREAD)
     task, ahead, fit = tried(several and goal is not OptimizationGoal.MEMORY_EFFICIENT)
     if fit == 0 and ahead:
         task, ahead, fit = tried(False)

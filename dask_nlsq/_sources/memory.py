@@ -18,7 +18,8 @@ ROWS = SLABS[1]
 
 _HEAD = 16
 """Bytes by which NumPy's large arrays begin after a multiple of `ALIGNMENT`: malloc's own. The first partition is as
-much shorter than the others, which thus begin at a multiple and are not copied."""
+much shorter than the others, which thus begin at a multiple and are not copied. Where arrays begin elsewhere they are:
+how they are cut must not depend on where they lie, for the bits depend on how they are cut."""
 
 
 def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str, present: tuple[str, ...]) -> Source:

@@ -183,7 +183,7 @@ class Cluster:
     def __init__(self, client: Any, at_a_time: int | None = None) -> None:
         self.client = client
         self._at_a_time = at_a_time
-        self._spent: list[Any] = []  # futures whose values are here
+        self._spent: list[Any] = []  # futures of the last sweep, whose values are here
         declared = (w["resources"].get(_GPU) for w in client.scheduler_info(n_workers=-1)["workers"].values())
         self._resources = {_GPU: 1} if any(declared) else None
 
@@ -280,7 +280,10 @@ class Cluster:
             i = index.pop(future)
             if future.status != "finished":
                 value = self._value(future, groups[i])
-            self._spent.append(future)
+            if isinstance(groups[i], Held):
+                self._spent.append(future)
+            else:
+                future.release()
             spent += 1
             if spent >= window // 4 or not index:
                 arriving.update(submit(spent))

@@ -79,12 +79,22 @@ class Group:
             yield batch
 
     def load(self) -> Group:
-        """Return the group with its partitions read; one that cannot be read is a `Failure` in its place."""
+        """Return the group with its partitions read; one that cannot be read is a `Failure` in its place.
+
+        What is read is laid out for the kernel; what is in memory already stays, lest it be there twice.
+        """
         held: list[Block | Failure] = []
         for batch in self.batches():
             blocks = [block for _, block in batch if isinstance(block, Block)]
-            held += pack(blocks) if len(blocks) == len(batch) else (block for _, block in batch)
+            if len(blocks) < len(batch) or isinstance(self.partitions[0], Block):
+                held += (_held(block) for _, block in batch)
+            else:
+                held += pack(blocks)
         return dataclasses.replace(self, partitions=tuple(held))
+
+
+def _held(block: Block | Failure) -> Block | Failure:
+    return block if isinstance(block, Failure) else dataclasses.replace(block, held=True)
 
 
 def group(partitions: Sequence[Any], nbytes: float, threads: int, per_thread: int = PER_THREAD) -> list[Group]:
