@@ -43,7 +43,7 @@ def one_device():
 @pytest.mark.parametrize(
     ("keeps", "cache"),
     [
-        (False, "none"),
+        pytest.param(False, "none", marks=pytest.mark.slow),
         (True, "persist"),
         pytest.param(False, "persist", marks=pytest.mark.slow),
         pytest.param(True, "none", marks=pytest.mark.slow),

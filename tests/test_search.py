@@ -81,7 +81,13 @@ PROBLEMS_OF_MANY_MINIMA = {name: (made, name) for name in MADE} | {n: (nist, n) 
 
 
 @pytest.mark.parametrize(("first", "last"), SEEDS)
-@pytest.mark.parametrize(("make", "name"), PROBLEMS_OF_MANY_MINIMA.values(), ids=PROBLEMS_OF_MANY_MINIMA)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name == "MGH17" else [])
+        for name, case in PROBLEMS_OF_MANY_MINIMA.items()
+    ],
+)
 def test_the_lowest_minimum_is_found(make, name, first, last):
     model, t, y, bounds, least = make(name)
     lost = []

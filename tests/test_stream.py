@@ -65,7 +65,7 @@ def test_every_partition_is_in_one_batch(partitions):
     assert batches == list(schedule(partitions, 3)) != list(schedule(partitions, 4)) or partitions == 1
 
 
-@pytest.mark.parametrize("pieces", [3, 40, 600])
+@pytest.mark.parametrize("pieces", [3, 40, pytest.param(600, marks=pytest.mark.slow)])
 def test_sorted_rows_in_one_pass_and_one_sweep(whole, pieces):
     """One pass ends within 0.05 standard errors, the certifying sweep within 1e-4: two reads beside the sample."""
     Reader.reads = 0
