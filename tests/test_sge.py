@@ -56,7 +56,7 @@ def test_a_driver_is_warned_runs_again_and_goes_on_to_the_same_bits(tmp_path):
     (tmp_path / "fit.sh").write_text(text)
     subprocess.run(["qsub", "fit.sh"], cwd=tmp_path, check=True, capture_output=True, timeout=30)
     expected = bits(run(None, "chunked"))
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 270
     while "bits" not in (said := (tmp_path / "out.txt").read_text() if (tmp_path / "out.txt").exists() else ""):
         assert time.monotonic() < deadline, said
         time.sleep(0.5)
