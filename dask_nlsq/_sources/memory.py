@@ -28,9 +28,8 @@ def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str, present: tu
     columns = dataclasses.replace(columns, origins=first_instants(dates, [raw]))
     whole = columns.block(raw)
     rows = len(raw[columns.y])
-    edges = (
-        [0, *range(ROWS - _HEAD // whole.y.itemsize, whole.rows, ROWS), whole.rows] if whole.rows > ROWS else [0, None]
-    )
+    first = ROWS - _HEAD // whole.y.itemsize if whole.rows > ROWS else whole.rows
+    edges = [0, *range(first, whole.rows, ROWS), whole.rows]
     blocks = [whole.take(slice(*edge)) for edge in itertools.pairwise(edges)]
     blocks = [dataclasses.replace(b, dropped=whole.dropped if i == 0 else 0) for i, b in enumerate(blocks)]
     width = whole.nbytes // max(whole.rows, 1)
