@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dask
@@ -29,7 +29,7 @@ from dask_nlsq._peak import peak_memory
 from dask_nlsq._plan import Measured, Plan
 from dask_nlsq._problem import Problem
 from dask_nlsq._profile import Profiler
-from dask_nlsq._result import FitResult, history_frame
+from dask_nlsq._result import FitResult
 from dask_nlsq._sweep import Cluster
 from dask_nlsq._typing import Matrix, Vector
 
@@ -67,6 +67,7 @@ def build(
         )
     if state.status is Status.MAX_NFEV:
         log.warning("the fit stopped after %d sweeps without converging", state.nsweeps)
+    peak = peak_memory()
     return FitResult(
         names=parameters.names,
         popt=theta,
@@ -78,10 +79,10 @@ def build(
         condition_number=factor.condition,
         active_mask=active,
         status=state.status,
-        history=_history(state, parameters.free, seconds),
-        provenance=_provenance(problem, state, sum(seconds), total),
+        sweeps=_sweeps(state, parameters.free, seconds),
+        provenance=_provenance(problem, state, sum(seconds), total, peak),
         notes=notes,
-        plan=_measured(problem, state, seconds, total),
+        plan=_measured(problem, state, seconds, total, peak),
         starts=starts,
         **_living(problem, solver, state, statistics),
     )
@@ -112,7 +113,7 @@ def _living(problem: Problem, solver: TrustRegion, state: State, statistics: inf
     }
 
 
-def _measured(problem: Problem, state: State, seconds: list[float], total: float) -> Plan:
+def _measured(problem: Problem, state: State, seconds: list[float], total: float, peak: int) -> Plan:
     """Return the plan with what the fit came to."""
     assert state.point is not None
     plan, executor = problem.plan, problem.executor
@@ -127,7 +128,7 @@ def _measured(problem: Problem, state: State, seconds: list[float], total: float
         sweep_seconds=sum(seconds) / max(len(seconds), 1),
         seconds=total,
         read_bytes=None if plan.read_bytes is None or stored is None or early else passes * stored,
-        peak=executor.peak() if isinstance(executor, Cluster) else peak_memory(),
+        peak=executor.peak() if isinstance(executor, Cluster) else peak,
     )
     return dataclasses.replace(plan, measured=measured)
 
@@ -160,20 +161,18 @@ def expand(
     return everything, inference.propagate(pcov, jacobian), active
 
 
-def _history(state: State, names: Sequence[str], seconds: list[float]) -> pd.DataFrame:
-    columns: dict[str, Callable[[Any], Any]] = {
-        "cost": lambda r: r.cost,
-        "step": lambda r: r.step,
-        "damping": lambda r: r.damping,
-        "radius": lambda r: r.radius,
-        "accepted": lambda r: r.accepted,
-    }
-    table = {name: [value(r) for r in state.history] for name, value in columns.items()}
-    table |= {name: [float(r.theta[i]) for r in state.history] for i, name in enumerate(names)}
-    return history_frame(table | {"seconds": seconds})
+def _sweeps(state: State, names: Sequence[str], seconds: list[float]) -> dict[str, list[Any]]:
+    """Return the columns of the history."""
+    told = {name: [getattr(record, name) for record in state.history] for name in _TOLD}
+    thetas = {name: [float(record.theta[i]) for record in state.history] for i, name in enumerate(names)}
+    return told | thetas | {"seconds": seconds}
 
 
-def _provenance(problem: Problem, state: State, seconds: float, total: float) -> dict[str, Any]:
+_TOLD = ("cost", "step", "damping", "radius", "accepted")
+"""What the history has of each sweep, beside the parameters and the seconds."""
+
+
+def _provenance(problem: Problem, state: State, seconds: float, total: float, peak: int) -> dict[str, Any]:
     assert state.point is not None
     executor = problem.executor
     return {
@@ -187,7 +186,7 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float) ->
         "seconds": seconds,
         "total_seconds": total,
         "rows_per_second": state.nsweeps * state.point.reduction.rows / max(seconds, 1e-9),
-        "peak_memory": peak_memory(),
+        "peak_memory": peak,
         "device": jax.default_backend(),
         "kernel": {
             "jacobian": problem.objective.jacobian,

@@ -30,7 +30,7 @@ class Progress:
     def sweep(self, state: Any) -> None:
         """Begin a sweep of a fit."""
         self.begin(f"sweep {state.nsweeps + 1}")
-        if state.history:
+        if state.history and not self._bar.disable:
             last = state.history[-1]
             self._bar.set_postfix_str(f"cost {last.cost:.6g}, {last.step:.1g} se to go", refresh=False)
 

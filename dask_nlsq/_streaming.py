@@ -30,7 +30,7 @@ from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import expand
 from dask_nlsq._peak import peak_memory
 from dask_nlsq._problem import exact_objective, split, to_model
-from dask_nlsq._result import FitResult, history_frame
+from dask_nlsq._result import FitResult
 from dask_nlsq._sources import Columns
 from dask_nlsq._sweep import ship
 from dask_nlsq._sweep.task import non_finite
@@ -340,7 +340,7 @@ class StreamingFitter:
             condition_number=factor.condition,
             active_mask=active,
             status=self._status(state),
-            history=history_frame({"cost": [cost], "step": [state.moved], "seconds": [self._seconds]}),
+            sweeps={"cost": [cost], "step": [state.moved], "seconds": [self._seconds]},
             provenance=self._provenance(state),
             notes=self._notes(state),
             shipped=ship(self._objective),

@@ -19,6 +19,7 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
+from dask_nlsq._numerics import lapack
 from dask_nlsq._typing import Matrix, Vector
 
 EPS = float(np.finfo(float).eps)
@@ -72,7 +73,7 @@ class Factor:
     @functools.cached_property
     def svd(self) -> tuple[Matrix, Vector, Matrix]:
         """U, σ and Vᵀ of R with its columns scaled to unit length."""
-        u, sigma, vt = np.linalg.svd(self.r / self.norms)
+        u, sigma, vt = lapack.svd(self.r / self.norms)
         return u, sigma, vt
 
     @property
@@ -125,9 +126,9 @@ def factorise(
     """
     p = len(gradient)
     reference = np.zeros(p) if reference is None else reference
-    scale = np.sqrt(np.diag(g)) if whitening is None else np.ones(p)
-    scale = np.where(scale > 0, scale, 1.0)
-    values, vectors = np.linalg.eigh(g / scale / scale[:, None])
+    squares = np.diag(g)
+    scale = np.sqrt(np.where(squares > 0, squares, 1.0)) if whitening is None else np.ones(p)
+    values, vectors = lapack.eigh(g / scale / scale[:, None])
     top = max(float(values[-1]), EPS**2)
     floor = 8 * p * EPS * top
     seen = values > floor
@@ -138,12 +139,12 @@ def factorise(
         root, doubtful = np.where(seen, root, 0.0), doubtful & seen
     f = root[:, None] * vectors.T * scale
     if whitening is None:
-        f[:, np.diag(g) == 0] = 0.0
+        f[:, squares == 0] = 0.0
     else:
         f = f @ whitening.inverse
     lengths = np.linalg.norm(f, axis=0)
     zero = lengths <= _NOTHING * reference
     f[:, zero] = 0.0
-    q, r = np.linalg.qr(f)
     norms = np.where(zero, np.where(reference > 0, reference, 1.0), lengths)
-    return Factor(r, q.T @ z, norms, not bool(doubtful.any()))
+    r = lapack.triangle(np.column_stack([f, z]))
+    return Factor(r[:, :p], r[:, p], norms, not doubtful.any())

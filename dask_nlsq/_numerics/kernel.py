@@ -118,7 +118,7 @@ def _aside(work: Callable[[], Any]) -> None:
 
 def _room(objective: Objective) -> int:
     """Return how many blocks may share a slab: their sums are allocated in every call, and stay below a megabyte."""
-    return int(np.clip(2**17 // (objective.n_parameters + 1) ** 2, 1, TOGETHER))
+    return max(1, min(2**17 // (objective.n_parameters + 1) ** 2, TOGETHER))
 
 
 def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
@@ -233,6 +233,8 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
             run = lambda x, point: compiled(point, x)  # noqa: E731
         for point in (theta, theta + 0.1 * (1.0 + np.abs(theta)) * np.cos(np.arange(len(theta)))):
             whole, single = (np.asarray(a) for a in run(x, point))
+            if np.array_equal(whole, single, equal_nan=True):
+                continue
             size = np.abs(single[np.isfinite(single)]).max(initial=0.0)
             apart = ~np.isclose(whole, single, rtol=1e-9, atol=1e-9 * size, equal_nan=True)
             if apart.any():
@@ -281,21 +283,22 @@ def _reductions(objective: Objective, slab: Slab, sums: Matrix, checksums: Any) 
     for name, shape in _layout(objective).items():
         end = start + math.prod(shape)
         parts[name], start = sums[:n, start:end].reshape(n, *shape), end
-    rows, (first, second, *rest) = slab.places[:n, 2], parts.pop("moments").T
-    weight, log_weight = rest or (rows.astype(float), np.zeros(n))
-    with np.errstate(all="ignore"):
-        shift = np.where(weight > 0, first / weight, 0.0)
-        numbers = {
-            "rows": rows,
-            "cost": parts.pop("cost", 0.5 * parts["gram"][:, -1, -1]),
-            "weight": weight,
-            "mean": sums[:n, start] + shift,
-            "spread": np.maximum(second - shift * first, 0.0),
-            "log_weight": log_weight,
-        }
-    names = (*numbers, *parts, "checksum")
-    for values in zip(*(v.tolist() for v in numbers.values()), *parts.values(), checksums[:n], strict=True):
-        yield Reduction(dropped=0, **dict(zip(names, values, strict=True)))
+    costs = parts.pop("cost", 0.5 * parts["gram"][:, -1, -1]).tolist()
+    moments, origins = parts.pop("moments").tolist(), sums[:n, start].tolist()
+    names = (*parts, "checksum")
+    for i, ((_, _, rows), (first, second, *rest)) in enumerate(zip(slab.places[:n].tolist(), moments, strict=True)):
+        weight, log_weight = rest or (float(rows), 0.0)
+        shift = first / weight if weight > 0 else 0.0
+        yield Reduction(
+            rows=rows,
+            dropped=0,
+            cost=costs[i],
+            weight=weight,
+            mean=origins[i] + shift,
+            spread=max(second - shift * first, 0.0),  # NaN stays NaN: nothing is larger
+            log_weight=log_weight,
+            **{name: part[i] for name, part in zip(names, (*parts.values(), checksums), strict=True)},
+        )
 
 
 def _kernel(

@@ -64,6 +64,8 @@ class Reduction:
 
 def merge(parts: Sequence[Reduction]) -> Reduction:
     """Add the sums of disjoint sets of rows, from left to right."""
+    if len(parts) == 1:
+        return parts[0]
     held = [part for part in parts if part.rows] or parts[:1]
     dropped, rounded = sum(part.dropped for part in parts), frozenset().union(*(part.rounded for part in parts))
     if len(held) == 1:

@@ -16,8 +16,9 @@ import dataclasses
 import numpy as np
 from scipy.optimize import brentq, lsq_linear
 
+from dask_nlsq._numerics import lapack
 from dask_nlsq._numerics.factor import EPS, Factor
-from dask_nlsq._typing import Matrix, Vector
+from dask_nlsq._typing import Vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +37,23 @@ def solve(factor: Factor, scale: Vector, radius: float, lower: Vector, upper: Ve
     reach = float(np.linalg.norm(scale * newton.delta))
     if reach <= 1.1 * radius:
         return newton
-    bounded = bool((np.isfinite(lower) | np.isfinite(upper)).any())
-    damped = _bounded if bounded else _unbounded
-    u, sigma, vt = np.linalg.svd(factor.r / scale)
+    u, sigma, vt = lapack.svd(factor.r / scale)
     seen = sigma > 64 * factor.p * EPS * max(sigma[0], EPS)
-    parts = (np.where(seen, u.T @ factor.z, 0.0), np.where(seen, sigma, 1.0), vt, scale)
+    part, sigma = np.where(seen, sigma * (u.T @ factor.z), 0.0), np.where(seen, sigma, 1.0)
+    bounded = bool((np.isfinite(lower) | np.isfinite(upper)).any())
+
+    def damped(damping: float) -> Vector:
+        """Return D δ(λ), turned by Vᵀ where there are no bounds, which leaves its length."""
+        if bounded:
+            return scale * _bounded(factor, scale, damping, lower, upper)
+        turned: Vector = -part / (sigma * sigma + damping)
+        return turned
 
     def excess(log_damping: float) -> float:
-        delta = damped(factor, scale, float(np.exp(log_damping)), lower, upper, parts)
-        return float(np.linalg.norm(scale * delta)) / radius - 1.0
+        return float(np.linalg.norm(damped(np.exp(log_damping)))) / radius - 1.0
 
     # |D δ(λ)| ≤ |σ·b| / λ brackets the root from above; a hundredth of the radius is close enough.
-    high = np.log(max(float(np.linalg.norm(sigma * parts[0])) / radius, 1e-290))
+    high = np.log(max(float(np.linalg.norm(part)) / radius, 1e-290))
     low = high - 10.0
     while excess(low) < 0 and low > high - 300:
         low = high - 2 * (high - low)
@@ -56,14 +62,16 @@ def solve(factor: Factor, scale: Vector, radius: float, lower: Vector, upper: Ve
     while excess(high) > 0:
         high += 2.0
     damping = float(np.exp(brentq(excess, low, high, xtol=0.01, rtol=1e-3)))
-    return measure(factor, damped(factor, scale, damping, lower, upper, parts), damping)
+    move = damped(damping)
+    return measure(factor, (move if bounded else vt.T @ move) / scale, damping)
 
 
 def gauss_newton(factor: Factor, lower: Vector, upper: Vector) -> Step:
     """Return the undamped step inside the bounds, of minimum norm where the data leaves directions open."""
     u, sigma, vt = factor.svd
     keep = factor.determined
-    delta = -(vt[keep].T @ ((u.T @ factor.z)[keep] / sigma[keep])) / factor.norms
+    parts = np.divide(u.T @ factor.z, sigma, out=np.zeros(factor.p), where=keep)
+    delta = -(vt.T @ parts) / factor.norms
     if ((delta < lower) | (delta > upper)).any():
         damping = 0.0 if keep.all() else float((1e-8 * sigma[0]) ** 2)
         delta = _bounded(factor, factor.norms, damping, lower, upper)
@@ -77,18 +85,7 @@ def measure(factor: Factor, delta: Vector, damping: float) -> Step:
     return Step(delta, damping, predicted, float(np.linalg.norm(image)))
 
 
-Parts = tuple[Vector, Vector, Matrix, Vector]
-
-
-def _unbounded(factor: Factor, scale: Vector, damping: float, lower: Vector, upper: Vector, parts: Parts) -> Vector:
-    b, sigma, vt, _ = parts
-    step: Vector = -(vt.T @ (sigma * b / (sigma**2 + damping))) / scale
-    return step
-
-
-def _bounded(
-    factor: Factor, scale: Vector, damping: float, lower: Vector, upper: Vector, parts: Parts | None = None
-) -> Vector:
+def _bounded(factor: Factor, scale: Vector, damping: float, lower: Vector, upper: Vector) -> Vector:
     """Solve the damped problem inside the bounds, in units of the scaling."""
     p = factor.p
     a = factor.r / scale

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
 
@@ -37,27 +37,32 @@ def memory_limit(root: Path = Path("/"), pid: str = "self") -> MemoryLimit:
 
 
 def _groups(root: Path, pid: str) -> Iterator[MemoryLimit]:
-    listing = root / "proc" / pid / "cgroup"
-    try:
-        lines = listing.read_text("utf-8", "replace").splitlines()
-    except OSError:  # not Linux
-        return
-    top = root / "sys" / "fs" / "cgroup"
+    lines = _read(f"{root}/proc/{pid}/cgroup").splitlines()  # none where this is not Linux
+    top = f"{root}/sys/fs/cgroup"
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
             yield from _walk(top, path, "memory.max", "cgroup v2")
         elif "memory" in controllers.split(","):
-            yield from _walk(top / "memory", path, "memory.limit_in_bytes", "cgroup v1")
+            yield from _walk(f"{top}/memory", path, "memory.limit_in_bytes", "cgroup v1")
 
 
-def _walk(top: Path, path: str, name: str, source: str) -> Iterator[MemoryLimit]:
+def _walk(top: str, path: str, name: str, source: str) -> Iterator[MemoryLimit]:
     """Yield the limits of a group and of those around it, as far as they are seen from here."""
-    inside = PurePosixPath(path.lstrip("/"))
-    for group in (inside, *inside.parents):
-        try:
-            text = (top / group / name).read_text("ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            continue
+    inside = path.strip("/")
+    while True:
+        text = _read(f"{top}/{inside}/{name}").strip()
         if text.isdigit() and int(text) < _UNLIMITED:
             yield MemoryLimit(int(text), source)
+        if not inside:
+            return
+        inside = inside.rpartition("/")[0]
+
+
+def _read(path: str) -> str:
+    """Return a small file, or nothing where there is none."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -1,5 +1,5 @@
 """FitResult: values, text, prediction, save and load."""
 
-from dask_nlsq._result.result import FitResult, history_frame, starts_frame
+from dask_nlsq._result.result import FitResult, starts_frame
 
-__all__ = ["FitResult", "history_frame", "starts_frame"]
+__all__ = ["FitResult", "starts_frame"]

@@ -87,7 +87,7 @@ class FitResult:
     condition_number: float
     active_mask: np.ndarray  # (p,), -1 at the lower bound, 1 at the upper, else 0
     status: Status
-    history: pd.DataFrame
+    sweeps: Mapping[str, list[Any]]  # columns of the history, a number a sweep
     provenance: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     plan: Plan | None = None
@@ -146,7 +146,12 @@ class FitResult:
     @property
     def nsweeps(self) -> int:
         """Passes over all rows."""
-        return len(self.history)
+        return len(self.sweeps["cost"])
+
+    @functools.cached_property
+    def history(self) -> pd.DataFrame:
+        """What each sweep taught, the sweeps numbered from 1."""
+        return pd.DataFrame(dict(self.sweeps), index=pd.RangeIndex(1, self.nsweeps + 1, name="sweep"))
 
     @property
     def nfev(self) -> int:
@@ -334,7 +339,7 @@ class FitResult:
             "status": int(self.status),
             "message": self.message,
             "nsweeps": self.nsweeps,
-            "history": self.history.to_dict(orient="list"),
+            "history": dict(self.sweeps),
             "provenance": dict(self.provenance),
             "notes": list(self.notes),
             "checkpoint_errors": list(self.checkpoint_errors),
@@ -356,7 +361,7 @@ class FitResult:
             condition_number=values["condition_number"],
             active_mask=np.array(values["active_mask"]),
             status=Status.of(values["status"]),
-            history=history_frame(values["history"]),
+            sweeps=values["history"],
             provenance=values["provenance"],
             notes=tuple(values["notes"]),
             checkpoint_errors=tuple(values.get("checkpoint_errors", ())),
@@ -419,12 +424,6 @@ class _Written:
     """A result as JSON; a checkpoint holds more beside it."""
 
     result: Text | None = None
-
-
-def history_frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
-    """Return a history with its sweeps numbered from 1."""
-    sweeps = len(next(iter(columns.values())))
-    return pd.DataFrame(columns, index=pd.RangeIndex(1, sweeps + 1, name="sweep"))
 
 
 def starts_frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:

@@ -69,16 +69,15 @@ class Partial:
     def add(self, answer: Answer) -> None:
         """Take what came of a group, but for what is known already."""
         for j, (level, index) in enumerate(answer.nodes):
-            width = FAN_IN**level
-            numbers = range(index * width, (index + 1) * width)
-            if self.covers(numbers):
+            first, end = index * FAN_IN**level, (index + 1) * FAN_IN**level
+            if self.done[first:end].all():
                 continue
             for nodes, parts in zip(self._nodes, answer.parts, strict=True):
-                for number in numbers if level else ():  # leaves that came alone before
+                for number in range(first, end) if level else ():  # leaves that came alone before
                     nodes.pop((0, number), None)
                 nodes[level, index] = parts[j]
                 self._rise(nodes, level, index)
-            self.done[list(numbers)] = True
+            self.done[first:end] = True
 
     def _rise(self, nodes: dict[tuple[int, int], Reduction], level: int, index: int) -> None:
         """Fold neighbours as far up as they are complete."""

@@ -37,14 +37,16 @@ class Ledger:
 
     def check(self, numbers: Sequence[int], marks: Marks) -> None:
         """Refuse partitions of these numbers whose rows are not those of the first sweep."""
-        places = np.asarray(numbers)
-        end = int(places.max()) + 1
+        end = max(numbers) + 1
         if end > len(self._seen):
             more = np.full((end - len(self._seen), marks.shape[1]), _UNSEEN)
             self._seen = np.concatenate([self._seen.reshape(-1, marks.shape[1]), more])
-        new = self._seen[places, 0] == _UNSEEN
-        self._seen[places[new]] = marks[new]
+        places = np.asarray(numbers)
         before = self._seen[places]
+        if (before == marks).all():
+            return
+        new = before[:, 0] == _UNSEEN
+        self._seen[places[new]] = before[new] = marks[new]
         for i in np.flatnonzero((before != marks).any(axis=1)).tolist():
             rows, now = int(before[i, 0]), int(marks[i, 0])
             other = f"{now} rows" if now != rows else "other values"
@@ -78,7 +80,7 @@ def sweep_each(
     """
     ledger = ledger or Ledger()
     partial = partial or Partial(sum(len(g.partitions) for g in groups), len(requests))
-    left = [g for g in groups if not partial.covers(g.indices)]
+    left = [g for g in groups if not partial.covers(g.indices)] if partial.done.any() else groups
     for _, answer in executor.run(reduce_group, left, shipped, tuple(requests)) if left else ():
         if isinstance(answer, Failure):
             raise answer.error(requests[0].theta)

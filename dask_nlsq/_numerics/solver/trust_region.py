@@ -219,15 +219,16 @@ class TrustRegion:
         newton = gauss_newton(factor, self.lower - state.trial, self.upper - state.trial)
         point = Point(state.trial, state.whitening, reduction, factor, newton, scale, self._radius(state, scale, gain))
         remains = newton.length / self._unit(reduction)
-        moved = dataclasses.replace(
+        patience = _PATIENCE if remains < state.shortest else state.patience - 1
+        return dataclasses.replace(
             state,
             point=point,
             origin=state.origin or point,
             shortest=min(state.shortest, remains),
-            patience=_PATIENCE if remains < state.shortest else state.patience - 1,
+            patience=patience,
             history=(*state.history, self._record(state, reduction, remains, True)),
+            status=self._judge(state, point, remains, patience),
         )
-        return dataclasses.replace(moved, status=self._judge(state, point, remains, moved.patience))
 
     def _reject(self, state: State, point: Point, reduction: Reduction) -> State:
         reach = point.radius if state.proposal is None else float(np.linalg.norm(point.scale * state.proposal.delta))
