@@ -189,7 +189,7 @@ def stopped(
     status = _asked_to_stop(problem, state, callback)
     if status is None and deadline is not None and time.monotonic() > deadline:
         status = Status.TIME_LIMIT
-    return dataclasses.replace(state, status=status)
+    return state if status is None else dataclasses.replace(state, status=status)
 
 
 def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample, start: Vector | None = None) -> State | None:

@@ -63,6 +63,8 @@ class Factor:
 
     def only(self, kept: npt.NDArray[np.bool_]) -> Factor:
         """Return the factor of some columns of J, the others being held."""
+        if kept.all():
+            return self
         q, r = np.linalg.qr(self.r[:, kept])
         return Factor(r, q.T @ self.z, self.norms[kept], self.reliable)
 
@@ -138,12 +140,12 @@ def factorise(
     if settled:
         root, doubtful = np.where(seen, root, 0.0), doubtful & seen
     f = root[:, None] * vectors.T * scale
-    if whitening is None:
-        f[:, squares == 0] = 0.0
-    else:
+    if whitening is not None:
         f = f @ whitening.inverse
     lengths = np.linalg.norm(f, axis=0)
     zero = lengths <= _NOTHING * reference
+    if whitening is None:
+        zero |= squares == 0
     f[:, zero] = 0.0
     norms = np.where(zero, np.where(reference > 0, reference, 1.0), lengths)
     r = lapack.triangle(np.column_stack([f, z]))

@@ -229,10 +229,9 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
     with jax.enable_x64(True), np.errstate(all="ignore"):
         run: Callable[..., Any] = functools.partial(numeric.check_rows, objective)
         if objective.jacobian != "numeric":
-            compiled = once(objective, "rows", functools.partial(_compile_rows, objective))
-            run = lambda x, point: compiled(point, x)  # noqa: E731
-        for point in (theta, theta + 0.1 * (1.0 + np.abs(theta)) * np.cos(np.arange(len(theta)))):
-            whole, single = (np.asarray(a) for a in run(x, point))
+            run = once(objective, "rows", functools.partial(_compile_rows, objective))
+        beside = theta + 0.1 * (1.0 + np.abs(theta)) * np.cos(np.arange(len(theta)))
+        for whole, single in zip(*(np.asarray(a) for a in run(x, np.stack([theta, beside]))), strict=True):
             if np.array_equal(whole, single, equal_nan=True):
                 continue
             size = np.abs(single[np.isfinite(single)]).max(initial=0.0)
@@ -356,17 +355,20 @@ def _uncollected() -> Iterator[None]:
 
 
 def _compile_rows(objective: Objective) -> Any:
-    """Compile the model on all rows at once and on each row as a block of its own."""
+    """Compile the model at two points, on all rows at once and on each row as a block of its own."""
 
-    def both(theta: Any, x: Any) -> Any:
-        def one_row(row: Any) -> Any:
-            return jnp.asarray(objective.evaluate([c[None] for c in row], list(theta), jnp.stack), jnp.float64)[0]
+    def look(x: Any, points: Any) -> Any:
+        def both(theta: Any) -> Any:
+            def one_row(row: Any) -> Any:
+                return jnp.asarray(objective.evaluate([c[None] for c in row], list(theta), jnp.stack), jnp.float64)[0]
 
-        return jnp.asarray(objective.evaluate(x, list(theta), jnp.stack), jnp.float64), jax.vmap(one_row)(x)
+            return jnp.asarray(objective.evaluate(x, list(theta), jnp.stack), jnp.float64), jax.vmap(one_row)(x)
+
+        return lax.map(both, points)
 
     column = jax.ShapeDtypeStruct((_LOOK,), np.float64)
-    theta = jax.ShapeDtypeStruct((objective.n_parameters,), np.float64)
-    return jax.jit(both).lower(theta, (column,) * objective.n_columns).compile(_ONCE)
+    points = jax.ShapeDtypeStruct((2, objective.n_parameters), np.float64)
+    return jax.jit(look).lower((column,) * objective.n_columns, points).compile(_ONCE)
 
 
 def _compile_predict(objective: Objective, rows: int) -> Any:

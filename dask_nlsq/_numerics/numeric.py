@@ -70,13 +70,19 @@ def values(objective: Objective, x: tuple[Vector, ...], everything: list[float])
     return f.astype(float)
 
 
-def check_rows(objective: Objective, x: tuple[Vector, ...], theta: Vector) -> tuple[Vector, Vector]:
-    """Evaluate the rows of `x` whole and one by one; no rows of a function that says it is ``row_wise``."""
+def check_rows(objective: Objective, x: tuple[Vector, ...], points: Matrix) -> tuple[Matrix, Matrix]:
+    """Evaluate the rows of `x` at each point, (points, p), whole and one by one.
+
+    A function that says it is ``row_wise`` is not looked at.
+    """
     if getattr(objective.model.func, "row_wise", False):
-        return np.empty(0), np.empty(0)
-    everything = list(objective.expand(theta.tolist()))
-    single = [values(objective, tuple(c[i : i + 1] for c in x), everything)[0] for i in range(len(x[0]))]
-    return values(objective, x, everything), np.array(single)
+        return np.empty((0, 0)), np.empty((0, 0))
+    whole, single = [], []
+    for theta in points.tolist():
+        everything = list(objective.expand(theta))
+        whole.append(values(objective, x, everything))
+        single.append([values(objective, tuple(c[i : i + 1] for c in x), everything)[0] for i in range(len(x[0]))])
+    return np.array(whole), np.array(single)
 
 
 def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:

@@ -48,6 +48,10 @@ class Shipped:
                 self._value = cloudpickle.loads(self._payload)
         return self._value
 
+    def holds(self, value: Any) -> bool:
+        """Whether this is the very object that is wrapped."""
+        return self._value is value
+
     def __reduce__(self) -> Any:
         return intern, (self.token, self.bytes())
 
@@ -62,7 +66,11 @@ class Shipped:
 
 
 def ship(value: Any) -> Shipped:
-    """Wrap a value; one that cannot be pickled still serves in this process."""
+    """Wrap a value, which must not change; one that cannot be pickled still serves in this process."""
+    with _lock:
+        known = next((shipped for shipped in _registry.values() if shipped.holds(value)), None)
+    if known is not None:
+        return _keep(known)
     file = io.BytesIO()
     pickler = _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL)
     try:
