@@ -12,7 +12,7 @@ import numpy as np
 from dask_nlsq._errors import DataError, ModelError, NlsqError, one_of, warn
 from dask_nlsq._models import named
 from dask_nlsq._numerics import kernel
-from dask_nlsq._numerics.block import PER_THREAD, Block
+from dask_nlsq._numerics.block import PER_THREAD, SLABS, Block, lay
 from dask_nlsq._numerics.loss import Loss, check_loss
 from dask_nlsq._numerics.model import Model
 from dask_nlsq._numerics.objective import Objective
@@ -249,7 +249,8 @@ def executor_of(plan: Plan, executor: Executor) -> Executor:
 def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
     """Cut the partitions into groups, and read them where the plan keeps them.
 
-    Under STANDARD they are gathered in this process, whoever reads them.
+    Under STANDARD they are gathered in this process, whoever reads them. Few rows that are in memory already are copied
+    to where the kernel takes them as they are, lest each sweep does so.
     """
     facts = plan.facts
     nbytes = float("inf") if facts.nbytes is None or source.shared else facts.nbytes
@@ -260,6 +261,8 @@ def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
     groups: Sequence[Any] = group(source.partitions, nbytes, *each)
     if isinstance(here, Cluster) or not isinstance(executor, Cluster):
         if plan.cache == "none" or (embedded and not isinstance(here, Cluster)):
+            if plan.cache != "none" and _few(source.partitions):
+                return [Group(0, tuple(lay(source.partitions)))]
             return [dataclasses.replace(g, ahead=plan.ahead) for g in groups]
         return here.hold(groups, source.shared)
     if embedded:
@@ -270,3 +273,8 @@ def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
         if isinstance(found, Failure):
             raise found.error()
     return group([block for _, one in read for block in one.partitions], nbytes, here.workers)
+
+
+def _few(blocks: Sequence[Block]) -> bool:
+    """Whether these are rows of which a slab holds all."""
+    return len(blocks) == 1 and 0 < blocks[0].rows <= SLABS[1]

@@ -12,8 +12,11 @@ from scipy.optimize import least_squares
 
 import dask_nlsq
 from dask_nlsq import ModelError, Status
+from dask_nlsq._checkpoint import pack, unpack
 from dask_nlsq._lockstep import fitted, lockstep
+from dask_nlsq._numerics.factor import Factor, factorise
 from dask_nlsq._numerics.solver.trust_region import final
+from dask_nlsq._numerics.trust_region import solve
 from dask_nlsq._problem import arrange
 
 T, Y = decay_rows(2000)
@@ -132,6 +135,36 @@ def test_bounds_equal_scipy(loss, upper, npartitions):
     np.testing.assert_allclose(result.popt, expected.x, rtol=1e-7)
     assert result.cost <= expected.cost * (1 + 1e-12)
     assert (result.params["rate"] == upper) == active
+
+
+def random_factor(seed, p):
+    """Return the factor of 3 p rows."""
+    a = np.random.default_rng(seed).normal(size=(3 * p, p + 1)) * np.logspace(-2, 2, p + 1)
+    return factorise(a[:, :p].T @ a[:, :p], a[:, :p].T @ a[:, p], None)
+
+
+@pytest.mark.parametrize("p", [1, 3, 8])
+def test_a_damped_step_ends_at_a_bound_exactly(p):
+    at_bounds = 0
+    for seed in range(30):
+        factor = random_factor(seed, p)
+        newton = solve(factor, factor.norms, np.inf, np.full(p, -np.inf), np.full(p, np.inf)).delta
+        room = 0.1 * np.abs(newton)
+        step = solve(factor, factor.norms, 0.2 * np.linalg.norm(factor.norms * newton), -room, room).delta
+        near = np.abs(np.abs(step) - room) < 1e-9 * room
+        assert np.array_equal(np.abs(step[near]), room[near])
+        at_bounds += near.sum()
+    assert at_bounds > 20
+
+
+@pytest.mark.parametrize("p", [1, 5, 15])
+def test_a_factor_that_was_written_down_takes_the_same_step(p):
+    for seed in range(20):
+        factor = random_factor(seed, p)
+        again = unpack(Factor, pack(factor))
+        radius, open_ends = 0.3 * np.linalg.norm(factor.z), np.full(p, np.inf)
+        one, two = (solve(f, f.norms, radius, -open_ends, open_ends) for f in (factor, again))
+        assert (one.delta.tobytes(), one.damping, one.predicted) == (two.delta.tobytes(), two.damping, two.predicted)
 
 
 @pytest.mark.parametrize(

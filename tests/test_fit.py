@@ -233,8 +233,21 @@ def test_statistics_and_result(tmp_path):
     np.testing.assert_allclose(np.diag(result.correlation), 1)
     lower, upper = result.conf_int()["lower"], result.conf_int()["upper"]
     assert ((lower < result.params) & (result.params < upper)).all()
-    again = dask_nlsq.FitResult.from_dict(result.to_dict())
+    written = result.to_dict()
+    again = dask_nlsq.FitResult.from_dict(written)
+    written["history"]["cost"].clear()  # theirs, and nobody else's
     assert again.to_json() == result.to_json()
+    assert len(again.history) == result.nsweeps > 0
+
+
+@pytest.mark.parametrize("n", [100, 2500, 10_000])
+def test_no_sweep_copies_few_rows_that_are_in_memory(n, monkeypatch):
+    t, y = decay_rows(n)
+    copied = []
+    monkeypatch.setattr("dask_nlsq._numerics.block._fit", lambda *args: copied.append(args))
+    result = dask_nlsq.fit(decay, t, y, client=False)
+    assert result.success and not copied
+    assert result.profiler.problem.source.partitions[0].memory is None  # what is laid out is not kept
 
 
 def test_predict_is_lazy_where_the_data_are(tmp_path):

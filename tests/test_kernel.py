@@ -138,7 +138,7 @@ def test_float64_even_where_it_is_switched_off():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("lengths", [[10_000] * 40, [1900, 0, 4096], [500_000]], ids=str)
+@pytest.mark.parametrize("lengths", [[10_000] * 40, [1900, 0, 4096, 300_000], [500_000]], ids=str)
 def test_held_blocks_keep_their_bits_and_are_not_copied(lengths, weighted):
     data = [decay_rows(n, seed=n) for n in lengths]
     blocks = [Block((t,), y, t + 1 if weighted else None) for t, y in data]
@@ -150,7 +150,7 @@ def test_held_blocks_keep_their_bits_and_are_not_copied(lengths, weighted):
     assert pickle.loads(pickle.dumps(held[0])).memory is None
 
 
-@pytest.mark.parametrize("lengths", [[10] * 50, [], [0], [SLABS[1]], [SLABS[1] + 5000]], ids=str)
+@pytest.mark.parametrize("lengths", [[10] * 50, [], [0], [SLABS[1]], [10_000] * 7, [SLABS[1] + 5000]], ids=str)
 def test_blocks_that_gain_nothing_stay_where_they_are(lengths):
     blocks = [Block((aligned(n),), aligned(n)) for n in lengths]
     assert [(b.y is a.y, b.held, b.memory) for a, b in zip(blocks, pack(blocks), strict=True)] == [

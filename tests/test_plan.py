@@ -132,6 +132,7 @@ GROUPS = {
         "cgroup v2",
     ),
     "v2, a namespace": ("0::/\n", {"memory.max": "2000000000"}, "cgroup v2"),
+    "v2, not in ASCII": ("0::/jöb\n", {"jöb/memory.max": "2000000000"}, "cgroup v2"),
     "v1": ("7:memory:/job\n0::/\n", {"memory/job/memory.limit_in_bytes": "2000000000"}, "cgroup v1"),
     "v1, from around": (
         "3:cpu,cpuacct:/job\n7:memory:/job\n",
@@ -150,7 +151,7 @@ def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch, listing, fil
     for name, text in tree.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, "utf-8")
     found = memory_limit(tmp_path)
     assert (found.limit, found.source) == (2_000_000_000, source)
     monkeypatch.setattr("dask_nlsq._facts.memory_limit", lambda: memory_limit(tmp_path))

@@ -200,6 +200,15 @@ def test_a_registry_forgets_the_oldest():
     assert kept[-1].token in module._registry
 
 
+def test_what_was_wrapped_is_wrapped_once():
+    value = object_of = Objective(Model.from_function(decay).bind(("t",)), ("t", "y"))
+    assert ship(value) is ship(object_of)
+    module = sys.modules["dask_nlsq._sweep.shipped"]
+    module.intern("unopened", b"")
+    assert ship(None).value is None
+    del module._registry["unopened"]
+
+
 def test_a_module_loaded_again_has_another_model(tmp_path, monkeypatch):
     """Sent by name, both have the same bytes."""
     monkeypatch.syspath_prepend(tmp_path)

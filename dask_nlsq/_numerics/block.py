@@ -128,15 +128,19 @@ class Memory:
 def pack(blocks: Sequence[Block]) -> list[Block]:
     """Return blocks that are to be held, laid out as one slab, so that no sweep copies them into one.
 
-    What is a slab by itself stays where it is, and so do unlike columns, blocks that would leave much of their tiles
-    empty, and what is more than a slab, for both are in memory while it is copied. The end of a slab that nothing is
-    written to takes no memory.
+    What is a slab by itself stays where it is, and so do unlike columns, blocks that would leave much of their tiles or
+    most of the slab empty, and what is more than a slab, for both are in memory while it is copied.
     """
     rows, size = sum(block.rows for block in blocks), sum(_tiled(block.rows, TILE) for block in blocks)
     unlike = len({tuple(c.dtype for c in block.columns) for block in blocks}) > 1
     ready = len(blocks) == 1 and all(_ready(c, SLABS[1]) for c in blocks[0].columns)
-    if ready or unlike or 4 * size > 5 * rows or not 0 < size <= SLABS[1]:
+    if ready or unlike or 4 * size > 5 * rows or not SLABS[1] // 2 <= size <= SLABS[1]:
         return [dataclasses.replace(block, held=True) for block in blocks]
+    return lay(blocks)
+
+
+def lay(blocks: Sequence[Block]) -> list[Block]:
+    """Return blocks of at most a slab, laid out as one."""
     filled = [block for block in blocks if block.rows]
     memory = Memory(tuple(_lay(_aligned(SLABS[1], c[0].dtype), c, TILE, fill) for c, fill in _columns(filled)))
     starts = itertools.accumulate((_tiled(block.rows, TILE) for block in blocks), initial=0)

@@ -148,5 +148,4 @@ def factorise(
         zero |= squares == 0
     f[:, zero] = 0.0
     norms = np.where(zero, np.where(reference > 0, reference, 1.0), lengths)
-    r = lapack.triangle(np.column_stack([f, z]))
-    return Factor(r[:, :p], r[:, p], norms, not doubtful.any())
+    return Factor(*lapack.triangle(f, z), norms, not doubtful.any())

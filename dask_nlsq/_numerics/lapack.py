@@ -1,7 +1,8 @@
 """LAPACK for matrices of a few parameters, where NumPy's wrappers take three times as long as what they wrap.
 
 A fit of few rows spends much of its time here: each step needs one eigendecomposition, one triangle and one or two
-singular value decompositions.
+singular value decompositions. Arrays are returned in C order, which writing down and reading again preserves: the
+last bit of a product may depend on it.
 """
 
 from __future__ import annotations
@@ -18,20 +19,19 @@ from dask_nlsq._typing import Matrix, Vector
 def eigh(a: Matrix) -> tuple[Vector, Matrix]:
     """Return the eigenvalues of a symmetric matrix, smallest first, and its eigenvectors as columns."""
     values, vectors = _call(lapack.dsyevd, a, lower=1)
-    return values, vectors
+    return values, np.ascontiguousarray(vectors)
 
 
 def svd(a: Matrix) -> tuple[Matrix, Vector, Matrix]:
     """Return U, σ and Vᵀ of a square matrix, the largest σ first."""
     u, sigma, vt = _call(lapack.dgesdd, a)
-    return u, sigma, vt
+    return np.ascontiguousarray(u), sigma, np.ascontiguousarray(vt)
 
 
-def triangle(a: Matrix) -> Matrix:
-    """Return R of the QR decomposition of a matrix that has no more rows than columns."""
-    folded, *_ = _call(lapack.dgeqrf, a)
-    r: Matrix = np.triu(folded)
-    return r
+def triangle(a: Matrix, b: Vector) -> tuple[Matrix, Vector]:
+    """Return R and Qᵀb of the QR decomposition of a square matrix."""
+    folded, *_ = _call(lapack.dgeqrf, np.column_stack([a, b]))
+    return np.ascontiguousarray(np.triu(folded[:, :-1])), folded[:, -1].copy()
 
 
 def _call(routine: Callable[..., Any], a: Matrix, **options: Any) -> Any:

@@ -43,14 +43,15 @@ def solve(factor: Factor, scale: Vector, radius: float, lower: Vector, upper: Ve
     bounded = bool((np.isfinite(lower) | np.isfinite(upper)).any())
 
     def damped(damping: float) -> Vector:
-        """Return D δ(λ), turned by Vᵀ where there are no bounds, which leaves its length."""
+        """Return δ(λ) inside the bounds; without any, D δ(λ) turned by Vᵀ, which leaves its length."""
         if bounded:
-            return scale * _bounded(factor, scale, damping, lower, upper)
+            return _bounded(factor, scale, damping, lower, upper)
         turned: Vector = -part / (sigma * sigma + damping)
         return turned
 
     def excess(log_damping: float) -> float:
-        return float(np.linalg.norm(damped(np.exp(log_damping)))) / radius - 1.0
+        step = damped(np.exp(log_damping))
+        return float(np.linalg.norm(scale * step if bounded else step)) / radius - 1.0
 
     # |D δ(λ)| ≤ |σ·b| / λ brackets the root from above; a hundredth of the radius is close enough.
     high = np.log(max(float(np.linalg.norm(part)) / radius, 1e-290))
@@ -62,8 +63,8 @@ def solve(factor: Factor, scale: Vector, radius: float, lower: Vector, upper: Ve
     while excess(high) > 0:
         high += 2.0
     damping = float(np.exp(brentq(excess, low, high, xtol=0.01, rtol=1e-3)))
-    move = damped(damping)
-    return measure(factor, (move if bounded else vt.T @ move) / scale, damping)
+    step = damped(damping)
+    return measure(factor, step if bounded else vt.T @ step / scale, damping)
 
 
 def gauss_newton(factor: Factor, lower: Vector, upper: Vector) -> Step:
@@ -98,7 +99,8 @@ def _bounded(factor: Factor, scale: Vector, damping: float, lower: Vector, upper
     delta = np.zeros(p)
     if free.any():
         found = lsq_linear(a[:, free], b, (low[free], high[free]), method="bvls", tol=1e-14).x
-        at_low, at_high = found <= low[free], found >= high[free]
+        nearly = 1.0 - 8 * EPS  # what reaches a bound beside another may stop a rounding before it
+        at_low, at_high = found <= nearly * low[free], found >= nearly * high[free]
         exact = np.where(at_low, lower[free], np.where(at_high, upper[free], found / scale[free]))
         delta[free] = exact
     return delta

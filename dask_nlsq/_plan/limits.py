@@ -7,6 +7,7 @@ A control group may set a limit of its own, and so may every group around it: th
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,21 +38,21 @@ def memory_limit(root: Path = Path("/"), pid: str = "self") -> MemoryLimit:
 
 
 def _groups(root: Path, pid: str) -> Iterator[MemoryLimit]:
-    lines = _read(f"{root}/proc/{pid}/cgroup").splitlines()  # none where this is not Linux
-    top = f"{root}/sys/fs/cgroup"
+    lines = _read(os.path.join(root, "proc", pid, "cgroup")).splitlines()  # none where this is not Linux
+    top = os.path.join(root, "sys", "fs", "cgroup")
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
             yield from _walk(top, path, "memory.max", "cgroup v2")
         elif "memory" in controllers.split(","):
-            yield from _walk(f"{top}/memory", path, "memory.limit_in_bytes", "cgroup v1")
+            yield from _walk(os.path.join(top, "memory"), path, "memory.limit_in_bytes", "cgroup v1")
 
 
 def _walk(top: str, path: str, name: str, source: str) -> Iterator[MemoryLimit]:
     """Yield the limits of a group and of those around it, as far as they are seen from here."""
     inside = path.strip("/")
     while True:
-        text = _read(f"{top}/{inside}/{name}").strip()
+        text = _read(os.path.join(top, inside, name)).strip()
         if text.isdigit() and int(text) < _UNLIMITED:
             yield MemoryLimit(int(text), source)
         if not inside:
@@ -62,7 +63,7 @@ def _walk(top: str, path: str, name: str, source: str) -> Iterator[MemoryLimit]:
 def _read(path: str) -> str:
     """Return a small file, or nothing where there is none."""
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
     except OSError:
         return ""

@@ -54,6 +54,8 @@ class FitResult:
         Whether a stated test holds, which, and in words.
     history : DataFrame
         One row a sweep: cost, the step that remains in standard errors, damping, whether it was accepted.
+    sweeps : dict
+        The columns of the history as lists.
     provenance : dict
         Versions, data, times and memory.
     notes : tuple of str
@@ -339,7 +341,7 @@ class FitResult:
             "status": int(self.status),
             "message": self.message,
             "nsweeps": self.nsweeps,
-            "history": dict(self.sweeps),
+            "history": {name: list(values) for name, values in self.sweeps.items()},
             "provenance": dict(self.provenance),
             "notes": list(self.notes),
             "checkpoint_errors": list(self.checkpoint_errors),
@@ -361,7 +363,7 @@ class FitResult:
             condition_number=values["condition_number"],
             active_mask=np.array(values["active_mask"]),
             status=Status.of(values["status"]),
-            sweeps=values["history"],
+            sweeps={name: list(column) for name, column in values["history"].items()},
             provenance=values["provenance"],
             notes=tuple(values["notes"]),
             checkpoint_errors=tuple(values.get("checkpoint_errors", ())),

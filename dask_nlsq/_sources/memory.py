@@ -1,7 +1,4 @@
-"""NumPy arrays, pandas frames and mappings of arrays, cut into blocks without a copy.
-
-What fills less than a slab is copied into one, once, rather than in every sweep.
-"""
+"""NumPy arrays, pandas frames and mappings of arrays, cut into blocks without a copy."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 
 from dask.base import tokenize
 
-from dask_nlsq._numerics.block import SLABS, pack
+from dask_nlsq._numerics.block import SLABS
 from dask_nlsq._sources.columns import Columns, first_instants
 from dask_nlsq._sources.source import Info, Source
 
@@ -33,7 +30,7 @@ def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str, present: tu
     rows = len(raw[columns.y])
     first = ROWS - _HEAD // whole.y.itemsize if whole.rows > ROWS else whole.rows
     edges = [0, *range(first, whole.rows, ROWS), whole.rows]
-    blocks = [whole.take(slice(*edge)) for edge in itertools.pairwise(edges)] if whole.rows > ROWS else pack([whole])
+    blocks = [whole.take(slice(*edge)) for edge in itertools.pairwise(edges)]
     blocks = [dataclasses.replace(b, dropped=whole.dropped if i == 0 else 0) for i, b in enumerate(blocks)]
     width = whole.nbytes // max(whole.rows, 1)
     info = Info(kind, rows, columns.names, present, columns.origins, partition_rows=min(rows, ROWS), row_bytes=width)

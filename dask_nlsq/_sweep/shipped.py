@@ -50,7 +50,7 @@ class Shipped:
 
     def holds(self, value: Any) -> bool:
         """Whether this is the very object that is wrapped."""
-        return self._value is value
+        return self._value is value and value is not None
 
     def __reduce__(self) -> Any:
         return intern, (self.token, self.bytes())
