@@ -15,7 +15,8 @@ from dask_nlsq import ModelError, Status
 from dask_nlsq._checkpoint import pack, unpack
 from dask_nlsq._lockstep import fitted, lockstep
 from dask_nlsq._numerics.factor import Factor, factorise
-from dask_nlsq._numerics.solver.trust_region import final
+from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.solver.trust_region import TrustRegion, final
 from dask_nlsq._numerics.trust_region import solve
 from dask_nlsq._problem import arrange
 
@@ -237,3 +238,17 @@ def test_the_callback_sees_every_sweep_and_may_stop():
 def test_a_time_limit_is_a_status():
     result = rows().nlsq.fit(decay, p0=START, time_limit=0.0)
     assert (result.status, result.nsweeps) == (Status.TIME_LIMIT, 1)
+
+
+def test_what_creeps_has_stalled():
+    """Each sweep lowers the cost, by next to nothing, and the remaining step stays as it is."""
+    solver = TrustRegion(np.array([-np.inf]), np.array([np.inf]), max_nfev=10_000)
+    state = solver.init(np.array([1.0]))
+    while state.status is None:
+        cost = 1.0 - 1e-9 * state.nsweeps
+        gram = np.array([[1.0, 1.0], [1.0, 2.0 * cost]])
+        state = solver.step(
+            state, Reduction(100, 0, cost, gram, 100.0, 0.0, 1.0, 0.0, np.zeros(1), np.zeros(2, np.uint64))
+        )
+    assert state.status is Status.STALLED
+    assert 100 < state.nsweeps < 500

@@ -31,7 +31,10 @@ class Status(enum.IntEnum):
         "The estimates still moved by more than a standard error, or far from where batches were linearised.",
     )
     SILENT = -5, "The model does not respond to some parameters here, although it does elsewhere: start elsewhere."
-    STALLED = -4, "The trust region shrank to nothing although the step that remains is not small."
+    STALLED = (
+        -4,
+        "The trust region shrank to nothing, or many sweeps gained nothing, and the step that remains is not small.",
+    )
     TIME_LIMIT = -3, "The time limit was reached."
     CALLBACK = -2, "The callback asked to stop."
     MAX_NFEV = 0, "The maximum number of sweeps was reached."

@@ -38,6 +38,11 @@ _PATIENCE = 4
 """Accepted sweeps without a shorter remaining step, at the noise level of the cost, before rounding is blamed."""
 
 
+_IDLE, _PROGRESS = 100, 1e-4
+"""Sweeps without progress after which a fit has stalled: neither has the cost fallen by so many s², nor the remaining
+step to a half. What creeps towards a minimum that lies nowhere would go on until `max_nfev`."""
+
+
 _POLISH = 3
 """Sweeps spent at the end on a triangle that could not be trusted: each brings 1e8 more within reach."""
 
@@ -111,6 +116,7 @@ class State:
     # What is left to try.
     shortest: float = float("inf")
     patience: int = _PATIENCE
+    milestone: int = 0  # place in the history of the last sweep that was progress
     polish: int = _POLISH
     status: Status | None = None
     beyond: State | None = None  # where it goes on from, had `max_nfev` been larger
@@ -192,7 +198,13 @@ class TrustRegion:
     def _start_again(self, state: State) -> State:
         """Go back to the start, whose sweep is known, with a larger radius."""
         assert state.origin is not None
-        again = State(trial=state.origin.theta, origin=state.origin, refuge=state, history=state.history)
+        again = State(
+            trial=state.origin.theta,
+            origin=state.origin,
+            refuge=state,
+            history=state.history,
+            milestone=len(state.history),
+        )
         radius = state.origin.radius * _SECOND_RADIUS / _FIRST_RADIUS
         return dataclasses.replace(again, point=dataclasses.replace(state.origin, radius=radius))
 
@@ -218,16 +230,22 @@ class TrustRegion:
         scale = factor.norms if before is None else np.maximum(before.scale, factor.norms)
         newton = gauss_newton(factor, self.lower - state.trial, self.upper - state.trial)
         point = Point(state.trial, state.whitening, reduction, factor, newton, scale, self._radius(state, scale, gain))
-        remains = newton.length / self._unit(reduction)
+        s = self._unit(reduction)
+        remains = newton.length / s
         patience = _PATIENCE if remains < state.shortest else state.patience - 1
+        last = next(iter(state.history[state.milestone :]), None)
+        ahead = last is None or reduction.cost < last.cost - _PROGRESS * s * s or remains < 0.5 * last.step
+        milestone = len(state.history) if ahead else state.milestone
+        idle = len(state.history) - milestone >= _IDLE
         return dataclasses.replace(
             state,
             point=point,
             origin=state.origin or point,
             shortest=min(state.shortest, remains),
             patience=patience,
+            milestone=milestone,
             history=(*state.history, self._record(state, reduction, remains, True)),
-            status=self._judge(state, point, remains, patience),
+            status=self._judge(state, point, remains, patience) or (Status.STALLED if idle else None),
         )
 
     def _reject(self, state: State, point: Point, reduction: Reduction) -> State:
