@@ -44,10 +44,12 @@ def solve(factor: Factor, scale: Vector, radius: float, lower: Vector, upper: Ve
 
     def damped(damping: float) -> Vector:
         """Return δ(λ) inside the bounds; without any, D δ(λ) turned by Vᵀ, which leaves its length."""
-        if bounded:
-            return _bounded(factor, scale, damping, lower, upper)
         turned: Vector = -part / (sigma * sigma + damping)
-        return turned
+        if not bounded:
+            return turned
+        delta: Vector = vt.T @ turned / scale
+        inside = (lower <= delta) & (delta <= upper)
+        return delta if inside.all() else _bounded(factor, scale, damping, lower, upper)
 
     def excess(log_damping: float) -> float:
         step = damped(np.exp(log_damping))
