@@ -38,7 +38,7 @@ before = psutil.Process().memory_info().rss
 print(before, flush=True)
 sys.stdin.readline()
 with dask.config.set(num_workers=1):  # two would not be at their peaks at the same time
-    result = dask_nlsq.fit(model, x, "y", data=path, p0=[1.0] * p, max_nfev=3, **options)
+    result = dask_nlsq.fit(model, x, "y", data=path, p0=[1.0] * p, max_nfev=2, **options)
 print(json.dumps([peak_memory() - before, result.plan.growth, result.plan.cache, result.n_obs]))
 """
 
