@@ -203,7 +203,7 @@ class TrustRegion:
             origin=state.origin,
             refuge=state,
             history=state.history,
-            milestone=len(state.history),
+            milestone=state.nsweeps,
         )
         radius = state.origin.radius * _SECOND_RADIUS / _FIRST_RADIUS
         return dataclasses.replace(again, point=dataclasses.replace(state.origin, radius=radius))
@@ -230,13 +230,10 @@ class TrustRegion:
         scale = factor.norms if before is None else np.maximum(before.scale, factor.norms)
         newton = gauss_newton(factor, self.lower - state.trial, self.upper - state.trial)
         point = Point(state.trial, state.whitening, reduction, factor, newton, scale, self._radius(state, scale, gain))
-        s = self._unit(reduction)
-        remains = newton.length / s
+        remains = newton.length / self._unit(reduction)
         patience = _PATIENCE if remains < state.shortest else state.patience - 1
-        last = next(iter(state.history[state.milestone :]), None)
-        ahead = last is None or reduction.cost < last.cost - _PROGRESS * s * s or remains < 0.5 * last.step
-        milestone = len(state.history) if ahead else state.milestone
-        idle = len(state.history) - milestone >= _IDLE
+        milestone = state.nsweeps if self._ahead(state, reduction, remains) else state.milestone
+        idle = state.nsweeps - milestone >= _IDLE
         return dataclasses.replace(
             state,
             point=point,
@@ -247,6 +244,13 @@ class TrustRegion:
             history=(*state.history, self._record(state, reduction, remains, True)),
             status=self._judge(state, point, remains, patience) or (Status.STALLED if idle else None),
         )
+
+    def _ahead(self, state: State, reduction: Reduction, remains: float) -> bool:
+        """Whether an accepted sweep is progress since the last that was; the first of an attempt is."""
+        if state.milestone == state.nsweeps or not state.history[state.milestone].accepted:
+            return True
+        last, s = state.history[state.milestone], self._unit(reduction)
+        return reduction.cost < last.cost - _PROGRESS * s * s or remains < 0.5 * last.step
 
     def _reject(self, state: State, point: Point, reduction: Reduction) -> State:
         reach = point.radius if state.proposal is None else float(np.linalg.norm(point.scale * state.proposal.delta))
