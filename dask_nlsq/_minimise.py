@@ -25,7 +25,7 @@ from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request
-from dask_nlsq._numerics.solver.trust_region import State, TrustRegion
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, stop
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
@@ -135,7 +135,7 @@ def race(
 
 def lowest(team: Sequence[State]) -> int:
     """Return the place of the state with the lowest cost; of those that are alike, the first."""
-    costs = [np.inf if state.point is None else state.point.reduction.cost for state in team]
+    costs = [state.lowest for state in team]
     return next(i for i, cost in enumerate(costs) if cost <= min(costs) * (1.0 + _ALIKE))
 
 
@@ -189,7 +189,7 @@ def stopped(
     status = _asked_to_stop(problem, state, callback)
     if status is None and deadline is not None and time.monotonic() > deadline:
         status = Status.TIME_LIMIT
-    return state if status is None else dataclasses.replace(state, status=status)
+    return state if status is None else stop(state, status)
 
 
 def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample, start: Vector | None = None) -> State | None:

@@ -256,13 +256,13 @@ def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
     nbytes = float("inf") if facts.nbytes is None or source.shared else facts.nbytes
     embedded = isinstance(source.partitions[0], Block)
     here = executor_of(plan, executor)
+    if embedded and plan.cache != "none" and not isinstance(here, Cluster) and _few(source.partitions):
+        return [Group(0, tuple(lay(source.partitions)))]
     stays = isinstance(here, Cluster) and plan.cache != "none"  # on its worker: more tasks would even nothing out
     each = (here.workers, 1) if stays else (executor.workers, PER_THREAD)
     groups: Sequence[Any] = group(source.partitions, nbytes, *each)
     if isinstance(here, Cluster) or not isinstance(executor, Cluster):
         if plan.cache == "none" or (embedded and not isinstance(here, Cluster)):
-            if plan.cache != "none" and _few(source.partitions):
-                return [Group(0, tuple(lay(source.partitions)))]
             return [dataclasses.replace(g, ahead=plan.ahead) for g in groups]
         return here.hold(groups, source.shared)
     if embedded:

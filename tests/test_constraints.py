@@ -16,7 +16,7 @@ from dask_nlsq._checkpoint import pack, unpack
 from dask_nlsq._lockstep import fitted, lockstep
 from dask_nlsq._numerics.factor import Factor, factorise
 from dask_nlsq._numerics.reduction import Reduction
-from dask_nlsq._numerics.solver.trust_region import TrustRegion, final
+from dask_nlsq._numerics.solver.trust_region import TrustRegion, final, stop
 from dask_nlsq._numerics.trust_region import solve
 from dask_nlsq._problem import arrange
 
@@ -251,4 +251,39 @@ def test_what_creeps_has_stalled():
             state, Reduction(100, 0, cost, gram, 100.0, 0.0, 1.0, 0.0, np.zeros(1), np.zeros(2, np.uint64))
         )
     assert state.status is Status.STALLED
-    assert 100 < state.nsweeps < 500
+    assert 100 < state.nsweeps < 200
+
+
+def saturating(x, a, b, c):
+    return a * x**c / (b + x**c)
+
+
+@pytest.mark.parametrize("p0", [[0.30416473, 1.15760169, 2.80459963], [0.93447513, 0.43902446, 1.43033727]])
+@pytest.mark.parametrize("stopped_after", [None, 180, 300])
+def test_of_two_attempts_the_lower_is_the_answer(p0, stopped_after):
+    """The data grow without bound: a minimum lies nowhere, and far from it is a flat place that looks like one."""
+    x = np.linspace(0.1, 5, 200)
+    y = np.exp(0.8 * x) + np.random.default_rng(0).normal(0, 0.2, 200)
+
+    def callback(state):
+        if state.nfev == stopped_after:
+            raise StopIteration
+
+    result = dask_nlsq.fit(saturating, x, y, p0=p0, callback=callback, client=False)
+    assert result.cost <= 1.01 * result.history["cost"].min()
+
+
+def test_a_time_limit_in_a_second_attempt_forgets_neither():
+    solver = TrustRegion(np.array([-np.inf]), np.array([np.inf]))
+    start = Reduction(
+        100, 0, 50.0, np.array([[1.0, 1.0], [1.0, 100.0]]), 100.0, 0.0, 1.0, 0.0, np.zeros(1), np.zeros(2)
+    )
+    first = solver.step(solver.init(np.array([1.0])), start)
+    low = dataclasses.replace(start, cost=40.0)
+    refuge = dataclasses.replace(solver.step(first, low), status=Status.STALLED)
+    second = dataclasses.replace(first, refuge=refuge, history=refuge.history)
+    ended = stop(second, Status.TIME_LIMIT)
+    assert (ended.status, ended.point.reduction.cost) == (Status.TIME_LIMIT, 40.0)
+    assert solver.go_on(ended) is second
+    assert stop(second, Status.CALLBACK).beyond is None
+    assert stop(refuge, Status.TIME_LIMIT).point is refuge.point

@@ -34,7 +34,9 @@ FORMS = {"numpy": curve_fit, "dask": on_dask}
 EARLY = (
     "the reference is SciPy's where it stops by default, 1.6e-6 from the minimum; stopped at 1e-15, SciPy gives ours"
 )
-HUGE = "variances of 1e15 make eigenvalues uncertain by 0.7, where the test allows 0.01: it may pass or fail"
+HUGE = (
+    "variances of 1e15 make eigenvalues uncertain by 0.7, where 0.01 is allowed, or the fit creeps: it may pass or fail"
+)
 KNOWN = {
     ("test_gh4555", "numpy"): HUGE,
     ("test_gh4555", "dask"): HUGE,

@@ -241,11 +241,14 @@ def test_statistics_and_result(tmp_path):
 
 
 @pytest.mark.parametrize("n", [100, 2500, 10_000])
-def test_no_sweep_copies_few_rows_that_are_in_memory(n, monkeypatch):
+@pytest.mark.parametrize("gathered", [False, True])
+def test_no_sweep_copies_few_rows_that_are_in_memory(n, gathered, monkeypatch, request):
+    client = request.getfixturevalue("client") if gathered else False
     t, y = decay_rows(n)
+    dask_nlsq.fit(decay, t, y, client=client, tier="standard")  # compiled
     copied = []
     monkeypatch.setattr("dask_nlsq._numerics.block._fit", lambda *args: copied.append(args))
-    result = dask_nlsq.fit(decay, t, y, client=False)
+    result = dask_nlsq.fit(decay, t, y, client=client, tier="standard")
     assert result.success and not copied
     assert result.profiler.problem.source.partitions[0].memory is None  # what is laid out is not kept
 

@@ -119,12 +119,23 @@ class State:
     milestone: int = 0  # place in the history of the last sweep that was progress
     polish: int = _POLISH
     status: Status | None = None
-    beyond: State | None = None  # where it goes on from, had `max_nfev` been larger
+    beyond: State | None = None  # where it goes on from, had a limit been wider
 
     @property
     def nsweeps(self) -> int:
         """Sweeps so far."""
         return len(self.history)
+
+    @property
+    def idle(self) -> bool:
+        """Whether too many sweeps have gone by without progress."""
+        return self.nsweeps - self.milestone > _IDLE
+
+    @property
+    def lowest(self) -> float:
+        """The lowest cost of a point that was accepted; infinite before the first."""
+        known = [state.point.reduction.cost for state in (self, self.refuge) if state is not None and state.point]
+        return min(known, default=float("inf"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +178,7 @@ class TrustRegion:
     def go_on(self, state: State) -> State:
         """Return a state that a limit had stopped as if it had not, where the limit is farther now."""
         if state.status is Status.TIME_LIMIT:
-            return dataclasses.replace(state, status=None)
+            return state.beyond or dataclasses.replace(state, status=None)
         return state if state.beyond is None or state.nsweeps >= self.max_nfev else state.beyond
 
     def _next(self, state: State) -> State:
@@ -232,22 +243,23 @@ class TrustRegion:
         point = Point(state.trial, state.whitening, reduction, factor, newton, scale, self._radius(state, scale, gain))
         remains = newton.length / self._unit(reduction)
         patience = _PATIENCE if remains < state.shortest else state.patience - 1
-        milestone = state.nsweeps if self._ahead(state, reduction, remains) else state.milestone
-        idle = state.nsweeps - milestone >= _IDLE
-        return dataclasses.replace(
+        found = dataclasses.replace(
             state,
             point=point,
             origin=state.origin or point,
             shortest=min(state.shortest, remains),
             patience=patience,
-            milestone=milestone,
+            milestone=state.nsweeps if self._ahead(state, reduction, remains) else state.milestone,
             history=(*state.history, self._record(state, reduction, remains, True)),
-            status=self._judge(state, point, remains, patience) or (Status.STALLED if idle else None),
+            status=self._judge(state, point, remains, patience),
         )
+        return dataclasses.replace(found, status=Status.STALLED) if found.idle and found.status is None else found
 
     def _ahead(self, state: State, reduction: Reduction, remains: float) -> bool:
         """Whether an accepted sweep is progress since the last that was; the first of an attempt is."""
         if state.milestone == state.nsweeps or not state.history[state.milestone].accepted:
+            return True
+        if state.point is not None and not state.point.measured:
             return True
         last, s = state.history[state.milestone], self._unit(reduction)
         return reduction.cost < last.cost - _PROGRESS * s * s or remains < 0.5 * last.step
@@ -357,16 +369,27 @@ def _strayed(state: State) -> bool:
     """Whether a fit ended where it may have lost its way: stalled, or blind to what it saw at the start."""
     assert state.point is not None and state.origin is not None
     blind = state.origin.factor.determined.all() and not state.point.factor.determined.all()
-    return state.status is Status.STALLED or bool(blind)
+    return bool(blind) or (state.status is Status.STALLED and not state.idle)
+
+
+def stop(state: State, status: Status) -> State:
+    """Return a state that somebody stops: a second attempt, too, ends at the better of both."""
+    ended = _better(dataclasses.replace(state, status=status), state.refuge)
+    if ended.point is state.point:
+        return ended
+    return dataclasses.replace(ended, status=status, beyond=state if status is Status.TIME_LIMIT else None)
 
 
 def _better(last: State, first: State | None) -> State:
-    """Return the one of two endings that converged, or else lies lower, with the history of both."""
+    """Return the lower of two endings, or, where the costs are within s², the one that converged; history of both."""
     if first is None or first.status is None or last.status is None:
         return last
     assert first.point is not None and last.point is not None
-    before = (first.status.success, -first.point.reduction.cost)
-    after = (last.status.success, -last.point.reduction.cost)
+    one, two = first.point.reduction, last.point.reduction
+    alike = (
+        abs(one.cost - two.cost) <= unit(min(one, two, key=lambda each: each.cost), first.point.factor.p, False) ** 2
+    )
+    before, after = (alike and first.status.success, -one.cost), (alike and last.status.success, -two.cost)
     return last if after >= before else dataclasses.replace(first, history=last.history)
 
 
