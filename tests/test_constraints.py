@@ -287,3 +287,20 @@ def test_a_time_limit_in_a_second_attempt_forgets_neither():
     assert solver.go_on(ended) is second
     assert stop(second, Status.CALLBACK).beyond is None
     assert stop(refuge, Status.TIME_LIMIT).point is refuge.point
+
+
+@pytest.mark.parametrize(("cost", "answer"), [(50.0, "first"), (40.5, "second"), (30.0, "second")])
+def test_a_second_attempt_that_converged_is_the_answer_unless_it_lies_higher(cost, answer):
+    """s² is 0.8; what converges within it is as low."""
+    solver = TrustRegion(np.array([-np.inf]), np.array([np.inf]))
+    states = {}
+    for name, height, gradient in (("first", 40.0, 1.0), ("second", cost, 0.0)):
+        gram = np.array([[1.0, gradient], [gradient, 2 * height]])
+        found = Reduction(100, 0, height, gram, 100.0, 0.0, 1.0, 0.0, np.zeros(1), np.zeros(2))
+        state = solver.init(np.array([1.0]))
+        if name == "second":
+            refuge = dataclasses.replace(states["first"], status=Status.STALLED)
+            state = dataclasses.replace(state, refuge=refuge)
+        states[name] = solver.step(state, found)
+    assert states["second"].point.reduction.cost == {"first": 40.0, "second": cost}[answer]
+    assert states["second"].status is {"first": Status.STALLED, "second": Status.CONVERGED}[answer]

@@ -386,9 +386,8 @@ def _better(last: State, first: State | None) -> State:
         return last
     assert first.point is not None and last.point is not None
     one, two = first.point.reduction, last.point.reduction
-    alike = (
-        abs(one.cost - two.cost) <= unit(min(one, two, key=lambda each: each.cost), first.point.factor.p, False) ** 2
-    )
+    s = unit(min(one, two, key=lambda each: each.cost), first.point.factor.p, absolute_sigma=False)
+    alike = abs(one.cost - two.cost) <= s * s
     before, after = (alike and first.status.success, -one.cost), (alike and last.status.success, -two.cost)
     return last if after >= before else dataclasses.replace(first, history=last.history)
 
