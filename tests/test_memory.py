@@ -79,15 +79,15 @@ def least_growth(path, columns, p, **options):
 
 @pytest.mark.parametrize("kind", ["parquet", "zarr"])
 @pytest.mark.parametrize(
-    ("rows", "partitions", "columns", "p"), [(10_000_000, 3, 2, 3), (4_200_000, 2, 13, 30)], ids=["few", "many"]
+    ("rows", "partitions", "columns", "p"), [(10_000_000, 3, 2, 3), (4_600_000, 2, 13, 30)], ids=["few", "many"]
 )
 def test_growth_is_as_predicted(tmp_path, kind, rows, partitions, columns, p):
-    """Chunks above 32 MB: what is smaller is kept by the C library for later, some times more and some times less."""
+    """Chunks above 32 MB, compressed too: of what is smaller the C library keeps some for later, now more, now less."""
     path = write(tmp_path, kind, rows, partitions, columns)
     for options in ({"tier": "chunked", "cache": "none"}, {"tier": "streaming"}, {"tier": "standard"}):
         measured, predicted, cache, n_obs = least_growth(path, columns, p, **options)
         assert n_obs == partitions * rows and cache == ("persist" if options["tier"] == "standard" else "none")
-        assert measured > 300e6 and abs(predicted - measured) < 0.3 * measured, (options, measured, predicted)
+        assert measured > 200e6 and abs(predicted - measured) < 0.3 * measured, (options, measured, predicted)
 
 
 def test_a_table_larger_than_memory_fits_under_a_watchdog(tmp_path):

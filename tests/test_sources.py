@@ -186,6 +186,15 @@ def test_row_groups_keep_their_order_on_the_way_to_a_worker(tmp_path):
     assert len(blocks) > 1 and (concatenate(blocks).x[0] == np.arange(rows)).all()
 
 
+def test_a_row_group_is_decoded_in_one_piece(tmp_path, monkeypatch):
+    """Pieces would be joined, in a copy."""
+    pd.DataFrame({"t": np.arange(600_000.0), "y": 0.0}).to_parquet(tmp_path / "one.parquet", row_group_size=600_000)
+    (partition,) = open_source(str(tmp_path / "one.parquet"), Columns(("t",), "y")).partitions
+    pieces = []
+    monkeypatch.setattr("dask_nlsq._sources.parquet._numpy", lambda c: pieces.append(c.num_chunks) or c.to_numpy())
+    assert partition.load().rows == 600_000 and pieces == [1, 1]
+
+
 @pytest.mark.parametrize("npartitions", [1, 5])
 def test_the_index_can_be_x(npartitions):
     frame = FRAME.set_index("t")

@@ -1,8 +1,11 @@
 """Every executor gives the bits of the loop; a model is traced once a process; failures name their place."""
 
+import dataclasses
 import importlib
 import itertools
 import sys
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from problems import STORES, decay, decay_rows
 
 import dask_nlsq
 from dask_nlsq import DataError, Model, ModelNotPicklable
+from dask_nlsq._numerics.block import SLABS, Block
 from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import Reduction, fold, merge
@@ -21,7 +25,7 @@ from dask_nlsq._sources import Columns, open_source
 from dask_nlsq._sweep import Cluster, Ledger, Serial, Threads, group, ship, sweep, sweep_each
 from dask_nlsq._sweep.group import Group
 from dask_nlsq._sweep.partial import Partial
-from dask_nlsq._sweep.task import Answer, reduce_partition
+from dask_nlsq._sweep.task import Answer, draw, reduce_group, reduce_partition
 
 THETA = np.array([2.5, 1.1, 0.2])
 REQUESTS = {"plain": Request(THETA), "whitened": Request(THETA, Whitening(np.diag([1.0, 2, 3]), np.eye(3)))}
@@ -86,6 +90,34 @@ def fake(seed):
     numbers = np.random.default_rng(seed).normal(size=20)
     gram, sums, checksum = numbers[:16].reshape(4, 4), numbers[16:17], np.array([seed, 7], np.uint64)
     return Reduction(3, 0, numbers[17], gram, 1.0 + seed, numbers[18], abs(numbers[19]), 0.1, sums, checksum)
+
+
+class Large:
+    """A partition that fills a slab, and notes how many of its kind are in memory as it is read."""
+
+    def __init__(self):
+        self.alive, self.others = weakref.WeakSet(), []
+
+    def load(self):
+        time.sleep(0.02)  # what is done with is forgotten meanwhile
+        self.others.append(len(self.alive))
+        t, y = decay_rows(SLABS[1])
+        self.alive.add(block := Block((t,), y))
+        return block
+
+
+@pytest.mark.parametrize(
+    ("task", "others"),
+    [
+        (lambda g: reduce_group(g, shipped(), [REQUESTS["plain"]]), [0, 1, 1, 1]),
+        (lambda g: reduce_group(dataclasses.replace(g, ahead=False), shipped(), [REQUESTS["plain"]]), [0, 0, 0, 0]),
+        (lambda g: draw(g, range(4), 10, 0), [0, 0, 0, 0]),
+    ],
+    ids=["reading ahead", "not ahead", "sample"],
+)
+def test_no_more_is_in_memory_than_is_worked_on_and_read(task, others):
+    partition = Large()
+    assert task(Group(0, 4 * (partition,))) and partition.others == others
 
 
 def test_what_is_held_lies_evenly_on_the_workers(tmp_path, client):

@@ -31,7 +31,7 @@ class Reader(NamedTuple):
 
 
 READERS: Mapping[str, Reader] = {
-    "Parquet": Reader(2.3, 1),  # the pages, the Arrow table, the NumPy arrays
+    "Parquet": Reader(1.8, 1),  # the pages, decoded, and the columns made of them
     "Zarr": Reader(1.0, 0, 2.0),  # the arrays, and the chunk of one on its way, stored and decoded
     "Dask DataFrame": Reader(2.7, 0),  # the Arrow table, the frame, the arrays
     "Dask arrays": Reader(2.0, 0),
@@ -84,7 +84,8 @@ def task_memory(
     Parameters
     ----------
     encoded : float, optional
-        Bytes of a partition as it is stored; by default those of the decoded rows.
+        Bytes of a partition that are in memory as they are stored, while it is read; by default those of the decoded
+        rows. A file nearby is read through a small buffer.
     several : bool
         Whether a task takes several partitions; small ones are then reduced together, as many as fill a slab.
     ahead : bool
@@ -179,7 +180,7 @@ def estimate_memory(
     --------
     >>> from dask_nlsq import estimate_memory
     >>> estimate_memory(10**6, 3, "standard"), estimate_memory(10**9, 3, "chunked", threads=2)
-    (48000000, 154770432)
+    (48000000, 138770432)
     """
     tier = member(WorkflowTier, "tier", tier)
     one_of("reader", reader, *READERS)

@@ -60,7 +60,7 @@ class Facts:
     partitions: int
     partition_rows: float | None  # of the largest
     encoded: float | None = None  # bytes stored, of the columns that are read
-    encoded_partition: float | None = None  # of the partition that has most
+    encoded_partition: float | None = None  # that are in memory as stored while a partition is read, at most
     shared: bool = False  # partitions share work, and are computed together
     squares: bool = True  # the fit adds up squares and nothing else, as streaming does
     # Who computes.

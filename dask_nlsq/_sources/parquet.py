@@ -23,6 +23,16 @@ from dask_nlsq._sources.source import Info, Source
 ROWS = SLABS[1]
 """Fewest rows of a partition: smaller row groups of one file are read several at a time."""
 
+WHOLE = 2**31 - 1
+"""Rows of a batch: a row group is one batch, whose columns NumPy takes without a copy; several would be joined."""
+
+BUFFER = 1 << 20
+"""Bytes that are read at a time from a file nearby, which is then never in memory as it was stored. What is far away is
+fetched in as few requests as can be."""
+
+LARGE = 64 << 20
+"""Bytes of a partition after which Arrow gives back what it has to spare: as much again, for some milliseconds."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ParquetPartition:
@@ -45,9 +55,14 @@ class ParquetPartition:
         if ids != sorted(ids):
             fragment = fragment.subset(row_group_ids=sorted(ids))
         table = fragment.to_table(
-            columns=list(self.columns.names), filter=self.filter, use_threads=False, batch_size=ROWS
+            columns=list(self.columns.names), filter=self.filter, use_threads=False, batch_size=WHOLE
         )
-        return {name: _numpy(table.column(name)) for name in self.columns.names}
+        arrays = {name: _numpy(table.column(name)) for name in self.columns.names}
+        large = table.nbytes >= LARGE
+        del table
+        if large:
+            pa.default_memory_pool().release_unused()
+        return arrays
 
 
 def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dict[str, Any]) -> Source:
@@ -56,13 +71,13 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
     if not paths:
         raise DataError(f"Nothing was found at {path!r}.")
     where = paths[0] if len(paths) == 1 else sorted(paths)
-    filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
-    if type(fs).__name__ == "LocalFileSystem":
-        filesystem = pyarrow.fs.LocalFileSystem()
-    dataset = ds.dataset(where, filesystem=filesystem, format="parquet")
+    local = type(fs).__name__ == "LocalFileSystem"
+    filesystem = pyarrow.fs.LocalFileSystem() if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
+    scan = ds.ParquetFragmentScanOptions(pre_buffer=not local, use_buffered_stream=local, buffer_size=BUFFER)
+    dataset = ds.dataset(where, filesystem=filesystem, format=ds.ParquetFileFormat(default_fragment_scan_options=scan))
     check_columns(dataset.schema.names, columns.names)
     expression = None if filters is None else pq.filters_to_expression(filters)
-    partitions, lengths, stored = [], [], []
+    partitions, lengths, stored, buffers = [], [], [], BUFFER * len(columns.names)
     for fragment in dataset.get_fragments(filter=expression):
         for run in _runs(fragment, expression):
             partitions.append(ParquetPartition(run, expression, columns))
@@ -83,7 +98,7 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
         columns.origins,
         partition_rows=max(lengths),
         encoded=sum(stored),
-        encoded_partition=max(stored),
+        encoded_partition=min(buffers, max(stored)) if local else max(stored),
         row_bytes=columns.row_bytes(types),
     )
     return Source(partitions, tokenize(paths, rows, str(expression), columns), info)

@@ -29,7 +29,7 @@ class Info:
     # What memory it takes.
     partition_rows: int | None = None  # of the largest partition
     encoded: int | None = None  # bytes stored, of the columns that are read
-    encoded_partition: int | None = None  # of the partition that has most
+    encoded_partition: int | None = None  # that are in memory as stored while a partition is read, at most
     row_bytes: int = 8  # of a row in a block
 
 

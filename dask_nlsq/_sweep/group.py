@@ -65,16 +65,23 @@ class Group:
                 yield index, block
 
     def batches(self) -> Iterator[Batch]:
-        """Read the partitions in order, small ones put together: as many as one call of the kernel takes."""
+        """Read the partitions in order, small ones put together: as many as one call of the kernel takes.
+
+        What no other can join does not wait for the next to be read, which would be one more in memory.
+        """
         batch: Batch = []
-        tiles = 0
+        tiles, full = 0, SLABS[1] // TILE
         for index, block in self.blocks():
-            more = SLABS[1] // TILE if isinstance(block, Failure) else -(-block.rows // TILE)
-            if batch and (tiles + more > SLABS[1] // TILE or len(batch) == TOGETHER):
+            more = full if isinstance(block, Failure) else -(-block.rows // TILE)
+            if batch and tiles + more > full:
                 yield batch
                 batch, tiles = [], 0
             batch.append((index, block))
             tiles += more
+            del block  # who takes the batch decides how long it is there
+            if tiles >= full or len(batch) == TOGETHER:
+                yield batch
+                batch, tiles = [], 0
         if batch:
             yield batch
 

@@ -44,6 +44,7 @@ def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) ->
                 return found
             leaves += found
         marks += ([r.rows, r.dropped, *r.checksum.tolist()] for r in parts[0][-len(batch) :])
+        batch.clear()  # before the next is read
     nodes = tuple(tuple(_folded(leaves, group)) for leaves in parts)
     return Answer(group.indices, np.array(marks, np.uint64), nodes, group.nodes)
 
@@ -94,6 +95,7 @@ def draw(group: Group, wanted: Sequence[int], count: int, seed: int) -> list[tup
             if isinstance(block, Failure):
                 return block.at(i)
             drawn.append((_some(block, count, seed), block.rows))
+            del block  # before the next is read
     return drawn
 
 
