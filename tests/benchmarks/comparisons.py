@@ -5,6 +5,7 @@ then that is what it measured itself, in a fresh process. The first line of the 
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -325,3 +326,22 @@ def workers_large(size):
     frame = rows.frame(size(20, 100), 500_000)
     with cluster(1) as one, cluster(2) as two:
         yield lambda: last_sweep(frame, two), lambda: last_sweep(frame, one)
+
+
+def hashed(_, times, size):
+    """Compute outside Python's lock, and return some bytes."""
+    hashlib.pbkdf2_hmac("sha256", b"", b"", times)
+    return bytes(size)
+
+
+def bare_tasks(client, times):
+    """Let Dask run two tasks, of which each returns as many bytes as one of `workers`."""
+    client.gather(client.map(hashed, range(2), times=times, size=30_000, pure=False))
+
+
+@comparison("workers-bare", "one worker", "faster", repeat=11)
+def workers_bare(size):
+    """Two tasks of bare Dask, which hash for some 50 ms each, on two workers."""
+    times = int(100_000 * 0.05 / min(clock(lambda: hashed(0, 100_000, 0)) for _ in range(3)))
+    with cluster(1) as one, cluster(2) as two:
+        yield lambda: bare_tasks(two, times), lambda: bare_tasks(one, times)
