@@ -7,10 +7,13 @@ last bit of a product may depend on it.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.linalg import lapack
 
 from dask_nlsq._typing import Matrix, Vector
@@ -31,7 +34,17 @@ def svd(a: Matrix) -> tuple[Matrix, Vector, Matrix]:
 def triangle(a: Matrix, b: Vector) -> tuple[Matrix, Vector]:
     """Return R and Qᵀb of the QR decomposition of a square matrix."""
     folded, *_ = _call(lapack.dgeqrf, np.column_stack([a, b]))
-    return np.ascontiguousarray(np.triu(folded[:, :-1])), folded[:, -1].copy()
+    return np.ascontiguousarray(np.where(_upper(len(a)), folded[:, :-1], 0.0)), folded[:, -1].copy()
+
+
+@functools.lru_cache(16)
+def _upper(p: int) -> npt.NDArray[np.bool_]:
+    return np.triu(np.ones((p, p), bool))
+
+
+def norm(v: Vector) -> float:
+    """Return the length of a vector, to the bit that of `numpy.linalg.norm`."""
+    return math.sqrt(v @ v)
 
 
 def _call(routine: Callable[..., Any], a: Matrix, **options: Any) -> Any:

@@ -34,7 +34,7 @@ class Step:
 def solve(factor: Factor, scale: Vector, radius: float, lower: Vector, upper: Vector) -> Step:
     """Solve for the step with scaling `scale` (p,), `lower` and `upper` (p,) counted from the current point."""
     newton = gauss_newton(factor, lower, upper)
-    reach = float(np.linalg.norm(scale * newton.delta))
+    reach = lapack.norm(scale * newton.delta)
     if reach <= 1.1 * radius:
         return newton
     u, sigma, vt = lapack.svd(factor.r / scale)
@@ -53,10 +53,10 @@ def solve(factor: Factor, scale: Vector, radius: float, lower: Vector, upper: Ve
 
     def excess(log_damping: float) -> float:
         step = damped(np.exp(log_damping))
-        return float(np.linalg.norm(scale * step if bounded else step)) / radius - 1.0
+        return lapack.norm(scale * step if bounded else step) / radius - 1.0
 
     # |D δ(λ)| ≤ |σ·b| / λ brackets the root from above; a hundredth of the radius is close enough.
-    high = np.log(max(float(np.linalg.norm(part)) / radius, 1e-290))
+    high = np.log(max(lapack.norm(part) / radius, 1e-290))
     low = high - 10.0
     while excess(low) < 0 and low > high - 300:
         low = high - 2 * (high - low)
@@ -85,7 +85,7 @@ def measure(factor: Factor, delta: Vector, damping: float) -> Step:
     """Attach to a step what the linear model says of it."""
     image = factor.r @ delta
     predicted = -float(image @ factor.z) - 0.5 * float(image @ image)
-    return Step(delta, damping, predicted, float(np.linalg.norm(image)))
+    return Step(delta, damping, predicted, lapack.norm(image))
 
 
 def _bounded(factor: Factor, scale: Vector, damping: float, lower: Vector, upper: Vector) -> Vector:

@@ -19,6 +19,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from dask_nlsq._numerics import lapack
 from dask_nlsq._numerics.block import MANY_ROWS
 from dask_nlsq._numerics.factor import EPS, Factor, Whitening, factorise
 from dask_nlsq._numerics.prior import Prior
@@ -89,7 +90,7 @@ class Point:
     @property
     def grain(self) -> float:
         """What one unit in the last place of the parameters does to the residual."""
-        return EPS * float(np.linalg.norm(self.factor.norms * self.theta))
+        return EPS * lapack.norm(self.factor.norms * self.theta)
 
     @property
     def believed(self) -> bool:
@@ -97,7 +98,7 @@ class Point:
         moves = self.scale * np.abs(self.newton.delta)
         s = np.sqrt(2.0 * self.reduction.cost / max(self.reduction.rows, 1))
         small = (np.abs(self.newton.delta) <= 1e-3 * np.abs(self.theta)) | (moves <= 1e-3 * s)
-        return bool(np.linalg.norm(moves) <= self.radius or small.all())
+        return bool(lapack.norm(moves) <= self.radius or small.all())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,9 +266,9 @@ class TrustRegion:
         return reduction.cost < last.cost - _PROGRESS * s * s or remains < 0.5 * last.step
 
     def _reject(self, state: State, point: Point, reduction: Reduction) -> State:
-        reach = point.radius if state.proposal is None else float(np.linalg.norm(point.scale * state.proposal.delta))
+        reach = point.radius if state.proposal is None else lapack.norm(point.scale * state.proposal.delta)
         radius = 0.25 * min(point.radius, reach)
-        vanished = radius <= 4 * EPS * float(np.linalg.norm(point.scale * point.theta))
+        vanished = radius <= 4 * EPS * lapack.norm(point.scale * point.theta)
         noise = 100 * _cost_noise(point.reduction)  # the estimate is one of size only
         rise = reduction.cost - point.reduction.cost
         hidden = state.proposal is not None and max(rise, state.proposal.predicted) <= noise
@@ -288,10 +289,10 @@ class TrustRegion:
 
     def _radius(self, state: State, scale: Vector, gain: float) -> float:
         if state.point is None:
-            return _FIRST_RADIUS * float(np.linalg.norm(scale * state.trial)) or 1.0
+            return _FIRST_RADIUS * lapack.norm(scale * state.trial) or 1.0
         if state.proposal is None:
             return state.point.radius
-        reach = float(np.linalg.norm(scale * state.proposal.delta))
+        reach = lapack.norm(scale * state.proposal.delta)
         if gain < 0.25:
             return 0.5 * reach
         return max(state.point.radius, 2.0 * reach) if gain > 0.75 else state.point.radius
@@ -329,7 +330,7 @@ class TrustRegion:
                 return Status.GTOL
         if before.point is None or before.proposal is None:
             return None
-        reach, size = np.linalg.norm(before.proposal.delta), np.linalg.norm(now.theta)
+        reach, size = lapack.norm(before.proposal.delta), lapack.norm(now.theta)
         gained = before.point.reduction.cost - now.reduction.cost
         small_step = self.xtol is not None and bool(reach < self.xtol * (self.xtol + size))
         small_gain = self.ftol is not None and bool(gained < self.ftol * now.reduction.cost)
