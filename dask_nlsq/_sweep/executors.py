@@ -248,7 +248,7 @@ class Cluster:
         from distributed import as_completed
 
         run = uuid.uuid4().hex[:8]
-        window = max(64, 8 * self.workers)
+        window = len(groups) if len(groups) <= 64 else max(64, 8 * self.workers)  # to ask how many costs a round trip
         todo = iter(enumerate(groups))
         index: dict[Any, int] = {}
 
