@@ -120,6 +120,12 @@ def test_no_more_is_in_memory_than_is_worked_on_and_read(task, others):
     assert task(Group(0, 4 * (partition,))) and partition.others == others
 
 
+def test_few_tasks_are_sent_without_a_question(client, monkeypatch):
+    executor = Cluster(client)
+    monkeypatch.setattr(Cluster, "workers", property(lambda _: pytest.fail("the scheduler was asked")))
+    assert sorted(executor.run(pow, [2, 3], 2)) == [(0, 4), (1, 9)]
+
+
 def test_what_is_held_lies_evenly_on_the_workers(tmp_path, client):
     source = open_source(STORES["parquet"](*decay_rows(700), 70, tmp_path), Columns(("t",), "y"))
     held = Cluster(client).hold(group(source.partitions, 0.0, 2))

@@ -1,4 +1,4 @@
-"""LAPACK for matrices of a few parameters, where NumPy's wrappers take three times as long as what they wrap.
+"""Linear algebra of a few parameters, by LAPACK, where NumPy's wrappers take three times as long as what they wrap.
 
 A fit of few rows spends much of its time here: each step needs one eigendecomposition, one triangle and one or two
 singular value decompositions. Arrays are returned in C order, which writing down and reading again preserves: the

@@ -31,6 +31,9 @@ Task = Callable[..., Any]
 _GPU = "GPU"
 """The resource that workers with GPUs declare, by the custom of dask-cuda's and dask-jobqueue's documents."""
 
+_WINDOW = 64
+"""Tasks under way on a cluster at least. To ask for its workers costs a round trip, which fewer tasks do without."""
+
 _KILLED = (
     "Every worker died that ran this, most likely for want of memory: cut the data into smaller partitions, or give "
     "the workers more. The logs of the workers may say more."
@@ -248,7 +251,7 @@ class Cluster:
         from distributed import as_completed
 
         run = uuid.uuid4().hex[:8]
-        window = len(groups) if len(groups) <= 64 else max(64, 8 * self.workers)  # to ask how many costs a round trip
+        window = _WINDOW if len(groups) <= _WINDOW else max(_WINDOW, 8 * self.workers)
         todo = iter(enumerate(groups))
         index: dict[Any, int] = {}
 
