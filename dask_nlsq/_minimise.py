@@ -135,6 +135,8 @@ def race(
 
 def lowest(team: Sequence[State]) -> int:
     """Return the place of the state with the lowest cost; of those that are alike, the first."""
+    if len(team) == 1:
+        return 0
     costs = [state.lowest for state in team]
     return next(i for i, cost in enumerate(costs) if cost <= min(costs) * (1.0 + _ALIKE))
 

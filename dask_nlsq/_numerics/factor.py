@@ -78,7 +78,7 @@ class Factor:
         u, sigma, vt = lapack.svd(self.r / self.norms)
         return u, sigma, vt
 
-    @property
+    @functools.cached_property
     def determined(self) -> npt.NDArray[np.bool_]:
         """Which singular directions the data sees: those above the rounding level of J."""
         sigma = self.svd[1]
@@ -128,7 +128,7 @@ def factorise(
     """
     p = len(gradient)
     reference = np.zeros(p) if reference is None else reference
-    squares = np.diag(g)
+    squares = g.diagonal()
     scale = np.sqrt(np.where(squares > 0, squares, 1.0)) if whitening is None else np.ones(p)
     values, vectors = lapack.eigh(g / scale / scale[:, None])
     top = max(float(values[-1]), EPS**2)
@@ -142,7 +142,7 @@ def factorise(
     f = root[:, None] * vectors.T * scale
     if whitening is not None:
         f = f @ whitening.inverse
-    lengths = np.linalg.norm(f, axis=0)
+    lengths = np.sqrt((f * f).sum(axis=0))
     zero = lengths <= _NOTHING * reference
     if whitening is None:
         zero |= squares == 0

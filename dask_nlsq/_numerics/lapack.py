@@ -33,7 +33,9 @@ def svd(a: Matrix) -> tuple[Matrix, Vector, Matrix]:
 
 def triangle(a: Matrix, b: Vector) -> tuple[Matrix, Vector]:
     """Return R and Qᵀb of the QR decomposition of a square matrix."""
-    folded, *_ = _call(lapack.dgeqrf, np.column_stack([a, b]))
+    both = np.empty((len(a), len(a) + 1), order="F")
+    both[:, :-1], both[:, -1] = a, b
+    folded, *_ = _call(lapack.dgeqrf, both)
     return np.ascontiguousarray(np.where(_upper(len(a)), folded[:, :-1], 0.0)), folded[:, -1].copy()
 
 

@@ -31,9 +31,20 @@ class Step:
     length: float  # |Rδ|
 
 
-def solve(factor: Factor, scale: Vector, radius: float, lower: Vector, upper: Vector) -> Step:
-    """Solve for the step with scaling `scale` (p,), `lower` and `upper` (p,) counted from the current point."""
-    newton = gauss_newton(factor, lower, upper)
+def solve(factor: Factor, newton: Step, scale: Vector, radius: float, lower: Vector, upper: Vector) -> Step:
+    """Shorten the undamped step to the trust region.
+
+    Parameters
+    ----------
+    newton : Step
+        What `gauss_newton` says of the factor and the bounds.
+    scale : ndarray of shape (p,)
+        The scaling D.
+    radius : float
+        The radius Δ.
+    lower, upper : ndarray of shape (p,)
+        Bounds, counted from the current point.
+    """
     reach = lapack.norm(scale * newton.delta)
     if reach <= 1.1 * radius:
         return newton
@@ -70,7 +81,10 @@ def solve(factor: Factor, scale: Vector, radius: float, lower: Vector, upper: Ve
 
 
 def gauss_newton(factor: Factor, lower: Vector, upper: Vector) -> Step:
-    """Return the undamped step inside the bounds, of minimum norm where the data leaves directions open."""
+    """Return the undamped step inside the bounds, of minimum norm where the data leaves directions open.
+
+    Bounds, (p,), are counted from the current point.
+    """
     u, sigma, vt = factor.svd
     keep = factor.determined
     parts = np.divide(u.T @ factor.z, sigma, out=np.zeros(factor.p), where=keep)

@@ -7,6 +7,7 @@ A control group may set a limit of its own, and so may every group around it: th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,8 +34,14 @@ def memory_limit(root: Path = Path("/"), pid: str = "self") -> MemoryLimit:
     root : Path
         Where ``proc`` and ``sys`` are found.
     """
-    machine = MemoryLimit(psutil.virtual_memory().total, "physical memory")
+    machine = MemoryLimit(_physical(), "physical memory")
     return min((machine, *_groups(root, pid)), key=lambda limit: limit.limit)
+
+
+@functools.cache
+def _physical() -> int:
+    """Return the bytes of the machine, which do not change."""
+    return int(psutil.virtual_memory().total)
 
 
 def _groups(root: Path, pid: str) -> Iterator[MemoryLimit]:

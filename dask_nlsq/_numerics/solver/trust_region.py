@@ -15,6 +15,7 @@ that of the minimiser to as many digits.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +97,7 @@ class Point:
     def believed(self) -> bool:
         """Whether the undamped step lies where the linear model holds: inside the trust region, or next to nothing."""
         moves = self.scale * np.abs(self.newton.delta)
-        s = np.sqrt(2.0 * self.reduction.cost / max(self.reduction.rows, 1))
+        s = math.sqrt(2.0 * self.reduction.cost / max(self.reduction.rows, 1))
         small = (np.abs(self.newton.delta) <= 1e-3 * np.abs(self.theta)) | (moves <= 1e-3 * s)
         return bool(lapack.norm(moves) <= self.radius or small.all())
 
@@ -283,8 +284,8 @@ class TrustRegion:
         point = state.point
         assert point is not None
         lower, upper = self.lower - point.theta, self.upper - point.theta
-        step = solve(point.factor, point.scale, point.radius, lower, upper)
-        trial = np.clip(point.theta + step.delta, self.lower, self.upper)
+        step = solve(point.factor, point.newton, point.scale, point.radius, lower, upper)
+        trial = np.minimum(np.maximum(point.theta + step.delta, self.lower), self.upper)
         return dataclasses.replace(state, trial=trial, whitening=point.factor.whitening(), proposal=step)
 
     def _radius(self, state: State, scale: Vector, gain: float) -> float:
@@ -308,7 +309,7 @@ class TrustRegion:
         elif now.reduction.rows > MANY_ROWS and remains * shrinks <= _LOOSE:
             if _spread_change(before.point, now) * shrinks <= _LOOSE_SPREAD:
                 return Status.CONVERGED
-        if now.newton.length <= _residual_noise(now.reduction) * np.sqrt(now.factor.p) + now.grain:
+        if now.newton.length <= _residual_noise(now.reduction) * math.sqrt(now.factor.p) + now.grain:
             return Status.ROUNDING
         if patience <= 0 and now.newton.predicted <= _cost_noise(now.reduction):
             return Status.ROUNDING
@@ -420,18 +421,18 @@ def lost(state: State, absolute_sigma: bool) -> npt.NDArray[np.bool_]:
 
 def unit(reduction: Reduction, p: int, absolute_sigma: bool) -> float:
     """Return s, the residual standard deviation behind the standard errors."""
-    s = float(np.sqrt(2.0 * reduction.cost / max(reduction.rows - p, 1)))
+    s = math.sqrt(2.0 * reduction.cost / max(reduction.rows - p, 1))
     return max(min(s, 1.0) if absolute_sigma else s, float(np.finfo(float).tiny))
 
 
 def _residual_noise(reduction: Reduction) -> float:
     """Return what float64 leaves uncertain in one weighted residual: some units in the last place of y."""
     square = (reduction.spread + reduction.weight * reduction.mean**2) / max(reduction.rows, 1)
-    return 4.0 * EPS * float(np.sqrt(square))
+    return 4.0 * EPS * math.sqrt(square)
 
 
 def _cost_noise(reduction: Reduction) -> float:
     """Return what rounding leaves uncertain in the cost: of the summation, and of each residual."""
     each = _residual_noise(reduction)
-    norm = float(np.sqrt(2.0 * reduction.cost))
+    norm = math.sqrt(2.0 * reduction.cost)
     return 1e-13 * reduction.cost + norm * each + 0.5 * reduction.rows * each**2
