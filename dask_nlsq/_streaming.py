@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import math
 import os
 import time
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from dask_nlsq._checkpoint import Text, archive, from_text, to_text
 from dask_nlsq._descent import descend, optimizer_of
-from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, one_of, warn
+from dask_nlsq._errors import CheckpointCorrupt, DataError, ModelError, NlsqError, TooFewRows, one_of, warn
 from dask_nlsq._numerics import inference, kernel
 from dask_nlsq._numerics.block import Block, concatenate
-from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import Reduction
-from dask_nlsq._numerics.reservoir import Reservoir
+from dask_nlsq._numerics.reservoir import Drawn, Reservoir
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
@@ -34,7 +30,7 @@ from dask_nlsq._result import FitResult
 from dask_nlsq._sources import Columns
 from dask_nlsq._sweep import ship
 from dask_nlsq._sweep.task import non_finite
-from dask_nlsq._typing import Vector
+from dask_nlsq._typing import Matrix, Vector
 
 WARM_ROWS = 50
 """Rows for each parameter that are gathered before the first estimate, which is an ordinary fit of them."""
@@ -55,7 +51,7 @@ below 2; where sorted rows led several standard errors astray it was above 4."""
 _SETTLED = 1.0
 """Standard errors by which the last batch may have moved the estimate."""
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class StreamingFitter:
@@ -266,7 +262,7 @@ class StreamingFitter:
         elif now.rows > state.rows:
             self._sample.add(block, now.batches)
             if now.moved > _FAR or self._strayed(now) > _STRAYED:
-                anew = self._begin(self._sample.block(), [state.theta, self._parameters.start])
+                anew = self._begin(self._sample.drawn.block(), [state.theta, self._parameters.start])
                 counts = {name: getattr(now, name) for name in ("batches", "rows", "dropped", "skipped", "forgotten")}
                 now = dataclasses.replace(anew, restarts=now.restarts + 1, **counts)
             self._note(now)
@@ -381,24 +377,21 @@ class StreamingFitter:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that is known to one file; the model is not in it.
 
-        The file is complete or the old one stays: it is written beside and then renamed. It holds arrays and JSON, no
-        pickle.
+        The file is complete or the old one stays: it is written beside and then renamed. It is a Zarr group in a zip,
+        and holds no pickle.
         """
-        blocks = {f"waiting {i} {k}": c for i, b in enumerate(self._waiting) for k, c in enumerate(b.columns)}
-        arrays: dict[str, Any] = {"history": np.array(self._history, float)} | blocks | self._sample.arrays()
-        about = self._about() | {"waiting": [block.dropped for block in self._waiting]}
-        if self._state is not None:
-            known, scalars = _pack(self._state)
-            arrays |= known
-            about["state"] = scalars
-        arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        target = Path(path)
-        half = target.with_name(f"{target.name}.{os.getpid()}.part")
-        with half.open("wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(target)
+        waiting = concatenate(self._waiting) if self._waiting else None
+        saved = _Saved(
+            fit=to_text(self._fit()),
+            weighted=self._objective.weighted,
+            start=self._parameters.start,
+            waiting=None if waiting is None else _Rows(np.stack(waiting.wide().columns), waiting.dropped),
+            sample=self._sample.drawn,
+            state=self._state,
+            history=np.array(self._history, float),
+            seconds=self._seconds,
+        )
+        archive.save(path, saved)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Any, **options: Any) -> StreamingFitter:
@@ -406,37 +399,31 @@ class StreamingFitter:
 
         Raises
         ------
+        CheckpointCorrupt
+            The file is damaged.
         NlsqError
-            The file is damaged, or of another model or other options; the message says what differs.
+            It is of another model or other options; the message says what differs.
         """
         fitter = cls(model, **options)
         try:
-            with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            about = json.loads(arrays.pop("about").tobytes())
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise NlsqError(f"{str(path)!r} is no whole file of a StreamingFitter: {error}") from error
-        own = fitter._about()
-        fitter._objective = dataclasses.replace(fitter._objective, weighted=about["weighted"])
-        fitter._seconds = about["seconds"]
-        fitter._parameters = dataclasses.replace(fitter._parameters, start=np.array(about["start"], float))
-        differs = {name: (about[name], own[name]) for name in own if name not in _LIVING and about[name] != own[name]}
-        if differs:
-            said = "; ".join(f"{name}: {there!r} there, {here!r} here" for name, (there, here) in differs.items())
+            saved = archive.load(_Saved, path)
+            there, here = from_text(saved.fit), fitter._fit()
+        except CheckpointCorrupt as error:
+            raise CheckpointCorrupt(f"{str(path)!r} is no whole file of a StreamingFitter: {error}") from error
+        if differs := [name for name in here if there.get(name) != here[name]]:
+            said = "; ".join(f"{name}: {there.get(name)!r} there, {here[name]!r} here" for name in differs)
             raise NlsqError(f"{str(path)!r} is of another fit. {said}.")
-        fitter._history = arrays["history"].tolist()
-        fitter._sample.take(arrays)
-        count = len(fitter._columns.x)
-        for i, dropped in enumerate(about["waiting"]):
-            columns = [arrays[name] for name in arrays if name.startswith(f"waiting {i} ")]
-            weight = columns[count + 1] if about["weighted"] else None
-            fitter._waiting.append(Block(tuple(columns[:count]), columns[count], weight, dropped))
-        if "state" in about:
-            fitter._state = _unpack(arrays, about["state"])
+        fitter._objective = dataclasses.replace(fitter._objective, weighted=saved.weighted)
+        fitter._parameters = dataclasses.replace(fitter._parameters, start=saved.start)
+        fitter._waiting = [] if saved.waiting is None else [saved.waiting.block(saved.weighted)]
+        fitter._sample.drawn = saved.sample
+        fitter._state = saved.state
+        fitter._history = saved.history.tolist()
+        fitter._seconds = saved.seconds
         return fitter
 
-    def _about(self) -> dict[str, Any]:
-        """Return what must be the same for a file to be gone on from, and what lives beside it."""
+    def _fit(self) -> dict[str, Any]:
+        """Return what must be the same for a file to be gone on from."""
         prior = self._parameters.prior
         return {
             "format": _FORMAT,
@@ -446,47 +433,38 @@ class StreamingFitter:
             "tied": {name: tie.text for name, tie in self._parameters.tied.items()},
             "prior": None if prior is None else [prior.mean.tolist(), prior.weight.tolist()],
             "nan_policy": self._columns.nan_policy,
-            "start": self._parameters.start.tolist(),
             "columns": [*self._columns.x, self._columns.y],
             "lower": self._parameters.lower.tolist(),
             "upper": self._parameters.upper.tolist(),
             "absolute_sigma": self._solver.absolute_sigma,
             "forget": self._solver.forget,
-            "weighted": self._objective.weighted,
-            "seconds": self._seconds,
         }
 
 
-_LIVING = {"weighted", "seconds", "start"}
-"""What a new fitter does not know yet."""
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Rows that wait for the first estimate."""
+
+    columns: Matrix  # (columns, rows): x, y, and the weight where there is one
+    dropped: int
+
+    def block(self, weighted: bool) -> Block:
+        *x, y = self.columns[:-1] if weighted else self.columns
+        return Block(tuple(x), y, self.columns[-1] if weighted else None, self.dropped)
 
 
-def _pack(state: StreamState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arrays of a state by name, and its numbers."""
-    arrays: dict[str, Any] = {"theta": state.theta, "origin": state.origin}
-    if state.whitening is not None:
-        arrays |= {"whitening s": state.whitening.s, "whitening inverse": state.whitening.inverse}
-    numbers: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
-    if state.sums is not None:
-        sums = state.sums
-        arrays |= {"gram": sums.gram, "sums": sums.sums, "checksum": sums.checksum, "path": state.path}
-        numbers["sums"] = {name: getattr(sums, name) for name in _MOMENTS} | {"rounded": sorted(sums.rounded)}
-    return arrays, numbers
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """What a file holds."""
 
-
-def _unpack(arrays: Mapping[str, Any], numbers: Mapping[str, Any]) -> StreamState:
-    whitening = Whitening(arrays["whitening s"], arrays["whitening inverse"]) if "whitening s" in arrays else None
-    sums = None
-    if "sums" in numbers:
-        told = dict(numbers["sums"])
-        told["rounded"] = frozenset(told["rounded"])
-        sums = Reduction(gram=arrays["gram"], sums=arrays["sums"], checksum=arrays["checksum"], **told)
-    counts = {name: numbers[name] for name in _NUMBERS}
-    return StreamState(arrays["theta"], arrays["origin"], whitening, sums, arrays.get("path"), **counts)
-
-
-_NUMBERS = ("batches", "rows", "dropped", "skipped", "forgotten", "restarts", "moved")
-_MOMENTS = ("rows", "dropped", "cost", "weight", "mean", "spread", "log_weight")
+    fit: Text  # what must be the same for it to be gone on from
+    weighted: bool
+    start: Vector  # a guess, it may be
+    waiting: _Rows | None
+    sample: Drawn
+    state: StreamState | None
+    history: Matrix  # (updates, columns)
+    seconds: float
 
 
 def _fit_rows(objective: Objective, solver: TrustRegion, block: Block, start: Vector) -> State:

@@ -1,13 +1,18 @@
 """One pass over batches against the fit of all rows; batches that are odd; files that are gone on from."""
 
+import io
+import zipfile
+
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from problems import decay, decay_rows
+from zarr.storage import ZipStore
 
 import dask_nlsq
-from dask_nlsq import DataError, ModelError, NlsqError, Status, StreamingFitter, TooFewRows
+from dask_nlsq import CheckpointCorrupt, DataError, ModelError, NlsqError, Status, StreamingFitter, TooFewRows
 from dask_nlsq import _streaming as module
 
 N = 200_000
@@ -244,11 +249,15 @@ def test_a_saved_fitter_goes_on_as_if_nothing_had_happened(tmp_path, stop, optio
     first = StreamingFitter(decay, [2.0, 1.0, 0.5], **options)
     for batch in rows[:stop]:
         first.partial_fit(*batch)
-    first.save(tmp_path / "stream.npz")
-    second = StreamingFitter.load(tmp_path / "stream.npz", decay, p0=[2.0, 1.0, 0.5], **options)
+    first.save(tmp_path / "stream.zip")
+    second = StreamingFitter.load(tmp_path / "stream.zip", decay, p0=[2.0, 1.0, 0.5], **options)
     for batch in rows[stop:]:
         second.partial_fit(*batch)
     assert bits(second) == bits(whole) and len(list(tmp_path.iterdir())) == 1
+
+
+def fit_of(path):
+    return StreamingFitter.load(path, decay, p0=[2.0, 1.0, 0.5])
 
 
 @pytest.fixture
@@ -256,11 +265,11 @@ def saved(tmp_path):
     fitter = StreamingFitter(decay, [2.0, 1.0, 0.5])
     for batch in batches(10, None, T[:N], Y[:N], SIGMA):
         fitter.partial_fit(*batch)
-    fitter.save(tmp_path / "stream.npz")
-    return tmp_path / "stream.npz"
+    fitter.save(tmp_path / "stream.zip")
+    return tmp_path / "stream.zip"
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "zeroed", "a pickle"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "zeroed", "compressed", "another zip", "a pickle"])
 def test_a_damaged_file_is_refused(saved, damage):
     raw = bytearray(saved.read_bytes())
     if damage == "flipped":
@@ -269,17 +278,30 @@ def test_a_damaged_file_is_refused(saved, damage):
             broken[at] ^= 0x10
             saved.write_bytes(broken)
             try:
-                again = StreamingFitter.load(saved, decay, p0=[2.0, 1.0, 0.5])
+                again = fit_of(saved)
             except NlsqError:
                 continue
             saved.write_bytes(raw)  # it hit what nobody reads, such as the name's length in the directory
-            assert bits(again) == bits(StreamingFitter.load(saved, decay, p0=[2.0, 1.0, 0.5]))
+            assert bits(again) == bits(fit_of(saved))
         return
-    saved.write_bytes(
-        {"truncated": raw[:-100], "empty": b"", "zeroed": bytes(len(raw)), "a pickle": b"\x80\x04N."}[damage]
-    )
-    with pytest.raises(NlsqError, match="no whole file"):
-        StreamingFitter.load(saved, decay, p0=[2.0, 1.0, 0.5])
+    others = {"truncated": raw[:-100], "empty": b"", "zeroed": bytes(len(raw)), "a pickle": b"\x80\x04N."}
+    if damage in others:
+        saved.write_bytes(others[damage])
+    elif damage == "compressed":
+        with zipfile.ZipFile(io.BytesIO(raw)) as held, zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as archive:
+            for key in held.namelist():
+                archive.writestr(key, held.read(key))
+    else:
+        with saved.open("wb") as file:
+            np.savez(file, theta=np.ones(3))
+    with pytest.raises(CheckpointCorrupt, match="no whole file"):
+        fit_of(saved)
+
+
+def test_a_file_is_a_store_that_zarr_reads(saved):
+    with ZipStore(saved, mode="r") as store:
+        group = zarr.open_group(store, mode="r")
+        np.testing.assert_array_equal(group["state/theta"][:], fit_of(saved).result().popt)
 
 
 def test_data_without_noise_are_no_fault():
@@ -338,4 +360,4 @@ def test_what_is_held_does_not_grow(monkeypatch):
         fitter.partial_fit(*batch)
     history = fitter.history
     assert len(history) <= 100 and history.index[-1] == 1000 and (np.diff(history.index) > 0).all()
-    assert len(fitter._sample.block().y) == module.SAMPLE and not fitter._waiting
+    assert len(fitter._sample.drawn.rows) == module.SAMPLE and not fitter._waiting

@@ -6,12 +6,27 @@ that has come is then as likely to be there as any other (Vitter, doi:10.1145/31
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
 
 import numpy as np
 
 from dask_nlsq._numerics.block import Block
+from dask_nlsq._typing import Matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """The rows of a sample, each behind its key: x, y, and the weight where there is one."""
+
+    rows: Matrix  # (rows, 1 + columns)
+    columns: int = 0  # of x
+    weighted: bool = False
+
+    def block(self) -> Block:
+        """Return the sample without its keys."""
+        _, *columns = np.ascontiguousarray(self.rows.T)
+        weight = columns[-1] if self.weighted else None
+        return Block(tuple(columns[: self.columns]), columns[self.columns], weight)
 
 
 class Reservoir:
@@ -22,32 +37,14 @@ class Reservoir:
 
     def __init__(self, size: int, newest: bool = False) -> None:
         self._size, self._newest = size, newest
-        self._rows = np.empty((0, 0))  # (rows, 1 + columns), the key first
-        self._count = 0  # columns of x
-        self._weighted = False
+        self.drawn = Drawn(np.empty((0, 0)))
 
     def add(self, block: Block, number: int) -> None:
         """Offer the rows of a batch."""
-        wide = block.wide()
-        self._count, self._weighted = len(block.x), block.weight is not None
         key = np.random.default_rng([0, number]).random(block.rows) - (number if self._newest else 0)
-        new = np.column_stack([key, *wide.columns])
-        both = new if not len(self._rows) else np.concatenate([self._rows, new])
-        if len(both) > self._size:
-            both = both[np.sort(np.argpartition(both[:, 0], self._size)[: self._size])]
-        self._rows = both
-
-    def block(self) -> Block:
-        """Return the sample."""
-        _, *columns = np.ascontiguousarray(self._rows.T)
-        weight = columns[-1] if self._weighted else None
-        return Block(tuple(columns[: self._count]), columns[self._count], weight)
-
-    def arrays(self) -> dict[str, Any]:
-        """Return what `take` takes."""
-        return {"sample": self._rows, "sample columns": np.array([self._count, self._weighted])}
-
-    def take(self, arrays: Mapping[str, Any]) -> None:
-        """Go on from what `arrays` gave."""
-        self._rows = arrays["sample"]
-        self._count, self._weighted = int(arrays["sample columns"][0]), bool(arrays["sample columns"][1])
+        rows = np.column_stack([key, *block.wide().columns])
+        if len(self.drawn.rows):
+            rows = np.concatenate([self.drawn.rows, rows])
+        if len(rows) > self._size:
+            rows = rows[np.sort(np.argpartition(rows[:, 0], self._size)[: self._size])]
+        self.drawn = Drawn(rows, len(block.x), block.weight is not None)
