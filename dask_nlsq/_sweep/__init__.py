@@ -1,6 +1,7 @@
 """One pass over the data: groups of partitions, reduced and folded in a fixed tree, whatever executes the tasks."""
 
-from dask_nlsq._sweep.executors import Cluster, Executor, Serial, Threads
+from dask_nlsq._sweep.cluster import Cluster
+from dask_nlsq._sweep.executors import Executor, Serial, Threads
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.group import Group, group
 from dask_nlsq._sweep.partial import Finished, Partial

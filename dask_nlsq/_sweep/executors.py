@@ -1,43 +1,25 @@
-"""Who runs the tasks: this thread, a thread pool, or a distributed client.
+"""Who runs the tasks: this thread or a pool of threads; `cluster` has the third, a distributed client.
 
-Each offers the same two verbs. `run` calls a function on every group of partitions and yields ``(index, value)`` in
-the order of arrival; `hold` loads the partitions once and keeps their blocks.
+Each offers the same verbs. `run` calls a function on every group of partitions and yields ``(index, value)`` in the
+order of arrival; `opened` sends tasks off one by one; `hold` loads the partitions once and keeps their blocks.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import dataclasses
 import itertools
-import os
-import threading
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import dask
 from dask.system import CPU_COUNT
 
 from dask_nlsq._errors import NlsqError, SweepError
-from dask_nlsq._peak import peak_memory
-from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.group import Group
 from dask_nlsq._sweep.group import group as group_of
 
 Task = Callable[..., Any]
-
-_GPU = "GPU"
-"""The resource that workers with GPUs declare, by the custom of dask-cuda's and dask-jobqueue's documents."""
-
-_WINDOW = 64
-"""Tasks under way on a cluster at least. To ask for its workers costs a round trip, which fewer tasks do without."""
-
-_KILLED = (
-    "Every worker died that ran this, most likely for want of memory: cut the data into smaller partitions, or give "
-    "the workers more. The logs of the workers may say more."
-)
 
 
 class Window:
@@ -152,300 +134,6 @@ class Threads:
         return _hold_here(self, groups, shared)
 
 
-@dataclasses.dataclass(frozen=True)
-class Held:
-    """A group whose blocks a worker holds: the group as it was cut, and the future that stands for it."""
-
-    group: Group
-    future: Any
-
-    @property
-    def start(self) -> int:
-        """Number of the first partition."""
-        return self.group.start
-
-    @property
-    def indices(self) -> tuple[int, ...]:
-        """Numbers of the partitions."""
-        return self.group.indices
-
-    @property
-    def partitions(self) -> tuple[Any, ...]:
-        """The partitions, not read."""
-        return self.group.partitions
-
-
-class Cluster:
-    """A distributed client: one task a group, parameters as task arguments, nothing scattered.
-
-    What is lost with a worker, Dask itself runs again on another. Where workers declare GPUs, tasks go to those alone,
-    one a GPU; asking for a resource that nobody declares would wait for ever. A worker process runs at most `at_a_time`
-    tasks at a time where memory has room for no more.
-    """
-
-    def __init__(self, client: Any, at_a_time: int | None = None) -> None:
-        self.client = client
-        self._at_a_time = at_a_time
-        self._spent: list[Any] = []  # futures of the last sweep, whose values are here
-        declared = (w["resources"].get(_GPU) for w in client.scheduler_info(n_workers=-1)["workers"].values())
-        self._resources = {_GPU: 1} if any(declared) else None
-
-    @property
-    def workers(self) -> int:
-        """Tasks that all workers run at a time; 1 while none has arrived."""
-        return max(1, sum(self._places().values()))
-
-    def _places(self) -> dict[str, int]:
-        """Return how many tasks each worker runs at a time: its threads, or its GPUs where tasks need one."""
-        if self._resources is None:
-            most = self._at_a_time or 2**31
-            return {worker: min(int(threads), most) for worker, threads in self.client.nthreads().items()}
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        gpus = {worker: int(w["resources"].get(_GPU, 0)) for worker, w in workers.items()}
-        return {worker: min(count, workers[worker]["nthreads"]) for worker, count in gpus.items() if count}
-
-    def facts(self) -> tuple[int, int, int]:
-        """Return how many workers get tasks, the most that one runs at a time, and the smallest memory limit, or 0."""
-        workers, places = self.client.scheduler_info(n_workers=-1)["workers"], self._places()
-        limits = [workers[w]["memory_limit"] or 0 for w in places if w in workers]
-        return max(len(places), 1), max(places.values(), default=1), min(limits, default=0)
-
-    def ask(self, question: Callable[[], Any]) -> list[tuple[str, Any]]:
-        """Return the host of each worker and what it answers."""
-        with self._connected():
-            found = self.client.run(question, on_error="ignore")
-            workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        return [(workers[w]["host"], answer) for w, answer in found.items() if w in workers]
-
-    def peak(self) -> int:
-        """Return the largest resident size that a worker has had, in bytes."""
-        with self._connected():
-            found = self.client.run(peak_memory, on_error="ignore")
-        return max(found.values(), default=0)
-
-    def crowded(self) -> str | None:
-        """Return what to do where worker processes of one machine each let XLA use all of its cores."""
-        with self._connected():
-            pools = self.client.run(_pool, on_error="ignore")
-            workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        open_ended = collections.Counter(
-            workers[w]["host"]
-            for w, limit in pools.items()
-            if not limit and w in workers and not w.startswith("inproc")
-        )
-        host, processes = max(open_ended.items(), key=lambda item: item[1], default=("", 0))
-        if processes < 2:
-            return None
-        threads = max(workers[w]["nthreads"] for w in pools if w in workers and workers[w]["host"] == host)
-        return (
-            f"{processes} worker processes on {host} each let XLA use all cores, and hinder one another. Start them "
-            f"with PJRT_NPROC={threads} in their environment: LocalCluster(..., env={{'PJRT_NPROC': '{threads}'}})."
-        )
-
-    def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
-        """Yield ``(i, task(groups[i], *args))`` as they arrive, with a bounded number under way."""
-        with self._connected():
-            yield from self._run(task, groups, args)
-
-    def _run(self, task: Task, groups: Sequence[Any], args: tuple[Any, ...]) -> Iterator[tuple[int, Any]]:
-        from distributed import as_completed
-
-        run = uuid.uuid4().hex[:8]
-        window = _WINDOW if len(groups) <= _WINDOW else max(_WINDOW, 8 * self.workers)
-        todo = iter(enumerate(groups))
-        index: dict[Any, int] = {}
-
-        def submit(count: int) -> list[Any]:
-            batch = list(itertools.islice(todo, count))
-            if not batch:
-                return []
-            keys = [f"nlsq-{task.__name__}-{run}-{i}" for i, _ in batch]
-            sent = [g.future if isinstance(g, Held) else g for _, g in batch]
-            futures = self.client.map(
-                _call,
-                sent,
-                task=task,
-                args=args,
-                at_a_time=self._at_a_time,
-                key=keys,
-                resources=self._resources,
-                pure=False,
-            )
-            index.update(zip(futures, (i for i, _ in batch), strict=True))
-            self._spent.clear()  # now: Dask sends nothing for 10 ms after it has sent word that futures are given up
-            return list(futures)
-
-        arriving = as_completed(  # results come along; one by one each would cost a round trip
-            submit(window), with_results=True, raise_errors=False, loop=self.client.loop
-        )
-        spent = 0
-        for future, value in arriving:
-            i = index.pop(future)
-            if future.status != "finished":
-                value = self._value(future, groups[i])
-            if isinstance(groups[i], Held):
-                self._spent.append(future)
-            else:
-                future.release()
-            spent += 1
-            if spent >= window // 4 or not index:
-                arriving.update(submit(spent))
-                spent = 0
-            yield i, value
-
-    @contextlib.contextmanager
-    def opened(self, ordered: bool = True) -> Iterator[Window]:
-        """Run tasks on the workers; what is not waited for is given up."""
-        from distributed import as_completed
-
-        run, count = uuid.uuid4().hex[:8], itertools.count()
-
-        def first(futures: Sequence[Any]) -> int:
-            done = next(iter(as_completed(futures, raise_errors=False, loop=self.client.loop)))
-            return next(i for i, future in enumerate(futures) if future is done)
-
-        def submit(task: Task, group: Any, *args: Any) -> Any:
-            return self.client.submit(
-                _call,
-                group,
-                task=task,
-                args=args,
-                at_a_time=self._at_a_time,
-                key=f"nlsq-{task.__name__}-{run}-{next(count)}",
-                resources=self._resources,
-                pure=False,
-            )
-
-        window = Window(ordered, submit, first, self._value)
-        with self._connected():
-            try:
-                yield window
-            finally:
-                self.client.cancel(window.left())
-
-    def _value(self, future: Any, group: Any) -> Any:
-        """Return what a task came to, or a failure where Dask gave it up.
-
-        A task whose workers died is run once more: Dask suspects all that ran beside the one that kills.
-        """
-        from distributed import KilledWorker
-
-        try:
-            try:
-                return future.result()
-            except KilledWorker:
-                with contextlib.suppress(KeyError):  # what it depends on is retried too, but may be no future of ours
-                    future.retry()
-                return self.client.submit(_itself, future, pure=False).result()
-        except KilledWorker as error:
-            return _given_up(group, error, _KILLED)
-        except Exception as error:
-            if future.status != "error":  # it was not the task that failed
-                raise
-            return _given_up(group, error, f"{type(error).__name__} while running on a worker: {error}")
-
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[None]:
-        """Say plainly that the scheduler is lost, whatever Dask raises where it is."""
-        try:
-            yield
-        except Exception as error:
-            if self.client.status == "running" and not isinstance(error, (CancelledError, OSError)):
-                raise
-            raise SweepError(
-                f"The scheduler was lost during the fit ({type(error).__name__}), and what was computed with it. "
-                "Connect a Client to a running cluster and fit again."
-            ) from error
-
-    def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
-        """Load every partition on a worker and keep it there; a lost one is read again."""
-        with self._connected():
-            return self._hold_shared(groups) if shared else self._hold(groups, _load, groups)
-
-    def _hold(self, groups: Sequence[Group], make: Callable[..., Group], *arguments: Sequence[Any]) -> list[Held]:
-        """Make each group on a worker, the threads in turn: what lies unevenly is swept unevenly."""
-        run, turns = uuid.uuid4().hex[:8], itertools.cycle(_in_turn(self._places()) or [None])
-        return [
-            Held(
-                group,
-                self.client.submit(
-                    make,
-                    *each,
-                    at_a_time=self._at_a_time,
-                    key=f"nlsq-load-{run}-{group.start}",
-                    workers=worker,
-                    allow_other_workers=True,
-                    resources=self._resources,
-                    pure=False,
-                ),
-            )
-            for group, worker, *each in zip(groups, turns, *arguments, strict=False)
-        ]
-
-    def _hold_shared(self, groups: Sequence[Group]) -> list[Held]:
-        """Compute partitions that share work together, or take those that lie on workers, and make groups of them."""
-        partitions = [partition for group in groups for partition in group.partitions]
-        blocks = self.client.compute(partitions)
-        some = blocks[:: max(1, len(blocks) // 16)]
-        sizes = self.client.gather(self.client.map(_size, some, pure=False), errors="skip")  # told by the sweep
-        groups = group_of(partitions, sum(sizes) / max(len(sizes), 1) * len(blocks), self.workers, per_thread=1)
-        pieces = [blocks[group.start : group.start + len(group.partitions)] for group in groups]
-        return self._hold(groups, _together, groups, pieces)
-
-
-def _pool() -> str | None:
-    return os.environ.get("PJRT_NPROC")
-
-
-def _in_turn(threads: Mapping[str, int]) -> list[str]:
-    """Return the address of each worker as often as it has threads, those of different workers in turn."""
-    return [worker for i in range(max(threads.values(), default=0)) for worker, n in threads.items() if i < n]
-
-
-def _call(group: Any, task: Task, args: tuple[Any, ...], at_a_time: int | None) -> Any:
-    if at_a_time is None:
-        return task(group, *args)
-    with _turns_lock:
-        turn = _turns.setdefault(at_a_time, threading.BoundedSemaphore(at_a_time))
-    with turn:
-        return task(group, *args)
-
-
-_turns: dict[int, threading.BoundedSemaphore] = {}
-"""Turns of the tasks of this process, by how many may run at a time."""
-
-_turns_lock = threading.Lock()
-
-
-def _itself(value: Any) -> Any:
-    return value
-
-
-def _given_up(group: Any, cause: Exception, why: str) -> Failure:
-    first, *more = group.indices
-    apart = more and more[-1] - first != len(more)
-    several = ", ".join(map(str, group.indices)) if apart else f"{first} to {more[-1]}" if more else ""
-    where: dict[str, Any] = {"partitions": several} if more else {"partition": first}
-    if isinstance(cause, NlsqError):
-        return Failure("running on a worker", cause.at(**where))
-    error = SweepError(why, **where)
-    error.__cause__ = cause
-    return Failure("running on a worker", error)
-
-
-def _size(block: Any) -> int:
-    return int(block.nbytes)
-
-
-def _load(group: Group, at_a_time: int | None) -> Group:
-    loaded: Group = _call(group, Group.load, (), at_a_time)
-    return loaded
-
-
-def _together(group: Group, blocks: Sequence[Any], at_a_time: int | None) -> Group:
-    return dataclasses.replace(group, partitions=tuple(blocks)).load()
-
-
 def _hold_here(executor: Executor, groups: Sequence[Group], shared: bool) -> Sequence[Any]:
     if shared:
         try:
@@ -454,5 +142,5 @@ def _hold_here(executor: Executor, groups: Sequence[Group], shared: bool) -> Seq
             raise
         except Exception as error:
             raise SweepError(f"{type(error).__name__} while reading the data: {error}") from error
-        groups = group_of(blocks, sum(map(_size, blocks)), executor.workers)
+        groups = group_of(blocks, sum(int(block.nbytes) for block in blocks), executor.workers)
     return [held for _, held in sorted(executor.run(Group.load, groups), key=lambda pair: pair[0])]
