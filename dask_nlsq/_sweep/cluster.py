@@ -26,6 +26,10 @@ _GPU = "GPU"
 _WINDOW = 64
 """Tasks under way on a cluster at least. To ask for its workers costs a round trip, which fewer tasks do without."""
 
+_SPENT = 4
+"""Tasks whose values workers may keep beyond their use: to give them up takes the scheduler milliseconds, while the
+workers compute. Not many, for what is kept is computed again where a worker dies."""
+
 _KILLED = (
     "Every worker died that ran this, most likely for want of memory: cut the data into smaller partitions, or give "
     "the workers more. The logs of the workers may say more."
@@ -66,7 +70,7 @@ class Cluster:
     def __init__(self, client: Any, at_a_time: int | None = None) -> None:
         self.client = client
         self._at_a_time = at_a_time
-        self._spent: list[Any] = []  # futures of the last sweep, whose values are here
+        self._spent: list[Any] = []  # futures of the last sweeps, whose values are here
         declared = (w["resources"].get(_GPU) for w in client.scheduler_info(n_workers=-1)["workers"].values())
         self._resources = {_GPU: 1} if any(declared) else None
 
@@ -152,7 +156,8 @@ class Cluster:
                 pure=False,
             )
             index.update(zip(futures, (i for i, _ in batch), strict=True))
-            self._spent.clear()  # now: Dask sends nothing for 10 ms after it has sent word that futures are given up
+            if len(self._spent) > _SPENT:
+                self._spent.clear()  # now: for 10 ms after Dask has sent word of futures given up, it sends nothing
             return list(futures)
 
         arriving = as_completed(  # results come along; one by one each would cost a round trip
