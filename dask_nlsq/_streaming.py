@@ -382,7 +382,7 @@ class StreamingFitter:
         """
         waiting = concatenate(self._waiting) if self._waiting else None
         saved = _Saved(
-            fit=to_text(self._fit()),
+            identity=to_text(self._identity()),
             weighted=self._objective.weighted,
             start=self._parameters.start,
             waiting=None if waiting is None else _Rows(np.stack(waiting.wide().columns), waiting.dropped),
@@ -407,7 +407,7 @@ class StreamingFitter:
         fitter = cls(model, **options)
         try:
             saved = archive.load(_Saved, path)
-            there, here = from_text(saved.fit), fitter._fit()
+            there, here = from_text(saved.identity), fitter._identity()
         except CheckpointCorrupt as error:
             raise CheckpointCorrupt(f"{str(path)!r} is no whole file of a StreamingFitter: {error}") from error
         if differs := [name for name in here if there.get(name) != here[name]]:
@@ -422,7 +422,7 @@ class StreamingFitter:
         fitter._seconds = saved.seconds
         return fitter
 
-    def _fit(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """Return what must be the same for a file to be gone on from."""
         prior = self._parameters.prior
         return {
@@ -457,7 +457,7 @@ class _Rows:
 class _Saved:
     """What a file holds."""
 
-    fit: Text  # what must be the same for it to be gone on from
+    identity: Text  # what must be the same for it to be gone on from
     weighted: bool
     start: Vector  # a guess, it may be
     waiting: _Rows | None
