@@ -407,8 +407,8 @@ class StreamingFitter:
         fitter = cls(model, **options)
         try:
             saved = archive.load(_Saved, path)
-            there, here = from_text(saved.identity), fitter._identity()
-        except CheckpointCorrupt as error:
+            there, here = dict(from_text(saved.identity)), fitter._identity()
+        except (CheckpointCorrupt, TypeError, ValueError) as error:
             raise CheckpointCorrupt(f"{str(path)!r} is no whole file of a StreamingFitter: {error}") from error
         if differs := [name for name in here if there.get(name) != here[name]]:
             said = "; ".join(f"{name}: {there.get(name)!r} there, {here[name]!r} here" for name in differs)

@@ -1,5 +1,6 @@
 """One pass over batches against the fit of all rows; batches that are odd; files that are gone on from."""
 
+import dataclasses
 import io
 import zipfile
 
@@ -14,6 +15,7 @@ from zarr.storage import ZipStore
 import dask_nlsq
 from dask_nlsq import CheckpointCorrupt, DataError, ModelError, NlsqError, Status, StreamingFitter, TooFewRows
 from dask_nlsq import _streaming as module
+from dask_nlsq._checkpoint import archive, to_text
 
 N = 200_000
 T, Y = decay_rows(N)
@@ -269,7 +271,9 @@ def saved(tmp_path):
     return tmp_path / "stream.zip"
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "zeroed", "compressed", "another zip", "a pickle"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "flipped", "zeroed", "compressed", "another zip", "another identity", "a pickle"]
+)
 def test_a_damaged_file_is_refused(saved, damage):
     raw = bytearray(saved.read_bytes())
     if damage == "flipped":
@@ -288,12 +292,14 @@ def test_a_damaged_file_is_refused(saved, damage):
     if damage in others:
         saved.write_bytes(others[damage])
     elif damage == "compressed":
-        with zipfile.ZipFile(io.BytesIO(raw)) as held, zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(io.BytesIO(raw)) as held, zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as file:
             for key in held.namelist():
-                archive.writestr(key, held.read(key))
-    else:
+                file.writestr(key, held.read(key))
+    elif damage == "another zip":
         with saved.open("wb") as file:
             np.savez(file, theta=np.ones(3))
+    else:
+        archive.save(saved, dataclasses.replace(archive.load(module._Saved, saved), identity=to_text(["decay"])))
     with pytest.raises(CheckpointCorrupt, match="no whole file"):
         fit_of(saved)
 

@@ -126,6 +126,16 @@ def test_few_tasks_are_sent_without_a_question(client, monkeypatch):
     assert sorted(executor.run(pow, [2, 3], 2)) == [(0, 4), (1, 9)]
 
 
+def test_what_is_spent_is_given_up_a_few_at_a_time(tmp_path, client):
+    source = open_source(STORES["parquet"](*decay_rows(700), 70, tmp_path), Columns(("t",), "y"))
+    executor = Cluster(client)
+    held, kept = executor.hold(group(source.partitions, 0.0, 2)[:2]), []
+    for _ in range(6):
+        assert len(list(executor.run(id, held))) == 2
+        kept.append(len(executor._spent))
+    assert kept == [2, 4, 6, 2, 4, 6]
+
+
 def test_what_is_held_lies_evenly_on_the_workers(tmp_path, client):
     source = open_source(STORES["parquet"](*decay_rows(700), 70, tmp_path), Columns(("t",), "y"))
     held = Cluster(client).hold(group(source.partitions, 0.0, 2))
