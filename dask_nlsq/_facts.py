@@ -43,7 +43,9 @@ def gather_facts(draft: Draft, limit: Any, sample: Sample | None = None) -> Fact
     rows = info.rows if sample is None or info.rows is not None else sample.estimated_rows
     largest = info.partition_rows if sample is None or info.partition_rows is not None else sample.largest
     embedded = isinstance(draft.source.partitions[0], Block)
-    reader = info.kind if info.kind in READERS and not embedded else "sent" if cluster else "memory"
+    reader = info.reader or info.kind
+    if reader not in READERS or embedded:
+        reader = "sent" if cluster else "memory"
     return Facts(
         model=f"{draft.objective.model.name}({', '.join(draft.parameters.names)})",
         n_params=draft.parameters.p,

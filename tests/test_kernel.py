@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -161,6 +162,17 @@ def test_blocks_that_gain_nothing_stay_where_they_are(lengths):
 def aligned(n):
     """Return zeros that begin where XLA takes them as they are."""
     return np.array(jnp.zeros(n), copy=False)
+
+
+@pytest.mark.parametrize("rows", [SLABS[1], 2 * SLABS[1], 2 * SLABS[1] + 10])
+def test_no_column_outlives_its_sweep(rows):
+    """XLA takes slabs where they lie, and JAX holds on to them until it is called again."""
+    x, y = (np.array(jnp.zeros(rows), copy=False)[:] for _ in range(2))
+    kept = [weakref.ref(column.base) for column in (x, y)]
+    block = Block((x,), y)
+    kernel.reduce_block(objective(), block, THETA, None)
+    del block, x, y
+    assert [ref() for ref in kept] == [None, None]
 
 
 @pytest.mark.parametrize("weighted", [False, True])

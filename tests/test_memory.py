@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
+from dask_nlsq._numerics.block import SLABS
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's record of the peak"),
@@ -67,25 +69,24 @@ def write(folder, kind, rows, partitions, columns):
     return path
 
 
-def least_growth(path, columns, p, **options):
-    """Return what a fit took, the least of up to three: on a busy machine what Arrow has freed stays a while."""
-    found = []
-    while len(found) < 3 and not any(measured < 1.3 * predicted for measured, predicted, *_ in found):
-        child, _ = start(path, columns, p, **options)
-        out, _ = child.communicate("go\n", timeout=280)
-        found.append(json.loads(out))
-    return min(found)
+def growth(path, columns, p, **options):
+    child, _ = start(path, columns, p, **options)
+    out, _ = child.communicate("go\n", timeout=280)
+    return json.loads(out)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "zarr"])
 @pytest.mark.parametrize(
-    ("rows", "partitions", "columns", "p"), [(10_000_000, 3, 2, 3), (4_600_000, 2, 13, 30)], ids=["few", "many"]
+    ("rows", "partitions", "columns", "p"), [(20 * SLABS[1], 3, 2, 3), (4_600_000, 2, 13, 30)], ids=["few", "many"]
 )
 def test_growth_is_as_predicted(tmp_path, kind, rows, partitions, columns, p):
-    """Chunks above 32 MB, compressed too: of what is smaller the C library keeps some for later, now more, now less."""
+    """Chunks above 32 MB, compressed too: of what is smaller the C library keeps some for later, now more, now less.
+
+    Of the few columns every slab is a view of what was read, and is lent to XLA as it is.
+    """
     path = write(tmp_path, kind, rows, partitions, columns)
     for options in ({"tier": "chunked", "cache": "none"}, {"tier": "streaming"}, {"tier": "standard"}):
-        measured, predicted, cache, n_obs = least_growth(path, columns, p, **options)
+        measured, predicted, cache, n_obs = growth(path, columns, p, **options)
         assert n_obs == partitions * rows and cache == ("persist" if options["tier"] == "standard" else "none")
         assert measured > 200e6 and abs(predicted - measured) < 0.3 * measured, (options, measured, predicted)
 

@@ -203,6 +203,38 @@ def test_the_index_can_be_x(npartitions):
         np.testing.assert_array_equal(concatenate([p.load() for p in source.partitions]).x[0], T)
 
 
+OTHERS = {
+    "the same": RAW,
+    "integers": {**RAW, "t": np.arange(ROWS)},
+    "float32": {**RAW, "y": RAW["y"].astype("f4")},
+    "another order": dict(reversed(RAW.items())),
+}
+
+
+@pytest.mark.parametrize("filters", [None, [("s", ">", 1.5)]])
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_parquet_files_need_not_be_alike(tmp_path, other, filters):
+    """Arrow's scanner reads what is filtered, or has other types than the first file; the rest is read without it."""
+    frames = [FRAME, pd.DataFrame(other)]
+    for i, frame in enumerate(frames):
+        frame.to_parquet(tmp_path / f"{i}.parquet")
+    source = open_source(str(tmp_path), Columns(("t",), "y"), filters=filters)
+    whole = pd.concat(frames)
+    whole = whole if filters is None else whole[whole.s > 1.5]
+    read = concatenate([partition.load().wide() for partition in source.partitions])
+    np.testing.assert_array_equal(read.y, whole.y)
+    np.testing.assert_array_equal(read.x[0], whole.t)
+    alike = filters is None and all(np.asarray(other[name]).dtype == float for name in "ty")
+    assert source.info.reader == ("Parquet" if alike else "scanned Parquet")
+
+
+def test_a_parquet_file_without_a_column_is_named(tmp_path):
+    FRAME.to_parquet(tmp_path / "0.parquet")
+    FRAME.drop(columns="y").to_parquet(tmp_path / "1.parquet")
+    with pytest.raises(DataError, match=r"no column 'y'; the file '.*1\.parquet' has 't'"):
+        open_source(str(tmp_path), Columns(("t",), "y"))
+
+
 def test_unlike_lengths_are_refused():
     for y in (T[:-1], da.from_array(T[:-1])):
         with pytest.raises(DataError, match="length"):

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -161,6 +162,7 @@ def slabs(blocks: Sequence[Block], size: int, tile: int, room: int = 1) -> Itera
     """
     pieces: list[tuple[int, Block]] = []
     used, kind = 0, None
+    _thread.lent = []
     for i, block in enumerate(blocks):
         for piece in block.cut(size):
             tiles, now = -(-piece.rows // tile), [c.dtype for c in piece.columns]
@@ -224,14 +226,22 @@ _thread = threading.local()
 
 def _fit(place: int, columns: Sequence[Vector], size: int, tile: int, fill: float | None) -> Vector:
     """Return columns behind one another, each from a multiple of `tile`, as an array of `size`."""
-    first = columns[0]
-    if _ready(first, size):
-        return first
+    if _ready(columns[0], size):
+        # No slice: what JAX makes of a slice holds the column, and lets go of the slice.
+        view: Vector = np.frombuffer(columns[0].data, columns[0].dtype)
+        _thread.lent.append(weakref.ref(view))
+        return view
     buffers: dict[Any, Vector] = _thread.__dict__.setdefault("buffers", {})
-    kind = (place, size, first.dtype.char)
+    dtype = columns[0].dtype
+    kind = (place, size, dtype.char)
     if kind not in buffers:
-        buffers[kind] = _aligned(size, first.dtype)
+        buffers[kind] = _aligned(size, dtype)
     return _lay(buffers[kind], columns, tile, fill)
+
+
+def lent() -> bool:
+    """Whether somebody still holds a view of a column that this thread has last put into slabs."""
+    return any(view() is not None for view in _thread.lent)
 
 
 def _ready(column: Vector, size: int) -> bool:

@@ -25,6 +25,7 @@ import gc
 import math
 import os
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,7 @@ from jax import lax
 
 from dask_nlsq._errors import ModelError
 from dask_nlsq._numerics import device, loss, numeric
-from dask_nlsq._numerics.block import SLABS, TILE, TOGETHER, Block, Slab, slabs
+from dask_nlsq._numerics.block import SLABS, TILE, TOGETHER, Block, Slab, lent, slabs
 from dask_nlsq._numerics.objective import Jacobian, Objective
 from dask_nlsq._numerics.reduction import Reduction, merge
 from dask_nlsq._typing import Matrix, Vector
@@ -79,7 +80,27 @@ def reduce_blocks(
             sums, checksums = map(np.asarray, _kernel(objective, slab, s is not None, where)(theta, s, slab))
             for i, one in zip(numbers, _reductions(objective, slab, sums, checksums), strict=True):
                 found[i].append(one)
+        if any(block.rows >= SLABS[1] and not block.held for block in blocks):
+            del slab
+            _take_back()
     return [_whole(objective, block, pieces) for block, pieces in zip(blocks, found, strict=True)]
+
+
+def _take_back() -> None:
+    """Wait until XLA is done with what it was lent, and JAX, which drops it when called again, has dropped it.
+
+    A partition would otherwise be in memory until the next has been read.
+    """
+    for _ in range(1000):
+        _call(np.zeros(1))
+        if not lent():
+            return
+        time.sleep(1e-4)
+
+
+@jax.jit
+def _call(nothing: Any) -> Any:
+    return nothing + nothing
 
 
 def _whole(objective: Objective, block: Block, pieces: list[Reduction]) -> Reduction:

@@ -31,7 +31,8 @@ class Reader(NamedTuple):
 
 
 READERS: Mapping[str, Reader] = {
-    "Parquet": Reader(1.8, 1),  # the pages, decoded, and the columns made of them
+    "Parquet": Reader(1.3, 1),  # the columns, and the pages of one that is being decoded
+    "scanned Parquet": Reader(1.8, 1),  # the pages of all, decoded, and the columns made of them
     "Zarr": Reader(1.0, 0, 2.0),  # the arrays, and the chunk of one on its way, stored and decoded
     "Dask DataFrame": Reader(2.7, 0),  # the Arrow table, the frame, the arrays
     "Dask arrays": Reader(2.0, 0),
@@ -163,8 +164,8 @@ def estimate_memory(
         Rows of a partition, or of a batch.
     threads : int
         Tasks at a time.
-    reader : {"Parquet", "Zarr", "Dask DataFrame", "Dask arrays", "memory"}
-        Where the rows come from.
+    reader : {"Parquet", "scanned Parquet", "Zarr", "Dask DataFrame", "Dask arrays", "memory"}
+        Where the rows come from; Parquet is scanned where it is filtered.
 
     Returns
     -------
@@ -180,7 +181,7 @@ def estimate_memory(
     --------
     >>> from dask_nlsq import estimate_memory
     >>> estimate_memory(10**6, 3, "standard"), estimate_memory(10**9, 3, "chunked", threads=2)
-    (48000000, 138770432)
+    (48000000, 122770432)
     """
     tier = member(WorkflowTier, "tier", tier)
     one_of("reader", reader, *READERS)

@@ -39,12 +39,12 @@ def open_frame(frame: Any, columns: Columns) -> Source:
     return Source(partitions, str(frame._name), info)
 
 
-def check_columns(present: Sequence[str], names: Sequence[str]) -> None:
+def check_columns(present: Sequence[str], names: Sequence[str], where: str = "the data") -> None:
     """Refuse names that the data does not have."""
     missing = [name for name in names if name not in present]
     if missing:
         raise DataError(
-            f"There is no column {', '.join(map(repr, missing))}; the data has "
+            f"There is no column {', '.join(map(repr, missing))}; {where} has "
             f"{', '.join(map(repr, present))}. Say which to use with x=, y= and sigma=.",
             column=missing[0],
         )

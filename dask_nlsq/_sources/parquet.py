@@ -36,11 +36,17 @@ LARGE = 64 << 20
 
 @dataclasses.dataclass(frozen=True)
 class ParquetPartition:
-    """Some row groups of one file, and the filter that their rows must pass."""
+    """Some row groups of one file, and the filter that their rows must pass.
+
+    Arrow's scanner applies a filter, and makes alike what is unlike from file to file. Its threads hold on to what they
+    have read for a while, now and then until the next partition is there too, so that all else is read without it.
+    """
 
     fragment: Any  # pyarrow.dataset.ParquetFileFragment
     filter: Any  # pyarrow.compute.Expression or None
     columns: Columns
+    scanned: bool
+    near: bool  # its columns are read one by one, and no more than one of them is being decoded
 
     def load(self) -> Block:
         """Read the columns of these row groups."""
@@ -51,16 +57,18 @@ class ParquetPartition:
 
         A fragment that has been pickled may have its row groups in another order.
         """
-        fragment, ids = self.fragment, [group.id for group in self.fragment.row_groups]
-        if ids != sorted(ids):
-            fragment = fragment.subset(row_group_ids=sorted(ids))
-        table = fragment.to_table(
-            columns=list(self.columns.names), filter=self.filter, use_threads=False, batch_size=WHOLE
-        )
-        arrays = {name: _numpy(table.column(name)) for name in self.columns.names}
-        large = table.nbytes >= LARGE
-        del table
-        if large:
+        fragment, names = self.fragment, list(self.columns.names)
+        groups = sorted(group.id for group in fragment.row_groups)
+        if self.scanned:
+            rows = fragment.subset(row_group_ids=groups)
+            arrays = _arrays(rows.to_table(columns=names, filter=self.filter, use_threads=False, batch_size=WHOLE))
+        else:
+            arrays = {}
+            how = {"filesystem": fragment.filesystem, "metadata": fragment.metadata, "pre_buffer": not self.near}
+            with pq.ParquetFile(fragment.path, buffer_size=BUFFER if self.near else 0, **how) as file:
+                for some in ([name] for name in names) if self.near else [names]:
+                    arrays |= _arrays(file.read_row_groups(groups, columns=some, use_threads=False))
+        if sum(array.nbytes for array in arrays.values()) >= LARGE:
             pa.default_memory_pool().release_unused()
         return arrays
 
@@ -79,8 +87,10 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
     expression = None if filters is None else pq.filters_to_expression(filters)
     partitions, lengths, stored, buffers = [], [], [], BUFFER * len(columns.names)
     for fragment in dataset.get_fragments(filter=expression):
+        check_columns(fragment.physical_schema.names, columns.names, f"the file {fragment.path!r}")
         for run in _runs(fragment, expression):
-            partitions.append(ParquetPartition(run, expression, columns))
+            scanned = expression is not None or not _alike(run.physical_schema, dataset.schema, columns.names)
+            partitions.append(ParquetPartition(run, expression, columns, scanned, local))
             lengths.append(sum(group.num_rows for group in run.row_groups))
             stored.append(_stored(run, columns.names))
     rows = sum(lengths)
@@ -100,6 +110,7 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
         encoded=sum(stored),
         encoded_partition=min(buffers, max(stored)) if local else max(stored),
         row_bytes=columns.row_bytes(types),
+        reader="scanned Parquet" if any(p.scanned for p in partitions) else "Parquet",
     )
     return Source(partitions, tokenize(paths, rows, str(expression), columns), info)
 
@@ -119,12 +130,22 @@ def _runs(fragment: Any, expression: Any) -> list[Any]:
     return [fragment.subset(row_group_ids=run) for run in runs]
 
 
+def _alike(schema: Any, other: Any, names: Sequence[str]) -> bool:
+    """Whether columns have the same types in both schemas."""
+    return all(schema.field(name).type == other.field(name).type for name in names)
+
+
 def _stored(run: Any, names: Sequence[str]) -> int:
     """Return the bytes that some columns of these row groups take in their file."""
     schema = run.metadata.schema
     wanted = [i for i in range(len(schema)) if schema.column(i).path.partition(".")[0] in names]
     groups = [run.metadata.row_group(group.id) for group in run.row_groups]
     return sum(group.column(i).total_compressed_size for group in groups for i in wanted)
+
+
+def _arrays(table: Any) -> dict[str, Any]:
+    """Return the columns of a table as NumPy arrays, which share its memory where they can."""
+    return {name: _numpy(table.column(name)) for name in table.column_names}
 
 
 def _numpy(column: Any) -> Any:

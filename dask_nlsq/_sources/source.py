@@ -31,6 +31,7 @@ class Info:
     encoded: int | None = None  # bytes stored, of the columns that are read
     encoded_partition: int | None = None  # that are in memory as stored while a partition is read, at most
     row_bytes: int = 8  # of a row in a block
+    reader: str | None = None  # where one kind has several, which hold more or less
 
 
 @dataclasses.dataclass(frozen=True)

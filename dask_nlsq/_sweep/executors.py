@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import dask
@@ -101,19 +101,23 @@ class Threads:
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers: int = workers or dask.config.get("num_workers", None) or CPU_COUNT
+        # One pool for all sweeps, for Arrow keeps what it has to spare thread by thread; it ends with this object.
+        self._pool = ThreadPoolExecutor(self.workers, "nlsq")
 
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` as they arrive, with few more under way than threads."""
         todo = iter(enumerate(groups))
-        with ThreadPoolExecutor(min(self.workers, len(groups)), "nlsq") as pool:
-            running = {pool.submit(task, g, *args): i for i, g in itertools.islice(todo, self.workers + 1)}
+        running = {self._pool.submit(task, g, *args): i for i, g in itertools.islice(todo, self.workers + 1)}
+        try:
             while running:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     index = running.pop(future)
                     for i, group in itertools.islice(todo, 1):
-                        running[pool.submit(task, group, *args)] = i
+                        running[self._pool.submit(task, group, *args)] = i
                     yield index, future.result()
+        finally:
+            _end(running)
 
     @contextlib.contextmanager
     def opened(self, ordered: bool = True) -> Iterator[Window]:
@@ -123,15 +127,22 @@ class Threads:
             done, _ = wait(futures, return_when=FIRST_COMPLETED)
             return next(i for i, future in enumerate(futures) if future in done)
 
-        with ThreadPoolExecutor(self.workers, "nlsq") as pool:
-            try:
-                yield Window(ordered, pool.submit, first, lambda future, _: future.result())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        window = Window(ordered, self._pool.submit, first, lambda future, _: future.result())
+        try:
+            yield window
+        finally:
+            _end(window.left())
 
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition once."""
         return _hold_here(self, groups, shared)
+
+
+def _end(running: Collection[Future[Any]]) -> None:
+    """Wait for the tasks that have begun; the others shall not."""
+    for future in running:
+        future.cancel()
+    wait(running)
 
 
 def _hold_here(executor: Executor, groups: Sequence[Group], shared: bool) -> Sequence[Any]:
