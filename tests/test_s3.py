@@ -10,7 +10,7 @@ import dask_nlsq
 from dask_nlsq import DataError
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def disk(tmp_path_factory):
     """A folder of Parquet files, and a Zarr group."""
     folder = tmp_path_factory.mktemp("disk")
@@ -20,9 +20,9 @@ def disk(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bucket(disk):
-    """A bucket with what is on disk: how to open it."""
+    """A bucket with what is on disk, once a process, for the server keeps it when it is stopped: how to open it."""
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
