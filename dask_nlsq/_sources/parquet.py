@@ -31,7 +31,7 @@ BUFFER = 1 << 20
 fetched in as few requests as can be."""
 
 LARGE = 64 << 20
-"""Bytes of a partition after which Arrow gives back what it has to spare: as much again, for some milliseconds."""
+"""Bytes of a partition after which Arrow gives back what it has to spare, for some milliseconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +57,24 @@ class ParquetPartition:
 
         A fragment that has been pickled may have its row groups in another order.
         """
-        fragment, names = self.fragment, list(self.columns.names)
-        groups = sorted(group.id for group in fragment.row_groups)
-        if self.scanned:
-            rows = fragment.subset(row_group_ids=groups)
-            arrays = _arrays(rows.to_table(columns=names, filter=self.filter, use_threads=False, batch_size=WHOLE))
-        else:
-            arrays = {}
-            how = {"filesystem": fragment.filesystem, "metadata": fragment.metadata, "pre_buffer": not self.near}
-            with pq.ParquetFile(fragment.path, buffer_size=BUFFER if self.near else 0, **how) as file:
-                for some in ([name] for name in names) if self.near else [names]:
-                    arrays |= _arrays(file.read_row_groups(groups, columns=some, use_threads=False))
+        groups = sorted(group.id for group in self.fragment.row_groups)
+        arrays = self._scan(groups) if self.scanned else self._fetch(groups)
         if sum(array.nbytes for array in arrays.values()) >= LARGE:
             pa.default_memory_pool().release_unused()
+        return arrays
+
+    def _scan(self, groups: list[int]) -> dict[str, Any]:
+        rows, names = self.fragment.subset(row_group_ids=groups), list(self.columns.names)
+        return _arrays(rows.to_table(columns=names, filter=self.filter, use_threads=False, batch_size=WHOLE))
+
+    def _fetch(self, groups: list[int]) -> dict[str, Any]:
+        names: list[str] = list(self.columns.names)
+        arrays: dict[str, Any] = {}
+        where = {"filesystem": self.fragment.filesystem, "metadata": self.fragment.metadata}
+        how = {"buffer_size": BUFFER if self.near else 0, "pre_buffer": not self.near}
+        with pq.ParquetFile(self.fragment.path, **where, **how) as file:
+            for some in ([name] for name in names) if self.near else [names]:
+                arrays |= _arrays(file.read_row_groups(groups, columns=some, use_threads=False))
         return arrays
 
 
@@ -88,8 +93,8 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
     partitions, lengths, stored, buffers = [], [], [], BUFFER * len(columns.names)
     for fragment in dataset.get_fragments(filter=expression):
         check_columns(fragment.physical_schema.names, columns.names, f"the file {fragment.path!r}")
+        scanned = expression is not None or not _alike(fragment.physical_schema, dataset.schema, columns.names)
         for run in _runs(fragment, expression):
-            scanned = expression is not None or not _alike(run.physical_schema, dataset.schema, columns.names)
             partitions.append(ParquetPartition(run, expression, columns, scanned, local))
             lengths.append(sum(group.num_rows for group in run.row_groups))
             stored.append(_stored(run, columns.names))
