@@ -167,7 +167,7 @@ def aligned(n):
 @pytest.mark.parametrize("rows", [SLABS[1], 2 * SLABS[1], 2 * SLABS[1] + 10])
 def test_no_column_outlives_its_sweep(rows):
     """XLA takes slabs where they lie, and JAX holds on to them until it is called again."""
-    x, y = (np.array(jnp.zeros(rows), copy=False)[:] for _ in range(2))
+    x, y = aligned(rows)[:], aligned(rows)[:]
     kept = [weakref.ref(column.base) for column in (x, y)]
     block = Block((x,), y)
     kernel.reduce_block(objective(), block, THETA, None)

@@ -241,7 +241,7 @@ def _fit(place: int, columns: Sequence[Vector], size: int, tile: int, fill: floa
 
 def lent() -> bool:
     """Whether somebody still holds a view of a column that this thread has last put into slabs."""
-    return any(view() is not None for view in _thread.lent)
+    return any(view() is not None for view in getattr(_thread, "lent", ()))
 
 
 def _ready(column: Vector, size: int) -> bool:
