@@ -13,7 +13,7 @@ from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 
 from dask_nlsq._job import time_left
-from dask_nlsq._numerics import kernel
+from dask_nlsq._numerics import compiled, kernel
 from dask_nlsq._numerics.block import SLABS, Block
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._plan import IMPORTS, READERS, Facts, MemoryLimit, memory_limit
@@ -126,5 +126,5 @@ def speed(objective: Objective, block: Block, theta: Vector) -> dict[str, Any]:
     return {
         "compile_seconds": max(0.0, times[0] - times[1]),
         "rows_per_second": some.rows / max(times[1], 1e-9),
-        "scratch": kernel.scratch(objective),
+        "scratch": compiled.scratch(objective),
     }

@@ -11,7 +11,7 @@ import numpy as np
 
 from dask_nlsq._errors import DataError, ModelError, NlsqError, one_of, warn
 from dask_nlsq._models import named
-from dask_nlsq._numerics import kernel
+from dask_nlsq._numerics import inspection
 from dask_nlsq._numerics.block import PER_THREAD, SLABS, Block, lay
 from dask_nlsq._numerics.loss import Loss, check_loss
 from dask_nlsq._numerics.model import Model
@@ -139,7 +139,7 @@ def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
     """Look at the model before any data are read, and say how its Jacobian will be formed."""
     if not callable(jac) and jac not in (None, "jax", "2-point", "3-point"):
         raise ModelError(f'jac is {jac!r}; "jax", "2-point", "3-point" or a function is needed.')
-    objective, obstacle = kernel.look(objective, start)
+    objective, obstacle = inspection.look(objective, start)
     if obstacle is None:
         return (
             objective if jac in (None, "jax") or callable(jac) else dataclasses.replace(objective, jacobian="numeric")

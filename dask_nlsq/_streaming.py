@@ -15,7 +15,7 @@ import pandas as pd
 from dask_nlsq._checkpoint import Text, archive, from_text, to_text
 from dask_nlsq._descent import descend, optimizer_of
 from dask_nlsq._errors import CheckpointCorrupt, DataError, ModelError, NlsqError, TooFewRows, one_of, warn
-from dask_nlsq._numerics import inference, kernel
+from dask_nlsq._numerics import inference, inspection, kernel
 from dask_nlsq._numerics.block import Block, concatenate
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import Reduction
@@ -223,7 +223,7 @@ class StreamingFitter:
             taken = (self._model.columns[name] for name in self._model.inputs or self._model.columns)
             found = self._model.guess([block.x[i] for places in taken for i in places], block.y)
             parameters = parameters.with_guess(found, block.rows)
-        kernel.check_rows(self._objective, block, parameters.start)
+        inspection.check_rows(self._objective, block, parameters.start)
         starts = [parameters.start]
         if self._optimizer is not None:
             starts.insert(0, descend(self._objective, parameters, block, self._optimizer, 0).theta)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from problems import decay, decay_rows
 
 from dask_nlsq import Model
-from dask_nlsq._numerics import kernel
+from dask_nlsq._numerics import inspection, kernel, tile
 from dask_nlsq._numerics.block import SLABS, TILE, TOGETHER, Block, pack, slabs
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import fold
@@ -83,11 +83,11 @@ def newton_root(t, a, b):
 def test_a_loop_takes_forward_passes():
     looped, plain = objective(newton_root), objective(lambda t, a, b: jnp.cbrt(a + b * t))
     start = np.ones(2)
-    assert kernel.check(looped, start)[0].jacobian == "forward"
-    assert kernel.check(plain, start)[0].jacobian == "reverse"
+    assert inspection.check(looped, start)[0].jacobian == "forward"
+    assert inspection.check(plain, start)[0].jacobian == "reverse"
     t, y = decay_rows(100)
     grams = [
-        kernel.reduce_block(kernel.check(o, start)[0], Block((t,), y), np.array([1.5, 0.7]), None).gram
+        kernel.reduce_block(inspection.check(o, start)[0], Block((t,), y), np.array([1.5, 0.7]), None).gram
         for o in (looped, plain)
     ]
     np.testing.assert_allclose(*grams, rtol=1e-9)
@@ -190,5 +190,5 @@ def test_what_is_prepared_is_what_a_sweep_needs(weighted, monkeypatch):
 def test_logarithms_of_many_weights_stay_in_range(rows):
     values = np.full(rows, 1.9)
     with jax.enable_x64(True):
-        found = np.sum(kernel._log_sum(jnp.asarray(values)))
+        found = np.sum(tile.log_sum(jnp.asarray(values)))
     np.testing.assert_allclose(found, np.log(values).sum(), rtol=1e-12)

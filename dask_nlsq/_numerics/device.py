@@ -71,6 +71,17 @@ def tile(device: Any, rows: int) -> int:
     return TILE if device.platform == "cpu" else rows
 
 
+def parts(device: Any, rows: int) -> list[int]:
+    """Return the parts, by their rows, in which a matrix of so many rows is best kept to be multiplied by itself.
+
+    On a CPU these are parts of 8 rows, of which the last may have 4 or 12; up to 3 rows are added to that end.
+    """
+    if device.platform != "cpu":
+        return [rows]
+    fours = -(-rows // 4)
+    return [4] if fours == 1 else [8] * (fours // 2 - fours % 2) + [12] * (fours % 2)
+
+
 def _put(slab: Slab, device: Any) -> Slab:
     columns = jax.tree.map(np.copy, (slab.x, slab.y, slab.weight))  # the slab's memory is the next one's too
     x, y, weight = jax.device_put(columns, device)

@@ -23,12 +23,13 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.compiled import once
 from dask_nlsq._numerics.factor import EPS
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.prior import Prior
 from dask_nlsq._numerics.status import Status
+from dask_nlsq._numerics.tile import jacobian_and_residual, products
 from dask_nlsq._typing import Matrix, Vector
 
 SIZES = (128, 2048)
@@ -116,7 +117,7 @@ def fit_many(
     mean, pull = (np.zeros(p), np.zeros(p)) if prior is None else (prior.mean, prior.weight)
     parts = []
     with jax.enable_x64(True):
-        run = kernel.once(objective, ("many", size), functools.partial(_compile, objective, size))
+        run = once(objective, ("many", size), functools.partial(_compile, objective, size))
         for i in range(0, n, ABREAST):
             some = starts[i : i + ABREAST]
             filled = np.concatenate([some, np.repeat(some[:1], ABREAST - len(some), axis=0)])
@@ -168,10 +169,12 @@ def _fit_one(
     rounding = (4 * EPS) ** 2 * jnp.sum((weight * y) ** 2)
 
     def look(theta: Any) -> tuple[Any, Any, Any]:
-        found = kernel.products(objective, kernel.jacobian_and_residual(objective, theta, x, y, weight), weight, None)
+        a = jacobian_and_residual(objective, theta, x, y, weight, [jnp.zeros((p + 1, len(y)))])
+        found = products(objective, a, weight, None)
         toward = pull * (theta - mean)
-        gram = found["gram"]
-        cost = found["cost"] + 0.5 * jnp.sum(toward**2)
+        (gram,) = found["gram"]
+        (cost,) = found.get("cost", [0.5 * gram[p, p]])
+        cost = cost + 0.5 * jnp.sum(toward**2)
         gradient, curvature = gram[:p, p] + pull * toward, gram[:p, :p] + jnp.diag(pull**2)
         finite = jnp.isfinite(gradient).all() & jnp.isfinite(curvature).all()
         return jnp.where(finite, cost, jnp.inf), gradient, curvature

@@ -70,11 +70,12 @@ def _reduce(batch: Batch, shipped: Shipped, request: Request, look: bool) -> lis
             return block.at(index)
         blocks.append(block)
     try:
+        kernel, inspection = _numerics()
         objective = shipped.value
         whitening = None if request.whitening is None else request.whitening.s
-        found: list[Reduction] = _kernel().reduce_blocks(objective, blocks, request.theta, whitening)
+        found: list[Reduction] = kernel.reduce_blocks(objective, blocks, request.theta, whitening)
         if look:
-            _kernel().check_rows(objective, blocks[0], request.theta)
+            inspection.check_rows(objective, blocks[0], request.theta)
     except Exception as error:
         for one in batch if len(batch) > 1 else ():  # which of them was it?
             if isinstance(alone := _reduce([one], shipped, request, look=False), Failure):
@@ -118,15 +119,16 @@ def explore(batch: Any, shipped: Shipped, block: Block) -> Any:
 
 def predict_rows(shipped: Shipped, theta: Vector, x: tuple[Vector, ...]) -> Vector:
     """Evaluate the model at columns x, each of shape (rows,)."""
-    values: Vector = _kernel().predict_block(shipped.value, Block(x, x[0]), theta)
+    kernel, _ = _numerics()
+    values: Vector = kernel.predict_block(shipped.value, Block(x, x[0]), theta)
     return values
 
 
-def _kernel() -> Any:
-    """Import the kernel at its first use: the scheduler imports this module too, and must not start XLA."""
-    from dask_nlsq._numerics import kernel
+def _numerics() -> tuple[Any, Any]:
+    """Import what needs JAX at its first use: the scheduler imports this module too, and must not start XLA."""
+    from dask_nlsq._numerics import inspection, kernel
 
-    return kernel
+    return kernel, inspection
 
 
 def non_finite(block: Block, names: tuple[str, ...]) -> DataError | None:

@@ -23,6 +23,7 @@ from peers import START, c_loop, delayed_tree, first_fit, gram, levenberg_marqua
 from rows import TRUTH, decay, decay_numpy, decay_rows, peaks
 
 import dask_nlsq
+from dask_nlsq._numerics import inspection
 from dask_nlsq._numerics import kernel as kernels
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.model import Model
@@ -110,7 +111,7 @@ def agree(one, two, rtol=1e-6):
 def bound(model, p, weighted=False):
     """Return an objective as `fit` makes it."""
     objective = Objective(Model.from_function(model, p).bind(["t"]), ("t", "y"), weighted)
-    return kernels.check(objective, np.ones(p))[0]
+    return inspection.check(objective, np.ones(p))[0]
 
 
 def beside_c(size, weighted=False, s=None):

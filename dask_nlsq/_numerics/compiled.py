@@ -1,0 +1,34 @@
+"""What XLA has compiled, and what else was found for an objective once: kept as long as the objective is."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from dask_nlsq._numerics.objective import Objective
+
+_compiled: weakref.WeakKeyDictionary[Objective, dict[Any, Any]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any:
+    """Return what was compiled or found for an objective: once whatever the threads, unlike kinds side by side."""
+    with _lock:
+        known = _compiled.setdefault(objective, {})
+        lock = known.setdefault(("lock", kind), threading.RLock())
+    if kind not in known:
+        with lock:
+            if kind not in known:
+                known[kind] = compile_it()
+    return known[kind]
+
+
+def scratch(objective: Objective) -> float:
+    """Return the bytes that the compiled kernels of an objective need for themselves, as the compiler says."""
+    known = _compiled.get(objective, {})
+    sizes = [run.memory_analysis() for kind, run in list(known.items()) if isinstance(run, jax.stages.Compiled)]
+    return float(max((size.temp_size_in_bytes for size in sizes if size is not None), default=0))
