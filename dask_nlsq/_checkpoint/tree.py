@@ -5,13 +5,15 @@ dataclasses are groups again. A tuple of dataclasses is a table: a group with on
 hold dataclasses in their turn it is a group of numbered groups. What is None is an attribute ``null``. JSON holds
 floats to the last bit, and those that are not finite by name.
 
-Nothing is pickled, and what is read is looked at by `check_group` before Zarr decodes it.
+Nothing is pickled, and what is read is looked at by `check_group` before it is decoded. What Zarr would write and read
+is written and read here: dozens of small arrays would each take a round trip through its event loop.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import gzip
 import json
 import math
 import re
@@ -19,14 +21,10 @@ import types
 import typing
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.buffer.cpu import Buffer
-from zarr.codecs import GzipCodec
-from zarr.storage import MemoryStore
 
 from dask_nlsq._errors import CheckpointCorrupt, NlsqError
 
@@ -70,43 +68,67 @@ def pack(value: Any, compression: str | None = None) -> Keys:
     """Return a dataclass as the keys of a Zarr group."""
     if compression not in (None, "gzip"):
         raise NlsqError(f'compression is {compression!r}; None or "gzip" is needed.')
-    held: dict[str, Any] = {}
-    codecs = None if compression is None else [GzipCodec(level=5)]
-    _write(MemoryStore(held), "", value, codecs)
-    return {key: buffer.to_bytes() for key, buffer in held.items()}
+    keys: Keys = {}
+    _write(keys, "", value, compression)
+    return keys
 
 
-def _write(store: MemoryStore, path: str, value: Any, codecs: Any) -> None:
+def _write(keys: Keys, path: str, value: Any, compression: str | None) -> None:
     members = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    _put(store, path, members, codecs)
+    _put(keys, path, members, compression)
 
 
-def _put(store: MemoryStore, path: str, members: Mapping[str, Any], codecs: Any, table: bool = False) -> None:
-    """Write the members of one group."""
+def _put(keys: Keys, path: str, members: Mapping[str, Any], compression: str | None, table: bool = False) -> None:
+    """Write the members of one group, whose path is empty or ends with a slash."""
     arrays = {name: member for name, member in members.items() if isinstance(member, np.ndarray)}
     groups = {name: member for name, member in members.items() if _is_group(member)}
     rest = {name: _plain(member) for name, member in members.items() if name not in arrays and name not in groups}
-    group = zarr.create_group(store, path=path, attributes=rest)
+    keys[f"{path}zarr.json"] = _json(GROUP | {"attributes": rest})
     for name, array in arrays.items():
-        order: dict[str, Any] = {"order": "F"} if array.flags.f_contiguous and not array.flags.c_contiguous else {}
         first = ("row",) if table else (f"{name}_0",)
-        group.create_array(
-            name,
-            data=np.ascontiguousarray(array).reshape(array.shape),
-            chunks=tuple(max(n, 1) for n in array.shape),
-            compressors=codecs,
-            attributes=order,
-            config={"write_empty_chunks": True},  # zeros are values too, and some have a sign
-            dimension_names=(first + tuple(f"{name}_{i}" for i in range(1, array.ndim)))[: array.ndim],
-        )
+        dimensions = (first + tuple(f"{name}_{i}" for i in range(1, array.ndim)))[: array.ndim]
+        keys[f"{path}{name}/zarr.json"] = _json(_about(array, dimensions, compression))
+        if array.size:
+            chunk = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+            keys[_chunk(f"{path}{name}", array.shape)] = gzip.compress(chunk, 5, mtime=0) if compression else chunk
     for name, member in groups.items():
-        below = f"{path}/{name}" if path else name
+        below = f"{path}{name}/"
         if not isinstance(member, tuple):
-            _write(store, below, member, codecs)
+            _write(keys, below, member, compression)
         elif any(_is_group(value) for row in member for value in vars(row).values()):
-            _put(store, below, {_COUNT: len(member), **{str(i): row for i, row in enumerate(member)}}, codecs)
+            numbered = {_COUNT: len(member), **{str(i): row for i, row in enumerate(member)}}
+            _put(keys, below, numbered, compression)
         else:
-            _put(store, below, _columns(member), codecs, table=True)
+            _put(keys, below, _columns(member), compression, table=True)
+
+
+def _about(array: npt.NDArray[Any], dimensions: Sequence[str], compression: str | None) -> dict[str, Any]:
+    """Return the metadata of an array in one chunk."""
+    if array.dtype.name not in _DTYPES:
+        raise TypeError(f"an array of {array.dtype} is no part of a state")
+    little = {"configuration": {"endian": "little"}} if array.dtype.itemsize > 1 else {}
+    codecs = [{"name": "bytes", **little}, {"name": "gzip", "configuration": {"level": 5}}]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": array.shape,
+        "data_type": array.dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(n, 1) for n in array.shape]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": array.dtype.type(0).item(),
+        "codecs": codecs if compression else codecs[:1],
+        "attributes": {"order": "F"} if array.flags.f_contiguous and not array.flags.c_contiguous else {},
+        "dimension_names": dimensions,
+    }
+
+
+def _json(about: Mapping[str, Any]) -> bytes:
+    return json.dumps(about, allow_nan=False).encode()
+
+
+def _chunk(path: str, shape: Sequence[int]) -> str:
+    """Return the key of the one chunk of an array."""
+    return "/".join([path, "c", *("0" for _ in shape)])
 
 
 def _is_group(member: Any) -> bool:
@@ -164,23 +186,52 @@ def unpack(kind: type[T], keys: Mapping[str, bytes]) -> T:
         The keys are no such dataclass; nothing is decoded before that is known of their metadata.
     """
     check_group(keys)
-    store = MemoryStore({key: Buffer.from_bytes(data) for key, data in keys.items()})
     try:
-        found: T = _read(kind, zarr.open_group(store, mode="r"))
+        found: T = _read(kind, _open(keys))
     except Exception as error:
         raise CheckpointCorrupt(f"The state cannot be read: {type(error).__name__}: {error}") from error
     return found
 
 
-def _read(kind: Any, group: zarr.Group) -> Any:
+class _Group(NamedTuple):
+    """A group that has been read."""
+
+    attributes: Mapping[str, Any]
+    members: dict[str, Any]  # groups and arrays
+
+
+def _open(keys: Mapping[str, bytes]) -> _Group:
+    """Decode what has been looked at."""
+    found: dict[str, _Group] = {}
+    for key in sorted((key for key in keys if key.endswith("zarr.json")), key=len):  # a group before its members
+        path, about = key.removesuffix("zarr.json").rstrip("/"), json.loads(keys[key])
+        above, _, name = path.rpartition("/")
+        if about["node_type"] == "array":
+            found[above].members[name] = _array(keys, path, about)
+            continue
+        found[path] = _Group(about.get("attributes", {}), {})
+        if path:
+            found[above].members[name] = found[path]
+    return found[""]
+
+
+def _array(keys: Mapping[str, bytes], path: str, about: Mapping[str, Any]) -> npt.NDArray[Any]:
+    data = keys.get(_chunk(path, about["shape"]), b"")
+    if len(about["codecs"]) == 2:
+        data = gzip.decompress(data)
+    dtype = np.dtype(about["data_type"])
+    array = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(about["shape"])
+    return np.asfortranarray(array) if about.get("attributes", {}).get("order") == "F" else array
+
+
+def _read(kind: Any, group: _Group) -> Any:
     hints = typing.get_type_hints(kind)
-    attributes, members = dict(group.attrs), dict(group.members())
     values = {}
     for field in dataclasses.fields(kind):
-        if field.name in members:
-            values[field.name] = _member(hints[field.name], members[field.name])
-        elif field.name in attributes:
-            values[field.name] = _value(hints[field.name], attributes[field.name])
+        if field.name in group.members:
+            values[field.name] = _member(hints[field.name], group.members[field.name])
+        elif field.name in group.attributes:
+            values[field.name] = _value(hints[field.name], group.attributes[field.name])
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise KeyError(field.name)
     return kind(**values)
@@ -188,32 +239,26 @@ def _read(kind: Any, group: zarr.Group) -> Any:
 
 def _member(hint: Any, member: Any) -> Any:
     hint = _bare(hint)
-    if isinstance(member, zarr.Array):
-        return _array(member)
+    if isinstance(member, np.ndarray):
+        return member
     if typing.get_origin(hint) is tuple:
         return _rows(typing.get_args(hint)[0], member)
     return _read(hint, member)
 
 
-def _array(member: Any) -> Any:
-    array = np.asarray(member[...])
-    return np.asfortranarray(array) if member.attrs.get("order") == "F" else array
-
-
-def _rows(kind: Any, group: zarr.Group) -> tuple[Any, ...]:
+def _rows(kind: Any, group: _Group) -> tuple[Any, ...]:
     hints = typing.get_type_hints(kind)
-    attributes: dict[str, Any] = dict(group.attrs)
-    members: dict[str, Any] = dict(group.members())
+    attributes, members = group
     if _COUNT in attributes:
         return tuple(_read(kind, members[str(i)]) for i in range(len(members)))
     columns: dict[str, Any] = {}
     rows = int(attributes[_LENGTH])
     for field in dataclasses.fields(kind):
         if field.name in members:
-            array = np.asarray(members[field.name][...])
+            array = members[field.name]
             column: list[Any] = list(array) if array.ndim > 1 else array.tolist()
             if field.name + _ABSENT in members:
-                absent = np.asarray(members[field.name + _ABSENT][...])
+                absent = members[field.name + _ABSENT]
                 column = [None if gone else v for v, gone in zip(column, absent, strict=True)]
             columns[field.name] = column
         elif (each := attributes[field.name]) is None:
@@ -354,8 +399,7 @@ def _check_array(key: str, about: Mapping[str, Any]) -> tuple[str, int]:
         raise CheckpointCorrupt(f"{key} describes no array of a checkpoint.") from error
     if not (whole and plain and little):
         raise CheckpointCorrupt(f"{key} describes an array that no checkpoint has.")
-    chunk = "/".join([*key.split("/")[:-1], "c", *("0" for _ in shape)])
-    return chunk, width * math.prod(shape)
+    return _chunk(key.removesuffix("/zarr.json"), shape), width * math.prod(shape)
 
 
 def _check_chunk(key: str, data: bytes, size: int, about: Mapping[str, Any]) -> None:
