@@ -216,10 +216,9 @@ def _open(keys: Mapping[str, bytes]) -> _Group:
 
 
 def _array(keys: Mapping[str, bytes], path: str, about: Mapping[str, Any]) -> npt.NDArray[Any]:
-    data = keys.get(_chunk(path, about["shape"]), b"")
+    data, dtype = keys.get(_chunk(path, about["shape"]), b""), np.dtype(about["data_type"])
     if len(about["codecs"]) == 2:
-        data = gzip.decompress(data)
-    dtype = np.dtype(about["data_type"])
+        data = _inflate(data, dtype.itemsize * math.prod(about["shape"]))
     array = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(about["shape"])
     return np.asfortranarray(array) if about.get("attributes", {}).get("order") == "F" else array
 
@@ -406,8 +405,13 @@ def _check_chunk(key: str, data: bytes, size: int, about: Mapping[str, Any]) -> 
     """See that a chunk decodes to so many bytes, and to no more."""
     if len(about["codecs"]) == 2:
         try:
-            data = zlib.decompressobj(31).decompress(data, size + 1)
+            data = _inflate(data, size + 1)
         except zlib.error as error:
             raise CheckpointCorrupt(f"{key} does not decompress: {error}.") from error
     if len(data) != size:
         raise CheckpointCorrupt(f"{key} holds {len(data)} bytes; {size} were expected.")
+
+
+def _inflate(data: bytes, most: int) -> bytes:
+    """Return what a file of gzip holds, and no more than so many bytes of it."""
+    return zlib.decompressobj(31).decompress(data, most)
