@@ -75,10 +75,46 @@ def test_zarr_reads_the_same(dtype, shape, compression):
     assert ours.tobytes() == theirs.tobytes() == array.tobytes()
 
 
-def test_of_a_compressed_chunk_no_more_is_decoded_than_the_array_holds():
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda chunk: chunk + gzip.compress(bytes(10**6)), lambda chunk: chunk[:-8], lambda chunk: chunk + b"x"],
+    ids=["two files in one", "no trailer", "more behind the end"],
+)
+def test_a_compressed_chunk_is_one_whole_file_of_gzip(spoil):
     keys = pack(Holding(np.ones(2)), "gzip")
-    keys["array/c/0"] += gzip.compress(bytes(10**6))
-    assert unpack(Holding, keys).array.tolist() == [1, 1]
+    keys["array/c/0"] = spoil(keys["array/c/0"])
+    with pytest.raises(CheckpointCorrupt):
+        unpack(Holding, keys)
+
+
+@dataclasses.dataclass
+class Pair:
+    """A row without arrays."""
+
+    a: float | None
+    b: float | None
+
+
+@dataclasses.dataclass
+class Table:
+    """A table of rows."""
+
+    rows: tuple[Pair, ...]
+
+
+@pytest.mark.parametrize(("length", "shape"), [(10**9, None), (2, [10**9, 0])], ids=["said", "shaped"])
+def test_a_table_of_a_billion_empty_rows_is_refused(length, shape):
+    keys = pack(Table((Pair(None, 1.0),) * 2))
+    about = json.loads(keys["rows/zarr.json"])
+    about["attributes"]["table rows"] = length
+    keys["rows/zarr.json"] = json.dumps(about).encode()
+    if shape:
+        about = json.loads(keys["rows/b/zarr.json"]) | {"shape": shape}
+        about["chunk_grid"]["configuration"]["chunk_shape"] = [max(n, 1) for n in shape]
+        keys["rows/b/zarr.json"] = json.dumps(about).encode()
+        del keys["rows/b/c/0"]
+    with pytest.raises(CheckpointCorrupt, match=r"rows|length"):
+        unpack(Table, keys)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "complex128", "U3", "O"])

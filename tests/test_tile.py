@@ -10,7 +10,7 @@ from dask_nlsq._numerics.objective import Objective
 
 CPU = jax.devices("cpu")[0]
 ROWS = 64
-PARAMETERS = [1, 11, 19]  # in one part, in one that is filled up, and in two
+PARAMETERS = [1, 12, 19, 21]  # in one part, in two, and in three, most of them filled up with rows of 0
 
 
 @pytest.mark.parametrize("p", range(1, 60))

@@ -1,7 +1,7 @@
 """Archive: a dataclass in one file, a zip that holds the keys of its Zarr group as they are.
 
 Zarr reads it as a `zarr.storage.ZipStore`. Every key carries a checksum of its own, and is looked at by `check_group`
-before Zarr decodes it.
+before it is decoded.
 """
 
 from __future__ import annotations

@@ -42,6 +42,9 @@ METADATA_BYTES = 1_000_000
 TOTAL_BYTES = 2**31
 """Most that a generation may hold, decoded."""
 
+TABLE_ROWS = 10**7
+"""Most rows that a table may have: each becomes an object, whatever it takes on the disk."""
+
 _DTYPES = {"bool": 1, "uint8": 1, "float32": 4, "float64": 8, "int64": 8, "uint64": 8}
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -217,8 +220,8 @@ def _open(keys: Mapping[str, bytes]) -> _Group:
 
 def _array(keys: Mapping[str, bytes], path: str, about: Mapping[str, Any]) -> npt.NDArray[Any]:
     data, dtype = keys.get(_chunk(path, about["shape"]), b""), np.dtype(about["data_type"])
-    if len(about["codecs"]) == 2:
-        data = _inflate(data, dtype.itemsize * math.prod(about["shape"]))
+    if data and len(about["codecs"]) == 2:
+        data = gzip.decompress(data)
     array = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(about["shape"])
     return np.asfortranarray(array) if about.get("attributes", {}).get("order") == "F" else array
 
@@ -252,9 +255,13 @@ def _rows(kind: Any, group: _Group) -> tuple[Any, ...]:
         return tuple(_read(kind, members[str(i)]) for i in range(len(members)))
     columns: dict[str, Any] = {}
     rows = int(attributes[_LENGTH])
+    if not 0 <= rows <= TABLE_ROWS:
+        raise ValueError(f"a table of {rows} rows; {TABLE_ROWS} are the most")
     for field in dataclasses.fields(kind):
         if field.name in members:
             array = members[field.name]
+            if len(array) > rows:
+                raise ValueError("the columns of a table differ in length")
             column: list[Any] = list(array) if array.ndim > 1 else array.tolist()
             if field.name + _ABSENT in members:
                 absent = members[field.name + _ABSENT]
@@ -346,7 +353,8 @@ def check_group(keys: Mapping[str, bytes]) -> None:
             continue
         chunks.discard(key)
         about = parse(data, key)
-        if about.get("zarr_format") != 3 or about.get("node_type") not in ("group", "array"):
+        kinds = ("group",) if key == "zarr.json" else ("group", "array")
+        if about.get("zarr_format") != 3 or about.get("node_type") not in kinds:
             raise CheckpointCorrupt(f"{key} describes no group or array of Zarr 3.")
         if about["node_type"] == "array":
             chunk, size = _check_array(key, about)
@@ -405,13 +413,11 @@ def _check_chunk(key: str, data: bytes, size: int, about: Mapping[str, Any]) -> 
     """See that a chunk decodes to so many bytes, and to no more."""
     if len(about["codecs"]) == 2:
         try:
-            data = _inflate(data, size + 1)
+            whole = zlib.decompressobj(31)
+            data = whole.decompress(data, size + 1)
         except zlib.error as error:
             raise CheckpointCorrupt(f"{key} does not decompress: {error}.") from error
+        if len(data) == size and (not whole.eof or whole.unused_data):
+            raise CheckpointCorrupt(f"{key} is cut off, or goes on behind its end.")
     if len(data) != size:
         raise CheckpointCorrupt(f"{key} holds {len(data)} bytes; {size} were expected.")
-
-
-def _inflate(data: bytes, most: int) -> bytes:
-    """Return what a file of gzip holds, and no more than so many bytes of it."""
-    return zlib.decompressobj(31).decompress(data, most)

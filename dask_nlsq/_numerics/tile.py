@@ -6,7 +6,7 @@ handed to the model once a row, so that the derivative with respect to row i's c
 its parameters. A model that cannot be differentiated in reverse (a ``while_loop``) takes one forward pass a parameter
 instead. The columns become the rows of a matrix A, of which the last is the residual; the weight comes in as the
 cotangent of that pass, so that it costs nothing; and :math:`A A^T` is formed. A is kept in a few arrays, its parts,
-so that of the product, which is symmetric, little more than half is formed.
+so that of the product, which is symmetric, not all is formed where the parameters are many.
 
 Whatever else is summed over rows is summed in lanes: XLA adds the numbers of one float64 sum one after another, but
 those of many sums side by side.
