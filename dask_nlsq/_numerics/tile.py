@@ -6,7 +6,7 @@ handed to the model once a row, so that the derivative with respect to row i's c
 its parameters. A model that cannot be differentiated in reverse (a ``while_loop``) takes one forward pass a parameter
 instead. The columns become the rows of a matrix A, of which the last is the residual; the weight comes in as the
 cotangent of that pass, so that it costs nothing; and :math:`A A^T` is formed. A is kept in a few arrays, its parts,
-so that of the product, which is symmetric, not all is formed where the parameters are many.
+and the blocks of that product above its diagonal are not formed.
 
 Whatever else is summed over rows is summed in lanes: XLA adds the numbers of one float64 sum one after another, but
 those of many sums side by side.
@@ -75,7 +75,7 @@ def products(objective: Objective, a: Sequence[Any], weight: Any, s: Any) -> dic
 
     The Jacobian is multiplied by s (p, p) before, where given.
     """
-    residual = a[-1][objective.n_parameters - sum(map(len, a[:-1]))]
+    residual = a[-1][_residual_row(a, objective.n_parameters)]
     if s is not None:
         a = _whiten(a, s)
     if not objective.robust:
@@ -94,10 +94,14 @@ def products(objective: Objective, a: Sequence[Any], weight: Any, s: Any) -> dic
     return found
 
 
+def _residual_row(a: Sequence[Any], p: int) -> int:
+    """Return where in the last part the residual lies, counted from its end: rows that fill it up come behind."""
+    return p - sum(map(len, a))
+
+
 def _whiten(a: Sequence[Any], s: Any) -> list[Any]:
     """Return A with s (p, p) times its Jacobian, and the residual as it is."""
-    p, ends = len(s), np.cumsum([len(part) for part in a])
-    last = p - ends[-1]
+    p, ends, last = len(s), np.cumsum([len(part) for part in a]), _residual_row(a, len(s))
     whole = jnp.zeros((ends[-1], ends[-1])).at[:p, :p].set(s)
     found = [
         sum(block @ part for block, part in zip(jnp.split(row, ends[:-1], axis=1), a, strict=True))
