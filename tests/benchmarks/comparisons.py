@@ -1,12 +1,15 @@
 """The comparisons: each prepares two ways to the same end, `ours` and `peer`, and names what is said of them.
 
 A comparison is a generator over a `Size` that yields the pair of calls. A call is timed, unless it returns a float:
-then that is what it measured itself, in a fresh process. The first line of the docstring is its row of the table.
+then that is what it measured itself, in a process or a cluster of its own. The first line of the docstring is its row
+of the table.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
+import statistics
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -313,20 +316,28 @@ def sweep(size):
         yield lambda: last_sweep(frame, client), lambda: delayed_tree(blocks, shipped, request)
 
 
+def alone(run, workers):
+    """Return the median seconds of some calls of ``run(client)``, in a cluster that has the machine to itself.
+
+    Another beside it, though idle, takes 3 % of two cores for its event loops and their profiler.
+    """
+    with cluster(workers) as client:
+        run(client)
+        return statistics.median(clock(lambda: run(client)) for _ in range(3))
+
+
 @comparison("workers", "one worker", "faster", repeat=5)
 def workers(size):
     """A sweep over partitions of 10,000 rows held by two workers."""
-    frame = rows.frame(size(200, 1000), 10_000)
-    with cluster(1) as one, cluster(2) as two:
-        yield lambda: last_sweep(frame, two), lambda: last_sweep(frame, one)
+    sweep = functools.partial(last_sweep, rows.frame(size(200, 1000), 10_000))
+    yield lambda: alone(sweep, 2), lambda: alone(sweep, 1)
 
 
-@comparison("workers-large", "one worker", "faster", repeat=5)
+@comparison("workers-large", "one worker", "faster", repeat=3)
 def workers_large(size):
     """A sweep over partitions of 500,000 rows held by two workers."""
-    frame = rows.frame(size(20, 100), 500_000)
-    with cluster(1) as one, cluster(2) as two:
-        yield lambda: last_sweep(frame, two), lambda: last_sweep(frame, one)
+    sweep = functools.partial(last_sweep, rows.frame(size(20, 100), 500_000))
+    yield lambda: alone(sweep, 2), lambda: alone(sweep, 1)
 
 
 def hashed(_, times, size):
@@ -340,9 +351,9 @@ def bare_tasks(client, times):
     client.gather(client.map(hashed, range(2), times=times, size=30_000, pure=False))
 
 
-@comparison("workers-bare", "one worker", "faster", repeat=11)
+@comparison("workers-bare", "one worker", "faster", repeat=5)
 def workers_bare(size):
     """Two tasks of bare Dask, which hash for some 50 ms each, on two workers."""
     times = int(100_000 * 0.05 / min(clock(lambda: hashed(0, 100_000, 0)) for _ in range(3)))
-    with cluster(1) as one, cluster(2) as two:
-        yield lambda: bare_tasks(two, times), lambda: bare_tasks(one, times)
+    tasks = functools.partial(bare_tasks, times=times)
+    yield lambda: alone(tasks, 2), lambda: alone(tasks, 1)
