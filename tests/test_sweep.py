@@ -144,34 +144,16 @@ def test_what_is_held_lies_evenly_on_the_workers(tmp_path, client):
     assert [len(g.partitions) for g in group(source.partitions, 0.0, 2, per_thread=1)] == [35, 35]
 
 
-@pytest.mark.parametrize(("most", "lengths"), [(8, [4, 4]), (3, [2, 2, 2, 2]), (1, [1] * 8)])
-def test_what_lies_on_a_worker_is_swept_by_few_tasks(most, lengths, tmp_path, client, monkeypatch):
-    monkeypatch.setattr("dask_nlsq._sweep.cluster._IN_A_TASK", most)
+@pytest.mark.parametrize("groups", [2, 4])
+def test_what_is_held_is_swept_where_it_lies_however_often(groups, tmp_path, client):
     source = open_source(STORES["parquet"](*decay_rows(700), 70, tmp_path), Columns(("t",), "y"))
-    executor, objective, plain = Cluster(client), shipped(), REQUESTS["plain"]
-    groups = group(source.partitions, 0.0, 2)
-    held = executor.hold(groups)
-    first = sweep(executor, held, objective, plain)  # one task a group: they are being read
-    wait([h.future for h in held])
-    units, keys = executor._units(held), {w: set(keys) for w, keys in client.has_what().items()}
-    assert [len(unit) for unit in units] == lengths and sorted(itertools.chain(*units)) == list(range(8))
-    assert all(any({held[i].future.key for i in unit} <= lying for lying in keys.values()) for unit in units)
-    assert (
-        bits(sweep(executor, held, objective, plain)) == bits(first) == bits(sweep(Serial(), groups, objective, plain))
-    )
-
-
-def test_a_task_that_is_given_up_fails_for_each_of_its_groups(tmp_path, client):
-    source = open_source(STORES["parquet"](*decay_rows(700), 70, tmp_path), Columns(("t",), "y"))
-    executor = Cluster(client)
-    held = executor.hold(group(source.partitions, 0.0, 2))
-    wait([h.future for h in held])
-    units, failures = executor._units(held), dict(executor.run(len, held))  # a group has no length
-    assert sorted(failures) == list(range(8))
-    for unit in units:
-        numbers = ", ".join(str(n) for i in unit for n in held[i].indices)
-        assert {str(failures[i].error()) for i in unit} == {str(failures[unit[0]].error())}
-        assert f"partitions {numbers}" in str(failures[unit[0]].error())
+    executor, objective = Cluster(client), shipped()
+    held = executor.hold(group(source.partitions, 0.0, groups, per_thread=1))
+    futures = [h.future for h in held]
+    wait(futures)
+    for _ in range(12):
+        sweep(executor, held, objective, REQUESTS["plain"])
+    assert [len(workers) for workers in client.who_has(futures).values()] == [1] * groups
 
 
 @pytest.mark.parametrize("store", ["parquet", "arrays"])

@@ -30,9 +30,6 @@ _SPENT = 4
 """Tasks whose values workers may keep beyond their use: to give them up takes the scheduler milliseconds, while the
 workers compute. Not many, for what is kept is computed again where a worker dies."""
 
-_IN_A_TASK = 8
-"""Most groups that lie on one worker and go into one task, which at 1 GB of them is half a second of reducing."""
-
 _KILLED = (
     "Every worker died that ran this, most likely for want of memory: cut the data into smaller partitions, or give "
     "the workers more. The logs of the workers may say more."
@@ -74,7 +71,6 @@ class Cluster:
         self.client = client
         self._at_a_time = at_a_time
         self._spent: list[Any] = []  # futures of the last sweeps, whose values are here
-        self._turns = 0  # threads, or GPUs, among which groups were dealt to be held
         declared = (w["resources"].get(_GPU) for w in client.scheduler_info(n_workers=-1)["workers"].values())
         self._resources = {_GPU: 1} if any(declared) else None
 
@@ -138,21 +134,19 @@ class Cluster:
     def _run(self, task: Task, groups: Sequence[Any], args: tuple[Any, ...]) -> Iterator[tuple[int, Any]]:
         from distributed import as_completed
 
-        run, units = uuid.uuid4().hex[:8], self._units(groups)
-        window = _WINDOW if len(units) <= _WINDOW else max(_WINDOW, 8 * self.workers)
-        todo = iter(enumerate(units))
-        index: dict[Any, tuple[int, ...]] = {}  # of what is under way, which groups it is
+        name = _name(task.__name__)
+        window = _WINDOW if len(groups) <= _WINDOW else max(_WINDOW, 8 * self.workers)
+        todo = iter(enumerate(groups))
+        index: dict[Any, int] = {}
 
         def submit(count: int) -> list[Any]:
             batch = list(itertools.islice(todo, count))
             if not batch:
                 return []
-            keys = [f"nlsq-{task.__name__}-{run}-{k}" for k, _ in batch]
-            sent = [
-                [g.future if isinstance(g, Held) else g for g in map(groups.__getitem__, unit)] for _, unit in batch
-            ]
+            keys = [(name, i) for i, _ in batch]
+            sent = [g.future if isinstance(g, Held) else g for _, g in batch]
             futures = self.client.map(
-                _each,
+                _call,
                 sent,
                 task=task,
                 args=args,
@@ -161,7 +155,7 @@ class Cluster:
                 resources=self._resources,
                 pure=False,
             )
-            index.update(zip(futures, (unit for _, unit in batch), strict=True))
+            index.update(zip(futures, (i for i, _ in batch), strict=True))
             if len(self._spent) > _SPENT:
                 self._spent.clear()  # now: for 10 ms after Dask has sent word of futures given up, it sends nothing
             return list(futures)
@@ -170,12 +164,11 @@ class Cluster:
             submit(window), with_results=True, raise_errors=False, loop=self.client.loop
         )
         spent = 0
-        for future, values in arriving:
-            unit = index.pop(future)
+        for future, value in arriving:
+            i = index.pop(future)
             if future.status != "finished":
-                value = self._value(future, *(groups[i] for i in unit))
-                values = [value] * len(unit) if isinstance(value, Failure) else value
-            if isinstance(groups[unit[0]], Held):
+                value = self._value(future, groups[i])
+            if isinstance(groups[i], Held):
                 self._spent.append(future)
             else:
                 future.release()
@@ -183,35 +176,14 @@ class Cluster:
             if spent >= window // 4 or not index:
                 arriving.update(submit(spent))
                 spent = 0
-            yield from zip(unit, values, strict=True)
-
-    def _units(self, groups: Sequence[Any]) -> list[tuple[int, ...]]:
-        """Return which groups go into one task: each by itself, or the neighbours among those that a worker holds.
-
-        Every thread gets as many tasks, so that a sweep over what is held costs the scheduler few of them.
-        """
-        held = all(isinstance(group, Held) and group.future.status == "finished" for group in groups)
-        if not held or len(groups) <= self._turns:
-            return [(i,) for i in range(len(groups))]
-        lying: dict[str, list[int]] = {}
-        holders = self.client.who_has([group.future for group in groups])
-        for i, group in enumerate(groups):
-            lying.setdefault(next(iter(holders.get(group.future.key) or ("",))), []).append(i)
-        units: list[tuple[int, ...]] = []
-        places = self._places()
-        for worker, numbers in lying.items():
-            turns = places.get(worker, 1)
-            count = min(len(numbers), turns * -(-len(numbers) // (_IN_A_TASK * turns)))
-            cuts = [k * len(numbers) // count for k in range(count + 1)]
-            units += [tuple(numbers[start:stop]) for start, stop in itertools.pairwise(cuts)]
-        return sorted(units)
+            yield i, value
 
     @contextlib.contextmanager
     def opened(self, ordered: bool = True) -> Iterator[Window]:
         """Run tasks on the workers; what is not waited for is given up."""
         from distributed import as_completed
 
-        run, count = uuid.uuid4().hex[:8], itertools.count()
+        name, count = _name("stream"), itertools.count()
 
         def first(futures: Sequence[Any]) -> int:
             done = next(iter(as_completed(futures, raise_errors=False, loop=self.client.loop)))
@@ -224,7 +196,7 @@ class Cluster:
                 task=task,
                 args=args,
                 at_a_time=self._at_a_time,
-                key=f"nlsq-{task.__name__}-{run}-{next(count)}",
+                key=(name, next(count)),
                 resources=self._resources,
                 pure=False,
             )
@@ -236,8 +208,8 @@ class Cluster:
             finally:
                 self.client.cancel(window.left())
 
-    def _value(self, future: Any, *groups: Any) -> Any:
-        """Return what a task of these groups came to, or a failure where Dask gave it up.
+    def _value(self, future: Any, group: Any) -> Any:
+        """Return what a task came to, or a failure where Dask gave it up.
 
         A task whose workers died is run once more: Dask suspects all that ran beside the one that kills.
         """
@@ -251,11 +223,11 @@ class Cluster:
                     future.retry()
                 return self.client.submit(_itself, future, pure=False).result()
         except KilledWorker as error:
-            return _given_up(groups, error, _KILLED)
+            return _given_up(group, error, _KILLED)
         except Exception as error:
             if future.status != "error":  # it was not the task that failed
                 raise
-            return _given_up(groups, error, f"{type(error).__name__} while running on a worker: {error}")
+            return _given_up(group, error, f"{type(error).__name__} while running on a worker: {error}")
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
@@ -277,8 +249,7 @@ class Cluster:
 
     def _hold(self, groups: Sequence[Group], make: Callable[..., Group], *arguments: Sequence[Any]) -> list[Held]:
         """Make each group on a worker, the threads in turn: what lies unevenly is swept unevenly."""
-        run, turns = uuid.uuid4().hex[:8], _in_turn(self._places())
-        self._turns = len(turns)
+        name, turns = _name("load"), itertools.cycle(_in_turn(self._places()) or [None])
         return [
             Held(
                 group,
@@ -286,14 +257,14 @@ class Cluster:
                     make,
                     *each,
                     at_a_time=self._at_a_time,
-                    key=f"nlsq-load-{run}-{group.start}",
+                    key=(name, group.start),
                     workers=worker,
                     allow_other_workers=True,
                     resources=self._resources,
                     pure=False,
                 ),
             )
-            for group, worker, *each in zip(groups, itertools.cycle(turns or [None]), *arguments, strict=False)
+            for group, worker, *each in zip(groups, turns, *arguments, strict=False)
         ]
 
     def _hold_shared(self, groups: Sequence[Group]) -> list[Held]:
@@ -305,6 +276,15 @@ class Cluster:
         groups = group_of(partitions, sum(sizes) / max(len(sizes), 1) * len(blocks), self.workers, per_thread=1)
         pieces = [blocks[group.start : group.start + len(group.partitions)] for group in groups]
         return self._hold(groups, _together, groups, pieces)
+
+
+def _name(what: str) -> str:
+    """Return the first half of the keys of some tasks, which Dask thus takes as a group of their own.
+
+    Were it the same in every sweep the group would grow, until Dask thought its tasks so many that it no longer minded
+    where lies what they take, and copied what is held from worker to worker.
+    """
+    return f"nlsq-{what.replace('_', '-')}-{uuid.uuid4().hex[:8]}"
 
 
 def _pool() -> str | None:
@@ -325,10 +305,6 @@ def _call(group: Any, task: Task, args: tuple[Any, ...], at_a_time: int | None) 
         return task(group, *args)
 
 
-def _each(groups: Sequence[Any], task: Task, args: tuple[Any, ...], at_a_time: int | None) -> list[Any]:
-    return [_call(group, task, args, at_a_time) for group in groups]
-
-
 _turns: dict[int, threading.BoundedSemaphore] = {}
 """Turns of the tasks of this process, by how many may run at a time."""
 
@@ -339,10 +315,10 @@ def _itself(value: Any) -> Any:
     return value
 
 
-def _given_up(groups: Sequence[Any], cause: Exception, why: str) -> Failure:
-    first, *more = numbers = sorted(itertools.chain.from_iterable(group.indices for group in groups))
+def _given_up(group: Any, cause: Exception, why: str) -> Failure:
+    first, *more = group.indices
     apart = more and more[-1] - first != len(more)
-    several = ", ".join(map(str, numbers)) if apart else f"{first} to {more[-1]}" if more else ""
+    several = ", ".join(map(str, group.indices)) if apart else f"{first} to {more[-1]}" if more else ""
     where: dict[str, Any] = {"partitions": several} if more else {"partition": first}
     if isinstance(cause, NlsqError):
         return Failure("running on a worker", cause.at(**where))
