@@ -329,15 +329,15 @@ def alone(run, workers):
 @comparison("workers", "one worker", "faster", repeat=5)
 def workers(size):
     """A sweep over partitions of 10,000 rows held by two workers."""
-    sweep = functools.partial(last_sweep, rows.frame(size(200, 1000), 10_000))
-    yield lambda: alone(sweep, 2), lambda: alone(sweep, 1)
+    run = functools.partial(last_sweep, rows.frame(size(200, 1000), 10_000))
+    yield lambda: alone(run, 2), lambda: alone(run, 1)
 
 
 @comparison("workers-large", "one worker", "faster", repeat=3)
 def workers_large(size):
     """A sweep over partitions of 500,000 rows held by two workers."""
-    sweep = functools.partial(last_sweep, rows.frame(size(20, 100), 500_000))
-    yield lambda: alone(sweep, 2), lambda: alone(sweep, 1)
+    run = functools.partial(last_sweep, rows.frame(size(20, 100), 500_000))
+    yield lambda: alone(run, 2), lambda: alone(run, 1)
 
 
 def hashed(_, times, size):
@@ -355,5 +355,5 @@ def bare_tasks(client, times):
 def workers_bare(size):
     """Two tasks of bare Dask, which hash for some 50 ms each, on two workers."""
     times = int(100_000 * 0.05 / min(clock(lambda: hashed(0, 100_000, 0)) for _ in range(3)))
-    tasks = functools.partial(bare_tasks, times=times)
-    yield lambda: alone(tasks, 2), lambda: alone(tasks, 1)
+    run = functools.partial(bare_tasks, times=times)
+    yield lambda: alone(run, 2), lambda: alone(run, 1)
