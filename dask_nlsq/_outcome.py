@@ -57,6 +57,9 @@ def build(
     held = [name for name, where in zip(parameters.free, side, strict=True) if where]
     if held:
         notes += (f"{', '.join(held)} ended at a bound and was held there; it has no standard error.",)
+    vague = inference.entangled(factor, theta, pcov, free)
+    if vague.any():
+        notes += (_hardly([name for name, where in zip(parameters.free, vague, strict=True) if where]),)
     gradient = np.where(free, point.factor.gradient, 0.0)
     theta, pcov, active = expand(parameters, problem.objective, theta, pcov, side)
     if np.isinf(pcov).any():
@@ -85,6 +88,15 @@ def build(
         plan=_measured(problem, state, seconds, total, peak),
         starts=starts,
         **_living(problem, solver, state, statistics),
+    )
+
+
+def _hardly(names: Sequence[str]) -> str:
+    """Say which parameters the data hardly determine, and what may help."""
+    return (
+        f"Hardly determined by these data: {', '.join(names)}. Each lies within three standard errors of zero, "
+        "and its standard error is over 10,000 times what it would be were the other parameters known. Another start "
+        "may lead elsewhere; so may holding a parameter, or a model with fewer."
     )
 
 

@@ -1,5 +1,7 @@
 """fit against SciPy at tight tolerances: every store, every cut, every executor, one answer."""
 
+import re
+
 import dask.array as da
 import dask.dataframe as dd
 import jax.numpy as jnp
@@ -173,6 +175,19 @@ def test_a_parameter_at_its_bound_is_held_and_named():
     assert result.dof == held.dof == 498
     np.testing.assert_allclose(result.stderr[["amplitude", "offset"]], held.stderr, rtol=1e-8)
     assert "rate ended at a bound" in result.notes[-1]
+
+
+@pytest.mark.filterwarnings("ignore:The data do not determine")
+@pytest.mark.parametrize(("bend", "named"), [(1e-7, ["a, b"]), (1e-2, []), (0.0, [])])
+@pytest.mark.parametrize("upper", [np.inf, 1.99])
+def test_parameters_that_are_hardly_told_apart_are_named(rng, bend, named, upper):
+    def model(x, a, b, c, wave):
+        return a * x + b * (x + bend * x**2) + c + wave * jnp.sin(9 * x)
+
+    x = rng.uniform(0, 1, 500)
+    y = rng.normal(2 * x + 3 + 2 * np.sin(9 * x), 0.1)
+    notes = dask_nlsq.fit(model, x, y, bounds={"wave": (0, upper)}).notes
+    assert re.findall(r"Hardly determined by these data: (.*?)\.", " ".join(notes)) == named
 
 
 @pytest.mark.parametrize("npartitions", [1, 3])

@@ -24,7 +24,10 @@ import numpy.typing as npt
 
 from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.reduction import Reduction
-from dask_nlsq._typing import Matrix
+from dask_nlsq._typing import Matrix, Vector
+
+_ENTANGLED = 1e4
+"""Standard error, beside what it would be were the other parameters known, from which they are hardly told apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +92,18 @@ def covariance(factor: Factor, s2: float, free: npt.NDArray[np.bool_], meat: Mat
     block[:, open_ends] = np.inf
     cov[np.ix_(free, free)] = block
     return cov
+
+
+def entangled(factor: Factor, theta: Vector, cov: Matrix, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    r"""Return which of the `free` parameters the data hardly tell from one another.
+
+    Such a parameter lies within three standard errors of zero, and its standard error is over :math:`10^4` times what
+    it would be were the others known: :math:`s` over the length of its column of J.
+    """
+    found, part, variance = np.zeros(factor.p, bool), factor.only(free), np.diag(cov)[free]
+    vague = np.isfinite(variance) & (9 * variance > theta[free] ** 2)
+    found[free] = vague & (part.spread * part.norms > _ENTANGLED)
+    return found
 
 
 def propagate(cov: Matrix, jacobian: Matrix) -> Matrix:
