@@ -18,7 +18,8 @@ from dask_nlsq._numerics.model import Model
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._plan import Plan, WorkflowTier
-from dask_nlsq._sources import Columns, Source, open_source
+from dask_nlsq._sources import Columns, Source
+from dask_nlsq._sources.open import open_source
 from dask_nlsq._sweep import Cluster, Executor, Failure, Group, Ledger, Serial, Shipped, Threads, group, ship
 from dask_nlsq._typing import Vector
 

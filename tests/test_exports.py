@@ -1,6 +1,7 @@
 """What `import dask_nlsq` gives, and what it leaves alone."""
 
 import ast
+import itertools
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ import json, os, sys
 before = dict(os.environ)
 import dask_nlsq
 seen = {
-    "jax": sorted({"jax", "jaxlib"} & sys.modules.keys()),
+    "heavy": sorted({"dask.array", "dask.dataframe", "jax", "jaxlib", "pandas", "scipy", "zarr"} & sys.modules.keys()),
     "environ": sorted(dict(before.items() ^ os.environ.items())),
 }
 for name in dask_nlsq.__all__:
@@ -34,7 +35,13 @@ def test_import_is_quiet():
     env = {k: v for k, v in os.environ.items() if k not in {"EAGER_IMPORT", "JAX_ENABLE_X64"}}
     run = subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout) == {"jax": [], "environ": [], "x64": False}
+    assert json.loads(run.stdout) == {"heavy": [], "environ": [], "x64": False}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["pandas", "dask.dataframe", "dask_nlsq"])), ids=" ".join)
+def test_frames_have_the_accessor_in_whatever_order_they_are_imported(order):
+    code = f"import {', '.join(order)}; pandas.DataFrame.nlsq.fit, dask.dataframe.DataFrame.nlsq.fit"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_all_is_sorted():

@@ -26,6 +26,7 @@ ARROWS = {("_models", "_numerics")}  # between siblings; from level 3 up any arr
 NUMERIC = {"jax", "jaxlib", "numpy", "scipy"}  # third parties that level 1 may import
 PURE = {"_errors": set(), "_peak": {"psutil"}, "_typing": {"numpy"}}  # and level 0
 EXTRAS = {"IPython", "dask_jobqueue", "distributed", "icechunk", "matplotlib", "optax", "s3fs", "xarray"}
+LATE = {"scipy.optimize"}  # takes as long to import as pandas, and no worker that models lead to needs it
 DOORS = {f"dask_nlsq._numerics.{name}" for name in ("kernel", "inspection")}
 """The task entry in _sweep opens them at its first call."""
 
@@ -70,7 +71,7 @@ def imports(module):
 def objection(module, target, when):
     """Why `module` must not import `target` in this way, or None."""
     here, root = unit(module), target.partition(".")[0]
-    if when == "call" and root not in EXTRAS and not (here == "_sweep" and target in DOORS):
+    if when == "call" and root not in EXTRAS and target not in LATE and not (here == "_sweep" and target in DOORS):
         return "inside a function"
     if root != "dask_nlsq":
         free = root in sys.stdlib_module_names or when == "types" or LEVEL[here] > 1

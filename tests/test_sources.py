@@ -13,7 +13,8 @@ from problems import decay, decay_rows
 import dask_nlsq
 from dask_nlsq import DataError
 from dask_nlsq._numerics.block import ALIGNMENT, SLABS, Block, concatenate
-from dask_nlsq._sources import Columns, open_source
+from dask_nlsq._sources import Columns
+from dask_nlsq._sources.open import open_source
 from dask_nlsq._sweep import Serial, group
 
 ROWS = 1000

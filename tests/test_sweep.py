@@ -3,10 +3,13 @@
 import dataclasses
 import importlib
 import itertools
+import json
+import subprocess
 import sys
 import time
 import weakref
 
+import cloudpickle
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Scheduler, SpecCluster, Worker, wait
@@ -21,7 +24,8 @@ from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import Reduction, fold, merge
 from dask_nlsq._numerics.request import Request
-from dask_nlsq._sources import Columns, open_source
+from dask_nlsq._sources import Columns
+from dask_nlsq._sources.open import open_source
 from dask_nlsq._sweep import Cluster, Ledger, Serial, Threads, group, ship, sweep, sweep_each
 from dask_nlsq._sweep.group import Group
 from dask_nlsq._sweep.partial import Partial
@@ -213,15 +217,29 @@ def test_one_trace_a_process_and_kind(origin, processes, tmp_path):
         assert max(grown) == 1 if processes else max(grown) <= 1  # this process may have known the model before
 
 
-def test_import_of_a_graph_needs_no_jax():
-    """The scheduler unpickles tasks and must not start XLA."""
-    import pickle
-    import subprocess
-    import sys
-
-    payload = pickle.dumps((reduce_partition, shipped(), Request(THETA)))
-    code = f"import pickle, sys; pickle.loads({payload!r}); assert 'jax' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.parametrize(
+    ("store", "needs"),
+    [("path", {"pandas"}), ("zarr", {"zarr"}), ("arrays", {"dask.array", "pandas", "scipy"}), ("memory", set())],
+)
+def test_a_process_imports_what_its_task_needs(store, needs, tmp_path):
+    """A scheduler unpickles tasks too, and must not start XLA; a worker reads one kind of source, and opens none."""
+    t, y = decay_rows(100)
+    data = {"t": t, "y": y} if store == "memory" else STORES["parquet" if store == "path" else store](t, y, 1, tmp_path)
+    parts = open_source(tmp_path if store == "path" else data, Columns(("t",), "y")).partitions
+    model = Model.from_expression("amplitude * exp(-rate * t) + offset").bind(["t"])
+    task = (reduce_group, group(parts, 0.0, 1)[0], ship(Objective(model, ("t", "y"))), [REQUESTS["plain"]])
+    code = f"""if True:
+        import json, pickle, sys
+        def heavy():
+            return sorted({{"dask.array", "dask.dataframe", "jax", "pandas", "scipy", "zarr"}} & sys.modules.keys())
+        task, *arguments = pickle.loads({cloudpickle.dumps(task)!r})
+        before = heavy()
+        task(*arguments).parts
+        print(json.dumps([before, heavy()]))
+    """
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    before, after = map(set, json.loads(run.stdout))
+    assert before <= needs and after == needs | {"jax"}
 
 
 def test_a_model_that_cannot_travel_still_fits_here(client):

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from dask_nlsq._errors import ModelError
 from dask_nlsq._numerics.expression import Expression
@@ -124,6 +123,8 @@ class _Columns:
 
         if len(y) < len(first):
             return dict(start)
+        from scipy.optimize import least_squares  # workers, who import models, never guess
+
         evaluations = STEPS * (len(first) + 1)
         # Differences of 1e-4: a function of jax.numpy may compute in single precision here.
         steps = np.array(1e-4)

@@ -12,12 +12,13 @@ in pieces, so that memory stays at a few columns of a piece.
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from dask_nlsq._errors import ModelError
 from dask_nlsq._numerics import loss
 from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.factor import EPS
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._typing import Matrix, Vector
@@ -25,7 +26,8 @@ from dask_nlsq._typing import Matrix, Vector
 PIECE = 65_536
 """Rows evaluated at a time."""
 
-_STEP = EPS ** (1 / 3)
+_EPS = sys.float_info.epsilon
+_STEP = _EPS ** (1 / 3)
 
 _BENT = 1e-4
 """Second difference over the first from which a step is too long: the error of central differences goes with its
@@ -151,7 +153,7 @@ def _difference(
     first, second, size = (np.sqrt(np.sum(d * d, where=seen)) for d in (up - down, up - 2 * f + down, f))
     if first < _DROWNED * size:  # as where the parameter itself is nearly nothing
         h = max(h, _STEP)
-    elif second > max(_BENT * first, 1e3 * EPS * size):
+    elif second > max(_BENT * first, 1e3 * _EPS * size):
         h *= float(0.5 * _STEP * first / second) ** (2 / 3)
     return np.where(seen, both, one_sided), h
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._typing import Vector
+
+if TYPE_CHECKING:
+    from dask_nlsq._numerics.factor import Whitening
 
 
 @dataclasses.dataclass(frozen=True)

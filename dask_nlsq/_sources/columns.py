@@ -98,6 +98,22 @@ class Columns:
         return np.where(missing, np.nan, seconds)
 
 
+def check_columns(present: Sequence[str], names: Sequence[str], where: str = "the data") -> None:
+    """Refuse names that the data does not have."""
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise DataError(
+            f"There is no column {', '.join(map(repr, missing))}; {where} has "
+            f"{', '.join(map(repr, present))}. Say which to use with x=, y= and sigma=.",
+            column=missing[0],
+        )
+    twice = [name for name in names if list(present).count(name) > 1]
+    if twice:
+        raise DataError(
+            f"{list(present).count(twice[0])} columns are called {twice[0]!r}; rename them.", column=twice[0]
+        )
+
+
 def first_instants(names: Sequence[str], reads: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the first instant of each of these datetime columns, from which its seconds will be counted.
 

@@ -9,9 +9,8 @@ from typing import Any
 import dask
 import dask.dataframe as dd
 
-from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import Block
-from dask_nlsq._sources.columns import Columns, first_instants
+from dask_nlsq._sources.columns import Columns, check_columns, first_instants
 from dask_nlsq._sources.graph import GraphPartition, cut
 from dask_nlsq._sources.source import Info, Source
 
@@ -37,22 +36,6 @@ def open_frame(frame: Any, columns: Columns) -> Source:
         return Source([to_block(part, columns) for part in frame.to_delayed()], frame._name, info, shared=True)
     partitions = [GraphPartition(g, k, _raw, columns) for g, k in zip(parts, keys, strict=True)]
     return Source(partitions, str(frame._name), info)
-
-
-def check_columns(present: Sequence[str], names: Sequence[str], where: str = "the data") -> None:
-    """Refuse names that the data does not have."""
-    missing = [name for name in names if name not in present]
-    if missing:
-        raise DataError(
-            f"There is no column {', '.join(map(repr, missing))}; {where} has "
-            f"{', '.join(map(repr, present))}. Say which to use with x=, y= and sigma=.",
-            column=missing[0],
-        )
-    twice = [name for name in names if list(present).count(name) > 1]
-    if twice:
-        raise DataError(
-            f"{list(present).count(twice[0])} columns are called {twice[0]!r}; rename them.", column=twice[0]
-        )
 
 
 def _raw(values: Sequence[Any], names: tuple[str, ...]) -> Mapping[str, Any]:

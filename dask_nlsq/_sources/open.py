@@ -13,8 +13,8 @@ import zarr
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._sources.array import is_array, open_array
-from dask_nlsq._sources.columns import Columns
-from dask_nlsq._sources.frame import check_columns, is_frame, open_frame
+from dask_nlsq._sources.columns import Columns, check_columns
+from dask_nlsq._sources.frame import is_frame, open_frame
 from dask_nlsq._sources.memory import open_memory
 from dask_nlsq._sources.parquet import open_parquet
 from dask_nlsq._sources.source import Source

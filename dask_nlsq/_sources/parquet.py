@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import fsspec
-import pandas as pd
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs
@@ -16,8 +16,7 @@ from dask.base import tokenize
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import SLABS, Block
-from dask_nlsq._sources.columns import Columns, first_instants
-from dask_nlsq._sources.frame import check_columns
+from dask_nlsq._sources.columns import Columns, check_columns, first_instants
 from dask_nlsq._sources.source import Info, Source
 
 ROWS = SLABS[1]
@@ -154,9 +153,9 @@ def _arrays(table: Any) -> dict[str, Any]:
 
 
 def _numpy(column: Any) -> Any:
-    """Return a NumPy array with nulls as NaN, or as NaT."""
+    """Return a NumPy array with nulls as NaN or NaT, or as masked where float64 has no room for all integers."""
     if str(column.type).startswith("decimal"):
         column = column.cast("float64")
     if column.null_count and str(column.type) in ("int64", "uint64"):
-        return column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype(), pa.uint64(): pd.UInt64Dtype()}.get)
+        return np.ma.masked_array(column.fill_null(0).to_numpy(), column.is_null().to_numpy())
     return column.to_numpy()

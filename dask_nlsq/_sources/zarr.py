@@ -11,8 +11,7 @@ from dask.base import tokenize
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import SLABS, Block
-from dask_nlsq._sources.columns import Columns, first_instants
-from dask_nlsq._sources.frame import check_columns
+from dask_nlsq._sources.columns import Columns, check_columns, first_instants
 from dask_nlsq._sources.source import Info, Source
 
 ROWS = SLABS[1]
