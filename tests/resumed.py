@@ -1,5 +1,6 @@
 """A fit with a checkpoint, for tests that kill it: `python resumed.py RUN KIND` prints "begun", then its bits."""
 
+import functools
 import hashlib
 import sys
 import time
@@ -26,9 +27,14 @@ def decay(t, amplitude, rate, offset=0.0):
 
 
 def rows(i, pause):
+    time.sleep(pause)
+    return made(i)
+
+
+@functools.cache
+def made(i):
     import pandas as pd
 
-    time.sleep(pause)
     rng = np.random.default_rng(i)
     t = np.sort(rng.uniform(5 * i / PIECES, 5 * (i + 1) / PIECES, 20_000))
     return pd.DataFrame({"t": t, "y": rng.normal(3.0 * np.exp(-1.3 * t) + 0.5, 0.1)})
