@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -35,12 +37,14 @@ class NlsqAccessor:
 
 
 def register(lookup: Callable[[str], Any]) -> None:
-    """Add ``.nlsq`` to Dask's and pandas' frames, when they are there.
+    """Add ``.nlsq`` to Dask's and pandas' frames, now or when they are imported.
 
-    Neither is imported for that: a worker that reads arrays needs neither, and starts in a third of the time.
+    Neither is imported for that: a worker imports what its partitions need.
     """
     NlsqAccessor.lookup = staticmethod(lookup)
     for module in ("pandas", "dask.dataframe"):
+        if sys.modules.get(module) is not None:
+            importlib.import_module(module)  # another thread may be in the middle of it
         wrapt.register_post_import_hook(_add, module)
 
 

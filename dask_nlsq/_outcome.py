@@ -94,9 +94,10 @@ def build(
 def _hardly(names: Sequence[str]) -> str:
     """Say which parameters the data hardly determine, and what may help."""
     return (
-        f"Hardly determined by these data: {', '.join(names)}. Each lies within three standard errors of zero, "
-        "and its standard error is over 10,000 times what it would be were the other parameters known. Another start "
-        "may lead elsewhere; so may holding a parameter, or a model with fewer."
+        f"Hardly determined by these data: {', '.join(names)}. Within three standard errors of zero, with errors over "
+        "10,000 times what they would be were the other parameters known. Where x is far from zero, count it from its "
+        "middle; or hold a parameter, or take a model with fewer. Where the model is not linear, another start may "
+        "lead elsewhere."
     )
 
 

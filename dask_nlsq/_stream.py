@@ -23,9 +23,8 @@ from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._minimise import first_look
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._numerics.reduction import fold
-from dask_nlsq._numerics.request import Request
+from dask_nlsq._numerics.request import Request, Whitening
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status

@@ -44,6 +44,21 @@ def test_frames_have_the_accessor_in_whatever_order_they_are_imported(order):
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
+@pytest.mark.parametrize("module", ["pandas", "dask.dataframe"])
+def test_another_thread_may_be_importing_the_frames(module):
+    code = f"""if True:
+        import importlib, sys, threading
+        thread = threading.Thread(target=importlib.import_module, args=["{module}"])
+        thread.start()
+        while "{module}" not in sys.modules:
+            pass
+        import dask_nlsq
+        thread.join()
+        sys.modules["{module}"].DataFrame.nlsq.fit
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_all_is_sorted():
     assert list(dask_nlsq.__all__) == sorted(set(dask_nlsq.__all__))
 

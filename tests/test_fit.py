@@ -177,6 +177,14 @@ def test_a_parameter_at_its_bound_is_held_and_named():
     assert "rate ended at a bound" in result.notes[-1]
 
 
+@pytest.mark.parametrize("upper", [(1.0, 5.0), (1.0, 2.0)], ids=["one", "all"])
+def test_all_parameters_may_end_at_their_bounds(upper):
+    x = np.linspace(0, 1, 200)
+    result = dask_nlsq.fit(lambda x, a, b: a * x + b, x, 2 * x + 3, bounds=((0, 0), upper))
+    assert result.popt[0] == 1.0 and result.active_mask[0] == 1
+    assert np.isnan(result.stderr["b"]) == (result.params["b"] == 2.0 == upper[1])
+
+
 @pytest.mark.filterwarnings("ignore:The data do not determine")
 @pytest.mark.parametrize(("bend", "named"), [(1e-7, ["a, b"]), (1e-2, []), (0.0, [])])
 @pytest.mark.parametrize("upper", [np.inf, 1.99])

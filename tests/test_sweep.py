@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -20,10 +21,9 @@ from problems import STORES, decay, decay_rows
 import dask_nlsq
 from dask_nlsq import DataError, Model, ModelNotPicklable
 from dask_nlsq._numerics.block import SLABS, Block
-from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import Reduction, fold, merge
-from dask_nlsq._numerics.request import Request
+from dask_nlsq._numerics.request import Request, Whitening
 from dask_nlsq._sources import Columns
 from dask_nlsq._sources.open import open_source
 from dask_nlsq._sweep import Cluster, Ledger, Serial, Threads, group, ship, sweep, sweep_each
@@ -221,13 +221,14 @@ def test_one_trace_a_process_and_kind(origin, processes, tmp_path):
     ("store", "needs"),
     [("path", {"pandas"}), ("zarr", {"zarr"}), ("arrays", {"dask.array", "pandas", "scipy"}), ("memory", set())],
 )
-def test_a_process_imports_what_its_task_needs(store, needs, tmp_path):
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+def test_a_process_imports_what_its_task_needs(store, needs, request_, tmp_path):
     """A scheduler unpickles tasks too, and must not start XLA; a worker reads one kind of source, and opens none."""
     t, y = decay_rows(100)
     data = {"t": t, "y": y} if store == "memory" else STORES["parquet" if store == "path" else store](t, y, 1, tmp_path)
     parts = open_source(tmp_path if store == "path" else data, Columns(("t",), "y")).partitions
     model = Model.from_expression("amplitude * exp(-rate * t) + offset").bind(["t"])
-    task = (reduce_group, group(parts, 0.0, 1)[0], ship(Objective(model, ("t", "y"))), [REQUESTS["plain"]])
+    task = (reduce_group, group(parts, 0.0, 1)[0], ship(Objective(model, ("t", "y"))), [request_])
     code = f"""if True:
         import json, pickle, sys
         def heavy():
@@ -240,6 +241,19 @@ def test_a_process_imports_what_its_task_needs(store, needs, tmp_path):
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     before, after = map(set, json.loads(run.stdout))
     assert before <= needs and after == needs | {"jax"}
+
+
+@pytest.mark.parametrize("p", [3, 100])
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_an_answer_travels_whole_and_a_large_one_without_a_copy(p, protocol):
+    block = Block((np.arange(8.0),), np.arange(8.0))
+    leaf = dataclasses.replace(reduce_partition(block, shipped(), REQUESTS["plain"]), gram=np.eye(p + 1))
+    answer, buffers = Answer((0,), np.ones((1, 4), np.uint64), ((leaf,),), ((0, 0),)), []
+    sent = pickle.dumps(answer, protocol, buffer_callback=buffers.append if protocol == 5 else None)
+    found = pickle.loads(sent, buffers=buffers)
+    assert (found.numbers, found.nodes) == (answer.numbers, answer.nodes) and (found.marks == answer.marks).all()
+    assert bits(found.parts[0][0]) == bits(leaf)
+    assert (len(buffers) > 0) is (p == 100 and protocol == 5)
 
 
 def test_a_model_that_cannot_travel_still_fits_here(client):

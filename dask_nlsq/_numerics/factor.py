@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._numerics import lapack
+from dask_nlsq._numerics.request import Whitening
 from dask_nlsq._typing import Matrix, Vector
 
 EPS = float(np.finfo(float).eps)
@@ -32,14 +33,6 @@ _TRUST_SPAN = 1e-8
 
 _NOTHING = 1e-13
 """Length of a column of J, beside what it has been, from which it is rounding."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Whitening:
-    """A p×p preconditioner S and its inverse."""
-
-    s: Matrix
-    inverse: Matrix
 
 
 @dataclasses.dataclass(frozen=True)

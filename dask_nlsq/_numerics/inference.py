@@ -98,9 +98,12 @@ def entangled(factor: Factor, theta: Vector, cov: Matrix, free: npt.NDArray[np.b
     r"""Return which of the `free` parameters the data hardly tell from one another.
 
     Such a parameter lies within three standard errors of zero, and its standard error is over :math:`10^4` times what
-    it would be were the others known: :math:`s` over the length of its column of J.
+    it would be were the others known: :math:`s` over the length of its column of J, whatever covariance was asked for.
     """
-    found, part, variance = np.zeros(factor.p, bool), factor.only(free), np.diag(cov)[free]
+    found = np.zeros(factor.p, bool)
+    if not free.any():
+        return found
+    part, variance = factor.only(free), np.diag(cov)[free]
     vague = np.isfinite(variance) & (9 * variance > theta[free] ** 2)
     found[free] = vague & (part.spread * part.norms > _ENTANGLED)
     return found

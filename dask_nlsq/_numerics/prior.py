@@ -10,8 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from dask_nlsq._numerics.factor import Whitening
 from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.request import Whitening
 from dask_nlsq._typing import Vector
 
 

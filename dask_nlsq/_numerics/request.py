@@ -1,14 +1,18 @@
-"""Request: what a solver wants evaluated in the next sweep."""
+"""Request: what a solver wants evaluated in the next sweep. It travels to the workers, and imports nothing heavy."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
-from dask_nlsq._typing import Vector
+from dask_nlsq._typing import Matrix, Vector
 
-if TYPE_CHECKING:
-    from dask_nlsq._numerics.factor import Whitening
+
+@dataclasses.dataclass(frozen=True)
+class Whitening:
+    """A p×p preconditioner S and its inverse."""
+
+    s: Matrix
+    inverse: Matrix
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,10 +28,10 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-from dask_nlsq._numerics.factor import EPS, Factor, Whitening, factorise
+from dask_nlsq._numerics.factor import EPS, Factor, factorise
 from dask_nlsq._numerics.prior import Prior
 from dask_nlsq._numerics.reduction import Reduction
-from dask_nlsq._numerics.request import Request
+from dask_nlsq._numerics.request import Request, Whitening
 from dask_nlsq._numerics.trust_region import gauss_newton
 from dask_nlsq._typing import Matrix, Vector
 

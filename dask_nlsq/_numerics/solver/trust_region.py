@@ -22,10 +22,10 @@ import numpy.typing as npt
 
 from dask_nlsq._numerics import lapack
 from dask_nlsq._numerics.block import MANY_ROWS
-from dask_nlsq._numerics.factor import EPS, Factor, Whitening, factorise
+from dask_nlsq._numerics.factor import EPS, Factor, factorise
 from dask_nlsq._numerics.prior import Prior
 from dask_nlsq._numerics.reduction import Reduction
-from dask_nlsq._numerics.request import Request
+from dask_nlsq._numerics.request import Request, Whitening
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._numerics.trust_region import Step, gauss_newton, solve
 from dask_nlsq._typing import Matrix, Vector
