@@ -90,7 +90,9 @@ QUEUES = {
         queue="-q {queue}",
         account="-P {account}",
         gpus="-l gpu={gpus}",
-        again="status=99  # by which SGE knows a job that is to run again",
+        # A job that runs a second time is not warned but killed by SGE 8.1.9; a new one is. Where this host may not
+        # submit, the status by which SGE knows a job that is to run again is better than nothing.
+        again='qsub "$0" || status=99',
     ),
     "lsf": Queue(
         prefix="#BSUB",

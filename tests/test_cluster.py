@@ -400,10 +400,10 @@ def stub(folder, name, body):
     path.chmod(0o755)
 
 
-def started(folder, queue, body, **options):
+def started(folder, queue, body, qsub="", **options):
     """Start the script of a driver with a fit that does `body`, and with stubs of the queue's commands."""
-    for name in ("scontrol", "qsub"):
-        stub(folder, name, "")
+    stub(folder, "scontrol", "")
+    stub(folder, "qsub", qsub)
     stub(folder, "fit", body)
     (folder / "job.sh").write_text(job_script(["fit", "a b", "$HOME"], queue, **WANTED | options))
     environ = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "PBS_O_WORKDIR": str(folder)}
@@ -414,7 +414,8 @@ def calls(folder):
     return (folder / "calls").read_text().splitlines()
 
 
-AGAIN = {"slurm": (75, ["scontrol requeue 4711"]), "pbs": (75, ["qsub {}/job.sh"]), "sge": (99, []), "lsf": (75, [])}
+SUBMITTED = (75, ["qsub {}/job.sh"])
+AGAIN = {"slurm": (75, ["scontrol requeue 4711"]), "pbs": SUBMITTED, "sge": SUBMITTED, "lsf": (75, [])}
 WARNED = "trap 'sleep 0.5; echo committed >>calls; exit 75' USR1; touch ready; while :; do sleep 0.05; done"
 
 
@@ -445,6 +446,11 @@ def test_a_job_that_is_ended_commits_and_does_not_come_back(tmp_path, queue):
     wait_for(tmp_path / "ready")
     job.terminate()
     assert job.wait(20) == 143 and calls(tmp_path) == ["fit a b $HOME", "committed"]
+
+
+def test_a_host_of_sge_that_may_not_submit_asks_for_another_run(tmp_path):
+    job = started(tmp_path, "sge", "exit 75", qsub="exit 1")
+    assert job.wait(20) == 99 and calls(tmp_path) == ["fit a b $HOME", f"qsub {tmp_path}/job.sh"]
 
 
 def test_pbs_is_its_own_clock(tmp_path):
