@@ -51,7 +51,7 @@ def test_jobs_fit_to_the_bits_of_threads(tmp_path):
 def test_a_driver_is_warned_runs_again_and_goes_on_to_the_same_bits(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import resumed; from dask_nlsq.cluster import detect; "
     code += "print('begun', detect(), flush=True); print('bits', resumed.bits(resumed.run('run', 'chunked', 0.4)))"
-    # Thirty seconds of reading, and a warning after 15: the second run is warned too, as that of one job would not be.
+    # Thirty seconds of reading, and a warning after 15: the second run must be warned too.
     options = {"walltime": 90, "warn": 75, "cores": 2, "memory": "1 GB", "output": "out.txt"}
     text = cluster.job_script([sys.executable, "-c", code], "sge", **options, setup=["export JAX_PLATFORMS=cpu"])
     (tmp_path / "fit.sh").write_text(text)

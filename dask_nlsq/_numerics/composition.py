@@ -115,6 +115,8 @@ class _Columns:
 
     def improved(self, start: Mapping[str, float], y: Vector) -> dict[str, float]:
         """Return what a short fit makes of a start."""
+        from scipy.optimize import least_squares  # workers, who import models, never guess
+
         first = np.array(list(start.values()))
 
         def residual(theta: Vector) -> Vector:
@@ -123,8 +125,6 @@ class _Columns:
 
         if len(y) < len(first):
             return dict(start)
-        from scipy.optimize import least_squares  # workers, who import models, never guess
-
         evaluations = STEPS * (len(first) + 1)
         # Differences of 1e-4: a function of jax.numpy may compute in single precision here.
         steps = np.array(1e-4)
