@@ -13,19 +13,21 @@ from dask_nlsq._errors import Interrupted
 GRACE = 30.0
 """Seconds that tasks under way are waited for."""
 
+_WARNING = getattr(signal, "SIGUSR1", None)
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
 
 
 class Interrupt:
     """A context in which SIGTERM, SIGUSR1 (a queue's warning) and Ctrl-C are noticed, in the main thread only.
 
-    `check` raises once a signal has come. Where it is not called within `grace` seconds, or a second signal comes, the
-    exception is raised wherever the main thread is, but not inside `held`.
+    `check` raises once a signal has come. Where it is not called within `grace` seconds, or a second signal comes that
+    is not one more warning, the exception is raised wherever the main thread is, but not inside `held`.
     """
 
     def __init__(self, grace: float = GRACE) -> None:
         self._grace = grace
         self._signum: int | None = None
+        self._late = False
         self._holding = False
         self._before: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
@@ -44,12 +46,15 @@ class Interrupt:
     def _come(self, signum: int, _: Any) -> None:
         if self._signum is None:
             self._signum = signum
-            self._timer = threading.Timer(self._grace, os.kill, (os.getpid(), signum))
+            self._timer = threading.Timer(self._grace, self._hurry)
             self._timer.daemon = True
             self._timer.start()
-            return
-        if not self._holding:
+        elif (self._late or signum != _WARNING) and not self._holding:
             self.check()
+
+    def _hurry(self) -> None:
+        self._late = True
+        os.kill(os.getpid(), self._signum or signal.SIGTERM)
 
     def check(self) -> None:
         """Raise if a signal has come.

@@ -31,8 +31,8 @@ class Queue:
     again: str
     """Lines that send the job back; they may set ``status``."""
     begin: str = ""
-    warning: str = ""
-    """Stands before the command where the queue itself gives no warning."""
+    clock: str = ""
+    """Lines that give the warning where the queue itself gives none."""
 
 
 QUEUES = {
@@ -71,7 +71,7 @@ QUEUES = {
         # qrerun is for operators; anybody may submit again the copy of this file that the job is run from.
         again='qsub "$0"',
         begin='cd "$PBS_O_WORKDIR"\n',
-        warning='timeout --foreground --preserve-status --signal=USR1 "$(({left} - SECONDS))" \\\n        ',
+        clock='{{ while kill -0 "$child" && [ "$SECONDS" -lt {left} ]; do sleep 1; done; ring; }} 2>/dev/null &\n',
     ),
     "sge": Queue(
         prefix="#$",
@@ -118,8 +118,8 @@ OUTPUT = {"slurm": "{name}-%j.out", "pbs": "{name}.out", "sge": "{name}.out", "l
 
 BODY = """\
 # What runs: one command, which leaves with status 75 when it was interrupted and can go on.
-{setup}run() {{
-    exec {warning}{command}
+{begin}run() {{
+{setup}    exec {command}
 }}
 
 # How the job comes back after that.
@@ -127,15 +127,18 @@ again() {{
     {again}
 }}
 
-# Nothing below here needs to be changed. A warning (USR1) and the end of the job (TERM) are passed on as USR1, upon
-# which a fit commits and leaves. A job that was ended by hand does not come back.
+# Nothing below here needs to be changed. A warning (USR1) makes a fit commit and leave. It is passed on every second,
+# for a command that still loads, or has its fit behind it, ignores it. The end of the job (TERM) is passed on once; a
+# job that was ended by hand does not come back.
 ended=0
 signals=0
-trap 'signals=$((signals + 1)); kill -USR1 "$child"' USR1
-trap 'signals=$((signals + 1)); ended=1; kill -USR1 "$child"' TERM INT
-run &
+ring() {{ while kill -USR1 "$child"; do sleep 1; done 2>/dev/null; }}
+trap 'signals=$((signals + 1)); ring &' USR1
+(trap '' USR1 && run) &
 child=$!
-status=127
+trap 'signals=$((signals + 1)); ended=1; kill -TERM "$child"' TERM INT
+[ "$signals" -eq 0 ] || ring & # it came before there was a child
+{clock}status=127
 while
     seen=$signals
     wait "$child"
@@ -246,10 +249,11 @@ def job_script(
         lines.remove("-pe smp {cores}")
     header = [f"{table.prefix} {line.format(**said)}" for line in lines if line]
     body = BODY.format(
-        setup=table.begin + "".join(f"{line}\n" for line in setup),
-        warning=table.warning.format(**said),
+        begin=table.begin,
+        setup="".join(f"    {line}\n" for line in setup),
         command=_command(command),
         again=table.again,
+        clock=table.clock.format(**said),
     )
     return "\n".join(["#!/usr/bin/env bash", *header, "", body])
 

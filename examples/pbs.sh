@@ -9,10 +9,9 @@
 
 # What runs: one command, which leaves with status 75 when it was interrupted and can go on.
 cd "$PBS_O_WORKDIR"
-source .venv/bin/activate
 run() {
-    exec timeout --foreground --preserve-status --signal=USR1 "$((7080 - SECONDS))" \
-        dask-nlsq fit 'data/*.parquet' -m quickstart:decay -y signal --checkpoint run -o run.json
+    source .venv/bin/activate
+    exec dask-nlsq fit 'data/*.parquet' -m quickstart:decay -y signal --checkpoint run -o run.json
 }
 
 # How the job comes back after that.
@@ -20,14 +19,18 @@ again() {
     qsub "$0"
 }
 
-# Nothing below here needs to be changed. A warning (USR1) and the end of the job (TERM) are passed on as USR1, upon
-# which a fit commits and leaves. A job that was ended by hand does not come back.
+# Nothing below here needs to be changed. A warning (USR1) makes a fit commit and leave. It is passed on every second,
+# for a command that still loads, or has its fit behind it, ignores it. The end of the job (TERM) is passed on once; a
+# job that was ended by hand does not come back.
 ended=0
 signals=0
-trap 'signals=$((signals + 1)); kill -USR1 "$child"' USR1
-trap 'signals=$((signals + 1)); ended=1; kill -USR1 "$child"' TERM INT
-run &
+ring() { while kill -USR1 "$child"; do sleep 1; done 2>/dev/null; }
+trap 'signals=$((signals + 1)); ring &' USR1
+(trap '' USR1 && run) &
 child=$!
+trap 'signals=$((signals + 1)); ended=1; kill -TERM "$child"' TERM INT
+[ "$signals" -eq 0 ] || ring & # it came before there was a child
+{ while kill -0 "$child" && [ "$SECONDS" -lt 7080 ]; do sleep 1; done; ring; } 2>/dev/null &
 status=127
 while
     seen=$signals

@@ -416,7 +416,15 @@ def calls(folder):
 
 SUBMITTED = (75, ["qsub {}/job.sh"])
 AGAIN = {"slurm": (75, ["scontrol requeue 4711"]), "pbs": SUBMITTED, "sge": SUBMITTED, "lsf": (75, [])}
-WARNED = "trap 'sleep 0.5; echo committed >>calls; exit 75' USR1; touch ready; while :; do sleep 0.05; done"
+LISTENING = """import pathlib, signal, sys, time
+def leave(*_):
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN), time.sleep(0.5), print("committed", file=open("calls", "a"))
+    sys.exit(75)
+signal.signal(signal.SIGUSR1, leave), signal.signal(signal.SIGTERM, leave)
+pathlib.Path("ready").touch()
+while True: time.sleep(0.05)
+"""
+WARNED = f"exec python3 -c '{LISTENING}'"
 
 
 @pytest.mark.parametrize("queue", QUEUES)
@@ -438,6 +446,32 @@ def test_a_warning_reaches_the_fit_which_is_waited_for(tmp_path, queue, warnings
     status, asked = AGAIN[queue]
     assert job.wait(20) == status
     assert calls(tmp_path) == ["fit a b $HOME", "committed", *(line.format(tmp_path) for line in asked)]
+
+
+@pytest.mark.parametrize("queue", QUEUES)
+def test_a_warning_waits_for_a_fit_that_still_loads(tmp_path, queue):
+    job = started(tmp_path, queue, f"touch loading; sleep 1.5; {WARNED}")
+    wait_for(tmp_path / "loading")
+    job.send_signal(signal.SIGUSR1)
+    status, asked = AGAIN[queue]
+    assert job.wait(20) == status
+    assert calls(tmp_path) == ["fit a b $HOME", "committed", *(line.format(tmp_path) for line in asked)]
+
+
+@pytest.mark.parametrize("queue", QUEUES)
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_warning_ends_no_job_whose_fit_has_ended(tmp_path, queue, status):
+    job = started(tmp_path, queue, f"touch writing; sleep 0.5; exit {status}")
+    wait_for(tmp_path / "writing")
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(20) == status and calls(tmp_path) == ["fit a b $HOME"]
+
+
+def test_a_warning_during_the_setup_is_not_lost(tmp_path):
+    job = started(tmp_path, "slurm", WARNED, setup=["touch setting", "sleep 1"])
+    wait_for(tmp_path / "setting")
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(20) == 75 and calls(tmp_path) == ["fit a b $HOME", "committed", "scontrol requeue 4711"]
 
 
 @pytest.mark.parametrize("queue", QUEUES)

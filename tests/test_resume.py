@@ -34,6 +34,7 @@ from dask_nlsq import (
     SweepError,
 )
 from dask_nlsq._checkpoint import place, unpack
+from dask_nlsq._interrupt import Interrupt
 from dask_nlsq._numerics.program import code
 from dask_nlsq._numerics.reduction import Reduction, fold
 from dask_nlsq._run import Saved
@@ -209,6 +210,31 @@ def test_a_signal_commits_and_leaves(whole, tmp_path, number):
     assert signal.getsignal(number) == before and not (tmp_path / "lock.json").exists()
     assert not Checkpoints(tmp_path).list()["finished"].iloc[-1]
     assert bits(run(tmp_path, kind, 0.02, resume=True)) == bits(result)
+
+
+def second(first, then, grace=60.0):
+    """Whether a second signal, or the end of the grace, ends what does not ask."""
+    try:
+        with Interrupt(grace):
+            for number in (first, then):
+                os.kill(os.getpid(), number)
+            time.sleep(0.2)
+    except (KeyboardInterrupt, Interrupted):
+        return True
+    return False
+
+
+TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+
+
+@pytest.mark.parametrize("first", [TERM, USR1, INT], ids=lambda n: n.name)
+@pytest.mark.parametrize(("then", "leaves"), [(TERM, True), (USR1, False), (INT, True)])
+def test_a_second_signal_hurries_but_for_one_more_warning(first, then, leaves):
+    assert second(first, then) is leaves
+
+
+def test_a_warning_that_nobody_asks_for_is_late_in_the_end():
+    assert second(USR1, USR1, grace=0.05)
 
 
 @pytest.mark.slow
