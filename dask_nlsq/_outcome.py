@@ -51,7 +51,8 @@ def build(
     theta, cost = final(state, parameters.lower, parameters.upper)
     side = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
     free = side == 0
-    statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma)
+    believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
+    statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma, believed)
     factor = point.factor.without(lost(state, solver.absolute_sigma))
     pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
     held = [name for name, where in zip(parameters.free, side, strict=True) if where]

@@ -166,7 +166,7 @@ def to_model(model: Any, p0: Any = None) -> Model:
         raise ModelError(
             f"model is a {type(model).__name__}; a function f(x, *parameters), a Model or the name of one is needed."
         )
-    n = None if p0 is None else np.size(getattr(p0, "popt", p0))
+    n = len(p0) if isinstance(p0, Mapping) else None if p0 is None else np.size(getattr(p0, "popt", p0))
     return Model.from_function(model, n)
 
 

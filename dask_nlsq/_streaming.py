@@ -317,7 +317,8 @@ class StreamingFitter:
         assert state is not None and state.sums is not None
         sums, cost, theta = solver.with_prior(state), solver.cost(state), state.theta
         side = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
-        statistics = inference.statistics(sums, cost, int((side == 0).sum()), solver.absolute_sigma)
+        believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
+        statistics = inference.statistics(sums, cost, int((side == 0).sum()), solver.absolute_sigma, believed)
         statistics = dataclasses.replace(statistics, n_obs=round(statistics.n_obs), dof=round(statistics.dof))
         factor = solver.factor(state)
         s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf

@@ -11,7 +11,7 @@ from problems import decay, decay_rows
 from scipy.optimize import least_squares
 
 import dask_nlsq
-from dask_nlsq import ModelError, Status
+from dask_nlsq import BoundsError, ModelError, Status
 from dask_nlsq._checkpoint import pack, unpack
 from dask_nlsq._lockstep import fitted, lockstep
 from dask_nlsq._numerics.factor import Factor, factorise
@@ -71,6 +71,8 @@ def test_ties_may_depend_on_ties_and_on_fixed():
     [
         ({"fixed": {"nope": 1}}, "nope"),
         ({"fixed": {"rate": np.nan}}, "finite"),
+        ({"fixed": {"rate": 2.0}, "bounds": {"rate": (0, 1)}}, "fixed at 2, outside its bounds"),
+        ({"tied": {"offset": "rate"}, "bounds": {"offset": (0, np.inf)}}, "tied and has the bounds"),
         ({"fixed": ["amplitude", "rate", "offset"]}, "nothing is left"),
         ({"tied": {"offset": "nope + 1"}}, "nope"),
         ({"tied": {"offset": "rate", "rate": "offset"}}, "circle"),
@@ -83,7 +85,7 @@ def test_ties_may_depend_on_ties_and_on_fixed():
     ],
 )
 def test_unusable_constraints(arguments, message):
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises((ModelError, BoundsError), match=message):
         rows().nlsq.fit(decay, **arguments)
 
 
@@ -120,6 +122,24 @@ def test_a_loss_may_be_a_function(loss, client):
     np.testing.assert_allclose(
         rows(OUTLIERS).nlsq.fit(decay, p0=START, loss=loss, f_scale=0.2).popt, named.popt, rtol=1e-9
     )
+
+
+@pytest.mark.parametrize("power", [0.75, 1.5])
+@pytest.mark.parametrize("npartitions", [1, 7])
+def test_a_loss_may_have_infinite_derivatives_at_zero(power, npartitions):
+    """Rows past the end of a block have a residual of exactly zero."""
+    options = {"p0": START, "loss": lambda z: z**power, "f_scale": 0.2}
+    traced, stepped = (rows(OUTLIERS, npartitions).nlsq.fit(decay, jac=jac, **options) for jac in (None, "3-point"))
+    assert traced.success and stepped.success
+    np.testing.assert_allclose(traced.popt, stepped.popt, rtol=1e-5)
+    np.testing.assert_allclose(traced.stderr, stepped.stderr, rtol=1e-4)
+
+
+def test_ftol_does_not_take_a_poor_step_for_an_end():
+    """SciPy asks for a quarter of the decrease that was predicted, and ends at a cost of 1.57."""
+    rng, x = np.random.default_rng(1), np.linspace(0, 3, 30)
+    y = 2.5 * np.exp(-1.3 * x) + 0.5 + 0.05 * rng.normal(size=30)
+    assert dask_nlsq.fit(decay, x, y, p0=[0.103, -1.848, 2.174], ftol=1e-2).cost < 1.6
 
 
 @pytest.mark.parametrize("npartitions", [1, 7, 200])
@@ -212,6 +232,30 @@ def test_a_prior_is_one_more_row():
     expected = least_squares(augmented, START, method="lm", ftol=1e-15, xtol=1e-15, gtol=1e-15)
     np.testing.assert_allclose(result.popt, expected.x, rtol=1e-7)
     np.testing.assert_allclose(result.pcov, np.linalg.inv(expected.jac.T @ expected.jac), rtol=1e-4)
+
+
+def with_one_more_row(t, amplitude, rate, offset=0.0):
+    return jnp.where(t < 0, offset, decay(t, amplitude, rate, offset))
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_prior_counts_in_the_statistics_as_a_row_does(absolute):
+    known = {"p0": START, "absolute_sigma": absolute}
+    prior = dask_nlsq.fit(decay, T, Y, sigma=np.full(2000, 0.1), prior={"offset": (0.5, 0.001)}, **known)
+    row = dask_nlsq.fit(with_one_more_row, np.r_[T, -1], np.r_[Y, 0.5], sigma=np.r_[np.full(2000, 0.1), 0.001], **known)
+    np.testing.assert_allclose(prior.pcov, row.pcov, rtol=1e-6)
+    for name in ("n_obs", "dof", "chisqr", "loglik", "aic", "bic"):
+        assert getattr(prior, name) == pytest.approx(getattr(row, name), rel=1e-9), name
+    left = residual(prior.popt, Y)
+    assert prior.rmse == pytest.approx(np.sqrt(np.mean(left**2)))
+    assert prior.rsquared == pytest.approx(1 - np.sum(left**2) / np.sum((Y - Y.mean()) ** 2))
+
+
+def test_a_prior_has_its_own_variance_in_the_sandwich():
+    """All that is known of b comes from the prior, whose one residual is zero."""
+    model = lambda t, a, b: a * t + 0 * b  # noqa: E731
+    result = dask_nlsq.fit(model, T, 2 * T + Y, p0=[1, 1], prior={"b": (1.0, 0.5)}, cov_type="sandwich")
+    assert result.stderr["b"] == pytest.approx(0.5 * np.sqrt(2001 / 1999))
 
 
 def test_the_sandwich():

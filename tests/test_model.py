@@ -5,6 +5,7 @@ import pytest
 
 from dask_nlsq import BoundsError, Model, ModelError
 from dask_nlsq._numerics.parameters import Parameters
+from dask_nlsq._problem import to_model
 
 
 def plain(t, a, b=2.0):
@@ -19,8 +20,16 @@ def options(t, a, *, b=1.0, log=False, kind="x", scale=None):
     return a + b * t
 
 
+def options_between(t, a, log=False, b=1.0, kind="x", c=0.5):
+    return a + b * t + c * t**2 + (100 if log else 0)
+
+
 def variadic(x, *p):
     return p[0] + p[1] * x
+
+
+def half_variadic(x, a, *p):
+    return a + p[0] * x
 
 
 @pytest.mark.parametrize(
@@ -32,6 +41,7 @@ def variadic(x, *p):
         (two_columns, ["t", "u"], ("a",), {}),
         (two_columns, ["u", "time"], ("a",), {}),
         (options, ["t"], ("a", "b"), {"b": 1.0}),
+        (options_between, ["t"], ("a", "b", "c"), {"b": 1.0, "c": 0.5}),
     ],
 )
 def test_signature(func, x, parameters, defaults):
@@ -47,11 +57,22 @@ def test_several_columns_come_stacked_or_by_name():
     assert stacked(x, [2.0], np.stack).tolist() == [6.0, 20.0]
 
 
-def test_variadic_parameters_are_counted_by_p0():
-    assert Model.from_function(variadic, 2).parameters == ("p1", "p2")
+@pytest.mark.parametrize(
+    ("func", "names"), [(variadic, ("p1", "p2")), (half_variadic, ("a", "p1")), (lambda *p: p[0], ("p1", "p2"))]
+)
+@pytest.mark.parametrize("p0", [[1.0, 2.0], {"p1": 1.0, "a": 2.0}], ids=["list", "dict"])
+def test_variadic_parameters_are_counted_by_p0(func, names, p0):
+    assert to_model(func, p0).parameters == names
 
 
-@pytest.mark.parametrize("func", [lambda: 1, lambda t: t, dict.fromkeys])
+def test_parameters_behind_an_option_do_not_take_its_place():
+    x = [np.array([1.0, 2.0])]
+    assert Model.from_function(options_between).bind(["t"])(x, [2.0, 3.0, 4.0], np.stack).tolist() == [9.0, 24.0]
+
+
+@pytest.mark.parametrize(
+    "func", [lambda: 1, lambda t: t, dict.fromkeys, lambda t, a, log=False, *p: t, lambda t, a, log=False, b=1.0, /: t]
+)
 def test_not_a_model(func):
     with pytest.raises(ModelError):
         Model.from_function(func)

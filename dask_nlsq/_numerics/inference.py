@@ -13,6 +13,8 @@ AIC           :math:`2k - 2 \log L`, k = p, plus 1 where the variance was estima
 AICc          AIC + :math:`2k(k+1)/(n-k-1)`
 BIC           :math:`k \log n - 2 \log L`
 ============  =============================================================================================
+
+A prior counts as a row in all of them but R² and the root mean square error, which are of the data alone.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ class Statistics:
     bic: float
 
 
-def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool) -> Statistics:
-    """Compute the statistics of a fit whose cost is ``chisqr / 2``."""
+def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool, believed: float = 0.0) -> Statistics:
+    """Compute the statistics of a fit whose cost is ``chisqr / 2``, `believed` of χ² coming from priors."""
     n, chisqr = reduction.rows, 2.0 * cost
     dof = n - p
     k = p if absolute_sigma else p + 1
@@ -63,8 +65,8 @@ def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool) 
             dof=dof,
             chisqr=chisqr,
             redchi=float(chi_ / dof) if dof > 0 else float("nan"),
-            rmse=float(np.sqrt(chi_ / weight)),
-            rsquared=float(1 - chi_ / spread),
+            rmse=float(np.sqrt((chi_ - believed) / weight)),
+            rsquared=float(1 - (chi_ - believed) / spread),
             loglik=float(loglik),
             aic=float(aic),
             aicc=float(aic + 2 * k * (k + 1) / (n - k - 1)) if n > k + 1 else float("inf"),

@@ -33,6 +33,10 @@ Loss: TypeAlias = str | Callable[[Any], Any]
 NAMES = ("linear", "soft_l1", "huber", "cauchy", "arctan", "tukey")
 
 
+_LEAST = 1e-100
+"""Where a user's function is asked at z = 0: its derivatives may be infinite there, and 0 times infinity is NaN."""
+
+
 def check_loss(loss: Any, f_scale: Any) -> None:
     """Refuse a loss that is not known.
 
@@ -50,6 +54,7 @@ def check_loss(loss: Any, f_scale: Any) -> None:
 def evaluate(loss: Loss, z: Any) -> tuple[Any, Any, Any]:
     """Return ρ, ρ' and ρ'' at z, each of z's shape."""
     if callable(loss):
+        z = z.clip(_LEAST)
         found = loss(z)
         if isinstance(found, (tuple, list)) or getattr(found, "ndim", 1) == 2:
             rho, first, second = found

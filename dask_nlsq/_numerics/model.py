@@ -21,6 +21,7 @@ from dask_nlsq._numerics import composition
 from dask_nlsq._numerics.composition import Guess
 from dask_nlsq._numerics.expression import Expression
 
+_BY_PLACE_ONLY = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -75,12 +76,13 @@ class Model:
         func : callable
             The model function.
         n_parameters : int, optional
-            How many parameters ``*args`` stands for; they are named ``p1``, ``p2``, …
+            How many parameters there are, where ``*args`` stands for some; those are named ``p1``, ``p2``, …
 
         Raises
         ------
         ModelError
-            The object has no signature, no argument for a column, or no parameter.
+            The object has no signature, no argument for a column, or no parameter; or one that can be given by
+            position only stands behind an option.
         """
         name = getattr(func, "__name__", type(func).__name__)
         try:
@@ -93,15 +95,22 @@ class Model:
         arguments: list[str] = []
         keywords: set[str] = set()
         defaults: dict[str, float] = {}
+        option: str | None = None  # the first one; what follows is given by name, or would take its place
         for parameter in signature.parameters.values():
+            if option is not None and parameter.kind in _BY_PLACE_ONLY:
+                raise ModelError(
+                    f"The model {name!r} takes {str(parameter)!r} behind the option {option!r}, in whose place its "
+                    f"value would come. Put a star before the options: def {name}(x, a, b, *, {option}=...)."
+                )
             if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-                arguments += [f"p{i + 1}" for i in range(n_parameters or 0)]
-                if not arguments:
-                    arguments = ["x"]
+                arguments = arguments or ["x"]
+                arguments += [f"p{i + 1}" for i in range((n_parameters or 0) - len(arguments[1:]))]
             elif parameter.kind is not inspect.Parameter.VAR_KEYWORD:
-                if not _is_option(parameter.default):
+                if _is_option(parameter.default):
+                    option = option or parameter.name
+                else:
                     arguments.append(parameter.name)
-                    if parameter.kind not in _POSITIONAL:
+                    if option is not None or parameter.kind not in _POSITIONAL:
                         keywords.add(parameter.name)
                     if isinstance(parameter.default, numbers.Real):
                         defaults[parameter.name] = float(parameter.default)

@@ -82,6 +82,14 @@ class Parameters:
         both = [name for name in ties if name in held]
         if both:
             raise ModelError(f"{both} are fixed as well as tied; say one of the two.")
+        for name, low, high in zip(names, lower.tolist(), upper.tolist(), strict=True):
+            if name in ties and (low, high) != (-np.inf, np.inf):
+                raise BoundsError(
+                    f"{name!r} is tied and has the bounds [{low:g}, {high:g}], which would not be kept. Bound the "
+                    "parameters that it follows from."
+                )
+            if name in held and not low <= held[name] <= high:
+                raise BoundsError(f"{name!r} is fixed at {held[name]:g}, outside its bounds [{low:g}, {high:g}].")
         free = tuple(name for name in names if name not in held and name not in ties)
         if not free:
             raise ModelError(f"All parameters of {model.name!r} are fixed or tied; nothing is left to fit.")

@@ -1,7 +1,8 @@
 r"""Prior: Gaussian knowledge of parameters, added to a reduction as if each were one more row.
 
 A prior of mean m and standard deviation d adds :math:`\tfrac12 (\theta_j - m)^2 / d^2` to the cost, so p×p and p
-numbers to the sums of a sweep, and nothing to its price.
+numbers to the sums of a sweep, and nothing to its price. To the sandwich it adds the variance that it has, and not the
+square of its one residual.
 """
 
 from __future__ import annotations
@@ -29,11 +30,19 @@ class Prior:
         residual = self.weight * (theta - self.mean)
         rows = np.concatenate([self.weight[:, None] * s, residual[:, None]], axis=1)  # (p, p + 1)
         product = rows.T @ rows
-        curvature = None if reduction.curvature is None else reduction.curvature + product[:p, :p]
+        curvature, meat = (
+            None if sums is None else sums + product[:p, :p] for sums in (reduction.curvature, reduction.meat)
+        )
         return dataclasses.replace(
             reduction,
             rows=reduction.rows + int(np.count_nonzero(self.weight)),
             cost=reduction.cost + 0.5 * float(product[p, p]),
             gram=reduction.gram + product,
+            log_weight=reduction.log_weight + float(np.log(self.weight[self.weight > 0]).sum()),
             curvature=curvature,
+            meat=meat,
         )
+
+    def chisqr(self, theta: Vector) -> float:
+        """Return the part of χ² that comes from here at `theta` (p,)."""
+        return float(np.sum((self.weight * (theta - self.mean)) ** 2))

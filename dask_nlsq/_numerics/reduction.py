@@ -49,8 +49,9 @@ class Reduction:
 
     @property
     def finite(self) -> bool:
-        """Whether residuals and Jacobian were finite in every row."""
-        return bool(np.isfinite(self.gram).all() and np.isfinite(self.cost))
+        """Whether residuals, Jacobian and what a loss makes of them were finite in every row."""
+        sums = (self.gram, self.cost, self.curvature, self.meat)
+        return all(bool(np.isfinite(each).all()) for each in sums if each is not None)
 
     @property
     def data_finite(self) -> bool:

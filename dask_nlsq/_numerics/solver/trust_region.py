@@ -253,7 +253,7 @@ class TrustRegion:
             patience=patience,
             milestone=state.nsweeps if self._ahead(state, reduction, remains) else state.milestone,
             history=(*state.history, self._record(state, reduction, remains, True)),
-            status=self._judge(state, point, remains, patience),
+            status=self._judge(state, point, remains, patience, gain),
         )
         return dataclasses.replace(found, status=Status.STALLED) if found.idle and found.status is None else found
 
@@ -298,7 +298,7 @@ class TrustRegion:
             return 0.5 * reach
         return max(state.point.radius, 2.0 * reach) if gain > 0.75 else state.point.radius
 
-    def _judge(self, before: State, now: Point, remains: float, patience: int) -> Status | None:
+    def _judge(self, before: State, now: Point, remains: float, patience: int, gain: float) -> Status | None:
         """Return the first test that holds at a newly accepted point."""
         if remains <= _TIGHT:
             return Status.CONVERGED
@@ -313,7 +313,7 @@ class TrustRegion:
             return Status.ROUNDING
         if patience <= 0 and now.newton.predicted <= _cost_noise(now.reduction):
             return Status.ROUNDING
-        return self._scipy_tests(before, now)
+        return self._scipy_tests(before, now, gain)
 
     def _shrinks(self, before: State, now: Point) -> float:
         """Return by what factor the remaining step is expected to shrink; 1 where nothing is known."""
@@ -322,8 +322,8 @@ class TrustRegion:
         ratio = now.newton.length / max(before.point.newton.length, np.finfo(float).tiny)
         return min(1.0, ratio / max(1.0 - ratio, 0.1))
 
-    def _scipy_tests(self, before: State, now: Point) -> Status | None:
-        """Return SciPy's own tests, for those who set them."""
+    def _scipy_tests(self, before: State, now: Point, gain: float) -> Status | None:
+        """Return SciPy's own tests, for those who set them; a poor step, cut short, says nothing of the cost."""
         if self.gtol is not None:
             gradient = now.factor.gradient
             room = np.where(gradient > 0, now.theta - self.lower, self.upper - now.theta)
@@ -334,7 +334,7 @@ class TrustRegion:
         reach, size = lapack.norm(before.proposal.delta), lapack.norm(now.theta)
         gained = before.point.reduction.cost - now.reduction.cost
         small_step = self.xtol is not None and bool(reach < self.xtol * (self.xtol + size))
-        small_gain = self.ftol is not None and bool(gained < self.ftol * now.reduction.cost)
+        small_gain = self.ftol is not None and gain > 0.25 and bool(gained < self.ftol * now.reduction.cost)
         if small_step and small_gain:
             return Status.BOTH
         return Status.FTOL if small_gain else Status.XTOL if small_step else None
