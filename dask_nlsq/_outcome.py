@@ -117,7 +117,7 @@ def _living(problem: Problem, solver: TrustRegion, state: State, statistics: inf
         "factor": state.point.factor,
         "profiler": Profiler(
             problem=dataclasses.replace(problem, groups=()),
-            solver=dataclasses.replace(solver, ftol=None, xtol=None, gtol=None),
+            solver=dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=TrustRegion.max_nfev),
             theta=theta,
             cost=cost,
             factor=state.point.factor.without(lost(state, solver.absolute_sigma)),

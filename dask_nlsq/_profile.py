@@ -25,6 +25,7 @@ from dask_nlsq._errors import NlsqError
 from dask_nlsq._lockstep import Search, fitted, lockstep
 from dask_nlsq._numerics.factor import EPS, Factor
 from dask_nlsq._numerics.solver.trust_region import TrustRegion, final
+from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem, arrange
 from dask_nlsq._progress import Progress
 from dask_nlsq._typing import Vector
@@ -45,6 +46,10 @@ _FARTHEST = 1e3
 
 _LOWER = 1e-3
 """Decrease of the cost, in units of s², that no rounding and no step left over explains."""
+
+
+_UNFINISHED = (Status.MAX_NFEV, Status.STALLED)
+"""Ends of a fit that leave open how low its cost can be; where parameters are silent, it can be no lower."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +129,8 @@ class Profiler:
         if state is None or state.point is None:
             return None
         theta, cost = final(state, lower, upper)
+        if state.status in _UNFINISHED:  # the least cost is lower by nobody knows how much
+            return Conditional(value, np.nan, np.nan, theta, near.tangent, cost)
         factor, delta = state.point.factor, theta - state.point.theta
         tau = float(np.sign(value - self.theta[j]) * np.sqrt(max(2.0 * (cost - self.cost) / self.s2, 0.0)))
         gradient = float(factor.r[:, j] @ (factor.z + factor.r @ delta))  # of the cost, where the last step has led
@@ -156,6 +163,8 @@ class Profiler:
             if held is None:
                 far = value
                 continue
+            if np.isnan(held.tau):
+                return float("nan")
             if abs(held.tau - aim) <= _CLOSE and held.slope > 0:
                 return held.value + (aim - held.tau) / held.slope
             if abs(held.tau) < abs(aim):

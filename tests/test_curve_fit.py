@@ -276,3 +276,51 @@ def test_arguments_are_refused_as_by_scipy(options, error, rows):
     for call in (scipy.optimize.curve_fit, curve_fit):
         with pytest.raises(error):
             call(line, *rows[:2], **options)
+
+
+LINE_X = np.linspace(0.0, 4.0, 50)
+LINE_Y = 2.0 * LINE_X + 1.0 + np.random.default_rng(3).normal(0, 0.1, 50)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_infinite_sigma_count_as_in_scipy(form):
+    sigma = np.where(np.arange(50) % 2, 1.0, np.inf)
+    expected = scipy.optimize.curve_fit(line, LINE_X, LINE_Y, sigma=sigma)[1]
+    assert_allclose(FORMS[form](line, LINE_X, LINE_Y, sigma=sigma)[1], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_that_is_omitted_needs_no_sigma(form):
+    y, sigma = LINE_Y.copy(), np.full(50, 0.1)
+    y[[3, 30]] = sigma[3] = np.nan
+    options = {"sigma": sigma, "nan_policy": "omit", "full_output": True, "method": "trf"}
+    expected = scipy.optimize.curve_fit(line, LINE_X, y, **options)
+    found = FORMS[form](line, LINE_X, y, **options)
+    assert_allclose(found[0], expected[0], rtol=1e-6)
+    assert_allclose(found[1], expected[1], rtol=1e-5)
+    assert_allclose(found[2]["fvec"], expected[2]["fvec"], atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("module", [np, jnp])
+def test_a_function_may_return_a_number(form, module):
+    popt, pcov = FORMS[form](lambda x, a: module.exp(a), LINE_X, LINE_Y, p0=[1.0])
+    expected = scipy.optimize.curve_fit(lambda x, a: np.exp(a), LINE_X, LINE_Y, p0=[1.0])
+    assert_allclose(popt, expected[0], rtol=1e-6)
+    assert_allclose(pcov, expected[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_row_gives_one_parameter(form):
+    with pytest.warns(scipy.optimize.OptimizeWarning):
+        popt, pcov = FORMS[form](lambda x, a: a * x, [2.0], [5.0])
+    assert_allclose(popt, [2.5])
+    assert np.isinf(pcov).all()
+
+
+def test_every_status_of_success_has_a_number_of_scipys():
+    import dask
+
+    with dask.config.set({"nlsq.goal": "fast", "nlsq.tier": "streaming"}):
+        found = on_dask(line, np.tile(LINE_X, 100), np.tile(LINE_Y, 100), full_output=True)
+    assert found[4] in (1, 2, 3, 4)

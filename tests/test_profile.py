@@ -1,5 +1,6 @@
 """Profile-likelihood intervals: against published figures, against brute force, and where there is no end."""
 
+import dataclasses
 import pickle
 
 import dask.dataframe as dd
@@ -63,6 +64,19 @@ def test_ends_are_those_of_brute_force(npartitions, level):
     ends = result.conf_int(level, method="profile")
     expected = [[brute_end(result, j, side, level) for side in (-1, 1)] for j in range(3)]
     assert np.max(np.abs(ends.to_numpy() - expected) / result.stderr.to_numpy()[:, None]) < 1e-5
+
+
+def test_a_limit_on_the_fit_is_none_on_its_profile():
+    result = dask_nlsq.fit(decay, T, Y)
+    limited = dask_nlsq.fit(decay, T, Y, p0=result, max_nfev=2)
+    np.testing.assert_allclose(limited.conf_int(method="profile"), result.conf_int(method="profile"), rtol=1e-4)
+
+
+def test_an_end_whose_fits_do_not_end_is_unknown():
+    result = dask_nlsq.fit(decay, T, Y)
+    limited = dataclasses.replace(result.profiler.solver, max_nfev=1)
+    ends = dataclasses.replace(result.profiler, solver=limited).intervals(0.95)
+    assert ends and np.isnan(list(ends.values())).all()
 
 
 def test_a_curve_holds_one_and_fits_the_others():

@@ -22,7 +22,13 @@ from dask_nlsq._typing import Matrix
 _MINPACK = {1: 4, 2: 1, 3: 2, 4: 3}
 """`leastsq`'s number for what `least_squares` calls by another."""
 
-_RENAMED = {Status.CONVERGED: Status.XTOL, Status.ROUNDING: Status.BOTH, Status.SILENT: Status.GTOL}
+_RENAMED = {
+    Status.CONVERGED: Status.XTOL,
+    Status.STREAMED: Status.XTOL,
+    Status.PRECISION: Status.XTOL,
+    Status.ROUNDING: Status.BOTH,
+    Status.SILENT: Status.GTOL,
+}
 """SciPy's nearest names for tests that it does not have."""
 
 

@@ -59,9 +59,12 @@ def fit_rows(call: Call, data: Data) -> Output:
         raise
 
     def fvec() -> Any:
-        return (result.predict(columns) - y) / (1.0 if sigma is None else sigma)
+        residual = (result.predict(columns) - y) / (1.0 if sigma is None else sigma)
+        return residual[~da.isnan(residual)] if call.policy == "omit" else residual
 
-    return Output(call, result, result.n_obs, fvec)
+    # SciPy counts rows of infinite sigma too; where nobody knows how many rows there are, those are left out.
+    known = isinstance(y.shape[0], int)
+    return Output(call, result, y.shape[0] - result.n_dropped if known else result.n_obs, fvec)
 
 
 def _columns(x: Any) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dask_nlsq._curve_fit.call import Call
@@ -60,7 +61,7 @@ def fit_whole(call: Call, data: Data) -> Output:
 
     model = Whole(lambda theta: column(_precise(call.bounded, x, theta)))
     model.known[tuple(call.p0.tolist())] = column(first)
-    derivative = _traced(call, x, first) if call.jac is None else call.jac
+    derivative = _traced(call, x, first, shape) if call.jac is None else call.jac
 
     def jacobian(theta: Vector) -> Any:
         return _padded(whiten(np.asarray(_precise(derivative, x, theta), float)), call.p)
@@ -98,13 +99,13 @@ def _padded(a: Any, p: int) -> Any:
     return np.concatenate([a, np.zeros((p - len(a), *a.shape[1:]))]) if len(a) < p else a
 
 
-def _traced(call: Call, x: Any, first: Any) -> Callable[..., Any] | None:
+def _traced(call: Call, x: Any, first: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:
     """Return JAX's derivative of a function that gives `first` at the start, or None where there is none."""
     if not isinstance(first, jax.Array):
         return None
     try:
         with jax.enable_x64(True):
-            run = jax.jit(jax.jacfwd(lambda theta: call.f(x, *theta))).lower(call.p0).compile()
+            run = jax.jit(jax.jacfwd(lambda theta: jnp.broadcast_to(call.f(x, *theta), shape))).lower(call.p0).compile()
     except Exception:  # whatever tracing the user's function may raise: SciPy does not trace
         return None
     return lambda _, *theta: run(np.array(theta))

@@ -51,20 +51,22 @@ class Columns:
             )
         x, y = tuple(values[name] for name in self.x), values[self.y]
         rounded = tuple(name for name in self.names if _rounded(raw[name], values[name]))
-        block = Block(x, y, self._weight(values, len(y)), rounded=rounded)
+        keep = _finite(*x, y) if self.nan_policy == "omit" else None  # else found by the sweep, whose sums turn NaN
+        block = Block(x, y, self._weight(values, len(y), keep), rounded=rounded)
+        if keep is not None:
+            block = dataclasses.replace(block.take(keep), dropped=int(len(keep) - keep.sum()))
         if block.weight is not None and not block.weight.all():
             block = block.take(block.weight > 0)  # a row of infinite sigma is no observation
-        if self.nan_policy == "raise":  # found by the sweep, whose sums turn NaN
-            return block
-        return _omit(block)
+        return block
 
-    def _weight(self, values: Mapping[str, Vector], rows: int) -> Vector | None:
+    def _weight(self, values: Mapping[str, Vector], rows: int, keep: AnyArray | None) -> Vector | None:
+        """Return 1 / sigma, which must be positive in the rows that are kept."""
         if self.sigma is None:
             return None
         if not isinstance(self.sigma, str):
             return np.full(rows, 1.0 / self.sigma)
         sigma = values[self.sigma]
-        bad = ~(sigma > 0)
+        bad = ~(sigma > 0) if keep is None else keep & ~(sigma > 0)
         if bad.any():
             first = int(np.argmax(bad))
             raise DataError(
@@ -163,10 +165,10 @@ def _rounded(raw: Any, values: Vector) -> bool:
     return wide and bool((np.abs(values) >= 2.0**53).any())
 
 
-def _omit(block: Block) -> Block:
-    """Drop the rows in which x or y is not finite."""
+def _finite(*columns: Vector) -> AnyArray | None:
+    """Return which rows are finite in all columns; None where all are."""
     with np.errstate(all="ignore"):
-        if all(np.isfinite(c.sum()) for c in (*block.x, block.y)):
-            return block
-    keep = np.logical_and.reduce([np.isfinite(c) for c in (*block.x, block.y)])
-    return dataclasses.replace(block.take(keep), dropped=int(len(keep) - keep.sum()))
+        if all(np.isfinite(c.sum()) for c in columns):
+            return None
+    found: AnyArray = np.logical_and.reduce([np.isfinite(c) for c in columns])
+    return found
