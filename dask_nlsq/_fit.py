@@ -261,6 +261,8 @@ def fit(
 def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run, started: float) -> FitResult:
     """Fit what has been made exact, from the beginning or from where a run goes on."""
     saved, ended = run.saved, run.ended(config.max_nfev)
+    if run.come is not None:
+        exact = dataclasses.replace(exact, parameters=exact.parameters.from_here(run.come))
     if ended and run.same_files:
         return _again(_problem(exact, (), None, run), _solver(exact.parameters, said, config), run)
     source, objective = exact.source, exact.objective
@@ -299,7 +301,8 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
             run=run,
             partial=route.partial,
         )
-        state, starts = team[lowest(team)], None
+        winner, starts = lowest(team), None
+        state = team[winner]
         if run.search is not None:
             assert state.point is not None
             starts, told = judge(exact.parameters.free, run.search, team, solver, state.point.reduction.rows)
@@ -315,7 +318,8 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
     if state.status is not None and state.status.success and went_silent(problem, state):
         state = dataclasses.replace(state, status=Status.SILENT)
     result = build(problem, solver, state, seconds, time.perf_counter() - started, notes, starts)
-    return run.finish(state, seconds, notes, result)
+    team[winner] = state
+    return run.finish(team, seconds, result)
 
 
 def _problem(
@@ -356,7 +360,8 @@ def _solver(
 def _again(problem: Problem, solver: TrustRegion, run: Run) -> FitResult:
     """Return the result of a run that has ended, with what it can do in this process."""
     assert run.saved is not None and run.saved.state is not None and run.saved.result is not None
-    return revive(problem, solver, run.saved.state, FitResult.from_dict(from_text(run.saved.result)))
+    team = [run.saved.state, *run.saved.rivals]
+    return revive(problem, solver, team[lowest(team)], FitResult.from_dict(from_text(run.saved.result)))
 
 
 _TOLERANCE = {OptimizationGoal.FAST: 0.1, OptimizationGoal.QUALITY: 1e-8}

@@ -128,7 +128,7 @@ def race(
         _tell(team[leader], seconds[-1])
         if team[leader].status is None:
             team[leader] = stopped(problem, team[leader], deadline, callback)
-        team = _beaten(team, leader)
+        team = _beaten(team, leader, deadline is not None and time.monotonic() > deadline)
         run.tick(_Written(tuple(team), tuple(others), tuple(seconds)), swept=True)
     return team, seconds
 
@@ -141,19 +141,23 @@ def lowest(team: Sequence[State]) -> int:
     return next(i for i, cost in enumerate(costs) if cost <= min(costs) * (1.0 + _ALIKE))
 
 
-def _beaten(team: Sequence[State], leader: int) -> list[State]:
-    """Give up the states that cannot win: their next step would not bring them below the lowest, or all is over."""
+def _beaten(team: Sequence[State], leader: int, late: bool) -> list[State]:
+    """Give up the states that cannot win, for their next step would not bring them below the lowest.
+
+    Where the lowest was stopped, or it is late, the others are stopped too.
+    """
     first, found = team[leader], list(team)
     assert first.point is not None
     for i, state in enumerate(team):
         if i == leader or state.status is not None:
             continue
-        over = first.status in (Status.CALLBACK, Status.TIME_LIMIT)
         if state.point is not None and state.point.believed:
             reach = state.point.reduction.cost - 2.0 * max(state.point.newton.predicted, 0.0)
-            over |= reach > first.point.reduction.cost * (1.0 + _ALIKE)
-        if over:
-            found[i] = dataclasses.replace(state, status=Status.BEATEN)
+            if reach > first.point.reduction.cost * (1.0 + _ALIKE):
+                found[i] = dataclasses.replace(state, status=Status.BEATEN)
+                continue
+        if first.status in (Status.CALLBACK, Status.TIME_LIMIT) or late:
+            found[i] = stop(state, Status.CALLBACK if first.status is Status.CALLBACK else Status.TIME_LIMIT)
     return found
 
 

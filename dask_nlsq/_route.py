@@ -94,7 +94,7 @@ def find_route(
         partial = None if saved.sweep is None else Partial.of(saved.sweep)
         rest = [] if saved.others is None else list(saved.others)
         seconds = [] if saved.seconds is None else saved.seconds.tolist()
-        return Route([state.trial, *rest], (state, seconds), saved.rivals, partial)
+        return Route([state.trial, *rest], (state, seconds), tuple(map(solver.go_on, saved.rivals)), partial)
     passing = saved is not None and saved.passing is not None
     streams = passing or problem.plan.tier.streams
     notes: tuple[str, ...] = ()

@@ -92,6 +92,7 @@ class Run:
 
     saved: Saved | None = None
     search: Searched | None = None
+    come: Vector | None = None  # (p,), where another fit had come, from which this one begins
 
     def __init__(self) -> None:
         self.known: dict[str, Any] = {}
@@ -101,9 +102,9 @@ class Run:
         """Whether what was saved is the end, which no wider limit would move."""
         if self.saved is None or self.saved.result is None or self.saved.state is None:
             return False
-        state = self.saved.state
-        limited = state.beyond is not None and (max_nfev is None or max_nfev > state.nsweeps)
-        return not limited and state.status is not Status.TIME_LIMIT
+        team = (self.saved.state, *self.saved.rivals)
+        farther = (state.beyond is not None and (max_nfev is None or max_nfev > state.nsweeps) for state in team)
+        return not any(farther) and all(state.status is not Status.TIME_LIMIT for state in team)
 
     @property
     def same_files(self) -> bool:
@@ -134,7 +135,7 @@ class Run:
     def tick(self, make: Callable[[], Mapping[str, Any]], swept: bool = False) -> None:
         """Take notice of what would be written down now: after an answer, or after a sweep."""
 
-    def finish(self, state: State, seconds: list[float], notes: tuple[str, ...], result: FitResult) -> FitResult:
+    def finish(self, team: Sequence[State], seconds: list[float], result: FitResult) -> FitResult:
         """Write down the end, and return the result."""
         return result
 
@@ -225,16 +226,16 @@ class Kept(Run):
         self._due = time.monotonic() + interval
         self._sweeps = 0
 
-    def finish(self, state: State, seconds: list[float], notes: tuple[str, ...], result: FitResult) -> FitResult:
+    def finish(self, team: Sequence[State], seconds: list[float], result: FitResult) -> FitResult:
         """Commit the end, and return the result with what the checkpoint has cost."""
         result = self._told(result)
         made = {
-            "state": state,
+            "state": team[0],
+            "rivals": tuple(team[1:]),
             "seconds": np.array(seconds, float),
-            "notes": notes,
             "result": to_text(result.to_dict()),
         }
-        about = {"finished": True}
+        about = {"finished": True, "sweeps": result.nsweeps, "cost": result.cost, "status": result.status.name}
         self._interrupt.held(lambda: self._commit(made, about))
         return self._told(result)
 
@@ -272,16 +273,19 @@ def running(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> It
         found = None if resume is False else checkpoints.newest()
         if found is None and resume is True:
             raise CheckpointError(f"There is no checkpoint at {checkpoints.place}, and resume=True asks for one.")
-        saved = None
+        saved: Saved | None = None
+        come = None
         if found is not None:
             generation, keys = found
             same = compare(generation, own, force=resume == "force")
-            saved = _sane(unpack(Saved, keys), exact.parameters.p)
-            if not same:  # of another fit nothing holds but where it has come
-                saved = dataclasses.replace(saved, marks=None, sweep=None, passing=None, result=None)
-                saved = saved if saved.state is not None else None
+            there = _sane(unpack(Saved, keys), exact.parameters.p)
+            if same and (resume != "force" or own["files"] is not None):
+                saved = there
+            else:  # no fingerprint tells rows in no files from others
+                come = _come(there)
             log.info("going on from generation %d at %s", generation.number, checkpoints.place)
         run = Kept(checkpoints, lock, interrupt, config, own, strict, saved)
+        run.come = come
         try:
             yield run
         except (KeyboardInterrupt, Interrupted, SweepError):
@@ -305,6 +309,13 @@ def _locked(checkpoints: Checkpoints) -> Iterator[Lock]:
         yield lock
     finally:
         lock.release()
+
+
+def _come(saved: Saved) -> Vector:
+    """Return where a fit had come: of another fit nothing else holds."""
+    if saved.state is None:
+        return saved.start if saved.passing is None else saved.passing.own.theta
+    return saved.state.trial if saved.state.point is None else saved.state.point.theta
 
 
 def _sane(saved: Saved, p: int) -> Saved:

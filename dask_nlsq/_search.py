@@ -226,7 +226,7 @@ def judge(
     names: Sequence[str], searched: Searched, team: Sequence[State], solver: TrustRegion, rows: int
 ) -> tuple[pd.DataFrame, str]:
     """Return a table of where every start has led, and a sentence, given how the minima ended that saw all rows."""
-    finalists = searched.finalists.tolist()
+    finalists = searched.finalists.tolist()[: len(team)]  # all of them, but for what older versions have written
     last = ends_of([None if state.point is None else state for state in team], solver)
     stages = ((searched.screened, searched.rows), (searched.fitted, searched.sample_rows), (last, rows))
     few, sample, every = (_leaders(ends, count) for ends, count in stages)

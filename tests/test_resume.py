@@ -366,6 +366,31 @@ def test_other_versions_are_a_warning(tmp_path, monkeypatch):
         assert dask_nlsq.fit(**SAME, checkpoint=tmp_path).success
 
 
+OTHER = 2.0 * np.exp(-0.6 * T) + 1.5 + (Y - (3.0 * np.exp(-1.3 * T) + 0.5))
+FORCED = {
+    "other values": ({}, {"y": OTHER}),
+    "fewer rows": ({}, {"x": T[: N // 2], "y": OTHER[: N // 2]}),
+    "other bounds": ({}, {"bounds": {"rate": (0.5, 1.2)}}),
+    "another model": ({}, {"model": other_decay}),
+    "in the middle": ({"max_nfev": 2}, {"y": OTHER}),
+    "a search": ({"n_starts": 8, "bounds": ([0, 0, -2], [9, 9, 2])}, {"y": OTHER}),
+}
+
+
+@pytest.mark.parametrize("case", FORCED)
+def test_a_forced_fit_has_the_answer_of_its_own_data(tmp_path, case):
+    first, change = FORCED[case]
+    dask_nlsq.fit(**SAME | first, checkpoint=tmp_path)
+    own = SAME | {k: v for k, v in first.items() if k != "max_nfev"} | change
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NlsqWarning)
+        forced = dask_nlsq.fit(**own, checkpoint=tmp_path, resume="force")
+    expected = dask_nlsq.fit(**own)
+    assert forced.status.success and (forced.n_obs, len(forced.notes)) == (expected.n_obs, len(expected.notes))
+    np.testing.assert_allclose(forced.popt, expected.popt, rtol=1e-6)
+    assert bits(dask_nlsq.fit(**own, checkpoint=tmp_path)) == bits(forced)
+
+
 @pytest.mark.parametrize("pieces", [30, 160])
 def test_force_goes_on_with_other_partitions(tmp_path, monkeypatch, pieces):
     def cut(n):

@@ -1,5 +1,6 @@
 """Searches from many starts: the lowest minimum, the same bits whoever explores, no more reads, nothing twice."""
 
+import dataclasses
 import json
 
 import dask.array as da
@@ -17,6 +18,7 @@ from test_stream import Reader, frame
 
 import dask_nlsq
 from dask_nlsq import BoundsError, Checkpoints, FitResult, Model, NlsqError, Status, SweepError
+from dask_nlsq._minimise import race
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.many import Ends, fit_many
 from dask_nlsq._numerics.objective import Objective
@@ -253,6 +255,38 @@ def test_rivals_are_in_the_checkpoint(tmp_path, monkeypatch):
         monkeypatch.setattr(Checkpoints, "commit", commit)
         result = dask_nlsq.fit(model, **options, checkpoint=where, resume=True)
         assert bits(result) == bits(expected) and result.starts.equals(expected.starts), stop
+
+
+@pytest.mark.parametrize("limit", [{"max_nfev": 1}, {"max_nfev": 2}, {"time_limit": 0.0}], ids=str)
+def test_a_search_goes_on_where_a_limit_has_ended_it(tmp_path, limit):
+    """With every minimum that was under way: the answer and its table are those of a fit without a limit."""
+    model, t, y, bounds, _ = made("two exponentials")
+    columns = {"x": da.from_array(t, chunks=500), "y": da.from_array(y, chunks=500)}
+    options = columns | {"bounds": bounds, "n_starts": 16, "tier": "chunked", "cache": "none", "client": False}
+    expected = dask_nlsq.fit(model, **options)
+    assert not dask_nlsq.fit(model, **options, checkpoint=tmp_path, **limit).success
+    for _ in range(2):  # goes on, and is then known to have ended
+        result = dask_nlsq.fit(model, **options, checkpoint=tmp_path)
+        np.testing.assert_array_equal(result.popt, expected.popt)
+        assert result.starts.equals(expected.starts) and result.notes == expected.notes
+
+
+def test_a_deadline_stops_rivals_of_one_that_has_ended(monkeypatch):
+    model, t, y, bounds, _ = made("two exponentials")
+    columns = {"x": da.from_array(t, chunks=500), "y": da.from_array(y, chunks=500)}
+    problem, solver, states = [], [], []
+
+    def seen(*args, **options):
+        problem.append(args[0]), solver.append(args[1]), states.append(args[2])
+        return race(*args, **options)
+
+    monkeypatch.setattr("dask_nlsq._fit.race", seen)
+    dask_nlsq.fit(model, **columns, bounds=bounds, n_starts=16, tier="chunked", client=False)
+    first = states[0][0]
+    team, seconds = race(problem[0], solver[0], [first], deadline=None)
+    ended = dataclasses.replace(team[0], status=Status.CONVERGED)
+    team, seconds = race(problem[0], solver[0], [ended, solver[0].init(first.trial * 1.01)], deadline=0.0)
+    assert [state.status for state in team] == [Status.CONVERGED, Status.TIME_LIMIT] and len(seconds) == 1
 
 
 def test_hpc_keeps_a_checkpoint(tmp_path, monkeypatch):

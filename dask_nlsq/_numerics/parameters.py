@@ -112,6 +112,10 @@ class Parameters:
         start = np.clip(start, self.lower, self.upper)
         return dataclasses.replace(self, start=start, guessed=left, sampled=tuple(taken), sample_rows=rows)
 
+    def from_here(self, theta: Vector) -> Parameters:
+        """Take a start (p,), as far as the bounds allow."""
+        return dataclasses.replace(self, start=np.clip(theta, self.lower, self.upper), guessed=())
+
     @property
     def p(self) -> int:
         """Number of free parameters."""
