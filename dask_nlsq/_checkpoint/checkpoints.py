@@ -14,6 +14,7 @@ is read; what is damaged is named and left alone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -237,8 +238,9 @@ class Checkpoints:
 
         Raises
         ------
-        OSError
-            It could not be written; those before it are as they were.
+        Exception
+            It could not be written; those before it are as they were. A file system raises an OSError, a service what
+            it likes.
         """
         number = max([*self.numbers(), *self._torn(), 0]) + 1
         folder = f"gen-{number:08d}-{uuid.uuid4().hex[:8]}"
@@ -259,20 +261,21 @@ class Checkpoints:
             text = json.dumps(record)
             sealed = {"record": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
             self.place.create(f"commits/{number:08d}.json", json.dumps(sealed, indent=1).encode())
-        except OSError:
-            self._discard(f"state.zarr/{folder}")
+        except Exception:
+            self._discard(number, folder)
             raise
         try:
             self.prune(keep)
-        except OSError as error:  # the next commit will try again
+        except Exception as error:  # the next commit will try again
             log.info("old generations at %s could not be removed: %s", self.place, error)
         return number
 
-    def _discard(self, name: str) -> None:
-        try:
-            self.place.remove(name)
-        except OSError:  # it has no record, and counts for nothing
-            return
+    def _discard(self, number: int, folder: str) -> None:
+        """Remove what has no record, unless only the answer was lost and the record is there."""
+        with contextlib.suppress(Exception):  # without a record it counts for nothing
+            record = self.place.read(f"commits/{number:08d}.json", _RECORD_BYTES)
+            if record is None or folder.encode() not in record:
+                self.place.remove(f"state.zarr/{folder}")
 
     def prune(self, keep: int = KEEP) -> tuple[int, ...]:
         """Remove all generations but the newest so many, at least two, and what was never committed.
