@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import gzip
 import json
 import math
@@ -182,6 +183,64 @@ def test_generations_are_kept_and_pruned(tmp_path):
     assert checkpoints.list()["sweeps"].tolist() == [3, 4, 5, 6, 7]
     assert checkpoints.prune(1) == (3, 4, 5) and checkpoints.numbers() == [6, 7]
     assert len(os.listdir(tmp_path / "state.zarr")) == 3
+
+
+def meanwhile(there, n, commits):
+    """Let another driver commit at the n-th call of a place; return the calls that are made."""
+    seen = []
+
+    def counted(verb):
+        real = getattr(there, verb)
+
+        def call(*arguments):
+            seen.append(verb)
+            if len(seen) == n:
+                commits()
+            return real(*arguments)
+
+        return call
+
+    there.names, there.read = counted("names"), counted("read")
+    return seen
+
+
+READING = {
+    "list": lambda run: set(run.list()["fault"]) <= {""},
+    "verify": lambda run: run.verify() == {},
+    "newest": lambda run: run.newest()[1] == KEYS,
+    "iterate": lambda run: all(each.about["sweeps"] for each in run),
+}
+KEYS = pack(recorded(1))
+
+
+@pytest.mark.parametrize("how", READING)
+def test_a_commit_meanwhile_is_no_damage(how):
+    """Two generations, of which others take the place at any moment while they are read."""
+    n, seen = 0, []
+    while n <= len(seen):
+        store = zarr.storage.MemoryStore()
+        run, driver = Checkpoints(store), Checkpoints(store)
+
+        def commits(count, driver=driver):
+            for _ in range(count):
+                driver.commit(KEYS, {"sweeps": 1}, {}, 2)
+
+        commits(2)
+        n += 1
+        seen = meanwhile(run.place, n, functools.partial(commits, n % 3 + 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert READING[how](run), (n, seen)
+    assert n > 3
+
+
+def test_generations_that_go_faster_than_they_are_read_end_in_an_error(tmp_path, monkeypatch):
+    commit(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path)
+    numbers = iter(range(1000))
+    monkeypatch.setattr(checkpoints, "numbers", lambda: [100 + next(numbers)])
+    with pytest.raises(CheckpointError, match="faster than they are read"):
+        checkpoints.newest()
 
 
 def test_a_generation_is_exported(tmp_path):

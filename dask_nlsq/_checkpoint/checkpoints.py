@@ -44,6 +44,7 @@ KEEP = 5
 
 _RECORD_BYTES = 2**24
 _FILES = 100_000
+_TRIES = 10
 _ROOT = json.dumps(GROUP).encode()
 _COMMIT = re.compile(r"(\d{8})\.json")
 _GENERATION = re.compile(r"gen-(\d{8})-[0-9a-f]{8}")
@@ -85,6 +86,10 @@ class Generation:
         return sum(size for size, _ in self.files.values())
 
 
+class _Gone(CheckpointError):
+    """A generation that was listed has been removed."""
+
+
 class Checkpoints:
     """The checkpoints that a fit left at a path, a URL or in a Zarr store.
 
@@ -118,7 +123,12 @@ class Checkpoints:
 
     def __iter__(self) -> Iterator[Generation]:
         for number in self.numbers():
-            yield self.describe(number)
+            try:
+                with self._listed(number):
+                    generation = self.describe(number)
+            except _Gone:
+                continue
+            yield generation
 
     def describe(self, number: int | None = None) -> Generation:
         """Return what the record of a generation says, by default of the newest.
@@ -177,12 +187,24 @@ class Checkpoints:
         ------
         CheckpointCorrupt
             There are generations, and none of them verifies.
+        CheckpointError
+            A fit removes them faster than they are read.
         """
-        numbers, faults = self.numbers(), []
-        for number in reversed(numbers):
+        for _ in range(_TRIES):
+            with contextlib.suppress(_Gone):  # a newer one is there
+                return self._newest()
+        raise CheckpointError(
+            f"The generations of the checkpoint {self.place} go faster than they are read; wait for the fit that "
+            "writes there, or give it a longer checkpoint_interval."
+        )
+
+    def _newest(self) -> tuple[Generation, Keys] | None:
+        faults = []
+        for number in reversed(self.numbers()):
             try:
-                generation = self.describe(number)
-                keys = self.read(generation)
+                with self._listed(number):
+                    generation = self.describe(number)
+                    keys = self.read(generation)
             except CheckpointCorrupt as error:
                 faults.append(f"generation {number}: {error}")
                 continue
@@ -201,6 +223,16 @@ class Checkpoints:
             warn(f"The first generation of the checkpoint {self.place} was not committed; the fit starts anew.")
         return None
 
+    @contextlib.contextmanager
+    def _listed(self, number: int) -> Iterator[None]:
+        """Tell a generation that a fit has removed since it was listed, whose record went first, from a damaged one."""
+        try:
+            yield
+        except CheckpointError as error:
+            if number in self.numbers():
+                raise
+            raise _Gone(f"Generation {number} at {self.place} was removed meanwhile.") from error
+
     def _torn(self) -> list[int]:
         """Return the numbers of generations that have no record."""
         found = [_GENERATION.fullmatch(name) for name in self.place.names("state.zarr")]
@@ -209,16 +241,18 @@ class Checkpoints:
 
     def list(self) -> pd.DataFrame:
         """Return a table of the generations: when, how many sweeps, cost, status, bytes; damaged records are named."""
-        rows = []
+        rows: dict[int, dict[str, Any]] = {}
         for number in self.numbers():
             try:
-                found = self.describe(number)
-                row = {"created": found.created, **found.about, "bytes": found.nbytes, "fault": ""}
+                with self._listed(number):
+                    found = self.describe(number)
+                rows[number] = {"created": found.created, **found.about, "bytes": found.nbytes, "fault": ""}
+            except _Gone:
+                continue
             except CheckpointCorrupt as error:
-                row = {"fault": str(error)}
-            rows.append(row)
+                rows[number] = {"fault": str(error)}
         columns = ["created", "sweeps", "cost", "status", "finished", "bytes", "fault"]
-        table = pd.DataFrame(rows, index=pd.Index(self.numbers(), name="generation"))
+        table = pd.DataFrame([*rows.values()], index=pd.Index([*rows], name="generation"))
         return table.reindex(columns=columns + [c for c in table.columns if c not in columns])
 
     def verify(self) -> dict[int, str]:
@@ -226,7 +260,10 @@ class Checkpoints:
         faults = {}
         for number in self.numbers():
             try:
-                self.read(self.describe(number))
+                with self._listed(number):
+                    self.read(self.describe(number))
+            except _Gone:
+                continue
             except CheckpointCorrupt as error:
                 faults[number] = str(error)
         return faults
