@@ -380,6 +380,7 @@ def test_directives(queue):
         ({"command": ["a", "b\nc"]}, "The command"),
         ({"command": "echo 'a"}, "open quote"),
         ({"command": ""}, "The command is empty"),
+        ({"command": "OMP_NUM_THREADS=1"}, "The command is empty"),
         ({"walltime": 60}, "warn is 120 seconds, and the walltime is 60"),
         ({"walltime": "1:00"}, "walltime is"),
         ({"memory": "?"}, "memory is"),
@@ -391,6 +392,48 @@ def test_directives(queue):
 def test_what_cannot_be_written_is_refused(options, said):
     with pytest.raises(NlsqError, match=re.escape(said)):
         job_script(**({"command": "true", "scheduler": "slurm"} | WANTED | options))
+
+
+@pytest.mark.parametrize(
+    ("command", "sign"),
+    [
+        ("python fit.py 2>&1 | tee log", "|"),
+        ("python fit.py|tee log", "|"),
+        ("python fit.py |& tee log", "|"),
+        ("python fit.py || true", "||"),
+        ("cd there && python fit.py", "&&"),
+        ("cd there; python fit.py", ";"),
+        ("python fit.py &", "&"),
+        ("python fit.py >log 2>&1&", "&"),
+        ("echo 'a;b' \\; ; python fit.py", ";"),
+    ],
+)
+def test_a_command_is_one_process(command, sign):
+    with pytest.raises(NlsqError, match=re.escape(f"has {sign!r}") + ".*output=.*setup="):
+        job_script(command, "slurm", **WANTED)
+
+
+@pytest.mark.parametrize(
+    ("command", "printed"),
+    [
+        ("fit a >out 2>&1", "a"),
+        ("fit a &>out", "a"),
+        ("fit a &>>out", "a"),
+        ("fit a >|out 2>&1", "a"),
+        ('fit \'a | b\' "c && \\" ; d" e\\&f >out', 'a | b c && " ; d e&f'),
+        ("fit $(echo a | cat) `echo b; echo c`", "a b c"),
+        ("fit a > >(cat | cat)", "a"),
+        ("ONE=1 TWO='2 3' fit a", "a 1 2 3"),
+        (["ONE=1", "TWO=2 3", "fit", "a;", "|", ">out"], "a; | >out 1 2 3"),
+    ],
+)
+def test_what_one_process_may_have_is_left_to_the_shell(tmp_path, command, printed):
+    stub(tmp_path, "fit", "echo $* $ONE $TWO\nexit 3")
+    (tmp_path / "job.sh").write_text(job_script(command, "slurm", **WANTED))
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", tmp_path / "job.sh"], env=environ, cwd=tmp_path, capture_output=True, text=True)
+    files = [path.read_text() for path in tmp_path.glob("out")]
+    assert done.returncode == 3 and "".join([done.stdout, *files]).strip() == printed, done.stderr
 
 
 def stub(folder, name, body):
