@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -565,6 +566,8 @@ def test_job_script_is_written(tmp_path, queue):
     ("arguments", "status", "said"),
     [
         ([*ASKED, "--", "fit", "data", "-m", "line"], 2, "--checkpoint"),
+        ([*ASKED, "--", *FIT, "--resume", "no"], 2, "--resume no"),
+        ([*ASKED, "--", *FIT, "--resume=no"], 2, "--resume no"),
         ([*ASKED], 2, "COMMAND"),
         (["--memory", "1 GB", "--", *FIT], 2, "--walltime"),
         (["--walltime", "1:00:00", "--", *FIT], 2, "--memory"),
@@ -582,6 +585,12 @@ def test_a_workflow_may_bring_the_checkpoint(workflow):
     assert seen.exit_code == 0 and " ".join(workflow) in seen.stdout
 
 
+def test_dasks_configuration_may_bring_the_checkpoint():
+    with dask.config.set({"nlsq.checkpoint": "run"}):
+        seen = command("job-script", "--scheduler", "slurm", *ASKED, "--", "fit", "data", "-m", "line")
+    assert seen.exit_code == 0, seen.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -596,17 +605,20 @@ def test_what_does_not_go_with_a_cluster_is_wrong_usage(arguments, said):
     assert seen.exit_code == 2 and said in seen.stderr, seen.output
 
 
-def test_a_signal_ends_the_wait_for_workers(monkeypatch, tmp_path):
-    """A queue that never starts a job, and a warning that comes meanwhile."""
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("by", ["option", "configuration"])
+def test_a_signal_ends_the_wait_for_workers(monkeypatch, tmp_path, signum, by):
+    """A queue that never starts a job, and a warning or Ctrl-C that comes meanwhile."""
     from distributed import LocalCluster
 
     def never(**_):
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signum)
         return LocalCluster(n_workers=0, processes=False, dashboard_address=":0")
 
     monkeypatch.setattr(cluster, "slurm", never)
-    arguments = ["--cluster", "slurm", "--memory", "1 GB", "--checkpoint", tmp_path / "run"]
-    seen = command("fit", "nothing.parquet", "-m", "line", *arguments)
+    option, configured = (["--checkpoint", tmp_path / "run"], None) if by == "option" else ([], str(tmp_path / "run"))
+    with dask.config.set({"nlsq.checkpoint": configured}):
+        seen = command("fit", "nothing.parquet", "-m", "line", "--cluster", "slurm", "--memory", "1 GB", *option)
     assert seen.exit_code == 75 and not (tmp_path / "run").exists(), seen.output
 
 
