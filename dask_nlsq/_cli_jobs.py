@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import dask
 
 from dask_nlsq._job import SCHEDULERS
 from dask_nlsq._plan import PRESETS
@@ -61,9 +62,10 @@ def take(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def keeps(checkpoint: str | None, workflow: str | None) -> bool:
-    """Whether a fit has a checkpoint, by its own option or by that of a workflow."""
+    """Whether a fit has a checkpoint, by its own option, by that of a workflow, or by Dask's configuration."""
     preset = PRESETS.get(workflow or "")
-    return checkpoint is not None or (preset is not None and preset.checkpoint is not None)
+    places = (checkpoint, preset and preset.checkpoint, dask.config.get("nlsq.checkpoint", None))
+    return any(place is not None for place in places)
 
 
 @contextlib.contextmanager
@@ -153,6 +155,8 @@ def job_script(
     said = dict(itertools.pairwise([*words, ""]))
     if command[0] == "fit" and not keeps(said.get("--checkpoint"), said.get("--workflow")):
         raise click.UsageError("The fit has no --checkpoint; without one it could not go on when its job runs again.")
+    if command[0] == "fit" and said.get("--resume") == "no":
+        raise click.UsageError("--resume no starts anew each time the job runs again; leave it out.")
     with plainly():
         text = write_script(
             ["dask-nlsq", *command],

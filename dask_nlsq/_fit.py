@@ -198,8 +198,8 @@ def fit(
         Sweeps between two commits, besides.
     resume : {"auto", "force"} or bool
         "auto" goes on where there is something to go on from, and returns the result of a run that has ended; True asks
-        that there is; False starts anew and keeps what is there; "force" goes on although model, data or options
-        differ.
+        that there is; False starts anew, and what is there goes as newer generations come (`keep`); "force" goes on
+        although model, data or options differ.
     compression : {"gzip"}, optional
         Of the arrays in the checkpoint.
     keep : int

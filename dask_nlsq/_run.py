@@ -301,7 +301,7 @@ def _locked(checkpoints: Checkpoints) -> Iterator[Lock]:
         lock.acquire()
     except CheckpointError:
         raise
-    except OSError as error:
+    except Exception as error:  # whatever a file system or a service raises
         raise CheckpointError(
             f"Nothing can be written at {checkpoints.place}: {type(error).__name__}: {error}"
         ) from error

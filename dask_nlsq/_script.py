@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -17,6 +18,14 @@ from dask_nlsq._job import known, seconds
 
 WARN = 120
 """Seconds between the warning and the end, as a rule: a commit takes less than one, a task may take minutes."""
+
+_HIDDEN = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|[$<>]\([^()]*\)|`[^`]*`""")
+"""What a shell does not split a command at: quotes and substitutions."""
+
+_JOINT = re.compile(r"\|\||&&|;|(?<!>)\||(?<![<>])&(?!>)")
+"""Where it does: pipes and lists, but not redirections such as ``2>&1`` and ``&>log``."""
+
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +187,8 @@ def job_script(
     Parameters
     ----------
     command : str or sequence of str
-        One command, as typed in a shell or word by word, such as ``dask-nlsq fit ... --checkpoint run``.
+        One command, as typed in a shell or word by word, such as ``dask-nlsq fit ... --checkpoint run``. Variables
+        and redirections may belong to it, pipes and lists of several not.
     scheduler : {"slurm", "pbs", "sge", "lsf"}, optional
         By default that of this machine.
     walltime : str or float
@@ -301,7 +311,7 @@ def _check_word(what: str, text: str | None) -> None:
 
 
 def _command(command: str | Sequence[str]) -> str:
-    """Return a command as a shell reads it."""
+    """Return a command as a shell reads it behind ``exec``: one process, which is warned and whose status counts."""
     if not isinstance(command, str):
         words, text = list(command), shlex.join(command)
     else:
@@ -310,7 +320,12 @@ def _command(command: str | Sequence[str]) -> str:
             words = shlex.split(text)
         except ValueError as error:
             raise NlsqError(f"The command {command!r} has an open quote: {error}.") from error
-    if not words:
+        if found := _JOINT.search(_HIDDEN.sub("_", text)):
+            raise NlsqError(
+                f"The command {command!r} has {found[0]!r}; one process is needed, for only that is warned, and its "
+                "status says whether the job comes back. output= takes what is printed, setup= lines that stand before."
+            )
+    if all(_ASSIGNMENT.match(word) for word in words):
         raise NlsqError("The command is empty; one such as 'dask-nlsq fit DATA -m MODEL --checkpoint run' is needed.")
     _check_line("The command", text)
-    return text
+    return f"env {text}" if _ASSIGNMENT.match(words[0]) else text

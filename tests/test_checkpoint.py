@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import gzip
 import json
 import math
@@ -31,6 +32,7 @@ from dask_nlsq import CheckpointCorrupt, CheckpointError, Checkpoints, NlsqError
 from dask_nlsq._checkpoint import Lock, pack, place, tree, unpack
 from dask_nlsq._checkpoint.checkpoints import _ROOT
 from dask_nlsq._checkpoint.lock import job
+from dask_nlsq._run import _locked
 
 # --- states as keys ---------------------------------------------------------------------------------------------------
 
@@ -181,6 +183,64 @@ def test_generations_are_kept_and_pruned(tmp_path):
     assert checkpoints.list()["sweeps"].tolist() == [3, 4, 5, 6, 7]
     assert checkpoints.prune(1) == (3, 4, 5) and checkpoints.numbers() == [6, 7]
     assert len(os.listdir(tmp_path / "state.zarr")) == 3
+
+
+def meanwhile(there, n, commits):
+    """Let another driver commit at the n-th call of a place; return the calls that are made."""
+    seen = []
+
+    def counted(verb):
+        real = getattr(there, verb)
+
+        def call(*arguments):
+            seen.append(verb)
+            if len(seen) == n:
+                commits()
+            return real(*arguments)
+
+        return call
+
+    there.names, there.read = counted("names"), counted("read")
+    return seen
+
+
+READING = {
+    "list": lambda run: set(run.list()["fault"]) <= {""},
+    "verify": lambda run: run.verify() == {},
+    "newest": lambda run: run.newest()[1] == KEYS,
+    "iterate": lambda run: all(each.about["sweeps"] for each in run),
+}
+KEYS = pack(recorded(1))
+
+
+@pytest.mark.parametrize("how", READING)
+def test_a_commit_meanwhile_is_no_damage(how):
+    """Two generations, of which others take the place at any moment while they are read."""
+    n, seen = 0, []
+    while n <= len(seen):
+        store = zarr.storage.MemoryStore()
+        run, driver = Checkpoints(store), Checkpoints(store)
+
+        def commits(count, driver=driver):
+            for _ in range(count):
+                driver.commit(KEYS, {"sweeps": 1}, {}, 2)
+
+        commits(2)
+        n += 1
+        seen = meanwhile(run.place, n, functools.partial(commits, n % 3 + 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert READING[how](run), (n, seen)
+    assert n > 3
+
+
+def test_generations_that_go_faster_than_they_are_read_end_in_an_error(tmp_path, monkeypatch):
+    commit(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path)
+    numbers = iter(range(1000))
+    monkeypatch.setattr(checkpoints, "numbers", lambda: [100 + next(numbers)])
+    with pytest.raises(CheckpointError, match="faster than they are read"):
+        checkpoints.newest()
 
 
 def test_a_generation_is_exported(tmp_path):
@@ -393,7 +453,24 @@ def test_a_deep_record_and_a_newer_format(tmp_path):
         Checkpoints(tmp_path / "newer").newest()
 
 
-# --- a disk that is full ----------------------------------------------------------------------------------------------
+# --- a disk that is full, a store that cannot be reached --------------------------------------------------------------
+
+
+class Outage(Exception):
+    """What botocore raises where a store cannot be reached: no OSError."""
+
+
+@contextlib.contextmanager
+def outage(there, *verbs):
+    """A while in which some verbs of a place fail."""
+
+    def fails(*_):
+        raise Outage("no route")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for verb in verbs:
+            patch.setattr(there, verb, fails)
+        yield
 
 
 @pytest.mark.parametrize("n", [1, 5, 20])
@@ -414,6 +491,38 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, n):
     monkeypatch.undo()
     assert same(newest(tmp_path), recorded(1)) and checkpoints.verify() == {}
     assert commit(tmp_path, 2) == 2 and len(os.listdir(tmp_path / "state.zarr")) == 3
+
+
+@pytest.mark.parametrize(("verbs", "folders"), [(["create"], 1), (["create", "remove"], 2)])
+def test_what_an_outage_interrupts_is_discarded_where_that_can_be_done(tmp_path, verbs, folders):
+    commit(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path)
+    with outage(checkpoints.place, *verbs), pytest.raises(Outage):
+        checkpoints.commit(pack(recorded(2)), {}, {})
+    assert len(list(tmp_path.glob("state.zarr/gen-*"))) == folders and same(newest(tmp_path), recorded(1))
+
+
+def test_what_is_committed_counts_though_older_ones_cannot_be_removed(tmp_path):
+    for number in (1, 2):
+        commit(tmp_path, number)
+    checkpoints = Checkpoints(tmp_path)
+    with outage(checkpoints.place, "remove"):
+        assert checkpoints.commit(pack(recorded(3)), {}, {}, 2) == 3
+    assert same(newest(tmp_path), recorded(3)) and checkpoints.numbers() == [1, 2, 3]
+
+
+def test_a_record_that_arrived_though_its_answer_did_not_keeps_its_files(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    create = checkpoints.place.create
+
+    def lost(name, data):
+        create(name, data)
+        raise Outage(name)
+
+    monkeypatch.setattr(checkpoints.place, "create", lost)
+    with pytest.raises(Outage):
+        checkpoints.commit(pack(recorded(1)), {}, {})
+    assert same(newest(tmp_path), recorded(1)) and checkpoints.verify() == {}
 
 
 # --- the lock ---------------------------------------------------------------------------------------------------------
@@ -492,6 +601,38 @@ def test_an_owner_that_was_taken_over_writes_no_more(tmp_path):
     assert (tmp_path / "lock.json").exists()
 
 
+@pytest.mark.parametrize("verb", ["read", "replace"])
+def test_a_heart_beats_on_after_an_outage(tmp_path, verb):
+    there = Checkpoints(tmp_path).place
+    with Lock(there, heartbeat=0.05):
+        with outage(there, verb):
+            time.sleep(0.3)
+        before, deadline = there.read("lock.json", 1000), time.monotonic() + 5
+        while there.read("lock.json", 1000) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert there.read("lock.json", 1000) is None
+
+
+@pytest.mark.parametrize("verb", ["read", "remove"])
+def test_a_lock_that_cannot_be_given_back_is_no_error(tmp_path, verb):
+    there = Checkpoints(tmp_path).place
+    lock = Lock(there)
+    lock.acquire()
+    with outage(there, verb):
+        lock.release()
+    assert there.read("lock.json", 1000) is not None
+
+
+@pytest.mark.parametrize("verb", ["create", "read"])
+def test_a_place_that_cannot_be_reached_is_no_checkpoint(tmp_path, verb):
+    elsewhere(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+    said = f"Nothing can be written at {checkpoints.place}: Outage: no route"
+    with outage(checkpoints.place, verb), pytest.raises(CheckpointError, match=said), _locked(checkpoints):
+        pytest.fail("it was locked")
+
+
 # --- other places -----------------------------------------------------------------------------------------------------
 
 
@@ -511,7 +652,7 @@ def test_any_store_of_zarr_and_any_url(tmp_path, kind):
 
 
 class Killed(Exception):
-    """Stands for the death of the driver; nothing in the package catches it."""
+    """Stands for the death of the driver: after it no request comes through."""
 
 
 @pytest.fixture(scope="module")

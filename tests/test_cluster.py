@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -380,6 +381,7 @@ def test_directives(queue):
         ({"command": ["a", "b\nc"]}, "The command"),
         ({"command": "echo 'a"}, "open quote"),
         ({"command": ""}, "The command is empty"),
+        ({"command": "OMP_NUM_THREADS=1"}, "The command is empty"),
         ({"walltime": 60}, "warn is 120 seconds, and the walltime is 60"),
         ({"walltime": "1:00"}, "walltime is"),
         ({"memory": "?"}, "memory is"),
@@ -391,6 +393,48 @@ def test_directives(queue):
 def test_what_cannot_be_written_is_refused(options, said):
     with pytest.raises(NlsqError, match=re.escape(said)):
         job_script(**({"command": "true", "scheduler": "slurm"} | WANTED | options))
+
+
+@pytest.mark.parametrize(
+    ("command", "sign"),
+    [
+        ("python fit.py 2>&1 | tee log", "|"),
+        ("python fit.py|tee log", "|"),
+        ("python fit.py |& tee log", "|"),
+        ("python fit.py || true", "||"),
+        ("cd there && python fit.py", "&&"),
+        ("cd there; python fit.py", ";"),
+        ("python fit.py &", "&"),
+        ("python fit.py >log 2>&1&", "&"),
+        ("echo 'a;b' \\; ; python fit.py", ";"),
+    ],
+)
+def test_a_command_is_one_process(command, sign):
+    with pytest.raises(NlsqError, match=re.escape(f"has {sign!r}") + ".*output=.*setup="):
+        job_script(command, "slurm", **WANTED)
+
+
+@pytest.mark.parametrize(
+    ("command", "printed"),
+    [
+        ("fit a >out 2>&1", "a"),
+        ("fit a &>out", "a"),
+        ("fit a &>>out", "a"),
+        ("fit a >|out 2>&1", "a"),
+        ('fit \'a | b\' "c && \\" ; d" e\\&f >out', 'a | b c && " ; d e&f'),
+        ("fit $(echo a | cat) `echo b; echo c`", "a b c"),
+        ("fit a > >(cat | cat)", "a"),
+        ("ONE=1 TWO='2 3' fit a", "a 1 2 3"),
+        (["ONE=1", "TWO=2 3", "fit", "a;", "|", ">out"], "a; | >out 1 2 3"),
+    ],
+)
+def test_what_one_process_may_have_is_left_to_the_shell(tmp_path, command, printed):
+    stub(tmp_path, "fit", "echo $* $ONE $TWO\nexit 3")
+    (tmp_path / "job.sh").write_text(job_script(command, "slurm", **WANTED))
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", tmp_path / "job.sh"], env=environ, cwd=tmp_path, capture_output=True, text=True)
+    files = [path.read_text() for path in tmp_path.glob("out")]
+    assert done.returncode == 3 and "".join([done.stdout, *files]).strip() == printed, done.stderr
 
 
 def stub(folder, name, body):
@@ -522,6 +566,8 @@ def test_job_script_is_written(tmp_path, queue):
     ("arguments", "status", "said"),
     [
         ([*ASKED, "--", "fit", "data", "-m", "line"], 2, "--checkpoint"),
+        ([*ASKED, "--", *FIT, "--resume", "no"], 2, "--resume no"),
+        ([*ASKED, "--", *FIT, "--resume=no"], 2, "--resume no"),
         ([*ASKED], 2, "COMMAND"),
         (["--memory", "1 GB", "--", *FIT], 2, "--walltime"),
         (["--walltime", "1:00:00", "--", *FIT], 2, "--memory"),
@@ -539,6 +585,12 @@ def test_a_workflow_may_bring_the_checkpoint(workflow):
     assert seen.exit_code == 0 and " ".join(workflow) in seen.stdout
 
 
+def test_dasks_configuration_may_bring_the_checkpoint():
+    with dask.config.set({"nlsq.checkpoint": "run"}):
+        seen = command("job-script", "--scheduler", "slurm", *ASKED, "--", "fit", "data", "-m", "line")
+    assert seen.exit_code == 0, seen.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -553,17 +605,20 @@ def test_what_does_not_go_with_a_cluster_is_wrong_usage(arguments, said):
     assert seen.exit_code == 2 and said in seen.stderr, seen.output
 
 
-def test_a_signal_ends_the_wait_for_workers(monkeypatch, tmp_path):
-    """A queue that never starts a job, and a warning that comes meanwhile."""
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("by", ["option", "configuration"])
+def test_a_signal_ends_the_wait_for_workers(monkeypatch, tmp_path, signum, by):
+    """A queue that never starts a job, and a warning or Ctrl-C that comes meanwhile."""
     from distributed import LocalCluster
 
     def never(**_):
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signum)
         return LocalCluster(n_workers=0, processes=False, dashboard_address=":0")
 
     monkeypatch.setattr(cluster, "slurm", never)
-    arguments = ["--cluster", "slurm", "--memory", "1 GB", "--checkpoint", tmp_path / "run"]
-    seen = command("fit", "nothing.parquet", "-m", "line", *arguments)
+    option, configured = (["--checkpoint", tmp_path / "run"], None) if by == "option" else ([], str(tmp_path / "run"))
+    with dask.config.set({"nlsq.checkpoint": configured}):
+        seen = command("fit", "nothing.parquet", "-m", "line", "--cluster", "slurm", "--memory", "1 GB", *option)
     assert seen.exit_code == 75 and not (tmp_path / "run").exists(), seen.output
 
 

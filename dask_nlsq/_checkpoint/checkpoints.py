@@ -14,6 +14,7 @@ is read; what is damaged is named and left alone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -43,6 +44,7 @@ KEEP = 5
 
 _RECORD_BYTES = 2**24
 _FILES = 100_000
+_TRIES = 10
 _ROOT = json.dumps(GROUP).encode()
 _COMMIT = re.compile(r"(\d{8})\.json")
 _GENERATION = re.compile(r"gen-(\d{8})-[0-9a-f]{8}")
@@ -84,6 +86,10 @@ class Generation:
         return sum(size for size, _ in self.files.values())
 
 
+class _Gone(CheckpointError):
+    """A generation that was listed has been removed."""
+
+
 class Checkpoints:
     """The checkpoints that a fit left at a path, a URL or in a Zarr store.
 
@@ -117,7 +123,12 @@ class Checkpoints:
 
     def __iter__(self) -> Iterator[Generation]:
         for number in self.numbers():
-            yield self.describe(number)
+            try:
+                with self._listed(number):
+                    generation = self.describe(number)
+            except _Gone:
+                continue
+            yield generation
 
     def describe(self, number: int | None = None) -> Generation:
         """Return what the record of a generation says, by default of the newest.
@@ -176,12 +187,24 @@ class Checkpoints:
         ------
         CheckpointCorrupt
             There are generations, and none of them verifies.
+        CheckpointError
+            A fit removes them faster than they are read.
         """
-        numbers, faults = self.numbers(), []
-        for number in reversed(numbers):
+        for _ in range(_TRIES):
+            with contextlib.suppress(_Gone):  # a newer one is there
+                return self._newest()
+        raise CheckpointError(
+            f"The generations of the checkpoint {self.place} go faster than they are read; wait for the fit that "
+            "writes there, or give it a longer checkpoint_interval."
+        )
+
+    def _newest(self) -> tuple[Generation, Keys] | None:
+        faults = []
+        for number in reversed(self.numbers()):
             try:
-                generation = self.describe(number)
-                keys = self.read(generation)
+                with self._listed(number):
+                    generation = self.describe(number)
+                    keys = self.read(generation)
             except CheckpointCorrupt as error:
                 faults.append(f"generation {number}: {error}")
                 continue
@@ -200,6 +223,16 @@ class Checkpoints:
             warn(f"The first generation of the checkpoint {self.place} was not committed; the fit starts anew.")
         return None
 
+    @contextlib.contextmanager
+    def _listed(self, number: int) -> Iterator[None]:
+        """Tell a generation that a fit has removed since it was listed, whose record went first, from a damaged one."""
+        try:
+            yield
+        except CheckpointError as error:
+            if number in self.numbers():
+                raise
+            raise _Gone(f"Generation {number} at {self.place} was removed meanwhile.") from error
+
     def _torn(self) -> list[int]:
         """Return the numbers of generations that have no record."""
         found = [_GENERATION.fullmatch(name) for name in self.place.names("state.zarr")]
@@ -208,16 +241,18 @@ class Checkpoints:
 
     def list(self) -> pd.DataFrame:
         """Return a table of the generations: when, how many sweeps, cost, status, bytes; damaged records are named."""
-        rows = []
+        rows: dict[int, dict[str, Any]] = {}
         for number in self.numbers():
             try:
-                found = self.describe(number)
-                row = {"created": found.created, **found.about, "bytes": found.nbytes, "fault": ""}
+                with self._listed(number):
+                    found = self.describe(number)
+                rows[number] = {"created": found.created, **found.about, "bytes": found.nbytes, "fault": ""}
+            except _Gone:
+                continue
             except CheckpointCorrupt as error:
-                row = {"fault": str(error)}
-            rows.append(row)
+                rows[number] = {"fault": str(error)}
         columns = ["created", "sweeps", "cost", "status", "finished", "bytes", "fault"]
-        table = pd.DataFrame(rows, index=pd.Index(self.numbers(), name="generation"))
+        table = pd.DataFrame([*rows.values()], index=pd.Index([*rows], name="generation"))
         return table.reindex(columns=columns + [c for c in table.columns if c not in columns])
 
     def verify(self) -> dict[int, str]:
@@ -225,7 +260,10 @@ class Checkpoints:
         faults = {}
         for number in self.numbers():
             try:
-                self.read(self.describe(number))
+                with self._listed(number):
+                    self.read(self.describe(number))
+            except _Gone:
+                continue
             except CheckpointCorrupt as error:
                 faults[number] = str(error)
         return faults
@@ -237,8 +275,9 @@ class Checkpoints:
 
         Raises
         ------
-        OSError
-            It could not be written; those before it are as they were.
+        Exception
+            It could not be written; those before it are as they were. A file system raises an OSError, a service what
+            it likes.
         """
         number = max([*self.numbers(), *self._torn(), 0]) + 1
         folder = f"gen-{number:08d}-{uuid.uuid4().hex[:8]}"
@@ -259,20 +298,21 @@ class Checkpoints:
             text = json.dumps(record)
             sealed = {"record": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
             self.place.create(f"commits/{number:08d}.json", json.dumps(sealed, indent=1).encode())
-        except OSError:
-            self._discard(f"state.zarr/{folder}")
+        except Exception:
+            self._discard(number, folder)
             raise
         try:
             self.prune(keep)
-        except OSError as error:  # the next commit will try again
+        except Exception as error:  # the next commit will try again
             log.info("old generations at %s could not be removed: %s", self.place, error)
         return number
 
-    def _discard(self, name: str) -> None:
-        try:
-            self.place.remove(name)
-        except OSError:  # it has no record, and counts for nothing
-            return
+    def _discard(self, number: int, folder: str) -> None:
+        """Remove what has no record, unless only the answer was lost and the record is there."""
+        with contextlib.suppress(Exception):  # without a record it counts for nothing
+            record = self.place.read(f"commits/{number:08d}.json", _RECORD_BYTES)
+            if record is None or folder.encode() not in record:
+                self.place.remove(f"state.zarr/{folder}")
 
     def prune(self, keep: int = KEEP) -> tuple[int, ...]:
         """Remove all generations but the newest so many, at least two, and what was never committed.

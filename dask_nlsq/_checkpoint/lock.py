@@ -107,18 +107,18 @@ class Lock:
         return found is not None and found.get("owner") == self._own["owner"]
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Give the lock back; one that cannot be given back is taken over when its owner is gone."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=self._heartbeat)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # of a service it need be no OSError
             if self.mine():
                 self._place.remove(NAME)
 
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat):
             self._own["beat"] += 1
-            with contextlib.suppress(OSError):  # the next may come through
+            with contextlib.suppress(Exception):  # whatever it is, the next may come through
                 if self.mine():
                     self._place.replace(NAME, self._data())
 
