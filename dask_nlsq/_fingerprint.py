@@ -13,7 +13,8 @@ import numpy as np
 
 from dask_nlsq._checkpoint import Generation, versions
 from dask_nlsq._errors import CheckpointMismatch, warn
-from dask_nlsq._numerics.program import code, program
+from dask_nlsq._numerics.code import code
+from dask_nlsq._numerics.program import program
 from dask_nlsq._plan import OptimizationGoal, WorkflowConfig
 from dask_nlsq._problem import Draft
 from dask_nlsq._sources import files

@@ -278,6 +278,18 @@ def fit(
     context.exit(0 if result.success else NOT_CONVERGED)
 
 
+def run() -> None:
+    """Run the command of this process; one that was interrupted, and is written down, waits for no thread."""
+    try:
+        main()
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(INTERRUPTED)
+
+
 @contextlib.contextmanager
 def _listening(kept: bool) -> Iterator[Callable[[], None]]:
     """Notice the signals that end a fit with a checkpoint also before it begins, while its workers queue."""

@@ -35,11 +35,11 @@ from dask_nlsq import (
 )
 from dask_nlsq._checkpoint import place, unpack
 from dask_nlsq._interrupt import Interrupt
-from dask_nlsq._numerics.program import code
+from dask_nlsq._numerics.code import code
 from dask_nlsq._numerics.reduction import Reduction, fold
 from dask_nlsq._run import Saved
 from dask_nlsq._stream import Pass
-from dask_nlsq._sweep import Partial
+from dask_nlsq._sweep import Partial, Threads
 from dask_nlsq._sweep.task import Answer
 
 N = 20_000
@@ -235,6 +235,31 @@ def test_a_second_signal_hurries_but_for_one_more_warning(first, then, leaves):
 
 def test_a_warning_that_nobody_asks_for_is_late_in_the_end():
     assert second(USR1, USR1, grace=0.05)
+
+
+@pytest.mark.parametrize("way", ["run", "opened"])
+def test_who_is_late_does_not_wait_for_threads(way):
+    """No task ends before it is told to, which is after the interrupt has left."""
+    go_on, begun, pool = threading.Event(), threading.Semaphore(0), Threads(2)
+
+    def task(group):
+        begun.release()
+        return go_on.wait(60)
+
+    def signals():
+        begun.acquire()
+        os.kill(os.getpid(), USR1)
+
+    def one_by_one():
+        with pool.opened() as window:
+            window.send("first", task, 0)
+            window.receive()
+
+    threading.Thread(target=signals).start()
+    with pytest.raises(Interrupted), Interrupt(grace=0.1):
+        list(pool.run(task, [0, 1, 2])) if way == "run" else one_by_one()
+    assert not go_on.is_set()
+    go_on.set()
 
 
 @pytest.mark.slow

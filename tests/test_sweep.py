@@ -317,6 +317,38 @@ def test_a_module_loaded_again_has_another_model(tmp_path, monkeypatch):
     assert found[0] == pytest.approx(2 * found[1])
 
 
+EDITED = "import jax, jax.numpy as jnp, edited_scale\nC = {c}\ndef helper(t, b):\n    return {factor} * b * t\n"
+EDITED += "{decorator}\ndef line(t, a, b):\n    return a + helper(t, b) * C * edited_scale.S\n"
+
+
+@pytest.mark.parametrize("decorator", ["", "@jax.jit"])
+@pytest.mark.parametrize("change", [{"c": 2}, {"factor": 2}, {"scale": 2}], ids=str)
+def test_what_a_model_refers_to_is_part_of_it(tmp_path, monkeypatch, change, decorator):
+    """A constant, a helper function, the attribute of another module; the model itself is as it was."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    t, y = decay_rows(200)
+    found = []
+    for said in ({}, change, {}):
+        said = {"c": 1, "factor": 1, "scale": 1, "decorator": decorator} | said
+        (tmp_path / "edited_scale.py").write_text(f"S = {said['scale']}\n")
+        (tmp_path / "edited_line.py").write_text(EDITED.format(**said))
+        importlib.invalidate_caches()
+        importlib.reload(importlib.import_module("edited_scale"))
+        module = importlib.reload(importlib.import_module("edited_line"))
+        found.append(dask_nlsq.fit(module.line, t, y, client=False).params["b"])
+    assert found == pytest.approx([found[0], found[0] / 2, found[0]])
+
+
+def test_models_that_hold_much_are_not_kept(monkeypatch):
+    from dask_nlsq._sweep import shipped as module
+
+    monkeypatch.setattr(module, "KEEP_BYTES", 10_000)
+    for i in range(4):
+        ship({"table": np.full(600, float(i))})
+    assert 0 < sum(each.nbytes for each in module._registry.values()) <= 10_000
+
+
 @pytest.mark.parametrize(("size", "crowded"), [({}, True), ({"env": {"PJRT_NPROC": "1"}}, False)])
 def test_processes_whose_threads_hinder_one_another_are_told_of(size, crowded):
     with (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import dask
 from dask.system import CPU_COUNT
 
-from dask_nlsq._errors import NlsqError, SweepError
+from dask_nlsq._errors import Interrupted, NlsqError, SweepError
 from dask_nlsq._sweep.group import Group
 from dask_nlsq._sweep.group import group as group_of
 
@@ -139,10 +140,11 @@ class Threads:
 
 
 def _end(running: Collection[Future[Any]]) -> None:
-    """Wait for the tasks that have begun; the others shall not."""
+    """Wait for the tasks that have begun, unless there is no time to; the others shall not begin."""
     for future in running:
         future.cancel()
-    wait(running)
+    if not isinstance(sys.exc_info()[1], (KeyboardInterrupt, Interrupted)):
+        wait(running)
 
 
 def _hold_here(executor: Executor, groups: Sequence[Group], shared: bool) -> Sequence[Any]:

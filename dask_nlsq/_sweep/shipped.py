@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import hashlib
 import io
-import marshal
 import pickle
 import threading
 import types
@@ -21,9 +20,11 @@ from typing import Any
 import cloudpickle
 
 from dask_nlsq._errors import ModelNotPicklable
+from dask_nlsq._numerics.code import code
 
-KEEP = 32
-"""Objectives that a process remembers; the least recently used is forgotten first, with its kernels."""
+KEEP, KEEP_BYTES = 32, 256 << 20
+"""Objectives that a process remembers, and bytes of them, which a model that holds arrays may have many of; the least
+recently used is forgotten first, with its kernels."""
 
 _lock = threading.Lock()
 _registry: collections.OrderedDict[str, Shipped] = collections.OrderedDict()
@@ -47,6 +48,11 @@ class Shipped:
                 assert self._payload is not None
                 self._value = cloudpickle.loads(self._payload)
         return self._value
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is sent."""
+        return len(self._payload or b"")
 
     def holds(self, value: Any) -> bool:
         """Whether this is the very object that is wrapped."""
@@ -83,15 +89,15 @@ def ship(value: Any) -> Shipped:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Also notes the code of functions sent by name: a module that was loaded again has others of that name."""
+    """Also notes what functions sent by name are made of: a module that was changed has others of that name."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.codes: list[bytes] = []
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, types.FunctionType):
-            self.codes.append(marshal.dumps((obj.__code__, repr(obj.__defaults__), repr(obj.__kwdefaults__)), 2))
+        if isinstance(obj, types.FunctionType) or hasattr(obj, "__wrapped__"):
+            self.codes.append(code(obj).encode())
         return super().reducer_override(obj)
 
 
@@ -106,6 +112,6 @@ def _keep(shipped: Shipped) -> Shipped:
     with _lock:
         kept = _registry.setdefault(shipped.token, shipped)
         _registry.move_to_end(shipped.token)
-        while len(_registry) > KEEP:
+        while len(_registry) > 1 and (len(_registry) > KEEP or sum(s.nbytes for s in _registry.values()) > KEEP_BYTES):
             _registry.popitem(last=False)
     return kept
