@@ -173,6 +173,13 @@ def test_prefix_renames_parameters_only():
     assert start.keys() == set(model.parameters)
     with pytest.raises(ModelError, match="prefix"):
         models.gaussian.prefix("1-")
+    with pytest.raises(ModelError, match="'pi', as a number is"):
+        Model.from_expression("i*x", columns=["x"]).prefix("p")
+
+
+def test_a_part_may_have_a_parameter_called_column():
+    model = models.gaussian + Model.from_function(lambda x, column: column + 0 * x)
+    assert model.bind(["x"])((np.zeros(2),), [0.0, 1.0, 1.0, 3.0], np.stack).tolist() == [3.0, 3.0]
 
 
 def test_a_start_comes_before_a_guess_and_bounds_hold_it(rng):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from problems import STORES, decay, decay_reference, decay_rows
 from scipy import special
+from scipy.optimize import OptimizeWarning
 
 import dask_nlsq
 from dask_nlsq import ModelError, NlsqWarning
@@ -48,6 +49,13 @@ def test_untraceable_models_equal_scipy(model, tmp_path):
 def test_an_untraceable_model_is_an_error_where_jax_is_asked_for():
     with pytest.raises(ModelError, match="cannot be traced"):
         dask_nlsq.fit(with_numpy, T, Y, jac="jax")
+
+
+def test_a_model_may_vanish_where_it_is_even():
+    """At the start of a the value and both neighbours say that nothing moves: the derivative is zero and not 0 / 0."""
+    with pytest.warns(OptimizeWarning, match="do not determine a"):
+        fitted = dask_nlsq.fit(lambda t, a, b: a**2 * t + b, T, T, p0=[0.0, 0.0], jac="3-point", fixed=["b"])
+    assert not fitted.success and np.isfinite(fitted.cost)
 
 
 @pytest.mark.parametrize("jac", ["2-point", "3-point"])

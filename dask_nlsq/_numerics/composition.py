@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from dask_nlsq._errors import ModelError
-from dask_nlsq._numerics.expression import Expression
+from dask_nlsq._numerics.expression import CONSTANTS, Expression
 from dask_nlsq._typing import Vector
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Sum:
 
     parts: tuple[tuple[Model, tuple[str, ...]], ...]  # with the names of its parameters in the sum
 
-    def __call__(self, column: Any, **values: Any) -> Any:
+    def __call__(self, column: Any, /, **values: Any) -> Any:
         """Evaluate every part and add up."""
         first, *others = (part((column,), [values[name] for name in names], np.stack) for part, names in self.parts)
         return sum(others, first)
@@ -185,6 +185,8 @@ def prefix(model: Model, text: str) -> Model:
     clash = [new for new in names.values() if new in model.inputs]
     if clash:
         raise ModelError(f"With the prefix {text!r} a parameter would be called {clash[0]!r}, as a column is.")
+    if constant := [new for new in names.values() if new in CONSTANTS and isinstance(model.func, Expression)]:
+        raise ModelError(f"With the prefix {text!r} a parameter would be called {constant[0]!r}, as a number is.")
     if isinstance(model.func, Expression):
         func: Any = renamed(model.func, names)
         keywords = frozenset(func.names)

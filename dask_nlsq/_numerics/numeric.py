@@ -151,7 +151,7 @@ def _difference(
     one_sided = np.where(np.isfinite(up), (up - f) / (ahead[j] - theta[j]), (f - down) / (theta[j] - behind[j]))
     seen = np.isfinite(both)
     first, second, size = (np.sqrt(np.sum(d * d, where=seen)) for d in (up - down, up - 2 * f + down, f))
-    if first < _DROWNED * size:  # as where the parameter itself is nearly nothing
+    if first <= _DROWNED * size:  # as where the parameter itself is nearly nothing
         h = max(h, _STEP)
     elif second > max(_BENT * first, 1e3 * _EPS * size):
         h *= float(0.5 * _STEP * first / second) ** (2 / 3)
