@@ -1,5 +1,6 @@
 """One contract for every source: the same rows, in the same order, as float64, however they are stored."""
 
+import datetime
 import pickle
 
 import dask.array as da
@@ -150,6 +151,79 @@ class TestContract:
 def test_what_is_a_number_becomes_float64(values, expected):
     columns = Columns(("t",), "y", origins={"t": np.datetime64("2026-01-01")})
     np.testing.assert_array_equal(columns.to_float("t", values), expected)
+
+
+NOON = np.datetime64("2026-01-01T12:00:00.500000")
+FAR = ["0001-01-01", "9999-12-31", "2026-01-02"]
+
+
+def since_noon(*days):
+    """What Python's calendar says."""
+    return [(datetime.datetime.fromisoformat(day) - NOON.item()).total_seconds() for day in days]
+
+
+@pytest.mark.parametrize("origin", ["us", "ns"])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array(FAR, "datetime64[s]"), since_noon(*FAR)),
+        (np.array(FAR, "datetime64[us]"), since_noon(*FAR)),
+        (np.array(FAR, "datetime64[D]"), since_noon(*FAR)),
+        (np.array(["2026-01-01T12:00:01.750", "NaT"], "datetime64[ms]"), [1.25, np.nan]),
+        (np.array(["2026-01-01T12:00:00.25", "2262-01-01"], "datetime64[ns]"), [-0.25, *since_noon("2262-01-01")]),
+        (np.array(["2026-02", "NaT"], "datetime64[M]"), [*since_noon("2026-02-01"), np.nan]),
+        (np.array(["2027"], "datetime64[Y]"), since_noon("2027-01-01")),
+        (pd.Series(pd.to_datetime(["2026-01-01 13:00", None])).dt.tz_localize("Europe/Paris"), [-0.5, np.nan]),
+        (pd.Series(np.array(["3026-01-01"], "M8[s]")).dt.tz_localize("UTC"), since_noon("3026-01-01")),
+        (pd.Series(np.array(["3026-01-01"], "M8[us]")).astype("timestamp[us][pyarrow]"), since_noon("3026-01-01")),
+    ],
+    ids=lambda v: str(getattr(v, "dtype", "")),
+)
+def test_dates_of_every_unit_count_from_one_instant(values, expected, origin):
+    columns = Columns(("t",), "y", origins={"t": NOON.astype(f"datetime64[{origin}]")})
+    np.testing.assert_array_equal(columns.to_float("t", values), expected)
+
+
+def test_dates_further_apart_than_their_unit_can_count():
+    values = np.array(["1700-01-01", "2262-01-01"], "datetime64[ns]")
+    columns = Columns(("t",), "y", origins={"t": values[0]})
+    np.testing.assert_array_equal(columns.to_float("t", values), [0, 205266 * 86400.0])
+
+
+STEPS = pd.Series(pd.to_datetime(["2026-01-01T18:00:00.500"]))
+PIECES = {
+    "microseconds, then days": (STEPS.astype("M8[us]"), pd.Series([datetime.date(2026, 1, 2)]), 21599.5),
+    "microseconds, then milliseconds": (STEPS.astype("M8[us]"), (STEPS + pd.Timedelta("2ms")).astype("M8[ms]"), 0.002),
+    "nanoseconds, then seconds": (STEPS.astype("M8[ns]"), pd.Series(np.array(["2026-01-02"], "M8[s]")), 21599.5),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "frame"])
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+def test_partitions_of_unlike_units_count_from_one_instant(pieces, kind, tmp_path):
+    *columns, expected = pieces
+    frames = [pd.DataFrame({"t": column, "y": 0.0}) for column in columns]
+    for i, frame in enumerate(frames):
+        frame.to_parquet(tmp_path / f"{i}.parquet")
+    data = str(tmp_path)
+    if kind == "frame":
+        data = dd.from_map(lambda i: frames[i].astype({"t": f"M8[{'ms' if i else 'ns'}]"}), [0, 1], meta=frames[0])
+    source = open_source(data, Columns(("t",), "y"))
+    np.testing.assert_array_equal(concatenate([p.load() for p in source.partitions]).x[0], [0, expected])
+
+
+UNORDERED = {
+    "months": np.array([1, 2], "timedelta64[M]"),
+    "years": np.array([1, 2], "timedelta64[Y]"),
+    "categories": pd.Categorical(pd.to_datetime(["2026-01-01", "2026-01-02"])),
+}
+
+
+@pytest.mark.parametrize("values", UNORDERED.values(), ids=UNORDERED)
+def test_times_without_seconds_are_refused(values):
+    with pytest.raises(DataError, match=r"Convert it first") as caught:
+        open_source({"t": values, "y": np.arange(2.0)}, Columns(("t",), "y"))
+    assert caught.value.column == "t"
 
 
 @pytest.mark.parametrize(
