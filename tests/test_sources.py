@@ -1,6 +1,7 @@
 """One contract for every source: the same rows, in the same order, as float64, however they are stored."""
 
 import datetime
+import itertools
 import pickle
 
 import dask.array as da
@@ -308,6 +309,20 @@ def test_a_parquet_file_without_a_column_is_named(tmp_path):
     FRAME.drop(columns="y").to_parquet(tmp_path / "1.parquet")
     with pytest.raises(DataError, match=r"no column 'y'; the file '.*1\.parquet' has 't'"):
         open_source(str(tmp_path), Columns(("t",), "y"))
+
+
+WHENS = pd.Series(pd.to_datetime(["2026-01-01", "2026-01-02"]))
+UNLIKE = {"dates": WHENS, "numbers": pd.Series([1, 2]), "durations": WHENS - WHENS[0]}
+
+
+@pytest.mark.parametrize("filters", [None, [("y", ">", -1)]])
+@pytest.mark.parametrize(("first", "second"), itertools.permutations(UNLIKE, 2))
+def test_parquet_files_that_hold_unlike_things_in_one_column_are_refused(first, second, filters, tmp_path):
+    for i, kind in enumerate((first, second)):
+        pd.DataFrame({"t": UNLIKE[kind], "y": [0.0, 1.0]}).to_parquet(tmp_path / f"{i}.parquet")
+    with pytest.raises(DataError, match=rf"{first} \(.*\) in '.*0\.parquet' and {second} \(.*\) in '.*1\.p") as caught:
+        open_source(str(tmp_path), Columns(("t",), "y"), filters)
+    assert caught.value.column == "t"
 
 
 def test_unlike_lengths_are_refused():

@@ -32,6 +32,9 @@ fetched in as few requests as can be."""
 LARGE = 64 << 20
 """Bytes of a partition after which Arrow gives back what it has to spare, for some milliseconds."""
 
+THINGS = {"timestamp": "dates", "date": "dates", "duration": "durations"}
+"""What columns of Arrow's types hold, if not numbers."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ParquetPartition:
@@ -89,9 +92,11 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
     dataset = ds.dataset(where, filesystem=filesystem, format=ds.ParquetFileFormat(default_fragment_scan_options=scan))
     check_columns(dataset.schema.names, columns.names)
     expression = None if filters is None else pq.filters_to_expression(filters)
+    held: dict[str, _Held] = {}
     partitions, lengths, stored, buffers = [], [], [], BUFFER * len(columns.names)
     for fragment in dataset.get_fragments(filter=expression):
         check_columns(fragment.physical_schema.names, columns.names, f"the file {fragment.path!r}")
+        _compare(held, fragment, columns.names)
         scanned = expression is not None or not _alike(fragment.physical_schema, dataset.schema, columns.names)
         for run in _runs(fragment, expression):
             partitions.append(ParquetPartition(run, expression, columns, scanned, local))
@@ -101,7 +106,7 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
     if not partitions:
         raise DataError(f"No row group at {path!r} can hold a row that passes the filters {filters!r}.")
     types: dict[str, str] = {name: str(dataset.schema.field(name).type) for name in columns.names}
-    dates = [name for name, kind in types.items() if kind.startswith(("timestamp", "date"))]
+    dates = [name for name, found in held.items() if found.things == "dates"]
     columns = dataclasses.replace(columns, origins=first_instants(dates, (p.read() for p in partitions)))
     partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
     info = Info(
@@ -137,6 +142,33 @@ def _runs(fragment: Any, expression: Any) -> list[Any]:
 def _alike(schema: Any, other: Any, names: Sequence[str]) -> bool:
     """Whether columns have the same types in both schemas."""
     return all(schema.field(name).type == other.field(name).type for name in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """What a column holds, of which type, in which file."""
+
+    things: str
+    type: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.things} ({self.type}) in {self.path!r}"
+
+
+def _compare(held: dict[str, _Held], fragment: Any, names: Sequence[str]) -> None:
+    """Refuse a file whose column holds other things than the files before, which would be fitted as like numbers."""
+    for name in names:
+        kind = str(fragment.physical_schema.field(name).type)
+        if kind == "null":  # which any column is that has no values
+            continue
+        things = THINGS.get(kind.partition("[")[0].rstrip("0123456789"), "numbers")
+        found = _Held(things, kind, fragment.path)
+        if held.setdefault(name, found).things != things:
+            raise DataError(
+                f"The column holds {held[name]} and {found}. Write both files with one type, or give the path of one.",
+                column=name,
+            )
 
 
 def _stored(run: Any, names: Sequence[str]) -> int:
