@@ -3,12 +3,14 @@
 import datetime
 import itertools
 import pickle
+import re
 
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 import zarr
 from problems import decay, decay_rows
 
@@ -316,7 +318,7 @@ UNLIKE = {"dates": WHENS, "numbers": pd.Series([1, 2]), "durations": WHENS - WHE
 
 
 @pytest.mark.parametrize("filters", [None, [("y", ">", -1)]])
-@pytest.mark.parametrize(("first", "second"), itertools.permutations(UNLIKE, 2))
+@pytest.mark.parametrize(("first", "second"), [*itertools.permutations(UNLIKE, 2)])
 def test_parquet_files_that_hold_unlike_things_in_one_column_are_refused(first, second, filters, tmp_path):
     for i, kind in enumerate((first, second)):
         pd.DataFrame({"t": UNLIKE[kind], "y": [0.0, 1.0]}).to_parquet(tmp_path / f"{i}.parquet")
@@ -379,3 +381,75 @@ def test_arrays_in_memory_are_cut_where_nothing_needs_a_copy(dtype):
     assert all(
         np.shares_memory(c, t) and (c.ctypes.data - t.ctypes.data + 16) % ALIGNMENT == 0 for c in middle[0].columns
     )
+
+
+HOURS = pd.date_range("2020-01-01", periods=4, freq="h")
+VARIABLES = {
+    "y": np.array([10, 20.5, np.nan, 30]),
+    "single": np.arange(4, dtype="f4"),
+    "integers": np.arange(4),
+    "shifted": np.arange(4.0),
+    "counted": np.array([1, 2, np.nan, 4]),
+    "lacking": np.array([1, 2, np.nan, 4], "f4"),
+    "lasting": HOURS - HOURS[0],
+    "neutral": np.arange(4.0),
+}
+ENCODING = {
+    "y": {"dtype": "int16", "scale_factor": 0.5, "add_offset": 5.0, "_FillValue": -9999},
+    "shifted": {"add_offset": 1.0, "_FillValue": None},
+    "counted": {"dtype": "int16", "_FillValue": -1},
+    "lacking": {"_FillValue": -99.0, "missing_value": -99.0},
+    "neutral": {"scale_factor": 1.0, "add_offset": 0.0},
+}
+
+
+@pytest.fixture(params=[2, 3])
+def encoded(request, tmp_path):
+    """The path of what xarray wrote, in both formats of Zarr."""
+    data = xr.Dataset({name: ("time", values) for name, values in VARIABLES.items()}, {"time": HOURS})
+    data.to_zarr(tmp_path / "rows.zarr", zarr_format=request.param, encoding=ENCODING, consolidated=False)
+    return str(tmp_path / "rows.zarr")
+
+
+@pytest.mark.parametrize("how", ["path", "group", "arrays", "some arrays"])
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    {
+        "y": "scale_factor 0.5, add_offset 5.0",
+        "shifted": "add_offset 1.0",
+        "counted": "_FillValue -1",
+        "lacking": "missing_value -99.0",
+        "lasting": "timedelta64",
+        "time": "hours since 2020-01-01",
+    }.items(),
+)
+def test_zarr_that_must_be_decoded_is_refused(encoded, name, seen, how):
+    group = zarr.open_group(encoded, mode="r")
+    arrays = {name: group[name], "single": group["single"]}
+    data = {"path": encoded, "group": group, "arrays": arrays, "some arrays": {**arrays, "single": np.arange(4)}}[how]
+    with pytest.raises(DataError, match=rf"{re.escape(seen)}.*xarray\.open_zarr") as caught:
+        open_source(data, Columns((name,), "single"))
+    assert caught.value.column == name
+    decoded = xr.open_zarr(encoded, decode_timedelta=True, consolidated=False)
+    (block,) = open_source(decoded, Columns((name,), "single")).partitions
+    expected = 3600.0 * np.arange(4) if name in ("time", "lasting") else VARIABLES[name]
+    np.testing.assert_array_equal(block.load().x[0], expected)
+
+
+@pytest.mark.parametrize("name", ["integers", "neutral"])
+def test_zarr_that_xarray_wrote_as_it_is_needs_no_xarray(encoded, name):
+    (partition,) = open_source(encoded, Columns((name,), "single")).partitions
+    np.testing.assert_array_equal(partition.load().x[0], VARIABLES[name])
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("fill", [-1.0, 0.0, np.nan, None])
+def test_a_fill_value_of_zarr_itself_is_no_missing_value(fill, zarr_format, tmp_path):
+    group = zarr.create_group(tmp_path / "rows.zarr", zarr_format=zarr_format)
+    for name in "ty":
+        array = group.create_array(
+            name, shape=4, dtype="f8", fill_value=fill, attributes={"units": "s", "missing_value": "n/a"}
+        )
+        array[:] = np.arange(4.0)
+    (partition,) = open_source(group, Columns(("t",), "y")).partitions
+    np.testing.assert_array_equal(partition.load().y, np.arange(4.0))

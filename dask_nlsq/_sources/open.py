@@ -18,7 +18,7 @@ from dask_nlsq._sources.frame import is_frame, open_frame
 from dask_nlsq._sources.memory import open_memory
 from dask_nlsq._sources.parquet import open_parquet
 from dask_nlsq._sources.source import Source
-from dask_nlsq._sources.zarr import is_zarr, open_zarr
+from dask_nlsq._sources.zarr import check_plain, is_zarr, open_zarr
 
 
 def open_source(
@@ -72,6 +72,7 @@ def _open_mapping(data: Mapping[str, Any], columns: Columns) -> Source:
     chosen = {name: data[name] for name in columns.names}
     if all(is_zarr(a) for a in chosen.values()):
         return open_zarr(chosen, columns)
+    check_plain({k: a for k, a in chosen.items() if is_zarr(a)})
     if any(is_array(a) for a in chosen.values()):
         return open_array({k: a if is_array(a) else np.asanyarray(a) for k, a in chosen.items()}, columns)
     arrays = {k: a if hasattr(a, "dtype") and not is_zarr(a) else np.asarray(a) for k, a in chosen.items()}

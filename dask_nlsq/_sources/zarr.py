@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import dataclasses
+import struct
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import zarr
 from dask.base import tokenize
 
@@ -37,6 +41,7 @@ def open_zarr(data: Any, columns: Columns) -> Source:
     present = list(data.array_keys()) if isinstance(data, zarr.Group) else list(data)
     check_columns(present, columns.names)
     arrays = {name: data[name] for name in columns.names}
+    check_plain(arrays)
     shapes = {name: a.shape for name, a in arrays.items()}
     if any(len(shape) != 1 for shape in shapes.values()):
         raise DataError(f"Arrays of one dimension are needed; the shapes are {shapes}.")
@@ -73,6 +78,44 @@ def _absent(arrays: Mapping[str, Any]) -> dict[str, str]:
         for name, a in arrays.items()
         if (there := a.nchunks_initialized) < a.nchunks
     }
+
+
+def check_plain(arrays: Mapping[str, Any]) -> None:
+    """Refuse arrays that hold their values encoded after the CF conventions, as xarray and netCDF write them."""
+    for name, array in arrays.items():
+        if codes := _codes(array):
+            seen = ", ".join(f"{key} {value}" for key, value in codes.items())
+            raise DataError(
+                f"The array is encoded ({seen}), and Zarr reads it as it is stored. xarray decodes it: give "
+                "data=xarray.open_zarr(path).",
+                column=name,
+            )
+
+
+def _codes(array: Any) -> dict[str, Any]:
+    """Return the attributes by which xarray would change the values of an array."""
+    attrs = dict(array.attrs)
+    codes = {key: attrs[key] for key, none in (("scale_factor", 1), ("add_offset", 0)) if attrs.get(key, none) != none}
+    by_xarray = array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in attrs
+    if by_xarray and array.dtype.kind in "fiu":
+        attrs.setdefault("_FillValue", array.fill_value or None)  # 0 is what Zarr fills with unless told otherwise
+    for key in ("_FillValue", "missing_value"):
+        if not np.isnan(value := _number(attrs.get(key))).all():
+            codes[key] = value
+    if " since " in str(attrs.get("units")):
+        codes["units"] = attrs["units"]
+    if str(attrs.get("dtype")).startswith("timedelta64"):
+        codes |= {key: attrs[key] for key in ("units", "dtype") if key in attrs}
+    return codes
+
+
+def _number(value: Any) -> Any:
+    """Return the numbers in an attribute, where xarray writes floats in Base64; NaN if there are none."""
+    with contextlib.suppress(TypeError, ValueError):
+        return np.asarray(np.nan if value is None else value, float)
+    with contextlib.suppress(TypeError, ValueError, struct.error):
+        return np.asarray(struct.unpack("<d", base64.b64decode(value))[0])
+    return np.asarray(np.nan)
 
 
 def is_zarr(data: Any) -> bool:
