@@ -7,6 +7,7 @@ import re
 
 import dask.array as da
 import dask.dataframe as dd
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +71,20 @@ def mixed_arrays(path):
     return dask_arrays(path) | {"y": RAW["y"]}
 
 
+def series(path):
+    frame = parquet_frame(path)
+    return {name: frame[name] for name in RAW}
+
+
+def series_and_arrays(path):
+    frame = dd.from_pandas(FRAME, npartitions=7)
+    return dict(zarr_group(path).arrays()) | {"t": da.from_array(T, chunks=130), "y": frame.y}
+
+
+def zarr_and_dask(path):
+    return dict(zarr_group(path).arrays()) | {"y": da.from_array(RAW["y"], chunks=130)}
+
+
 SOURCES = {
     "parquet frame": parquet_frame,
     "parquet path": parquet_path,
@@ -90,6 +105,11 @@ SOURCES = {
     "zarr shards": lambda path: zarr_group(path, (300,)),
     "zarr arrays": lambda path: dict(zarr_group(path).arrays()),
     "zarr path": zarr_path,
+    "zarr and dask": zarr_and_dask,
+    "zarr and numpy": lambda path: dict(zarr_group(path, (300,)).arrays()) | {"y": RAW["y"]},
+    "series": series,
+    "shuffled series": lambda path: dict(shuffled_frame(path).items()),
+    "series and arrays": series_and_arrays,
 }
 
 
@@ -327,8 +347,9 @@ def test_parquet_files_that_hold_unlike_things_in_one_column_are_refused(first, 
     assert caught.value.column == "t"
 
 
-def test_unlike_lengths_are_refused():
-    for y in (T[:-1], da.from_array(T[:-1])):
+def test_unlike_lengths_are_refused(tmp_path):
+    stored = zarr.create_array(tmp_path / "y.zarr", data=T[:-1])
+    for y in (T[:-1], da.from_array(T[:-1]), stored, dd.from_pandas(FRAME[:-1], npartitions=2).y):
         with pytest.raises(DataError, match="length"):
             open_source({"t": da.from_array(T), "y": y}, Columns(("t",), "y"))
     with pytest.raises(DataError, match="unlike lengths"):
@@ -453,3 +474,95 @@ def test_a_fill_value_of_zarr_itself_is_no_missing_value(fill, zarr_format, tmp_
         array[:] = np.arange(4.0)
     (partition,) = open_source(group, Columns(("t",), "y")).partitions
     np.testing.assert_array_equal(partition.load().y, np.arange(4.0))
+
+
+class Counted:
+    """A frame of four partitions that counts how often it is read, and of how many columns."""
+
+    def __init__(self, path):
+        self.path = path
+        path.touch()
+        self.t, self.y = decay_rows(1000)
+        meta = pd.DataFrame({"t": self.t[:1], "y": self.y[:1], "unused": 0.0})
+        self.frame = dd.from_map(self.read, range(4), meta=meta)
+
+    def read(self, i, columns=None):
+        """Read a partition."""
+        with self.path.open("a") as log:
+            log.write(f"{i} {columns}\n")
+        rows = slice(250 * i, 250 * (i + 1))
+        return pd.DataFrame({"t": self.t[rows], "y": self.y[rows], "unused": 0.0})[columns or ["t", "y", "unused"]]
+
+    def reads(self):
+        """Return what has been read since this was called last."""
+        found = sorted(self.path.read_text().splitlines())
+        self.path.write_text("")
+        return found
+
+
+@pytest.mark.parametrize("how", ["arguments", "mapping", "sigma"])
+def test_series_of_one_frame_are_read_as_the_frame_is(how, tmp_path):
+    counted = Counted(tmp_path / "reads")
+    frame = counted.frame
+    expected = dask_nlsq.fit(decay, data=frame, sigma="t" if how == "sigma" else None)
+    reads = counted.reads()
+    if how == "mapping":
+        found = dask_nlsq.fit(decay, data={"t": frame.t, "y": frame.y, "unused": frame.unused})
+    else:
+        found = dask_nlsq.fit(decay, frame.t, frame.y, sigma=frame.t if how == "sigma" else None)
+    assert counted.reads() == reads and len(reads) >= 4
+    np.testing.assert_array_equal(found.popt, expected.popt)
+
+
+def test_series_that_do_not_belong_together_are_refused():
+    three, one = (dd.from_pandas(FRAME, npartitions=n) for n in (3, 1))
+    with pytest.raises(DataError, match=r"unlike partitions.*'t': 3, 'y': 1"):
+        open_source({"t": three.t, "y": one.y}, Columns(("t",), "y"))
+    (first, *_) = open_source({"t": three.t, "y": three[three.y > 0].y}, Columns(("t",), "y")).partitions
+    with pytest.raises(DataError, match="unlike lengths"):
+        first.load()
+
+
+@pytest.fixture
+def zarr_reads(monkeypatch):
+    """How many rows of Zarr arrays are read at a time, of which a partition has 100."""
+    reads, read = [], zarr.Array.__getitem__
+
+    def spy(self, where):
+        found = read(self, where)
+        reads.append(np.shape(found)[-1])
+        return found
+
+    monkeypatch.setattr("dask_nlsq._sources.zarr.ROWS", 100)
+    monkeypatch.setattr(zarr.Array, "__getitem__", spy)
+    return reads
+
+
+@pytest.mark.parametrize("other", ["numpy", "dask", "zarr"])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_zarr_beside_other_arrays_is_read_partition_by_partition(columns, other, tmp_path, zarr_reads):
+    t, y = decay_rows(1000)
+    group = zarr.create_group(tmp_path / "rows.zarr")
+    x = group.create_array(
+        "x", data=t if columns == 1 else np.array([t, np.ones_like(t)]), chunks=(columns, 100)[-columns:]
+    )
+    y = {"numpy": y, "dask": da.from_array(y, chunks=250), "zarr": group.create_array("y", data=y, chunks=(100,))}[
+        other
+    ]
+
+    def model(x, amplitude=1.0, rate=1.0, offset=0.1):
+        t, one = (x, 1.0) if columns == 1 else (x[0], x[1])
+        return amplitude * jnp.exp(-rate * t) + offset * one
+
+    found = dask_nlsq.fit(model, x, y)
+    rows = 250 if (columns, other) == (1, "dask") else 100
+    assert set(zarr_reads) == {rows}
+    arrays = 2 if other == "zarr" else 1
+    assert len(zarr_reads) == arrays * 1000 / rows  # a chunk that holds both rows of x is read once
+    np.testing.assert_allclose(found.popt, dask_nlsq.fit(decay, *decay_rows(1000)).popt, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["series", "dask arrays", "zarr arrays", "zarr and numpy", "mapping"])
+def test_an_expression_finds_its_columns_in_every_mapping(kind, tmp_path):
+    source = open_source(SOURCES[kind](tmp_path), Columns((), "y"))
+    assert sorted(source.info.present) == sorted(RAW)

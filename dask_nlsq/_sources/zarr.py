@@ -6,7 +6,7 @@ import base64
 import contextlib
 import dataclasses
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,7 @@ def open_zarr(data: Any, columns: Columns) -> Source:
     if len(set(shapes.values())) > 1:
         raise DataError(f"x, y and sigma must have the same length; the shapes are {shapes}.")
     (rows,) = shapes[columns.y]
-    shard = max((a.shards or a.chunks)[0] for a in arrays.values())
-    step = shard * max(1, ROWS // shard)
+    step = rows_at_a_time(arrays.values())
     cuts = [(start, min(start + step, rows)) for start in range(0, rows, step)]
     dates = [name for name, a in arrays.items() if a.dtype.kind == "M"]
     reads = ({name: arrays[name][a:b] for name in dates} for a, b in cuts)
@@ -69,6 +68,12 @@ def open_zarr(data: Any, columns: Columns) -> Source:
     )
     token = tokenize([str(a.store_path) for a in arrays.values()], shapes, columns)
     return Source(partitions, token, info)
+
+
+def rows_at_a_time(arrays: Iterable[Any]) -> int:
+    """Return the rows of a partition of these arrays, whose last dimension is that of rows."""
+    shard = max((a.shards or a.chunks)[-1] for a in arrays)
+    return int(shard * max(1, ROWS // shard))
 
 
 def _absent(arrays: Mapping[str, Any]) -> dict[str, str]:
