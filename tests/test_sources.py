@@ -566,3 +566,47 @@ def test_zarr_beside_other_arrays_is_read_partition_by_partition(columns, other,
 def test_an_expression_finds_its_columns_in_every_mapping(kind, tmp_path):
     source = open_source(SOURCES[kind](tmp_path), Columns((), "y"))
     assert sorted(source.info.present) == sorted(RAW)
+
+
+class Lazy(xr.backends.BackendArray):
+    """A column that counts how many rows are read of it at a time."""
+
+    def __init__(self, values):
+        self.values, self.reads = values, []
+        self.shape, self.dtype = values.shape, values.dtype
+
+    def __getitem__(self, key):
+        found = self.values[key.tuple]
+        self.reads.append(len(found))
+        return found
+
+
+def test_of_a_dataset_only_what_is_needed_is_read_piece_by_piece(monkeypatch):
+    monkeypatch.setattr("dask_nlsq._sources.zarr.ROWS", 100)
+    lazy = {name: Lazy(values) for name, values in RAW.items()}
+    variables = {n: xr.Variable("row", xr.core.indexing.LazilyIndexedArray(a)) for n, a in lazy.items()}
+    variables["t"].encoding["preferred_chunks"] = {"row": 150}
+    data = xr.Dataset(variables)
+    source = open_source(data, Columns(("t",), "y"))
+    assert sorted(source.info.present) == sorted(RAW)
+    assert not any(a.reads for a in lazy.values())
+    whole = concatenate([partition.load() for partition in source.partitions])
+    np.testing.assert_array_equal(whole.y, RAW["y"])
+    assert {name: a.reads for name, a in lazy.items() if a.reads} == dict.fromkeys("ty", [150] * 6 + [100])
+    with pytest.raises(DataError, match=r"no column 'nope'.*'extra'"):
+        open_source(data, Columns(("nope",), "y"))
+
+
+def test_a_dataset_in_memory_is_taken_as_it_is():
+    data = xr.Dataset({name: ("row", values) for name, values in RAW.items()}, {"row": T})
+    (block,) = open_source(data, Columns(("row",), "y")).partitions
+    assert np.shares_memory(block.y, RAW["y"])
+
+
+@pytest.mark.parametrize(("y", "dims"), [("y", ("b",)), ("z", ("a", "b")), ("n", ())])
+def test_variables_of_unlike_dimensions_are_refused(y, dims):
+    four = np.arange(4.0)
+    data = xr.Dataset({"t": ("a", four), "y": ("b", four), "z": (("a", "b"), np.ones((4, 4))), "n": 1.0})
+    with pytest.raises(DataError, match=re.escape(f"{{'t': ('a',), {y!r}: {dims}}}")) as caught:
+        open_source(data, Columns(("t",), y))
+    assert caught.value.column == y

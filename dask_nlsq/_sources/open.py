@@ -21,7 +21,7 @@ from dask_nlsq._sources.frame import is_frame, is_series, open_frame, open_serie
 from dask_nlsq._sources.memory import open_memory
 from dask_nlsq._sources.parquet import open_parquet
 from dask_nlsq._sources.source import Source
-from dask_nlsq._sources.zarr import check_plain, is_zarr, open_zarr, rows_at_a_time
+from dask_nlsq._sources.zarr import check_plain, is_zarr, open_zarr, rows_at_a_time, whole
 
 
 def open_source(
@@ -50,7 +50,7 @@ def open_source(
     if is_zarr(data):
         return open_zarr(data, columns)
     if hasattr(data, "data_vars"):  # an xarray Dataset
-        data = {name: data[name].data for name in [*data.data_vars, *data.coords]}
+        return _open_dataset(data, columns)
     if isinstance(data, Mapping):
         return _open_mapping(data, columns)
     raise DataError(
@@ -68,6 +68,29 @@ def _open_path(path: str, columns: Columns, filters: Any, storage_options: dict[
         if isinstance(error, NlsqError):
             raise
         raise DataError(f"{path!r} cannot be read as Parquet or Zarr: {type(error).__name__}: {error}") from error
+
+
+def _open_dataset(data: Any, columns: Columns) -> Source:
+    """Take variables of one dimension; what is not loaded yet is read partition by partition."""
+    present = [*data.data_vars, *data.coords]
+    check_columns(present, columns.names)
+    chosen = {name: data[name] for name in columns.names}
+    dims = {name: variable.dims for name, variable in chosen.items()}
+    if unlike := [name for name, own in dims.items() if len(own) != 1 or own != dims[columns.names[0]]]:
+        raise DataError(
+            f"The variables must lie along one dimension, which is the same for all; the dimensions are {dims}. "
+            "Choose with data.isel(), or make one of several with data.stack().",
+            column=unlike[0],
+        )
+    stored = [
+        np.max(variable.encoding.get("preferred_chunks", {}).get(*variable.dims, 1)) for variable in chosen.values()
+    ]
+    for name, variable in chosen.items():
+        loaded = variable.chunks is not None or getattr(variable.variable, "_in_memory", True)
+        sizes = {variable.dims[0]: whole(int(max(stored)))}
+        chosen[name] = variable.data if loaded else variable.chunk(sizes, inline_array=True).data
+    source = _open_arrays(chosen, columns)
+    return dataclasses.replace(source, info=dataclasses.replace(source.info, present=tuple(present)))
 
 
 def _open_mapping(data: Mapping[str, Any], columns: Columns) -> Source:

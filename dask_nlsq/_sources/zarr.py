@@ -72,8 +72,12 @@ def open_zarr(data: Any, columns: Columns) -> Source:
 
 def rows_at_a_time(arrays: Iterable[Any]) -> int:
     """Return the rows of a partition of these arrays, whose last dimension is that of rows."""
-    shard = max((a.shards or a.chunks)[-1] for a in arrays)
-    return int(shard * max(1, ROWS // shard))
+    return whole(max((a.shards or a.chunks)[-1] for a in arrays))
+
+
+def whole(shard: int) -> int:
+    """Return the rows of a partition of whole shards, or chunks, of so many rows."""
+    return shard * max(1, ROWS // shard)
 
 
 def _absent(arrays: Mapping[str, Any]) -> dict[str, str]:
