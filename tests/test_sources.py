@@ -7,9 +7,12 @@ import re
 
 import dask.array as da
 import dask.dataframe as dd
+import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pytest
 import xarray as xr
 import zarr
@@ -610,3 +613,70 @@ def test_variables_of_unlike_dimensions_are_refused(y, dims):
     with pytest.raises(DataError, match=re.escape(f"{{'t': ('a',), {y!r}: {dims}}}")) as caught:
         open_source(data, Columns(("t",), y))
     assert caught.value.column == y
+
+
+@pytest.mark.parametrize("filters", [[("s", ">", 1.5)], pc.field("s") > 1.5, ds.field("s") > 1.5])
+def test_filters_may_be_an_expression(filters, tmp_path):
+    FRAME.to_parquet(tmp_path / "0.parquet")
+    source = open_source(str(tmp_path), Columns(("t",), "y"), filters)
+    read = concatenate([partition.load() for partition in source.partitions])
+    np.testing.assert_array_equal(read.x[0], T[RAW["s"] > 1.5])
+    assert source.info.rows is None
+
+
+def hive(folder):
+    """Write rows into folders, a folder for each of three keys."""
+    frame = FRAME.assign(k=np.repeat([1, 2, 3], [300, 300, 400]))
+    frame.to_parquet(folder, partition_cols=["k"])
+    return frame
+
+
+@pytest.mark.parametrize("pattern", ["", "/k=*/*.parquet", "/**/*.parquet"])
+@pytest.mark.parametrize(
+    ("filters", "ks"), [(None, [1, 2, 3]), ([("k", "==", 2)], [2]), (pc.field("k") > 1, [2, 3])], ids=str
+)
+def test_folders_may_be_named_after_keys(filters, ks, pattern, tmp_path):
+    frame = hive(tmp_path / "a=b" / "runs")
+    chosen = frame[frame.k.isin(ks)]
+    for x in ("k", "t"):
+        source = open_source(f"{tmp_path}/a=b/runs{pattern}", Columns((x,), "y", "s"), filters)
+        read = concatenate([pickle.loads(pickle.dumps(partition)).load() for partition in source.partitions])
+        np.testing.assert_array_equal(read.x[0], chosen[x])
+        np.testing.assert_array_equal(read.y, chosen.y)
+        assert set(source.info.present) == {*RAW, "k"}
+        assert source.info.reader == ("Parquet" if filters is None and x == "t" else "scanned Parquet")
+
+
+def test_folders_named_after_keys_at_a_url(tmp_path):
+    frame = hive(tmp_path / "runs")
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{tmp_path}/runs", "/keys=1/runs", recursive=True)
+    for pattern in ("", "/k=*/*.parquet"):
+        source = open_source(f"memory://keys=1/runs{pattern}", Columns(("k",), "y"), [("k", "<", 3)])
+        read = concatenate([partition.load() for partition in source.partitions])
+        np.testing.assert_array_equal(read.x[0], frame.k[:600])
+        assert set(source.info.present) == {*RAW, "k"}
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.parquet", "/0.parquet"])
+def test_folders_above_the_data_are_no_keys(pattern, tmp_path):
+    (tmp_path / "t=1" / "a=b").mkdir(parents=True)
+    FRAME.to_parquet(tmp_path / "t=1" / "a=b" / "0.parquet")
+    source = open_source(f"{tmp_path}/t=1/a=b{pattern}", Columns(("t",), "y"))
+    np.testing.assert_array_equal(source.partitions[0].load().x[0], T)
+    assert source.info.present == tuple(RAW) and source.info.reader == "Parquet"
+
+
+def test_a_column_goes_before_a_key_of_its_name(tmp_path):
+    for k in (1, 2):
+        (tmp_path / f"t={k}").mkdir()
+        FRAME.to_parquet(tmp_path / f"t={k}" / "0.parquet")
+    source = open_source(str(tmp_path), Columns(("t",), "y"))
+    np.testing.assert_array_equal(source.partitions[0].load().x[0], T)
+
+
+def test_a_file_outside_the_folders_has_no_key(tmp_path):
+    hive(tmp_path)
+    FRAME.to_parquet(tmp_path / "outside.parquet")
+    with pytest.raises(DataError, match=r"no column 'k'; the file '.*outside\.parquet' has 't'"):
+        open_source(str(tmp_path), Columns(("k",), "y"))
