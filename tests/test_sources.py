@@ -11,8 +11,10 @@ import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 import zarr
@@ -680,3 +682,25 @@ def test_a_file_outside_the_folders_has_no_key(tmp_path):
     FRAME.to_parquet(tmp_path / "outside.parquet")
     with pytest.raises(DataError, match=r"no column 'k'; the file '.*outside\.parquet' has 't'"):
         open_source(str(tmp_path), Columns(("k",), "y"))
+
+
+NULLS = {
+    "booleans": ([True, None, False], [True, False, True], [1, np.nan, 0, 1, 0, 1]),
+    "nothing": ([None, None, None], [None, None, None], [np.nan] * 6),
+    "nothing, then floats": ([None, None, None], [1.5, None, 2.5], [np.nan] * 3 + [1.5, np.nan, 2.5]),
+    "integers, then nothing": ([1, None, 2], [None, None, None], [1, np.nan, 2] + [np.nan] * 3),
+    "booleans, then integers": ([None, True, False], [2, 3, None], [np.nan, 1, 0, 2, 3, np.nan]),
+    "nothing, then dates": ([None] * 3, [NOON.item(), None, NOON.item()], [np.nan] * 3 + [0, np.nan, 0]),
+    "days, then nothing": ([datetime.date(2026, 1, 1)] * 3, [None] * 3, [0] * 3 + [np.nan] * 3),
+}
+
+
+@pytest.mark.parametrize("filters", [None, [("y", ">=", 0)]], ids=["all", "filtered"])
+@pytest.mark.parametrize(("first", "second", "expected"), NULLS.values(), ids=NULLS)
+def test_nulls_of_parquet_are_missing_values(first, second, expected, filters, tmp_path):
+    for i, values in enumerate((first, second)):
+        pq.write_table(pa.table({"t": values, "y": [0.0, 1.0, 2.0]}), tmp_path / f"{i}.parquet")
+    source = open_source(str(tmp_path), Columns(("t",), "y"), filters)
+    np.testing.assert_array_equal(concatenate([p.load() for p in source.partitions]).x[0], expected)
+    kept = open_source(str(tmp_path), Columns(("t",), "y", None, "omit"), filters).partitions
+    assert sum(p.load().dropped for p in kept) == np.isnan(expected).sum()

@@ -152,6 +152,8 @@ def first_instants(names: Sequence[str], reads: Iterable[Mapping[str, Any]]) -> 
     for raw in reads if names else ():
         for name in set(names) - found.keys():
             array = _plain(name, raw[name])
+            if array.dtype.kind != "M":  # a partition without a value may be of no type
+                continue
             instants = array[~np.isnat(array)]
             if len(instants):
                 found[name] = instants[0]

@@ -212,8 +212,10 @@ def _arrays(table: Any) -> dict[str, Any]:
 
 def _numpy(column: Any) -> Any:
     """Return a NumPy array with nulls as NaN or NaT, or as masked where float64 has no room for all integers."""
-    if str(column.type).startswith("decimal"):
+    if str(column.type).startswith("decimal") or pa.types.is_null(column.type):
         column = column.cast("float64")
+    if pa.types.is_boolean(column.type) and column.null_count:
+        column = column.cast("uint8")  # whose nulls NumPy gets as NaN
     if column.null_count and str(column.type) in ("int64", "uint64"):
         return np.ma.masked_array(column.fill_null(0).to_numpy(), column.is_null().to_numpy())
     return column.to_numpy()
