@@ -704,3 +704,11 @@ def test_nulls_of_parquet_are_missing_values(first, second, expected, filters, t
     np.testing.assert_array_equal(concatenate([p.load() for p in source.partitions]).x[0], expected)
     kept = open_source(str(tmp_path), Columns(("t",), "y", None, "omit"), filters).partitions
     assert sum(p.load().dropped for p in kept) == np.isnan(expected).sum()
+
+
+def test_an_index_of_several_levels_is_no_column():
+    frame = FRAME.set_index(["t", "s"])
+    with pytest.raises(DataError, match=r"2 levels \('t', 's'\).*reset_index\(\)") as caught:
+        open_source(frame, Columns(("index",), "y"))
+    assert caught.value.column == "index"
+    np.testing.assert_array_equal(open_source(frame, Columns(("y",), "extra")).partitions[0].y, -T)

@@ -42,6 +42,12 @@ def open_source(
         return open_frame(data, columns)
     if isinstance(data, pd.DataFrame):
         if "index" in columns.names and "index" not in data.columns:
+            if data.index.nlevels > 1:
+                raise DataError(
+                    f"The index has {data.index.nlevels} levels {tuple(data.index.names)}, and one is needed. Call "
+                    "reset_index() on the frame, and name the columns that the levels become.",
+                    column="index",
+                )
             data = data.rename_axis(index="index").reset_index()
         check_columns(list(data.columns), columns.names)
         return open_memory(
