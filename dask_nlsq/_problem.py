@@ -19,7 +19,8 @@ from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._plan import Plan, WorkflowTier
 from dask_nlsq._sources import Columns, Source
-from dask_nlsq._sources.open import open_source
+from dask_nlsq._sources.open import lazy, open_source
+from dask_nlsq._sources.zarr import check_plain, is_zarr
 from dask_nlsq._sweep import Cluster, Executor, Failure, Group, Ledger, Serial, Shipped, Threads, group, ship
 from dask_nlsq._typing import Vector
 
@@ -217,6 +218,9 @@ def split(model: Model, x: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
     if isinstance(x, (tuple, list)) and x and getattr(x[0], "ndim", 0) == 1:
         arrays = list(x)
     elif getattr(x, "ndim", 1) == 2:
+        if is_zarr(x):  # of which a row would be read whole, here and now
+            check_plain({"x": x})
+            x = lazy(x)
         arrays = [x[i] for i in range(x.shape[0])]
     else:
         arrays = [x]

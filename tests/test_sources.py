@@ -1,12 +1,22 @@
 """One contract for every source: the same rows, in the same order, as float64, however they are stored."""
 
+import datetime
+import itertools
 import pickle
+import re
 
 import dask.array as da
 import dask.dataframe as dd
+import fsspec
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
+import xarray as xr
 import zarr
 from problems import decay, decay_rows
 
@@ -66,6 +76,20 @@ def mixed_arrays(path):
     return dask_arrays(path) | {"y": RAW["y"]}
 
 
+def series(path):
+    frame = parquet_frame(path)
+    return {name: frame[name] for name in RAW}
+
+
+def series_and_arrays(path):
+    frame = dd.from_pandas(FRAME, npartitions=7)
+    return dict(zarr_group(path).arrays()) | {"t": da.from_array(T, chunks=130), "y": frame.y}
+
+
+def zarr_and_dask(path):
+    return dict(zarr_group(path).arrays()) | {"y": da.from_array(RAW["y"], chunks=130)}
+
+
 SOURCES = {
     "parquet frame": parquet_frame,
     "parquet path": parquet_path,
@@ -86,6 +110,11 @@ SOURCES = {
     "zarr shards": lambda path: zarr_group(path, (300,)),
     "zarr arrays": lambda path: dict(zarr_group(path).arrays()),
     "zarr path": zarr_path,
+    "zarr and dask": zarr_and_dask,
+    "zarr and numpy": lambda path: dict(zarr_group(path, (300,)).arrays()) | {"y": RAW["y"]},
+    "series": series,
+    "shuffled series": lambda path: dict(shuffled_frame(path).items()),
+    "series and arrays": series_and_arrays,
 }
 
 
@@ -150,6 +179,79 @@ class TestContract:
 def test_what_is_a_number_becomes_float64(values, expected):
     columns = Columns(("t",), "y", origins={"t": np.datetime64("2026-01-01")})
     np.testing.assert_array_equal(columns.to_float("t", values), expected)
+
+
+NOON = np.datetime64("2026-01-01T12:00:00.500000")
+FAR = ["0001-01-01", "9999-12-31", "2026-01-02"]
+
+
+def since_noon(*days):
+    """What Python's calendar says."""
+    return [(datetime.datetime.fromisoformat(day) - NOON.item()).total_seconds() for day in days]
+
+
+@pytest.mark.parametrize("origin", ["us", "ns"])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array(FAR, "datetime64[s]"), since_noon(*FAR)),
+        (np.array(FAR, "datetime64[us]"), since_noon(*FAR)),
+        (np.array(FAR, "datetime64[D]"), since_noon(*FAR)),
+        (np.array(["2026-01-01T12:00:01.750", "NaT"], "datetime64[ms]"), [1.25, np.nan]),
+        (np.array(["2026-01-01T12:00:00.25", "2262-01-01"], "datetime64[ns]"), [-0.25, *since_noon("2262-01-01")]),
+        (np.array(["2026-02", "NaT"], "datetime64[M]"), [*since_noon("2026-02-01"), np.nan]),
+        (np.array(["2027"], "datetime64[Y]"), since_noon("2027-01-01")),
+        (pd.Series(pd.to_datetime(["2026-01-01 13:00", None])).dt.tz_localize("Europe/Paris"), [-0.5, np.nan]),
+        (pd.Series(np.array(["3026-01-01"], "M8[s]")).dt.tz_localize("UTC"), since_noon("3026-01-01")),
+        (pd.Series(np.array(["3026-01-01"], "M8[us]")).astype("timestamp[us][pyarrow]"), since_noon("3026-01-01")),
+    ],
+    ids=lambda v: str(getattr(v, "dtype", "")),
+)
+def test_dates_of_every_unit_count_from_one_instant(values, expected, origin):
+    columns = Columns(("t",), "y", origins={"t": NOON.astype(f"datetime64[{origin}]")})
+    np.testing.assert_array_equal(columns.to_float("t", values), expected)
+
+
+def test_dates_further_apart_than_their_unit_can_count():
+    values = np.array(["1700-01-01", "2262-01-01"], "datetime64[ns]")
+    columns = Columns(("t",), "y", origins={"t": values[0]})
+    np.testing.assert_array_equal(columns.to_float("t", values), [0, 205266 * 86400.0])
+
+
+STEPS = pd.Series(pd.to_datetime(["2026-01-01T18:00:00.500"]))
+PIECES = {
+    "microseconds, then days": (STEPS.astype("M8[us]"), pd.Series([datetime.date(2026, 1, 2)]), 21599.5),
+    "microseconds, then milliseconds": (STEPS.astype("M8[us]"), (STEPS + pd.Timedelta("2ms")).astype("M8[ms]"), 0.002),
+    "nanoseconds, then seconds": (STEPS.astype("M8[ns]"), pd.Series(np.array(["2026-01-02"], "M8[s]")), 21599.5),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "frame"])
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+def test_partitions_of_unlike_units_count_from_one_instant(pieces, kind, tmp_path):
+    *columns, expected = pieces
+    frames = [pd.DataFrame({"t": column, "y": 0.0}) for column in columns]
+    for i, frame in enumerate(frames):
+        frame.to_parquet(tmp_path / f"{i}.parquet")
+    data = str(tmp_path)
+    if kind == "frame":
+        data = dd.from_map(lambda i: frames[i].astype({"t": f"M8[{'ms' if i else 'ns'}]"}), [0, 1], meta=frames[0])
+    source = open_source(data, Columns(("t",), "y"))
+    np.testing.assert_array_equal(concatenate([p.load() for p in source.partitions]).x[0], [0, expected])
+
+
+UNORDERED = {
+    "months": np.array([1, 2], "timedelta64[M]"),
+    "years": np.array([1, 2], "timedelta64[Y]"),
+    "categories": pd.Categorical(pd.to_datetime(["2026-01-01", "2026-01-02"])),
+}
+
+
+@pytest.mark.parametrize("values", UNORDERED.values(), ids=UNORDERED)
+def test_times_without_seconds_are_refused(values):
+    with pytest.raises(DataError, match=r"Convert it first") as caught:
+        open_source({"t": values, "y": np.arange(2.0)}, Columns(("t",), "y"))
+    assert caught.value.column == "t"
 
 
 @pytest.mark.parametrize(
@@ -236,8 +338,23 @@ def test_a_parquet_file_without_a_column_is_named(tmp_path):
         open_source(str(tmp_path), Columns(("t",), "y"))
 
 
-def test_unlike_lengths_are_refused():
-    for y in (T[:-1], da.from_array(T[:-1])):
+WHENS = pd.Series(pd.to_datetime(["2026-01-01", "2026-01-02"]))
+UNLIKE = {"dates": WHENS, "numbers": pd.Series([1, 2]), "durations": WHENS - WHENS[0]}
+
+
+@pytest.mark.parametrize("filters", [None, [("y", ">", -1)]])
+@pytest.mark.parametrize(("first", "second"), [*itertools.permutations(UNLIKE, 2)])
+def test_parquet_files_that_hold_unlike_things_in_one_column_are_refused(first, second, filters, tmp_path):
+    for i, kind in enumerate((first, second)):
+        pd.DataFrame({"t": UNLIKE[kind], "y": [0.0, 1.0]}).to_parquet(tmp_path / f"{i}.parquet")
+    with pytest.raises(DataError, match=rf"{first} \(.*\) in '.*0\.parquet' and {second} \(.*\) in '.*1\.p") as caught:
+        open_source(str(tmp_path), Columns(("t",), "y"), filters)
+    assert caught.value.column == "t"
+
+
+def test_unlike_lengths_are_refused(tmp_path):
+    stored = zarr.create_array(tmp_path / "y.zarr", data=T[:-1])
+    for y in (T[:-1], da.from_array(T[:-1]), stored, dd.from_pandas(FRAME[:-1], npartitions=2).y):
         with pytest.raises(DataError, match="length"):
             open_source({"t": da.from_array(T), "y": y}, Columns(("t",), "y"))
     with pytest.raises(DataError, match="unlike lengths"):
@@ -290,3 +407,308 @@ def test_arrays_in_memory_are_cut_where_nothing_needs_a_copy(dtype):
     assert all(
         np.shares_memory(c, t) and (c.ctypes.data - t.ctypes.data + 16) % ALIGNMENT == 0 for c in middle[0].columns
     )
+
+
+HOURS = pd.date_range("2020-01-01", periods=4, freq="h")
+VARIABLES = {
+    "y": np.array([10, 20.5, np.nan, 30]),
+    "single": np.arange(4, dtype="f4"),
+    "integers": np.arange(4),
+    "shifted": np.arange(4.0),
+    "counted": np.array([1, 2, np.nan, 4]),
+    "lacking": np.array([1, 2, np.nan, 4], "f4"),
+    "lasting": HOURS - HOURS[0],
+    "neutral": np.arange(4.0),
+}
+ENCODING = {
+    "y": {"dtype": "int16", "scale_factor": 0.5, "add_offset": 5.0, "_FillValue": -9999},
+    "shifted": {"add_offset": 1.0, "_FillValue": None},
+    "counted": {"dtype": "int16", "_FillValue": -1},
+    "lacking": {"_FillValue": -99.0, "missing_value": -99.0},
+    "neutral": {"scale_factor": 1.0, "add_offset": 0.0},
+}
+
+
+@pytest.fixture(params=[2, 3])
+def encoded(request, tmp_path):
+    """The path of what xarray wrote, in both formats of Zarr."""
+    data = xr.Dataset({name: ("time", values) for name, values in VARIABLES.items()}, {"time": HOURS})
+    data.to_zarr(tmp_path / "rows.zarr", zarr_format=request.param, encoding=ENCODING, consolidated=False)
+    return str(tmp_path / "rows.zarr")
+
+
+@pytest.mark.parametrize("how", ["path", "group", "arrays", "some arrays"])
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    {
+        "y": "scale_factor 0.5, add_offset 5.0",
+        "shifted": "add_offset 1.0",
+        "counted": "_FillValue -1",
+        "lacking": "missing_value -99.0",
+        "lasting": "timedelta64",
+        "time": "hours since 2020-01-01",
+    }.items(),
+)
+def test_zarr_that_must_be_decoded_is_refused(encoded, name, seen, how):
+    group = zarr.open_group(encoded, mode="r")
+    arrays = {name: group[name], "single": group["single"]}
+    data = {"path": encoded, "group": group, "arrays": arrays, "some arrays": {**arrays, "single": np.arange(4)}}[how]
+    with pytest.raises(DataError, match=rf"{re.escape(seen)}.*xarray\.open_zarr") as caught:
+        open_source(data, Columns((name,), "single"))
+    assert caught.value.column == name
+    decoded = xr.open_zarr(encoded, decode_timedelta=True, consolidated=False)
+    (block,) = open_source(decoded, Columns((name,), "single")).partitions
+    expected = 3600.0 * np.arange(4) if name in ("time", "lasting") else VARIABLES[name]
+    np.testing.assert_array_equal(block.load().x[0], expected)
+
+
+@pytest.mark.parametrize("name", ["integers", "neutral"])
+def test_zarr_that_xarray_wrote_as_it_is_needs_no_xarray(encoded, name):
+    (partition,) = open_source(encoded, Columns((name,), "single")).partitions
+    np.testing.assert_array_equal(partition.load().x[0], VARIABLES[name])
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("fill", [-1.0, 0.0, np.nan, None])
+def test_a_fill_value_of_zarr_itself_is_no_missing_value(fill, zarr_format, tmp_path):
+    group = zarr.create_group(tmp_path / "rows.zarr", zarr_format=zarr_format)
+    for name in "ty":
+        array = group.create_array(
+            name, shape=4, dtype="f8", fill_value=fill, attributes={"units": "s", "missing_value": "n/a"}
+        )
+        array[:] = np.arange(4.0)
+    (partition,) = open_source(group, Columns(("t",), "y")).partitions
+    np.testing.assert_array_equal(partition.load().y, np.arange(4.0))
+
+
+class Counted:
+    """A frame of four partitions that counts how often it is read, and of how many columns."""
+
+    def __init__(self, path):
+        self.path = path
+        path.touch()
+        self.t, self.y = decay_rows(1000)
+        meta = pd.DataFrame({"t": self.t[:1], "y": self.y[:1], "unused": 0.0})
+        self.frame = dd.from_map(self.read, range(4), meta=meta)
+
+    def read(self, i, columns=None):
+        """Read a partition."""
+        with self.path.open("a") as log:
+            log.write(f"{i} {columns}\n")
+        rows = slice(250 * i, 250 * (i + 1))
+        return pd.DataFrame({"t": self.t[rows], "y": self.y[rows], "unused": 0.0})[columns or ["t", "y", "unused"]]
+
+    def reads(self):
+        """Return what has been read since this was called last."""
+        found = sorted(self.path.read_text().splitlines())
+        self.path.write_text("")
+        return found
+
+
+@pytest.mark.parametrize("how", ["arguments", "mapping", "sigma"])
+def test_series_of_one_frame_are_read_as_the_frame_is(how, tmp_path):
+    counted = Counted(tmp_path / "reads")
+    frame = counted.frame
+    expected = dask_nlsq.fit(decay, data=frame, sigma="t" if how == "sigma" else None)
+    reads = counted.reads()
+    if how == "mapping":
+        found = dask_nlsq.fit(decay, data={"t": frame.t, "y": frame.y, "unused": frame.unused})
+    else:
+        found = dask_nlsq.fit(decay, frame.t, frame.y, sigma=frame.t if how == "sigma" else None)
+    assert counted.reads() == reads and len(reads) >= 4
+    np.testing.assert_array_equal(found.popt, expected.popt)
+
+
+def test_series_that_do_not_belong_together_are_refused():
+    three, one = (dd.from_pandas(FRAME, npartitions=n) for n in (3, 1))
+    with pytest.raises(DataError, match=r"unlike partitions.*'t': 3, 'y': 1"):
+        open_source({"t": three.t, "y": one.y}, Columns(("t",), "y"))
+    (first, *_) = open_source({"t": three.t, "y": three[three.y > 0].y}, Columns(("t",), "y")).partitions
+    with pytest.raises(DataError, match="unlike lengths"):
+        first.load()
+
+
+@pytest.fixture
+def zarr_reads(monkeypatch):
+    """How many rows of Zarr arrays are read at a time, of which a partition has 100."""
+    reads, read = [], zarr.Array.__getitem__
+
+    def spy(self, where):
+        found = read(self, where)
+        reads.append(np.shape(found)[-1])
+        return found
+
+    monkeypatch.setattr("dask_nlsq._sources.zarr.ROWS", 100)
+    monkeypatch.setattr(zarr.Array, "__getitem__", spy)
+    return reads
+
+
+@pytest.mark.parametrize("other", ["numpy", "dask", "zarr"])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_zarr_beside_other_arrays_is_read_partition_by_partition(columns, other, tmp_path, zarr_reads):
+    t, y = decay_rows(1000)
+    group = zarr.create_group(tmp_path / "rows.zarr")
+    x = group.create_array(
+        "x", data=t if columns == 1 else np.array([t, np.ones_like(t)]), chunks=(columns, 100)[-columns:]
+    )
+    y = {"numpy": y, "dask": da.from_array(y, chunks=250), "zarr": group.create_array("y", data=y, chunks=(100,))}[
+        other
+    ]
+
+    def model(x, amplitude=1.0, rate=1.0, offset=0.1):
+        t, one = (x, 1.0) if columns == 1 else (x[0], x[1])
+        return amplitude * jnp.exp(-rate * t) + offset * one
+
+    found = dask_nlsq.fit(model, x, y)
+    rows = 250 if (columns, other) == (1, "dask") else 100
+    assert set(zarr_reads) == {rows}
+    arrays = 2 if other == "zarr" else 1
+    assert len(zarr_reads) == arrays * 1000 / rows  # a chunk that holds both rows of x is read once
+    np.testing.assert_allclose(found.popt, dask_nlsq.fit(decay, *decay_rows(1000)).popt, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["series", "dask arrays", "zarr arrays", "zarr and numpy", "mapping"])
+def test_an_expression_finds_its_columns_in_every_mapping(kind, tmp_path):
+    source = open_source(SOURCES[kind](tmp_path), Columns((), "y"))
+    assert sorted(source.info.present) == sorted(RAW)
+
+
+class Lazy(xr.backends.BackendArray):
+    """A column that counts how many rows are read of it at a time."""
+
+    def __init__(self, values):
+        self.values, self.reads = values, []
+        self.shape, self.dtype = values.shape, values.dtype
+
+    def __getitem__(self, key):
+        found = self.values[key.tuple]
+        self.reads.append(len(found))
+        return found
+
+
+def test_of_a_dataset_only_what_is_needed_is_read_piece_by_piece(monkeypatch):
+    monkeypatch.setattr("dask_nlsq._sources.zarr.ROWS", 100)
+    lazy = {name: Lazy(values) for name, values in RAW.items()}
+    variables = {n: xr.Variable("row", xr.core.indexing.LazilyIndexedArray(a)) for n, a in lazy.items()}
+    variables["t"].encoding["preferred_chunks"] = {"row": 150}
+    data = xr.Dataset(variables)
+    source = open_source(data, Columns(("t",), "y"))
+    assert sorted(source.info.present) == sorted(RAW)
+    assert not any(a.reads for a in lazy.values())
+    whole = concatenate([partition.load() for partition in source.partitions])
+    np.testing.assert_array_equal(whole.y, RAW["y"])
+    assert {name: a.reads for name, a in lazy.items() if a.reads} == dict.fromkeys("ty", [150] * 6 + [100])
+    with pytest.raises(DataError, match=r"no column 'nope'.*'extra'"):
+        open_source(data, Columns(("nope",), "y"))
+
+
+def test_a_dataset_in_memory_is_taken_as_it_is():
+    data = xr.Dataset({name: ("row", values) for name, values in RAW.items()}, {"row": T})
+    (block,) = open_source(data, Columns(("row",), "y")).partitions
+    assert np.shares_memory(block.y, RAW["y"])
+
+
+@pytest.mark.parametrize(("y", "dims"), [("y", ("b",)), ("z", ("a", "b")), ("n", ())])
+def test_variables_of_unlike_dimensions_are_refused(y, dims):
+    four = np.arange(4.0)
+    data = xr.Dataset({"t": ("a", four), "y": ("b", four), "z": (("a", "b"), np.ones((4, 4))), "n": 1.0})
+    with pytest.raises(DataError, match=re.escape(f"{{'t': ('a',), {y!r}: {dims}}}")) as caught:
+        open_source(data, Columns(("t",), y))
+    assert caught.value.column == y
+
+
+@pytest.mark.parametrize("filters", [[("s", ">", 1.5)], pc.field("s") > 1.5, ds.field("s") > 1.5])
+def test_filters_may_be_an_expression(filters, tmp_path):
+    FRAME.to_parquet(tmp_path / "0.parquet")
+    source = open_source(str(tmp_path), Columns(("t",), "y"), filters)
+    read = concatenate([partition.load() for partition in source.partitions])
+    np.testing.assert_array_equal(read.x[0], T[RAW["s"] > 1.5])
+    assert source.info.rows is None
+
+
+def hive(folder):
+    """Write rows into folders, a folder for each of three keys."""
+    frame = FRAME.assign(k=np.repeat([1, 2, 3], [300, 300, 400]))
+    frame.to_parquet(folder, partition_cols=["k"])
+    return frame
+
+
+@pytest.mark.parametrize("pattern", ["", "/k=*/*.parquet", "/**/*.parquet"])
+@pytest.mark.parametrize(
+    ("filters", "ks"), [(None, [1, 2, 3]), ([("k", "==", 2)], [2]), (pc.field("k") > 1, [2, 3])], ids=str
+)
+def test_folders_may_be_named_after_keys(filters, ks, pattern, tmp_path):
+    frame = hive(tmp_path / "a=b" / "runs")
+    chosen = frame[frame.k.isin(ks)]
+    for x in ("k", "t"):
+        source = open_source(f"{tmp_path}/a=b/runs{pattern}", Columns((x,), "y", "s"), filters)
+        read = concatenate([pickle.loads(pickle.dumps(partition)).load() for partition in source.partitions])
+        np.testing.assert_array_equal(read.x[0], chosen[x])
+        np.testing.assert_array_equal(read.y, chosen.y)
+        assert set(source.info.present) == {*RAW, "k"}
+        assert source.info.reader == ("Parquet" if filters is None and x == "t" else "scanned Parquet")
+
+
+def test_folders_named_after_keys_at_a_url(tmp_path):
+    frame = hive(tmp_path / "runs")
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{tmp_path}/runs", "/keys=1/runs", recursive=True)
+    for pattern in ("", "/k=*/*.parquet"):
+        source = open_source(f"memory://keys=1/runs{pattern}", Columns(("k",), "y"), [("k", "<", 3)])
+        read = concatenate([partition.load() for partition in source.partitions])
+        np.testing.assert_array_equal(read.x[0], frame.k[:600])
+        assert set(source.info.present) == {*RAW, "k"}
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.parquet", "/0.parquet"])
+def test_folders_above_the_data_are_no_keys(pattern, tmp_path):
+    (tmp_path / "t=1" / "a=b").mkdir(parents=True)
+    FRAME.to_parquet(tmp_path / "t=1" / "a=b" / "0.parquet")
+    source = open_source(f"{tmp_path}/t=1/a=b{pattern}", Columns(("t",), "y"))
+    np.testing.assert_array_equal(source.partitions[0].load().x[0], T)
+    assert source.info.present == tuple(RAW) and source.info.reader == "Parquet"
+
+
+def test_a_column_goes_before_a_key_of_its_name(tmp_path):
+    for k in (1, 2):
+        (tmp_path / f"t={k}").mkdir()
+        FRAME.to_parquet(tmp_path / f"t={k}" / "0.parquet")
+    source = open_source(str(tmp_path), Columns(("t",), "y"))
+    np.testing.assert_array_equal(source.partitions[0].load().x[0], T)
+
+
+def test_a_file_outside_the_folders_has_no_key(tmp_path):
+    hive(tmp_path)
+    FRAME.to_parquet(tmp_path / "outside.parquet")
+    with pytest.raises(DataError, match=r"no column 'k'; the file '.*outside\.parquet' has 't'"):
+        open_source(str(tmp_path), Columns(("k",), "y"))
+
+
+NULLS = {
+    "booleans": ([True, None, False], [True, False, True], [1, np.nan, 0, 1, 0, 1]),
+    "nothing": ([None, None, None], [None, None, None], [np.nan] * 6),
+    "nothing, then floats": ([None, None, None], [1.5, None, 2.5], [np.nan] * 3 + [1.5, np.nan, 2.5]),
+    "integers, then nothing": ([1, None, 2], [None, None, None], [1, np.nan, 2] + [np.nan] * 3),
+    "booleans, then integers": ([None, True, False], [2, 3, None], [np.nan, 1, 0, 2, 3, np.nan]),
+    "nothing, then dates": ([None] * 3, [NOON.item(), None, NOON.item()], [np.nan] * 3 + [0, np.nan, 0]),
+    "days, then nothing": ([datetime.date(2026, 1, 1)] * 3, [None] * 3, [0] * 3 + [np.nan] * 3),
+}
+
+
+@pytest.mark.parametrize("filters", [None, [("y", ">=", 0)]], ids=["all", "filtered"])
+@pytest.mark.parametrize(("first", "second", "expected"), NULLS.values(), ids=NULLS)
+def test_nulls_of_parquet_are_missing_values(first, second, expected, filters, tmp_path):
+    for i, values in enumerate((first, second)):
+        pq.write_table(pa.table({"t": values, "y": [0.0, 1.0, 2.0]}), tmp_path / f"{i}.parquet")
+    source = open_source(str(tmp_path), Columns(("t",), "y"), filters)
+    np.testing.assert_array_equal(concatenate([p.load() for p in source.partitions]).x[0], expected)
+    kept = open_source(str(tmp_path), Columns(("t",), "y", None, "omit"), filters).partitions
+    assert sum(p.load().dropped for p in kept) == np.isnan(expected).sum()
+
+
+def test_an_index_of_several_levels_is_no_column():
+    frame = FRAME.set_index(["t", "s"])
+    with pytest.raises(DataError, match=r"2 levels \('t', 's'\).*reset_index\(\)") as caught:
+        open_source(frame, Columns(("index",), "y"))
+    assert caught.value.column == "index"
+    np.testing.assert_array_equal(open_source(frame, Columns(("y",), "extra")).partitions[0].y, -T)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import dask
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import Block
@@ -21,11 +23,11 @@ from dask_nlsq._sources.source import Info, Source
 def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
     """Take arrays of which at least one is a Dask array; the others are cut as it is."""
     arrays = _align({name: raw[name] for name in columns.names})
-    if not any(on_workers(a.__dask_graph__()) for a in arrays.values()):  # which Dask's optimisation would forget
-        arrays = dict(zip(arrays, dask.optimize(*arrays.values()), strict=True))
-    graph = {key: task for a in arrays.values() for key, task in dict(a.__dask_graph__()).items()}
+    graph: Any = HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays.values()))
     keys = list(zip(*(a.__dask_keys__() for a in arrays.values()), strict=True))
-    parts = cut(graph, keys)
+    if not on_workers(graph):  # which Dask's optimisation would forget
+        graph = da.Array.__dask_optimize__(graph, list(itertools.chain(*keys)))  # of all, for they may share reads
+    parts = cut(dict(graph), keys)
     dates = [name for name, a in arrays.items() if a.dtype.kind == "M"]
     reads = ({name: arrays[name].blocks[i].compute() for name in dates} for i in range(len(keys)))
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))

@@ -14,6 +14,8 @@ from dask_nlsq._typing import AnyArray, Vector
 
 NanPolicy = Literal["raise", "omit"]
 
+SECOND = np.timedelta64(1, "s")
+
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
@@ -80,9 +82,7 @@ class Columns:
         """Convert one column to contiguous float64, or leave it float32; refuse what has no order on the real line."""
         array = _plain(name, values)
         kind = array.dtype.kind
-        if kind in "mM":
-            return self._seconds(name, array)
-        if kind not in "fiub":
+        if kind not in "fiubmM":
             raise DataError(
                 f"The column has dtype {array.dtype}; numbers are needed. Convert it first, for example with "
                 ".astype('float64') or .to_numeric().",
@@ -90,14 +90,38 @@ class Columns:
             )
         if array.ndim != 1:
             raise DataError(f"The column has shape {array.shape}; one dimension is needed.", column=name)
+        if kind in "mM":
+            return self._seconds(name, array)
         return np.ascontiguousarray(array, dtype=np.float32 if array.dtype == np.float32 else np.float64)
 
     def _seconds(self, name: str, array: AnyArray) -> Vector:
-        missing = np.isnat(array)
         if array.dtype.kind == "M":
-            array = array - np.asarray(self.origins[name], array.dtype)
-        seconds = array / np.timedelta64(1, "s")
-        return np.where(missing, np.nan, seconds)
+            if name not in self.origins:  # which a column has whose type, known beforehand, is one of dates
+                raise DataError(
+                    "The column holds dates, though its type does not say so, as that of categories does not. "
+                    "Convert it first, for example with .astype('datetime64[ns]').",
+                    column=name,
+                )
+            return _since(array, np.asarray(self.origins[name]))
+        if np.datetime_data(array.dtype)[0] in ("Y", "M"):
+            raise DataError(
+                f"The column has dtype {array.dtype}, and no month or year lasts a fixed number of seconds. "
+                "Convert it first, for example with .astype('float64').",
+                column=name,
+            )
+        return np.asarray(array / SECOND)
+
+
+def _since(array: AnyArray, origin: AnyArray) -> Vector:
+    """Return the seconds since an instant, which need not be in the same unit."""
+    if array.dtype == origin.dtype and np.datetime_data(array.dtype)[0] not in ("Y", "M"):
+        elapsed = array - origin
+        if ((elapsed < 0) == (array < origin)).all():  # else too far apart for the unit, as 300 years in nanoseconds
+            return np.asarray(elapsed / SECOND)
+    # Whole seconds have room for every date, and what remains for every unit.
+    whole, first = array.astype("datetime64[s]"), origin.astype("datetime64[s]")
+    rest = (array - whole) - (origin - first)
+    return np.asarray((whole - first) / SECOND + rest / SECOND)
 
 
 def check_columns(present: Sequence[str], names: Sequence[str], where: str = "the data") -> None:
@@ -130,6 +154,8 @@ def first_instants(names: Sequence[str], reads: Iterable[Mapping[str, Any]]) -> 
     for raw in reads if names else ():
         for name in set(names) - found.keys():
             array = _plain(name, raw[name])
+            if array.dtype.kind != "M":  # a partition without a value may be of no type
+                continue
             instants = array[~np.isnat(array)]
             if len(instants):
                 found[name] = instants[0]
@@ -146,7 +172,7 @@ def _plain(name: str, values: Any) -> AnyArray:
         if values.dtype.kind not in "fiub":
             return np.asarray(values.data)  # refused by its dtype
         return np.where(np.ma.getmaskarray(values), np.nan, np.asarray(values.data, float))
-    dtype = getattr(values, "dtype", None)
+    dtype: Any = getattr(values, "dtype", None)
     if not isinstance(values, np.ndarray) and hasattr(values, "to_numpy"):
         kind = getattr(dtype, "kind", "O")
         if isinstance(dtype, np.dtype) and dtype.kind != "O":
@@ -154,7 +180,8 @@ def _plain(name: str, values: Any) -> AnyArray:
         if kind in "fiub":
             return np.asarray(values.to_numpy(dtype="float64", na_value=np.nan))
         if kind in "mM":
-            return np.asarray(values.to_numpy(dtype=f"{kind}8[ns]", na_value=np.datetime64("NaT")))
+            unit = getattr(dtype, "unit", None) or np.datetime_data(dtype.numpy_dtype)[0]
+            return np.asarray(values.to_numpy(dtype=f"{kind}8[{unit}]", na_value=np.datetime64("NaT")))
     return np.asarray(values)
 
 

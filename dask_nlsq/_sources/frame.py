@@ -8,7 +8,9 @@ from typing import Any
 
 import dask
 import dask.dataframe as dd
+import pandas as pd
 
+from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
 from dask_nlsq._sources.graph import GraphPartition, cut
@@ -38,6 +40,30 @@ def open_frame(frame: Any, columns: Columns) -> Source:
     return Source(partitions, str(frame._name), info)
 
 
+def open_series(raw: Mapping[str, Any], columns: Columns) -> Source:
+    """Take Series that lie beside one another, row by row and partition by partition, whatever their indices."""
+    partitions = {name: series.npartitions for name, series in raw.items()}
+    if len(set(partitions.values())) > 1:
+        raise DataError(f"The Series have unlike partitions: {partitions}. Take the columns from one DataFrame.")
+    # One frame, so that a reader is called once for all its columns, and for no others.
+    frame = dd.map_partitions(
+        _beside,
+        *raw.values(),
+        names=tuple(raw),
+        meta=_beside(*(series._meta for series in raw.values()), names=tuple(raw)),
+        align_dataframes=False,
+        enforce_metadata=False,
+    )
+    return open_frame(frame, columns)
+
+
+def _beside(*series: Any, names: tuple[str, ...]) -> pd.DataFrame:
+    lengths = {name: len(one) for name, one in zip(names, series, strict=True)}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"The Series have unlike lengths in one partition: {lengths}. Take them from one DataFrame.")
+    return pd.DataFrame({name: one.array for name, one in zip(names, series, strict=True)}, copy=False)
+
+
 def _raw(values: Sequence[Any], names: tuple[str, ...]) -> Mapping[str, Any]:
     (frame,) = values
     check_columns(tuple(frame.columns), names)
@@ -51,3 +77,8 @@ def _to_block(frame: Any, columns: Columns) -> Block:
 def is_frame(data: Any) -> bool:
     """Whether this is a Dask DataFrame."""
     return isinstance(data, dd.DataFrame)
+
+
+def is_series(data: Any) -> bool:
+    """Whether this is a Dask Series, or an Index."""
+    return isinstance(data, dd.Series)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
 
+import dask.array as da
 import fsspec
 import numpy as np
 import pandas as pd
 import zarr
+from dask.base import tokenize
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._sources.array import is_array, open_array
 from dask_nlsq._sources.columns import Columns, check_columns
-from dask_nlsq._sources.frame import is_frame, open_frame
+from dask_nlsq._sources.frame import is_frame, is_series, open_frame, open_series
 from dask_nlsq._sources.memory import open_memory
 from dask_nlsq._sources.parquet import open_parquet
 from dask_nlsq._sources.source import Source
-from dask_nlsq._sources.zarr import is_zarr, open_zarr
+from dask_nlsq._sources.zarr import check_plain, is_zarr, open_zarr, rows_at_a_time, whole
 
 
 def open_source(
@@ -39,6 +42,12 @@ def open_source(
         return open_frame(data, columns)
     if isinstance(data, pd.DataFrame):
         if "index" in columns.names and "index" not in data.columns:
+            if data.index.nlevels > 1:
+                raise DataError(
+                    f"The index has {data.index.nlevels} levels {tuple(data.index.names)}, and one is needed. Call "
+                    "reset_index() on the frame, and name the columns that the levels become.",
+                    column="index",
+                )
             data = data.rename_axis(index="index").reset_index()
         check_columns(list(data.columns), columns.names)
         return open_memory(
@@ -47,7 +56,7 @@ def open_source(
     if is_zarr(data):
         return open_zarr(data, columns)
     if hasattr(data, "data_vars"):  # an xarray Dataset
-        data = {name: data[name].data for name in [*data.data_vars, *data.coords]}
+        return _open_dataset(data, columns)
     if isinstance(data, Mapping):
         return _open_mapping(data, columns)
     raise DataError(
@@ -67,15 +76,66 @@ def _open_path(path: str, columns: Columns, filters: Any, storage_options: dict[
         raise DataError(f"{path!r} cannot be read as Parquet or Zarr: {type(error).__name__}: {error}") from error
 
 
+def _open_dataset(data: Any, columns: Columns) -> Source:
+    """Take variables of one dimension; what is not loaded yet is read partition by partition."""
+    present = [*data.data_vars, *data.coords]
+    check_columns(present, columns.names)
+    chosen = {name: data[name] for name in columns.names}
+    dims = {name: variable.dims for name, variable in chosen.items()}
+    if unlike := [name for name, own in dims.items() if len(own) != 1 or own != dims[columns.names[0]]]:
+        raise DataError(
+            f"The variables must lie along one dimension, which is the same for all; the dimensions are {dims}. "
+            "Choose with data.isel(), or make one of several with data.stack().",
+            column=unlike[0],
+        )
+    stored = [
+        np.max(variable.encoding.get("preferred_chunks", {}).get(*variable.dims, 1)) for variable in chosen.values()
+    ]
+    for name, variable in chosen.items():
+        loaded = variable.chunks is not None or getattr(variable.variable, "_in_memory", True)
+        sizes = {variable.dims[0]: whole(int(max(stored)))}
+        chosen[name] = variable.data if loaded else variable.chunk(sizes, inline_array=True).data
+    source = _open_arrays(chosen, columns)
+    return dataclasses.replace(source, info=dataclasses.replace(source.info, present=tuple(present)))
+
+
 def _open_mapping(data: Mapping[str, Any], columns: Columns) -> Source:
     check_columns(list(data), columns.names)
     chosen = {name: data[name] for name in columns.names}
-    if all(is_zarr(a) for a in chosen.values()):
-        return open_zarr(chosen, columns)
-    if any(is_array(a) for a in chosen.values()):
-        return open_array({k: a if is_array(a) else np.asanyarray(a) for k, a in chosen.items()}, columns)
-    arrays = {k: a if hasattr(a, "dtype") and not is_zarr(a) else np.asarray(a) for k, a in chosen.items()}
-    return open_memory(arrays, columns, "arrays in memory", tuple(data))
+    source = _open_arrays(chosen, columns)
+    return dataclasses.replace(source, info=dataclasses.replace(source.info, present=tuple(data)))
+
+
+def _open_arrays(raw: Mapping[str, Any], columns: Columns) -> Source:
+    if all(is_zarr(a) for a in raw.values()):
+        return open_zarr(raw, columns)
+    if all(is_series(a) for a in raw.values()):
+        return open_series(raw, columns)
+    check_plain({name: a for name, a in raw.items() if is_zarr(a)})
+    if any(is_array(a) or is_series(a) or is_zarr(a) for a in raw.values()):
+        return open_array(_in_dask(raw), columns)
+    arrays = {name: a if hasattr(a, "dtype") else np.asarray(a) for name, a in raw.items()}
+    return open_memory(arrays, columns, "arrays in memory", tuple(raw))
+
+
+def _in_dask(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that need not be in memory as Dask arrays; what is stays as it is."""
+    unsized = all(is_series(a) or (is_array(a) and np.isnan(a.size)) for a in raw.values())
+    arrays = {name: a.to_dask_array(lengths=not unsized or None) if is_series(a) else a for name, a in raw.items()}
+    chunks = next((a.chunks[0] for a in arrays.values() if is_array(a) and not np.isnan(a.size)), None)
+    return {
+        name: lazy(a, chunks) if is_zarr(a) else a if is_array(a) else np.asanyarray(a) for name, a in arrays.items()
+    }
+
+
+def lazy(array: Any, chunks: Any = None) -> Any:
+    """Return a Zarr array as a Dask array, cut along its last dimension into what is read at a time."""
+    if chunks is None or sum(chunks) != array.shape[-1]:  # lengths that are unlike are refused later, by name
+        chunks = rows_at_a_time([array])
+    chunks = (*array.shape[:-1], chunks)
+    name = f"zarr-{tokenize(str(array.store_path), array.shape, chunks)}"
+    meta = np.empty((0,) * array.ndim, array.dtype)
+    return da.from_array(array, chunks, name, meta=meta, inline_array=True)  # a task of its own would be common work
 
 
 def is_zarr_path(path: str, storage_options: dict[str, Any]) -> bool:

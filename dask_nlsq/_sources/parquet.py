@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,9 @@ fetched in as few requests as can be."""
 LARGE = 64 << 20
 """Bytes of a partition after which Arrow gives back what it has to spare, for some milliseconds."""
 
+THINGS = {"timestamp": "dates", "date": "dates", "duration": "durations"}
+"""What columns of Arrow's types hold, if not numbers."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ParquetPartition:
@@ -43,6 +47,7 @@ class ParquetPartition:
 
     fragment: Any  # pyarrow.dataset.ParquetFileFragment
     filter: Any  # pyarrow.compute.Expression or None
+    keys: tuple[Any, ...]  # pyarrow.Field, of each column that the names of its folders hold
     columns: Columns
     scanned: bool
     near: bool  # its columns are read one by one, and no more than one of them is being decoded
@@ -63,8 +68,10 @@ class ParquetPartition:
         return arrays
 
     def _scan(self, groups: list[int]) -> dict[str, Any]:
-        rows, names = self.fragment.subset(row_group_ids=groups), list(self.columns.names)
-        return _arrays(rows.to_table(columns=names, filter=self.filter, use_threads=False, batch_size=WHOLE))
+        schema = pa.schema([*self.fragment.physical_schema, *self.keys])
+        rows, names = self.fragment.subset(schema=schema, row_group_ids=groups), list(self.columns.names)
+        how = {"filter": self.filter, "use_threads": False, "batch_size": WHOLE}
+        return _arrays(rows.to_table(schema, columns=names, **how))
 
     def _fetch(self, groups: list[int]) -> dict[str, Any]:
         names: list[str] = list(self.columns.names)
@@ -82,31 +89,35 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
     fs, _, paths = fsspec.get_fs_token_paths(path, storage_options=storage_options)
     if not paths:
         raise DataError(f"Nothing was found at {path!r}.")
-    where = paths[0] if len(paths) == 1 else sorted(paths)
     local = type(fs).__name__ == "LocalFileSystem"
-    filesystem = pyarrow.fs.LocalFileSystem() if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
-    scan = ds.ParquetFragmentScanOptions(pre_buffer=not local, use_buffered_stream=local, buffer_size=BUFFER)
-    dataset = ds.dataset(where, filesystem=filesystem, format=ds.ParquetFileFormat(default_fragment_scan_options=scan))
+    dataset = _dataset(paths, _base(fsspec.core.url_to_fs(path, **storage_options)[1]), fs, local)
     check_columns(dataset.schema.names, columns.names)
     expression = None if filters is None else pq.filters_to_expression(filters)
+    held: dict[str, _Held] = {}
     partitions, lengths, stored, buffers = [], [], [], BUFFER * len(columns.names)
     for fragment in dataset.get_fragments(filter=expression):
-        check_columns(fragment.physical_schema.names, columns.names, f"the file {fragment.path!r}")
-        scanned = expression is not None or not _alike(fragment.physical_schema, dataset.schema, columns.names)
-        for run in _runs(fragment, expression):
-            partitions.append(ParquetPartition(run, expression, columns, scanned, local))
+        in_file = fragment.physical_schema
+        folders = ds.get_partition_keys(fragment.partition_expression)
+        keys = tuple(dataset.schema.field(name) for name in folders if name not in in_file.names)
+        schema = pa.schema([*in_file, *keys])
+        check_columns(schema.names, columns.names, f"the file {fragment.path!r}")
+        _compare(held, fragment, schema, columns.names)
+        plain = all(name in in_file.names for name in columns.names) and _alike(schema, dataset.schema, columns.names)
+        scanned = expression is not None or not plain
+        for run in _runs(fragment, schema, expression):
+            partitions.append(ParquetPartition(run, expression, keys, columns, scanned, local))
             lengths.append(sum(group.num_rows for group in run.row_groups))
             stored.append(_stored(run, columns.names))
     rows = sum(lengths)
     if not partitions:
         raise DataError(f"No row group at {path!r} can hold a row that passes the filters {filters!r}.")
     types: dict[str, str] = {name: str(dataset.schema.field(name).type) for name in columns.names}
-    dates = [name for name, kind in types.items() if kind.startswith(("timestamp", "date"))]
+    dates = [name for name, found in held.items() if found.things == "dates"]
     columns = dataclasses.replace(columns, origins=first_instants(dates, (p.read() for p in partitions)))
     partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
     info = Info(
         "Parquet",
-        None if filters else rows,
+        rows if expression is None else None,
         columns.names,
         tuple(dataset.schema.names),
         columns.origins,
@@ -119,10 +130,30 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
     return Source(partitions, tokenize(paths, rows, str(expression), columns), info)
 
 
-def _runs(fragment: Any, expression: Any) -> list[Any]:
+def _dataset(paths: Sequence[str], base: str, fs: Any, local: bool) -> Any:
+    """Open files, or a folder, whose folders below `base` may be named after keys: ``year=2026``."""
+    scan = ds.ParquetFragmentScanOptions(pre_buffer=not local, use_buffered_stream=local, buffer_size=BUFFER)
+    how = {
+        "source": paths[0] if len(paths) == 1 else sorted(paths),
+        "filesystem": pyarrow.fs.LocalFileSystem() if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+        "format": ds.ParquetFileFormat(default_fragment_scan_options=scan),
+    }
+    try:
+        return ds.dataset(**how, partitioning="hive", partition_base_dir=base)
+    except (pa.ArrowTypeError, pa.ArrowInvalid):  # a column of the files has the name of a key, and another type
+        return ds.dataset(**how)
+
+
+def _base(root: str) -> str:
+    """Return the folder below which the names of folders are keys, of a path or a pattern."""
+    fixed, *pattern = re.split(r"[*?[]", root, maxsplit=1)
+    return fixed.rpartition("/")[0] if pattern else fixed
+
+
+def _runs(fragment: Any, schema: Any, expression: Any) -> list[Any]:
     """Group neighbouring row groups of a file until a partition has rows enough."""
     if expression is not None:
-        fragment = fragment.subset(filter=expression)
+        fragment = fragment.subset(filter=expression, schema=schema)
     runs: list[list[int]] = []
     size = ROWS
     for group in fragment.row_groups:
@@ -137,6 +168,33 @@ def _runs(fragment: Any, expression: Any) -> list[Any]:
 def _alike(schema: Any, other: Any, names: Sequence[str]) -> bool:
     """Whether columns have the same types in both schemas."""
     return all(schema.field(name).type == other.field(name).type for name in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """What a column holds, of which type, in which file."""
+
+    things: str
+    type: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.things} ({self.type}) in {self.path!r}"
+
+
+def _compare(held: dict[str, _Held], fragment: Any, schema: Any, names: Sequence[str]) -> None:
+    """Refuse a file whose column holds other things than the files before, which would be fitted as like numbers."""
+    for name in names:
+        kind = str(schema.field(name).type)
+        if kind == "null":  # which any column is that has no values
+            continue
+        things = THINGS.get(kind.partition("[")[0].rstrip("0123456789"), "numbers")
+        found = _Held(things, kind, fragment.path)
+        if held.setdefault(name, found).things != things:
+            raise DataError(
+                f"The column holds {held[name]} and {found}. Write both files with one type, or give the path of one.",
+                column=name,
+            )
 
 
 def _stored(run: Any, names: Sequence[str]) -> int:
@@ -154,8 +212,10 @@ def _arrays(table: Any) -> dict[str, Any]:
 
 def _numpy(column: Any) -> Any:
     """Return a NumPy array with nulls as NaN or NaT, or as masked where float64 has no room for all integers."""
-    if str(column.type).startswith("decimal"):
+    if str(column.type).startswith("decimal") or pa.types.is_null(column.type):
         column = column.cast("float64")
+    if pa.types.is_boolean(column.type) and column.null_count:
+        column = column.cast("uint8")  # whose nulls NumPy gets as NaN
     if column.null_count and str(column.type) in ("int64", "uint64"):
         return np.ma.masked_array(column.fill_null(0).to_numpy(), column.is_null().to_numpy())
     return column.to_numpy()

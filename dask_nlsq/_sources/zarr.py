@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import zarr
 from dask.base import tokenize
 
@@ -37,14 +41,14 @@ def open_zarr(data: Any, columns: Columns) -> Source:
     present = list(data.array_keys()) if isinstance(data, zarr.Group) else list(data)
     check_columns(present, columns.names)
     arrays = {name: data[name] for name in columns.names}
+    check_plain(arrays)
     shapes = {name: a.shape for name, a in arrays.items()}
     if any(len(shape) != 1 for shape in shapes.values()):
         raise DataError(f"Arrays of one dimension are needed; the shapes are {shapes}.")
     if len(set(shapes.values())) > 1:
         raise DataError(f"x, y and sigma must have the same length; the shapes are {shapes}.")
     (rows,) = shapes[columns.y]
-    shard = max((a.shards or a.chunks)[0] for a in arrays.values())
-    step = shard * max(1, ROWS // shard)
+    step = rows_at_a_time(arrays.values())
     cuts = [(start, min(start + step, rows)) for start in range(0, rows, step)]
     dates = [name for name, a in arrays.items() if a.dtype.kind == "M"]
     reads = ({name: arrays[name][a:b] for name in dates} for a, b in cuts)
@@ -66,6 +70,16 @@ def open_zarr(data: Any, columns: Columns) -> Source:
     return Source(partitions, token, info)
 
 
+def rows_at_a_time(arrays: Iterable[Any]) -> int:
+    """Return the rows of a partition of these arrays, whose last dimension is that of rows."""
+    return whole(max((a.shards or a.chunks)[-1] for a in arrays))
+
+
+def whole(shard: int) -> int:
+    """Return the rows of a partition of whole shards, or chunks, of so many rows."""
+    return shard * max(1, ROWS // shard)
+
+
 def _absent(arrays: Mapping[str, Any]) -> dict[str, str]:
     """Return the columns of which chunks are not in the store; Zarr reads such chunks as the fill value."""
     return {
@@ -73,6 +87,44 @@ def _absent(arrays: Mapping[str, Any]) -> dict[str, str]:
         for name, a in arrays.items()
         if (there := a.nchunks_initialized) < a.nchunks
     }
+
+
+def check_plain(arrays: Mapping[str, Any]) -> None:
+    """Refuse arrays that hold their values encoded after the CF conventions, as xarray and netCDF write them."""
+    for name, array in arrays.items():
+        if codes := _codes(array):
+            seen = ", ".join(f"{key} {value}" for key, value in codes.items())
+            raise DataError(
+                f"The array is encoded ({seen}), and Zarr reads it as it is stored. xarray decodes it: give "
+                "data=xarray.open_zarr(path).",
+                column=name,
+            )
+
+
+def _codes(array: Any) -> dict[str, Any]:
+    """Return the attributes by which xarray would change the values of an array."""
+    attrs = dict(array.attrs)
+    codes = {key: attrs[key] for key, none in (("scale_factor", 1), ("add_offset", 0)) if attrs.get(key, none) != none}
+    by_xarray = array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in attrs
+    if by_xarray and array.dtype.kind in "fiu":
+        attrs.setdefault("_FillValue", array.fill_value or None)  # 0 is what Zarr fills with unless told otherwise
+    for key in ("_FillValue", "missing_value"):
+        if not np.isnan(value := _number(attrs.get(key))).all():
+            codes[key] = value
+    if " since " in str(attrs.get("units")):
+        codes["units"] = attrs["units"]
+    if str(attrs.get("dtype")).startswith("timedelta64"):
+        codes |= {key: attrs[key] for key in ("units", "dtype") if key in attrs}
+    return codes
+
+
+def _number(value: Any) -> Any:
+    """Return the numbers in an attribute, where xarray writes floats in Base64; NaN if there are none."""
+    with contextlib.suppress(TypeError, ValueError):
+        return np.asarray(np.nan if value is None else value, float)
+    with contextlib.suppress(TypeError, ValueError, struct.error):
+        return np.asarray(struct.unpack("<d", base64.b64decode(value))[0])
+    return np.asarray(np.nan)
 
 
 def is_zarr(data: Any) -> bool:
