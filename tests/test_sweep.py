@@ -340,6 +340,17 @@ def test_what_a_model_refers_to_is_part_of_it(tmp_path, monkeypatch, change, dec
     assert found == pytest.approx([found[0], found[0] / 2, found[0]])
 
 
+def test_functions_alike_that_see_unlike_values_later_are_two():
+    t, y = decay_rows(200)
+    found = []
+    for jac in (None, "3-point"):  # compiled anew
+        space = {"C": 1.0}
+        exec("def line(t, a, b):\n    return a + b * t * C", space)
+        found.append(dask_nlsq.fit(space["line"], t, y, client=False, jac=jac).params["b"])
+        space.clear()
+    assert found[0] == pytest.approx(found[1])
+
+
 def test_models_that_hold_much_are_not_kept(monkeypatch):
     from dask_nlsq._sweep import shipped as module
 

@@ -89,7 +89,10 @@ def ship(value: Any) -> Shipped:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Also notes what functions sent by name are made of: a module that was changed has others of that name."""
+    """Also notes what functions are made of, for a module that was changed has others of the same name.
+
+    And where their globals are: two functions alike may see unlike values later.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -97,7 +100,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.FunctionType) or hasattr(obj, "__wrapped__"):
-            self.codes.append(code(obj).encode())
+            self.codes.append(f"{code(obj)} {id(getattr(obj, '__globals__', None))}".encode())
         return super().reducer_override(obj)
 
 
