@@ -342,13 +342,12 @@ def test_what_a_model_refers_to_is_part_of_it(tmp_path, monkeypatch, change, dec
 
 def test_functions_alike_that_see_unlike_values_later_are_two():
     t, y = decay_rows(200)
-    found = []
-    for jac in (None, "3-point"):  # compiled anew
-        space = {"C": 1.0}
+    spaces, results = [{"C": 1.0}, {"C": 1.0}], []
+    for space in spaces:
         exec("def line(t, a, b):\n    return a + b * t * C", space)
-        found.append(dask_nlsq.fit(space["line"], t, y, client=False, jac=jac).params["b"])
-        space.clear()
-    assert found[0] == pytest.approx(found[1])
+        results.append(dask_nlsq.fit(space["line"], t, y, client=False))
+    spaces[0].clear()
+    assert np.isfinite(results[1].predict(t)).all()
 
 
 def test_models_that_hold_much_are_not_kept(monkeypatch):
