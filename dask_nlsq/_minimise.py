@@ -237,8 +237,9 @@ def first_look(problem: Problem, reduction: Reduction) -> None:
     if not reduction.finite:
         values = dict(zip(problem.parameters.free, start.tolist(), strict=True))
         raise ModelError(
-            f"The model or its derivative is not finite at the start p0={values}, although the data are. "
-            "Start elsewhere with p0=, or keep the model away from such values with bounds=."
+            f"The model{', the loss' * callable(problem.objective.loss)} or its derivative is not finite at the start "
+            f"p0={values}, although the data are. Start elsewhere with p0=, or keep the model away from such values "
+            "with bounds=."
         )
 
 

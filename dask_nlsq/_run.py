@@ -17,7 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._checkpoint import KEEP, Checkpoints, Lock, Text, from_text, pack, to_text, unpack
-from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, Interrupted, SweepError, one_of, warn
+from dask_nlsq._errors import (
+    CheckpointCorrupt,
+    CheckpointError,
+    CheckpointMismatch,
+    Interrupted,
+    SweepError,
+    one_of,
+    warn,
+)
 from dask_nlsq._fingerprint import compare, fingerprint
 from dask_nlsq._interrupt import Interrupt
 from dask_nlsq._numerics.many import Ends
@@ -278,11 +286,17 @@ def running(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> It
         if found is not None:
             generation, keys = found
             same = compare(generation, own, force=resume == "force")
-            there = _sane(unpack(Saved, keys), exact.parameters.p)
+            there, p = unpack(Saved, keys), exact.parameters.p
             if same and (resume != "force" or own["files"] is not None):
-                saved = there
+                saved = _sane(there, p)
             else:  # no fingerprint tells rows in no files from others
                 come = _come(there)
+                if len(come) != p:
+                    raise CheckpointMismatch(
+                        f"The fit in the checkpoint has {len(come)} free parameters, this one {p}; resume=False starts "
+                        "anew."
+                    )
+                _sane(there, p)
             log.info("going on from generation %d at %s", generation.number, checkpoints.place)
         run = Kept(checkpoints, lock, interrupt, config, own, strict, saved)
         run.come = come

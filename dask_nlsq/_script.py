@@ -127,8 +127,11 @@ OUTPUT = {"slurm": "{name}-%j.out", "pbs": "{name}.out", "sge": "{name}.out", "l
 
 BODY = """\
 # What runs: one command, which leaves with status 75 when it was interrupted and can go on.
-{begin}run() {{
-{setup}    exec {command}
+{begin}setup() {{
+{setup}
+}}
+run() {{
+    exec {command}
 }}
 
 # How the job comes back after that.
@@ -143,7 +146,7 @@ ended=0
 signals=0
 ring() {{ while kill -USR1 "$child"; do sleep 1; done 2>/dev/null; }}
 trap 'signals=$((signals + 1)); ring &' USR1
-(trap '' USR1 && run) &
+(trap '' USR1; setup; run) &
 child=$!
 trap 'signals=$((signals + 1)); ended=1; kill -TERM "$child"' TERM INT
 [ "$signals" -eq 0 ] || ring & # it came before there was a child
@@ -158,6 +161,7 @@ do :; done
 if [ "$ended" -ne 0 ]; then
     status=143
 elif [ "$status" -eq 75 ]; then
+    setup
     again
 fi
 exit "$status"
@@ -260,7 +264,7 @@ def job_script(
     header = [f"{table.prefix} {line.format(**said)}" for line in lines if line]
     body = BODY.format(
         begin=table.begin,
-        setup="".join(f"    {line}\n" for line in setup),
+        setup="\n".join(f"    {line}" for line in setup or [":"]),
         command=_command(command),
         again=table.again,
         clock=table.clock.format(**said),

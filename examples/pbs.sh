@@ -9,8 +9,10 @@
 
 # What runs: one command, which leaves with status 75 when it was interrupted and can go on.
 cd "$PBS_O_WORKDIR"
-run() {
+setup() {
     source .venv/bin/activate
+}
+run() {
     exec dask-nlsq fit 'data/*.parquet' -m quickstart:decay -y signal --checkpoint run -o run.json
 }
 
@@ -26,7 +28,7 @@ ended=0
 signals=0
 ring() { while kill -USR1 "$child"; do sleep 1; done 2>/dev/null; }
 trap 'signals=$((signals + 1)); ring &' USR1
-(trap '' USR1 && run) &
+(trap '' USR1; setup; run) &
 child=$!
 trap 'signals=$((signals + 1)); ended=1; kill -TERM "$child"' TERM INT
 [ "$signals" -eq 0 ] || ring & # it came before there was a child
@@ -42,6 +44,7 @@ do :; done
 if [ "$ended" -ne 0 ]; then
     status=143
 elif [ "$status" -eq 75 ]; then
+    setup
     again
 fi
 exit "$status"

@@ -60,6 +60,12 @@ def test_tied_parameters_get_the_delta_method():
     assert tied.dof == 1998
 
 
+def test_two_bounds_for_all_are_for_those_that_are_free():
+    free = rows().nlsq.fit(decay, fixed={"offset": -0.5}, p0=START)
+    assert rows().nlsq.fit(decay, fixed={"offset": -0.5}, p0=START, bounds=(0, np.inf)).popt == pytest.approx(free.popt)
+    assert rows().nlsq.fit(decay, tied={"offset": "amplitude / 6"}, bounds=(0, np.inf)).success
+
+
 def test_ties_may_depend_on_ties_and_on_fixed():
     result = rows().nlsq.fit(decay, fixed={"rate": 1.3}, tied={"offset": "amplitude / 6 + 0 * rate"})
     assert result.dof == 1999
@@ -122,6 +128,19 @@ def test_a_loss_may_be_a_function(loss, client):
     np.testing.assert_allclose(
         rows(OUTLIERS).nlsq.fit(decay, p0=START, loss=loss, f_scale=0.2).popt, named.popt, rtol=1e-9
     )
+
+
+@pytest.mark.parametrize("jac", [None, "3-point"])
+def test_a_residual_of_zero_weighs_no_more_than_others(jac):
+    """Where ρ' is infinite there, the fit is refused, or would end at that row; where only ρ'' is, nothing happens."""
+    y = np.round(2 * T + 1.0, 1)
+    y[0] = 1.0 + T[0]
+    options = {"p0": [1.0, 1.0], "f_scale": 0.1, "jac": jac}
+    line = lambda t, a, b: a * t + b  # noqa: E731
+    with pytest.raises(ModelError, match="the loss or its derivative is not finite"):
+        dask_nlsq.fit(line, T, y, loss=lambda z: z**0.75, **options)
+    found = dask_nlsq.fit(line, T, y, loss=lambda z: z**1.5, **options)
+    np.testing.assert_allclose(found.popt, [2.0, 1.0], atol=0.05)
 
 
 @pytest.mark.parametrize("power", [0.75, 1.5])

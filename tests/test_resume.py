@@ -416,6 +416,12 @@ def test_a_forced_fit_has_the_answer_of_its_own_data(tmp_path, case):
     assert bits(dask_nlsq.fit(**own, checkpoint=tmp_path)) == bits(forced)
 
 
+def test_a_forced_fit_has_as_many_parameters(tmp_path):
+    dask_nlsq.fit(**SAME, checkpoint=tmp_path)
+    with pytest.warns(NlsqWarning), pytest.raises(CheckpointMismatch, match="has 3 free parameters, this one 2"):
+        dask_nlsq.fit(**SAME, fixed=["offset"], checkpoint=tmp_path, resume="force")
+
+
 @pytest.mark.parametrize("pieces", [30, 160])
 def test_force_goes_on_with_other_partitions(tmp_path, monkeypatch, pieces):
     def cut(n):

@@ -1,5 +1,6 @@
 """One contract for every source: the same rows, in the same order, as float64, however they are stored."""
 
+import contextlib
 import datetime
 import itertools
 import pickle
@@ -469,6 +470,17 @@ def test_zarr_that_xarray_wrote_as_it_is_needs_no_xarray(encoded, name):
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(("units", "refused"), [("seconds since the trigger", False), ("hours since 1970-01-01", True)])
+def test_units_that_are_no_date_are_a_remark(units, refused, zarr_format, tmp_path):
+    group = zarr.open_group(tmp_path, mode="w", zarr_format=zarr_format)
+    for name, values in (("t", T), ("y", T)):
+        group.create_array(name, data=values)
+    group["t"].attrs["units"] = units
+    with pytest.raises(DataError, match="since") if refused else contextlib.nullcontext():
+        assert open_source(str(tmp_path), Columns(("t",), "y")).info.rows == len(T)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("fill", [-1.0, 0.0, np.nan, None])
 def test_a_fill_value_of_zarr_itself_is_no_missing_value(fill, zarr_format, tmp_path):
     group = zarr.create_group(tmp_path / "rows.zarr", zarr_format=zarr_format)
@@ -505,6 +517,12 @@ class Counted:
         return found
 
 
+def test_series_may_be_cut_at_unlike_rows():
+    three, one = (dd.from_pandas(FRAME, npartitions=n) for n in (3, 1))
+    expected = dask_nlsq.fit(decay, data=FRAME)
+    np.testing.assert_allclose(dask_nlsq.fit(decay, three.t, one.y).popt, expected.popt, rtol=1e-9)
+
+
 @pytest.mark.parametrize("how", ["arguments", "mapping", "sigma"])
 def test_series_of_one_frame_are_read_as_the_frame_is(how, tmp_path):
     counted = Counted(tmp_path / "reads")
@@ -520,9 +538,7 @@ def test_series_of_one_frame_are_read_as_the_frame_is(how, tmp_path):
 
 
 def test_series_that_do_not_belong_together_are_refused():
-    three, one = (dd.from_pandas(FRAME, npartitions=n) for n in (3, 1))
-    with pytest.raises(DataError, match=r"unlike partitions.*'t': 3, 'y': 1"):
-        open_source({"t": three.t, "y": one.y}, Columns(("t",), "y"))
+    three = dd.from_pandas(FRAME, npartitions=3)
     (first, *_) = open_source({"t": three.t, "y": three[three.y > 0].y}, Columns(("t",), "y")).partitions
     with pytest.raises(DataError, match="unlike lengths"):
         first.load()
@@ -669,12 +685,15 @@ def test_folders_above_the_data_are_no_keys(pattern, tmp_path):
     assert source.info.present == tuple(RAW) and source.info.reader == "Parquet"
 
 
-def test_a_column_goes_before_a_key_of_its_name(tmp_path):
+@pytest.mark.parametrize("dtype", ["float64", "int64", "int32"])
+@pytest.mark.parametrize("filters", [None, [("t", ">=", 10)]])
+def test_a_column_goes_before_a_key_of_its_name(tmp_path, dtype, filters):
+    frame = FRAME.assign(t=np.arange(10, 10 + len(FRAME)).astype(dtype))
     for k in (1, 2):
         (tmp_path / f"t={k}").mkdir()
-        FRAME.to_parquet(tmp_path / f"t={k}" / "0.parquet")
-    source = open_source(str(tmp_path), Columns(("t",), "y"))
-    np.testing.assert_array_equal(source.partitions[0].load().x[0], T)
+        frame.to_parquet(tmp_path / f"t={k}" / "0.parquet")
+    source = open_source(str(tmp_path), Columns(("t",), "y"), filters)
+    np.testing.assert_array_equal(source.partitions[0].load().x[0], frame["t"])
 
 
 def test_a_file_outside_the_folders_has_no_key(tmp_path):

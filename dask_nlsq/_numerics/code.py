@@ -6,7 +6,7 @@ import functools
 import hashlib
 import sysconfig
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,67 +16,90 @@ _PACKAGES = {"site-packages", "dist-packages"}
 _PYTHON = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 
 
-def code(value: Any) -> str:
-    """Return a hash of a function: its code, its constants, and what it refers to, functions and arrays included."""
-    digest = hashlib.sha256()
-    _feed(value, digest.update, set())
-    return digest.hexdigest()
+Known = dict[int, tuple[Any, bytes]]
+"""Values that were read, kept so that nothing else takes their place in memory, with their digests."""
 
 
-def _feed(value: Any, update: Callable[[bytes], None], seen: set[int]) -> None:
-    update(f"<{type(value).__qualname__}>".encode())
-    if isinstance(value, (int, float, complex, str, bytes, type(None))):
-        update(repr(value).encode())
-    elif isinstance(value, types.ModuleType):
+def code(value: Any, known: Known | None = None) -> str:
+    """Return a hash of a function: its code, its constants, and what it refers to, functions and arrays included.
+
+    What is in `known` is not read again; it may be given to several calls, as long as nothing changes between them.
+    """
+    return _digest(value, {} if known is None else known).hex()
+
+
+def attributes(function: types.FunctionType) -> list[Any]:
+    """Return what a function refers to as attributes of modules, but for those of installed packages."""
+    if _installed(function.__code__.co_filename):
+        return []
+    names = _names(function)
+    modules = [function.__globals__.get(name) for name in names]
+    own = [m for m in modules if isinstance(m, types.ModuleType) and not _installed(getattr(m, "__file__", None))]
+    return [vars(module)[name] for module in own for name in names if name in vars(module)]
+
+
+def _digest(value: Any, known: Known) -> bytes:
+    """Read a value once; what holds itself is no further read."""
+    if id(value) not in known:
+        known[id(value)] = value, b"itself"
+        digest = hashlib.sha256(f"<{type(value).__qualname__}>".encode())
+        _read(value, digest.update, known)
+        known[id(value)] = value, digest.digest()
+    return known[id(value)][1]
+
+
+def _feed(values: Iterable[Any], update: Callable[[bytes], None], known: Known) -> None:
+    for value in values:
+        if isinstance(value, (int, float, complex, str, bytes, type(None))):
+            update(f"<{type(value).__qualname__}>{value!r}".encode())
+        else:
+            update(_digest(value, known))
+
+
+def _read(value: Any, update: Callable[[bytes], None], known: Known) -> None:
+    parts: Iterable[Any] = ()
+    if isinstance(value, types.ModuleType):
         update(value.__name__.encode())
-    elif id(value) in seen:
-        return
+    elif isinstance(value, (types.BuiltinFunctionType, type)):
+        update(f"{value.__module__}.{value.__qualname__}".encode())
     elif isinstance(value, types.CodeType):
         update(value.co_code)
-        for part in (*value.co_names, *value.co_consts):
-            _feed(part, update, seen)
+        parts = (*value.co_names, *value.co_consts)
     elif isinstance(value, types.FunctionType):
-        seen.add(id(value))
-        _feed(value.__code__, update, seen)
         cells = [c.cell_contents for c in value.__closure__ or () if c != types.CellType()]
-        for part in (value.__defaults__, value.__kwdefaults__, *cells, *_globals(value)):
-            _feed(part, update, seen)
+        parts = (value.__code__, value.__defaults__, value.__kwdefaults__, *cells, *_globals(value))
+    elif hasattr(value, "__dask_graph__") and hasattr(value, "__dask_tokenize__"):
+        update(repr(value.__dask_tokenize__()).encode())  # by its name, not by what it would come to
     elif hasattr(value, "__array__"):
         array = np.asarray(value)
         update(f"{array.dtype}{array.shape}".encode() + (b"" if array.dtype.hasobject else array.tobytes()))
     elif isinstance(value, (tuple, list)):
-        for part in value:
-            _feed(part, update, seen)
+        parts = value
     elif isinstance(value, (set, frozenset)):
-        for part in sorted(value, key=repr):
-            _feed(part, update, seen)
+        parts = sorted(value, key=repr)
     elif isinstance(value, functools.partial):
-        _feed((value.func, value.args, value.keywords), update, seen)
+        parts = (value.func, value.args, value.keywords)
     elif isinstance(value, types.MethodType):
-        _feed((value.__func__, value.__self__), update, seen)
+        parts = (value.__func__, value.__self__)
     elif isinstance(value, dict):
-        for key in sorted(value, key=repr):
-            _feed(key, update, seen)
-            _feed(value[key], update, seen)
-    elif isinstance(value, (types.BuiltinFunctionType, type)):
-        update(f"{value.__module__}.{value.__qualname__}".encode())
-    else:
-        seen.add(id(value))
-        _feed(getattr(value, "func", None), update, seen)
-        for name, held in sorted(getattr(value, "__dict__", {}).items()):  # what lasts; not caches, locks and files
-            if isinstance(held, (int, float, str, types.FunctionType, np.ndarray)):
-                _feed((name, held), update, seen)
+        parts = [part for key in sorted(value, key=repr) for part in (key, value[key])]
+    else:  # what lasts; not caches, locks and files
+        held = sorted(getattr(value, "__dict__", {}).items())
+        lasting = [(n, v) for n, v in held if isinstance(v, (int, float, str, types.FunctionType, np.ndarray))]
+        parts = (getattr(value, "func", None), *(part for pair in lasting for part in pair))
+    _feed(parts, update, known)
 
 
 def _globals(function: types.FunctionType) -> list[Any]:
     """Return what a function refers to by name: globals, and attributes of modules; nothing of installed packages."""
     if _installed(function.__code__.co_filename):
         return []
-    names = sorted({n for c in _codes(function.__code__) for n in c.co_names})
-    globe = [function.__globals__[n] for n in names if n in function.__globals__]
-    modules = [each for each in globe if isinstance(each, types.ModuleType)]
-    own = [vars(module) for module in modules if not _installed(getattr(module, "__file__", None))]
-    return [*globe, *(module[n] for module in own for n in names if n in module)]
+    globe = [function.__globals__[name] for name in _names(function) if name in function.__globals__]
+    return [*globe, *attributes(function)]
+
+
+def _names(function: types.FunctionType) -> list[str]:
+    return sorted({name for code in _codes(function.__code__) for name in code.co_names})
 
 
 def _installed(file: str | None) -> bool:

@@ -25,16 +25,14 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from dask_nlsq._errors import ModelError
 
 Loss: TypeAlias = str | Callable[[Any], Any]
 """A name in the table above, or a function of z that returns (ρ, ρ', ρ''), or ρ alone for JAX to differentiate."""
 
 NAMES = ("linear", "soft_l1", "huber", "cauchy", "arctan", "tukey")
-
-
-_LEAST = 1e-100
-"""Where a user's function is asked at z = 0: its derivatives may be infinite there, and 0 times infinity is NaN."""
 
 
 def check_loss(loss: Any, f_scale: Any) -> None:
@@ -54,13 +52,18 @@ def check_loss(loss: Any, f_scale: Any) -> None:
 def evaluate(loss: Loss, z: Any) -> tuple[Any, Any, Any]:
     """Return ρ, ρ' and ρ'' at z, each of z's shape."""
     if callable(loss):
-        z = z.clip(_LEAST)
         found = loss(z)
         if isinstance(found, (tuple, list)) or getattr(found, "ndim", 1) == 2:
             rho, first, second = found
             return rho, first, second
         return _differentiate(loss, z)
     return _differentiate(functools.partial(_rho, loss), z)
+
+
+def curvature(z: Any, slope: Any, bend: Any) -> Any:
+    """Return ρ' + 2 z ρ'', which is ρ' at z = 0 however large ρ'' is there."""
+    jnp = importlib.import_module("jax.numpy") if not isinstance(z, np.ndarray) else np
+    return slope + jnp.where(z > 0, 2.0 * z * bend, 0.0)
 
 
 def _differentiate(rho: Callable[[Any], Any], z: Any) -> tuple[Any, Any, Any]:

@@ -101,7 +101,7 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
         z = w2 * residual**2 / objective.f_scale**2
         rho, slope, bend = (np.asarray(part) for part in loss.evaluate(objective.loss, z))
         cost = 0.5 * objective.f_scale**2 * float(np.sum(np.where(w2 > 0, rho, 0.0)))
-        curvature = (jac * (w2 * (slope + 2 * z * bend))) @ jac.T
+        curvature = (jac * (w2 * loss.curvature(z, slope, bend))) @ jac.T
     gram = (a * (w2 * slope)) @ a.T
     if not objective.robust:
         cost = 0.5 * float(gram[p, p])

@@ -82,7 +82,10 @@ class Parameters:
         both = [name for name in ties if name in held]
         if both:
             raise ModelError(f"{both} are fixed as well as tied; say one of the two.")
+        meant = _meant(names, bounds)
         for name, low, high in zip(names, lower.tolist(), upper.tolist(), strict=True):
+            if name not in meant:
+                continue
             if name in ties and (low, high) != (-np.inf, np.inf):
                 raise BoundsError(
                     f"{name!r} is tied and has the bounds [{low:g}, {high:g}], which would not be kept. Bound the "
@@ -195,6 +198,14 @@ def _real(p0: Any) -> Vector:
         return np.asarray(p0, float)
     except (TypeError, ValueError) as error:
         raise ModelError(f"p0 must be real numbers; it is {p0!r}.") from error
+
+
+def _meant(names: Sequence[str], bounds: Any) -> Sequence[str]:
+    """Return the parameters whose bounds somebody has said: two numbers for all are for those that are free."""
+    if bounds is None or isinstance(bounds, Mapping):
+        return list(bounds or ())
+    pair = (bounds.lb, bounds.ub) if hasattr(bounds, "lb") else bounds
+    return names if any(np.ndim(side) for side in pair) else []
 
 
 def _bounds(names: Sequence[str], bounds: Any) -> tuple[Vector, Vector]:

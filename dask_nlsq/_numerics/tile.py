@@ -82,12 +82,13 @@ def products(objective: Objective, a: Sequence[Any], weight: Any, s: Any) -> dic
         found, slope = {"gram": _product(a, a)}, jnp.ones(())
     else:
         scale = objective.f_scale
-        z = (residual / scale) ** 2
+        # Rows past the end would have z = 0, where a loss may have infinite derivatives, and 0 times infinity is NaN.
+        z = jnp.where(weight > 0, (residual / scale) ** 2, 1.0)
         rho, slope, bend = loss.evaluate(objective.loss, z)
         found = {
             "cost": [0.5 * scale**2 * jnp.sum(in_lanes(jnp.where(weight > 0, rho, 0.0)))],
             "gram": _product([part * slope for part in a], a),
-            "curvature": _product([part * (slope + 2.0 * z * bend) for part in a], a),
+            "curvature": _product([part * loss.curvature(z, slope, bend) for part in a], a),
         }
     if objective.sandwich:
         found["meat"] = _product([part * (slope * residual) ** 2 for part in a], a)

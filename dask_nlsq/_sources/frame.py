@@ -41,10 +41,7 @@ def open_frame(frame: Any, columns: Columns) -> Source:
 
 
 def open_series(raw: Mapping[str, Any], columns: Columns) -> Source:
-    """Take Series that lie beside one another, row by row and partition by partition, whatever their indices."""
-    partitions = {name: series.npartitions for name, series in raw.items()}
-    if len(set(partitions.values())) > 1:
-        raise DataError(f"The Series have unlike partitions: {partitions}. Take the columns from one DataFrame.")
+    """Take Series of equally many partitions, which lie beside one another row by row, whatever their indices."""
     # One frame, so that a reader is called once for all its columns, and for no others.
     frame = dd.map_partitions(
         _beside,

@@ -109,7 +109,7 @@ def _open_mapping(data: Mapping[str, Any], columns: Columns) -> Source:
 def _open_arrays(raw: Mapping[str, Any], columns: Columns) -> Source:
     if all(is_zarr(a) for a in raw.values()):
         return open_zarr(raw, columns)
-    if all(is_series(a) for a in raw.values()):
+    if all(is_series(a) for a in raw.values()) and len({a.npartitions for a in raw.values()}) == 1:
         return open_series(raw, columns)
     check_plain({name: a for name, a in raw.items() if is_zarr(a)})
     if any(is_array(a) or is_series(a) or is_zarr(a) for a in raw.values()):
@@ -120,7 +120,8 @@ def _open_arrays(raw: Mapping[str, Any], columns: Columns) -> Source:
 
 def _in_dask(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that need not be in memory as Dask arrays; what is stays as it is."""
-    unsized = all(is_series(a) or (is_array(a) and np.isnan(a.size)) for a in raw.values())
+    parts = {a.npartitions for a in raw.values() if is_series(a) or is_array(a)}
+    unsized = len(parts) == 1 and all(is_series(a) or (is_array(a) and np.isnan(a.size)) for a in raw.values())
     arrays = {name: a.to_dask_array(lengths=not unsized or None) if is_series(a) else a for name, a in raw.items()}
     chunks = next((a.chunks[0] for a in arrays.values() if is_array(a) and not np.isnan(a.size)), None)
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -111,7 +112,7 @@ def _codes(array: Any) -> dict[str, Any]:
     for key in ("_FillValue", "missing_value"):
         if not np.isnan(value := _number(attrs.get(key))).all():
             codes[key] = value
-    if " since " in str(attrs.get("units")):
+    if re.search(r" since\s+[-+]?\d", str(attrs.get("units"))):  # a date, and not "seconds since the trigger"
         codes["units"] = attrs["units"]
     if str(attrs.get("dtype")).startswith("timedelta64"):
         codes |= {key: attrs[key] for key in ("units", "dtype") if key in attrs}

@@ -20,7 +20,7 @@ from typing import Any
 import cloudpickle
 
 from dask_nlsq._errors import ModelNotPicklable
-from dask_nlsq._numerics.code import code
+from dask_nlsq._numerics.code import Known, attributes, code
 
 KEEP, KEEP_BYTES = 32, 256 << 20
 """Objectives that a process remembers, and bytes of them, which a model that holds arrays may have many of; the least
@@ -89,19 +89,30 @@ def ship(value: Any) -> Shipped:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Also notes what functions are made of, for a module that was changed has others of the same name.
+    """Also notes what the bytes do not tell of functions.
 
-    And where their globals are: two functions alike may see unlike values later.
+    Of one sent by name, what it is made of: a module that was changed has another of the same name. Of one sent as it
+    is, the attributes of modules that it refers to, and where its globals are: two alike may see unlike values later.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.codes: list[bytes] = []
+        self._known: Known = {}
 
     def reducer_override(self, obj: Any) -> Any:
+        found = super().reducer_override(obj)
         if isinstance(obj, types.FunctionType) or hasattr(obj, "__wrapped__"):
-            self.codes.append(f"{code(obj)} {id(getattr(obj, '__globals__', None))}".encode())
-        return super().reducer_override(obj)
+            try:
+                self.codes.append(self._note(obj, by_name=found is NotImplemented).encode())
+            except Exception:  # whatever objects of the user's raise when they are looked at
+                self.codes.append(uuid.uuid4().bytes)
+        return found
+
+    def _note(self, function: Any, by_name: bool) -> str:
+        if by_name:
+            return code(function, self._known)
+        return f"{code(attributes(function), self._known)} {id(function.__globals__)}"
 
 
 def intern(token: str, payload: bytes) -> Shipped:

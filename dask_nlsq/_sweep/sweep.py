@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_nlsq._errors import CheckpointMismatch, DataError
+from dask_nlsq._errors import CheckpointMismatch, DataError, Interrupted
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request
 from dask_nlsq._sweep.executors import Executor
@@ -81,12 +81,18 @@ def sweep_each(
     ledger = ledger or Ledger()
     partial = partial or Partial(sum(len(g.partitions) for g in groups), len(requests))
     left = [g for g in groups if not partial.covers(g.indices)] if partial.done.any() else groups
-    for _, answer in executor.run(reduce_group, left, shipped, tuple(requests)) if left else ():
-        if isinstance(answer, Failure):
-            raise answer.error(requests[0].theta)
-        ledger.check(answer.numbers, answer.marks)
-        partial.add(answer)
-        on_answer(answer)
+    answers = executor.run(reduce_group, left, shipped, tuple(requests)) if left else iter(())
+    try:
+        for _, answer in answers:
+            if isinstance(answer, Failure):
+                raise answer.error(requests[0].theta)
+            ledger.check(answer.numbers, answer.marks)
+            partial.add(answer)
+            on_answer(answer)
+    except (KeyboardInterrupt, Interrupted) as error:
+        if hasattr(answers, "throw"):
+            answers.throw(error)  # or it would wait for the tasks that have begun
+        raise
     return partial.roots()
 
 
