@@ -138,13 +138,16 @@ def _dataset(paths: Sequence[str], base: str, fs: Any, local: bool) -> Any:
         "filesystem": pyarrow.fs.LocalFileSystem() if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
         "format": ds.ParquetFileFormat(default_fragment_scan_options=scan),
     }
-    plain = ds.dataset(**how)
     try:
         keyed = ds.dataset(**how, partitioning="hive", partition_base_dir=base)
     except (pa.ArrowTypeError, pa.ArrowInvalid):  # a column of the files has the name of a key, and another type
-        return plain
+        return ds.dataset(**how)
+    keys = set() if keyed.partitioning is None else set(keyed.partitioning.schema.names)
+    if not keys:
+        return keyed
     # What the files hold counts, wherever they lie: a key of the same name would hide it from filters.
-    return plain if set(keyed.partitioning.schema.names) & set(plain.schema.names) else keyed
+    plain = ds.dataset(**how)
+    return plain if keys & set(plain.schema.names) else keyed
 
 
 def _base(root: str) -> str:
