@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -115,9 +116,10 @@ class Columns:
 def _since(array: AnyArray, origin: AnyArray) -> Vector:
     """Return the seconds since an instant, which need not be in the same unit."""
     if array.dtype == origin.dtype and np.datetime_data(array.dtype)[0] not in ("Y", "M"):
-        elapsed = array - origin
-        if ((elapsed < 0) == (array < origin)).all():  # else too far apart for the unit, as 300 years in nanoseconds
-            return np.asarray(elapsed / SECOND)
+        with contextlib.suppress(OverflowError):  # newer NumPys say so where instants are too far apart for their unit
+            elapsed = array - origin
+            if ((elapsed < 0 * SECOND) == (array < origin)).all():  # older ones turn the sign
+                return np.asarray(elapsed / SECOND)
     # Whole seconds have room for every date, and what remains for every unit.
     whole, first = array.astype("datetime64[s]"), origin.astype("datetime64[s]")
     rest = (array - whole) - (origin - first)
@@ -181,7 +183,8 @@ def _plain(name: str, values: Any) -> AnyArray:
             return np.asarray(values.to_numpy(dtype="float64", na_value=np.nan))
         if kind in "mM":
             unit = getattr(dtype, "unit", None) or np.datetime_data(dtype.numpy_dtype)[0]
-            return np.asarray(values.to_numpy(dtype=f"{kind}8[{unit}]", na_value=np.datetime64("NaT")))
+            missing = np.array("NaT", f"{kind}8[{unit}]")[()]
+            return np.asarray(values.to_numpy(dtype=missing.dtype, na_value=missing))
     return np.asarray(values)
 
 
