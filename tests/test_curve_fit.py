@@ -291,11 +291,12 @@ def test_rows_of_infinite_sigma_count_as_in_scipy(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_row_that_is_omitted_needs_no_sigma(form):
-    y, sigma = LINE_Y.copy(), np.full(50, 0.1)
+    y, sigma = LINE_Y.copy(), np.linspace(0.1, 0.2, 50)
     y[[3, 30]] = sigma[3] = np.nan
-    options = {"sigma": sigma, "nan_policy": "omit", "full_output": True, "method": "trf"}
-    expected = scipy.optimize.curve_fit(line, LINE_X, y, **options)
-    found = FORMS[form](line, LINE_X, y, **options)
+    options = {"full_output": True, "method": "trf"}
+    kept = np.isfinite(y)  # SciPy 1.14 does not leave out the sigma of a row
+    expected = scipy.optimize.curve_fit(line, LINE_X[kept], y[kept], sigma=sigma[kept], **options)
+    found = FORMS[form](line, LINE_X, y, sigma=sigma, nan_policy="omit", **options)
     assert_allclose(found[0], expected[0], rtol=1e-6)
     assert_allclose(found[1], expected[1], rtol=1e-5)
     assert_allclose(found[2]["fvec"], expected[2]["fvec"], atol=1e-5)
