@@ -67,7 +67,7 @@ def descend(
     NlsqError
         The optimizer wants to know more than gradients and cost.
     """
-    solver = FirstOrder(parameters.lower, parameters.upper, optimizer)
+    solver = FirstOrder(parameters.lower, parameters.upper, _compiled(optimizer))
     rng = np.random.default_rng([seed, 1])
     state = solver.init(parameters.start)
     with jax.enable_x64(True):  # for the optimizer; the kernel sees to itself
@@ -79,3 +79,24 @@ def descend(
             except TypeError as error:
                 raise NlsqError(f"The optimizer cannot be driven by gradients alone: {error}.") from error
     return state if state.best is None else dataclasses.replace(state, theta=state.best)
+
+
+def _compiled(optimizer: GradientTransformation) -> GradientTransformation:
+    """Return the optimizer with its update as one program, or as it is where JAX cannot trace it."""
+    update = jax.jit(optimizer.update)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        nonlocal update
+        try:
+            return update(*args, **kwargs)
+        except TypeError:
+            update = optimizer.update
+            return update(*args, **kwargs)
+
+    return _Pair(optimizer.init, run)
+
+
+@dataclasses.dataclass
+class _Pair:
+    init: Any
+    update: Any

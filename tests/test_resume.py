@@ -239,7 +239,7 @@ def test_a_warning_that_nobody_asks_for_is_late_in_the_end():
 
 @pytest.mark.parametrize("way", ["run", "opened"])
 def test_who_is_late_does_not_wait_for_threads(way):
-    """No task ends before it is told to, which is after the interrupt has left."""
+    """No task ends before it is told to, which is after the interrupt has left; the signal wakes nobody who waits."""
     go_on, begun, pool = threading.Event(), threading.Semaphore(0), Threads(2)
 
     def task(group):
@@ -248,7 +248,7 @@ def test_who_is_late_does_not_wait_for_threads(way):
 
     def signals():
         begun.acquire()
-        os.kill(os.getpid(), USR1)
+        signal.pthread_kill(threading.get_ident(), USR1)
 
     def one_by_one():
         with pool.opened() as window:

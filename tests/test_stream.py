@@ -194,6 +194,13 @@ def test_a_descent_ends_near_the_minimum_inside_its_bounds():
     assert ends[0].theta.tobytes() == ends[1].theta.tobytes() != ends[2].theta.tobytes()
 
 
+def test_an_optimizer_need_not_be_traceable():
+    update = lambda gradient, memory, u, value: (-0.05 * np.sign(gradient), memory)  # noqa: E731
+    mine = optax.GradientTransformationExtraArgs(lambda u: None, update)
+    result = dask_nlsq.fit(decay, T[:5000], Y[:5000], p0=FAR, method=mine)
+    assert result.success and "the optimizer went down" in str(result.notes)
+
+
 def test_a_descent_that_leaves_where_the_model_is_finite_comes_back():
     def root(t, a, b):
         return a * jnp.sqrt(t - b)

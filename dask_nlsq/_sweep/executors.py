@@ -111,8 +111,7 @@ class Threads:
         running = {self._pool.submit(task, g, *args): i for i, g in itertools.islice(todo, self.workers + 1)}
         try:
             while running:
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
+                for future in _done(running):
                     index = running.pop(future)
                     for i, group in itertools.islice(todo, 1):
                         running[self._pool.submit(task, group, *args)] = i
@@ -125,10 +124,14 @@ class Threads:
         """Run tasks in the pool."""
 
         def first(futures: Sequence[Any]) -> int:
-            done, _ = wait(futures, return_when=FIRST_COMPLETED)
+            done = _done(futures)
             return next(i for i, future in enumerate(futures) if future in done)
 
-        window = Window(ordered, self._pool.submit, first, lambda future, _: future.result())
+        def value(future: Future[Any], _: Any) -> Any:
+            _done([future])
+            return future.result()
+
+        window = Window(ordered, self._pool.submit, first, value)
         try:
             yield window
         finally:
@@ -137,6 +140,13 @@ class Threads:
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition once."""
         return _hold_here(self, groups, shared)
+
+
+def _done(running: Collection[Future[Any]]) -> Collection[Future[Any]]:
+    """Wait until some are done; a signal that comes as a wait begins ends none, and is noticed after a second."""
+    while not (done := wait(running, 1.0, FIRST_COMPLETED).done):
+        pass
+    return done
 
 
 def _end(running: Collection[Future[Any]]) -> None:
