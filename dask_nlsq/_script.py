@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import shlex
 from collections.abc import Sequence
 
 from dask.utils import parse_bytes
 
+from dask_nlsq import _shell
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._job import known, seconds
 
 WARN = 120
 """Seconds between the warning and the end, as a rule: a commit takes less than one, a task may take minutes."""
-
-_HIDDEN = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|[$<>]\([^()]*\)|`[^`]*`""")
-"""What a shell does not split a command at: quotes and substitutions."""
-
-_JOINT = re.compile(r"\|\||&&|;|(?<!>)\||(?<![<>])&(?!>)")
-"""Where it does: pipes and lists, but not redirections such as ``2>&1`` and ``&>log``."""
-
-_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +172,7 @@ def job_script(
     gpus: int = 0,
     warn: int = WARN,
     output: str | None = None,
-    setup: Sequence[str] = (),
+    setup: str | Sequence[str] = (),
 ) -> str:
     """Return the text of a batch job that is warned before its wall time, and queues again until its fit has ended.
 
@@ -207,7 +198,7 @@ def job_script(
         Seconds between the warning and the end; a commit takes less than one, but waits up to 30 for tasks under way.
     output : str, optional
         File that takes what the job prints; by default called as the job.
-    setup : sequence of str
+    setup : str or sequence of str
         Lines before the command, such as ``module load python``.
 
     Returns
@@ -239,9 +230,8 @@ def job_script(
         raise NlsqError(f"warn is {warn} seconds, and the walltime is {lasts}; the warning must come before the end.")
     words = {"name": name, "queue": queue, "account": account, "output": output or OUTPUT[scheduler].format(name=name)}
     for what, word in words.items():
-        _check_word(what, word)
-    for line in setup:
-        _check_line("A line of setup", line)
+        _shell.word(what, word)
+    lines_before = setup.splitlines() if isinstance(setup, str) else setup
     mib = math.ceil(parse_memory(memory) / 2**20)
     said = words | {
         "cores": cores,
@@ -264,8 +254,8 @@ def job_script(
     header = [f"{table.prefix} {line.format(**said)}" for line in lines if line]
     body = BODY.format(
         begin=table.begin,
-        setup="\n".join(f"    {line}" for line in setup or [":"]),
-        command=_command(command),
+        setup="\n".join(f"    {_shell.line('A line of setup', line)}" for line in lines_before or [":"]),
+        command=_shell.command(command),
         again=table.again,
         clock=table.clock.format(**said),
     )
@@ -298,38 +288,3 @@ def parse_memory(memory: str | int) -> int:
     if found <= 0:
         raise NlsqError(f'memory is {memory!r}; bytes, or a text such as "16 GB", are needed.')
     return found
-
-
-def _check_line(what: str, text: str) -> None:
-    if not text.isprintable():
-        raise NlsqError(f"{what} is {text!r}; one line without control characters is needed.")
-
-
-def _check_word(what: str, text: str | None) -> None:
-    """Refuse what a directive, which no shell reads, would take for something else."""
-    if text is None:
-        return
-    _check_line(what, text)
-    if not text or text.startswith("-") or any(sign in text for sign in " '\"\\#;&|<>`"):
-        raise NlsqError(f"{what} is {text!r}; a word without spaces, quotes and signs of the shell is needed.")
-
-
-def _command(command: str | Sequence[str]) -> str:
-    """Return a command as a shell reads it behind ``exec``: one process, which is warned and whose status counts."""
-    if not isinstance(command, str):
-        words, text = list(command), shlex.join(command)
-    else:
-        text = command.strip()
-        try:
-            words = shlex.split(text)
-        except ValueError as error:
-            raise NlsqError(f"The command {command!r} has an open quote: {error}.") from error
-        if found := _JOINT.search(_HIDDEN.sub("_", text)):
-            raise NlsqError(
-                f"The command {command!r} has {found[0]!r}; one process is needed, for only that is warned, and its "
-                "status says whether the job comes back. output= takes what is printed, setup= lines that stand before."
-            )
-    if all(_ASSIGNMENT.match(word) for word in words):
-        raise NlsqError("The command is empty; one such as 'dask-nlsq fit DATA -m MODEL --checkpoint run' is needed.")
-    _check_line("The command", text)
-    return f"env {text}" if _ASSIGNMENT.match(words[0]) else text

@@ -395,6 +395,12 @@ def test_what_cannot_be_written_is_refused(options, said):
         job_script(**({"command": "true", "scheduler": "slurm"} | WANTED | options))
 
 
+def test_setup_may_be_one_text():
+    lines = ["module load python", "ulimit -c 0"]
+    one = job_script("true", "slurm", **WANTED, setup="\n".join(lines))
+    assert one == job_script("true", "slurm", **WANTED, setup=lines)
+
+
 @pytest.mark.parametrize(
     ("command", "sign"),
     [
@@ -407,6 +413,8 @@ def test_what_cannot_be_written_is_refused(options, said):
         ("python fit.py &", "&"),
         ("python fit.py >log 2>&1&", "&"),
         ("echo 'a;b' \\; ; python fit.py", ";"),
+        ("(python fit.py)", "("),
+        ("! python fit.py", "!"),
     ],
 )
 def test_a_command_is_one_process(command, sign):

@@ -1,0 +1,76 @@
+"""Shell: what a user types that a shell or a queue is going to read, checked before it does.
+
+A command runs behind ``exec``, so it is one process: a queue's warning reaches it, and its status is that of the job.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from dask_nlsq._errors import NlsqError
+
+_HIDDEN = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|[$<>]\([^()]*\)|`[^`]*`""")
+"""What a shell does not split a command at: quotes and substitutions."""
+
+_JOINT = re.compile(r"^\(|^!(?=\s)|\|\||&&|;|(?<!>)\||(?<![<>])&(?!>)")
+"""Where it does: subshells, negations, pipes and lists, but not redirections such as ``2>&1`` and ``&>log``."""
+
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+
+
+def line(what: str, text: str) -> str:
+    """Return a line as it was typed.
+
+    Raises
+    ------
+    NlsqError
+        It has control characters, such as the end of a line.
+    """
+    if not text.isprintable():
+        raise NlsqError(f"{what} is {text!r}; one line without control characters is needed.")
+    return text
+
+
+def word(what: str, text: str | None) -> str | None:
+    """Return a word for a directive, which no shell reads.
+
+    Raises
+    ------
+    NlsqError
+        The queue would take it for something else.
+    """
+    if text is None:
+        return None
+    line(what, text)
+    if not text or text.startswith("-") or any(sign in text for sign in " '\"\\#;&|<>`"):
+        raise NlsqError(f"{what} is {text!r}; a word without spaces, quotes and signs of the shell is needed.")
+    return text
+
+
+def command(typed: str | Sequence[str]) -> str:
+    """Return a command, typed as a whole or word by word, as a shell reads it behind ``exec``.
+
+    Raises
+    ------
+    NlsqError
+        It is empty, has an open quote, or is not one process.
+    """
+    if not isinstance(typed, str):
+        words, text = list(typed), shlex.join(typed)
+    else:
+        text = typed.strip()
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise NlsqError(f"The command {typed!r} has an open quote: {error}.") from error
+        if found := _JOINT.search(_HIDDEN.sub("_", text)):
+            raise NlsqError(
+                f"The command {typed!r} has {found[0]!r}; one process is needed, for only that is warned, and its "
+                "status says whether the job comes back. output= takes what is printed, setup= lines that stand before."
+            )
+    if all(_ASSIGNMENT.match(part) for part in words):
+        raise NlsqError("The command is empty; one such as 'dask-nlsq fit DATA -m MODEL --checkpoint run' is needed.")
+    line("The command", text)
+    return f"env {text}" if _ASSIGNMENT.match(words[0]) else text
