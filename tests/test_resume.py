@@ -443,12 +443,25 @@ class Scaled:
         return a * np.asarray(t) * self.k + b
 
 
+class Slotted(Scaled):
+    __slots__ = ("k",)
+
+
 def by_parts(k, t, a, b):
     return a * np.asarray(t) * k + b
 
 
 @pytest.mark.filterwarnings("ignore:The model:dask_nlsq.NlsqWarning")
-@pytest.mark.parametrize("make", [lambda k: Scaled(k).model, lambda k: functools.partial(by_parts, k)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda k: Scaled(k).model,
+        lambda k: Scaled((k, "knot")).model,
+        lambda k: Scaled(jnp.array([k])).model,
+        lambda k: Slotted(k).model,
+        lambda k: functools.partial(by_parts, k),
+    ],
+)
 def test_what_a_method_and_a_partial_hold_is_part_of_the_model(make):
     assert code(make(1.0)) == code(make(1.0)) != code(make(2.0))
 

@@ -83,11 +83,22 @@ def _read(value: Any, update: Callable[[bytes], None], known: Known) -> None:
         parts = (value.__func__, value.__self__)
     elif isinstance(value, dict):
         parts = [part for key in sorted(value, key=repr) for part in (key, value[key])]
-    else:  # what lasts; not caches, locks and files
-        held = sorted(getattr(value, "__dict__", {}).items())
-        lasting = [(n, v) for n, v in held if isinstance(v, (int, float, str, types.FunctionType, np.ndarray))]
-        parts = (getattr(value, "func", None), *(part for pair in lasting for part in pair))
+    else:
+        parts = (getattr(value, "func", None), *(part for pair in _lasting(value) for part in pair))
     _feed(parts, update, known)
+
+
+def _lasting(value: Any) -> list[tuple[str, Any]]:
+    """Return the attributes of an instance that last, with their names: not caches, locks and files."""
+    slots = (vars(kind).get("__slots__", ()) for kind in type(value).__mro__)
+    names = {name for some in slots for name in ((some,) if isinstance(some, str) else some)}
+    held = {name: getattr(value, name) for name in names if hasattr(value, name)} | getattr(value, "__dict__", {})
+    lasts = (int, float, complex, str, bytes, tuple, types.FunctionType)
+    return [(name, held[name]) for name in sorted(held) if isinstance(held[name], lasts) or _is_array(held[name])]
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and not isinstance(value, type)
 
 
 def _globals(function: types.FunctionType) -> list[Any]:
