@@ -344,6 +344,43 @@ def test_what_a_model_refers_to_is_part_of_it(tmp_path, monkeypatch, change, dec
     assert found == pytest.approx([found[0], found[0] / 2, found[0]])
 
 
+SENT = {
+    "plain": "C = 1.0\ndef model(t, a, b):\n    return a + b * t * C\n",
+    "helper": "def half(t):\n    return t / 2\ndef model(t, a, b):\n    return a + b * half(t)\n",
+    "class": "class M:\n    K = 1.0\n    def __call__(self, t, a, b):\n        return a + b * t * self.K\nmodel = M()",
+    "counts": "N, s = 0, []\ndef model(t, a, b):\n    global N\n    N += 1\n    s.append(N)\n    return a + b * t\n",
+}
+OPENS = "import sys, cloudpickle; sys.path.append(''); cloudpickle.loads(sys.stdin.buffer.read())"
+
+
+@pytest.mark.parametrize(
+    ("kind", "edit"),
+    [
+        ("plain", ("a +", "a -")),
+        ("plain", ("C = 1.0", "C = 2.0")),
+        ("helper", ("t / 2", "t / 3")),
+        ("class", ("a +", "a -")),
+        ("class", ("K = 1.0", "K = 2.0")),
+        *((kind, None) for kind in SENT),
+    ],
+    ids=str,
+)
+def test_a_process_that_has_another_text_of_a_module_says_so(tmp_path, monkeypatch, kind, edit):
+    """What a process has counted and kept since does not matter."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    file = tmp_path / f"sent_{kind}.py"
+    file.write_text(SENT[kind] if edit is None else SENT[kind].replace(*edit))
+    importlib.invalidate_caches()
+    module = importlib.reload(importlib.import_module(file.stem))
+    module.model(1.0, 2.0, 3.0)
+    file.write_text(SENT[kind])
+    process = [sys.executable, "-c", OPENS]
+    done = subprocess.run(process, input=ship((module.model,)).bytes(), cwd=tmp_path, capture_output=True)
+    assert (done.returncode == 0) == (edit is None), done.stderr.decode()
+    assert edit is None or (b"ModelError: " in done.stderr and b"client.restart()" in done.stderr)
+
+
 def test_functions_alike_that_see_unlike_values_later_are_two():
     t, y = decay_rows(200)
     spaces, results = [{"C": 1.0}, {"C": 1.0}], []

@@ -9,9 +9,12 @@ which unpickles graphs too, never imports JAX.
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
+import importlib
 import io
 import pickle
+import sys
 import threading
 import types
 import uuid
@@ -19,12 +22,15 @@ from typing import Any
 
 import cloudpickle
 
-from dask_nlsq._errors import ModelNotPicklable
-from dask_nlsq._numerics.code import Known, attributes, code
+from dask_nlsq._errors import ModelError, ModelNotPicklable
+from dask_nlsq._numerics.code import Known, attributes, code, definition
 
 KEEP, KEEP_BYTES = 32, 256 << 20
 """Objectives that a process remembers, and bytes of them, which a model that holds arrays may have many of; the least
 recently used is forgotten first, with its kernels."""
+
+_PYTHON = sys.version_info[:2]
+"""Other versions make other code of the same text."""
 
 _lock = threading.Lock()
 _registry: collections.OrderedDict[str, Shipped] = collections.OrderedDict()
@@ -91,8 +97,9 @@ def ship(value: Any) -> Shipped:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Also notes what the bytes do not tell of functions.
 
-    Of one sent by name, what it is made of: a module that was changed has another of the same name. Of one sent as it
-    is, the attributes of modules that it refers to, and where its globals are: two alike may see unlike values later.
+    Of one sent by name, what it is made of: a module that was changed has another of the same name, and a process that
+    has the old one finds that out. Of one sent as it is, the attributes of modules that it refers to, and where its
+    globals are: two alike may see unlike values later.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -102,17 +109,41 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def reducer_override(self, obj: Any) -> Any:
         found = super().reducer_override(obj)
-        if isinstance(obj, types.FunctionType) or hasattr(obj, "__wrapped__"):
-            try:
-                self.codes.append(self._note(obj, by_name=found is NotImplemented).encode())
-            except Exception:  # whatever objects of the user's raise when they are looked at
-                self.codes.append(uuid.uuid4().bytes)
+        by_name = found is NotImplemented
+        try:
+            if isinstance(obj, types.FunctionType) or hasattr(obj, "__wrapped__"):
+                self.codes.append(self._note(obj, by_name).encode())
+            if by_name and isinstance(obj, (types.FunctionType, type)):
+                text = definition(obj, self._known)
+                self.codes.append(text.encode())
+                if text:
+                    return named, (obj.__module__, obj.__qualname__, _PYTHON, text)
+        except Exception:  # whatever objects of the user's raise when they are looked at
+            self.codes.append(uuid.uuid4().bytes)
         return found
 
     def _note(self, function: Any, by_name: bool) -> str:
         if by_name:
             return code(function, self._known)
         return f"{code(attributes(function), self._known)} {id(function.__globals__)}"
+
+
+def named(module: str, name: str, python: tuple[int, int], text: str) -> Any:
+    """Return a function or class of a module that must say of it what it said where it was sent.
+
+    Raises
+    ------
+    ModelError
+        The module is another, or was imported before it was changed.
+    """
+    found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    if python == _PYTHON and definition(found) != text:
+        raise ModelError(
+            f"{name} of the module {module} is another in this process than where it was sent: one of both has "
+            f"imported {module}, or a module that it uses, before it was changed, or has another copy. Restart the "
+            "workers (client.restart()), or the driver."
+        )
+    return found
 
 
 def intern(token: str, payload: bytes) -> Shipped:
