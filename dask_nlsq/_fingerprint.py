@@ -52,7 +52,7 @@ def fingerprint(draft: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -
         "seed": said["seed"],
         "n_starts": config.starts if config.starts > 1 else None,
         "sampler": config.sampler if config.starts > 1 else None,
-        "filters": None if said["filters"] is None else str(said["filters"]),
+        "filters": None if said["filters"] is None else str(_in_order(said["filters"])),
         "kind of data": info.kind,
         "partitions": len(draft.source.partitions),
         "bytes of a row": info.row_bytes,  # tells float32 from float64
@@ -61,6 +61,13 @@ def fingerprint(draft: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -
         "model": program(objective, parameters.start),
     }
     return dict(json.loads(json.dumps(_plain(found))))
+
+
+def _in_order(value: Any) -> Any:
+    """Return filters with sets as lists, whose order is that of no process."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    return type(value)(map(_in_order, value)) if type(value) in (list, tuple) else value
 
 
 def _plain(value: Any) -> Any:

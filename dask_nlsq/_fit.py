@@ -28,7 +28,7 @@ from dask_nlsq._numerics.solver.trust_region import TrustRegion
 from dask_nlsq._numerics.starts import check_bounds
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import build, revive
-from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier, make_plan, settle, with_speeds
+from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier, make_plan, settle, whole, with_speeds
 from dask_nlsq._problem import Draft, Problem, arrange, draft, executor_of
 from dask_nlsq._progress import Progress
 from dask_nlsq._result import FitResult
@@ -250,6 +250,7 @@ def fit(
     >>> result.params.round(2).to_dict()
     {'amplitude': 2.0, 'rate': 0.5}
     """
+    seed = whole("seed", seed, 0)
     said = locals()
     started = time.perf_counter()
     config = _settle(said)
@@ -305,14 +306,14 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
         state = team[winner]
         if run.search is not None:
             assert state.point is not None
-            starts, told = judge(exact.parameters.free, run.search, team, solver, state.point.reduction.rows)
+            starts, told = judge(exact.parameters.free, run.search, team, solver, state.point.reduction)
             notes += (told,)
             if further := len(seconds) - state.nsweeps:
                 notes += (f"Sweeps over all rows that only other minima needed: {further}.",)
                 seconds = seconds[: state.nsweeps]
         whole = state.status is not None and state.status.success and state.status is not Status.PRECISION
         if decided.goal is OptimizationGoal.QUALITY and whole:
-            state, more, note = second_look(problem, solver, state, sample, bar, callback)
+            state, more, note = second_look(problem, solver, state, sample, bar, deadline, callback)
             seconds += more
             notes += (note,)
     if state.status is not None and state.status.success and went_silent(problem, state):
@@ -427,8 +428,7 @@ def _draft(said: Mapping[str, Any], config: WorkflowConfig) -> Draft:
     optimizer_of(said["method"], exact.parameters.bounded)
     if config.starts > 1:
         check_bounds(exact.parameters.free, exact.parameters.lower, exact.parameters.upper)
-    if not (isinstance(said["seed"], int) and said["seed"] >= 0):
-        raise NlsqError(f"seed is {said['seed']!r}; an integer that is not negative is needed.")
+    whole("seed", said["seed"], 0)
     streams = config.precision is not None or (isinstance(config.tier, WorkflowTier) and config.tier.streams)
     if streams and (exact.objective.robust or exact.objective.sandwich):
         raise NlsqError(

@@ -8,6 +8,7 @@ abreast until the last has returned.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
@@ -25,10 +26,12 @@ Search = Generator[Request, Reduction, T]
 """Yields requests, is sent their reductions, returns what it has found."""
 
 
-def fitted(solver: TrustRegion, theta: Vector) -> Search[State | None]:
-    """Fit from `theta` (p,) to the end; None where the model is not finite there."""
+def fitted(solver: TrustRegion, theta: Vector, deadline: float | None = None) -> Search[State | None]:
+    """Fit from `theta` (p,) to the end; None where the model is not finite there, or the deadline has passed."""
     state = solver.init(theta)
     while state.status is None:
+        if deadline is not None and time.monotonic() > deadline:
+            return None
         reduction = yield solver.request(state)
         if state.point is None and not reduction.finite:
             return None

@@ -47,10 +47,11 @@ def minimise(
     solver: TrustRegion,
     start: Vector,
     bar: Progress | None = None,
+    deadline: float | None = None,
     callback: Callable[[OptimizeResult], Any] | None = None,
 ) -> tuple[State, list[float]]:
     """Run the loop to its end from one start; return the last state and the seconds of each sweep."""
-    (state,), seconds = race(problem, solver, [solver.init(start)], bar=bar, callback=callback)
+    (state,), seconds = race(problem, solver, [solver.init(start)], bar=bar, deadline=deadline, callback=callback)
     return state, seconds
 
 

@@ -98,7 +98,7 @@ def find_route(
     passing = saved is not None and saved.passing is not None
     streams = passing or problem.plan.tier.streams
     notes: tuple[str, ...] = ()
-    if sample is not None and not passing and config.starts > 1:
+    if sample is not None and sample.block.rows and not passing and config.starts > 1:
         draw = functools.partial(_draw, problem.parameters, config, said["seed"])
         searched = search(problem, solver, sample, draw, bar, run)
         found = [searched.fitted.theta[i] for i in searched.finalists]

@@ -26,8 +26,10 @@ from dask_nlsq._lockstep import fitted
 from dask_nlsq._minimise import lowest
 from dask_nlsq._numerics import kernel, loss
 from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.factor import EPS
 from dask_nlsq._numerics.many import ABREAST, SIZES, Ends, fit_many
 from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
@@ -50,6 +52,9 @@ _DOUBT = 5.0
 
 _ALIKE = 1e-6
 """Relative difference of two costs on the sample that is none, given how far fits of the sample go."""
+
+_ROUNDING = 1e-6
+"""Residual beside the scatter of y that is none, where a model fits without noise."""
 
 _MOST = 200
 """Steps after which a fit of the sample is left where it is."""
@@ -106,15 +111,16 @@ def search(
         run.search = Searched(starts, few.rows, screened, nothing, sample.block.rows, Ends.unseen(0, p), nothing)
     now, p = run.search, run.search.starts.shape[1]
     solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
+    floor = _floor(kernel.reduce_block(problem.objective, sample.block, problem.parameters.start, None))
     screen = Explorer(problem.shipped, solver, abreast=problem.objective.jacobian != "numeric")
     _explore(problem.executor, screen, few, now.starts, "screened", bar, run)
     now = run.search
     if not len(now.chosen):
-        chosen = np.array([group[0] for group in distinct(now.screened, now.rows)[:SURVIVORS]], np.int64)
+        chosen = np.array([group[0] for group in distinct(now.screened, now.rows, floor)[:SURVIVORS]], np.int64)
         now = run.search = dataclasses.replace(now, chosen=chosen, fitted=Ends.unseen(len(chosen), p))
     follow = dataclasses.replace(screen, abreast=False)
     _explore(problem.executor, follow, sample.block, now.screened.theta[now.chosen], "fitted", bar, run)
-    finalists = np.array(_finalists(problem.objective, sample.block, run.search), np.int64)
+    finalists = np.array(_finalists(problem.objective, sample.block, run.search, floor), np.int64)
     run.search = dataclasses.replace(run.search, finalists=finalists)
     return run.search
 
@@ -162,18 +168,18 @@ def ends_of(states: Sequence[State | None], solver: TrustRegion) -> Ends:
     return found
 
 
-def distinct(ends: Ends, rows: int) -> list[list[int]]:
+def distinct(ends: Ends, rows: int, floor: float = 0.0) -> list[list[int]]:
     """Put together the ends that are one minimum, the lowest minimum and its lowest end first.
 
     Two are one where they lie within a standard error of each other in the metric of the lower, or nowhere apart by
-    more than a millionth of their size. Ends that are not finite are in no minimum.
+    more than a millionth of their size. Ends that are not finite are in no minimum. No s² is less than `floor`.
     """
     p = ends.theta.shape[1]
     minima: list[list[int]] = []
     order = np.argsort(ends.cost, kind="stable")
     for i in order[np.isfinite(ends.cost[order])].tolist():
         for group in minima:
-            if apart(ends, group[0], ends.theta[i], rows - p) <= 1.0:
+            if apart(ends, group[0], ends.theta[i], rows - p, floor) <= 1.0:
                 group.append(i)
                 break
         else:
@@ -181,23 +187,29 @@ def distinct(ends: Ends, rows: int) -> list[list[int]]:
     return minima
 
 
-def apart(ends: Ends, i: int, theta: Vector, dof: int) -> float:
+def apart(ends: Ends, i: int, theta: Vector, dof: int, floor: float = 0.0) -> float:
     """Return how many standard errors `theta` (p,) lies away from an end; 0 where they differ by rounding only."""
     move = theta - ends.theta[i]
     if (np.abs(move) <= 1e-6 * np.maximum(np.abs(theta), np.abs(ends.theta[i]))).all():
         return 0.0
     square = float(move @ ends.curvature[i] @ move)
-    unit = 2.0 * float(ends.cost[i]) / max(dof, 1)
+    unit = max(2.0 * float(ends.cost[i]) / max(dof, 1), floor)
     return float(np.sqrt(max(square, 0.0) / unit)) if unit > 0 else np.inf
 
 
-def _finalists(objective: Objective, block: Block, found: Searched) -> list[int]:
+def _floor(reduction: Reduction) -> float:
+    """Return the least s² that tells two minima apart: that of residuals which are rounding beside y."""
+    square = _ROUNDING**2 * reduction.spread + (4.0 * EPS * reduction.mean) ** 2 * reduction.weight
+    return float(square) / max(reduction.rows, 1)
+
+
+def _finalists(objective: Objective, block: Block, found: Searched, floor: float) -> list[int]:
     """Return the places of the fitted minima that may be the lowest over all rows."""
-    minima = [group[0] for group in distinct(found.fitted, found.sample_rows)]
+    minima = [group[0] for group in distinct(found.fitted, found.sample_rows, floor)]
     if not minima:
         return []
     cost = found.fitted.cost
-    few = _leaders(found.screened, found.rows).tolist()
+    few = _leaders(found.screened, found.rows, floor).tolist()
     alike = [i for i in minima if cost[i] <= (1.0 + _ALIKE) * cost[minima[0]]]
     alike.sort(key=lambda i: few.index(found.chosen[i]))  # of equal ones that to which the earliest start leads
     least = row_costs(objective, block, found.fitted.theta[alike[0]])
@@ -223,13 +235,14 @@ def row_costs(objective: Objective, block: Block, theta: Vector) -> Vector:
 
 
 def judge(
-    names: Sequence[str], searched: Searched, team: Sequence[State], solver: TrustRegion, rows: int
+    names: Sequence[str], searched: Searched, team: Sequence[State], solver: TrustRegion, reduction: Reduction
 ) -> tuple[pd.DataFrame, str]:
-    """Return a table of where every start has led, and a sentence, given how the minima ended that saw all rows."""
+    """Return a table of where every start has led, and a sentence, given how the minima ended on all rows."""
     finalists = searched.finalists.tolist()[: len(team)]  # all of them, but for what older versions have written
     last = ends_of([None if state.point is None else state for state in team], solver)
-    stages = ((searched.screened, searched.rows), (searched.fitted, searched.sample_rows), (last, rows))
-    few, sample, every = (_leaders(ends, count) for ends, count in stages)
+    stages = ((searched.screened, searched.rows), (searched.fitted, searched.sample_rows), (last, reduction.rows))
+    floor = _floor(reduction)
+    few, sample, every = (_leaders(ends, count, floor) for ends, count in stages)
     place = {int(start): i for i, start in enumerate(searched.chosen)}
     ways: list[list[tuple[int, int]]] = []  # of each start: its minimum among few rows, on the sample, on all rows
     for leader in few.tolist():
@@ -249,20 +262,23 @@ def judge(
         line |= dict(zip(names, ends.theta[at].tolist(), strict=True))
         line |= {"cost": float(ends.cost[at]), "rows": count, "minimum": minima.index(way[-1]) if way else -1}
         lines.append(line | {"status": Status.of(int(ends.status[at])).name})
-    said = _sentence(ways, minima, stages) if minima else f"None of {len(ways)} starts led anywhere."
+    said = _sentence(ways, minima, stages, floor) if minima else f"None of {len(ways)} starts led anywhere."
     return starts_frame({name: [line[name] for line in lines] for name in lines[0]}), said
 
 
-def _leaders(ends: Ends, rows: int) -> npt.NDArray[np.int64]:
+def _leaders(ends: Ends, rows: int, floor: float) -> npt.NDArray[np.int64]:
     """Return the number of the lowest end of each end's minimum; -1 for none."""
     found = np.full(len(ends.cost), -1)
-    for group in distinct(ends, rows):
+    for group in distinct(ends, rows, floor):
         found[group] = group[0]
     return found
 
 
 def _sentence(
-    ways: Sequence[Sequence[tuple[int, int]]], minima: Sequence[tuple[int, int]], stages: Sequence[tuple[Ends, int]]
+    ways: Sequence[Sequence[tuple[int, int]]],
+    minima: Sequence[tuple[int, int]],
+    stages: Sequence[tuple[Ends, int]],
+    floor: float,
 ) -> str:
     """Say how often the lowest minimum was found, and how far the next is."""
     mine = [way for way in ways if way and way[-1] == minima[0]]
@@ -273,6 +289,6 @@ def _sentence(
     ends, (own_ends, rows) = stages[stage][0], stages[own_stage]
     least = min(ends.cost[way[stage][1]] for way in mine)
     ratio = float(ends.cost[at] / least) if least > 0 else np.inf
-    distance = apart(own_ends, own, ends.theta[at], rows - own_ends.theta.shape[1])
+    distance = apart(own_ends, own, ends.theta[at], rows - own_ends.theta.shape[1], floor)
     cost = "the same cost" if ratio < 1 + 1e-9 else f"{ratio:.4g} times the cost"
     return f"{said}; the next lies {distance:.3g} standard errors away, at {cost}."

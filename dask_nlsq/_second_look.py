@@ -8,6 +8,7 @@ answer was a local minimum.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from dask_nlsq._lockstep import fitted, lockstep
 from dask_nlsq._minimise import minimise
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
+from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
 from dask_nlsq._sample import Sample
@@ -34,12 +36,19 @@ _REACH = 0.2
 _MOST = 50
 """Sweeps after which a perturbed start is given up."""
 
+_LIMITS = (Status.CALLBACK, Status.TIME_LIMIT, Status.MAX_NFEV)
+
 _ALIKE = 1e-6
 """Relative difference of two costs that is none."""
 
 
 def look_again(
-    problem: Problem, solver: TrustRegion, state: State, block: Block | None, bar: Progress
+    problem: Problem,
+    solver: TrustRegion,
+    state: State,
+    block: Block | None,
+    bar: Progress,
+    deadline: float | None = None,
 ) -> tuple[Vector | None, str]:
     """Fit from perturbed starts; return a better one where there is one, and what was found in words.
 
@@ -57,7 +66,9 @@ def look_again(
     size = np.maximum(np.abs(theta), state.point.factor.spread)
     moves = np.random.default_rng(0).normal(0.0, _REACH, (STARTS, len(theta))) * size
     starts = [theta, *np.clip(theta + moves, solver.lower, solver.upper)]
-    ends = lockstep(problem, [fitted(solver, start) for start in starts], bar)
+    ends = lockstep(problem, [fitted(solver, start, deadline) for start in starts], bar)
+    if deadline is not None and time.monotonic() > deadline:
+        return None, "The time limit ended the look from perturbed starts."
     found = [final(end, solver.lower, solver.upper) if end is not None and end.status else None for end in ends]
     least = found[0][1] if found[0] is not None else np.inf
     reduction = state.point.reduction
@@ -78,20 +89,22 @@ def second_look(
     state: State,
     sample: Sample | None,
     bar: Progress,
+    deadline: float | None,
     callback: Callable[[OptimizeResult], Any] | None,
 ) -> tuple[State, list[float], str]:
     """Try the answer from perturbed starts, and go on from a lower minimum where all rows agree that it is lower."""
-    better, note = look_again(problem, solver, state, None if sample is None else sample.block, bar)
+    better, note = look_again(problem, solver, state, None if sample is None else sample.block, bar, deadline)
     if better is None:
         return state, [], note
     assert state.point is not None
     try:
-        second, seconds = minimise(problem, solver, better, bar, callback)
+        second, seconds = minimise(problem, solver, better, bar, deadline, callback)
     except NlsqError as error:
         return state, [], f"A perturbed start led lower on a sample, but not on all rows: {error}"
     history = (*state.history, *second.history)
     lower = second.point is not None and second.point.reduction.cost < state.point.reduction.cost
     if second.status is None or not second.status.success or not lower:
-        note = "A perturbed start led lower on a sample, but not on all rows."
+        note = "A perturbed start led lower on a sample, but not on all rows"
+        note += f", as far as it went ({second.status.name})." if second.status in _LIMITS else "."
         return dataclasses.replace(state, history=history), seconds, note
     return dataclasses.replace(second, history=history), seconds, note

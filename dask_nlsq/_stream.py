@@ -304,7 +304,7 @@ def target(names: Sequence[str], precision: Any) -> Callable[[Vector, Vector], b
     if precision is None:
         return None
     asked = list(precision.values()) if isinstance(precision, Mapping) else [precision]
-    if not asked or not all(isinstance(v, (int, float)) and v > 0 for v in asked):
+    if not asked or not all(isinstance(v, (int, float, np.number)) and v > 0 for v in asked):
         raise NlsqError(f"precision is {precision!r}; a number above 0, or some by name, is needed.")
     if isinstance(precision, Mapping):
         if unknown := [name for name in precision if name not in names]:

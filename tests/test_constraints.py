@@ -1,6 +1,7 @@
 """Fixed, tied and bounded parameters, priors, robust losses, the sandwich, and ways to stop early."""
 
 import dataclasses
+import types
 
 import dask.dataframe as dd
 import jax.numpy as jnp
@@ -338,6 +339,13 @@ def test_of_two_attempts_the_lower_is_the_answer(p0, stopped_after):
 
     result = dask_nlsq.fit(saturating, x, y, p0=p0, callback=callback, client=False)
     assert result.cost <= 1.01 * result.history["cost"].min()
+
+
+def test_a_time_limit_ends_a_second_look(monkeypatch):
+    for room in ("_lockstep", "_second_look"):
+        monkeypatch.setattr(f"dask_nlsq.{room}.time", types.SimpleNamespace(monotonic=lambda: np.inf))
+    result = rows().nlsq.fit(decay, p0=START, goal="quality", time_limit=3600.0)
+    assert result.success and result.notes[-1] == "The time limit ended the look from perturbed starts."
 
 
 def test_a_time_limit_in_a_second_attempt_forgets_neither():

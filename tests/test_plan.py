@@ -311,13 +311,28 @@ def test_presets_are_settings():
         assert WorkflowConfig.from_preset(name) == WorkflowConfig.from_dict(config.to_dict())
 
 
+def test_numbers_of_numpy_are_numbers():
+    t, y = decay_rows(200)
+    options = {"p0": [2, 1, 0.3], "bounds": ([0, 0, -2], [9, 9, 2]), "n_starts": 4, "seed": 3, "max_nfev": 50}
+    one = dask_nlsq.fit(decay, t, y, **options)
+    two = dask_nlsq.fit(decay, t, y, **{name: np.array(value) for name, value in options.items()})
+    assert (one.popt == two.popt).all() and one.notes == two.notes
+    assert WorkflowConfig(time_limit=np.float32(0.5)) == WorkflowConfig(time_limit=0.5)
+    dask_nlsq.fit(decay, t, y, p0=[2, 1, 0.3], precision=np.float32(0.5), client=False)
+
+
 UNKNOWN = [
     (lambda: WorkflowConfig(tier="cnked"), "chunked"),
     (lambda: WorkflowConfig.from_dict({"teir": 1}), "teir"),
     (lambda: WorkflowConfig.from_preset("quick"), "fast"),
     (lambda: WorkflowConfig(cache="disk"), "persist"),
     (lambda: WorkflowConfig(memory_limit="much"), "4 GB"),
-    (lambda: WorkflowConfig(max_nfev=0), "at least one"),
+    (lambda: WorkflowConfig(memory_limit=[1]), "4 GB"),
+    (lambda: WorkflowConfig(max_nfev=0), "max_nfev is 0; 1 is the least"),
+    (lambda: WorkflowConfig(max_nfev="5"), "max_nfev is '5'; a whole number"),
+    (lambda: WorkflowConfig(n_starts=4.5), "n_starts is 4.5; a whole number"),
+    (lambda: WorkflowConfig(time_limit="soon"), "time_limit is 'soon'; a number"),
+    (lambda: WorkflowConfig(ftol=np.nan), "ftol is nan; a number"),
     (lambda: dask_nlsq.fit(decay, [1.0], [1.0], config=3), "mapping"),
     (lambda: dask_nlsq.fit(decay, [1.0], [1.0], workflow="hpc"), "have none on at least one side"),
     (lambda: dask_nlsq.fit(decay, [1.0], [1.0], cache="disk"), "persist"),

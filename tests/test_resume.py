@@ -339,6 +339,17 @@ def test_other_values_are_refused_by_what_partitions_held(ended):
     assert dask_nlsq.fit(**SAME, checkpoint=ended).success
 
 
+def test_sets_in_filters_have_no_order(tmp_path):
+    """Their order is another one in each process."""
+    frame = pd.DataFrame({"t": T, "y": Y, "site": np.array(list("abcd"))[np.arange(N) % 4]})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from resumed import dask_nlsq, decay; dask_nlsq.fit(decay, "
+    code += "data='rows.parquet', p0=[2, 1, 0.3], checkpoint='run', filters=[('site', 'in', {'a', 'b', 'c'})])"
+    for seed in "123":
+        environ = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", code, Path(__file__).parent], cwd=tmp_path, env=environ, check=True)
+
+
 def test_a_changed_helper_is_another_model(tmp_path, monkeypatch):
     dask_nlsq.fit(**SAME | {"model": with_helper}, checkpoint=tmp_path)
     monkeypatch.setattr(sys.modules[__name__], "scaled", lambda t: 1.0000001 * t)

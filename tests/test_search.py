@@ -17,7 +17,7 @@ from scipy.optimize import least_squares
 from test_stream import Reader, frame
 
 import dask_nlsq
-from dask_nlsq import BoundsError, Checkpoints, FitResult, Model, NlsqError, Status, SweepError
+from dask_nlsq import BoundsError, Checkpoints, DataError, FitResult, Model, NlsqError, Status, SweepError
 from dask_nlsq._minimise import race
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.many import Ends, fit_many
@@ -332,6 +332,19 @@ def test_a_start_where_the_model_is_not_finite_is_listed_as_such():
     result = dask_nlsq.fit(model, t, y, p0=[1, 1], bounds=([0, -5], [10, 5]), n_starts=32)
     bad = result.starts[result.starts["p0_rate"] < 0]
     assert result.success and len(bad) and set(bad["status"]) == {"NOT_FINITE"} and set(bad["minimum"]) == {-1}
+
+
+def test_without_noise_ends_that_differ_by_rounding_are_one_minimum():
+    t = np.linspace(0, 5, 500)
+    options = {"p0": [1, 1, 0.5], "bounds": ([0, 0, -2], [9, 9, 2]), "n_starts": 16}
+    result = dask_nlsq.fit(decay, t, 2.5 * np.exp(-1.3 * t), **options)
+    assert set(result.starts["minimum"]) == {0} and "and none to another" in " ".join(result.notes)
+
+
+def test_no_rows_is_said_of_a_search_too():
+    t, y = decay_rows(50)
+    with pytest.raises(DataError, match="no rows to fit"):
+        dask_nlsq.fit(decay, t, y * np.nan, nan_policy="omit", bounds=([0, 0, -2], [9, 9, 2]), n_starts=8)
 
 
 @pytest.mark.filterwarnings("ignore::dask_nlsq.NlsqWarning")

@@ -137,7 +137,10 @@ def _held(names: Sequence[str], fixed: Any, values: Mapping[str, float]) -> dict
     fixed = [fixed] if isinstance(fixed, str) else fixed
     held = dict(fixed) if isinstance(fixed, Mapping) else {name: values.get(name, np.nan) for name in fixed}
     _known(names, held, "fixed")
-    held = {name: float(value) for name, value in held.items()}
+    try:
+        held = {name: float(value) for name, value in held.items()}
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"Fixed parameters must be numbers; they are {held}.") from error
     if not np.isfinite(list(held.values())).all():
         raise ModelError(f"Fixed parameters must be finite; they are {held}.")
     return held
@@ -159,7 +162,11 @@ def _ties(names: Sequence[str], tied: Mapping[str, Any]) -> dict[str, Expression
 def _prior(free: Sequence[str], prior: Mapping[str, Any]) -> Prior:
     _known(free, prior, "prior")
     mean, weight = np.zeros(len(free)), np.zeros(len(free))
-    for name, (centre, sd) in prior.items():
+    for name, pair in prior.items():
+        try:
+            centre, sd = map(float, pair)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"The prior of {name!r} is {pair!r}; a mean and a deviation are needed.") from error
         if not (np.isfinite(centre) and sd > 0):
             raise ModelError(f"The prior of {name!r} is ({centre}, {sd}); a finite mean and a positive sd are needed.")
         mean[free.index(name)], weight[free.index(name)] = centre, 1.0 / sd

@@ -12,7 +12,7 @@ from dask_nlsq._plan.tiers import (
     WorkflowTier,
     get_memory_tier,
 )
-from dask_nlsq._plan.workflow import PRESETS, SAMPLERS, WorkflowConfig, auto_select_workflow, settle
+from dask_nlsq._plan.workflow import PRESETS, SAMPLERS, WorkflowConfig, auto_select_workflow, settle, whole
 
 __all__ = [
     "BATCHES",
@@ -39,5 +39,6 @@ __all__ = [
     "plot_tiers",
     "schedule",
     "settle",
+    "whole",
     "with_speeds",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,11 +94,12 @@ class WorkflowConfig:
                 object.__setattr__(self, name, member(kind, name, value))
         if self.cache is not None:
             one_of("cache", self.cache, "auto", "persist", "none")
-        if self.max_nfev is not None and self.max_nfev < 1:
-            raise NlsqError(f"max_nfev is {self.max_nfev}; at least one sweep is needed.")
-        for name, least in (("checkpoint_interval", 0), ("checkpoint_every", 1), ("keep", 1), ("n_starts", 1)):
-            if (given := getattr(self, name)) is not None and not given >= least:
-                raise NlsqError(f"{name} is {given}; {least} is the least.")
+        for name in ("max_nfev", "checkpoint_every", "keep", "n_starts"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, whole(name, given, 1))
+        for name in ("ftol", "xtol", "gtol", "time_limit", "checkpoint_interval"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _real(name, given))
         if self.compression is not None:
             one_of("compression", self.compression, "gzip")
         if self.sampler is not None:
@@ -105,7 +107,7 @@ class WorkflowConfig:
         if self.memory_limit is not None:
             try:
                 parse_bytes(self.memory_limit)
-            except ValueError as error:
+            except (ValueError, TypeError, AttributeError) as error:
                 raise NlsqError(
                     f'memory_limit is {self.memory_limit!r}; a number of bytes or a text such as "4 GB" is needed.'
                 ) from error
@@ -169,6 +171,33 @@ def settle(said: WorkflowConfig, config: Any = None, workflow: str | None = None
     ):
         known |= more.to_dict()
     return WorkflowConfig.from_dict(known)
+
+
+def whole(name: str, given: Any, least: int) -> int:
+    """Return a whole number that was given, as Python's.
+
+    Raises
+    ------
+    NlsqError
+        It is none, or too small.
+    """
+    try:
+        found = operator.index(given)
+    except TypeError as error:
+        raise NlsqError(f"{name} is {given!r}; a whole number is needed.") from error
+    if found < least:
+        raise NlsqError(f"{name} is {found}; {least} is the least.")
+    return found
+
+
+def _real(name: str, given: Any) -> float:
+    try:
+        found = float(given)
+    except (TypeError, ValueError):
+        found = float("nan")
+    if not found >= 0:
+        raise NlsqError(f"{name} is {given!r}; a number that is not negative is needed.")
+    return found
 
 
 _T, _G = WorkflowTier, OptimizationGoal
