@@ -29,7 +29,7 @@ from dask_nlsq._peak import peak_memory
 from dask_nlsq._plan import Measured, Plan
 from dask_nlsq._problem import Problem
 from dask_nlsq._profile import Profiler
-from dask_nlsq._result import FitResult
+from dask_nlsq._result import FitResult, columns_of
 from dask_nlsq._sweep import Cluster
 from dask_nlsq._typing import Matrix, Vector
 
@@ -178,7 +178,8 @@ def expand(
 def _sweeps(state: State, names: Sequence[str], seconds: list[float]) -> dict[str, list[Any]]:
     """Return the columns of the history."""
     told = {name: [getattr(record, name) for record in state.history] for name in _TOLD}
-    thetas = {name: [float(record.theta[i]) for record in state.history] for i, name in enumerate(names)}
+    labels = columns_of(names, ("sweep", *_TOLD, "seconds"))
+    thetas = {label: [float(record.theta[i]) for record in state.history] for i, label in enumerate(labels)}
     return told | thetas | {"seconds": seconds}
 
 

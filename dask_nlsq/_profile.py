@@ -28,6 +28,7 @@ from dask_nlsq._numerics.solver.trust_region import TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem, arrange
 from dask_nlsq._progress import Progress
+from dask_nlsq._result.labels import columns_of
 from dask_nlsq._typing import Vector
 
 T = TypeVar("T")
@@ -100,14 +101,16 @@ class Profiler:
             values = estimate.value + np.linspace(-3, 3, 13) / estimate.slope
         tried = np.unique(np.clip(np.asarray(values, float), self.solver.lower[j], self.solver.upper[j]))
         found = self._run([self._conditional(j, value, estimate) for value in tried.tolist()])
-        return pd.DataFrame([self._row(held) for held in found], index=pd.Index(tried, name=name)).drop(columns=name)
-
-    def _row(self, held: Conditional | None) -> dict[str, float]:
         names = self.problem.parameters.names
+        labels = columns_of(names, ("tau", "cost"))
+        own = labels[names.index(name)]
+        rows, index = [self._row(held) for held in found], pd.Index(tried, name=own)
+        return pd.DataFrame(rows, index=index, columns=["tau", "cost", *labels]).drop(columns=own)
+
+    def _row(self, held: Conditional | None) -> list[float]:
         if held is None:
-            return {"tau": np.nan, "cost": np.inf} | dict.fromkeys(names, np.nan)
-        everything = self.problem.objective.expand(held.theta.tolist())
-        return {"tau": held.tau, "cost": held.cost} | {n: float(v) for n, v in zip(names, everything, strict=True)}
+            return [np.nan, np.inf] + [np.nan] * len(self.problem.parameters.names)
+        return [held.tau, held.cost, *map(float, self.problem.objective.expand(held.theta.tolist()))]
 
     def _run(self, searches: Sequence[Search[T]]) -> list[T]:
         problem = self.problem

@@ -34,7 +34,7 @@ from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
-from dask_nlsq._result import starts_frame
+from dask_nlsq._result import columns_of, starts_frame
 from dask_nlsq._run import Run, Searched
 from dask_nlsq._sample import Sample
 from dask_nlsq._sweep import Executor, Failure, Shipped, ship
@@ -254,12 +254,13 @@ def judge(
         ways.append(way)
     answer = (2, int(every[lowest(team)]))
     minima = sorted({way[-1] for way in ways if way}, key=lambda m: (m != answer, -m[0], stages[m[0]][0].cost[m[1]]))
-    lines = []
+    begun, lines = [f"p0_{name}" for name in names], []
+    labels = columns_of(names, ("start", *begun, "cost", "rows", "minimum", "status"))
     for i, (start, way) in enumerate(zip(searched.starts, ways, strict=True)):
         stage, at = way[-1] if way else (0, i)
         ends, count = stages[stage]
-        line = {f"p0_{name}": value for name, value in zip(names, start.tolist(), strict=True)}
-        line |= dict(zip(names, ends.theta[at].tolist(), strict=True))
+        line: dict[str, Any] = dict(zip(begun, start.tolist(), strict=True))
+        line |= dict(zip(labels, ends.theta[at].tolist(), strict=True))
         line |= {"cost": float(ends.cost[at]), "rows": count, "minimum": minima.index(way[-1]) if way else -1}
         lines.append(line | {"status": Status.of(int(ends.status[at])).name})
     said = _sentence(ways, minima, stages, floor) if minima else f"None of {len(ways)} starts led anywhere."

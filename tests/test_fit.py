@@ -13,7 +13,7 @@ from problems import STORES, TRUTH, decay, decay_reference, decay_rows
 from scipy.optimize import curve_fit
 
 import dask_nlsq
-from dask_nlsq import NlsqWarning, Status
+from dask_nlsq import Model, NlsqWarning, Status
 
 
 def assert_equals_scipy(result, reference, parameters=1e-8, errors=1e-8):
@@ -261,6 +261,18 @@ def test_statistics_and_result(tmp_path):
     written["history"]["cost"].clear()  # theirs, and nobody else's
     assert again.to_json() == result.to_json()
     assert len(again.history) == result.nsweeps > 0
+
+
+@pytest.mark.parametrize("name", ["cost", "radius", "seconds", "sweep"])
+def test_the_columns_of_the_history_keep_their_names(name):
+    t, y = decay_rows(100)
+    named, plain = (
+        dask_nlsq.fit(Model.from_expression(f"amplitude * exp(-{rate} * t) + offset", columns=["t"]), t, y).history
+        for rate in (name, "rate")
+    )
+    expected = plain.rename(columns={"rate": f"{name} (parameter)"})
+    pd.testing.assert_frame_equal(named.drop(columns="seconds"), expected.drop(columns="seconds"), check_like=True)
+    assert (named["seconds"] > 0).all() and named.reset_index()["sweep"].tolist() == named.index.tolist()
 
 
 @pytest.mark.parametrize("n", [100, 2500, 10_000])

@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.optimize import brentq, least_squares
 
 import dask_nlsq
-from dask_nlsq import NlsqError
+from dask_nlsq import Model, NlsqError
 
 # Bates & Watts (1988), table A1.3, treated; the intervals are those of R's confint on nls, which interpolates.
 PUROMYCIN = {
@@ -87,6 +87,19 @@ def test_a_curve_holds_one_and_fits_the_others():
         cost, rest = profile_cost(1, value)
         assert row["cost"] == pytest.approx(cost, rel=1e-7)
         np.testing.assert_allclose(row[["amplitude", "offset"]], rest, atol=2e-3 * result.stderr.max())
+
+
+@pytest.mark.parametrize("name", ["tau", "cost"])
+@pytest.mark.parametrize("held", ["rate", "offset"])
+def test_the_columns_of_a_curve_keep_their_names(name, held):
+    named, plain = (
+        dask_nlsq.fit(Model.from_expression(f"amplitude * exp(-{rate} * t) + offset", columns=["t"]), T, Y)
+        for rate in (name, "rate")
+    )
+    found, expected = named.profile(name if held == "rate" else held), plain.profile(held)
+    other = {"rate": f"{name} (parameter)"}
+    expected = expected.rename(columns=other).rename_axis(other.get(held, held))
+    pd.testing.assert_frame_equal(found.reset_index(), expected.reset_index(), check_like=True)
 
 
 def test_all_ends_share_sweeps():

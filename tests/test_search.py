@@ -119,6 +119,22 @@ def test_every_start_is_listed(sampler):
     assert again.starts.equals(table) and again.starts.index.name == "start"
 
 
+@pytest.mark.parametrize("name", ["cost", "status", "start", "p0_amplitude"])
+def test_the_columns_of_the_starts_keep_their_names(name):
+    t, y = decay_rows(200)
+    named, plain = (
+        dask_nlsq.fit(
+            Model.from_expression(f"amplitude * exp(-{rate} * t) + offset", columns=["t"]),
+            *(t, y),
+            bounds={"amplitude": (0, 10), rate: (0.1, 5), "offset": (-1, 1)},
+            n_starts=4,
+        ).starts
+        for rate in (name, "rate")
+    )
+    expected = plain.rename(columns={"rate": f"{name} (parameter)", "p0_rate": f"p0_{name}"})
+    assert named.reset_index()[[*expected.columns]].equals(expected) and named.shape == plain.shape
+
+
 def test_of_equal_minima_that_of_the_given_start_is_the_answer():
     model, t, y, bounds, _ = made("two exponentials")
     for p0, fast in (((2, 0.5, 1, 2), "m"), ((1, 2, 2, 0.5), "k")):

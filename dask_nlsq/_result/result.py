@@ -53,7 +53,8 @@ class FitResult:
     success, status, message
         Whether a stated test holds, which, and in words.
     history : DataFrame
-        One row a sweep: cost, the step that remains in standard errors, damping, whether it was accepted.
+        One row a sweep: cost, the step that remains in standard errors, damping, trust radius, whether it was accepted,
+        the free parameters, seconds. A parameter that is called as another column is ``"NAME (parameter)"``.
     sweeps : dict
         The columns of the history as lists.
     provenance : dict
@@ -66,7 +67,9 @@ class FitResult:
         Commits to the checkpoint that failed, and why.
     starts : DataFrame or None
         Of a search from many starts, one row a start: the start (``p0_…``), where its minimum lies, the cost there and
-        on how many rows that is, the number of the minimum (0 is the answer, -1 none), and how its fit ended.
+        on how many rows that is, the number of the minimum (0 is the answer, -1 none), and how its fit ended. A
+        parameter that is called as another column (``cost``, ``rows``, ``minimum``, ``status``) is ``"NAME
+        (parameter)"``.
 
     Examples
     --------
@@ -152,7 +155,11 @@ class FitResult:
 
     @functools.cached_property
     def history(self) -> pd.DataFrame:
-        """What each sweep taught, the sweeps numbered from 1."""
+        """What each sweep taught, the sweeps numbered from 1.
+
+        A parameter that is called as another column (``cost``, ``step``, ``damping``, ``radius``, ``accepted``,
+        ``seconds``) or as the index (``sweep``) has the column ``"NAME (parameter)"``.
+        """
         return pd.DataFrame(dict(self.sweeps), index=pd.RangeIndex(1, self.nsweeps + 1, name="sweep"))
 
     @property
@@ -274,7 +281,8 @@ class FitResult:
         -------
         DataFrame
             One row a value: ``tau``, the signed root of the rise of :math:`\chi^2` in units of :math:`s^2`, which is
-            linear where the model is; ``cost``; and the other parameters.
+            linear where the model is; ``cost``; and the other parameters, one that is called ``tau`` or ``cost`` as
+            ``"NAME (parameter)"``.
         """
         curve: pd.DataFrame = self._profiler().curve(name, values)
         return curve

@@ -1,0 +1,16 @@
+"""Labels: the names that parameters bear in a table that has columns of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+
+def columns_of(names: Iterable[str], own: Collection[str]) -> list[str]:
+    """Return a label for each parameter; the table's own columns keep their names, so a namesake of one is told apart.
+
+    Examples
+    --------
+    >>> columns_of(["amplitude", "tau"], ["tau", "cost"])
+    ['amplitude', 'tau (parameter)']
+    """
+    return [f"{name} (parameter)" if name in own else name for name in names]
