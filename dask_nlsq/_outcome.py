@@ -110,20 +110,11 @@ def revive(problem: Problem, solver: TrustRegion, state: State, result: FitResul
 def _living(problem: Problem, solver: TrustRegion, state: State, statistics: inference.Statistics) -> dict[str, Any]:
     """Return what of a result lives in the process of the fit."""
     assert state.point is not None
-    theta, cost = final(state, solver.lower, solver.upper)
     return {
         "shipped": problem.shipped,
         "columns": dataclasses.replace(problem.columns, origins=problem.source.info.origins),
         "factor": state.point.factor,
-        "profiler": Profiler(
-            problem=dataclasses.replace(problem, groups=()),
-            solver=dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=TrustRegion.max_nfev),
-            theta=theta,
-            cost=cost,
-            factor=state.point.factor.without(lost(state, solver.absolute_sigma)),
-            s2=1.0 if solver.absolute_sigma else statistics.redchi,
-            dof=statistics.dof,
-        ),
+        "profiler": Profiler.of(problem, solver, state, statistics),
     }
 
 

@@ -24,7 +24,8 @@ from scipy import stats
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._lockstep import Search, fitted, lockstep
 from dask_nlsq._numerics.factor import EPS, Factor
-from dask_nlsq._numerics.solver.trust_region import TrustRegion, final
+from dask_nlsq._numerics.inference import Statistics
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, cost_noise, final, lost
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem, arrange
 from dask_nlsq._progress import Progress
@@ -74,17 +75,39 @@ class Profiler:
     theta: Vector  # (p,), the estimates
     cost: float
     factor: Factor  # at the estimates
-    s2: float
+    noise: float  # what rounding leaves uncertain in the cost
+    s2: float  # never below that: where the data have no noise, their rounding is it
     dof: int
+
+    @classmethod
+    def of(cls, problem: Problem, solver: TrustRegion, state: State, statistics: Statistics) -> Profiler:
+        """Return what profiles the end of a fit."""
+        solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=TrustRegion.max_nfev)
+        at = _centre(solver, state)
+        s2 = max(1.0 if solver.absolute_sigma else statistics.redchi, at["noise"], float(np.finfo(float).tiny))
+        return cls(dataclasses.replace(problem, groups=()), solver, **at, s2=s2, dof=statistics.dof)
+
+    def _settled(self) -> Profiler:
+        """Return the same at the minimum over all rows, where the fit was allowed to stop farther from it."""
+        if (self.solver.tolerance or 0.0) <= _TOLERANCE:
+            return self
+        solver = dataclasses.replace(self.solver, tolerance=_TOLERANCE)
+        (state,) = self._run([fitted(solver, self.theta)])
+        if state is None or state.status is None or not state.status.success:
+            raise NlsqError(
+                'goal="fast" ended this fit before it came to a minimum over all rows, and none was found from there. '
+                "Fit again without it."
+            )
+        return dataclasses.replace(self, solver=solver, **_centre(solver, state))
 
     def intervals(self, level: float) -> dict[str, tuple[float, float]]:
         """Return both ends of the interval of each parameter that is free and determined."""
-        quantile = float(stats.t.ppf(0.5 + level / 2, max(self.dof, 1)))
-        inside = (self.solver.lower < self.theta) & (self.theta < self.solver.upper)
-        known = [j for j in np.flatnonzero(inside).tolist() if self._estimate(j).slope > 0]
+        quantile, at = float(stats.t.ppf(0.5 + level / 2, max(self.dof, 1))), self._settled()
+        inside = (at.solver.lower < at.theta) & (at.theta < at.solver.upper)
+        known = [j for j in np.flatnonzero(inside).tolist() if at._estimate(j).slope > 0]
         if not known:
             return {}
-        ends = self._run([self._end(j, side * quantile) for j in known for side in (-1, 1)])
+        ends = self._run([at._end(j, side * quantile) for j in known for side in (-1, 1)])
         names = self.problem.parameters.free
         return {names[j]: (ends[2 * i], ends[2 * i + 1]) for i, j in enumerate(known)}
 
@@ -93,14 +116,15 @@ class Profiler:
         free = self.problem.parameters.free
         if name not in free:
             raise NlsqError(f"{name!r} is no free parameter of this fit; those are {', '.join(free)}.")
-        j = free.index(name)
-        estimate = self._estimate(j)
+        values = None if values is None else _numbers(name, values)
+        j, at = free.index(name), self._settled()
+        estimate = at._estimate(j)
         if values is None:
             if not estimate.slope > 0:
                 raise NlsqError(f"The data do not determine {name!r}; say with values= where to hold it.")
             values = estimate.value + np.linspace(-3, 3, 13) / estimate.slope
-        tried = np.unique(np.clip(np.asarray(values, float), self.solver.lower[j], self.solver.upper[j]))
-        found = self._run([self._conditional(j, value, estimate) for value in tried.tolist()])
+        tried = np.unique(np.clip(values, self.solver.lower[j], self.solver.upper[j]))
+        found = self._run([at._conditional(j, value, estimate) for value in tried.tolist()])
         names = self.problem.parameters.names
         labels = columns_of(names, ("tau", "cost"))
         own = labels[names.index(name)]
@@ -137,10 +161,13 @@ class Profiler:
         factor, delta = state.point.factor, theta - state.point.theta
         tau = float(np.sign(value - self.theta[j]) * np.sqrt(max(2.0 * (cost - self.cost) / self.s2, 0.0)))
         gradient = float(factor.r[:, j] @ (factor.z + factor.r @ delta))  # of the cost, where the last step has led
-        if cost < self.cost * (1 - 1e-12) - _LOWER * self.s2:
+        if self.cost - cost > 10 * self.noise + _LOWER * self.s2:
+            parameters = self.problem.parameters
+            p0 = dict(zip(parameters.free, theta.tolist(), strict=True)) | dict(parameters.fixed)
             raise NlsqError(
-                f"With {self.problem.parameters.free[j]} = {value:g} the cost is {cost:g}, below that of the fit, "
-                f"{self.cost:g}: the fit had ended in a local minimum. Fit again from p0={theta.tolist()}."
+                f"With {parameters.free[j]} = {value:g} the cost is {cost:g}, below that of the fit, {self.cost:g}: "
+                "the fit had ended in a local minimum, or ftol, xtol or gtol had ended it before it came to one. Fit "
+                f"again from p0={p0}."
             )
         slope = gradient / (self.s2 * tau) if tau else near.slope
         return Conditional(value, tau, slope, theta, _follow(factor, j)[0], cost)
@@ -150,7 +177,7 @@ class Profiler:
         centre = here = inner = self._estimate(j)
         side, reach = float(np.sign(aim)), abs(aim) / centre.slope
         bound = float(self.solver.upper[j] if side > 0 else self.solver.lower[j])
-        far = side * np.inf
+        far, close = side * np.inf, max(_CLOSE, self.noise / self.s2)
         for _ in range(_ROUNDS):
             value = here.value + (aim - here.tau) / here.slope if here.slope > 0 else np.nan
             if np.isfinite(far):
@@ -160,15 +187,17 @@ class Profiler:
                 most = 2.0 * max(abs(inner.value - centre.value), reach)
                 value = centre.value + side * min(abs(value - centre.value) if np.isfinite(value) else most, most)
             value = min(value, bound) if side > 0 else max(value, bound)
-            if abs(inner.value - centre.value) > _FARTHEST * reach or value == inner.value:
+            if abs(inner.value - centre.value) > _FARTHEST * reach:
                 return bound  # τ stays below its aim
+            if value == inner.value:
+                return value  # the bound, or what is left is below rounding
             held = yield from self._conditional(j, value, inner)
             if held is None:
                 far = value
                 continue
             if np.isnan(held.tau):
                 return float("nan")
-            if abs(held.tau - aim) <= _CLOSE and held.slope > 0:
+            if abs(held.tau - aim) <= close and held.slope > 0:
                 return held.value + (aim - held.tau) / held.slope
             if abs(held.tau) < abs(aim):
                 inner = held
@@ -176,6 +205,31 @@ class Profiler:
                 far = value
             here = held
         return float("nan")
+
+
+def _centre(solver: TrustRegion, state: State) -> dict[str, Any]:
+    """Return the end of a fit, and how well its cost is known, as a Profiler holds them."""
+    point = state.point
+    assert point is not None
+    theta, cost = final(state, solver.lower, solver.upper)
+    noise = cost_noise(point.reduction) + 0.5 * point.grain**2
+    return {
+        "theta": theta,
+        "cost": cost,
+        "factor": point.factor.without(lost(state, solver.absolute_sigma)),
+        "noise": noise,
+    }
+
+
+def _numbers(name: str, values: Any) -> Vector:
+    """Return the values at which a parameter is to be held, or refuse them."""
+    try:
+        found = np.asarray(values, float)
+    except (TypeError, ValueError):
+        found = np.empty(0)
+    if not found.size or not np.isfinite(found).all():
+        raise NlsqError(f"values is {values!r:.200}; one or more finite numbers are needed, where to hold {name!r}.")
+    return found
 
 
 def _follow(factor: Factor, j: int) -> tuple[Vector, float]:

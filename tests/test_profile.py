@@ -1,9 +1,12 @@
 """Profile-likelihood intervals: against published figures, against brute force, and where there is no end."""
 
+import ast
 import dataclasses
 import pickle
+import re
 
 import dask.dataframe as dd
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -13,7 +16,7 @@ from scipy import stats
 from scipy.optimize import brentq, least_squares
 
 import dask_nlsq
-from dask_nlsq import Model, NlsqError
+from dask_nlsq import Model, NlsqError, Status
 
 # Bates & Watts (1988), table A1.3, treated; the intervals are those of R's confint on nls, which interpolates.
 PUROMYCIN = {
@@ -152,14 +155,105 @@ def test_a_lower_minimum_on_the_way_is_no_interval():
         stuck.profile("k", [2.0, 3.0])
 
 
+@pytest.mark.parametrize(
+    "constraints",
+    [{}, {"fixed": ["offset"]}, {"bounds": {"offset": (0.5, 0.5)}}, {"tied": {"offset": "k / 4"}}],
+    ids=str,
+)
+def test_the_start_that_an_error_advises_leads_to_the_lower_minimum(constraints):
+    t = np.linspace(0, 6, 60)
+    wave = lambda t, k, offset: jnp.sin(k * t) + offset  # noqa: E731
+    y = np.sin(2 * t) + 0.5 + 0.1 * np.cos(40 * t)
+    with pytest.raises(NlsqError, match="local minimum") as error:
+        dask_nlsq.fit(wave, t, y, p0=[3.3, 0.5], **constraints).profile("k", [2.0])
+    p0 = ast.literal_eval(re.search(r"p0=(\{.*\})", str(error.value))[1])
+    again = dask_nlsq.fit(wave, t, y, p0=p0, **constraints)
+    np.testing.assert_allclose(again.popt, [2.0, 0.5], atol=0.1)
+
+
+EXACT = {  # model, its parameters: data without noise, whose cost is rounding
+    "line": (lambda t, a, b: a + b * t, (1.0, 2.0)),
+    "large": (lambda t, a, b: a + b * t, (1e5, 2.0)),
+    "decay": (decay, (2.5, 1.3, 0.5)),
+    "michaelis": (michaelis, (3.0, 0.7)),
+}
+
+
+@pytest.mark.parametrize("n", [10, 1000])
+@pytest.mark.parametrize("case", EXACT)
+def test_data_without_noise_have_intervals_without_width(case, n):
+    model, truth = EXACT[case]
+    t = np.linspace(0.1, 10, n)
+    with jax.enable_x64(True):
+        y = np.asarray(model(t, *truth))
+    result = dask_nlsq.fit(model, t, y, p0=np.multiply(truth, 1.1))
+    ends = result.conf_int(method="profile")
+    np.testing.assert_allclose(ends, np.transpose([truth, truth]), rtol=1e-9)
+    assert ((ends["lower"] <= result.params) & (result.params <= ends["upper"])).all()
+    tau = result.profile(result.names[0], [0.9 * truth[0], truth[0], 1.1 * truth[0]])["tau"]
+    assert tau.iloc[0] < -100 and abs(tau.iloc[1]) < 1 and tau.iloc[2] > 100
+    assert np.isfinite(result.profile(result.names[0])).all(axis=None)
+
+
+@pytest.mark.parametrize("noise", [1e-13, 1e-11, 1e-9])
+def test_ends_at_the_brink_of_rounding_are_nearly_those_of_the_linear_model(noise):
+    result = dask_nlsq.fit(decay, T, 3 * np.exp(-1.3 * T) + 0.5 + noise * (Y - Y.mean()))
+    found = (result.conf_int(method="profile") - result.conf_int()).div(result.stderr, axis=0)
+    assert np.max(np.abs(found.to_numpy())) < 0.1
+
+
+@pytest.mark.parametrize("options", [{"tier": "streaming"}, {"tier": "chunked"}], ids=str)
+def test_after_a_fast_fit_ends_are_those_around_the_minimum(options):
+    t, y = decay_rows(20_000, seed=3, noise=0.3)
+    frame = dd.from_pandas(pd.DataFrame({"t": t, "y": y}), npartitions=40)
+    exact = frame.nlsq.fit(decay)
+    fast = frame.nlsq.fit(decay, goal="fast", client=False, **options)
+    assert fast.status is (Status.STREAMED if options["tier"] == "streaming" else Status.CONVERGED)
+    ends, expected = (result.conf_int(method="profile") for result in (fast, exact))
+    np.testing.assert_allclose(((ends - expected).T / exact.stderr), 0, atol=2e-3)
+    assert fast.profile("rate", [exact.params["rate"]])["tau"].abs().max() < 2e-3
+
+
 def test_what_cannot_be_profiled():
     result = dask_nlsq.fit(decay, T, Y)
     with pytest.raises(NlsqError, match="no free parameter"):
         result.profile("nope")
     with pytest.raises(NlsqError, match="robust"):
         dask_nlsq.fit(decay, T, Y, loss="huber").conf_int(method="profile")
-    with pytest.raises(NlsqError, match="fit again"):
+    with pytest.raises(NlsqError, match="keeps no data"):
         pickle.loads(pickle.dumps(result)).conf_int(method="profile")
+    with pytest.raises(NlsqError, match="made by a StreamingFitter"):
+        dask_nlsq.StreamingFitter(decay).partial_fit(T, Y).result().profile("rate")
     for arguments in ({"level": 1.5}, {"method": "bootstrap"}):
         with pytest.raises(NlsqError):
             result.conf_int(**arguments)
+
+
+def stop(_):
+    raise StopIteration
+
+
+UNFINISHED = {
+    Status.PRECISION: ({"precision": 0.5, "client": False}, "fit again without it"),
+    Status.MAX_NFEV: ({"max_nfev": 2}, "p0=result"),
+    Status.TIME_LIMIT: ({"time_limit": 0}, "p0=result"),
+    Status.CALLBACK: ({"callback": stop}, "p0=result"),
+}
+
+
+@pytest.mark.parametrize("status", UNFINISHED)
+def test_a_fit_that_came_to_no_minimum_of_all_rows_is_not_profiled(status):
+    t, y = decay_rows(20_000)
+    options, remedy = UNFINISHED[status]
+    frame = dd.from_pandas(pd.DataFrame({"t": t, "y": y}), npartitions=50)
+    result = frame.nlsq.fit(decay, p0=[30.0, 10.0, 5.0], **options)
+    assert result.status is status
+    for ask in (lambda: result.profile("rate"), lambda: result.conf_int(method="profile")):
+        with pytest.raises(NlsqError, match=remedy):
+            ask()
+
+
+@pytest.mark.parametrize("values", [[], "x", ["x"], [1.0, np.nan], [np.inf], [None], [[1.0], [1.0, 2.0]], {}], ids=repr)
+def test_values_that_are_no_numbers_are_refused(values):
+    with pytest.raises(NlsqError, match="finite numbers are needed, where to hold 'rate'"):
+        dask_nlsq.fit(decay, T, Y).profile("rate", values)

@@ -6,11 +6,5 @@ from collections.abc import Collection, Iterable
 
 
 def columns_of(names: Iterable[str], own: Collection[str]) -> list[str]:
-    """Return a label for each parameter; the table's own columns keep their names, so a namesake of one is told apart.
-
-    Examples
-    --------
-    >>> columns_of(["amplitude", "tau"], ["tau", "cost"])
-    ['amplitude', 'tau (parameter)']
-    """
+    """Return a label for each parameter, another than those of the columns that the table has of its own."""
     return [f"{name} (parameter)" if name in own else name for name in names]

@@ -233,7 +233,9 @@ class FitResult:
             "t" is :math:`\hat\theta \pm t_\nu s_{\hat\theta}`, at no cost. "profile" ends where the cost, minimised
             over all other parameters, has risen by :math:`\tfrac12 s^2 t_\nu^2` (Bates & Watts,
             `doi:10.1002/9780470316757 <https://doi.org/10.1002/9780470316757>`_); it sees how the model bends, is
-            the same however the model is parametrised, and takes some sweeps that all ends share.
+            the same however the model is parametrised, and takes some sweeps that all ends share; after
+            ``goal="fast"`` they begin with those that still lead to the minimum. Where :math:`s^2` is below what
+            rounding leaves uncertain in the cost, that counts in its place.
 
         Returns
         -------
@@ -244,7 +246,8 @@ class FitResult:
         Raises
         ------
         NlsqError
-            There is no profile: a robust loss, or a result from a file; or a better minimum was found on the way.
+            There is no profile: a robust loss, a fit that did not converge or that ``precision=`` ended early, a result
+            that keeps no data; or a better minimum was found on the way.
 
         Examples
         --------
@@ -275,7 +278,8 @@ class FitResult:
         name : str
             A free parameter.
         values : sequence of float, optional
-            Where to hold it; by default 13 values within three standard errors. All of them share sweeps.
+            Where to hold it, on the bound for values beyond one; by default 13 values within three standard errors. All
+            of them share sweeps.
 
         Returns
         -------
@@ -283,13 +287,32 @@ class FitResult:
             One row a value: ``tau``, the signed root of the rise of :math:`\chi^2` in units of :math:`s^2`, which is
             linear where the model is; ``cost``; and the other parameters, one that is called ``tau`` or ``cost`` as
             ``"NAME (parameter)"``.
+
+        Raises
+        ------
+        NlsqError
+            There is no profile, as in `conf_int`, or a better minimum was found on the way; `name` is no free
+            parameter; `values` are not finite numbers, or needed where the data do not determine the parameter.
         """
         curve: pd.DataFrame = self._profiler().curve(name, values)
         return curve
 
     def _profiler(self) -> Any:
         if self.profiler is None:
-            raise NlsqError("This result was read from a file and has no data; fit again to profile.")
+            raise NlsqError(
+                "This result keeps no data: it was read from a file, pickled, or made by a StreamingFitter. A profile "
+                "fits all rows again; fit them with dask_nlsq.fit, and profile what that returns."
+            )
+        if self.status is Status.PRECISION:
+            raise NlsqError(
+                "precision= ended this fit when it had read enough; a profile fits all rows, whose cost is another, so "
+                "fit again without it."
+            )
+        if not self.success:
+            raise NlsqError(
+                f"This fit did not converge, so there is no minimum to profile: {self.message} Go on from p0=result "
+                "with a wider limit, or start elsewhere, until result.success holds."
+            )
         if self.profiler.problem.objective.robust:
             raise NlsqError(
                 "The cost of a robust loss is no likelihood, so its rise has no level to be compared with; use "

@@ -231,7 +231,7 @@ class TrustRegion:
             return 1.0
         actual = state.point.reduction.cost - reduction.cost
         predicted = state.proposal.predicted
-        if max(abs(actual), predicted) <= _cost_noise(state.point.reduction):
+        if max(abs(actual), predicted) <= cost_noise(state.point.reduction):
             return 1.0
         return actual / predicted if predicted > 0 else -1.0
 
@@ -270,7 +270,7 @@ class TrustRegion:
         reach = point.radius if state.proposal is None else lapack.norm(point.scale * state.proposal.delta)
         radius = 0.25 * min(point.radius, reach)
         vanished = radius <= 4 * EPS * lapack.norm(point.scale * point.theta)
-        noise = 100 * _cost_noise(point.reduction)  # the estimate is one of size only
+        noise = 100 * cost_noise(point.reduction)  # the estimate is one of size only
         rise = reduction.cost - point.reduction.cost
         hidden = state.proposal is not None and max(rise, state.proposal.predicted) <= noise
         return dataclasses.replace(
@@ -311,7 +311,7 @@ class TrustRegion:
                 return Status.CONVERGED
         if now.newton.length <= _residual_noise(now.reduction) * math.sqrt(now.factor.p) + now.grain:
             return Status.ROUNDING
-        if patience <= 0 and now.newton.predicted <= _cost_noise(now.reduction):
+        if patience <= 0 and now.newton.predicted <= cost_noise(now.reduction):
             return Status.ROUNDING
         return self._scipy_tests(before, now, gain)
 
@@ -431,7 +431,7 @@ def _residual_noise(reduction: Reduction) -> float:
     return 4.0 * EPS * math.sqrt(square)
 
 
-def _cost_noise(reduction: Reduction) -> float:
+def cost_noise(reduction: Reduction) -> float:
     """Return what rounding leaves uncertain in the cost: of the summation, and of each residual."""
     each = _residual_noise(reduction)
     norm = math.sqrt(2.0 * reduction.cost)
