@@ -46,6 +46,13 @@ def test_untraceable_models_equal_scipy(model, tmp_path):
     np.testing.assert_allclose(result.predict(T), with_numpy(T, *result.popt), rtol=1e-14)
 
 
+def test_columns_of_float32_are_predicted_in_float64():
+    t = np.linspace(0, 100, 400, dtype="f4")
+    with pytest.warns(NlsqWarning, match="cannot be traced"):
+        result = dask_nlsq.fit(lambda t, a, b: a * np.exp(b * t), t, 2 * np.exp(t.astype("f8")), p0=[2.0, 1.0])
+    np.testing.assert_allclose(result.predict(t), 2 * np.exp(t.astype("f8")), rtol=1e-9)
+
+
 def test_an_untraceable_model_is_an_error_where_jax_is_asked_for():
     with pytest.raises(ModelError, match="cannot be traced"):
         dask_nlsq.fit(with_numpy, T, Y, jac="jax")

@@ -130,7 +130,7 @@ def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
     """Evaluate the model at every row of a block, with all its parameters; shape (rows,)."""
     if objective.jacobian == "numeric":
         with jax.enable_x64(True):
-            return numeric.values(objective, block.x, theta.tolist())
+            return numeric.values(objective, block.wide().x, theta.tolist())
     parts, size = [np.empty(0)], SLABS[0] if block.rows <= SLABS[0] else SLABS[1]
     with jax.enable_x64(True):
         for _, slab in slabs([block.wide()], size, TILE):
