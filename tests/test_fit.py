@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 import zarr
 from problems import STORES, TRUTH, decay, decay_reference, decay_rows
 from scipy.optimize import curve_fit
 
 import dask_nlsq
-from dask_nlsq import Model, NlsqWarning, Status
+from dask_nlsq import DataError, Model, NlsqWarning, Status
 
 
 def assert_equals_scipy(result, reference, parameters=1e-8, errors=1e-8):
@@ -302,6 +303,156 @@ def test_predict_is_lazy_where_the_data_are(tmp_path):
     np.testing.assert_allclose(array.compute(), expected, rtol=1e-14)
     np.testing.assert_allclose(result.predict(t), expected, rtol=1e-14)
     np.testing.assert_allclose(result.predict({"t": t}), expected, rtol=1e-14)
+
+
+def surface(t, u, a, b):
+    return a * t + b * jnp.square(u)
+
+
+ONE, TWO = np.random.default_rng(0).uniform(0, 3, (2, 5000))
+PAIR = dd.from_pandas(pd.DataFrame({"t": ONE, "u": TWO}), npartitions=3)
+
+
+@pytest.fixture(scope="module")
+def two_columns():
+    return dask_nlsq.fit(surface, x=("t", "u"), data={"t": ONE, "u": TWO, "y": 2 * ONE + 3 * TWO**2}, p0=[1, 1])
+
+
+def cut(column, *chunks):
+    return da.from_array(column, chunks=(chunks,) if len(chunks) > 1 else chunks)
+
+
+ALIKE = {
+    "Dask beside NumPy": (cut(ONE, 1000), TWO, da.Array),
+    "NumPy beside Dask": (ONE, cut(TWO, 1000), da.Array),
+    "five chunks beside one": (cut(ONE, 1000), cut(TWO, 5000), da.Array),
+    "one chunk beside five": (cut(ONE, 5000), cut(TWO, 1000), da.Array),
+    "as many chunks, cut elsewhere": (cut(ONE, 1000), cut(TWO, 900, 1100, 1000, 1000, 1000), da.Array),
+    "halves": (cut(ONE, 1000), cut(TWO, 500), da.Array),
+    "Dask beside nullable": (cut(ONE, 1000), pd.array(TWO, dtype="Float64"), da.Array),
+    "Dask beside Zarr": (cut(ONE, 1000), zarr.array(TWO, chunks=(700,)), da.Array),
+    "Dask beside xarray": (cut(ONE, 1000), xr.DataArray(TWO), da.Array),
+    "Zarr": (zarr.array(ONE, chunks=(900,)), zarr.array(TWO, chunks=(700,)), np.ndarray),
+    "xarray": (xr.DataArray(ONE), xr.DataArray(TWO).chunk(1000), np.ndarray),
+    "Series": (PAIR["t"], PAIR["u"], da.Array),
+    "a Series beside NumPy": (PAIR["t"], TWO, da.Array),
+    "a Series beside Dask": (PAIR["t"], cut(TWO, 100), da.Array),
+    "of unknown sizes": (PAIR["t"].values, PAIR["u"].values, da.Array),
+    "of unknown sizes beside known": (PAIR["t"].values, cut(TWO, 1667), da.Array),
+    "Dask beside a number": (cut(ONE, 1000), 3.0, da.Array),
+    "a number beside Dask": (3, cut(TWO, 4000), da.Array),
+    "NumPy beside a number": (ONE, np.float32(3), np.ndarray),
+    "of unknown sizes beside a number": (PAIR["t"].values, np.array(3.0), da.Array),
+    "Dask beside its mean": (cut(ONE, 1000), cut(TWO, 1000).mean(), da.Array),
+    "numbers": (2.0, 3.0, np.ndarray),
+}
+
+
+@pytest.mark.parametrize("form", [lambda t, u: {"u": u, "t": t}, lambda t, u: (t, u)], ids=["mapping", "tuple"])
+@pytest.mark.parametrize(("t", "u", "kind"), ALIKE.values(), ids=ALIKE)
+def test_predict_aligns_its_columns(t, u, kind, form, two_columns):
+    found = two_columns.predict(form(t, u))
+    assert isinstance(found, kind)
+    np.testing.assert_allclose(found, np.atleast_1d(2 * np.asarray(t) + 3 * np.asarray(u) ** 2), rtol=1e-12)
+
+
+FRAME = pd.DataFrame({"t": ONE, "u": TWO})
+UNALIKE = {
+    "NumPy": ({"t": ONE, "u": TWO[:4000]}, r"lengths: \{'t': 5000, 'u': 4000\}"),
+    "one row": ({"t": ONE, "u": TWO[:1]}, r"lengths: \{'t': 5000, 'u': 1\}"),
+    "Dask": ({"t": cut(ONE, 1000), "u": cut(TWO[:4000], 1000)}, r"length; they have \{'t': 5000, 'u': 4000\}"),
+    "Dask beside NumPy": ((cut(ONE, 1000), TWO[:4000]), r"length; they have \{'t': 5000, 'u': 4000\}"),
+    "blocks": ((PAIR["t"].values, cut(TWO, 1000, 3000, 1000)), r"lengths: \{'t': 166\d, 'u': \d000\}"),
+    "unknown beside NumPy": ((PAIR["t"].values, TWO), "compute_chunk_sizes"),
+    "a matrix": ((ONE, TWO.reshape(50, 100)), r"shape \(50, 100\)"),
+    "another name": (
+        {"time": ONE, "u": TWO},
+        "no column 't'; the data has 'time', 'u'.*names that they had in the fit",
+    ),
+    "a row of other names": (pd.Series({"a": 1.0, "b": 2.0}), "no column 't', 'u'; the data has 'a', 'b'"),
+    "a frame without": (FRAME[["u"]], "no column 't'; the data has 'u'"),
+    "a name twice": (FRAME.assign(v=0.0).set_axis(["t", "u", "t"], axis=1), "2 columns are called 't'; rename them"),
+    "a number": (np.float64(2), r"1 arrays were given; the model takes \['t', 'u'\]"),
+    "a Series": (PAIR["t"], "1 arrays were given"),
+}
+
+
+@pytest.mark.parametrize(("data", "said"), UNALIKE.values(), ids=UNALIKE)
+def test_predict_says_what_its_columns_lack(data, said, two_columns):
+    with pytest.raises(DataError, match=said):
+        np.asarray(two_columns.predict(data))
+
+
+def test_predict_takes_a_row_by_name(two_columns):
+    np.testing.assert_allclose(two_columns.predict(pd.Series({"u": 3.0, "t": 2.0})), [2 * 2 + 3 * 3**2])
+
+
+def test_predict_refuses_what_zarr_holds_encoded(two_columns):
+    coded = zarr.array(TWO)
+    coded.attrs["scale_factor"] = 0.1
+    with pytest.raises(DataError, match="encoded") as caught:
+        two_columns.predict({"t": ONE, "u": coded})
+    assert caught.value.column == "u"
+
+
+SINGLES = {
+    "a Dask Series": (PAIR["t"], ONE, dd.Series),
+    "a pandas Series": (FRAME["t"].iloc[::-1], ONE[::-1], pd.Series),
+    "a Series of another name": (PAIR["u"], TWO, dd.Series),
+    "an array in a list": ([ONE], ONE, np.ndarray),
+    "an xarray": (xr.DataArray(ONE), ONE, np.ndarray),
+    "a coordinate": (xr.Dataset(coords={"t": ("t", ONE)}), ONE, np.ndarray),
+    "masked": (np.ma.masked_array([1.0, 2.0], [False, True]), [1.0, np.nan], np.ndarray),
+    "a number": (2.0, [2.0], np.ndarray),
+    "a NumPy number": (np.float64(2.0), [2.0], np.ndarray),
+    "an array of no dimension": (np.array(2.0), [2.0], np.ndarray),
+    "a number by name": ({"t": 2.0}, [2.0], np.ndarray),
+}
+
+
+@pytest.mark.parametrize(("data", "t", "kind"), SINGLES.values(), ids=SINGLES)
+def test_predict_gives_back_the_kind_that_it_took(data, t, kind):
+    found = dask_nlsq.fit(lambda t, a: a * t, ONE, 2 * ONE).predict(data)
+    assert isinstance(found, kind)
+    np.testing.assert_allclose(found, 2 * np.asarray(t), rtol=1e-14)
+    if kind in (dd.Series, pd.Series):
+        pd.testing.assert_index_equal(pd.Index(found.index), pd.Index(data.index))
+
+
+CLOCK = pd.Series(pd.date_range("2026-03-29", periods=400, freq="min", unit="us"), name="t")
+ZONES = {
+    "UTC": CLOCK.dt.tz_localize("UTC"),
+    "Berlin": CLOCK.dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin"),
+    "arrow": CLOCK.astype("timestamp[us][pyarrow]"),
+    "arrow in UTC": CLOCK.dt.tz_localize("UTC").astype("timestamp[us, tz=UTC][pyarrow]"),
+}
+FORMS = {
+    "pandas": lambda when: when.to_frame(),
+    "Dask": lambda when: dd.from_pandas(when.to_frame(), npartitions=3),
+    "Dask Series": lambda when: dd.from_pandas(when, npartitions=3),
+    "mapping": lambda when: {"t": when},
+    "mapping of Dask": lambda when: {"t": dd.from_pandas(when, npartitions=3)},
+    "array": lambda when: when.array,
+    "index": lambda when: pd.Index(when),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("when", ZONES.values(), ids=ZONES)
+def test_predict_counts_from_the_instant_of_the_fit(when, form):
+    seconds = 60.0 * np.arange(400)
+    result = dask_nlsq.fit(lambda t, a: a * t, data=pd.DataFrame({"t": when, "y": 2 * seconds}))
+    np.testing.assert_allclose(result.predict(form(when[100:])), 2 * seconds[100:])
+    np.testing.assert_allclose(result.predict(form(when.where(seconds != 0))), [np.nan, *2 * seconds[1:]])
+    np.testing.assert_allclose(result.predict(when[100]), 2 * seconds[[100]])
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "int64[pyarrow]", "double[pyarrow]"])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_predict_is_nan_where_a_cell_is_missing(dtype, form):
+    result = dask_nlsq.fit(lambda t, a: a * t, ONE, 2 * ONE)
+    found = result.predict(form(pd.Series([1, None, 3], dtype=dtype, name="t")))
+    np.testing.assert_allclose(np.asarray(found, float), [2, np.nan, 6])
 
 
 def test_autotune_is_recorded():

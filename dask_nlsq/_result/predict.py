@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dask.array as da
@@ -11,43 +11,70 @@ import numpy as np
 import pandas as pd
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._sources.columns import Columns
+from dask_nlsq._sources.array import align, is_array
+from dask_nlsq._sources.columns import Columns, check_columns
+from dask_nlsq._sources.frame import is_series
+from dask_nlsq._sources.open import in_dask
+from dask_nlsq._sources.zarr import check_plain, is_zarr
 from dask_nlsq._sweep.shipped import Shipped
 from dask_nlsq._sweep.task import predict_rows
 from dask_nlsq._typing import Vector
 
+_REMEDY = "Columns are taken by the names that they had in the fit; rename them."
+
 
 def predict(shipped: Shipped, theta: Vector, columns: Columns, data: Any) -> Any:
-    """Return the model's values: a Series for a frame, an array for arrays, lazy where `data` is.
+    """Return the model's values: a Series for a frame or a Series, an array for all else; lazy where `data` is.
 
     Parameters
     ----------
-    data : Dask or pandas DataFrame, mapping of arrays, array, or sequence of arrays
-        Columns are taken by name where there are names, else in the order of the fit.
+    data : Dask or pandas DataFrame or Series, mapping of columns, array, number or date, or sequence of columns
+        Columns are taken by name where there are names, else in the order of the fit. A number beside columns stands
+        for a column of it.
     """
+    if isinstance(data, (dd.Series, pd.Series)) and len(columns.x) == 1:
+        data = data.to_frame(name=columns.x[0])
     if isinstance(data, (dd.DataFrame, pd.DataFrame)):
-        missing = [name for name in columns.x if name not in data.columns and name != "index"]
-        if missing:
-            raise DataError(f"There is no column {missing}; the data has {list(data.columns)}.", column=missing[0])
+        present = list(data.columns)
+        check_columns(present, [name for name in columns.x if name in present or name != "index"], remedy=_REMEDY)
     if isinstance(data, dd.DataFrame):
         meta = pd.Series([], dtype="float64", name="predicted")
         return data.map_partitions(_series, shipped, theta, columns, meta=meta)
     if isinstance(data, pd.DataFrame):
         return _series(data, shipped, theta, columns)
-    arrays = _arrays(data, columns.x)
-    if any(isinstance(a, da.Array) for a in arrays):
-        return da.map_blocks(_values, *arrays, shipped=shipped, theta=theta, columns=columns, dtype="f8")
-    return _values(*arrays, shipped=shipped, theta=theta, columns=columns)
+    raw = _raw(data, columns.x)
+    check_plain({name: a for name, a in raw.items() if is_zarr(a)})
+    long = {name: a for name, a in raw.items() if np.ndim(a)}
+    if not any(is_array(a) or is_series(a) for a in long.values()):
+        return _values(*raw.values(), shipped=shipped, theta=theta, columns=columns)
+    arrays = (raw | align(in_dask({name: _numbers(a, name, columns) for name, a in long.items()}))).values()
+    return da.map_blocks(_values, *arrays, shipped=shipped, theta=theta, columns=columns, dtype="f8", meta=np.empty(0))
 
 
-def _arrays(data: Any, names: Sequence[str]) -> list[Any]:
-    if isinstance(data, Mapping):
-        return [data[name] for name in names]
-    if len(names) == 1 and getattr(data, "ndim", 1) == 1 and not isinstance(data, tuple):
-        return [data]
-    if len(data) != len(names):
-        raise DataError(f"{len(data)} arrays were given; the model takes {list(names)}.")
-    return list(data)
+def _raw(data: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return what was given for each column of the model."""
+    if hasattr(data, "keys"):  # a mapping, an xarray Dataset, a Zarr group, or a row of a frame
+        check_columns([*data.keys(), *getattr(data, "coords", ())], names, remedy=_REMEDY)
+        return {name: data[name] for name in names}
+    several = isinstance(data, tuple) or (isinstance(data, list) and data and getattr(data[0], "ndim", 0) == 1)
+    if len(names) == 1 and not several and getattr(data, "ndim", 1) < 2:
+        return {names[0]: data}
+    shape = getattr(data, "shape", (len(data),) if isinstance(data, Sequence) else ())
+    count = 1 if is_series(data) or not shape else shape[0]
+    if count != len(names):
+        raise DataError(f"{count} arrays were given; the model takes {list(names)}. Give one for each, or a mapping.")
+    return dict(zip(names, data, strict=True))
+
+
+def _numbers(a: Any, name: str, columns: Columns) -> Any:
+    """Return what may be of a type of pandas, which Dask arrays do not know, as numbers; a Dask Series lazily."""
+    if is_series(a):
+        return a.map_partitions(_floats, name, columns, meta=pd.Series([], dtype="float64"))
+    return a if is_array(a) or is_zarr(a) else columns.to_float(name, a)
+
+
+def _floats(part: Any, name: str, columns: Columns) -> pd.Series:
+    return pd.Series(columns.to_float(name, part.array), dtype="float64")
 
 
 def _series(frame: Any, shipped: Shipped, theta: Vector, columns: Columns) -> Any:
@@ -57,5 +84,16 @@ def _series(frame: Any, shipped: Shipped, theta: Vector, columns: Columns) -> An
 
 
 def _values(*raw: Any, shipped: Shipped, theta: Vector, columns: Columns) -> Vector:
-    x = tuple(columns.to_float(name, np.atleast_1d(a)) for name, a in zip(columns.x, raw, strict=True))
-    return predict_rows(shipped, theta, x)
+    """Evaluate the model in columns of one length, and numbers, which are repeated to it."""
+    x = {name: columns.to_float(name, a if np.ndim(a) else _one(a)) for name, a in zip(columns.x, raw, strict=True)}
+    rows = {name: len(x[name]) for name, a in zip(columns.x, raw, strict=True) if np.ndim(a)}
+    if len(set(rows.values())) > 1:
+        raise DataError(f"Columns have unlike lengths: {rows}. They must come from rows that belong together.")
+    n = max(rows.values(), default=1)
+    return predict_rows(shipped, theta, tuple(c if name in rows else np.repeat(c, n) for name, c in x.items()))
+
+
+def _one(value: Any) -> Any:
+    """Return a number or date as a column of it."""
+    array = np.atleast_1d(value)
+    return pd.Series(list(array)).array if array.dtype == object else array  # a Timestamp, perhaps of a time zone

@@ -325,12 +325,18 @@ class FitResult:
 
         Parameters
         ----------
-        data : Dask or pandas DataFrame, mapping of arrays, array, or tuple of arrays
-            Where to evaluate: columns by name, or arrays in the order of the fit.
+        data : Dask or pandas DataFrame or Series, mapping of arrays, array, tuple of arrays, or number
+            Where to evaluate: columns by name, or arrays in the order of the fit. They must have the same length, and
+            are cut alike where some are of Dask; a number beside them stands in every row.
 
         Returns
         -------
-        Series or array of the kind of `data`
+        Series for a frame or a Series, otherwise an array; of Dask where a column of `data` is
+
+        Raises
+        ------
+        DataError
+            A column is missing, or columns have unlike lengths; where chunks are of unknown sizes, when it is computed.
         """
         if self.shipped is None or self.columns is None:
             raise NlsqError("This result was read from a file and has no model; evaluate your model at params.")

@@ -22,7 +22,7 @@ from dask_nlsq._sources.source import Info, Source
 
 def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
     """Take arrays of which at least one is a Dask array; the others are cut as it is."""
-    arrays = _align({name: raw[name] for name in columns.names})
+    arrays = align({name: raw[name] for name in columns.names})
     graph: Any = HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays.values()))
     keys = list(zip(*(a.__dask_keys__() for a in arrays.values()), strict=True))
     if not on_workers(graph):  # which Dask's optimisation would forget
@@ -51,14 +51,14 @@ def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
     return Source(partitions, token, info)
 
 
-def _align(raw: dict[str, Any]) -> dict[str, Any]:
+def align(raw: dict[str, Any]) -> dict[str, Any]:
     """Cut every array where the first Dask array is cut."""
     guide_name, guide = next((n, a) for n, a in raw.items() if isinstance(a, da.Array))
     lengths = {name: a.shape[0] for name, a in raw.items()}
     known = {n for n in lengths.values() if not np.isnan(n)}
     unknown = any(np.isnan(n) for n in lengths.values())
     if len(known) > 1:
-        raise DataError(f"x, y and sigma must have the same length; they have {lengths}.")
+        raise DataError(f"Columns must have the same length; they have {lengths}.")
     aligned = {}
     for name, a in raw.items():
         if a.ndim != 1:

@@ -126,13 +126,18 @@ def _since(array: AnyArray, origin: AnyArray) -> Vector:
     return np.asarray((whole - first) / SECOND + rest / SECOND)
 
 
-def check_columns(present: Sequence[str], names: Sequence[str], where: str = "the data") -> None:
-    """Refuse names that the data does not have."""
+def check_columns(
+    present: Sequence[str],
+    names: Sequence[str],
+    where: str = "the data",
+    remedy: str = "Say which to use with x=, y= and sigma=.",
+) -> None:
+    """Refuse names that the data does not have, or has twice."""
     missing = [name for name in names if name not in present]
     if missing:
         raise DataError(
             f"There is no column {', '.join(map(repr, missing))}; {where} has "
-            f"{', '.join(map(repr, present))}. Say which to use with x=, y= and sigma=.",
+            f"{', '.join(map(repr, present))}. {remedy}",
             column=missing[0],
         )
     twice = [name for name in names if list(present).count(name) > 1]

@@ -113,12 +113,12 @@ def _open_arrays(raw: Mapping[str, Any], columns: Columns) -> Source:
         return open_series(raw, columns)
     check_plain({name: a for name, a in raw.items() if is_zarr(a)})
     if any(is_array(a) or is_series(a) or is_zarr(a) for a in raw.values()):
-        return open_array(_in_dask(raw), columns)
+        return open_array(in_dask(raw), columns)
     arrays = {name: a if hasattr(a, "dtype") else np.asarray(a) for name, a in raw.items()}
     return open_memory(arrays, columns, "arrays in memory", tuple(raw))
 
 
-def _in_dask(raw: Mapping[str, Any]) -> dict[str, Any]:
+def in_dask(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that need not be in memory as Dask arrays; what is stays as it is."""
     parts = {a.npartitions for a in raw.values() if is_series(a) or is_array(a)}
     unsized = len(parts) == 1 and all(is_series(a) or (is_array(a) and np.isnan(a.size)) for a in raw.values())
