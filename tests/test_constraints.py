@@ -322,6 +322,33 @@ def test_what_creeps_has_stalled():
     assert 100 < state.nsweeps < 200
 
 
+EDGES = {
+    "root": lambda t, a, d: a + jnp.sqrt(d) * t,
+    "decay": lambda t, a, d: a * np.exp(-1e9 * d * t),
+    "pole": lambda t, a, d: a / (1 + 1e9 * d * t),
+}
+
+
+@pytest.mark.parametrize(("name", "d0", "high"), [("root", 0.04, 1.0), ("decay", 1e-10, 5e-9), ("pole", 0.0, 1e-7)])
+def test_an_optimum_on_a_bound_is_found_or_the_fit_says_that_it_was_not(name, d0, high):
+    """Beyond the bound, or on it, a model or its derivative is not finite; the parameter may be in small units."""
+    t = np.linspace(0, 1, 500)
+    y = 1 + 0.02 * t + np.random.default_rng(0).normal(0, 0.01, 500)
+    y -= (0.04 if name == "root" else 0.0) * t
+    found = dask_nlsq.fit(EDGES[name], t, y, p0=[1, d0], bounds=([0, 0], [2, high]), client=False)
+    expected = np.mean(y)
+    assert not found.success or abs(found.popt[0] - expected) < 0.1 * found.stderr["a"], found
+    assert found.success or name == "root"
+
+
+def test_a_jacobian_of_the_wrong_sign_finds_no_minimum():
+    t, y = decay_rows(500)
+    wrong = lambda t, amplitude, rate, offset: np.stack(  # noqa: E731
+        [-np.exp(-rate * t), amplitude * t * np.exp(-rate * t), -np.ones_like(t)], axis=1
+    )
+    assert not dask_nlsq.fit(decay, t, y, p0=[2, 1, 0.3], jac=wrong).success
+
+
 def saturating(x, a, b, c):
     return a * x**c / (b + x**c)
 

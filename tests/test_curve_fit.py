@@ -248,6 +248,16 @@ def test_a_bound_where_a_parameter_moves_nothing_is_left_again(form):
     assert_allclose(popt, truth, rtol=1e-6)  # on the way the width comes to its bound 0, where the derivative is 0
 
 
+@forms
+def test_a_parameter_in_small_units_may_start_at_its_bound(form):
+    y = np.exp(-2 * LINE_X) + 0.01 * LINE_Y
+    bounds = [0, -1], [1e-7, 1]
+    popt, pcov = form(lambda x, d, c: np.exp(-1e9 * d * x) + c, LINE_X, y, p0=[0.0, 0.0], bounds=bounds)
+    expected = scipy.optimize.curve_fit(lambda x, d, c: np.exp(-d * x) + c, LINE_X, y, p0=[1.0, 0.0])
+    assert_allclose(popt * [1e9, 1], expected[0], rtol=1e-5)
+    assert_allclose(np.sqrt(np.diag(pcov)) * [1e9, 1], np.sqrt(np.diag(expected[1])), rtol=1e-4)
+
+
 def test_fewer_rows_than_parameters_fit_under_trf():
     popt, pcov = curve_fit(
         lambda x, a, b, c: a + b * x + c * x**2, [1.0, 2.0], [3.0, 5.0], method="trf", absolute_sigma=True

@@ -13,6 +13,7 @@ in pieces, so that memory stays at a few columns of a piece.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -33,11 +34,17 @@ _BENT = 1e-4
 """Second difference over the first from which a step is too long: the error of central differences goes with its
 square. With L = f'/f'' the step (ε |θ| L²)^(1/3) balances that error with rounding."""
 
+_BENT_ONCE = 1e-2
+"""Relative change of a slope of one side, when its step is halved, from which the step is too long."""
+
 _DROWNED = 1e-9
 """First difference, relative to f, below which a step is too short: rounding takes more than six of its digits."""
 
-_TRIES = 3
+_TRIES = 5
 """Steps tried for one column."""
+
+_SHORTER = 1e-3
+"""By what a step is shortened that leads to where the model is not finite, or bends on the one side that is."""
 
 
 def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
@@ -149,13 +156,32 @@ def _difference(
     up, down = (values(objective, x, list(objective.expand(t.tolist()))) for t in (ahead, behind))
     both = (up - down) / (ahead[j] - behind[j])
     one_sided = np.where(np.isfinite(up), (up - f) / (ahead[j] - theta[j]), (f - down) / (theta[j] - behind[j]))
-    seen = np.isfinite(both)
+    seen = np.isfinite(both) | ~np.isfinite(f)
+    if not seen.all():
+        return np.where(seen, both, one_sided), _shorter(objective, x, theta, f, j, h, one_sided, ~seen)
     first, second, size = (np.sqrt(np.sum(d * d, where=seen)) for d in (up - down, up - 2 * f + down, f))
     if first <= _DROWNED * size:  # as where the parameter itself is nearly nothing
         h = max(h, _STEP)
     elif second > max(_BENT * first, 1e3 * _EPS * size):
         h *= float(0.5 * _STEP * first / second) ** (2 / 3)
-    return np.where(seen, both, one_sided), h
+    return both, h
+
+
+def _shorter(
+    objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector, j: int, h: float, slope: Vector, rows: Any
+) -> float:
+    """Return the step that suits differences of one side better, which some rows have the slope of."""
+    slope, size, half = slope[rows], float(np.linalg.norm(f[rows])), []
+    if not np.isfinite(slope).all():
+        return _SHORTER * h
+    if h * np.linalg.norm(slope) <= _DROWNED * size:
+        return h
+    for side in (0.5, -0.5):
+        near = theta.copy()
+        near[j] += side * h
+        half.append((values(objective, x, list(objective.expand(near.tolist()))) - f) / (near[j] - theta[j]))
+    there = np.where(np.isfinite(half[0]), *half)[rows]
+    return h if np.linalg.norm(there - slope) <= _BENT_ONCE * np.linalg.norm(there) else _SHORTER * h
 
 
 def _given(objective: Objective, x: tuple[Vector, ...], theta: Vector, rows: int) -> Matrix:

@@ -57,6 +57,9 @@ least often, and the large one finds the way where the small one does not."""
 _FADED = 1e-3
 """Length of a column of J, beside the longest that it has had, from which the model may have stopped responding."""
 
+_NEXT_TO_NOTHING = 0.1
+"""Standard errors that the undamped step may leave where steps are refused for what is below rounding."""
+
 _LEAST_CURVATURE = 0.1
 """Share of the curvature without its negative part that the full one must keep in every direction to be used."""
 
@@ -272,7 +275,9 @@ class TrustRegion:
         vanished = radius <= 4 * EPS * lapack.norm(point.scale * point.theta)
         noise = 100 * cost_noise(point.reduction)  # the estimate is one of size only
         rise = reduction.cost - point.reduction.cost
-        hidden = state.proposal is not None and max(rise, state.proposal.predicted) <= noise
+        least = point.newton.predicted <= noise or point.newton.length <= _NEXT_TO_NOTHING * self._unit(point.reduction)
+        equal = not reduction.finite or rise <= noise
+        hidden = state.proposal is not None and least and equal and state.proposal.predicted <= noise
         return dataclasses.replace(
             state,
             point=dataclasses.replace(point, radius=radius),
