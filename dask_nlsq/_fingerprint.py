@@ -90,8 +90,8 @@ def compare(generation: Generation, own: Mapping[str, Any], *, force: bool = Fal
         What differs is listed.
     """
     there, here = generation.versions, versions()
-    writers = [name for name in here if there.get(name) != here[name] and name != "dask-nlsq"]
-    if differs := _differences(generation.fingerprint, own, strict=not writers):
+    writers = other_writers(there)
+    if differs := differences(generation.fingerprint, own, strict=not writers):
         what = "; ".join(f"{name}: {text}" for name, text in differs.items())
         if not force:
             raise CheckpointMismatch(
@@ -105,7 +105,13 @@ def compare(generation: Generation, own: Mapping[str, Any], *, force: bool = Fal
     return not differs
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], strict: bool) -> dict[str, str]:
+def other_writers(there: Mapping[str, str]) -> list[str]:
+    """Return of what the bits of a model depend on what was of another version there."""
+    return [name for name, own in versions().items() if there.get(name) != own and name != "dask-nlsq"]
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], strict: bool) -> dict[str, str]:
+    """Return what differs between two fits, in words; models may be other programs of the same values if not strict."""
     found = {}
     for name in sorted(set(there) | set(here)):
         one, two = there.get(name), here.get(name)

@@ -23,6 +23,8 @@ from scipy.optimize import OptimizeResult
 from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, warn
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, stop
@@ -223,12 +225,11 @@ def first_look(problem: Problem, reduction: Reduction) -> None:
     """Refuse what the first sweep shows to be hopeless, and warn of what it shows to be rounded."""
     for name in sorted(reduction.rounded):
         warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.")
-    p, start = problem.parameters.p, problem.parameters.start
+    fewest, start = problem.parameters.fewest_rows, problem.parameters.start
     if reduction.rows == 0:
         raise DataError(f"There are no rows to fit ({reduction.dropped} were dropped by the NaN policy).")
-    p -= 0 if problem.parameters.prior is None else int(np.count_nonzero(problem.parameters.prior.weight))
-    if reduction.rows < p:
-        raise TooFewRows(f"There are {reduction.rows} rows for {p} parameters; at least {p} are needed.")
+    if reduction.rows < fewest:
+        raise TooFewRows(f"There are {reduction.rows} rows for {fewest} parameters; at least {fewest} are needed.")
     if not _squares_in_range(problem, reduction):
         raise DataError(
             "The squares of y / sigma lie outside the range of float64, about 1e-290 to 1e290. Rescale y, and sigma "
@@ -262,25 +263,29 @@ def went_silent(problem: Problem, state: State) -> bool:
     gradient is zero and the end is no answer.
     """
     assert state.point is not None
-    theta, parameters = state.point.theta, problem.parameters
     silent = ~state.point.factor.r.any(axis=0)
     if not silent.any():
         return False
     block = draw_sample(problem.executor, problem.groups, len(problem.source.partitions), 1024).block
-    here = _evaluate(problem, block, theta)
+    return speak_elsewhere(problem.objective, problem.parameters, block, state.point.theta, silent)
+
+
+def speak_elsewhere(objective: Objective, parameters: Parameters, block: Block, theta: Vector, silent: Any) -> bool:
+    """Whether parameters that are `silent` (p,), for they move nothing at `theta` (p,), move the model elsewhere."""
+    here = _evaluate(objective, block, theta)
     noise = 1e-9 * np.abs(here[np.isfinite(here)]).max(initial=0.0)
     for values in np.random.default_rng(0).choice([0.0, 1e-9, -1e-9, 1.0, -1.0], (64, len(theta))):
         there = np.where(silent, np.clip(values, parameters.lower, parameters.upper), theta)
-        found = _evaluate(problem, block, there)
+        found = _evaluate(objective, block, there)
         if (np.isfinite(found) & (np.abs(found - here) > noise)).any():
             return True
     return False
 
 
-def _evaluate(problem: Problem, block: Block, theta: Vector) -> Vector:
+def _evaluate(objective: Objective, block: Block, theta: Vector) -> Vector:
     """Return the model at some rows, from the free parameters."""
     with np.errstate(all="ignore"):
-        return kernel.predict_block(problem.objective, block, np.array(problem.objective.expand(theta.tolist()), float))
+        return kernel.predict_block(objective, block, np.array(objective.expand(theta.tolist()), float))
 
 
 def _tell(state: State, seconds: float) -> None:

@@ -23,6 +23,7 @@ from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._minimise import first_look
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import fold
 from dask_nlsq._numerics.request import Request, Whitening
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
@@ -256,7 +257,7 @@ def stream(
     if own.sums is None:
         raise DataError(f"There are no rows to fit ({own.dropped} were dropped by the NaN policy).")
     first_look(problem, own.sums)
-    if not found.settled or not _agrees(problem, online, found, sample):
+    if not found.settled or not agrees(problem.objective, online, own, sample.block):
         note = "A first pass in batches led away from where they were linearised, and was not used."
         return None, [], (note,)
     how = f"{own.batches} batches, each evaluated at an estimate at most {found.staleness} updates old"
@@ -276,14 +277,14 @@ def stream(
     return _unmeasured(state), seconds, (f"One pass came first, in {how}.", *left)
 
 
-def _agrees(problem: Problem, online: Streaming, found: Pass, sample: Sample) -> bool:
-    """Whether the sample lies hardly higher at the end of the pass than at its own minimum, or as noise has it."""
-    here = kernel.reduce_block(problem.objective, sample.block, found.own.theta, None)
-    there = kernel.reduce_block(problem.objective, sample.block, found.own.origin, None)
-    rise = 2.0 * (here.cost - there.cost) / online.spread(found.own) ** 2
+def agrees(objective: Objective, online: Streaming, own: StreamState, block: Block) -> bool:
+    """Whether a sample lies hardly higher at the estimate than where the sums began, or as noise has it."""
+    here = kernel.reduce_block(objective, block, own.theta, None)
+    there = kernel.reduce_block(objective, block, own.origin, None)
+    rise = 2.0 * (here.cost - there.cost) / online.spread(own) ** 2
     if here.finite and here.cost <= _HARDLY * there.cost:
         return True
-    return bool(here.finite and rise <= stats.chi2.isf(_CHANCE, len(found.own.theta)))
+    return bool(here.finite and rise <= stats.chi2.isf(_CHANCE, len(own.theta)))
 
 
 def _unmeasured(state: State) -> State:

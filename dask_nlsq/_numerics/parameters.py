@@ -125,6 +125,11 @@ class Parameters:
         return len(self.free)
 
     @property
+    def fewest_rows(self) -> int:
+        """Rows without which there is no fit: one a free parameter, of which a prior is one; at least 1."""
+        return max(self.p - (0 if self.prior is None else int(np.count_nonzero(self.prior.weight))), 1)
+
+    @property
     def expansion(self) -> Expansion | None:
         """How all parameters follow from the free ones; None where all are free."""
         return Expansion(self.names, self.free, self.fixed, self.tied) if self.fixed or self.tied else None
