@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
+import numbers
 import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from scipy.optimize import OptimizeWarning
 
-from dask_nlsq._checkpoint import Text, archive, from_text, to_text
+from dask_nlsq._checkpoint import Text, archive, from_text, to_text, versions
 from dask_nlsq._descent import descend, optimizer_of
 from dask_nlsq._errors import CheckpointCorrupt, DataError, ModelError, NlsqError, TooFewRows, one_of, warn
+from dask_nlsq._fingerprint import differences, other_writers
+from dask_nlsq._minimise import speak_elsewhere
 from dask_nlsq._numerics import inference, inspection, kernel
 from dask_nlsq._numerics.block import Block, concatenate
+from dask_nlsq._numerics.compiled import once
 from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.program import program
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.reservoir import Drawn, Reservoir
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
-from dask_nlsq._outcome import expand
+from dask_nlsq._outcome import _hardly, expand
 from dask_nlsq._peak import peak_memory
 from dask_nlsq._problem import exact_objective, split, to_model
 from dask_nlsq._result import FitResult
+from dask_nlsq._sample import guess_start
 from dask_nlsq._sources import Columns
+from dask_nlsq._stream import agrees
 from dask_nlsq._sweep import ship
 from dask_nlsq._sweep.task import non_finite
 from dask_nlsq._typing import Matrix, Vector
@@ -88,6 +99,8 @@ class StreamingFitter:
     ------
     ModelError, BoundsError
         As in `fit`.
+    NlsqError
+        ``forget`` or ``method`` is none.
 
     Notes
     -----
@@ -128,7 +141,7 @@ class StreamingFitter:
         names = model.inputs if x is None else (x,) if isinstance(x, str) else tuple(x)
         if not names:
             raise ModelError("An expression needs x=, the names of its columns.")
-        if forget != "auto" and not (isinstance(forget, (int, float)) and 0 < forget <= 1):
+        if not _is_share(forget) and not (isinstance(forget, str) and forget == "auto"):
             raise NlsqError(f'forget is {forget!r}; a number above 0, up to 1, or "auto" is needed.')
         self._model = model.bind(names)
         self._columns = Columns(tuple(names), y, None, nan_policy)  # type: ignore[arg-type]
@@ -159,21 +172,24 @@ class StreamingFitter:
         ----------
         x : array of shape (n,) or (k, n), tuple of arrays, or DataFrame or mapping
             The columns of the model; a frame or mapping holds them by name, the response too.
-        y : array of shape (n,)
-            The response.
-        sigma : array of shape (n,), or str
-            Standard deviation of y, in every batch or in none; in a frame, the name of its column.
+        y : array of shape (n,), optional
+            The response; left out beside a frame, which holds it.
+        sigma : float, array of shape (n,), or str
+            Standard deviation of y, in every batch or in none; in a frame, it may be the name of its column.
 
         Raises
         ------
         DataError
-            Columns of unlike lengths, of no numbers, or with NaN under ``nan_policy="raise"``; the batch is not taken.
+            Columns of unlike lengths, of no numbers, or with NaN under ``nan_policy="raise"``, a sigma that is not
+            positive, or a y beside a frame; the batch is not taken.
+        ModelError
+            The guess fails on the first rows, or the model is not finite at the start; the rows are kept.
         """
         started = time.perf_counter()
         block = self._block(x, y, sigma)
         if self._state is None:
             if block.rows or block.dropped:
-                self._waiting.append(block)
+                self._waiting.append(concatenate([block]))  # a copy: the arrays are the caller's
             if sum(b.rows for b in self._waiting) >= WARM_ROWS * self._parameters.p:
                 self._warm_up()
         else:
@@ -182,8 +198,14 @@ class StreamingFitter:
         return self
 
     def _block(self, x: Any, y: Any, sigma: Any) -> Block:
+        columns = self._columns
         if isinstance(x, (pd.DataFrame, Mapping)):
-            columns = self._columns if sigma is None else dataclasses.replace(self._columns, sigma=sigma)
+            if y is not None:
+                raise DataError(
+                    f"y is read from the frame, which holds it as {columns.y!r}. Leave y out; where another column is "
+                    "the response, name it in StreamingFitter(y=...)."
+                )
+            columns = dataclasses.replace(columns, sigma=sigma if isinstance(sigma, str) else None)
             missing = [name for name in columns.names if name not in x]
             if missing:
                 raise DataError(f"The batch has no column {missing[0]!r}; it has {list(x)}.", column=missing[0])
@@ -192,12 +214,19 @@ class StreamingFitter:
             if y is None:
                 raise DataError("Give x and y, or a frame that holds both.")
             _, arrays = split(self._model, x)
-            if len(arrays) != len(self._columns.x):
-                raise DataError(f"x has {len(arrays)} columns; the model takes {list(self._columns.x)}.")
-            columns = dataclasses.replace(self._columns, sigma=None if sigma is None else "sigma of y")
-            raw = dict(zip(self._columns.x, map(_array, arrays), strict=True)) | {self._columns.y: _array(y)}
-            if sigma is not None:
-                raw["sigma of y"] = _array(sigma)
+            if len(arrays) != len(columns.x):
+                raise DataError(f"x has {len(arrays)} columns; the model takes {list(columns.x)}.")
+            if columns.y in columns.x:
+                columns = dataclasses.replace(columns, y="fitted y")
+            raw = dict(zip(columns.x, map(_array, arrays), strict=True)) | {columns.y: _array(y)}
+        if isinstance(sigma, numbers.Real):
+            constant = float(sigma)
+            if not constant > 0:
+                raise DataError(f"sigma is {constant}; it must be positive.")
+            columns = dataclasses.replace(columns, sigma=constant)
+        elif sigma is not None and columns.sigma is None:
+            columns = dataclasses.replace(columns, sigma="sigma of y")
+            raw["sigma of y"] = _array(sigma)
         if dates := [name for name, values in raw.items() if getattr(getattr(values, "dtype", 0), "kind", "") == "M"]:
             raise DataError("The column holds dates; give seconds since an instant of your own.", column=dates[0])
         block = columns.block(raw)
@@ -219,10 +248,8 @@ class StreamingFitter:
         """Fit the rows that have been gathered, and begin the sums there."""
         block = concatenate(self._waiting)
         parameters = self._parameters
-        if parameters.guessed and self._model.guess is not None:
-            taken = (self._model.columns[name] for name in self._model.inputs or self._model.columns)
-            found = self._model.guess([block.x[i] for places in taken for i in places], block.y)
-            parameters = parameters.with_guess(found, block.rows)
+        if parameters.guessed:
+            parameters = guess_start(self._model, parameters, block)
         inspection.check_rows(self._objective, block, parameters.start)
         starts = [parameters.start]
         if self._optimizer is not None:
@@ -273,7 +300,8 @@ class StreamingFitter:
         return self._solver.strayed(state) / (len(state.theta) * math.log(math.e + state.batches))
 
     def _note(self, state: StreamState) -> None:
-        error = self._solver.factor(state).spread * self._solver.spread(state)
+        factor, s2 = self._solver.factor(state), self._solver.spread(state) ** 2
+        error = np.sqrt(np.diag(inference.covariance(factor, s2, self._side(state) == 0)))
         self._history.append([state.batches, state.rows, state.moved, *state.theta, *error])
         if len(self._history) > HISTORY:  # every other one of the older half is forgotten
             del self._history[: HISTORY // 2 : 2]
@@ -292,39 +320,59 @@ class StreamingFitter:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row an update, older ones thinned: rows seen, the move in standard errors, estimates and their errors."""
-        free = self._parameters.free
-        names = ["batch", "rows", "moved", *free, *(f"{name} stderr" for name in free)]
+        """One row an update, older ones thinned: rows seen, the move in standard errors, estimates and their errors.
+
+        A parameter that is called as one of the other columns is has the column "NAME (parameter)".
+        """
+        free, own = self._parameters.free, ["batch", "rows", "moved"]
+        columns = [f"{name} (parameter)" if name in own else name for name in free]
+        names = [*own, *columns, *(f"{name} stderr" for name in free)]
         return pd.DataFrame(self._history, columns=names).astype({"batch": int, "rows": int}).set_index("batch")
 
     def result(self) -> FitResult:
         """Return what is known so far, as `fit` returns it.
 
         The covariance is that of the sums. ``success`` says that the last batch moved the estimate by less than a
-        standard error, and that it lies no farther from where the batches were linearised than noise explains.
+        standard error, that it lies no farther from where the batches were linearised than noise explains, and that a
+        sample of the rows bears it out; not where parameters are silent that would speak elsewhere.
 
         Raises
         ------
         TooFewRows
-            Fewer rows have come than there are parameters.
+            Fewer rows have come than there are parameters; a prior counts as a row.
+        ModelError
+            The guess fails on the rows that have come, or the model is not finite at the start.
+
+        Warns
+        -----
+        OptimizeWarning
+            The data do not determine some parameters; their variance is infinite.
         """
         if self._state is None or self._state.sums is None:
             rows = sum(block.rows for block in self._waiting)
-            if rows < max(self._parameters.p, 1):
-                raise TooFewRows(f"{rows} rows have come, for {self._parameters.p} parameters.")
+            if rows < (fewest := self._parameters.fewest_rows):
+                raise TooFewRows(
+                    f"{rows} rows have come, for {self._parameters.p} parameters; at least {fewest} are needed."
+                )
             self._warm_up()
         state, solver, parameters = self._state, self._solver, self._parameters
         assert state is not None and state.sums is not None
-        sums, cost, theta = solver.with_prior(state), solver.cost(state), state.theta
-        side = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
+        sums, cost, theta, side = solver.with_prior(state), solver.cost(state), state.theta.copy(), self._side(state)
         believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
         statistics = inference.statistics(sums, cost, int((side == 0).sum()), solver.absolute_sigma, believed)
         statistics = dataclasses.replace(statistics, n_obs=round(statistics.n_obs), dof=round(statistics.dof))
         factor = solver.factor(state)
         s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf
-        popt, pcov, active = expand(
-            parameters, self._objective, theta, inference.covariance(factor, s2, side == 0), side
-        )
+        free_cov = inference.covariance(factor, s2, side == 0)
+        notes = self._notes(state)
+        if held := list(itertools.compress(parameters.free, side)):
+            notes += (f"{', '.join(held)} ended at a bound and was held there; it has no standard error.",)
+        vague = inference.entangled(factor, theta, free_cov, side == 0)
+        if vague.any():
+            notes += (_hardly(list(itertools.compress(parameters.free, vague))),)
+        popt, pcov, active = expand(parameters, self._objective, theta, free_cov, side)
+        if open_ends := list(itertools.compress(parameters.names, np.isinf(np.diag(pcov)))):
+            warn(f"The data do not determine {', '.join(open_ends)}; their variance is infinite.", OptimizeWarning)
         gradient = factor.r.T @ (factor.z + factor.r @ (theta - state.origin))
         return FitResult(
             names=parameters.names,
@@ -336,18 +384,33 @@ class StreamingFitter:
             n_dropped=state.dropped,
             condition_number=factor.condition,
             active_mask=active,
-            status=self._status(state),
+            status=self._status(state, ~np.isfinite(np.diag(free_cov))),
             sweeps={"cost": [cost], "step": [state.moved], "seconds": [self._seconds]},
             provenance=self._provenance(state),
-            notes=self._notes(state),
+            notes=notes,
             shipped=ship(self._objective),
             columns=self._columns,
             factor=factor,
         )
 
-    def _status(self, state: StreamState) -> Status:
+    def _side(self, state: StreamState) -> npt.NDArray[np.int64]:
+        """Return at which bound each free parameter is: -1, 1, or 0 for none."""
+        return np.where(
+            state.theta <= self._parameters.lower, -1, np.where(state.theta >= self._parameters.upper, 1, 0)
+        )
+
+    def _status(self, state: StreamState, open_ends: npt.NDArray[np.bool_]) -> Status:
+        """Judge the estimate, by the sample of the rows too; `open_ends` (p,) are those without a finite variance."""
+        sample = self._sample.drawn.block()
         settled = state.moved <= _SETTLED and self._strayed(state) <= _STRAYED
-        return Status.STREAMED if settled else Status.UNSETTLED
+        if not settled or not agrees(self._objective, self._solver, state, sample):
+            return Status.UNSETTLED
+        silent = open_ends & (kernel.reduce_block(self._objective, sample, state.theta, None).gram.diagonal()[:-1] == 0)
+        if self._solver.prior is not None:
+            silent &= self._solver.prior.weight == 0
+        if silent.any() and speak_elsewhere(self._objective, self._parameters, sample, state.theta, silent):
+            return Status.SILENT
+        return Status.STREAMED
 
     def _provenance(self, state: StreamState) -> dict[str, Any]:
         return {
@@ -383,7 +446,7 @@ class StreamingFitter:
         """
         waiting = concatenate(self._waiting) if self._waiting else None
         saved = _Saved(
-            identity=to_text(self._identity()),
+            identity=to_text(self._identity() | {"versions": versions()}),
             weighted=self._objective.weighted,
             start=self._parameters.start,
             waiting=None if waiting is None else _Rows(np.stack(waiting.wide().columns), waiting.dropped),
@@ -408,14 +471,21 @@ class StreamingFitter:
         fitter = cls(model, **options)
         try:
             saved = archive.load(_Saved, path)
-            there, here = dict(from_text(saved.identity)), fitter._identity()
+            there = dict(from_text(saved.identity))
+            if there.get("free") == list(fitter._parameters.free):
+                fitter._parameters = dataclasses.replace(fitter._parameters, start=saved.start)
+            here = fitter._identity()
         except (CheckpointCorrupt, TypeError, ValueError) as error:
             raise CheckpointCorrupt(f"{str(path)!r} is no whole file of a StreamingFitter: {error}") from error
-        if differs := [name for name in here if there.get(name) != here[name]]:
-            said = "; ".join(f"{name}: {there.get(name)!r} there, {here[name]!r} here" for name in differs)
-            raise NlsqError(f"{str(path)!r} is of another fit. {said}.")
+        strict = not other_writers(there.pop("versions", {}))
+        if "model" not in there:  # which files had not at first
+            del here["model"]
+        if differs := differences(there, here, strict):
+            said = "; ".join(f"{name}: {text}" for name, text in differs.items())
+            raise NlsqError(
+                f"{str(path)!r} is of another fit. {said}. Load it with the model and options that it was saved with."
+            )
         fitter._objective = dataclasses.replace(fitter._objective, weighted=saved.weighted)
-        fitter._parameters = dataclasses.replace(fitter._parameters, start=saved.start)
         fitter._waiting = [] if saved.waiting is None else [saved.waiting.block(saved.weighted)]
         fitter._sample.drawn = saved.sample
         fitter._state = saved.state
@@ -425,7 +495,8 @@ class StreamingFitter:
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for a file to be gone on from."""
-        prior = self._parameters.prior
+        prior, start = self._parameters.prior, self._parameters.start
+        computes = functools.partial(program, self._objective, start)
         return {
             "format": _FORMAT,
             "parameters": list(self._parameters.names),
@@ -439,6 +510,7 @@ class StreamingFitter:
             "upper": self._parameters.upper.tolist(),
             "absolute_sigma": self._solver.absolute_sigma,
             "forget": self._solver.forget,
+            "model": once(self._objective, ("program", start.tobytes()), computes),
         }
 
 
@@ -479,6 +551,11 @@ def _fit_rows(objective: Objective, solver: TrustRegion, block: Block, start: Ve
             raise ModelError(f"The model or its derivative is not finite at the start p0={start.tolist()}.")
         state = solver.step(state, reduction)
     return state
+
+
+def _is_share(value: Any) -> bool:
+    """Whether this is a number above 0, up to 1."""
+    return isinstance(value, numbers.Real) and 0 < float(value) <= 1
 
 
 def _array(values: Any) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import zipfile
+from fractions import Fraction
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +11,13 @@ import pandas as pd
 import pytest
 import zarr
 from problems import decay, decay_rows
+from scipy.optimize import OptimizeWarning
 from zarr.storage import ZipStore
 
 import dask_nlsq
 from dask_nlsq import CheckpointCorrupt, DataError, ModelError, NlsqError, Status, StreamingFitter, TooFewRows
 from dask_nlsq import _streaming as module
-from dask_nlsq._checkpoint import archive, to_text
+from dask_nlsq._checkpoint import archive, from_text, to_text
 
 N = 200_000
 T, Y = decay_rows(N)
@@ -129,6 +131,137 @@ def test_a_process_that_changes_is_followed(forget):
     assert steady.result().n_obs == N  # nothing was forgotten where nothing changes
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", ["f8", "f4"])
+def test_a_loop_may_refill_its_arrays(dtype, weighted):
+    """Batches of 40 rows, of which four are gathered before the first estimate."""
+    one, other = StreamingFitter(decay, [2.0, 1.0, 0.5]), StreamingFitter(decay, [2.0, 1.0, 0.5])
+    held = [np.empty(40, dtype) for _ in range(3 if weighted else 2)]
+    for i in range(0, 400, 40):
+        fresh = [c[i : i + 40].astype(dtype) for c in (T, Y, SIGMA)[: len(held)]]
+        for column, values in zip(held, fresh, strict=True):
+            column[:] = values
+        one.partial_fit(*held)
+        other.partial_fit(*fresh)
+    assert bits(one) == bits(other)
+
+
+@pytest.mark.parametrize("told", [lambda f: f.result().popt, lambda f: f.params, lambda f: f.history])
+def test_what_is_told_is_the_callers_own(told):
+    fitter = StreamingFitter(decay, [2.0, 1.0, 0.5]).partial_fit(T[:900], Y[:900])
+    before, found = bits(fitter), told(fitter)
+    found *= 2
+    assert bits(fitter) == before
+
+
+def wave(t, amplitude, rate):
+    return amplitude * jnp.exp(-rate * t)
+
+
+def square(t, a, b):
+    return a**2 * t + b
+
+
+OPEN = {  # model, shift of t, start and options, as fit and the stream are to see them
+    "epoch seconds": (wave, 1.7e9, [1.0, 1.0], {}),
+    "epoch seconds at a bound": (wave, 1.7e9, [1.0, 1.0], {"bounds": {"rate": (0.5, 1.0)}}),
+    "epoch seconds under a prior": (wave, 1.7e9, [1.0, 1.0], {"prior": {"rate": (1.0, 0.1)}}),
+    "a product of zeros": (lambda t, a, b: a * b * t, 0.0, [0.0, 0.0], {}),
+    "unused": (lambda t, a, b: a + 0 * t, 0.0, [0.0, 0.0], {}),
+    "a sum": (lambda t, a, b: a + b + 0 * t, 0.0, [0.0, 0.0], {}),
+}
+
+
+@pytest.mark.parametrize(("model", "shift", "p0", "options"), OPEN.values(), ids=OPEN)
+def test_what_the_data_leave_open_is_told_as_fit_tells_it(model, shift, p0, options):
+    t, y = T[:2000] + shift, Y[:2000]
+    fitter = StreamingFitter(model, p0, **options)
+    for part in np.array_split(np.arange(2000), 20):
+        fitter.partial_fit(t[part], y[part])
+    with pytest.warns(OptimizeWarning, match="do not determine") as there:
+        whole = dask_nlsq.fit(model, t, y, p0=p0, **options)
+    with pytest.warns(OptimizeWarning, match="do not determine") as here:
+        found = fitter.result()
+    assert (found.status is Status.SILENT, found.success) == (whole.status is Status.SILENT, whole.success)
+    assert [str(w.message) for w in here] == [str(w.message) for w in there]
+    open_ends = fitter.history[[f"{name} stderr" for name in found.names]].iloc[-1]
+    np.testing.assert_array_equal(np.isinf(open_ends), np.isinf(whole.stderr))
+    assert {note for note in whole.notes if "bound" in note} <= set(found.notes)
+
+
+def test_a_narrow_peak_that_the_sample_misses_is_no_silence():
+    def peak(t, height, base):
+        return jnp.where(t > 0, height, 0.0) + base
+
+    t = -np.ones(N)
+    t[:10] = 1.0
+    fitter = StreamingFitter(peak, [1.0, 0.0])
+    for part in np.array_split(np.arange(N), 10):
+        fitter.partial_fit(t[part], 2.0 * (t[part] > 0) + Y[part] - decay(T[part], 3.0, 1.3, 0.5))
+    assert not (fitter._sample.drawn.block().x[0] > 0).any()
+    assert fitter.result().status is Status.STREAMED and np.isfinite(fitter.stderr).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_leap_to_where_the_model_is_another_is_no_success(seed):
+    """Where the best square is zero, its derivative is next to nothing, and the linear model leads thousands away."""
+    rng = np.random.default_rng(seed)
+    t, y = rng.uniform(0, 5, 2000), rng.normal(1, 0.1, 2000)
+    fitter = StreamingFitter(square, [1.0, 0.0])
+    for part in np.array_split(np.arange(2000), 8):
+        found = fitter.partial_fit(t[part], y[part]).result()
+        assert not found.success or abs(found.popt[0]) < 1
+
+
+HELD = {
+    "a bound": (decay, Y, {"bounds": {"rate": (0, 1.2)}}, "rate ended at a bound and was held there"),
+    "two that are hardly told apart": (
+        lambda t, a, b: a * (1e6 + t) + b * 1e6,
+        0.0 * Y + 1e-3 * (Y - decay(T, 3.0, 1.3, 0.5)),
+        {},
+        "Hardly determined by these data: a, b",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "y", "options", "note"), HELD.values(), ids=HELD)
+def test_a_note_says_what_has_no_error_or_one_that_is_large(model, y, options, note):
+    fitter = StreamingFitter(model, [1.0, 1.0, 0.5][: 3 if model is decay else 2], **options)
+    for part in np.array_split(np.arange(9000), 9):
+        fitter.partial_fit(T[part], np.asarray(y)[part])
+    assert any(said.startswith(note) for said in fitter.result().notes)
+
+
+@pytest.mark.parametrize("own", ["rows", "moved", "batch"])
+def test_the_history_keeps_its_own_columns(own):
+    model = dask_nlsq.Model.from_expression(f"{own} * t + b")
+    fitter = StreamingFitter(model, {own: 1.0, "b": 1.0}, x="t")
+    history = fitter.partial_fit({"t": T[:900], "y": 2 * T[:900] + 1}).history
+    assert history.columns.tolist() == ["rows", "moved", f"{own} (parameter)", "b", f"{own} stderr", "b stderr"]
+    assert history["rows"].tolist() == [900] and history[f"{own} (parameter)"].iloc[0] == pytest.approx(2)
+
+
+FEW = {
+    "a prior": ({"prior": {"rate": (1.3, 0.1)}}, 2, None),
+    "priors for all": ({"prior": dict.fromkeys(["amplitude", "rate", "offset"], (1, 0.1))}, 0, "0 rows .* at least 1"),
+    "too few": ({"prior": {"rate": (1.3, 0.1)}}, 1, "1 rows .* 3 parameters; at least 2"),
+    "none": ({}, 2, "2 rows .* at least 3"),
+}
+
+
+@pytest.mark.parametrize(("options", "rows", "refused"), FEW.values(), ids=FEW)
+def test_a_prior_counts_as_a_row(options, rows, refused):
+    fitter = StreamingFitter(decay, [2.0, 1.0, 0.5], absolute_sigma=True, **options)
+    fitter.partial_fit(T[:rows], Y[:rows], 0.1)
+    if refused:
+        with pytest.raises(TooFewRows, match=refused):
+            fitter.result()
+    else:
+        whole = dask_nlsq.fit(decay, T[:rows], Y[:rows], sigma=0.1, p0=[2, 1, 0.5], absolute_sigma=True, **options)
+        np.testing.assert_allclose(fitter.params, whole.params, rtol=1e-3)
+        np.testing.assert_allclose(fitter.stderr, whole.stderr, rtol=1e-2)
+
+
 # --- odd batches ------------------------------------------------------------------------------------------------------
 
 
@@ -148,7 +281,31 @@ REFUSED = {
     "no y": (lambda t, y: (t,), "x and y"),
     "two columns": (lambda t, y: ((t, t), y), "2 columns"),
     "a frame without y": (lambda t, y: (pd.DataFrame({"t": t}),), "no column 'y'"),
+    "y beside a frame": (lambda t, y: (frame(t, y), y), "read from the frame"),
+    "a name of y beside a frame": (
+        lambda t, y: (frame(t, y), "t"),
+        r"read from the frame.*StreamingFitter\(y=\.\.\.\)",
+    ),
+    "a frame without sigma": (lambda t, y: (frame(t, y), None, "s"), "no column 's'"),
+    "a sigma of text": (lambda t, y: (t, y, "s"), "numbers are needed"),
 }
+
+
+def frame(t, y):
+    return pd.DataFrame({"t": t, "y": y})
+
+
+for name, sigma, match in [
+    ("negative", lambda y: -0.1, "sigma is -0.1; it must be positive"),
+    ("zero", lambda y: 0, "sigma is 0.0; it must be positive"),
+    ("NaN", lambda y: np.float32("nan"), "sigma is nan; it must be positive"),
+    ("of negative", lambda y: -np.ones_like(y), "sigma must be positive"),
+    ("of zeros", lambda y: np.zeros_like(y), "sigma must be positive"),
+    ("short", lambda y: np.ones(len(y) - 1), "unlike lengths"),
+    ("suddenly a list", lambda y: [1.0] * len(y), "every batch or with none"),
+]:
+    REFUSED[f"a sigma {name}"] = (lambda t, y, sigma=sigma: (t, y, sigma(y)), match)
+    REFUSED[f"a sigma {name} beside a frame"] = (lambda t, y, sigma=sigma: (frame(t, y), None, sigma(y)), match)
 
 
 @pytest.mark.parametrize(("odd", "match"), REFUSED.values(), ids=REFUSED)
@@ -197,6 +354,35 @@ def test_batches_in_every_form(form):
     np.testing.assert_allclose(fitter.params, plain.params, rtol=1e-5 if form == "float32" else 0)
 
 
+SIGMAS = {
+    "a number": (lambda f, s: (f, None, 0.5), False),
+    "an integer beside arrays": (lambda f, s: (f["t"], f["y"], np.int64(2)), False),
+    "an array": (lambda f, s: (f, None, s), True),
+    "a series": (lambda f, s: (f, None, pd.Series(s)), True),
+    "a list": (lambda f, s: (f.to_dict("series"), None, s.tolist()), True),
+    "a column": (lambda f, s: (f.assign(s=s), None, "s"), True),
+}
+
+
+@pytest.mark.parametrize(("batch", "array"), SIGMAS.values(), ids=SIGMAS)
+def test_sigma_in_every_form(batch, array):
+    one, other = StreamingFitter(decay, [2.0, 1.0, 0.5]), StreamingFitter(decay, [2.0, 1.0, 0.5])
+    for part in np.array_split(np.arange(900), 3):
+        given = batch(frame(T[part], Y[part]), SIGMA[part])
+        one.partial_fit(*given)
+        other.partial_fit(T[part], Y[part], SIGMA[part] if array else np.full(len(part), float(given[2])))
+    assert bits(one) == bits(other)
+
+
+def test_a_column_of_the_model_may_be_called_as_the_response_is():
+    def plane(x, a, b):
+        return a * x[0] + b * x[1]
+
+    x = np.stack([T[:900], SIGMA[:900]])
+    fitter = StreamingFitter(plane, [1.0, 1.0], x=["x", "y"]).partial_fit(x, 2 * x[0] + 3 * x[1])
+    np.testing.assert_allclose(fitter.params, [2, 3])
+
+
 def test_a_batch_on_which_the_model_is_not_finite_is_left_out():
     def root(t, a, b):
         return a * jnp.sqrt(t - b)
@@ -214,8 +400,28 @@ def test_a_batch_on_which_the_model_is_not_finite_is_left_out():
     assert (abs(found.popt - [2.0, 0.5]) < 5 * found.stderr).all()
 
 
+def guessing(guess):
+    return dataclasses.replace(dask_nlsq.Model.from_function(decay), guess=guess)
+
+
+@pytest.mark.parametrize("forget", [np.float32(0.5), np.float64(0.5), Fraction(1, 2)])
+def test_forget_is_any_real_number(forget):
+    one, other = StreamingFitter(decay, [2.0, 1.0, 0.5], forget=forget), StreamingFitter(decay, [2, 1, 0.5], forget=0.5)
+    for batch in batches(10):
+        one.partial_fit(*batch)
+        other.partial_fit(*batch)
+    assert bits(one) == bits(other)
+
+
 WRONG = {
     "forget": (lambda: StreamingFitter(decay, forget=1.5), NlsqError, "up to 1"),
+    "forget that is no number": (lambda: StreamingFitter(decay, forget=np.array([0.5, 0.9])), NlsqError, "up to 1"),
+    "forget that is NaN": (lambda: StreamingFitter(decay, forget=np.float32("nan")), NlsqError, "up to 1"),
+    "a guess that fails": (
+        lambda: StreamingFitter(guessing(lambda x, y: 1 / 0)).partial_fit(T, Y),
+        ModelError,
+        "The guess of 'decay' failed on 10000 rows .ZeroDivisionError",
+    ),
     "nan_policy": (lambda: StreamingFitter(decay, nan_policy="drop"), DataError, "omit"),
     "an expression": (lambda: StreamingFitter(dask_nlsq.Model.from_expression("a*t")), ModelError, "columns"),
     "across rows": (
@@ -317,7 +523,8 @@ def test_data_without_noise_are_no_fault():
         fitter.partial_fit(x[part], 1 + 2 * x[part])
     np.testing.assert_allclose(fitter.params, [1, 2], rtol=1e-9)
     two_rows = StreamingFitter("line", x="x").partial_fit(x[:2], 1 + 2 * x[:2])
-    np.testing.assert_allclose(two_rows.result().popt, [1, 2], rtol=1e-6)
+    with pytest.warns(OptimizeWarning, match="do not determine intercept, slope"):
+        np.testing.assert_allclose(two_rows.result().popt, [1, 2], rtol=1e-6)
 
 
 def test_a_start_that_is_refused_loses_no_rows():
@@ -350,6 +557,7 @@ OTHER = [
     (decay, {"forget": 0.5}, "forget: 1.0 there, 0.5 here"),
     (decay, {"y": "signal"}, "columns"),
     (two, {"p0": [1, 2, 3, 4]}, "parameters"),
+    (lambda t, amplitude, rate, offset=0.0: amplitude * jnp.exp(rate * t) + offset, {}, "model: it computes something"),
 ]
 
 
@@ -357,6 +565,46 @@ OTHER = [
 def test_a_file_of_another_fit_is_refused(saved, model, options, match):
     with pytest.raises(NlsqError, match=match):
         StreamingFitter.load(saved, model, **{"p0": None if "p0" in options else [2.0, 1.0, 0.5]} | options)
+
+
+def grow(t, amplitude, rate, offset=0.0):
+    return amplitude * jnp.exp(rate * t) + offset
+
+
+ELSEWHERE = {  # what the file says, the model that it is loaded with, and whether that is accepted
+    "no model": (lambda there: [there.pop("model"), there.pop("versions")], grow, True),
+    "another JAX": (lambda there: other_jax(there), decay, True),
+    "another JAX and model": (lambda there: other_jax(there), grow, False),
+    "another program": (lambda there: there["model"].update(program="0"), decay, False),
+    "another package": (lambda there: there["versions"].update({"dask-nlsq": "0"}), grow, False),
+}
+
+
+def other_jax(there):
+    there["versions"]["jax"] = "0"
+    there["model"]["program"] = "0"
+
+
+@pytest.mark.parametrize(("change", "model", "accepted"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_a_file_of_other_versions_is_known_by_what_its_model_computes(saved, change, model, accepted):
+    held = archive.load(module._Saved, saved)
+    there = dict(from_text(held.identity))
+    change(there)
+    archive.save(saved, dataclasses.replace(held, identity=to_text(there)))
+    if accepted:
+        StreamingFitter.load(saved, model, p0=[2.0, 1.0, 0.5])
+    else:
+        with pytest.raises(NlsqError, match=r"model: it computes something else.*Load it with the model and"):
+            StreamingFitter.load(saved, model, p0=[2.0, 1.0, 0.5])
+
+
+@pytest.mark.parametrize("rows", [60, 900])
+def test_a_file_knows_its_model_wherever_the_start_is(tmp_path, rows):
+    """The start may have been guessed by then, and another be given."""
+    model = guessing(lambda x, y: {"amplitude": 2.0, "rate": 1.0})
+    StreamingFitter(model).partial_fit(T[:rows], Y[:rows]).save(tmp_path / "stream.zip")
+    again = StreamingFitter.load(tmp_path / "stream.zip", model, p0={"rate": 5.0})
+    assert again.partial_fit(T[rows:9000], Y[rows:9000]).result().success
 
 
 def test_what_is_held_does_not_grow(monkeypatch):
