@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import platform
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import distributed
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import zarr
 from scipy.optimize import OptimizeWarning
@@ -55,20 +57,10 @@ def build(
     statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma, believed)
     factor = point.factor.without(lost(state, solver.absolute_sigma))
     pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
-    held = [name for name, where in zip(parameters.free, side, strict=True) if where]
-    if held:
-        notes += (f"{', '.join(held)} ended at a bound and was held there; it has no standard error.",)
-    vague = inference.entangled(factor, theta, pcov, free)
-    if vague.any():
-        notes += (_hardly([name for name, where in zip(parameters.free, vague, strict=True) if where]),)
+    notes += reservations(parameters.free, side, inference.entangled(factor, theta, pcov, free))
     gradient = np.where(free, point.factor.gradient, 0.0)
     theta, pcov, active = expand(parameters, problem.objective, theta, pcov, side)
-    if np.isinf(pcov).any():
-        open_ends = [n for n, v in zip(parameters.names, np.diag(pcov), strict=True) if np.isinf(v)]
-        warn(
-            f"The data do not determine {', '.join(open_ends)}; their variance is infinite.",
-            OptimizeWarning,
-        )
+    warn_of_open_ends(parameters.names, pcov)
     if state.status is Status.MAX_NFEV:
         log.warning("the fit stopped after %d sweeps without converging", state.nsweeps)
     peak = peak_memory()
@@ -92,14 +84,26 @@ def build(
     )
 
 
-def _hardly(names: Sequence[str]) -> str:
-    """Say which parameters the data hardly determine, and what may help."""
-    return (
-        f"Hardly determined by these data: {', '.join(names)}. Within three standard errors of zero, with errors over "
-        "10,000 times what they would be were the other parameters known. Where x is far from zero, count it from its "
-        "middle; or hold a parameter, or take a model with fewer. Where the model is not linear, another start may "
-        "lead elsewhere."
-    )
+def reservations(names: Sequence[str], side: npt.NDArray[np.int64], vague: npt.NDArray[np.bool_]) -> tuple[str, ...]:
+    """Say which free parameters ended at a bound, and which the data hardly determine, with what may help."""
+    notes: tuple[str, ...] = ()
+    if side.any():
+        held = ", ".join(itertools.compress(names, side))
+        notes += (f"{held} ended at a bound and was held there; it has no standard error.",)
+    if vague.any():
+        notes += (
+            f"Hardly determined by these data: {', '.join(itertools.compress(names, vague))}. Within three standard "
+            "errors of zero, with errors over 10,000 times what they would be were the other parameters known. Where x "
+            "is far from zero, count it from its middle; or hold a parameter, or take a model with fewer. Where the "
+            "model is not linear, another start may lead elsewhere.",
+        )
+    return notes
+
+
+def warn_of_open_ends(names: Sequence[str], pcov: Matrix) -> None:
+    """Warn of parameters that the data do not determine."""
+    if open_ends := ", ".join(itertools.compress(names, np.isinf(np.diag(pcov)))):
+        warn(f"The data do not determine {open_ends}; their variance is infinite.", OptimizeWarning)
 
 
 def revive(problem: Problem, solver: TrustRegion, state: State, result: FitResult) -> FitResult:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 import numbers
 import os
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.optimize import OptimizeWarning
 
 from dask_nlsq._checkpoint import Text, archive, from_text, to_text, versions
 from dask_nlsq._descent import descend, optimizer_of
@@ -32,10 +30,10 @@ from dask_nlsq._numerics.reservoir import Drawn, Reservoir
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
-from dask_nlsq._outcome import _hardly, expand
+from dask_nlsq._outcome import expand, reservations, warn_of_open_ends
 from dask_nlsq._peak import peak_memory
 from dask_nlsq._problem import exact_objective, split, to_model
-from dask_nlsq._result import FitResult
+from dask_nlsq._result import FitResult, columns_of
 from dask_nlsq._sample import guess_start
 from dask_nlsq._sources import Columns
 from dask_nlsq._stream import agrees
@@ -325,8 +323,7 @@ class StreamingFitter:
         A parameter that is called as one of the other columns is has the column "NAME (parameter)".
         """
         free, own = self._parameters.free, ["batch", "rows", "moved"]
-        columns = [f"{name} (parameter)" if name in own else name for name in free]
-        names = [*own, *columns, *(f"{name} stderr" for name in free)]
+        names = [*own, *columns_of(free, own), *(f"{name} stderr" for name in free)]
         return pd.DataFrame(self._history, columns=names).astype({"batch": int, "rows": int}).set_index("batch")
 
     def result(self) -> FitResult:
@@ -365,14 +362,9 @@ class StreamingFitter:
         s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf
         free_cov = inference.covariance(factor, s2, side == 0)
         notes = self._notes(state)
-        if held := list(itertools.compress(parameters.free, side)):
-            notes += (f"{', '.join(held)} ended at a bound and was held there; it has no standard error.",)
-        vague = inference.entangled(factor, theta, free_cov, side == 0)
-        if vague.any():
-            notes += (_hardly(list(itertools.compress(parameters.free, vague))),)
+        notes += reservations(parameters.free, side, inference.entangled(factor, theta, free_cov, side == 0))
         popt, pcov, active = expand(parameters, self._objective, theta, free_cov, side)
-        if open_ends := list(itertools.compress(parameters.names, np.isinf(np.diag(pcov)))):
-            warn(f"The data do not determine {', '.join(open_ends)}; their variance is infinite.", OptimizeWarning)
+        warn_of_open_ends(parameters.names, pcov)
         gradient = factor.r.T @ (factor.z + factor.r @ (theta - state.origin))
         return FitResult(
             names=parameters.names,
