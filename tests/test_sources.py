@@ -383,6 +383,12 @@ def test_float32_is_kept_in_half_the_memory_and_fitted_in_float64(kind, tmp_path
     np.testing.assert_allclose(half.predict(t), full.predict(t.astype("f8")), rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["zarr path", "zarr group", "zarr and numpy", "pandas", "dask arrays"])
+def test_filters_of_what_is_no_parquet_are_refused(kind, tmp_path):
+    with pytest.raises(DataError, match="filters= needs data= to be a path or URL of Parquet"):
+        open_source(SOURCES[kind](tmp_path), Columns(("t",), "y"), [("t", "<", 1)])
+
+
 @pytest.mark.parametrize("shards", [None, (200,)])
 def test_chunks_that_a_store_lacks_are_counted_or_refused(shards, tmp_path):
     t, y = decay_rows(1000)

@@ -68,7 +68,8 @@ def open_source(
 def _open_path(path: str, columns: Columns, filters: Any, storage_options: dict[str, Any]) -> Source:
     try:
         if is_zarr_path(path, storage_options):
-            return open_zarr(zarr.open_group(path, mode="r", storage_options=storage_options or None), columns)
+            group = zarr.open_group(path, mode="r", storage_options=storage_options or None)
+            return open_source(group, columns, filters)
         return open_parquet(path, columns, filters, storage_options)
     except (OSError, ValueError, ImportError) as error:
         if isinstance(error, NlsqError):
