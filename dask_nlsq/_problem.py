@@ -19,7 +19,7 @@ from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._plan import Plan, WorkflowTier
 from dask_nlsq._sources import Columns, Source
-from dask_nlsq._sources.open import lazy, open_source
+from dask_nlsq._sources.open import count_absent, lazy, open_source
 from dask_nlsq._sources.zarr import check_plain, is_zarr
 from dask_nlsq._sweep import Cluster, Executor, Failure, Group, Ledger, Serial, Shipped, Threads, group, ship
 from dask_nlsq._typing import Vector
@@ -95,6 +95,8 @@ def draft(
         cov_type=cov_type,
     )
     source = open_source(data, columns, filters, storage_options)
+    if getattr(x, "ndim", 1) == 2:
+        source = count_absent(source, {"x": x})
     warn_of_namesakes(bound, source)
     if missing_chunks == "raise" and source.info.absent:
         raise DataError(f"{'; '.join(source.info.absent.values())}.", column=next(iter(source.info.absent)))

@@ -405,6 +405,26 @@ def test_chunks_that_a_store_lacks_are_counted_or_refused(shards, tmp_path):
     assert dask_nlsq.fit(decay, data=group, y="whole", missing_chunks="raise").success
 
 
+@pytest.mark.parametrize("beside", ["numpy", "dask", "zarr", "series", "mapping", "sigma", "two rows of x"])
+def test_chunks_that_arrays_lack_are_counted_or_refused_beside_others(beside, tmp_path):
+    t, y = decay_rows(1000)
+    lacking = zarr.create_array(tmp_path / "lacking", shape=(1000,), chunks=(100,), dtype="f8", fill_value=1.0)
+    lacking[200:] = y[200:]
+    if beside == "two rows of x":
+        x = zarr.create_array(tmp_path / "x", shape=(2, 1000), chunks=(2, 100), dtype="f8", fill_value=1.0)
+        x[:, 200:] = np.array([t, t])[:, 200:]
+        options = {"model": lambda x, a, b: a * jnp.exp(-b * x[0]), "x": x, "y": y, "p0": [1, 1]}
+    else:
+        x = {"dask": da.from_array(t, chunks=130), "series": dd.from_pandas(pd.Series(t), npartitions=3)}.get(beside, t)
+        roles = {"sigma": {"x": x, "y": y, "sigma": lacking}, "mapping": {"data": {"t": x, "y": lacking}}}
+        if beside == "zarr":
+            x, y, lacking = lacking, y, zarr.create_array(tmp_path / "y", data=y, chunks=(100,))
+        options = {"model": decay} | roles.get(beside, {"x": x, "y": lacking})
+    assert sum("2 of 10 chunks" in note for note in dask_nlsq.fit(**options).notes) == 1
+    with pytest.raises(DataError, match="2 of 10 chunks"):
+        dask_nlsq.fit(**options, missing_chunks="raise")
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_arrays_in_memory_are_cut_where_nothing_needs_a_copy(dtype):
     t = np.zeros(3 * SLABS[1] + 100, dtype)

@@ -21,7 +21,7 @@ from dask_nlsq._sources.frame import is_frame, is_series, open_frame, open_serie
 from dask_nlsq._sources.memory import open_memory
 from dask_nlsq._sources.parquet import open_parquet
 from dask_nlsq._sources.source import Source
-from dask_nlsq._sources.zarr import check_plain, is_zarr, open_zarr, rows_at_a_time, whole
+from dask_nlsq._sources.zarr import absent, check_plain, is_zarr, open_zarr, rows_at_a_time, whole
 
 
 def open_source(
@@ -112,11 +112,18 @@ def _open_arrays(raw: Mapping[str, Any], columns: Columns) -> Source:
         return open_zarr(raw, columns)
     if all(is_series(a) for a in raw.values()) and len({a.npartitions for a in raw.values()}) == 1:
         return open_series(raw, columns)
-    check_plain({name: a for name, a in raw.items() if is_zarr(a)})
-    if any(is_array(a) or is_series(a) or is_zarr(a) for a in raw.values()):
-        return open_array(in_dask(raw), columns)
+    stored = {name: a for name, a in raw.items() if is_zarr(a)}
+    check_plain(stored)
+    if stored or any(is_array(a) or is_series(a) for a in raw.values()):
+        return count_absent(open_array(in_dask(raw), columns), stored)
     arrays = {name: a if hasattr(a, "dtype") else np.asarray(a) for name, a in raw.items()}
     return open_memory(arrays, columns, "arrays in memory", tuple(raw))
+
+
+def count_absent(source: Source, arrays: Mapping[str, Any]) -> Source:
+    """Return a source that says, too, which chunks these Zarr arrays lack, for they are read through Dask."""
+    lacking = absent({name: a for name, a in arrays.items() if is_zarr(a)})
+    return dataclasses.replace(source, info=dataclasses.replace(source.info, absent={**source.info.absent, **lacking}))
 
 
 def in_dask(raw: Mapping[str, Any]) -> dict[str, Any]:

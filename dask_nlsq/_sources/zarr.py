@@ -62,7 +62,7 @@ def open_zarr(data: Any, columns: Columns) -> Source:
         columns.names,
         tuple(present),
         columns.origins,
-        _absent(arrays),
+        absent(arrays),
         partition_rows=min(step, rows),
         encoded=sum(a.nbytes for a in arrays.values()) if plain else None,
         row_bytes=columns.row_bytes({name: a.dtype for name, a in arrays.items()}),
@@ -81,7 +81,7 @@ def whole(shard: int) -> int:
     return shard * max(1, ROWS // shard)
 
 
-def _absent(arrays: Mapping[str, Any]) -> dict[str, str]:
+def absent(arrays: Mapping[str, Any]) -> dict[str, str]:
     """Return the columns of which chunks are not in the store; Zarr reads such chunks as the fill value."""
     return {
         name: f"{a.nchunks - there} of {a.nchunks} chunks of {name!r} are not in the store (fill value {a.fill_value})"
