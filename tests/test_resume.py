@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import http.server
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import warnings
 from pathlib import Path
 
 import dask.array as da
+import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -38,6 +41,7 @@ from dask_nlsq._interrupt import Interrupt
 from dask_nlsq._numerics.code import code
 from dask_nlsq._numerics.reduction import Reduction, fold
 from dask_nlsq._run import Saved
+from dask_nlsq._sources import files
 from dask_nlsq._stream import Pass
 from dask_nlsq._sweep import Partial, Threads
 from dask_nlsq._sweep.task import Answer
@@ -389,6 +393,104 @@ def test_files_that_have_changed_are_refused(tmp_path):
         dask_nlsq.fit(**options)
     with pytest.warns(NlsqWarning, match="of another fit"):
         assert dask_nlsq.fit(**options, resume="force").success
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("runs", {"/year=2024/0.parquet", "/year=2025/0.parquet"}),
+        ("runs/year=2024", {"/0.parquet"}),
+        ("runs/year=2024/0.parquet", {"0.parquet"}),
+        ("runs/year=2024/*.parquet", {"0.parquet"}),
+        ("runs/*/0.parquet", {"year=2024/0.parquet", "year=2025/0.parquet"}),
+        ("runs/**/*.parquet", {"year=2024/0.parquet", "year=2025/0.parquet"}),
+    ],
+)
+@pytest.mark.parametrize("where", ["", "memory://"])
+def test_a_file_of_many_that_is_written_anew_is_noticed(tmp_path, where, pattern, names):
+    options = {
+        "model": decay,
+        "data": f"{where}{tmp_path}/{pattern}",
+        "p0": [2, 1, 0.3],
+        "checkpoint": tmp_path / "run",
+    }
+    for year in (2024, 2025):
+        write_rows(f"{where}{tmp_path}/runs/year={year}/0.parquet", Y)
+    assert files(options["data"]).keys() == names
+    first = dask_nlsq.fit(**options)
+    assert bits(dask_nlsq.fit(**options)) == bits(first)
+    write_rows(f"{where}{tmp_path}/runs/year=2024/0.parquet", Y + 1)
+    with pytest.raises(CheckpointMismatch, match="files: "):
+        dask_nlsq.fit(**options)
+
+
+def write_rows(url, y):
+    """Write a file of Parquet."""
+    fs, path = fsspec.core.url_to_fs(url)
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    with fs.open(path, "wb") as file:
+        pd.DataFrame({"t": T, "y": y}).to_parquet(file)
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves files, and a page for each folder, with what headers `stamp` says."""
+
+    protocol_version = "HTTP/1.1"
+    folder: Path
+    stamp: str
+
+    def do_GET(self):
+        path = self.folder / self.path.strip("/")
+        if path.is_dir():
+            links = (f'<a href="{p.name}{"/" * p.is_dir()}"></a>' for p in path.iterdir())
+            body = "".join(links).encode()
+        else:
+            body = path.read_bytes() if path.exists() else b""
+        asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start, stop = (int(asked[1]), int(asked[2] or len(body) - 1) + 1) if asked else (0, len(body))
+        self.send_response(404 if not path.exists() else 206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{min(stop, len(body)) - 1}/{len(body)}")
+        if self.stamp and path.exists():
+            self.send_header(self.stamp, self.date_time_string(path.stat().st_mtime))
+        self.send_header("Content-Type", "text/html" if path.is_dir() else "application/octet-stream")
+        self.send_header("Content-Length", str(len(body[start:stop])))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[start:stop])
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.zarr"])
+@pytest.mark.parametrize("stamp", ["ETag", "Last-Modified", ""])
+def test_a_file_that_a_server_tells_little_of_is_not_taken_for_the_same(tmp_path, name, stamp):
+    def write(y):
+        if name == "rows.parquet":
+            return write_rows(str(tmp_path / name), y)
+        group = zarr.open_group(tmp_path / name, mode="w")
+        for key, values in {"t": T, "y": y}.items():
+            group.create_array(key, data=values, chunks=(N,))
+
+    handler = type("Handler", (Server,), {"folder": tmp_path, "stamp": stamp})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
+        options = {"model": decay, "data": url, "p0": [2, 1, 0.3], "checkpoint": tmp_path / "run"}
+        write(Y)
+        first = dask_nlsq.fit(**options)
+        assert bits(dask_nlsq.fit(**options)) == bits(first)
+        if stamp == "ETag":
+            assert (files(url) is None) == (name == "rows.zarr")
+        write(Y[::-1])
+        if name == "rows.parquet":
+            os.utime(tmp_path / name, (1, 1))
+        with pytest.raises(CheckpointMismatch, match=r"files: |other values"):
+            dask_nlsq.fit(**options)
+        server.shutdown()
 
 
 def test_other_versions_are_a_warning(tmp_path, monkeypatch):

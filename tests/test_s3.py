@@ -7,7 +7,7 @@ from moto import server as moto
 from problems import STORES, decay, decay_rows
 
 import dask_nlsq
-from dask_nlsq import DataError
+from dask_nlsq import CheckpointMismatch, DataError
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +56,17 @@ def test_a_bucket_gives_the_bits_of_the_disk(disk, bucket, rows, monkeypatch):
 def test_what_is_not_there(bucket, rows):
     with pytest.raises(DataError, match="gone"):
         dask_nlsq.fit(decay, data=f"s3://bucket/{rows}", storage_options=bucket)
+
+
+@pytest.mark.parametrize("rows", ["anew", "anew/*.parquet", "anew/0.parquet"])
+def test_what_others_write_anew_is_noticed(bucket, rows, tmp_path):
+    """A file system remembers what it has listed."""
+    options = {"model": decay, "data": f"s3://bucket/{rows}", "storage_options": bucket, "checkpoint": tmp_path / "run"}
+    other = s3fs.S3FileSystem(**bucket, skip_instance_cache=True)
+    for source in ("0000.parquet", "0001.parquet"):
+        other.copy(f"bucket/rows/{source}", "bucket/anew/0.parquet")
+        if source == "0000.parquet":
+            first = dask_nlsq.fit(**options)
+            np.testing.assert_array_equal(dask_nlsq.fit(**options).popt, first.popt)
+    with pytest.raises(CheckpointMismatch, match="files: "):
+        dask_nlsq.fit(**options)

@@ -3,17 +3,59 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import fsspec
 
+GROUP = ("zarr.json", ".zgroup")
+"""Files of which one lies in every group of Zarr."""
 
-def files(path: Any, storage_options: dict[str, Any] | None = None) -> dict[str, str]:
-    """Return size and ETag, or time of change, of every file that a path or URL names, by its name."""
-    fs, _, paths = fsspec.get_fs_token_paths(os.fspath(path), storage_options=storage_options)
+# As file systems call them; when it was created comes last, for a file that is written anew in place may keep that.
+_STAMPS = (
+    *("ETag", "mtime", "LastModified", "etag", "last_modified", "Last-Modified", "updated", "modified", "modify"),
+    *("modificationTime", "Content-MD5", "Digest", "created"),
+)
+
+
+def files(path: Any, storage_options: dict[str, Any] | None = None) -> dict[str, str] | None:
+    """Return size and ETag, or time of change, of every file that a path or URL names, by its name.
+
+    None where a file system does not tell: only reading the data says whether they are the same.
+    """
+    path, options = os.fspath(path), storage_options or {}
+    fs, _, paths = fsspec.get_fs_token_paths(path, storage_options=options)
+    whole = fsspec.core.url_to_fs(path, **options)[1]
+    base = base_folder(whole).rstrip("/") + "/" if "*" in whole else None
     found = {}
     for root in paths:
+        if fs.isfile(root) and any(fs.exists(f"{root.rstrip('/')}/{name}") for name in GROUP):
+            return None  # a folder that is a page to its server, which need not list all files
         for name, about in sorted(fs.find(root, detail=True).items()):
-            written = about.get("ETag") or about.get("mtime") or about.get("LastModified") or about.get("created")
-            found[name.removeprefix(root.rstrip("/")) or name.rpartition("/")[2]] = f"{about.get('size')} {written}"
-    return found
+            if (told := _told(fs, name, about)) is None:
+                return None
+            key = name.removeprefix(root.rstrip("/")) or name.rpartition("/")[2]
+            found[key if base is None else name.removeprefix(base)] = told
+    return found or None
+
+
+def _told(fs: Any, name: str, about: Mapping[str, Any]) -> str | None:
+    """Return the size of a file, if it is known, and when or as what it was written; None where that is not known."""
+    try:
+        if about.get("size") is None or _stamp(about) is None:
+            about = fs.info(name)
+        written = _stamp(about) or fs.modified(name)
+    except Exception:  # whatever a file system raises that cannot tell
+        return None
+    return f"{about.get('size')} {written}" if written else None
+
+
+def _stamp(about: Mapping[str, Any]) -> Any:
+    return next((about[key] for key in _STAMPS if about.get(key)), None)
+
+
+def base_folder(root: str) -> str:
+    """Return the folder below which the names of folders are keys, of a path or a pattern."""
+    fixed, *pattern = re.split(r"[*?[]", root, maxsplit=1)
+    return fixed.rpartition("/")[0] if pattern else fixed

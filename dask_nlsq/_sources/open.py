@@ -17,6 +17,7 @@ from dask.base import tokenize
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._sources.array import is_array, open_array
 from dask_nlsq._sources.columns import Columns, check_columns
+from dask_nlsq._sources.files import GROUP
 from dask_nlsq._sources.frame import is_frame, is_series, open_frame, open_series
 from dask_nlsq._sources.memory import open_memory
 from dask_nlsq._sources.parquet import open_parquet
@@ -67,6 +68,7 @@ def open_source(
 
 def _open_path(path: str, columns: Columns, filters: Any, storage_options: dict[str, Any]) -> Source:
     try:
+        fsspec.core.url_to_fs(path, **storage_options)[0].invalidate_cache()  # others may have written since it listed
         if is_zarr_path(path, storage_options):
             group = zarr.open_group(path, mode="r", storage_options=storage_options or None)
             return open_source(group, columns, filters)
@@ -152,4 +154,4 @@ def is_zarr_path(path: str, storage_options: dict[str, Any]) -> bool:
     if path.rstrip("/").endswith(".zarr"):
         return True
     fs, root = fsspec.core.url_to_fs(path, **storage_options)
-    return any(fs.exists(f"{root}/{name}") for name in ("zarr.json", ".zgroup"))
+    return any(fs.exists(f"{root}/{name}") for name in GROUP)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from dask.base import tokenize
 from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import SLABS, Block
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
+from dask_nlsq._sources.files import base_folder
 from dask_nlsq._sources.source import Info, Source
 
 ROWS = SLABS[1]
@@ -90,7 +90,7 @@ def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dic
     if not paths:
         raise DataError(f"Nothing was found at {path!r}.")
     local = type(fs).__name__ == "LocalFileSystem"
-    dataset = _dataset(paths, _base(fsspec.core.url_to_fs(path, **storage_options)[1]), fs, local)
+    dataset = _dataset(paths, base_folder(fsspec.core.url_to_fs(path, **storage_options)[1]), fs, local)
     check_columns(dataset.schema.names, columns.names)
     expression = None if filters is None else pq.filters_to_expression(filters)
     held: dict[str, _Held] = {}
@@ -148,12 +148,6 @@ def _dataset(paths: Sequence[str], base: str, fs: Any, local: bool) -> Any:
     # What the files hold counts, wherever they lie: a key of the same name would hide it from filters.
     plain = ds.dataset(**how)
     return plain if keys & set(plain.schema.names) else keyed
-
-
-def _base(root: str) -> str:
-    """Return the folder below which the names of folders are keys, of a path or a pattern."""
-    fixed, *pattern = re.split(r"[*?[]", root, maxsplit=1)
-    return fixed.rpartition("/")[0] if pattern else fixed
 
 
 def _runs(fragment: Any, schema: Any, expression: Any) -> list[Any]:
