@@ -644,6 +644,43 @@ def test_of_a_dataset_only_what_is_needed_is_read_piece_by_piece(monkeypatch):
         open_source(data, Columns(("nope",), "y"))
 
 
+INSIDE = {
+    "loaded": lambda a: a.values,
+    "chunked": lambda a: da.from_array(a.values, chunks=100),
+    "lazy": xr.core.indexing.LazilyIndexedArray,
+}
+
+
+@pytest.mark.parametrize("beside", ["alone", "numpy", "dask"])
+@pytest.mark.parametrize("kind", INSIDE)
+def test_of_variables_of_xarray_the_arrays_inside_are_read(kind, beside, monkeypatch):
+    monkeypatch.setattr("dask_nlsq._sources.zarr.ROWS", 100)
+    lazy = {name: Lazy(RAW[name]) for name in "ty"}
+    raw = {name: xr.DataArray(xr.Variable(f"rows of {name}", INSIDE[kind](a))) for name, a in lazy.items()}
+    raw |= {"alone": {}, "numpy": {"t": T}, "dask": {"t": da.from_array(T, chunks=100)}}[beside]
+    source = open_source(raw, Columns(("t",), "y"))
+    assert not any(a.reads for a in lazy.values())
+    assert len(source.partitions) == (1 if kind == "loaded" and beside != "dask" else 10)
+    whole = concatenate([p if isinstance(p, Block) else p.load() for p in source.partitions])
+    np.testing.assert_array_equal([*whole.x, whole.y], [T, RAW["y"]])
+    assert {rows for a in lazy.values() for rows in a.reads} == ({100} if kind == "lazy" else set())
+
+
+@pytest.mark.parametrize("kind", ["loaded", "chunked"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_variables_of_xarray_are_arguments_as_arrays_are(kind, rows):
+    t, y = (xr.DataArray(INSIDE[kind](Lazy(a)), dims="row") for a in decay_rows(1000))
+    x, model = t, decay
+    if rows == 2:
+        x, model = xr.concat([t, t], "k"), lambda x, amplitude, rate, offset: decay(x[1], amplitude, rate, offset)
+    found = dask_nlsq.fit(model, x, y, sigma=t + 1, p0=[2, 1, 0.3])
+    assert found.provenance["partitions"] == (1 if kind == "loaded" else 10)
+    t, y = t.values, y.values
+    np.testing.assert_allclose(found.popt, dask_nlsq.fit(decay, t, y, sigma=t + 1, p0=[2, 1, 0.3]).popt, rtol=1e-8)
+    with pytest.raises(DataError, match=r"shape \(\); one dimension"):
+        dask_nlsq.fit(decay, t, xr.DataArray(1.0))
+
+
 def test_a_dataset_in_memory_is_taken_as_it_is():
     data = xr.Dataset({name: ("row", values) for name, values in RAW.items()}, {"row": T})
     (block,) = open_source(data, Columns(("row",), "y")).partitions

@@ -91,13 +91,6 @@ def _open_dataset(data: Any, columns: Columns) -> Source:
             "Choose with data.isel(), or make one of several with data.stack().",
             column=unlike[0],
         )
-    stored = [
-        np.max(variable.encoding.get("preferred_chunks", {}).get(*variable.dims, 1)) for variable in chosen.values()
-    ]
-    for name, variable in chosen.items():
-        loaded = variable.chunks is not None or getattr(variable.variable, "_in_memory", True)
-        sizes = {variable.dims[0]: whole(int(max(stored)))}
-        chosen[name] = variable.data if loaded else variable.chunk(sizes, inline_array=True).data
     source = _open_arrays(chosen, columns)
     return dataclasses.replace(source, info=dataclasses.replace(source.info, present=tuple(present)))
 
@@ -110,6 +103,7 @@ def _open_mapping(data: Mapping[str, Any], columns: Columns) -> Source:
 
 
 def _open_arrays(raw: Mapping[str, Any], columns: Columns) -> Source:
+    raw = _within(raw)
     if all(is_zarr(a) for a in raw.values()):
         return open_zarr(raw, columns)
     if all(is_series(a) for a in raw.values()) and len({a.npartitions for a in raw.values()}) == 1:
@@ -120,6 +114,21 @@ def _open_arrays(raw: Mapping[str, Any], columns: Columns) -> Source:
         return count_absent(open_array(in_dask(raw), columns), stored)
     arrays = {name: a if hasattr(a, "dtype") else np.asarray(a) for name, a in raw.items()}
     return open_memory(arrays, columns, "arrays in memory", tuple(raw))
+
+
+def _within(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arrays inside variables of xarray, as Dask arrays where they are not loaded; others as they are."""
+    found = dict(raw)
+    variables = {name: a for name, a in raw.items() if hasattr(a, "dims")}
+    for name, variable in variables.items():
+        if len(variable.dims) != 1:
+            raise DataError(f"The array has shape {variable.shape}; one dimension is needed.", column=name)
+    stored = [np.max(a.encoding.get("preferred_chunks", {}).get(*a.dims, 1)) for a in variables.values()]
+    for name, variable in variables.items():
+        loaded = variable.chunks is not None or getattr(variable.variable, "_in_memory", True)
+        sizes = {variable.dims[0]: whole(int(max(stored)))}
+        found[name] = variable.data if loaded else variable.chunk(sizes, inline_array=True).data
+    return found
 
 
 def count_absent(source: Source, arrays: Mapping[str, Any]) -> Source:
