@@ -22,7 +22,7 @@ import zarr
 from problems import decay, decay_rows
 
 import dask_nlsq
-from dask_nlsq import DataError
+from dask_nlsq import DataError, Model
 from dask_nlsq._numerics.block import ALIGNMENT, SLABS, Block, concatenate
 from dask_nlsq._sources import Columns
 from dask_nlsq._sources.open import open_source
@@ -507,6 +507,20 @@ def test_units_that_are_no_date_are_a_remark(units, refused, zarr_format, tmp_pa
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    ("dtype", "unsigned", "refused"),
+    [("i1", "true", True), ("u1", "false", True), ("i1", "false", False), ("u1", "true", False), ("f4", "true", False)],
+)
+def test_integers_that_are_stored_with_another_sign_are_refused(dtype, unsigned, refused, zarr_format, tmp_path):
+    group = zarr.open_group(tmp_path, mode="w", zarr_format=zarr_format)
+    for name in "ty":
+        group.create_array(name, data=np.arange(4).astype(dtype), attributes={"_Unsigned": unsigned})
+    refusal = pytest.raises(DataError, match=rf"\(_Unsigned {unsigned}\).*xarray\.open_zarr")
+    with refusal if refused else contextlib.nullcontext():
+        assert open_source(group, Columns(("t",), "y")).info.rows == 4
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("fill", [-1.0, 0.0, np.nan, None])
 def test_a_fill_value_of_zarr_itself_is_no_missing_value(fill, zarr_format, tmp_path):
     group = zarr.create_group(tmp_path / "rows.zarr", zarr_format=zarr_format)
@@ -568,6 +582,15 @@ def test_series_that_do_not_belong_together_are_refused():
     (first, *_) = open_source({"t": three.t, "y": three[three.y > 0].y}, Columns(("t",), "y")).partitions
     with pytest.raises(DataError, match="unlike lengths"):
         first.load()
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4)])
+@pytest.mark.parametrize("options", [{"x": "t", "y": "y"}, {}, {"model": Model.from_expression("a * t + b")}])
+def test_one_array_of_zarr_is_no_table(shape, options, tmp_path, zarr_reads):
+    array = zarr.create_array(tmp_path / "rows", data=np.zeros(shape))
+    with pytest.raises(DataError, match=r"a Zarr group with one array a column is needed. Or give x= and y= as arrays"):
+        dask_nlsq.fit(**{"model": decay, "data": array, **options})
+    assert not zarr_reads
 
 
 @pytest.fixture

@@ -39,6 +39,11 @@ class ZarrPartition:
 
 def open_zarr(data: Any, columns: Columns) -> Source:
     """Take a group, or a mapping of arrays, of one dimension and one length."""
+    if isinstance(data, zarr.Array):
+        raise DataError(
+            f"data is a Zarr array of shape {data.shape}; a Zarr group with one array a column is needed. Or give x= "
+            "and y= as arrays, without data=."
+        )
     present = list(data.array_keys()) if isinstance(data, zarr.Group) else list(data)
     check_columns(present, columns.names)
     arrays = {name: data[name] for name in columns.names}
@@ -109,6 +114,8 @@ def _codes(array: Any) -> dict[str, Any]:
     by_xarray = array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in attrs
     if by_xarray and array.dtype.kind in "fiu":
         attrs.setdefault("_FillValue", array.fill_value or None)  # 0 is what Zarr fills with unless told otherwise
+    if (array.dtype.kind, str(attrs.get("_Unsigned")).lower()) in (("i", "true"), ("u", "false")):
+        codes["_Unsigned"] = attrs["_Unsigned"]
     for key in ("_FillValue", "missing_value"):
         if not np.isnan(value := _number(attrs.get(key))).all():
             codes[key] = value
