@@ -109,7 +109,8 @@ def fit(
     data : Dask or pandas DataFrame, mapping of arrays, Zarr group, xarray Dataset, str or path
         The rows; a path or URL is read as Parquet or Zarr.
     sigma : str, array or float, optional
-        Standard deviation of y; ``inf`` gives a row no weight.
+        Standard deviation of y: with `data` the name of a column, without an array; or one number for all rows.
+        ``inf`` gives a row no weight.
     filters : list, optional
         Filters of `pyarrow.parquet`, for Parquet paths.
     storage_options : dict, optional

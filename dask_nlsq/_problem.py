@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -178,9 +179,8 @@ def roles(
 ) -> tuple[Any, Columns, Model]:
     """Say which data plays which role, by name whatever the form; return data, columns and the bound model."""
     model = to_model(model, p0)
-    constant = float(sigma) if isinstance(sigma, (int, float, np.floating, np.integer)) else None
-    if constant is not None and not constant > 0:
-        raise DataError(f"sigma is {constant}; it must be positive.")
+    sigma = exact_sigma(sigma, named=data is not None)
+    constant = sigma if isinstance(sigma, float) else None
     if data is None:
         if x is None or y is None:
             raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
@@ -201,6 +201,29 @@ def roles(
     bound = model.bind(names)
     sigma = constant if constant is not None else sigma
     return data, Columns(tuple(names), y, sigma, nan_policy), bound
+
+
+def exact_sigma(sigma: Any, named: bool) -> Any:
+    """Return a number as a float, and all else as it is; where columns are `named`, that must be a name or None."""
+    if getattr(sigma, "ndim", None) == 0 and hasattr(sigma, "item"):
+        sigma = sigma.item()
+    if isinstance(sigma, numbers.Real):
+        constant = float(sigma)
+        if not constant > 0:
+            raise DataError(f"sigma is {constant}; it must be positive.")
+        return constant
+    if named and not isinstance(sigma, (str, type(None))):
+        raise DataError(
+            f"With data=, sigma must be the name of a column or a number; it is {_seen(sigma)}. Add it to the data as "
+            "a column, and give its name."
+        )
+    return sigma
+
+
+def _seen(value: Any) -> str:
+    """Say what an argument is, and its shape where it has one."""
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}{'' if shape is None else f' of shape {shape}'}"
 
 
 def warn_of_namesakes(model: Model, source: Source) -> None:

@@ -32,7 +32,7 @@ from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import expand, reservations, warn_of_open_ends
 from dask_nlsq._peak import peak_memory
-from dask_nlsq._problem import exact_objective, split, to_model
+from dask_nlsq._problem import exact_objective, exact_sigma, split, to_model
 from dask_nlsq._result import FitResult, columns_of
 from dask_nlsq._sample import guess_start
 from dask_nlsq._sources import Columns
@@ -196,7 +196,7 @@ class StreamingFitter:
         return self
 
     def _block(self, x: Any, y: Any, sigma: Any) -> Block:
-        columns = self._columns
+        columns, sigma = self._columns, exact_sigma(sigma, named=False)
         if isinstance(x, (pd.DataFrame, Mapping)):
             if y is not None:
                 raise DataError(
@@ -211,17 +211,14 @@ class StreamingFitter:
         else:
             if y is None:
                 raise DataError("Give x and y, or a frame that holds both.")
-            _, arrays = split(self._model, x)
+            _, arrays = split(self._model, x, y)
             if len(arrays) != len(columns.x):
                 raise DataError(f"x has {len(arrays)} columns; the model takes {list(columns.x)}.")
             if columns.y in columns.x:
                 columns = dataclasses.replace(columns, y="fitted y")
             raw = dict(zip(columns.x, map(_array, arrays), strict=True)) | {columns.y: _array(y)}
-        if isinstance(sigma, numbers.Real):
-            constant = float(sigma)
-            if not constant > 0:
-                raise DataError(f"sigma is {constant}; it must be positive.")
-            columns = dataclasses.replace(columns, sigma=constant)
+        if isinstance(sigma, float):
+            columns = dataclasses.replace(columns, sigma=sigma)
         elif sigma is not None and columns.sigma is None:
             columns = dataclasses.replace(columns, sigma="sigma of y")
             raw["sigma of y"] = _array(sigma)

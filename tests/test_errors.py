@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from fractions import Fraction
 
 import dask
 import dask.dataframe as dd
@@ -170,6 +171,42 @@ def test_a_model_is_looked_at_before_the_data(model, message):
 def test_arguments(arguments, message):
     with pytest.raises(DataError, match=message):
         frame().nlsq.fit(decay, **arguments)
+
+
+@pytest.mark.parametrize("npartitions", [0, 2])  # 0: a pandas frame
+@pytest.mark.parametrize(
+    ("sigma", "message"),
+    [
+        (-np.ones(400), r"name of a column or a number; it is a ndarray of shape \(400,\)\. Add it"),
+        (np.ones(400), r"shape \(400,\)"),
+        (np.ones(3), r"shape \(3,\)"),
+        (np.eye(400), r"shape \(400, 400\)"),
+        (pd.Series(np.ones(400)), r"a Series of shape \(400,\)"),
+        ([1.0] * 400, r"it is a list\."),
+        (1j, "it is a complex"),
+        (np.array(-1.0), "sigma is -1.0; it must be positive"),
+        (np.float32(0), "positive"),
+        (jnp.float32(np.nan), "sigma is nan; it must be positive"),
+    ],
+)
+def test_sigma_beside_named_columns(sigma, message, npartitions):
+    rows = frame(npartitions) if npartitions else frame().compute()
+    with pytest.raises(DataError, match=message):
+        rows.nlsq.fit(decay, sigma=sigma)
+    with pytest.raises(DataError, match=message):
+        dask_nlsq.StreamingFitter(decay, x="t").partial_fit(frame().compute(), sigma=sigma)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("number", [np.array(0.5), np.float32(0.5), jnp.float32(0.5), jnp.array(0.5), Fraction(1, 2)])
+def test_every_number_may_be_sigma(number, named):
+    rows = frame().compute()
+    found, expected = (
+        dask_nlsq.fit(decay, data=rows, sigma=s) if named else dask_nlsq.fit(decay, rows["t"], rows["y"], sigma=s)
+        for s in (number, 0.5)
+    )
+    np.testing.assert_array_equal(found.popt, expected.popt)
+    assert found.aic == expected.aic
 
 
 def test_no_data():
