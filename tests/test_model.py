@@ -1,5 +1,8 @@
 """Which arguments of a function are columns, which are parameters, and where their starts come from."""
 
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 
@@ -42,12 +45,29 @@ def half_variadic(x, a, *p):
         (two_columns, ["u", "time"], ("a",), {}),
         (options, ["t"], ("a", "b"), {"b": 1.0}),
         (options_between, ["t"], ("a", "b", "c"), {"b": 1.0, "c": 0.5}),
+        (partial(plain, b=0.5), ["t"], ("a",), {}),
+        (partial(plain, a=0.5), ["t"], ("b",), {"b": 2.0}),
+        (partial(two_columns, t=0.5), ["u"], ("a",), {}),
+        (partial(two_columns, 0.5), ["u"], ("a",), {}),
+        (partial(partial(options_between, b=2.0), c=0), ["t"], ("a",), {}),
+        (partial(options, log=True), ["t"], ("a", "b"), {"b": 1.0}),
+        (jax.jit(partial(plain, b=0.5)), ["t"], ("a",), {}),
+        (partial(jax.jit(partial(options_between, b=2.0)), c=3.0), ["t"], ("a",), {}),
     ],
 )
 def test_signature(func, x, parameters, defaults):
     model = Model.from_function(func).bind(x)
     assert model.parameters == parameters
     assert model.defaults == defaults
+
+
+@pytest.mark.parametrize(
+    ("func", "value"),
+    [(partial(plain, a=3.0), 7.0), (partial(plain, b=3.0), 8.0)],
+)
+def test_what_a_partial_holds_it_keeps(func, value):
+    model = Model.from_function(func, 1).bind(["t"])
+    assert model([np.array([2.0])], [2.0] * len(model.parameters), np.stack).tolist() == [value]
 
 
 def test_several_columns_come_stacked_or_by_name():

@@ -2,7 +2,8 @@
 
 The function's first argument is a column, or several columns when the data names several. A later
 argument is a column only when the data names it; every other argument is a parameter, unless its
-default is not a number (a flag, a string, ``None``), which leaves it at that default.
+default is not a number (a flag, a string, ``None``), which leaves it at that default, or `functools.partial`
+holds it by name.
 
 An expression has no first argument: each of its columns is taken by name, and which of its names are columns is
 said by the user or by the data.
@@ -11,6 +12,7 @@ said by the user or by the data.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import numbers
 from collections.abc import Callable, Mapping, Sequence
@@ -95,6 +97,7 @@ class Model:
         arguments: list[str] = []
         keywords: set[str] = set()
         defaults: dict[str, float] = {}
+        held = _held(func)
         option: str | None = None  # the first one; what follows is given by name, or would take its place
         for parameter in signature.parameters.values():
             if option is not None and parameter.kind in _BY_PLACE_ONLY:
@@ -106,7 +109,7 @@ class Model:
                 arguments = arguments or ["x"]
                 arguments += [f"p{i + 1}" for i in range((n_parameters or 0) - len(arguments[1:]))]
             elif parameter.kind is not inspect.Parameter.VAR_KEYWORD:
-                if _is_option(parameter.default):
+                if parameter.name in held or _is_option(parameter.default):
                     option = option or parameter.name
                 else:
                     arguments.append(parameter.name)
@@ -312,3 +315,12 @@ def _is_option(default: Any) -> bool:
     if default is inspect.Parameter.empty:
         return False
     return isinstance(default, bool) or not isinstance(default, numbers.Real)
+
+
+def _held(func: Any) -> set[str]:
+    """Return the arguments that `functools.partial` holds by name, also beneath what wraps it, such as `jax.jit`."""
+    held: set[str] = set()
+    while isinstance(func := inspect.unwrap(func), functools.partial):
+        held |= func.keywords.keys()
+        func = func.func
+    return held
