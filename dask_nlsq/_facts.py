@@ -121,7 +121,10 @@ def speed(objective: Objective, block: Block, theta: Vector) -> dict[str, Any]:
     times = []
     for _ in range(2):
         started = time.perf_counter()
-        kernel.reduce_block(objective, some, theta, None)
+        try:
+            kernel.reduce_block(objective, some, theta, None)
+        except Exception as error:
+            raise Failure.of("evaluating the model", error).error(theta) from error
         times.append(time.perf_counter() - started)
     return {
         "compile_seconds": max(0.0, times[0] - times[1]),

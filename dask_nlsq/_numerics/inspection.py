@@ -109,7 +109,8 @@ def _try_numpy(objective: Objective, theta: Vector, rows: int, traced: Exception
 def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
     """Refuse a model that looks across rows: up to 64 rows, whole and one by one, must give the same values.
 
-    The comparison is made at `theta` (p,) and beside it, where a term that vanishes at `theta` shows.
+    The comparison is made at `theta` (p,) and beside it, where a term that vanishes at `theta` shows. Beside it may be
+    out of the model's reach: where it raises there, a point that is nearer and of like signs is taken, else none.
 
     Raises
     ------
@@ -124,8 +125,15 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
         run: Callable[..., Any] = functools.partial(numeric.check_rows, objective)
         if objective.jacobian != "numeric":
             run = compiled_rows(objective)
-        beside = theta + 0.1 * (1.0 + np.abs(theta)) * np.cos(np.arange(len(theta)))
-        for whole, single in zip(*(np.asarray(a) for a in run(x, np.stack([theta, beside]))), strict=True):
+        away = 0.1 * np.cos(np.arange(len(theta)))
+        for beside in (theta + (1.0 + np.abs(theta)) * away, theta * (1.0 + away), theta):
+            try:
+                found = [np.asarray(a) for a in run(x, np.stack([theta, beside]))]
+                break
+            except Exception:
+                if beside is theta:
+                    raise
+        for whole, single in zip(*found, strict=True):
             if np.array_equal(whole, single, equal_nan=True):
                 continue
             size = np.abs(single[np.isfinite(single)]).max(initial=0.0)
