@@ -11,7 +11,7 @@ import pytest
 
 LEVELS = [
     "_errors _peak _typing",
-    "_job _shell _numerics _models",
+    "_job _reading _shell _numerics _models",
     "_sources _sweep _checkpoint _plan",
     "_fit _autotune _curve_fit _descent _facts _fingerprint _interrupt _streaming _result _outcome _problem "
     "_profile _lockstep _progress _route _run _sample _search _second_look _stream _minimise",

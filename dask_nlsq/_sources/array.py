@@ -15,6 +15,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import Block
+from dask_nlsq._reading import read_again
 from dask_nlsq._sources.columns import Columns, first_instants
 from dask_nlsq._sources.graph import GraphPartition, cut, on_workers
 from dask_nlsq._sources.source import Info, Source
@@ -29,7 +30,7 @@ def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
         graph = da.Array.__dask_optimize__(graph, list(itertools.chain(*keys)))  # of all, for they may share reads
     parts = cut(dict(graph), keys)
     dates = [name for name, a in arrays.items() if a.dtype.kind == "M"]
-    reads = ({name: arrays[name].blocks[i].compute() for name in dates} for i in range(len(keys)))
+    reads = ({name: read_again(arrays[name].blocks[i].compute) for name in dates} for i in range(len(keys)))
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     rows = sum(arrays[columns.y].chunks[0])
     known = None if np.isnan(rows) else int(rows)
@@ -54,6 +55,9 @@ def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
 def align(raw: dict[str, Any]) -> dict[str, Any]:
     """Cut every array where the first Dask array is cut."""
     guide_name, guide = next((n, a) for n, a in raw.items() if isinstance(a, da.Array))
+    for name, a in raw.items():
+        if a.ndim != 1:
+            raise DataError(f"The array has shape {a.shape}; one dimension is needed.", column=name)
     lengths = {name: a.shape[0] for name, a in raw.items()}
     known = {n for n in lengths.values() if not np.isnan(n)}
     unknown = any(np.isnan(n) for n in lengths.values())
@@ -61,8 +65,6 @@ def align(raw: dict[str, Any]) -> dict[str, Any]:
         raise DataError(f"Columns must have the same length; they have {lengths}.")
     aligned = {}
     for name, a in raw.items():
-        if a.ndim != 1:
-            raise DataError(f"The array has shape {a.shape}; one dimension is needed.", column=name)
         if isinstance(a, da.Array) and (a.chunks == guide.chunks or (unknown and a.numblocks == guide.numblocks)):
             aligned[name] = a
         elif unknown:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from dask_nlsq._errors import DataError
+from dask_nlsq._errors import DataError, NlsqError, SweepError
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._typing import AnyArray, Vector
 
@@ -156,9 +156,14 @@ def first_instants(names: Sequence[str], reads: Iterable[Mapping[str, Any]]) -> 
         The datetime columns.
     reads : iterable of mapping
         Raw arrays, partition by partition; taken only until every column has shown an instant.
+
+    Raises
+    ------
+    SweepError
+        A partition cannot be read.
     """
     found: dict[str, Any] = {}
-    for raw in reads if names else ():
+    for raw in _told(reads) if names else ():
         for name in set(names) - found.keys():
             array = _plain(name, raw[name])
             if array.dtype.kind != "M":  # a partition without a value may be of no type
@@ -169,6 +174,22 @@ def first_instants(names: Sequence[str], reads: Iterable[Mapping[str, Any]]) -> 
         if len(found) == len(names):
             break
     return {name: found.get(name, np.datetime64(0, "s")) for name in names}
+
+
+def _told(reads: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Read partition by partition; what fails is told as a sweep tells it."""
+    left, partition = iter(reads), 0
+    while True:
+        try:
+            raw = next(left)
+        except StopIteration:
+            return
+        except NlsqError as error:
+            raise error.at(partition=partition) from error.__cause__
+        except Exception as error:
+            raise SweepError(f"{type(error).__name__} while reading the data: {error}", partition=partition) from error
+        yield raw
+        partition += 1
 
 
 def _plain(name: str, values: Any) -> AnyArray:

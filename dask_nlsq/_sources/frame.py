@@ -12,6 +12,7 @@ import pandas as pd
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import Block
+from dask_nlsq._reading import read_again
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
 from dask_nlsq._sources.graph import GraphPartition, cut
 from dask_nlsq._sources.source import Info, Source
@@ -29,7 +30,7 @@ def open_frame(frame: Any, columns: Columns) -> Source:
     graph, keys = dict(frame.__dask_graph__()), [(key,) for key in frame.__dask_keys__()]
     parts = cut(graph, keys)
     dates = [name for name in columns.names if frame.dtypes[name].kind == "M"]
-    reads = (frame.partitions[i].compute() for i in range(frame.npartitions))
+    reads = (read_again(frame.partitions[i].compute) for i in range(frame.npartitions))
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     width = columns.row_bytes(dict(frame.dtypes))
     info = Info("Dask DataFrame", None, columns.names, present, columns.origins, row_bytes=width)

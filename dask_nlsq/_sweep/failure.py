@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-import time
 import traceback
 from typing import Any
 
@@ -16,9 +15,7 @@ import numpy as np
 
 from dask_nlsq._errors import NlsqError, SweepError
 from dask_nlsq._numerics.block import Block
-
-READS = 3
-"""How often a read is tried when the file system reports an error."""
+from dask_nlsq._reading import read_again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +57,8 @@ def load(partition: Any) -> Block | Failure:
     """Read a partition, trying again where the file system fails."""
     if isinstance(partition, (Block, Failure)):
         return partition
-    for attempt in range(1, READS + 1):
-        try:
-            block: Block = partition.load()
-            return block
-        except OSError as error:
-            if attempt == READS or isinstance(error, (FileNotFoundError, PermissionError)):
-                return Failure.of("reading the data", error)
-            time.sleep(0.1 * 2**attempt)
-        except Exception as error:
-            return Failure.of("reading the data", error)
-    raise AssertionError
+    try:
+        block: Block = read_again(partition.load)
+    except Exception as error:
+        return Failure.of("reading the data", error)
+    return block
