@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import distributed
@@ -182,9 +182,9 @@ def roles(
     sigma = exact_sigma(sigma, named=data is not None)
     constant = sigma if isinstance(sigma, float) else None
     if data is None:
-        if x is None or y is None:
+        if any(arg is None or isinstance(arg, str) for arg in (x, y)):
             raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
-        names, arrays = split(model, x)
+        names, arrays = split(model, x, y)
         free = ("y", "sigma") if {"y", "sigma"}.isdisjoint(names) else ("fitted y", "sigma of y")
         data = dict(zip(names, arrays, strict=True)) | {free[0]: y}
         if sigma is not None and constant is None:
@@ -194,13 +194,24 @@ def roles(
         y = "y" if y is None else y
         if not isinstance(y, str):
             raise DataError(f"With data=, y must be the name of a column; it is a {type(y).__name__}.")
-        names = model.inputs if x is None else (x,) if isinstance(x, str) else tuple(x)
+        names = model.inputs if x is None else _column_names(x)
         if x is None and not names:  # an expression whose columns are those that the data has
             present = open_source(data, Columns((), y, constant or sigma, nan_policy), *reading).info.present
             names = model.inputs_among(present, (y, sigma))
     bound = model.bind(names)
     sigma = constant if constant is not None else sigma
     return data, Columns(tuple(names), y, sigma, nan_policy), bound
+
+
+def _column_names(x: Any) -> tuple[Any, ...]:
+    """Return the names that x= gives with data=."""
+    if isinstance(x, str):
+        return (x,)
+    if isinstance(x, Iterable) and not hasattr(x, "__dask_graph__") and getattr(x, "ndim", 1) == 1:
+        names = tuple(x)
+        if all(isinstance(name, (str, int)) for name in names):
+            return names
+    raise DataError(f"With data=, x must be the name of a column or a list of names; it is {_seen(x)}.")
 
 
 def exact_sigma(sigma: Any, named: bool) -> Any:
@@ -236,13 +247,18 @@ def warn_of_namesakes(model: Model, source: Source) -> None:
             )
 
 
-def split(model: Model, x: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
-    """Return names and columns of an x given as arrays."""
+def split(model: Model, x: Any, y: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
+    """Return names and columns of an x given as arrays, which stand beside y."""
     if isinstance(x, Mapping):
         return tuple(x), list(x.values())
+    if hasattr(x, "columns"):
+        raise DataError(f"x is a {type(x).__name__}; give data=frame, and the names of its columns as x= and y=.")
     if isinstance(x, (tuple, list)) and x and getattr(x[0], "ndim", 0) == 1:
         arrays = list(x)
     elif getattr(x, "ndim", 1) == 2:
+        rows = y.shape[0] if getattr(y, "ndim", 0) else len(y) if isinstance(y, Sequence) else None
+        if x.shape[0] == rows != x.shape[1]:
+            raise DataError(f"x has shape {x.shape}, and y {rows} rows; (columns, rows) is needed: give x.T.")
         if is_zarr(x):  # of which a row would be read whole, here and now
             check_plain({"x": x})
             x = lazy(x)

@@ -1,10 +1,12 @@
 """Every wrong input is refused with a typed error that names the place and the remedy."""
 
+import math
 import pickle
 import warnings
 from fractions import Fraction
 
 import dask
+import dask.array as da
 import dask.dataframe as dd
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +115,36 @@ def test_a_model_that_looks_across_rows(model, pieces):
         frame(pieces).nlsq.fit(model)
 
 
+def by_row(f):
+    """A model for NumPy only, which calls `f` for every row."""
+    return lambda t, a, tau: a * np.array([f(float(v), float(tau)) for v in t])
+
+
+@pytest.mark.parametrize("f", [lambda v, tau: math.exp(-v * math.sqrt(tau)), lambda v, tau: v + [tau][int(tau < 0)]])
+@pytest.mark.filterwarnings("ignore:The model")
+def test_a_model_need_not_run_beside_its_start(f):
+    options = {"p0": [1.0, 0.05], "bounds": ([0, 1e-3], [9, 1])}
+    t = np.linspace(0, 3, 50)
+    result = dask_nlsq.fit(by_row(f), t, [2.0 * f(v, 0.1) for v in t], **options)
+    np.testing.assert_allclose(result.popt, [2.0, 0.1], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The model")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, rows: dask_nlsq.fit(model, data=rows),
+        lambda model, rows: dask_nlsq.fit(model, data=rows, n_starts=4, bounds=(0.5, 2)),
+        lambda model, rows: dask_nlsq.plan(model, data=rows),
+    ],
+    ids=["fit", "starts", "plan"],
+)
+def test_a_model_that_raises_on_real_rows(call):
+    with pytest.raises(SweepError, match=r"IndexError while evaluating the model.*theta \[") as caught:
+        call(by_row(lambda v, tau: tau * [1.0, 2.0][int(v)]), frame())
+    assert isinstance(caught.value.__cause__, IndexError)
+
+
 def test_a_read_that_fails_names_the_partition(tmp_path):
     rows = frame()
     rows.to_parquet(tmp_path)
@@ -122,6 +154,27 @@ def test_a_read_that_fails_names_the_partition(tmp_path):
         broken.nlsq.fit(decay)
     assert caught.value.partition == 2
     assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("form", ["frame", "arrays"])
+@pytest.mark.parametrize(("errors", "partition"), [([KeyError("gone")], 0), ([None, OSError("busy")], None)])
+def test_a_read_of_dates_fails_as_any_other(form, errors, partition):
+    start = pd.Timestamp("2026-01-01")
+    found = iter(errors)
+
+    def read(i):
+        if (error := next(found, None)) is not None:
+            raise error
+        return pd.DataFrame({"t": start + pd.to_timedelta(np.arange(9.0) + i, "s"), "y": np.arange(9.0) + i})
+
+    rows = dd.from_map(read, range(3), meta=pd.DataFrame({"t": [start], "y": [0.0]}))
+    options = {"data": rows} if form == "frame" else {"x": rows["t"].values, "y": rows["y"].values}
+    if partition is None:
+        assert dask_nlsq.fit(lambda t, a: a * t, **options).n_obs == 27
+        return
+    with pytest.raises(SweepError, match="KeyError while reading the data") as caught:
+        dask_nlsq.fit(lambda t, a: a * t, **options)
+    assert caught.value.partition == partition and isinstance(caught.value.__cause__, KeyError)
 
 
 def test_a_read_is_tried_again(tmp_path):
@@ -207,6 +260,34 @@ def test_every_number_may_be_sigma(number, named):
     )
     np.testing.assert_array_equal(found.popt, expected.popt)
     assert found.aic == expected.aic
+
+
+SMALL = pd.DataFrame({"t": np.arange(20.0), "y": 1 + 2 * np.arange(20.0)})
+LAZY = dd.from_pandas(SMALL, npartitions=2)
+PAIR = np.ones((20, 2))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "options", "error", "message"),
+    [
+        (SMALL[["t"]], SMALL["y"], {}, DataError, "x is a DataFrame; give data=frame"),
+        (LAZY[["t"]], LAZY["y"], {}, DataError, "x is a DataFrame; give data=frame"),
+        (0, "y", {"data": SMALL}, DataError, "name of a column or a list of names; it is a int"),
+        (PAIR[:, 0], "y", {"data": SMALL}, DataError, r"it is a ndarray of shape \(20,\)"),
+        ("t", "y", {}, DataError, "data= with x and y as the names"),
+        (PAIR, PAIR[:, 0], {}, DataError, r"shape \(20, 2\), and y 20 rows; .*give x\.T"),
+        (da.from_array(PAIR), [1.0] * 20, {}, DataError, r"give x\.T"),
+        (da.ones(20), da.from_array(np.array(1.0)), {}, DataError, r"shape \(\); one dimension"),
+        ("t", "y", {"data": SMALL, "f_scale": "1"}, ModelError, "f_scale is '1'; a positive number"),
+        ("t", "y", {"data": SMALL, "f_scale": None}, ModelError, "f_scale is None"),
+        ("t", "y", {"data": SMALL, "fixed": 1}, ModelError, "fixed is 1; {name: value} or"),
+        ("t", "y", {"data": SMALL, "tied": ["a"]}, ModelError, "tied is .*expression"),
+        ("t", "y", {"data": SMALL, "prior": ["a"]}, ModelError, "prior is .*deviation"),
+    ],
+)
+def test_arguments_of_other_kinds(x, y, options, error, message):
+    with pytest.raises(error, match=message):
+        dask_nlsq.fit(lambda t, a, b: a * t + b, x, y, **options)
 
 
 def test_no_data():

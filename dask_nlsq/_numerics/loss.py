@@ -45,8 +45,8 @@ def check_loss(loss: Any, f_scale: Any) -> None:
     """
     if not callable(loss) and loss not in NAMES:
         raise ModelError(f"loss is {loss!r}; one of {', '.join(NAMES)} or a function of z = (r / f_scale)² is needed.")
-    if not f_scale > 0:
-        raise ModelError(f"f_scale is {f_scale}; it must be positive.")
+    if isinstance(f_scale, str) or f_scale is None or np.ndim(f_scale) or not f_scale > 0:
+        raise ModelError(f"f_scale is {f_scale!r}; a positive number is needed.")
 
 
 def evaluate(loss: Loss, z: Any) -> tuple[Any, Any, Any]:

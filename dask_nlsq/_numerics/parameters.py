@@ -140,6 +140,8 @@ def _held(names: Sequence[str], fixed: Any, values: Mapping[str, float]) -> dict
     if fixed is None:
         return {}
     fixed = [fixed] if isinstance(fixed, str) else fixed
+    if not isinstance(fixed, Iterable):
+        raise ModelError(f"fixed is {fixed!r}; {{name: value}} or a list of names is needed.")
     held = dict(fixed) if isinstance(fixed, Mapping) else {name: values.get(name, np.nan) for name in fixed}
     _known(names, held, "fixed")
     try:
@@ -153,6 +155,8 @@ def _held(names: Sequence[str], fixed: Any, values: Mapping[str, float]) -> dict
 
 def _ties(names: Sequence[str], tied: Mapping[str, Any]) -> dict[str, Expression]:
     """Return the expressions of tied parameters in an order in which each needs only earlier ones."""
+    if not hasattr(tied, "items"):
+        raise ModelError(f'tied is {tied!r}; {{name: "expression"}} is needed.')
     _known(names, tied, "tied")
     ties = {name: text if isinstance(text, Expression) else Expression(str(text)) for name, text in tied.items()}
     for name, expression in ties.items():
@@ -165,6 +169,8 @@ def _ties(names: Sequence[str], tied: Mapping[str, Any]) -> dict[str, Expression
 
 
 def _prior(free: Sequence[str], prior: Mapping[str, Any]) -> Prior:
+    if not hasattr(prior, "items"):
+        raise ModelError(f"prior is {prior!r}; {{name: (mean, standard deviation)}} is needed.")
     _known(free, prior, "prior")
     mean, weight = np.zeros(len(free)), np.zeros(len(free))
     for name, pair in prior.items():
