@@ -246,8 +246,6 @@ def test_sigma_beside_named_columns(sigma, message, npartitions):
     rows = frame(npartitions) if npartitions else frame().compute()
     with pytest.raises(DataError, match=message):
         rows.nlsq.fit(decay, sigma=sigma)
-    with pytest.raises(DataError, match=message):
-        dask_nlsq.StreamingFitter(decay, x="t").partial_fit(frame().compute(), sigma=sigma)
 
 
 @pytest.mark.parametrize("named", [True, False])
