@@ -251,7 +251,7 @@ def split(model: Model, x: Any, y: Any) -> tuple[tuple[str, ...], Sequence[Any]]
     """Return names and columns of an x given as arrays, which stand beside y."""
     if isinstance(x, Mapping):
         return tuple(x), list(x.values())
-    if hasattr(x, "columns"):
+    if hasattr(x, "columns") and x.ndim == 2:
         raise DataError(f"x is a {type(x).__name__}; give data=frame, and the names of its columns as x= and y=.")
     if isinstance(x, (tuple, list)) and x and getattr(x[0], "ndim", 0) == 1:
         arrays = list(x)
