@@ -82,6 +82,7 @@ def nist(name):
 PROBLEMS_OF_MANY_MINIMA = {name: (made, name) for name in MADE} | {n: (nist, n) for n in ("BoxBOD", "MGH17")}
 
 
+@pytest.mark.timeout(1800)  # the other 99 take minutes, and more beside other work
 @pytest.mark.parametrize(("first", "last"), SEEDS)
 @pytest.mark.parametrize(
     ("make", "name"),

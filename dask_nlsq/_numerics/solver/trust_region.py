@@ -276,6 +276,7 @@ class TrustRegion:
         noise = 100 * cost_noise(point.reduction)  # the estimate is one of size only
         rise = reduction.cost - point.reduction.cost
         least = point.newton.predicted <= noise or point.newton.length <= _NEXT_TO_NOTHING * self._unit(point.reduction)
+        least = least or bool(lost(state, self.absolute_sigma).any())  # whose step means nothing
         equal = not reduction.finite or rise <= noise
         hidden = state.proposal is not None and least and equal and state.proposal.predicted <= noise
         return dataclasses.replace(
