@@ -51,7 +51,7 @@ def build(
     assert point is not None and state.status is not None
     parameters = problem.parameters
     theta, cost = final(state, parameters.lower, parameters.upper)
-    side = np.where(theta <= parameters.lower, -1, np.where(theta >= parameters.upper, 1, 0))
+    side = parameters.side(theta)
     free = side == 0
     believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
     statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma, believed)

@@ -296,7 +296,7 @@ class StreamingFitter:
 
     def _note(self, state: StreamState) -> None:
         factor, s2 = self._solver.factor(state), self._solver.spread(state) ** 2
-        error = np.sqrt(np.diag(inference.covariance(factor, s2, self._side(state) == 0)))
+        error = np.sqrt(np.diag(inference.covariance(factor, s2, self._parameters.side(state.theta) == 0)))
         self._history.append([state.batches, state.rows, state.moved, *state.theta, *error])
         if len(self._history) > HISTORY:  # every other one of the older half is forgotten
             del self._history[: HISTORY // 2 : 2]
@@ -351,7 +351,8 @@ class StreamingFitter:
             self._warm_up()
         state, solver, parameters = self._state, self._solver, self._parameters
         assert state is not None and state.sums is not None
-        sums, cost, theta, side = solver.with_prior(state), solver.cost(state), state.theta.copy(), self._side(state)
+        sums, cost, theta = solver.with_prior(state), solver.cost(state), state.theta.copy()
+        side = parameters.side(theta)
         believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
         statistics = inference.statistics(sums, cost, int((side == 0).sum()), solver.absolute_sigma, believed)
         statistics = dataclasses.replace(statistics, n_obs=round(statistics.n_obs), dof=round(statistics.dof))
@@ -380,12 +381,6 @@ class StreamingFitter:
             shipped=ship(self._objective),
             columns=self._columns,
             factor=factor,
-        )
-
-    def _side(self, state: StreamState) -> npt.NDArray[np.int64]:
-        """Return at which bound each free parameter is: -1, 1, or 0 for none."""
-        return np.where(
-            state.theta <= self._parameters.lower, -1, np.where(state.theta >= self._parameters.upper, 1, 0)
         )
 
     def _status(self, state: StreamState, open_ends: npt.NDArray[np.bool_]) -> Status:

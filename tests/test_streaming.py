@@ -258,8 +258,8 @@ def test_a_prior_counts_as_a_row(options, rows, refused):
             fitter.result()
     else:
         whole = dask_nlsq.fit(decay, T[:rows], Y[:rows], sigma=0.1, p0=[2, 1, 0.5], absolute_sigma=True, **options)
-        np.testing.assert_allclose(fitter.params, whole.params, rtol=1e-3)
-        np.testing.assert_allclose(fitter.stderr, whole.stderr, rtol=1e-2)
+        np.testing.assert_allclose(fitter.params, whole.params, rtol=1e-9)
+        np.testing.assert_allclose(fitter.stderr, whole.stderr, rtol=1e-9)
 
 
 # --- odd batches ------------------------------------------------------------------------------------------------------

@@ -346,7 +346,7 @@ def test_what_a_model_refers_to_is_part_of_it(tmp_path, monkeypatch, change, dec
 
 SENT = {
     "plain": "C = 1.0\ndef model(t, a, b):\n    return a + b * t * C\n",
-    "helper": "def half(t):\n    return t / 2\ndef model(t, a, b):\n    return a + b * half(t)\n",
+    "helper": "def half(t, *, k=1):\n    return k * t / 2\ndef model(t, a, b):\n    return a + b * half(t)\n",
     "class": "class M:\n    K = 1.0\n    def __call__(self, t, a, b):\n        return a + b * t * self.K\nmodel = M()",
     "counts": "N, s = 0, []\ndef model(t, a, b):\n    global N\n    N += 1\n    s.append(N)\n    return a + b * t\n",
 }
@@ -359,6 +359,7 @@ OPENS = "import sys, cloudpickle; sys.path.append(''); cloudpickle.loads(sys.std
         ("plain", ("a +", "a -")),
         ("plain", ("C = 1.0", "C = 2.0")),
         ("helper", ("t / 2", "t / 3")),
+        ("helper", ("k=1", "k=2")),
         ("class", ("a +", "a -")),
         ("class", ("K = 1.0", "K = 2.0")),
         *((kind, None) for kind in SENT),

@@ -70,7 +70,8 @@ def _parts(value: Any) -> list[Any]:
             return []
         names = [name for name in _names(value) if name not in _assigned(value.__globals__)]
         named = [value.__globals__[name] for name in names if name in value.__globals__]
-        return [value.__code__, *(value.__defaults__ or ()), *_cells(value), *named, *attributes(value)]
+        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        return [value.__code__, *defaults, *_cells(value), *named, *attributes(value)]
     if isinstance(value, type):
         if _installed(getattr(sys.modules.get(value.__module__), "__file__", None)):
             return []
@@ -84,7 +85,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _is_constant(value: Any) -> bool:
-    return isinstance(value, _PLAIN) or _is_array(value)
+    return isinstance(value, _PLAIN) or (hasattr(value, "__array__") and not isinstance(value, type))
 
 
 def _assigned(globe: dict[str, Any]) -> set[str]:
@@ -148,12 +149,7 @@ def _lasting(value: Any) -> list[tuple[str, Any]]:
     slots = (vars(kind).get("__slots__", ()) for kind in type(value).__mro__)
     names = {name for some in slots for name in ((some,) if isinstance(some, str) else some)}
     held = {name: getattr(value, name) for name in names if hasattr(value, name)} | getattr(value, "__dict__", {})
-    lasts = (int, float, complex, str, bytes, tuple, types.FunctionType)
-    return [(name, held[name]) for name in sorted(held) if isinstance(held[name], lasts) or _is_array(held[name])]
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__") and not isinstance(value, type)
+    return [(n, held[n]) for n in sorted(held) if isinstance(held[n], types.FunctionType) or _is_constant(held[n])]
 
 
 def _cells(function: types.FunctionType) -> list[Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dask_nlsq._errors import BoundsError, ModelError
 from dask_nlsq._numerics.expression import Expression
@@ -128,6 +129,10 @@ class Parameters:
     def fewest_rows(self) -> int:
         """Rows without which there is no fit: one a free parameter, of which a prior is one; at least 1."""
         return max(self.p - (0 if self.prior is None else int(np.count_nonzero(self.prior.weight))), 1)
+
+    def side(self, theta: Vector) -> npt.NDArray[np.int64]:
+        """Return at which bound each free parameter is, (p,): -1, 1, or 0 for none."""
+        return np.where(theta <= self.lower, -1, np.where(theta >= self.upper, 1, 0))
 
     @property
     def expansion(self) -> Expansion | None:

@@ -275,16 +275,20 @@ class TrustRegion:
         vanished = radius <= 4 * EPS * lapack.norm(point.scale * point.theta)
         noise = 100 * cost_noise(point.reduction)  # the estimate is one of size only
         rise = reduction.cost - point.reduction.cost
-        least = point.newton.predicted <= noise or point.newton.length <= _NEXT_TO_NOTHING * self._unit(point.reduction)
-        least = least or bool(lost(state, self.absolute_sigma).any())  # whose step means nothing
         equal = not reduction.finite or rise <= noise
-        hidden = state.proposal is not None and least and equal and state.proposal.predicted <= noise
+        hidden = state.proposal is not None and equal and state.proposal.predicted <= noise
+        hidden = hidden and self._promises_nothing(state, point, noise)
         return dataclasses.replace(
             state,
             point=dataclasses.replace(point, radius=radius),
             history=(*state.history, self._record(state, reduction, float("nan"), False)),
             status=Status.ROUNDING if hidden else Status.STALLED if vanished else None,
         )
+
+    def _promises_nothing(self, state: State, point: Point, noise: float) -> bool:
+        """Whether the undamped step is next to nothing, or means nothing, for the model has stopped responding."""
+        small = point.newton.length <= _NEXT_TO_NOTHING * self._unit(point.reduction)
+        return small or point.newton.predicted <= noise or bool(lost(state, self.absolute_sigma).any())
 
     def _propose(self, state: State) -> State:
         point = state.point
