@@ -22,7 +22,9 @@ from dask_nlsq._facts import dry_run, gather_facts, speed
 from dask_nlsq._minimise import lowest, race, stopped, verify, went_silent
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import MANY_ROWS
+from dask_nlsq._numerics.linearity import linearity
 from dask_nlsq._numerics.loss import Loss
+from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.solver.trust_region import TrustRegion
 from dask_nlsq._numerics.starts import check_bounds
@@ -32,6 +34,7 @@ from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier
 from dask_nlsq._problem import Draft, Problem, arrange, draft, executor_of
 from dask_nlsq._progress import Progress
 from dask_nlsq._result import FitResult
+from dask_nlsq._restarts import restart
 from dask_nlsq._route import find_route, find_start
 from dask_nlsq._run import Run, running
 from dask_nlsq._sample import Sample, draw_sample
@@ -266,7 +269,7 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
     if run.come is not None:
         exact = dataclasses.replace(exact, parameters=exact.parameters.from_here(run.come))
     if ended and run.same_files:
-        return _again(_problem(exact, (), None, run), _solver(exact.parameters, said, config), run)
+        return _again(_problem(exact, (), None, run), _solver(exact.objective, exact.parameters, said, config), run)
     source, objective = exact.source, exact.objective
     wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
     if wide and not isinstance(exact.executor, Cluster):
@@ -276,7 +279,7 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
     decided, executor, groups, sample = _gather(exact, config, saved_pass or searches)
     exact, others, notes = find_start(exact, said, executor, groups, sample, saved)
     problem = _problem(dataclasses.replace(exact, executor=executor), groups, decided, run, exact.executor)
-    solver = _solver(exact.parameters, said, config, decided)
+    solver = _solver(exact.objective, exact.parameters, said, config, decided)
     if ended:
         verify(problem, run)
         return _again(problem, solver, run)
@@ -312,6 +315,10 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
             if further := len(seconds) - state.nsweeps:
                 notes += (f"Sweeps over all rows that only other minima needed: {further}.",)
                 seconds = seconds[: state.nsweeps]
+        elif config.starts <= 1:
+            state, more, told_again = restart(problem, solver, state, sample, bar, deadline, callback)
+            seconds += more
+            notes += told_again
         whole = state.status is not None and state.status.success and state.status is not Status.PRECISION
         if decided.goal is OptimizationGoal.QUALITY and whole:
             state, more, note = second_look(problem, solver, state, sample, bar, deadline, callback)
@@ -344,7 +351,7 @@ def _problem(
 
 
 def _solver(
-    parameters: Parameters, said: Mapping[str, Any], config: WorkflowConfig, decided: Plan | None = None
+    objective: Objective, parameters: Parameters, said: Mapping[str, Any], config: WorkflowConfig, decided: Plan | None = None
 ) -> TrustRegion:
     return TrustRegion(
         parameters.lower,
@@ -356,6 +363,8 @@ def _solver(
         xtol=config.xtol,
         gtol=config.gtol,
         max_nfev=config.max_nfev or sys.maxsize,
+        linearity=linearity(objective),
+        second_order=objective.jacobian != "numeric" and not objective.robust,
     )
 
 

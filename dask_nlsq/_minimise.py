@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, warn
@@ -27,7 +28,7 @@ from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request
-from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, stop
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, stop, unit
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
@@ -268,6 +269,35 @@ def went_silent(problem: Problem, state: State) -> bool:
         return False
     block = draw_sample(problem.executor, problem.groups, len(problem.source.partitions), 1024).block
     return speak_elsewhere(problem.objective, problem.parameters, block, state.point.theta, silent)
+
+
+def faded(problem: Problem, solver: TrustRegion, state: State) -> npt.NDArray[np.bool_]:
+    """Return which parameters have columns of J that say nothing of how far they may go, (p,).
+
+    A column of J is believed where moving its parameter by :math:`h = s / |J_j|`, which would change the residuals by
+    one standard deviation in all, changes the cost by what the column says, within a factor of ten. A square whose
+    best root is zero, or a frequency whose amplitude has vanished, moves the model by far more, or less. Only
+    parameters that are small beside h are tried.
+    """
+    point = state.point
+    assert point is not None
+    found, norms = np.zeros(len(point.theta), bool), np.linalg.norm(point.factor.r, axis=0)
+    linear = found if solver.linearity is None else solver.linearity.linear
+    s = unit(point.reduction, point.factor.p, solver.absolute_sigma)
+    steps = np.divide(s, norms, out=np.zeros_like(norms), where=norms > 0)
+    tried = np.flatnonzero((np.abs(point.theta) < 0.1 * steps) & ~linear & np.isfinite(steps))
+    if not len(tried):
+        return found
+    block = draw_sample(problem.executor, problem.groups, len(problem.source.partitions), 1024).block
+    here = kernel.reduce_block(problem.objective, block, point.theta, None)
+    for j in tried.tolist():
+        ends = point.theta + np.array([[-1.0], [1.0]]) * np.where(np.arange(len(found)) == j, steps, 0.0)
+        ends = np.clip(ends, solver.lower, solver.upper)
+        moves = ends[:, j] - point.theta[j]
+        rise = sum(kernel.reduce_block(problem.objective, block, end, None).cost - here.cost for end in ends)
+        expected = float(here.gram[j, -1] * moves.sum() + 0.5 * here.gram[j, j] * np.sum(moves**2))
+        found[j] = not 0.1 * expected <= rise <= 10.0 * expected
+    return found
 
 
 def speak_elsewhere(objective: Objective, parameters: Parameters, block: Block, theta: Vector, silent: Any) -> bool:

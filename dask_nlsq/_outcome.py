@@ -20,12 +20,13 @@ import zarr
 from scipy.optimize import OptimizeWarning
 
 from dask_nlsq._errors import warn
+from dask_nlsq._minimise import faded
 from dask_nlsq._numerics import device, inference
 from dask_nlsq._numerics.block import SLABS
 from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
-from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final, lost
+from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._peak import peak_memory
 from dask_nlsq._plan import Measured, Plan
@@ -55,7 +56,7 @@ def build(
     free = side == 0
     believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
     statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma, believed)
-    factor = point.factor.without(lost(state, solver.absolute_sigma))
+    factor = point.factor.without(faded(problem, solver, state))
     pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
     notes += reservations(parameters.free, side, inference.entangled(factor, theta, pcov, free))
     gradient = np.where(free, point.factor.gradient, 0.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import gc
 import math
@@ -38,6 +39,7 @@ from dask_nlsq._numerics.tile import (
     jacobian_and_residual,
     moments,
     products,
+    second_derivatives,
     total,
 )
 from dask_nlsq._typing import Matrix, Vector
@@ -52,9 +54,14 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
 
 
 def reduce_blocks(
-    objective: Objective, blocks: Sequence[Block], theta: Vector, whitening: Matrix | None
+    objective: Objective, blocks: Sequence[Block], theta: Vector, whitening: Matrix | None, second: bool = False
 ) -> list[Reduction]:
-    """Sweep each of some blocks: small ones in one call, with the bits that they have by themselves."""
+    """Sweep each of some blocks: small ones in one call, with the bits that they have by themselves.
+
+    With `second`, the sums hold the curvature with the second derivatives of the model too.
+    """
+    if second and objective.jacobian != "numeric" and not objective.robust:
+        objective = once(objective, "second", lambda: dataclasses.replace(objective, second=True))
     with jax.enable_x64(True):
         if objective.jacobian == "numeric":
             return [numeric.reduce_block(objective, block, theta, whitening) for block in blocks]
@@ -62,7 +69,7 @@ def reduce_blocks(
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
         for where, numbers, slab in device.place(blocks, objective.tile, _room(objective)):
             sums, checksums = map(np.asarray, _kernel(objective, slab, s is not None, where)(theta, s, slab))
-            for i, one in zip(numbers, _reductions(objective, slab, sums, checksums), strict=True):
+            for i, one in zip(numbers, _reductions(objective, slab, sums, checksums, whitening), strict=True):
                 found[i].append(one)
         if any(block.rows >= SLABS[1] and not block.held for block in blocks):
             del slab
@@ -146,18 +153,25 @@ def _layout(objective: Objective) -> dict[str, tuple[int, ...]]:
         "gram": (p + 1, p + 1),
         **({"cost": (), "curvature": (p, p)} if objective.robust else {}),
         **({"meat": (p, p)} if objective.sandwich else {}),
+        **({"second": (p, p)} if objective.second else {}),
         "moments": (4 if objective.weighted else 2,),
         "sums": (objective.n_columns,),
     }
 
 
-def _reductions(objective: Objective, slab: Slab, sums: Matrix, checksums: Any) -> Iterator[Reduction]:
+def _reductions(
+    objective: Objective, slab: Slab, sums: Matrix, checksums: Any, whitening: Matrix | None
+) -> Iterator[Reduction]:
     """Turn the sums of each block of a slab, about its first y, into a mean and a spread."""
     n, parts, start = int(slab.blocks), {}, 0
     for name, shape in _layout(objective).items():
         end = start + math.prod(shape)
         parts[name], start = sums[:n, start:end].reshape(n, *shape), end
     costs = parts.pop("cost", 0.5 * parts["gram"][:, -1, -1]).tolist()
+    if objective.second:
+        second = parts.pop("second")
+        second = second if whitening is None else whitening.T @ second @ whitening
+        parts["curvature"] = parts["gram"][:, :-1, :-1] + second
     moments, origins = parts.pop("moments").tolist(), sums[:n, start].tolist()
     names = (*parts, "checksum")
     for i, ((_, _, rows), (first, second, *rest)) in enumerate(zip(slab.places[:n].tolist(), moments, strict=True)):
@@ -254,20 +268,30 @@ def _sweep_block(
         weight = lax.dynamic_slice(real, (filled,), (size,)) if slab.weight is None else tile[-1]
         a = jacobian_and_residual(objective, theta, x, y, weight, carry.pop("a"))
         lanes = [*moments(y - origin, slab.weight if slab.weight is None else weight), *map(in_lanes, x)]
-        added = {"products": products(objective, a, weight, s), "lanes": lanes}
+        found = products(objective, a, weight, s)
+        if objective.second:
+            found["second"] = [second_derivatives(objective, theta, x, y, weight)]
+        added = {"products": found, "lanes": lanes}
         chained = list(map(chain, carry.pop("chained"), tile))
         return jax.tree.map(jnp.add, carry, added) | {"chained": chained, "a": a}
 
     real = jnp.concatenate([jnp.ones(size), jnp.zeros(size)])
     shapes = _layout(objective)
+
+    def pieces(name: str) -> list[tuple[int, ...]]:
+        return [shapes[name]] if name == "second" else blocks(shapes[name], parts)
+
     lanes = shapes.pop("moments") + shapes.pop("sums")
     start = {
-        "products": {name: [jnp.zeros(block) for block in blocks(shape, parts)] for name, shape in shapes.items()},
+        "products": {name: [jnp.zeros(block) for block in pieces(name)] for name in shapes},
         "lanes": [jnp.zeros(LANES)] * sum(lanes),
         "chained": [jnp.zeros(size, jnp.uint64)] * len(columns),
         "a": [jnp.zeros((n, size)) for n in parts],  # written anew in every tile, in one place
     }
     found = lax.fori_loop(first, end, body, start)
-    sums = [assemble(found["products"][name], shape).ravel() for name, shape in shapes.items()]
+    sums = [
+        (found["products"][name][0] if name == "second" else assemble(found["products"][name], shape)).ravel()
+        for name, shape in shapes.items()
+    ]
     sums += [total(lane)[None] for lane in found["lanes"]]
     return jnp.concatenate([*sums, origin[None]]), jnp.stack([checksum(chained) for chained in found["chained"]])

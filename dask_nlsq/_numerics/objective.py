@@ -60,6 +60,7 @@ class Objective:
     loss: Loss = "linear"
     f_scale: float = 1.0
     sandwich: bool = False  # also sum what the Huber-White covariance needs
+    second: bool = False  # also sum the second derivatives of the model, each times its residual
     expansion: Expansion | None = None  # None: every parameter is free
     tile: int | None = None  # rows of a tile; None: what suits the device
 

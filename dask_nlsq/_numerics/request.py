@@ -22,3 +22,4 @@ class Request:
     theta: Vector  # (p,)
     whitening: Whitening | None = None
     first: bool = False  # see whether the model treats each row by itself
+    second: bool = False  # sum the second derivatives of the model too

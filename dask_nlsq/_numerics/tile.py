@@ -63,6 +63,17 @@ def jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weig
     return [_write(part, itertools.islice(columns, len(part))) for part in a]
 
 
+def second_derivatives(objective: Objective, theta: Any, x: Any, y: Any, weight: Any) -> Any:
+    """Return the second derivatives of the model, each times its residual and squared weight, summed over a tile: (p, p)."""
+
+    def values(t: Any) -> Any:
+        return jnp.asarray(objective.evaluate(x, list(t), jnp.stack), jnp.float64)
+
+    residual = lax.stop_gradient((values(theta) - y) * weight**2)
+    gradient = (jax.grad if objective.jacobian == "reverse" else jax.jacfwd)(lambda t: jnp.sum(residual * values(t)))
+    return jax.jacfwd(gradient)(theta)
+
+
 def _write(part: Any, columns: Iterable[Any]) -> Any:
     """Write columns over the first rows, one behind another: stacked, they would be a choice for each element."""
     for j, column in enumerate(columns):

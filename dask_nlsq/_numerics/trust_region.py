@@ -29,6 +29,7 @@ class Step:
     damping: float
     predicted: float
     length: float  # |Rδ|
+    recentres: bool = False  # whether only the linear parameters move, to their best
 
 
 def solve(factor: Factor, newton: Step, scale: Vector, radius: float, lower: Vector, upper: Vector) -> Step:

@@ -91,7 +91,7 @@ def _reduce(batch: Batch, shipped: Shipped, request: Request, look: bool) -> lis
         kernel, inspection = _numerics()
         objective = shipped.value
         whitening = None if request.whitening is None else request.whitening.s
-        found: list[Reduction] = kernel.reduce_blocks(objective, blocks, request.theta, whitening)
+        found: list[Reduction] = kernel.reduce_blocks(objective, blocks, request.theta, whitening, request.second)
         if look:
             inspection.check_rows(objective, blocks[0], request.theta)
     except Exception as error:

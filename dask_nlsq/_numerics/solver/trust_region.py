@@ -23,11 +23,13 @@ import numpy.typing as npt
 from dask_nlsq._numerics import lapack
 from dask_nlsq._numerics.block import MANY_ROWS
 from dask_nlsq._numerics.factor import EPS, Factor, factorise
+from dask_nlsq._numerics.linearity import Linearity
 from dask_nlsq._numerics.prior import Prior
+from dask_nlsq._numerics.projection import Projection, project
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request, Whitening
 from dask_nlsq._numerics.status import Status
-from dask_nlsq._numerics.trust_region import Step, gauss_newton, solve
+from dask_nlsq._numerics.trust_region import Step, gauss_newton, measure, solve
 from dask_nlsq._typing import Matrix, Vector
 
 _TIGHT, _LOOSE = 1e-8, 1e-4
@@ -49,9 +51,9 @@ _POLISH = 3
 """Sweeps spent at the end on a triangle that could not be trusted: each brings 1e8 more within reach."""
 
 
-_FIRST_RADIUS, _SECOND_RADIUS = 0.1, 10.0
-"""First radius in units of the scaled start, and that of the second attempt. On the NIST problems the small one fails
-least often, and the large one finds the way where the small one does not."""
+_RADII = (0.1, 0.1, 10.0)
+"""First radius of each attempt, in units of the scaled start: with the linear parameters projected out, then without,
+then a large one. On the NIST problems each finds the way somewhere where those before it do not."""
 
 
 _FADED = 1e-3
@@ -59,6 +61,21 @@ _FADED = 1e-3
 
 _NEXT_TO_NOTHING = 0.1
 """Standard errors that the undamped step may leave where steps are refused for what is below rounding."""
+
+_FORGET = 0.5
+"""Share of a parameter's scale that outlasts a sweep: an oscillation of the scale does not let steps jump."""
+
+_HALF, _SLOW = 0.5, 6
+"""Contraction of the remaining step that is slow, and sweeps in a row after which second derivatives are asked for."""
+
+_RECENTRE = 1.0
+"""Change of an amplitude, beside itself, from which derivatives that it scales are evaluated anew."""
+
+_TEMPER = 4.0
+"""Most that an amplitude changes beside its best in one step."""
+
+_SHARE = 1e-3
+"""Share of the residuals that roundings of the parameters, which differ from row to row, add up with."""
 
 _LEAST_CURVATURE = 0.1
 """Share of the curvature without its negative part that the full one must keep in every direction to be used."""
@@ -87,14 +104,31 @@ class Point:
     factor: Factor
     newton: Step  # the undamped step from here
     # The trust region around it.
-    scale: Vector  # (p,)
+    scale: Vector  # (p,), zero for parameters that are projected out
     radius: float
     measured: bool = True  # else the cost is that of linear models, and no yardstick for the next sweep
+    explained: float = 0.0  # decrease of the cost that the linear parameters alone bring
+    bent: Factor | None = None  # with the second derivatives of the model, where they hold a step
+
+    @property
+    def model(self) -> Factor:
+        """The triangle on which steps are computed."""
+        return self.factor if self.bent is None else self.bent
+
+    @property
+    def level(self) -> float:
+        """The cost with the linear parameters at their best."""
+        return max(self.reduction.cost - self.explained, 0.0)
 
     @property
     def grain(self) -> float:
         """What one unit in the last place of the parameters does to the residual."""
         return EPS * lapack.norm(self.factor.norms * self.theta)
+
+    @property
+    def noise(self) -> float:
+        """What rounding leaves uncertain in the cost, that of the parameters included."""
+        return cost_noise(self.reduction) + self.grain * (math.sqrt(2.0 * self.reduction.cost) * _SHARE + 0.5 * self.grain)
 
     @property
     def believed(self) -> bool:
@@ -121,6 +155,9 @@ class State:
     # What is left to try.
     shortest: float = float("inf")
     patience: int = _PATIENCE
+    slow: int = 0  # sweeps that did not halve the remaining step, less those that did
+    second: bool = False  # whether second derivatives are asked for
+    attempt: int = 0  # place in the attempts
     milestone: int = 0  # place in the history of the last sweep that was progress
     polish: int = _POLISH
     status: Status | None = None
@@ -156,6 +193,19 @@ class TrustRegion:
     xtol: float | None = None
     gtol: float | None = None
     max_nfev: int = 1000
+    # What is known of the model.
+    linearity: Linearity | None = None
+    second_order: bool = False  # whether its second derivatives can be had
+
+    def _projects(self, state: State) -> npt.NDArray[np.bool_]:
+        """Return which parameters are projected out, (p,): those in which the model is linear, without bounds.
+
+        Later attempts project none out.
+        """
+        p = len(self.lower)
+        if self.linearity is None or state.attempt > 0:
+            return np.zeros(p, bool)
+        return np.isinf(self.lower) & np.isinf(self.upper) & self.linearity.linear
 
     def init(self, theta: Vector) -> State:
         """Return the state before the first sweep, at `theta` (p,)."""
@@ -163,17 +213,25 @@ class TrustRegion:
 
     def request(self, state: State) -> Request:
         """Return what the next sweep is to evaluate."""
-        return Request(state.trial, state.whitening, first=not state.history)
+        return Request(state.trial, state.whitening, first=not state.history, second=state.second)
+
+    def level(self, theta: Vector, reduction: Reduction) -> float:
+        """Return the cost of a reduction at `theta` (p,) with the linear parameters at their best."""
+        if self.prior is not None:
+            reduction = self.prior.add_to(reduction, theta, None)
+        return self._trial(self.init(theta), reduction).level
 
     def step(self, state: State, reduction: Reduction) -> State:
         """Accept or refuse the trial, and propose the next."""
         if self.prior is not None:
             reduction = self.prior.add_to(reduction, state.trial, state.whitening)
-        gain = self._gain(state, reduction)
-        if state.point is None or gain > 1e-4:
-            state = self._accept(state, reduction, gain)
+        trial = self._trial(state, reduction) if state.point is None or reduction.finite else None
+        gain = self._gain(state, trial)
+        if trial is not None and (state.point is None or gain > 1e-4):
+            state = self._accept(state, trial, gain)
         else:
-            state = self._reject(state, state.point, reduction)
+            assert state.point is not None
+            state = self._reject(state, state.point, reduction, trial)
         following = self._next(state)
         if state.nsweeps < self.max_nfev or following.status is not None:
             return following
@@ -194,7 +252,7 @@ class TrustRegion:
         near = state.history[-1].accepted and point.newton.length <= 1e-3 * self._unit(point.reduction)
         if doubtful and (near or state.status is not None):
             return self._settle(state, point)
-        elif state.status is not None and state.refuge is None and _strayed(state):
+        elif state.status is not None and state.attempt + 1 < len(_RADII) and self._strayed(state):
             state = self._start_again(state)
         if state.status is not None:
             return _better(state, state.refuge)
@@ -211,54 +269,87 @@ class TrustRegion:
             status=None,
         )
 
+    def _strayed(self, state: State) -> bool:
+        """Whether a fit ended where it may have lost its way: stalled, or blind to what it saw at the start."""
+        assert state.point is not None and state.origin is not None
+        blind = state.origin.factor.determined.all() and not state.point.factor.determined.all()
+        idle = state.idle and not self._projects(state).any()
+        return bool(blind) or (state.status is Status.STALLED and not idle)
+
     def _start_again(self, state: State) -> State:
-        """Go back to the start, whose sweep is known, with a larger radius."""
+        """Go back to the start, whose sweep is known, without projection and with another radius."""
         assert state.origin is not None
+        origin = dataclasses.replace(state.origin, scale=state.origin.factor.norms, explained=0.0)
         again = State(
-            trial=state.origin.theta,
-            origin=state.origin,
-            refuge=state,
+            trial=origin.theta,
+            origin=origin,
+            refuge=_better(state, state.refuge),
             history=state.history,
+            attempt=state.attempt + 1 if self._projects(state).any() else len(_RADII) - 1,
             milestone=state.nsweeps,
         )
-        radius = state.origin.radius * _SECOND_RADIUS / _FIRST_RADIUS
-        return dataclasses.replace(again, point=dataclasses.replace(state.origin, radius=radius))
+        radius = _RADII[again.attempt] * (lapack.norm(origin.scale * origin.theta) or 1.0)
+        return dataclasses.replace(again, point=dataclasses.replace(origin, radius=radius))
 
-    def _gain(self, state: State, reduction: Reduction) -> float:
+    def _trial(self, state: State, reduction: Reduction) -> Point:
+        """Return what the sweep at the trial taught; its radius is that of the point before."""
+        p, before = len(state.trial), state.point
+        settled = state.proposal is None and state.whitening is not None
+        reference = None if before is None else before.factor.norms
+        gradient, curvature = reduction.gram[:p, p], _curvature(reduction)
+        form = curvature if curvature is not None and not state.second else reduction.gram[:p, :p]
+        factor = factorise(form, gradient, state.whitening, reference, settled)
+        bent = None
+        if state.second and curvature is not None:
+            bent = factorise(curvature, gradient, state.whitening, reference, settled)
+        newton = gauss_newton(bent or factor, self.lower - state.trial, self.upper - state.trial)
+        linear, explained, scale = self._projects(state), 0.0, factor.norms
+        if linear.any():
+            projection = project(factor, linear)
+            explained, scale = projection.explained, np.zeros(p)
+            scale[~linear] = projection.factor.norms
+        if before is not None:
+            scale = np.maximum(scale, _FORGET * before.scale)
+        radius = 0.0 if before is None else before.radius
+        return Point(
+            state.trial, state.whitening, reduction, factor, newton, scale, radius, explained=explained, bent=bent
+        )
+
+    def _gain(self, state: State, trial: Point | None) -> float:
         """Return the decrease of the cost over the predicted one; 1 where rounding hides both."""
-        if state.point is None or state.proposal is None:
-            return 1.0
-        if not reduction.finite:
+        if trial is None:
             return -1.0
+        if state.point is None or state.proposal is None or state.proposal.recentres:
+            return 1.0
         if not state.point.measured:
             return 1.0
-        actual = state.point.reduction.cost - reduction.cost
+        actual = state.point.level - trial.level
         predicted = state.proposal.predicted
-        if max(abs(actual), predicted) <= cost_noise(state.point.reduction):
+        if max(abs(actual), predicted) <= state.point.noise:
             return 1.0
         return actual / predicted if predicted > 0 else -1.0
 
-    def _accept(self, state: State, reduction: Reduction, gain: float) -> State:
-        p = len(state.trial)
-        before, settled = state.point, state.proposal is None and state.whitening is not None
-        reference = None if before is None else before.scale
-        factor = factorise(_curvature(reduction), reduction.gram[:p, p], state.whitening, reference, settled)
-        scale = factor.norms if before is None else np.maximum(before.scale, factor.norms)
-        newton = gauss_newton(factor, self.lower - state.trial, self.upper - state.trial)
-        point = Point(state.trial, state.whitening, reduction, factor, newton, scale, self._radius(state, scale, gain))
-        remains = newton.length / self._unit(reduction)
+    def _accept(self, state: State, trial: Point, gain: float) -> State:
+        reduction = trial.reduction
+        point = dataclasses.replace(trial, radius=self._radius(state, trial, gain))
+        remains = point.newton.length / self._unit(reduction)
         patience = _PATIENCE if remains < state.shortest else state.patience - 1
+        slow = state.slow + 1 if remains > _HALF * self._remains(state.point) else max(state.slow - 1, 0)
         found = dataclasses.replace(
             state,
             point=point,
             origin=state.origin or point,
             shortest=min(state.shortest, remains),
             patience=patience,
+            slow=slow,
             milestone=state.nsweeps if self._ahead(state, reduction, remains) else state.milestone,
             history=(*state.history, self._record(state, reduction, remains, True)),
             status=self._judge(state, point, remains, patience, gain),
         )
         return dataclasses.replace(found, status=Status.STALLED) if found.idle and found.status is None else found
+
+    def _remains(self, point: Point | None) -> float:
+        return float("inf") if point is None else point.newton.length / self._unit(point.reduction)
 
     def _ahead(self, state: State, reduction: Reduction, remains: float) -> bool:
         """Whether an accepted sweep is progress since the last that was; the first of an attempt is."""
@@ -269,18 +360,18 @@ class TrustRegion:
         last, s = state.history[state.milestone], self._unit(reduction)
         return reduction.cost < last.cost - _PROGRESS * s * s or remains < 0.5 * last.step
 
-    def _reject(self, state: State, point: Point, reduction: Reduction) -> State:
+    def _reject(self, state: State, point: Point, reduction: Reduction, trial: Point | None) -> State:
         reach = point.radius if state.proposal is None else lapack.norm(point.scale * state.proposal.delta)
-        radius = 0.25 * min(point.radius, reach)
+        radius = 0.25 * min(point.radius, reach) if reach > 0 else point.radius
         vanished = radius <= 4 * EPS * lapack.norm(point.scale * point.theta)
-        noise = 100 * cost_noise(point.reduction)  # the estimate is one of size only
-        rise = reduction.cost - point.reduction.cost
-        equal = not reduction.finite or rise <= noise
+        noise = 100 * point.noise  # the estimate is one of size only
+        equal = trial is None or trial.level - point.level <= noise
         hidden = state.proposal is not None and equal and state.proposal.predicted <= noise
         hidden = hidden and self._promises_nothing(state, point, noise)
         return dataclasses.replace(
             state,
             point=dataclasses.replace(point, radius=radius),
+            slow=state.slow + 1,
             history=(*state.history, self._record(state, reduction, float("nan"), False)),
             status=Status.ROUNDING if hidden else Status.STALLED if vanished else None,
         )
@@ -291,22 +382,68 @@ class TrustRegion:
         return small or point.newton.predicted <= noise or bool(lost(state, self.absolute_sigma).any())
 
     def _propose(self, state: State) -> State:
-        point = state.point
+        point, linear = state.point, self._projects(state)
         assert point is not None
         lower, upper = self.lower - point.theta, self.upper - point.theta
-        step = solve(point.factor, point.newton, point.scale, point.radius, lower, upper)
+        if linear.any():
+            step = self._projected_step(state, point, linear, lower, upper)
+        else:
+            step = solve(point.model, point.newton, point.scale, point.radius, lower, upper)
         trial = np.minimum(np.maximum(point.theta + step.delta, self.lower), self.upper)
-        return dataclasses.replace(state, trial=trial, whitening=point.factor.whitening(), proposal=step)
+        second = state.second or (self.second_order and state.slow >= _SLOW)
+        return dataclasses.replace(
+            state, trial=trial, whitening=point.factor.whitening(), proposal=step, second=second
+        )
 
-    def _radius(self, state: State, scale: Vector, gain: float) -> float:
-        if state.point is None:
-            return _FIRST_RADIUS * lapack.norm(scale * state.trial) or 1.0
+    def _projected_step(
+        self, state: State, point: Point, linear: npt.NDArray[np.bool_], lower: Vector, upper: Vector
+    ) -> Step:
+        """Return a step of the nonlinear parameters inside their trust region, the linear ones following at their best."""
+        if linear.all():
+            return dataclasses.replace(point.newton, recentres=True)
+        projection = project(point.model, linear)
+        if self._recentres(state, point, projection):
+            return dataclasses.replace(measure(point.model, projection.lift(np.zeros((~linear).sum())), 0.0), recentres=True)
+        own = ~linear
+        newton = measure(projection.factor, point.newton.delta[own], 0.0)
+        step = solve(projection.factor, newton, point.scale[own], point.radius, lower[own], upper[own])
+        delta = point.newton.delta if step is newton else projection.lift(step.delta)
+        delta = self._tempered(point, projection, delta)
+        return Step(delta, step.damping, step.predicted, lapack.norm(point.model.r @ delta))
+
+    def _tempered(self, point: Point, projection: Projection, delta: Vector) -> Vector:
+        """Keep amplitudes near their best at the point: their linear prediction may change signs where it is poor."""
+        assert self.linearity is not None
+        linear = projection.linear
+        best = point.theta[linear] + projection.best
+        ends = np.sort([best / _TEMPER, best * _TEMPER], axis=0)
+        kept = np.clip(point.theta[linear] + delta[linear], *ends)
+        delta = delta.copy()
+        delta[linear] = np.where(self.linearity.coupled[linear], kept - point.theta[linear], delta[linear])
+        return delta
+
+    def _recentres(self, state: State, point: Point, projection: Projection) -> bool:
+        """Whether the linear parameters are so far from their best that they scale the other derivatives wrongly."""
+        if state.proposal is not None and state.proposal.recentres:
+            return False
+        assert self.linearity is not None
+        coupled = self.linearity.coupled[projection.linear]
+        here = point.theta[projection.linear]
+        far = np.abs(projection.best) > _RECENTRE * np.minimum(np.abs(here), np.abs(here + projection.best))
+        return bool((coupled & far).any()) and projection.explained > 0.5 * point.newton.predicted
+
+    def _radius(self, state: State, trial: Point, gain: float) -> float:
+        if state.point is None or (state.proposal is not None and state.proposal.recentres and state.nsweeps == 1):
+            return self._first_radius(trial)
         if state.proposal is None:
             return state.point.radius
-        reach = lapack.norm(scale * state.proposal.delta)
+        reach = lapack.norm(trial.scale * state.proposal.delta)
         if gain < 0.25:
             return 0.5 * reach
         return max(state.point.radius, 2.0 * reach) if gain > 0.75 else state.point.radius
+
+    def _first_radius(self, trial: Point) -> float:
+        return _RADII[0] * lapack.norm(trial.scale * trial.theta) or math.sqrt(2.0 * trial.level) or 1.0
 
     def _judge(self, before: State, now: Point, remains: float, patience: int, gain: float) -> Status | None:
         """Return the first test that holds at a newly accepted point."""
@@ -321,13 +458,13 @@ class TrustRegion:
                 return Status.CONVERGED
         if now.newton.length <= _residual_noise(now.reduction) * math.sqrt(now.factor.p) + now.grain:
             return Status.ROUNDING
-        if patience <= 0 and now.newton.predicted <= cost_noise(now.reduction):
+        if patience <= 0 and now.newton.predicted <= now.noise:
             return Status.ROUNDING
         return self._scipy_tests(before, now, gain)
 
     def _shrinks(self, before: State, now: Point) -> float:
         """Return by what factor the remaining step is expected to shrink; 1 where nothing is known."""
-        if before.point is None or before.proposal is None or before.proposal.damping > 0:
+        if before.point is None or before.proposal is None or before.proposal.damping > 0 or before.proposal.recentres:
             return 1.0
         ratio = now.newton.length / max(before.point.newton.length, np.finfo(float).tiny)
         return min(1.0, ratio / max(1.0 - ratio, 0.1))
@@ -366,22 +503,15 @@ def _spread_change(before: Point | None, now: Point) -> float:
     return float(np.max(np.abs(new - old) / np.where(old > 0, old, 1.0)))
 
 
-def _curvature(reduction: Reduction) -> Matrix:
-    """Return the curvature of a robust cost where it holds a step, else the part that is never negative."""
+def _curvature(reduction: Reduction) -> Matrix | None:
+    """Return the curvature with second derivatives, of a loss or of the model, where it holds a step."""
     p = len(reduction.gram) - 1
     gram, full = reduction.gram[:p, :p], reduction.curvature
-    if full is None:
-        return gram
+    if full is None or not np.isfinite(full).all():
+        return None
     scale = np.sqrt(np.where(np.diag(gram) > 0, np.diag(gram), 1.0))
     excess = (full - _LEAST_CURVATURE * gram) / scale / scale[:, None]
-    return full if np.linalg.eigvalsh(excess)[0] >= 0 else gram
-
-
-def _strayed(state: State) -> bool:
-    """Whether a fit ended where it may have lost its way: stalled, or blind to what it saw at the start."""
-    assert state.point is not None and state.origin is not None
-    blind = state.origin.factor.determined.all() and not state.point.factor.determined.all()
-    return bool(blind) or (state.status is Status.STALLED and not state.idle)
+    return full if np.linalg.eigvalsh(excess)[0] >= 0 else None
 
 
 def stop(state: State, status: Status) -> State:
@@ -408,7 +538,8 @@ def final(state: State, lower: Vector, upper: Vector) -> tuple[Vector, float]:
     """Return the parameters with the last Gauss-Newton step added, and the cost predicted there."""
     point = state.point
     assert point is not None
-    if state.status is None or not state.status.success or not point.believed:
+    refused = bool(state.history) and not state.history[-1].accepted
+    if state.status is None or not state.status.success or refused or not point.believed:
         return point.theta, point.reduction.cost
     theta = np.clip(point.theta + point.newton.delta, lower, upper)
     return theta, max(point.reduction.cost - point.newton.predicted, 0.0)

@@ -1,0 +1,248 @@
+r"""Restarts: other starts for a fit that ended where the model does not explain the data.
+
+A fit goes where its start leads, and a start may lie where the model says nothing: beside a peak, at a frequency that
+is not there, beyond a pole. Whether an end explains the data is asked of a sample of the rows, put in order of x and cut
+into runs. Where the model holds, the residuals of a run are noise, so that fits of single runs gain no more than noise
+gains:
+
+.. math:: F = \frac{\sum_k |Q_k^T r_k|^2 / (Kp - p)}{(|r|^2 - \sum_k |Q_k^T r_k|^2) / (n - Kp)}
+
+follows the F distribution (Chow 1960, doi:10.2307/1910133), :math:`Q_k` spanning the columns of the Jacobian of run k.
+
+Where an end does not, the cost is looked up at many points that are drawn from the ranges of the data, with the
+parameters in which the model is linear at their best, and the lowest few of them are followed. A lower minimum is taken
+where it explains the data and the first end did not, or where the first was no success.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import OptimizeResult
+
+from dask_nlsq._errors import NlsqError
+from dask_nlsq._lockstep import fitted, lockstep
+from dask_nlsq._minimise import minimise
+from dask_nlsq._numerics import kernel
+from dask_nlsq._numerics.block import Block, lay
+from dask_nlsq._numerics.factor import factorise
+from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.parameters import Parameters
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
+from dask_nlsq._numerics.status import Status
+from dask_nlsq._problem import Problem
+from dask_nlsq._progress import Progress
+from dask_nlsq._sample import Sample, draw_sample
+from dask_nlsq._sweep import Group, Ledger, Serial
+from dask_nlsq._typing import Matrix, Vector
+
+ROWS = 2048
+"""Rows of the sample that is asked, at most."""
+
+DRAWS = 512
+"""Points at which the cost is looked up."""
+
+FOLLOWED = 8
+"""Points that are followed to where they lead."""
+
+_MOST = 60
+"""Sweeps of the sample after which such a fit is given up."""
+
+_RUNS = 12
+"""Runs into which the rows are cut, at most: enough to see an oscillation, with enough rows in each."""
+
+_UNLIKELY, _LIKELY = 1e-6, 1e-3
+"""Probability of the statistic, were the residuals noise, below which an end does not explain the data, and from which
+another one does."""
+
+_NOTHING = 0.01
+"""R² up to which a model explains no more than a constant."""
+
+_ROUNDING = 1e-20
+"""Cost beside the squares of y at which a model explains all there is."""
+
+_LOWER = 1e-6
+"""Relative decrease of the cost that makes another minimum lower."""
+
+_LIMITS = (Status.CALLBACK, Status.TIME_LIMIT, Status.MAX_NFEV, Status.PRECISION, Status.STREAMED)
+
+
+def restart(
+    problem: Problem,
+    solver: TrustRegion,
+    state: State,
+    sample: Sample | None,
+    bar: Progress,
+    deadline: float | None,
+    callback: Callable[[OptimizeResult], Any] | None,
+) -> tuple[State, list[float], tuple[str, ...]]:
+    """Return the state, or a lower one from another start where this one does not explain the data.
+
+    Returns
+    -------
+    State, list of float, tuple of str
+        The state, the seconds of further sweeps over all rows, and what there is to be said.
+    """
+    if state.status is None or state.status in _LIMITS or state.point is None:
+        return state, [], ()
+    block = _ordered(_rows(problem, sample))
+    fault = _fault(problem, state, block)
+    if fault is None:
+        return state, [], ()
+    better, tried = _look(problem, solver, state, block, bar, deadline)
+    if better is None:
+        return state, [], (f"{fault}; {tried} other starts were tried on {block.rows:,} rows, and none explains more.",)
+    try:
+        second, seconds = minimise(problem, solver, better, bar, deadline, callback)
+    except NlsqError:
+        return state, [], ()
+    history = (*state.history, *second.history)
+    lower = second.point is not None and second.point.reduction.cost < (1 - _LOWER) * state.point.reduction.cost
+    if second.status is None or not second.status.success or not lower:
+        return dataclasses.replace(state, history=history), seconds, (f"{fault}; another start led nowhere lower.",)
+    note = f"From the start that was given, {_lower_first(fault)}. One of {tried} other starts led lower, and was taken."
+    return dataclasses.replace(second, history=history), seconds, (note,)
+
+
+def _lower_first(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+def _rows(problem: Problem, sample: Sample | None) -> Block:
+    """Return some rows that are at hand, or are drawn."""
+    if sample is None:
+        sample = draw_sample(problem.executor, problem.groups, len(problem.source.partitions), ROWS)
+    block = sample.block.wide()
+    if block.rows > ROWS:
+        block = block.take(np.sort(np.random.default_rng(0).choice(block.rows, ROWS, replace=False)))
+    return block
+
+
+def _ordered(block: Block) -> Block:
+    """Return rows in the order of the column of x that has the most values."""
+    most = max(block.x, key=lambda column: len(np.unique(column)))
+    return block.take(np.argsort(most, kind="stable"))
+
+
+def _fault(problem: Problem, state: State, block: Block) -> str | None:
+    """Return what is wrong with an end, in words; None where nothing is."""
+    assert state.point is not None and state.status is not None
+    if not state.status.success:
+        return f"The fit ended as {state.status.name}"
+    reduction = state.point.reduction
+    if reduction.cost <= _ROUNDING * (reduction.spread + reduction.weight * reduction.mean**2):
+        return None
+    if reduction.spread > 0 and 1 - 2 * reduction.cost / reduction.spread < _NOTHING and state.point.factor.p > 1:
+        return "The fit explains no more than a constant"
+    if not state.point.factor.r.any(axis=0).all():
+        return "Some parameters move nothing where the fit ended"
+    if structured(problem.objective, block, state.point.theta) < _UNLIKELY:
+        return "The fit left structure in the residuals"
+    return None
+
+
+def structured(objective: Objective, block: Block, theta: Vector) -> float:
+    """Return how probable the residuals of rows in order of x are, were they noise; 1 where rows are too few to say."""
+    p, n = objective.n_parameters, block.rows
+    count = min(_RUNS, n // (2 * p + 2))
+    if count < 3 or objective.robust:
+        return 1.0
+    bounds = np.linspace(0, n, count + 1).astype(int)
+    runs = [block.take(slice(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    gained = total = ranks = 0.0
+    for part in kernel.reduce_blocks(objective, lay(runs), theta, None):
+        if not part.finite:
+            return 1.0
+        factor = factorise(part.gram[:p, :p], part.gram[:p, p], None)
+        u, _, _ = factor.svd
+        seen = factor.determined
+        gained += float(np.sum((u.T @ factor.z)[seen] ** 2))
+        ranks += int(seen.sum())
+        total += 2.0 * part.cost
+    left, dof, rest = total - gained, ranks - p, n - ranks
+    if dof <= 0 or rest <= 0 or left <= 1e-14 * total:
+        return 1.0
+    return float(stats.f.sf((gained / dof) / (left / rest), dof, rest))
+
+
+def _look(
+    problem: Problem, solver: TrustRegion, state: State, block: Block, bar: Progress, deadline: float | None
+) -> tuple[Vector | None, int]:
+    """Return a start that leads to a lower end on the rows, where there is one worth going to, and how many were tried."""
+    assert state.point is not None and state.status is not None
+    rows = lay([block])[0]
+    small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (rows,))], ledger=Ledger())
+    quick = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
+    points = draw_starts(problem.parameters, block, DRAWS)
+    points = np.concatenate([state.point.theta[None], state.history[0].theta[None], points])
+    levels = np.array([_level(problem.objective, quick, rows, theta) for theta in points])
+    starts = [points[0], *(points[i] for i in _spread_out(points, levels))]
+    ends = lockstep(small, [fitted(quick, start, deadline) for start in starts], bar)
+    found = [final(end, solver.lower, solver.upper) for end in ends if end is not None and end.status is not None]
+    here = kernel.reduce_block(problem.objective, rows, state.point.theta, None).cost
+    believed = state.status.success and not problem.parameters.guessed
+    for theta, cost in sorted(found, key=lambda end: end[1]):
+        if cost >= (1 - _LOWER) * here or not np.isfinite(cost):
+            break
+        if not believed or structured(problem.objective, block, theta) > _LIKELY:
+            return theta, len(points) - 1
+    return None, len(points) - 1
+
+
+def _level(objective: Objective, solver: TrustRegion, rows: Block, theta: Vector) -> float:
+    """Return the cost at a point with the linear parameters at their best; infinite where it is not finite."""
+    reduction = kernel.reduce_block(objective, rows, theta, None)
+    if not reduction.finite:
+        return float("inf")
+    return solver.level(theta, reduction)
+
+
+def _spread_out(points: Matrix, levels: Vector) -> list[int]:
+    """Return the places of the lowest points, no two of which have the same cost."""
+    chosen: list[int] = []
+    for i in np.argsort(levels, kind="stable").tolist():
+        if len(chosen) == FOLLOWED or not np.isfinite(levels[i]):
+            break
+        if all(abs(levels[i] - levels[j]) > 1e-3 * levels[i] for j in chosen):
+            chosen.append(i)
+    return chosen
+
+
+def draw_starts(parameters: Parameters, block: Block, n: int) -> Matrix:
+    """Return points (n, p) in the units of the data and of the bounds: each parameter is drawn from a few kinds of places.
+
+    These are the ranges of x, fractions of them and their inverses, the range of y, and what surrounds the start.
+    """
+    rng = np.random.default_rng([0, 3])
+    points = np.column_stack([_draw(rng, n, block, float(value)) for value in parameters.start])
+    lower, upper = parameters.lower, parameters.upper
+    inside = np.isfinite(lower) & np.isfinite(upper)
+    between = rng.uniform(np.where(inside, lower, 0.0), np.where(inside, upper, 1.0), points.shape)
+    points = np.where(inside, between, points)
+    below, above = points < lower, points > upper  # are reflected
+    points = np.where(below, 2.0 * np.where(below, lower, 0.0) - points, points)
+    points = np.where(above, 2.0 * np.where(above, upper, 0.0) - points, points)
+    return np.clip(points, lower, upper)
+
+
+def _draw(rng: np.random.Generator, n: int, block: Block, start: float) -> Vector:
+    """Return n values of one parameter."""
+    column = block.x[0] if len(block.x) == 1 else np.concatenate(block.x)
+    low, high = float(column.min()), float(column.max())
+    span, size = (high - low) or abs(high) or 1.0, max(abs(low), abs(high)) or 1.0
+    decades = 10.0 ** rng.uniform(-2, 0.5, n)
+    kinds: Sequence[Vector] = (
+        rng.uniform(low, high, n),  # a place on the axis
+        span * decades,  # a width
+        10.0 ** rng.uniform(-0.5, 2, n) / span,  # a rate or a frequency
+        size * 10.0 ** rng.uniform(-1, 1, n),
+        10.0 ** rng.uniform(-1, 1, n),  # an exponent or a shape
+        (start or 1.0) * 10.0 ** rng.uniform(-1, 1, n),
+        start + (abs(start) or 1.0) * rng.normal(0, 1, n),
+    )
+    return np.stack(kinds)[rng.integers(0, len(kinds), n), np.arange(n)]
+
