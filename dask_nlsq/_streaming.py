@@ -30,7 +30,7 @@ from dask_nlsq._numerics.reservoir import Drawn, Reservoir
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
-from dask_nlsq._outcome import expand, reservations, warn_of_open_ends
+from dask_nlsq._outcome import differences_taken, expand, reservations, warn_of_open_ends
 from dask_nlsq._peak import peak_memory
 from dask_nlsq._problem import exact_objective, exact_sigma, split, to_model
 from dask_nlsq._result import FitResult, columns_of
@@ -270,7 +270,7 @@ class StreamingFitter:
         theta, _ = final(state, parameters.lower, parameters.upper)
         assert state.point is not None
         stream = self._solver.init(theta, state.point.factor.whitening())
-        return self._solver.step(stream, self._reduce(block, stream))
+        return self._solver.step(stream, self._reduce(block, stream).placed(1))
 
     def _reduce(self, block: Block, state: StreamState) -> Reduction:
         request = self._solver.request(state)
@@ -278,7 +278,7 @@ class StreamingFitter:
         return kernel.reduce_block(self._objective, block, request.theta, whitening)
 
     def _learn(self, state: StreamState, block: Block) -> None:
-        now = self._solver.step(state, self._reduce(block, state))
+        now = self._solver.step(state, self._reduce(block, state).placed(state.batches + 1))
         if now.skipped > state.skipped:
             warn(f"The model is not finite on batch {now.batches}; its {block.rows} rows were left out.")
         elif now.rows > state.rows:
@@ -361,6 +361,7 @@ class StreamingFitter:
         free_cov = inference.covariance(factor, s2, side == 0)
         notes = self._notes(state)
         notes += reservations(parameters.free, side, inference.entangled(factor, theta, free_cov, side == 0))
+        notes += differences_taken(parameters.free, sums, "batch")
         popt, pcov, active = expand(parameters, self._objective, theta, free_cov, side)
         warn_of_open_ends(parameters.names, pcov)
         gradient = factor.r.T @ (factor.z + factor.r @ (theta - state.origin))

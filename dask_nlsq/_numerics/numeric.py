@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from dask_nlsq._errors import ModelError
-from dask_nlsq._numerics import loss
+from dask_nlsq._numerics import difference, loss
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.reduction import Reduction, differences
 from dask_nlsq._typing import Matrix, Vector
 
 PIECE = 65_536
@@ -53,7 +53,7 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
     for start in range(0, block.rows, PIECE):
         piece = block.take(slice(start, start + PIECE)).wide()
         with np.errstate(all="ignore"):
-            total = total.combine(_reduce_piece(objective, piece, theta, whitening))
+            total = total.combine(_reduce_piece(objective, piece, theta, whitening).placed(row=start))
     return total
 
 
@@ -97,10 +97,10 @@ def check_rows(objective: Objective, x: tuple[Vector, ...], points: Matrix) -> t
 def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
     p = len(theta)
     f = values(objective, block.x, list(objective.expand(theta.tolist())))
-    jac = _jacobian(objective, block.x, theta, f)  # (p, rows)
+    w = np.ones(block.rows) if block.weight is None else block.weight
+    jac, taken = _whole_jacobian(objective, block.x, theta, f, w)  # each (p, rows)
     if whitening is not None:
         jac = whitening.T @ jac
-    w = np.ones(block.rows) if block.weight is None else block.weight
     w2, residual = w**2, f - block.y
     a = np.concatenate([jac, residual[None]])
     slope, curvature = np.ones(block.rows), None
@@ -128,7 +128,24 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
         checksum=np.array([_hash(c) for c in columns]),
         curvature=curvature,
         meat=(jac * (w2 * slope * residual) ** 2) @ jac.T if objective.sandwich else None,
+        differences=differences(taken.sum(axis=1), taken.argmax(axis=1)) if taken.any() else None,
     )
+
+
+def _whole_jacobian(
+    objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector, w: Vector
+) -> tuple[Matrix, Any]:
+    """Return the Jacobian, and which entries of one that is given are differences, for they were not finite."""
+    jac = _jacobian(objective, x, theta, f)
+    if objective.jac is None or np.isfinite(jac).all():
+        return jac, np.zeros(jac.shape, bool)
+    jac = np.where((w == 0) & ~np.isfinite(jac), 0.0, jac)
+
+    def evaluate(theta: Vector) -> Vector:
+        return values(objective, x, list(objective.expand(theta.tolist())))
+
+    mended = difference.mend(evaluate, theta, f, jac)
+    return mended, np.isfinite(mended) & ~np.isfinite(jac)
 
 
 def _jacobian(objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector) -> Matrix:

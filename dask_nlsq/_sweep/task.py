@@ -102,7 +102,7 @@ def _reduce(batch: Batch, shipped: Shipped, request: Request, look: bool) -> lis
     for (index, _), block, reduction in zip(batch, blocks, found, strict=True):
         if not reduction.data_finite and (fault := non_finite(block, objective.columns)):
             return Failure("evaluating the model", fault, partition=index)
-    return found
+    return [reduction.placed(partition=index) for (index, _), reduction in zip(batch, found, strict=True)]
 
 
 def draw(group: Group, wanted: Sequence[int], count: int, seed: int) -> list[tuple[Block, int]] | Failure:
