@@ -8,7 +8,7 @@ import math
 import numbers
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from dask_nlsq._descent import descend, optimizer_of
 from dask_nlsq._errors import CheckpointCorrupt, DataError, ModelError, NlsqError, TooFewRows, one_of, warn
 from dask_nlsq._fingerprint import differences, other_writers
 from dask_nlsq._minimise import speak_elsewhere
-from dask_nlsq._numerics import inference, inspection, kernel
+from dask_nlsq._numerics import faults, inference, inspection, kernel
 from dask_nlsq._numerics.block import Block, concatenate
 from dask_nlsq._numerics.compiled import once
 from dask_nlsq._numerics.objective import Objective
@@ -33,6 +33,7 @@ from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import differences_taken, expand, reservations, warn_of_open_ends
 from dask_nlsq._peak import peak_memory
 from dask_nlsq._problem import exact_objective, exact_sigma, split, to_model
+from dask_nlsq._refusal import explain
 from dask_nlsq._result import FitResult, columns_of
 from dask_nlsq._sample import guess_start
 from dask_nlsq._sources import Columns
@@ -261,7 +262,7 @@ class StreamingFitter:
         ends, refused = [], None
         for start in starts:
             try:
-                ends.append(_fit_rows(self._objective, solver, block, start))
+                ends.append(_fit_rows(self._objective, parameters.free, solver, block, start))
             except ModelError as error:
                 refused = error
         if not ends and refused is not None:
@@ -525,7 +526,7 @@ class _Saved:
     seconds: float
 
 
-def _fit_rows(objective: Objective, solver: TrustRegion, block: Block, start: Vector) -> State:
+def _fit_rows(objective: Objective, names: Sequence[str], solver: TrustRegion, block: Block, start: Vector) -> State:
     """Fit rows in memory from a start (p,): the loop as it reads."""
     state = solver.init(start)
     while state.status is None:
@@ -533,7 +534,7 @@ def _fit_rows(objective: Objective, solver: TrustRegion, block: Block, start: Ve
         whitening = None if request.whitening is None else request.whitening.s
         reduction = kernel.reduce_block(objective, block, request.theta, whitening)
         if state.point is None and not reduction.finite:
-            raise ModelError(f"The model or its derivative is not finite at the start p0={start.tolist()}.")
+            raise explain(objective, names, start, faults.find(objective, block, start), part="batch")
         state = solver.step(state, reduction)
     return state
 

@@ -95,8 +95,7 @@ def refine(xp: Any, search: Search, f: Any, up: Any, down: Any, ahead: Any, behi
     other = (error <= _ACCEPTED * abs(value)) & (abs(value - search.best) > 10.0 * (error + search.error))
     better = search.open & ((error <= search.error) | other)
     best, least, rounding = (
-        xp.where(better, new, old)
-        for new, old in ((value, search.best), (error, search.error), (grain, search.grain))
+        xp.where(better, new, old) for new, old in ((value, search.best), (error, search.error), (grain, search.grain))
     )
     still = xp.maximum(abs(up - f), abs(down - f)) <= _GRAIN * abs(f)
     flat = xp.where(still & (width > 0), search.flat + 1, 0)
@@ -130,9 +129,7 @@ def mend(evaluate: Callable[[Vector], Vector], theta: Vector, f: Vector, jac: Ma
                 break
             ahead, behind = theta.copy(), theta.copy()
             ahead[j], behind[j] = theta[j] + h, theta[j] - h
-            search = refine(
-                np, search, f, evaluate(ahead), evaluate(behind), ahead[j] - theta[j], theta[j] - behind[j]
-            )
+            search = refine(np, search, f, evaluate(ahead), evaluate(behind), ahead[j] - theta[j], theta[j] - behind[j])
         jac[j] = np.where(wanted[j], filled(np, search, jac[j]), jac[j])
     return jac
 

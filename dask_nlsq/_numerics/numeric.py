@@ -98,7 +98,7 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
     p = len(theta)
     f = values(objective, block.x, list(objective.expand(theta.tolist())))
     w = np.ones(block.rows) if block.weight is None else block.weight
-    jac, taken = _whole_jacobian(objective, block.x, theta, f, w)  # each (p, rows)
+    jac, taken = whole_jacobian(objective, block.x, theta, f, w)  # each (p, rows)
     if whitening is not None:
         jac = whitening.T @ jac
     w2, residual = w**2, f - block.y
@@ -132,7 +132,7 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
     )
 
 
-def _whole_jacobian(
+def whole_jacobian(
     objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector, w: Vector
 ) -> tuple[Matrix, Any]:
     """Return the Jacobian, and which entries of one that is given are differences, for they were not finite."""

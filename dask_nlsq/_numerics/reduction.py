@@ -69,7 +69,7 @@ class Reduction:
         """Return the sums with the place of what was counted from 0: its partition, and the row where it begins."""
         if self.differences is None or not (partition or row):
             return self
-        return dataclasses.replace(self, differences=self.differences + [0, partition, row])
+        return dataclasses.replace(self, differences=self.differences + np.array([0, partition, row]))
 
     def combine(self, other: Reduction) -> Reduction:
         """Add the sums of two disjoint sets of rows."""

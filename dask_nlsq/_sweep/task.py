@@ -127,6 +127,22 @@ def _some(block: Block, count: int, seed: int) -> Block:
     return block.take(np.sort(rows))
 
 
+def find_faults(group: Group, shipped: Shipped, theta: Vector) -> list[Any] | Failure:
+    """Return the faults of the partitions of a group at `theta` (p,), each with its partition."""
+    from dask_nlsq._numerics import faults
+
+    found: list[Any] = []
+    for index, block in group.blocks():
+        if isinstance(block, Failure):
+            return block.at(index)
+        try:
+            some = faults.find(shipped.value, block, theta)
+        except Exception as error:
+            return Failure.of("evaluating the model", error).at(index)
+        found += (dataclasses.replace(fault, partition=index) for fault in some)
+    return found
+
+
 def explore(batch: Any, shipped: Shipped, block: Block) -> Any:
     """Call what was shipped, on a batch and a block that came along."""
     try:
