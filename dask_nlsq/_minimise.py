@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import OptimizeResult
 
-from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, warn
+from dask_nlsq._errors import DataError, NlsqError, TooFewRows, warn
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.objective import Objective
@@ -32,6 +32,7 @@ from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, stop, un
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
+from dask_nlsq._refusal import not_finite
 from dask_nlsq._run import Run
 from dask_nlsq._sample import Sample, draw_sample
 from dask_nlsq._sweep import Group, Ledger, Partial, Serial, sweep, sweep_each
@@ -119,7 +120,7 @@ def race(
             if others:
                 team = [solver.init(others.pop(0))]
                 continue
-            first_look(problem, reductions[0])
+            first_look(problem, reductions[0], team[active[0]].trial)
         elif not team[active[0]].history:
             first_look(problem, next(reduction for reduction in reductions if reduction.finite))
         for i, reduction in zip(active, reductions, strict=True):
@@ -222,11 +223,11 @@ def lowest_first(problem: Problem, starts: Sequence[Vector]) -> list[Vector]:
     return [starts[i] for i in np.argsort(costs, kind="stable")]
 
 
-def first_look(problem: Problem, reduction: Reduction) -> None:
-    """Refuse what the first sweep shows to be hopeless, and warn of what it shows to be rounded."""
+def first_look(problem: Problem, reduction: Reduction, theta: Vector | None = None) -> None:
+    """Refuse what the first sweep, at `theta` (p,), shows to be hopeless, and warn of what it shows to be rounded."""
     for name in sorted(reduction.rounded):
         warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.")
-    fewest, start = problem.parameters.fewest_rows, problem.parameters.start
+    fewest = problem.parameters.fewest_rows
     if reduction.rows == 0:
         raise DataError(f"There are no rows to fit ({reduction.dropped} were dropped by the NaN policy).")
     if reduction.rows < fewest:
@@ -238,12 +239,7 @@ def first_look(problem: Problem, reduction: Reduction) -> None:
             column=problem.columns.y,
         )
     if not reduction.finite:
-        values = dict(zip(problem.parameters.free, start.tolist(), strict=True))
-        raise ModelError(
-            f"The model{', the loss' * callable(problem.objective.loss)} or its derivative is not finite at the start "
-            f"p0={values}, although the data are. Start elsewhere with p0=, or keep the model away from such values "
-            "with bounds=."
-        )
+        raise not_finite(problem, problem.parameters.start if theta is None else theta)
 
 
 def _squares_in_range(problem: Problem, reduction: Reduction) -> bool:

@@ -26,6 +26,7 @@ from dask_nlsq._numerics.block import SLABS
 from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
+from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.solver.trust_region import Point, State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._peak import peak_memory
@@ -59,6 +60,7 @@ def build(
     factor = point.factor.without(faded(problem, solver, state))
     pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
     notes += reservations(parameters.free, side, inference.entangled(factor, theta, pcov, free))
+    notes += differences_taken(parameters.free, point.reduction)
     gradient = np.where(free, point.factor.gradient, 0.0)
     theta, pcov, active = expand(parameters, problem.objective, theta, pcov, side)
     warn_of_open_ends(parameters.names, pcov)
@@ -99,6 +101,21 @@ def reservations(names: Sequence[str], side: npt.NDArray[np.int64], vague: npt.N
             "model is not linear, another start may lead elsewhere.",
         )
     return notes
+
+
+def differences_taken(names: Sequence[str], reduction: Reduction, part: str = "partition") -> tuple[str, ...]:
+    """Say for which free parameters, and where, derivatives are differences; partitions may be called otherwise."""
+    if reduction.differences is None:
+        return ()
+    alike: dict[tuple[int, int, int], list[str]] = {}
+    for name, (count, partition, row) in zip(names, reduction.differences.tolist(), strict=True):
+        if count:
+            alike.setdefault((count, partition, row), []).append(repr(name))
+    return tuple(
+        f"The derivative with respect to {' and '.join(some)} is not finite in {count:,} row{'s' * (count > 1)} (the "
+        f"first: row {row} of {part} {partition}), although the model is; it was taken by a difference there."
+        for (count, partition, row), some in alike.items()
+    )
 
 
 def warn_of_open_ends(names: Sequence[str], pcov: Matrix) -> None:

@@ -8,7 +8,7 @@ import math
 import numbers
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from dask_nlsq._descent import descend, optimizer_of
 from dask_nlsq._errors import CheckpointCorrupt, DataError, ModelError, NlsqError, TooFewRows, one_of, warn
 from dask_nlsq._fingerprint import differences, other_writers
 from dask_nlsq._minimise import speak_elsewhere
-from dask_nlsq._numerics import inference, inspection, kernel
+from dask_nlsq._numerics import faults, inference, inspection, kernel
 from dask_nlsq._numerics.block import Block, concatenate
 from dask_nlsq._numerics.compiled import once
 from dask_nlsq._numerics.objective import Objective
@@ -30,9 +30,10 @@ from dask_nlsq._numerics.reservoir import Drawn, Reservoir
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
-from dask_nlsq._outcome import expand, reservations, warn_of_open_ends
+from dask_nlsq._outcome import differences_taken, expand, reservations, warn_of_open_ends
 from dask_nlsq._peak import peak_memory
 from dask_nlsq._problem import exact_objective, exact_sigma, split, to_model
+from dask_nlsq._refusal import explain
 from dask_nlsq._result import FitResult, columns_of
 from dask_nlsq._sample import guess_start
 from dask_nlsq._sources import Columns
@@ -261,7 +262,7 @@ class StreamingFitter:
         ends, refused = [], None
         for start in starts:
             try:
-                ends.append(_fit_rows(self._objective, solver, block, start))
+                ends.append(_fit_rows(self._objective, parameters.free, solver, block, start))
             except ModelError as error:
                 refused = error
         if not ends and refused is not None:
@@ -270,7 +271,7 @@ class StreamingFitter:
         theta, _ = final(state, parameters.lower, parameters.upper)
         assert state.point is not None
         stream = self._solver.init(theta, state.point.factor.whitening())
-        return self._solver.step(stream, self._reduce(block, stream))
+        return self._solver.step(stream, self._reduce(block, stream).placed(1))
 
     def _reduce(self, block: Block, state: StreamState) -> Reduction:
         request = self._solver.request(state)
@@ -278,7 +279,7 @@ class StreamingFitter:
         return kernel.reduce_block(self._objective, block, request.theta, whitening)
 
     def _learn(self, state: StreamState, block: Block) -> None:
-        now = self._solver.step(state, self._reduce(block, state))
+        now = self._solver.step(state, self._reduce(block, state).placed(state.batches + 1))
         if now.skipped > state.skipped:
             warn(f"The model is not finite on batch {now.batches}; its {block.rows} rows were left out.")
         elif now.rows > state.rows:
@@ -361,6 +362,7 @@ class StreamingFitter:
         free_cov = inference.covariance(factor, s2, side == 0)
         notes = self._notes(state)
         notes += reservations(parameters.free, side, inference.entangled(factor, theta, free_cov, side == 0))
+        notes += differences_taken(parameters.free, sums, "batch")
         popt, pcov, active = expand(parameters, self._objective, theta, free_cov, side)
         warn_of_open_ends(parameters.names, pcov)
         gradient = factor.r.T @ (factor.z + factor.r @ (theta - state.origin))
@@ -524,7 +526,7 @@ class _Saved:
     seconds: float
 
 
-def _fit_rows(objective: Objective, solver: TrustRegion, block: Block, start: Vector) -> State:
+def _fit_rows(objective: Objective, names: Sequence[str], solver: TrustRegion, block: Block, start: Vector) -> State:
     """Fit rows in memory from a start (p,): the loop as it reads."""
     state = solver.init(start)
     while state.status is None:
@@ -532,7 +534,7 @@ def _fit_rows(objective: Objective, solver: TrustRegion, block: Block, start: Ve
         whitening = None if request.whitening is None else request.whitening.s
         reduction = kernel.reduce_block(objective, block, request.theta, whitening)
         if state.point is None and not reduction.finite:
-            raise ModelError(f"The model or its derivative is not finite at the start p0={start.tolist()}.")
+            raise explain(objective, names, start, faults.find(objective, block, start), part="batch")
         state = solver.step(state, reduction)
     return state
 

@@ -14,7 +14,7 @@ LEVELS = [
     "_job _reading _shell _numerics _models",
     "_sources _sweep _checkpoint _plan",
     "_fit _autotune _curve_fit _descent _facts _fingerprint _interrupt _streaming _result _outcome _problem "
-    "_profile _lockstep _progress _restarts _route _run _sample _search _second_look _stream _minimise",
+    "_profile _lockstep _progress _refusal _restarts _route _run _sample _search _second_look _stream _minimise",
     "_accessor _config _gpu _script cluster models",
     "__init__",
     # Comes in by the front door, as a user does: the package does not import it.
@@ -27,7 +27,7 @@ NUMERIC = {"jax", "jaxlib", "numpy", "scipy"}  # third parties that level 1 may 
 PURE = {"_errors": set(), "_peak": {"psutil"}, "_typing": {"numpy"}}  # and level 0
 EXTRAS = {"IPython", "dask_jobqueue", "distributed", "icechunk", "matplotlib", "optax", "s3fs", "xarray"}
 LATE = {"scipy.optimize"}  # takes as long to import as pandas, and no worker that models lead to needs it
-DOORS = {f"dask_nlsq._numerics.{name}" for name in ("kernel", "inspection")}
+DOORS = {f"dask_nlsq._numerics.{name}" for name in ("faults", "kernel", "inspection")}
 """The task entry in _sweep opens them at its first call."""
 
 ROOT = Path(__file__).parents[1] / "dask_nlsq"

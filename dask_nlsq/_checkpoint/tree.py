@@ -267,6 +267,8 @@ def _rows(kind: Any, group: _Group) -> tuple[Any, ...]:
                 absent = members[field.name + _ABSENT]
                 column = [None if gone else v for v, gone in zip(column, absent, strict=True)]
             columns[field.name] = column
+        elif field.name not in attributes and field.default is not dataclasses.MISSING:
+            columns[field.name] = [field.default] * rows  # of a version that did not have it
         elif (each := attributes[field.name]) is None:
             columns[field.name] = [None] * rows
         else:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import dask.array as da
+import jax
 import numpy as np
+import pandas as pd
 import psutil
 
 from dask_nlsq._errors import DataError
@@ -63,7 +65,7 @@ def check(data: Data, policy: str | None) -> Data:
     """Return data in memory as SciPy hands them on, without the rows that are to be omitted."""
     convert = np.asarray_chkfinite if policy == "finite" else np.asarray
     y = convert(data.y, float)
-    x = convert(data.x, float) if isinstance(data.x, (list, tuple, np.ndarray)) else data.x
+    x = convert(data.x, float) if isinstance(data.x, (list, tuple, np.ndarray)) else _widened(data.x)
     if y.size == 0:
         raise ValueError("`ydata` must not be empty!")
     if y.ndim > 1:
@@ -74,6 +76,24 @@ def check(data: Data, policy: str | None) -> Data:
     if policy == "raise":
         raise DataError("The input contains nan values")
     return _without(data, missing)
+
+
+def _widened(x: Any) -> Any:
+    """Return a Series, a frame or an array of another library with its short floats as float64.
+
+    In float32 a model would be computed in float32, too coarse for differences.
+    """
+    if isinstance(x, pd.DataFrame):
+        short = {name: np.float64 for name, dtype in x.dtypes.items() if _is_short(dtype)}
+        return x.astype(short) if short else x
+    if not _is_short(getattr(x, "dtype", None)) or not hasattr(x, "astype"):
+        return x
+    with jax.enable_x64(True):
+        return x.astype(np.float64)
+
+
+def _is_short(dtype: Any) -> bool:
+    return getattr(dtype, "kind", "") == "f" and dtype.itemsize < 8
 
 
 def _missing(data: Data) -> Any:

@@ -3,6 +3,9 @@
 A tile of rows is sliced out of the slab, and what `tile` makes of it is added to the sums of its block. Rows past the
 end of a block repeat its first row with the weight zero, so that neither they nor their derivatives can make a NaN.
 
+Where the sums of a block show that derivatives are not finite although the model is, that block is swept again by a
+second kernel, compiled at its first use, which takes such derivatives by differences (see `difference`).
+
 Everything runs in float64 inside ``jax.enable_x64``, and takes and returns NumPy.
 """
 
@@ -24,11 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dask_nlsq._numerics import device, inspection, numeric
+from dask_nlsq._numerics import device, difference, inspection, numeric
 from dask_nlsq._numerics.block import SLABS, TILE, TOGETHER, Block, Slab, lent, slabs
 from dask_nlsq._numerics.compiled import once
 from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.reduction import Reduction, merge
+from dask_nlsq._numerics.reduction import Reduction, differences, merge
 from dask_nlsq._numerics.tile import (
     LANES,
     assemble,
@@ -69,12 +72,33 @@ def reduce_blocks(
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
         for where, numbers, slab in device.place(blocks, objective.tile, _room(objective)):
             sums, checksums = map(np.asarray, _kernel(objective, slab, s is not None, where)(theta, s, slab))
-            for i, one in zip(numbers, _reductions(objective, slab, sums, checksums, whitening), strict=True):
-                found[i].append(one)
+            pieces = list(_reductions(objective, slab, sums, checksums, whitening))
+            if not all(piece.finite for piece in pieces):
+                pieces = _mend(objective, theta, whitening, slab, where, pieces)
+            for i, piece in zip(numbers, pieces, strict=True):
+                found[i].append(piece.placed(row=sum(before.rows for before in found[i])))
         if any(block.rows >= SLABS[1] and not block.held for block in blocks):
             del slab
             _take_back()
     return [_whole(objective, block, pieces) for block, pieces in zip(blocks, found, strict=True)]
+
+
+def _mend(
+    objective: Objective, theta: Vector, whitening: Matrix | None, slab: Slab, where: Any, pieces: list[Reduction]
+) -> list[Reduction]:
+    """Sweep the pieces of a slab again whose derivatives alone are not finite, with differences in their stead."""
+    bad = [i for i, piece in enumerate(pieces) if piece.model_finite and not piece.finite]
+    if not bad:
+        return pieces
+    s = None if whitening is None else np.ascontiguousarray(whitening.T)
+    places = np.zeros_like(slab.places)
+    places[: len(bad)] = slab.places[bad]
+    some = slab._replace(places=places, blocks=np.int64(len(bad)))
+    sums, checksums = map(np.asarray, _kernel(objective, some, s is not None, where, mended=True)(theta, s, some))
+    found = list(pieces)
+    for i, piece in zip(bad, _reductions(objective, some, sums, checksums, whitening), strict=True):
+        found[i] = piece
+    return found
 
 
 def _take_back() -> None:
@@ -163,20 +187,23 @@ def _reductions(
     objective: Objective, slab: Slab, sums: Matrix, checksums: Any, whitening: Matrix | None
 ) -> Iterator[Reduction]:
     """Turn the sums of each block of a slab, about its first y, into a mean and a spread."""
-    n, parts, start = int(slab.blocks), {}, 0
+    n, start = int(slab.blocks), 0
+    parts: dict[str, Any] = {}
     for name, shape in _layout(objective).items():
         end = start + math.prod(shape)
         parts[name], start = sums[:n, start:end].reshape(n, *shape), end
     costs = parts.pop("cost", 0.5 * parts["gram"][:, -1, -1]).tolist()
     if objective.second:
-        second = parts.pop("second")
-        second = second if whitening is None else whitening.T @ second @ whitening
-        parts["curvature"] = parts["gram"][:, :-1, :-1] + second
+        residual = parts.pop("second")
+        residual = residual if whitening is None else whitening.T @ residual @ whitening
+        curvature = parts["gram"][:, :-1, :-1] + residual
+        parts["curvature"] = [c if np.isfinite(c).all() else None for c in curvature]  # without it, the fit goes on
     moments, origins = parts.pop("moments").tolist(), sums[:n, start].tolist()
     names = (*parts, "checksum")
     for i, ((_, _, rows), (first, second, *rest)) in enumerate(zip(slab.places[:n].tolist(), moments, strict=True)):
         weight, log_weight = rest or (float(rows), 0.0)
         shift = first / weight if weight > 0 else 0.0
+        told = sums[i, start + 1 :]  # of the second kernel, see `_tally`
         yield Reduction(
             rows=rows,
             dropped=0,
@@ -185,26 +212,34 @@ def _reductions(
             mean=origins[i] + shift,
             spread=max(second - shift * first, 0.0),  # NaN stays NaN: nothing is larger
             log_weight=log_weight,
+            differences=differences(*np.split(told, 2)) if told.any() else None,
             **{name: part[i] for name, part in zip(names, (*parts.values(), checksums), strict=True)},
         )
 
 
 def _kernel(
-    objective: Objective, slab: Slab, whitened: bool, where: Any, traced: Callable[[], None] = lambda: None
+    objective: Objective,
+    slab: Slab,
+    whitened: bool,
+    where: Any,
+    traced: Callable[[], None] = lambda: None,
+    mended: bool = False,
 ) -> Callable[..., Any]:
-    """Return the executable for slabs of this shape on a device."""
-    kind = (len(slab.y), len(slab.places), whitened, where, *(c.dtype.char for c in (*slab.x, slab.y)))
-    run: Callable[..., Any] = once(objective, kind, lambda: _compile(objective, slab, whitened, where, traced))
+    """Return the executable for slabs of this shape on a device, or the one that mends derivatives."""
+    kind = (len(slab.y), len(slab.places), whitened, where, mended, *(c.dtype.char for c in (*slab.x, slab.y)))
+    run: Callable[..., Any] = once(objective, kind, lambda: _compile(objective, slab, whitened, where, traced, mended))
     return run
 
 
-def _compile(objective: Objective, slab: Slab, whitened: bool, where: Any, traced: Callable[[], None]) -> Any:
+def _compile(
+    objective: Objective, slab: Slab, whitened: bool, where: Any, traced: Callable[[], None], mended: bool
+) -> Any:
     p, size = objective.n_parameters, len(slab.y)
     tile, parts = min(objective.tile or device.tile(where, size), size), device.parts(where, p + 1)
 
     def kernel(theta: Any, s: Any, slab: Slab) -> Any:
         traces[objective.model.name, size, whitened] += 1
-        return _sweep_slab(objective, theta, s, slab, tile, parts)
+        return _sweep_slab(objective, theta, s, slab, tile, parts, mended)
 
     theta, s = np.zeros(p), np.zeros((p, p)) if whitened else None
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (theta, s, slab))
@@ -240,20 +275,22 @@ def _compile_predict(objective: Objective, rows: int) -> Any:
     return jax.jit(predict).lower(theta, (column,) * objective.n_columns).compile()
 
 
-def _sweep_slab(objective: Objective, theta: Any, s: Any, slab: Slab, size: int, parts: Sequence[int]) -> Any:
+def _sweep_slab(
+    objective: Objective, theta: Any, s: Any, slab: Slab, size: int, parts: Sequence[int], mended: bool
+) -> Any:
     """Loop over the blocks of a slab; return their sums, (room, sums), and checksums, (room, columns)."""
     room, columns = len(slab.places), len(slab.x) + 1 + objective.weighted
-    width = sum(map(math.prod, _layout(objective).values())) + 1
+    width = sum(map(math.prod, _layout(objective).values())) + 1 + 2 * objective.n_parameters * mended
 
     def body(k: Any, found: Any) -> Any:
-        one = _sweep_block(objective, theta, s, slab, size, parts, slab.places[k])
+        one = _sweep_block(objective, theta, s, slab, size, parts, slab.places[k], mended)
         return tuple(lax.dynamic_update_index_in_dim(all_, new, k, 0) for all_, new in zip(found, one, strict=True))
 
     return lax.fori_loop(0, slab.blocks, body, (jnp.zeros((room, width)), jnp.zeros((room, columns), jnp.uint64)))
 
 
 def _sweep_block(
-    objective: Objective, theta: Any, s: Any, slab: Slab, size: int, parts: Sequence[int], place: Any
+    objective: Objective, theta: Any, s: Any, slab: Slab, size: int, parts: Sequence[int], place: Any, mended: bool
 ) -> tuple[Any, Any]:
     """Loop over the tiles, of `size` rows, of a block at its place: the first, the one past the last, and its rows."""
     first, end, rows = place
@@ -267,13 +304,17 @@ def _sweep_block(
         filled = jnp.clip((i - first + 1) * size - rows, 0, size)  # rows past the end of the block
         weight = lax.dynamic_slice(real, (filled,), (size,)) if slab.weight is None else tile[-1]
         a = jacobian_and_residual(objective, theta, x, y, weight, carry.pop("a"))
+        told = {}
+        if mended:
+            a, taken = difference.mend_tile(objective, theta, x, weight, a)
+            told = {"told": _tally(carry.pop("told"), taken, (i - first) * size)}
         lanes = [*moments(y - origin, slab.weight if slab.weight is None else weight), *map(in_lanes, x)]
         found = products(objective, a, weight, s)
         if objective.second:
             found["second"] = [second_derivatives(objective, theta, x, y, weight)]
         added = {"products": found, "lanes": lanes}
         chained = list(map(chain, carry.pop("chained"), tile))
-        return jax.tree.map(jnp.add, carry, added) | {"chained": chained, "a": a}
+        return jax.tree.map(jnp.add, carry, added) | {"chained": chained, "a": a} | told
 
     real = jnp.concatenate([jnp.ones(size), jnp.zeros(size)])
     shapes = _layout(objective)
@@ -288,10 +329,20 @@ def _sweep_block(
         "chained": [jnp.zeros(size, jnp.uint64)] * len(columns),
         "a": [jnp.zeros((n, size)) for n in parts],  # written anew in every tile, in one place
     }
+    if mended:
+        start["told"] = (jnp.zeros(objective.n_parameters), jnp.full(objective.n_parameters, jnp.inf))
     found = lax.fori_loop(first, end, body, start)
     sums = [
         (found["products"][name][0] if name == "second" else assemble(found["products"][name], shape)).ravel()
         for name, shape in shapes.items()
     ]
     sums += [total(lane)[None] for lane in found["lanes"]]
-    return jnp.concatenate([*sums, origin[None]]), jnp.stack([checksum(chained) for chained in found["chained"]])
+    sums += [origin[None], *found.get("told", ())]
+    return jnp.concatenate(sums), jnp.stack([checksum(chained) for chained in found["chained"]])
+
+
+def _tally(told: tuple[Any, Any], taken: Any, start: Any) -> tuple[Any, Any]:
+    """Add a tile to how many derivatives are differences, and to the first row where one is, each (p,)."""
+    rows = start + jnp.arange(taken.shape[1])
+    first = jnp.min(jnp.where(taken, rows.astype(jnp.float64), jnp.inf), axis=1)
+    return told[0] + jnp.sum(taken, axis=1), jnp.minimum(told[1], first)

@@ -25,6 +25,7 @@ from jax import lax
 
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.compiled import once
+from dask_nlsq._numerics.difference import mend_tile
 from dask_nlsq._numerics.factor import EPS
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.prior import Prior
@@ -170,6 +171,7 @@ def _fit_one(
 
     def look(theta: Any) -> tuple[Any, Any, Any]:
         a = jacobian_and_residual(objective, theta, x, y, weight, [jnp.zeros((p + 1, len(y)))])
+        a, _ = mend_tile(objective, theta, x, weight, a)
         found = products(objective, a, weight, None)
         toward = pull * (theta - mean)
         (gram,) = found["gram"]

@@ -2,12 +2,22 @@ r"""Reduce one block of a model that JAX cannot trace: NumPy, with central diffe
 
 The sums are those of the compiled kernel. Column j of the Jacobian is
 
-.. math:: J_{ij} \approx \frac{f(x_i; \theta + h_j e_j) - f(x_i; \theta - h_j e_j)}{2 h_j}, \qquad
-          h_j = \epsilon^{1/3} |\theta_j|,
+.. math:: J_{ij} \approx \frac{f(x_i; \theta + h_j e_j) - f(x_i; \theta - h_j e_j)}{2 h_j}.
 
-to about ten digits (Press et al., Numerical Recipes, section 5.7); the step is shortened where the model bends within
-it, and lengthened where rounding drowns it. Where one side is not finite, the other side is taken alone. Rows are taken
-in pieces, so that memory stays at a few columns of a piece.
+The step belongs to the model and not to the value of the parameter: a position of 57958 may be that of a line with the
+width 0.05. With the norms over the rows of f, of the first difference :math:`d_1 = |f_+ - f_-|` and of the second
+:math:`d_2 = |f_+ - 2 f + f_-|`, the slope is :math:`g = d_1 / 2 h` and the length over which it changes
+:math:`L = h d_1 / 2 d_2`. Rounding makes the relative error :math:`\epsilon |f| / g h` in the slope, and the third
+derivative, about :math:`g / L^2`, the error :math:`h^2 / 6 L^2`. Their sum is least at
+
+.. math:: h^* = \left(\frac{3 \epsilon |f| L^2}{g}\right)^{1/3},
+
+to about ten digits (Press et al., Numerical Recipes, section 5.7). The first step is :math:`\epsilon^{1/3} |\theta_j|`,
+or :math:`\epsilon^{1/3}` at zero, which suits most parameters: it is kept where the model is nearly straight within it
+and rounding leaves six digits. Else it is replaced by :math:`h^*`, a thousandth of it at the least, for as long as
+it leaps over what the model does the norms say no more than that. Each costs two evaluations. Where one side is not
+finite, the other side is taken alone. Rows are taken in pieces, so that memory stays at a few columns of a piece, and
+each piece has its own steps: they depend on its rows and the parameters alone.
 """
 
 from __future__ import annotations
@@ -18,10 +28,10 @@ from typing import Any
 import numpy as np
 
 from dask_nlsq._errors import ModelError
-from dask_nlsq._numerics import loss
+from dask_nlsq._numerics import difference, loss
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.reduction import Reduction, differences
 from dask_nlsq._typing import Matrix, Vector
 
 PIECE = 65_536
@@ -32,7 +42,7 @@ _STEP = _EPS ** (1 / 3)
 
 _BENT = 1e-4
 """Second difference over the first from which a step is too long: the error of central differences goes with its
-square. With L = f'/f'' the step (ε |θ| L²)^(1/3) balances that error with rounding."""
+square."""
 
 _BENT_ONCE = 1e-2
 """Relative change of a slope of one side, when its step is halved, from which the step is too long."""
@@ -40,8 +50,17 @@ _BENT_ONCE = 1e-2
 _DROWNED = 1e-9
 """First difference, relative to f, below which a step is too short: rounding takes more than six of its digits."""
 
-_TRIES = 5
+_TRIES = 8
 """Steps tried for one column."""
+
+_ROUNDING = 8.0 * _EPS
+"""A second difference, relative to f, that is rounding."""
+
+_NEAR = 8.0
+"""Factor of the best step that makes hardly a difference."""
+
+_FARTHEST = 1e3
+"""By what a step is lengthened or shortened at most, for its differences say little of farther ones."""
 
 _SHORTER = 1e-3
 """By what a step is shortened that leads to where the model is not finite, or bends on the one side that is."""
@@ -53,7 +72,7 @@ def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: M
     for start in range(0, block.rows, PIECE):
         piece = block.take(slice(start, start + PIECE)).wide()
         with np.errstate(all="ignore"):
-            total = total.combine(_reduce_piece(objective, piece, theta, whitening))
+            total = total.combine(_reduce_piece(objective, piece, theta, whitening).placed(row=start))
     return total
 
 
@@ -97,10 +116,10 @@ def check_rows(objective: Objective, x: tuple[Vector, ...], points: Matrix) -> t
 def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
     p = len(theta)
     f = values(objective, block.x, list(objective.expand(theta.tolist())))
-    jac = _jacobian(objective, block.x, theta, f)  # (p, rows)
+    w = np.ones(block.rows) if block.weight is None else block.weight
+    jac, taken = whole_jacobian(objective, block.x, theta, f, w)  # each (p, rows)
     if whitening is not None:
         jac = whitening.T @ jac
-    w = np.ones(block.rows) if block.weight is None else block.weight
     w2, residual = w**2, f - block.y
     a = np.concatenate([jac, residual[None]])
     slope, curvature = np.ones(block.rows), None
@@ -128,7 +147,24 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
         checksum=np.array([_hash(c) for c in columns]),
         curvature=curvature,
         meat=(jac * (w2 * slope * residual) ** 2) @ jac.T if objective.sandwich else None,
+        differences=differences(taken.sum(axis=1), taken.argmax(axis=1)) if taken.any() else None,
     )
+
+
+def whole_jacobian(
+    objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector, w: Vector
+) -> tuple[Matrix, Any]:
+    """Return the Jacobian, and which entries of one that is given are differences, for they were not finite."""
+    jac = _jacobian(objective, x, theta, f)
+    if objective.jac is None or np.isfinite(jac).all():
+        return jac, np.zeros(jac.shape, bool)
+    jac = np.where((w == 0) & ~np.isfinite(jac), 0.0, jac)
+
+    def evaluate(theta: Vector) -> Vector:
+        return values(objective, x, list(objective.expand(theta.tolist())))
+
+    mended = difference.mend(evaluate, theta, f, jac)
+    return mended, np.isfinite(mended) & ~np.isfinite(jac)
 
 
 def _jacobian(objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector) -> Matrix:
@@ -159,12 +195,25 @@ def _difference(
     seen = np.isfinite(both) | ~np.isfinite(f)
     if not seen.all():
         return np.where(seen, both, one_sided), _shorter(objective, x, theta, f, j, h, one_sided, ~seen)
-    first, second, size = (np.sqrt(np.sum(d * d, where=seen)) for d in (up - down, up - 2 * f + down, f))
-    if first <= _DROWNED * size:  # as where the parameter itself is nearly nothing
-        h = max(h, _STEP)
-    elif second > max(_BENT * first, 1e3 * _EPS * size):
-        h *= float(0.5 * _STEP * first / second) ** (2 / 3)
-    return both, h
+    first, second, size = (float(np.sqrt(np.sum(d * d, where=seen))) for d in (up - down, up - 2 * f + down, f))
+    return both, h * _stretch(first, second, size, h, theta[j])
+
+
+def _stretch(first: float, second: float, size: float, h: float, value: float) -> float:
+    """Return the factor of a step that suits a column better, 1 where it suits, from norms of the differences."""
+    if first <= _ROUNDING * size:
+        if second > _ROUNDING * size:  # a leap to two sides that are alike
+            return 1.0 / _FARTHEST
+        if value == 0:  # its units are not known
+            return _FARTHEST if h < _STEP * _FARTHEST**4 else 1.0
+        return max(_STEP / h, 1.0)
+    if first > _DROWNED * size and second <= max(_BENT * first, 1e3 * _EPS * size):
+        return 1.0
+    straight = first / max(second, _ROUNDING * size)
+    best = float(1.5 * _EPS * size / first * straight**2) ** (1 / 3)
+    if 1.0 / _NEAR <= best <= _NEAR:
+        return 1.0
+    return min(max(best, 1.0 / _FARTHEST), _FARTHEST)
 
 
 def _shorter(

@@ -46,6 +46,8 @@ class Reduction:
     # Sums that only some fits ask for, (p, p), whitened too.
     curvature: Matrix | None = None  # weighted by ρ' + 2 z ρ'' (robust losses)
     meat: Matrix | None = None  # Σ w⁴ (ρ' r)² Jᵀ J (sandwich covariance)
+    # Derivatives that are differences, for each parameter: how many, partition and row of the first, (p, 3).
+    differences: npt.NDArray[np.int64] | None = None
 
     @property
     def finite(self) -> bool:
@@ -54,9 +56,20 @@ class Reduction:
         return all(bool(np.isfinite(each).all()) for each in sums if each is not None)
 
     @property
+    def model_finite(self) -> bool:
+        """Whether residuals were finite in every row, and what a loss makes of them."""
+        return math.isfinite(self.cost) and math.isfinite(self.gram[-1, -1])
+
+    @property
     def data_finite(self) -> bool:
         """Whether x and y were finite in every row, unless their sums are beyond float64."""
         return all(map(math.isfinite, (self.spread, *self.sums.tolist())))
+
+    def placed(self, partition: int = 0, row: int = 0) -> Reduction:
+        """Return the sums with the place of what was counted from 0: its partition, and the row where it begins."""
+        if self.differences is None or not (partition or row):
+            return self
+        return dataclasses.replace(self, differences=self.differences + np.array([0, partition, row]))
 
     def combine(self, other: Reduction) -> Reduction:
         """Add the sums of two disjoint sets of rows."""
@@ -93,7 +106,27 @@ def merge(parts: Sequence[Reduction]) -> Reduction:
             rounded=rounded,
             curvature=_added(part.curvature for part in held),
             meat=_added(part.meat for part in held),
+            differences=_counted([part.differences for part in held]),
         )
+
+
+def differences(counts: Vector, rows: Vector) -> npt.NDArray[np.int64]:
+    """Return what `Reduction.differences` holds of one partition: counts (p,) and the first rows (p,)."""
+    first = np.where(counts > 0, rows, 0.0)
+    return np.stack([counts, np.zeros_like(counts), first], axis=1).astype(np.int64)
+
+
+def _counted(parts: Sequence[npt.NDArray[np.int64] | None]) -> npt.NDArray[np.int64] | None:
+    """Add counts, and keep the first place of each parameter."""
+    held = [part for part in parts if part is not None]
+    if not held:
+        return None
+    total = held[0].copy()
+    for part in held[1:]:
+        new = total[:, 0] == 0
+        total[new, 1:] = part[new, 1:]
+        total[:, 0] += part[:, 0]
+    return total
 
 
 def _added(terms: Iterable[Any]) -> Any:

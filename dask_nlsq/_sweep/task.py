@@ -102,7 +102,7 @@ def _reduce(batch: Batch, shipped: Shipped, request: Request, look: bool) -> lis
     for (index, _), block, reduction in zip(batch, blocks, found, strict=True):
         if not reduction.data_finite and (fault := non_finite(block, objective.columns)):
             return Failure("evaluating the model", fault, partition=index)
-    return found
+    return [reduction.placed(partition=index) for (index, _), reduction in zip(batch, found, strict=True)]
 
 
 def draw(group: Group, wanted: Sequence[int], count: int, seed: int) -> list[tuple[Block, int]] | Failure:
@@ -125,6 +125,22 @@ def _some(block: Block, count: int, seed: int) -> Block:
     mark = int(np.bitwise_xor.reduce(block.y.view(np.uint64)))  # partitions of one length differ in their rows
     rows = np.random.default_rng([seed, mark]).choice(block.rows, count, replace=False, shuffle=False)
     return block.take(np.sort(rows))
+
+
+def find_faults(group: Group, shipped: Shipped, theta: Vector) -> list[Any] | Failure:
+    """Return the faults of the partitions of a group at `theta` (p,), each with its partition."""
+    from dask_nlsq._numerics import faults
+
+    found: list[Any] = []
+    for index, block in group.blocks():
+        if isinstance(block, Failure):
+            return block.at(index)
+        try:
+            some = faults.find(shipped.value, block, theta)
+        except Exception as error:
+            return Failure.of("evaluating the model", error).at(index)
+        found += (dataclasses.replace(fault, partition=index) for fault in some)
+    return found
 
 
 def explore(batch: Any, shipped: Shipped, block: Block) -> Any:
