@@ -148,8 +148,8 @@ def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
     name = objective.model.name
     if single:
         warn(
-            f"The model {name!r} holds float32 constants ({_listed(single)}): jax.numpy made them before the fit turned "
-            "float64 on, and what float32 rounds off is lost. Make them with NumPy, or inside the model."
+            f"The model {name!r} holds float32 constants ({_listed(single)}): jax.numpy made them before the fit "
+            "turned float64 on, and what float32 rounds off is lost. Make them with NumPy, or inside the model."
         )
     if obstacle is None:
         return (

@@ -44,6 +44,8 @@ def code(value: Any, known: Known | None = None) -> str:
 def settings(value: Any) -> bytes:
     """Return a hash of the values that a function may read when it is called: containers, objects, and what these hold.
 
+    It is of this process: of two alike whose globals are not the same, each may see other values later.
+
     Raises
     ------
     ValueError
@@ -57,6 +59,8 @@ def settings(value: Any) -> bytes:
             array = np.asarray(part)
             held = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
             digest.update(f"{array.dtype}{array.shape}".encode() + held)
+        elif isinstance(part, types.FunctionType):
+            digest.update(f"<function>{id(part.__globals__)}".encode())
         else:
             digest.update(f"<{type(part).__qualname__}>".encode())
     return digest.digest()

@@ -70,16 +70,44 @@ def check(objective: Objective, theta: Vector) -> Look:
         if objective.jac is not None:
             return Look(dataclasses.replace(objective, jacobian="numeric"), None, single)
         shared = traced.shares(program, objective.n_columns)
-        jacobian, error = _direction(objective, ("shared", "forward") if shared else ("reverse", "forward"))
+        jacobian, obstacle = _direction(objective, ("shared", "forward") if shared else ("reverse", "forward"))
         objective = dataclasses.replace(objective, jacobian=jacobian)
-        if error is None:
+        if obstacle is None:
             return Look(objective, None, single)
         if (failed := _under_numpy(objective, theta)) is not None:
             raise ModelError(
-                f"The model {name!r} has no derivative in JAX ({_where(error)}), and raises "
+                f"The model {name!r} has no derivative in JAX ({_where(obstacle)}), and raises "
                 f"{type(failed).__name__} under NumPy: {failed}."
             ) from failed
-        return Look(objective, f"has no derivative in JAX: {error} ({_where(error)})", single)
+        return Look(_compiled(objective), f"has no derivative in JAX: {obstacle} ({_where(obstacle)})", single)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A function that XLA compiles once for each length of its columns; run by itself, each call would compile again."""
+
+    func: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(*args, **kwargs)
+
+    @functools.cached_property
+    def _run(self) -> Callable[..., Any]:
+        return jax.jit(self.func)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"func": self.func}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _compiled(objective: Objective) -> Objective:
+    """Return the objective with its model compiled, unless that takes whole numbers, which must not be traced."""
+    fixed = {} if objective.expansion is None else objective.expansion.fixed
+    if any(isinstance(value, int) for value in fixed.values()):
+        return objective
+    return dataclasses.replace(objective, model=objective.model.replace(Compiled(objective.model.func)))
 
 
 def _direction(objective: Objective, directions: Sequence[Jacobian]) -> tuple[Jacobian, Exception | None]:
@@ -113,7 +141,10 @@ def _check_numpy(objective: Objective, theta: Vector, error: Exception) -> Look:
     """Look at a model that JAX cannot trace; what is held at a whole number may have to be one."""
     failed = _under_numpy(objective, theta)
     if failed is None:
-        objective, single = dataclasses.replace(objective, jacobian="numeric"), traced.single(reached(objective.model.func))
+        objective, single = (
+            dataclasses.replace(objective, jacobian="numeric"),
+            traced.single(reached(objective.model.func)),
+        )
         return Look(objective, f"cannot be traced by JAX: {_where(error)}", tuple(map(_said, single)))
     needs_integers = any(isinstance(e, (TypeError, IndexError)) and "integer" in str(e) for e in (error, failed))
     if needs_integers and (whole := _whole(objective)) is not None:
@@ -203,8 +234,8 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
                 if _random(objective, x, theta):
                     raise ModelError(
                         f"The model {objective.model.name!r} draws random numbers: row {i} of {_LOOK} gives "
-                        f"{whole[i]:.17g} beside others, and {single[i]:.17g} by itself, so that two evaluations of the "
-                        "same rows differ. Draw them beforehand, and pass them as a column or a constant."
+                        f"{whole[i]:.17g} beside others, and {single[i]:.17g} by itself, so that two evaluations of "
+                        "the same rows differ. Draw them beforehand, and pass them as a column or a constant."
                     )
                 raise ModelError(
                     f"The model {objective.model.name!r} looks across rows: among {_LOOK} rows, row {i} gives "

@@ -96,7 +96,10 @@ def ship(value: Any) -> Shipped:
 
 def _settings(value: Any) -> bytes:
     """Return what tells one state of what the functions of an objective refer to from another, in this process."""
-    functions = [getattr(getattr(value, "model", None), "func", None), *(getattr(value, n, None) for n in ("jac", "loss"))]
+    functions = [
+        getattr(getattr(value, "model", None), "func", None),
+        *(getattr(value, n, None) for n in ("jac", "loss")),
+    ]
     try:
         return b"".join(settings(function) for function in functions if callable(function))
     except Exception:  # more than is worth looking at, or an object of the user's that raises
