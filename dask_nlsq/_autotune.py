@@ -26,7 +26,9 @@ def autotune(objective: Objective, block: Block, theta: Vector) -> Objective:
     """Return the objective with the tile and the direction of differentiation that reduce some rows fastest."""
     if objective.jacobian == "numeric" or not block.rows:
         return objective
-    directions: tuple[Jacobian, ...] = ("reverse", "forward") if objective.jacobian == "reverse" else ("forward",)
+    directions: tuple[Jacobian, ...] = (
+        ("reverse", "forward") if objective.jacobian == "reverse" else (objective.jacobian,)
+    )
     candidates = [
         dataclasses.replace(objective, jacobian=direction, tile=tile)
         for direction, tile in itertools.product(directions, TILES)

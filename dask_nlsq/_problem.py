@@ -144,20 +144,33 @@ def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
     """Look at the model before any data are read, and say how its Jacobian will be formed."""
     if not callable(jac) and jac not in (None, "jax", "2-point", "3-point"):
         raise ModelError(f'jac is {jac!r}; "jax", "2-point", "3-point" or a function is needed.')
-    objective, obstacle = inspection.look(objective, start)
+    objective, obstacle, single = inspection.look(objective, start)
+    name = objective.model.name
+    if single:
+        warn(
+            f"The model {name!r} holds float32 constants ({_listed(single)}): jax.numpy made them before the fit "
+            "turned float64 on, and what float32 rounds off is lost. Make them with NumPy, or inside the model."
+        )
     if obstacle is None:
         return (
             objective if jac in (None, "jax") or callable(jac) else dataclasses.replace(objective, jacobian="numeric")
         )
-    message = (
-        f"The model {objective.model.name!r} cannot be traced by JAX: {obstacle}. Write it with jax.numpy: jnp.exp for "
-        "np.exp, jnp.where(condition, a, b) for an if on a parameter or a column."
-    )
+    message = f"The model {name!r} {obstacle}"
+    if "traced" in obstacle:
+        message += (
+            ". Write it with jax.numpy: jnp.exp for np.exp, jnp.where(condition, a, b) for an if on a parameter or a "
+            "column"
+        )
     if jac == "jax":
-        raise ModelError(message)
+        raise ModelError(f'{message}. jac="3-point" differentiates it by differences.')
     if jac is None:
-        warn(f"{message} Until then it is differentiated by differences, slowly.")
+        warn(f'{message}. It is differentiated by differences, slowly; jac="3-point" asks for them without a word.')
     return objective
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return ", ".join(texts[:3]) + more
 
 
 def to_model(model: Any, p0: Any = None) -> Model:

@@ -103,6 +103,6 @@ class Call:
 def _quiet() -> Iterator[None]:
     """Silence two warnings of `fit`: SciPy differentiates without a word, and has its own for the covariance."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The model .* cannot be traced", NlsqWarning)
+        warnings.filterwarnings("ignore", "The model .* (cannot be traced|has no derivative)", NlsqWarning)
         warnings.filterwarnings("ignore", "The data do not determine", OptimizeWarning)
         yield

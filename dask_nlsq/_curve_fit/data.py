@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
+from dask_nlsq._curve_fit.sigma import check_sigma
 from dask_nlsq._errors import DataError
 
 _SHARE = 0.25
@@ -63,6 +64,7 @@ def in_memory(data: Data) -> Data:
 
 def check(data: Data, policy: str | None) -> Data:
     """Return data in memory as SciPy hands them on, without the rows that are to be omitted."""
+    data = Data(*(_without_mask(name, a, policy) for name, a in zip(("xdata", "ydata", "sigma"), data, strict=True)))
     convert = np.asarray_chkfinite if policy == "finite" else np.asarray
     y = convert(data.y, float)
     x = convert(data.x, float) if isinstance(data.x, (list, tuple, np.ndarray)) else _widened(data.x)
@@ -71,11 +73,26 @@ def check(data: Data, policy: str | None) -> Data:
     if y.ndim > 1:
         raise DataError(f"ydata has the shape {y.shape}; one dimension is needed.")
     data = Data(x, y, None if data.sigma is None else np.asarray(data.sigma, float))
-    if policy not in ("raise", "omit") or not (missing := _missing(data)).any():
-        return data
-    if policy == "raise":
+    missing = _missing(data) if policy in ("raise", "omit") else np.zeros(y.shape, bool)
+    if policy == "raise" and missing.any():
         raise DataError("The input contains nan values")
-    return _without(data, missing)
+    check_sigma(data.sigma, ~missing)
+    return _without(data, missing) if missing.any() else data
+
+
+def _without_mask(name: str, a: Any, policy: str | None) -> Any:
+    """Return an array with NaN where it is masked: a masked cell is a missing one."""
+    if isinstance(a, (list, tuple)) and any(isinstance(part, np.ma.MaskedArray) for part in a):
+        a = np.ma.stack(a)
+    if not isinstance(a, np.ma.MaskedArray):
+        return a
+    masked = int(np.ma.getmaskarray(a).sum())
+    if masked and policy != "omit":
+        raise DataError(
+            f'{name} is masked in {masked} of {a.size} cells. nan_policy="omit" leaves such rows out, as those with '
+            "NaN; a.compressed() gives what is not masked."
+        )
+    return np.where(np.ma.getmaskarray(a), np.nan, np.asarray(a.data, float)) if masked else a.data
 
 
 def _widened(x: Any) -> Any:

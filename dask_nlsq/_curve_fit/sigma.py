@@ -12,6 +12,8 @@ import dask.array as da
 import numpy as np
 from scipy import linalg
 
+from dask_nlsq._errors import DataError
+
 _SHAPE = "`sigma` has incorrect shape."
 
 
@@ -25,6 +27,29 @@ def deviation(sigma: Any, shape: tuple[Any, ...]) -> Any:
     if len(sigma.shape) != 1 or (sigma.shape != shape and not np.isnan([*sigma.shape, *shape]).any()):
         raise ValueError(_SHAPE)
     return sigma
+
+
+def check_sigma(sigma: Any, used: Any) -> None:
+    """Refuse a standard deviation that is zero or NaN in a row that is `used`, and a covariance that is not finite.
+
+    The sign of a standard deviation does not matter, as in SciPy.
+    """
+    if sigma is None:
+        return
+    if sigma.ndim == 2:
+        if not np.isfinite(sigma).all():
+            raise DataError("sigma, a covariance, holds NaN or infinity; finite numbers are needed.")
+        return
+    bad = np.isnan(sigma) | (sigma == 0)
+    if sigma.size == 1 and bad.any():
+        raise DataError(f"sigma is {sigma.item()}; it must be positive.")
+    bad = bad & used if bad.shape == np.shape(used) else bad
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise DataError(
+            f"sigma must be positive (inf gives a row no weight); {int(bad.sum())} of {bad.size} rows are not, "
+            f"the first is row {first} with {sigma[first]}."
+        )
 
 
 def whitener(sigma: Any, n: int) -> Callable[[Any], Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import collections.abc
 import dis
 import functools
 import hashlib
+import itertools
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,11 @@ _STORES = dis.opmap["STORE_GLOBAL"]
 Known = dict[int, tuple[Any, bytes]]
 """Values that were read, kept so that nothing else takes their place in memory, with their digests."""
 
+MOST = 20_000
+"""Values that `settings` reads: a model may refer to more than anybody wants to look at."""
+
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+
 
 def code(value: Any, known: Known | None = None) -> str:
     """Return a hash of a function: its code, its constants, and what it refers to, functions and arrays included.
@@ -30,6 +39,87 @@ def code(value: Any, known: Known | None = None) -> str:
     What is in `known` is not read again; it may be given to several calls, as long as nothing changes between them.
     """
     return _digest(value, {} if known is None else known).hex()
+
+
+def settings(value: Any) -> bytes:
+    """Return a hash of the values that a function may read when it is called: containers, objects, and what these hold.
+
+    It is of this process: of two alike whose globals are not the same, each may see other values later.
+
+    Raises
+    ------
+    ValueError
+        There are more than `MOST` of them.
+    """
+    digest = hashlib.sha256()
+    for part in _reach(value):
+        if isinstance(part, (int, float, complex, str, bytes, type(None))):
+            digest.update(f"<{type(part).__qualname__}>{part!r}".encode())
+        elif hasattr(part, "__array__") and not isinstance(part, type):
+            array = np.asarray(part)
+            held = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+            digest.update(f"{array.dtype}{array.shape}".encode() + held)
+        elif isinstance(part, types.FunctionType):
+            digest.update(f"<function>{id(part.__globals__)}".encode())
+        else:
+            digest.update(f"<{type(part).__qualname__}>".encode())
+    return digest.digest()
+
+
+def reached(value: Any) -> list[Any]:
+    """Return the arrays that a function refers to, also as parts of what it refers to."""
+    found = itertools.islice(_reach(value, limited=False), MOST)
+    return [part for part in found if hasattr(part, "__array__") and not isinstance(part, type)]
+
+
+def _reach(value: Any, limited: bool = True) -> Iterator[Any]:
+    """Yield a value and all that it holds or refers to, each once, numbers and texts as often as they are met."""
+    todo, seen, count = [value], {}, 0
+    while todo:
+        part = todo.pop()
+        if not isinstance(part, (int, float, complex, str, bytes, type(None))):
+            if id(part) in seen:
+                continue
+            seen[id(part)] = part  # kept, so that nothing else takes its place in memory
+        count += 1
+        if limited and count > MOST:
+            raise ValueError(f"more than {MOST} values")
+        yield part
+        todo += _held(part)
+
+
+def _held(value: Any) -> list[Any]:
+    """Return what a value holds or refers to, as far as that may be changed from outside."""
+    if isinstance(value, types.FunctionType):
+        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        wrapped = [value.__wrapped__] if hasattr(value, "__wrapped__") else []
+        return [*defaults, *_cells(value), *_globals(value), *wrapped]
+    if isinstance(value, (tuple, list, collections.deque)):
+        return list(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    if isinstance(value, collections.abc.Mapping):
+        return [part for pair in value.items() for part in pair]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, (property, staticmethod, classmethod)):
+        return [getattr(value, name) for name in ("__func__", "fget") if hasattr(value, name)]
+    if isinstance(value, type):
+        own = [] if _foreign(value) else [(n, part) for n, part in vars(value).items() if not n.startswith("__")]
+        call = [value.__call__] if own and isinstance(value.__call__, types.FunctionType) else []
+        return [*(part for _, part in own), *call, *(base for base in value.__bases__ if own)]
+    if hasattr(value, "__array__") or isinstance(value, types.ModuleType):
+        return []
+    if isinstance(value, _NAMESPACES) or not _foreign(type(value)):
+        return [type(value), *(part for pair in _attributes(value) for part in pair)]
+    return [value.__wrapped__] if hasattr(value, "__wrapped__") else [part for _, part in _lasting(value)]
+
+
+def _foreign(kind: type) -> bool:
+    """Whether a class is of Python, of an installed package or of this one."""
+    return kind.__module__ != "__main__" and _installed(getattr(sys.modules.get(kind.__module__), "__file__", None))
 
 
 def attributes(function: types.FunctionType) -> list[Any]:
@@ -146,10 +236,15 @@ def _read(value: Any, update: Callable[[bytes], None], known: Known) -> None:
 
 def _lasting(value: Any) -> list[tuple[str, Any]]:
     """Return the attributes of an instance that last, with their names: not caches, locks and files."""
+    return [(n, v) for n, v in _attributes(value) if isinstance(v, types.FunctionType) or _is_constant(v)]
+
+
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    """Return the attributes of an instance, with their names."""
     slots = (vars(kind).get("__slots__", ()) for kind in type(value).__mro__)
     names = {name for some in slots for name in ((some,) if isinstance(some, str) else some)}
     held = {name: getattr(value, name) for name in names if hasattr(value, name)} | getattr(value, "__dict__", {})
-    return [(n, held[n]) for n in sorted(held) if isinstance(held[n], types.FunctionType) or _is_constant(held[n])]
+    return sorted(held.items(), key=lambda pair: pair[0])
 
 
 def _cells(function: types.FunctionType) -> list[Any]:

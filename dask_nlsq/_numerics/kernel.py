@@ -161,7 +161,7 @@ def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
     """Evaluate the model at every row of a block, with all its parameters; shape (rows,)."""
     if objective.jacobian == "numeric":
         with jax.enable_x64(True):
-            return numeric.values(objective, block.wide().x, theta.tolist())
+            return numeric.values(objective, block.wide().x, objective.with_whole(theta.tolist()))
     parts, size = [np.empty(0)], SLABS[0] if block.rows <= SLABS[0] else SLABS[1]
     with jax.enable_x64(True):
         for _, slab in slabs([block.wide()], size, TILE):
@@ -268,7 +268,7 @@ def _uncollected() -> Iterator[None]:
 
 def _compile_predict(objective: Objective, rows: int) -> Any:
     def predict(theta: Any, x: Any) -> Any:
-        return jnp.asarray(objective.model(x, list(theta), jnp.stack), jnp.float64)
+        return jnp.asarray(objective.model(x, objective.with_whole(list(theta)), jnp.stack), jnp.float64)
 
     column = jax.ShapeDtypeStruct((rows,), np.float64)
     theta = jax.ShapeDtypeStruct((len(objective.model.parameters),), np.float64)

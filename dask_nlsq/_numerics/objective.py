@@ -16,8 +16,9 @@ from dask_nlsq._numerics.loss import Loss
 from dask_nlsq._numerics.model import Model
 from dask_nlsq._typing import Matrix, Vector
 
-Jacobian = Literal["reverse", "forward", "numeric"]
-"""One reverse pass; one forward pass a parameter; NumPy, by differences or the user's function."""
+Jacobian = Literal["reverse", "forward", "shared", "numeric"]
+"""One reverse pass; one forward pass a parameter; such passes in which the rows of a tile share what depends on no
+column; NumPy, by differences or the user's function."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Expansion:
 
     names: tuple[str, ...]  # all, in the order of the model
     free: tuple[str, ...]
-    fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)  # an int where the model needs one
     tied: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)  # in an order that resolves
 
     def __call__(self, theta: Sequence[Any]) -> list[Any]:
@@ -82,6 +83,12 @@ class Objective:
     def expand(self, theta: Sequence[Any]) -> Sequence[Any]:
         """Return all parameters of the model from the free ones."""
         return theta if self.expansion is None else self.expansion(theta)
+
+    def with_whole(self, everything: Sequence[Any]) -> list[Any]:
+        """Return all parameters, those held that the model takes as whole numbers as such."""
+        fixed = {} if self.expansion is None else self.expansion.fixed
+        values = zip(self.model.parameters, everything, strict=True)
+        return [fixed[name] if isinstance(fixed.get(name), int) else value for name, value in values]
 
     def evaluate(self, x: Sequence[Any], theta: Sequence[Any], stack: Callable[..., Any]) -> Any:
         """Evaluate the model at columns `x` (each (rows,)) and free parameters `theta` (each a scalar)."""

@@ -1,12 +1,13 @@
 r"""A tile, the few thousand rows that a core's cache takes: what is formed of them, what is summed, as JAX traces it.
 
-The model is evaluated on the tile, and one reverse pass gives every column of its Jacobian: the parameters are
-handed to the model once a row, so that the derivative with respect to row i's copy of :math:`\theta_j` *is*
-:math:`J_{ij}`. The model sees one row at a time (under ``vmap``), which makes that exact for whatever it does with
-its parameters. A model that cannot be differentiated in reverse (a ``while_loop``) takes one forward pass a parameter
-instead. The columns become the rows of a matrix A, of which the last is the residual; the weight comes in as the
-cotangent of that pass, so that it costs nothing; and :math:`A A^T` is formed. A is kept in a few arrays, its parts,
-and the blocks of that product above its diagonal are not formed.
+The model is evaluated on the tile, and one reverse pass gives every column of its Jacobian: the parameters are handed
+to the model once a row, so that the derivative with respect to row i's copy of :math:`\theta_j` *is* :math:`J_{ij}`.
+The model sees one row at a time (under ``vmap``), which makes that exact for whatever it does with its parameters. A
+model that cannot be differentiated in reverse (a ``while_loop``) takes one forward pass a parameter instead; so does
+one that computes much from its parameters alone, such as an integral on a grid, and it sees all rows of the tile at
+once, so that this is done once a tile and not once a row. The columns become the rows of a matrix A, of which the
+last is the residual; the weight comes in as the cotangent of that pass, so that it costs nothing; and :math:`A A^T`
+is formed. A is kept in a few arrays, its parts, and the blocks of that product above its diagonal are not formed.
 
 Whatever else is summed over rows is summed in lanes: XLA adds the numbers of one float64 sum one after another, but
 those of many sums side by side.
@@ -45,6 +46,9 @@ def jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weig
 
     The parts have p + 1 rows together, or a few more, which stay as they are.
     """
+    if objective.jacobian == "shared":
+        f, jacobian = _shared(objective, theta, x)
+        return _columns([*(jacobian * weight), (f - y) * weight], a)
 
     def one_row(x_row: Any, *theta_row: Any) -> Any:
         value = objective.evaluate([c[None] for c in x_row], theta_row, jnp.stack)
@@ -59,8 +63,23 @@ def jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weig
         f, push = jax.linearize(lambda *t: rows(x, *t), *parameters)
         zero = jnp.zeros_like(y)
         jacobian = [push(*(weight if i == j else zero for i in range(len(theta)))) for j in range(len(theta))]
-    columns = iter((*jacobian, (f - y) * weight))
-    return [_write(part, itertools.islice(columns, len(part))) for part in a]
+    return _columns([*jacobian, (f - y) * weight], a)
+
+
+def _shared(objective: Objective, theta: Any, x: Any) -> tuple[Any, Any]:
+    """Return the values of all rows at once, (rows,), and their derivatives by a forward pass each, (p, rows)."""
+
+    def rows(theta: Any) -> Any:
+        return jnp.asarray(objective.evaluate(x, list(theta), jnp.stack), jnp.float64)
+
+    f, push = jax.linearize(rows, theta)
+    return f, jax.vmap(push)(jnp.eye(len(theta)))
+
+
+def _columns(columns: Sequence[Any], a: Sequence[Any]) -> list[Any]:
+    """Write columns over the rows of the parts, in order."""
+    left = iter(columns)
+    return [_write(part, itertools.islice(left, len(part))) for part in a]
 
 
 def second_derivatives(objective: Objective, theta: Any, x: Any, y: Any, weight: Any) -> Any:

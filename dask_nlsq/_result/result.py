@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import OptimizeWarning
 
 from dask_nlsq._checkpoint import Checkpoints, Text, from_text, pack, to_text, unpack
-from dask_nlsq._errors import CheckpointError, NlsqError, one_of
+from dask_nlsq._errors import CheckpointError, NlsqError, one_of, warn
 from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.inference import Statistics
 from dask_nlsq._numerics.status import Status
@@ -228,7 +230,8 @@ class FitResult:
         Parameters
         ----------
         level : float
-            Probability that an interval covers, between 0 and 1.
+            Probability that an interval covers: 0.95 for intervals of 95 %, at least 0.5 and below 1. It is not the
+            probability of error, which SciPy's and statsmodels' functions call alpha.
         method : {"t", "profile"}
             "t" is :math:`\hat\theta \pm t_\nu s_{\hat\theta}`, at no cost. "profile" ends where the cost, minimised
             over all other parameters, has risen by :math:`\tfrac12 s^2 t_\nu^2` (Bates & Watts,
@@ -246,8 +249,8 @@ class FitResult:
         Raises
         ------
         NlsqError
-            There is no profile: a robust loss, a fit that did not converge or that ``precision=`` ended early, a result
-            that keeps no data; or a better minimum was found on the way.
+            `level` is out of range; or there is no profile: a robust loss, a fit that did not converge or that
+            ``precision=`` ended early, a result that keeps no data; or a better minimum was found on the way.
 
         Examples
         --------
@@ -257,8 +260,7 @@ class FitResult:
         >>> result.conf_int(0.9, method="profile").round(2).loc["b"].tolist()
         [0.42, 0.59]
         """
-        if not 0 < level < 1:
-            raise NlsqError(f"level is {level}; a number between 0 and 1 is needed.")
+        _check_level(level)
         one_of("method", method, "t", "profile")
         if method == "t":
             reach = stats.t.ppf(0.5 + level / 2, max(self.dof, 1)) * self.stderr
@@ -359,7 +361,7 @@ class FitResult:
             No test of convergence holds.
         """
         if not self.success:
-            raise NlsqError(f"The fit did not converge: {self.message}")
+            raise NlsqError(f"The fit did not converge ({self.status.name}): {self.message}")
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -448,6 +450,13 @@ class FitResult:
         return json.dumps(self.to_dict(), indent=2)
 
     def __iter__(self) -> Iterator[Any]:
+        """Return ``popt, pcov``, with a warning where the fit did not converge: nothing else would tell."""
+        if not self.success:
+            warn(
+                f"popt and pcov are of a fit that did not converge ({self.status.name}): {self.message} "
+                "result.check() raises in such a case.",
+                OptimizeWarning,
+            )
         return iter((self.popt, self.pcov))
 
     def __str__(self) -> str:
@@ -456,6 +465,20 @@ class FitResult:
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.6g}" for name, value in self.params.items())
         return f"<FitResult {self.status.name} {values}>"
+
+
+def _check_level(level: Any) -> None:
+    """Refuse what is no probability that an interval covers, and what is meant as the probability that it does not."""
+    if not isinstance(level, numbers.Real) or not 0 < float(level) < 100:
+        raise NlsqError(f"level is {level!r}; a number from 0.5 to 1 is needed, such as 0.95.")
+    level = float(level)
+    if level < 0.5:
+        raise NlsqError(
+            f"level is {level}, the probability that an interval covers, and a number from 0.5 to 1 is needed. "
+            f"Where {level} is the probability of error (alpha), give level={1 - level:.6g}."
+        )
+    if level >= 1:
+        raise NlsqError(f"level is {level}; a number from 0.5 to 1 is needed. For {level:g} %, give {level / 100:g}.")
 
 
 @dataclasses.dataclass(frozen=True)

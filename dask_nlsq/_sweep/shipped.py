@@ -23,7 +23,7 @@ from typing import Any
 import cloudpickle
 
 from dask_nlsq._errors import ModelError, ModelNotPicklable
-from dask_nlsq._numerics.code import Known, attributes, code, definition
+from dask_nlsq._numerics.code import Known, attributes, code, definition, settings
 
 KEEP, KEEP_BYTES = 32, 256 << 20
 """Objectives that a process remembers, and bytes of them, which a model that holds arrays may have many of; the least
@@ -90,8 +90,20 @@ def ship(value: Any) -> Shipped:
     except Exception as error:
         return Shipped(uuid.uuid4().hex, None, value, f"{type(error).__name__}: {error}")
     payload = file.getvalue()
-    token = hashlib.blake2b(payload + b"".join(pickler.codes), digest_size=16).hexdigest()
+    token = hashlib.blake2b(payload + b"".join(pickler.codes) + _settings(value), digest_size=16).hexdigest()
     return _keep(Shipped(token, payload, value))
+
+
+def _settings(value: Any) -> bytes:
+    """Return what tells one state of what the functions of an objective refer to from another, in this process."""
+    functions = [
+        getattr(getattr(value, "model", None), "func", None),
+        *(getattr(value, n, None) for n in ("jac", "loss")),
+    ]
+    try:
+        return b"".join(settings(function) for function in functions if callable(function))
+    except Exception:  # more than is worth looking at, or an object of the user's that raises
+        return uuid.uuid4().bytes
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
