@@ -47,6 +47,10 @@ _IDLE, _PROGRESS = 100, 1e-4
 step to a half. What creeps towards a minimum that lies nowhere would go on until `max_nfev`."""
 
 
+_SPENT = 250
+"""Sweeps after which an attempt is followed by the next, where the linear parameters are known."""
+
+
 _POLISH = 3
 """Sweeps spent at the end on a triangle that could not be trusted: each brings 1e8 more within reach."""
 
@@ -158,6 +162,7 @@ class State:
     slow: int = 0  # sweeps that did not halve the remaining step, less those that did
     second: bool = False  # whether second derivatives are asked for
     attempt: int = 0  # place in the attempts
+    begun: int = 0  # sweeps before this one
     milestone: int = 0  # place in the history of the last sweep that was progress
     polish: int = _POLISH
     status: Status | None = None
@@ -273,7 +278,8 @@ class TrustRegion:
         """Whether a fit ended where it may have lost its way: stalled, or blind to what it saw at the start."""
         assert state.point is not None and state.origin is not None
         blind = state.origin.factor.determined.all() and not state.point.factor.determined.all()
-        idle = state.idle and not self._projects(state).any()
+        spent = state.nsweeps - state.begun > _SPENT
+        idle = state.idle and not spent and not self._projects(state).any()
         return bool(blind) or (state.status is Status.STALLED and not idle)
 
     def _start_again(self, state: State) -> State:
@@ -286,6 +292,7 @@ class TrustRegion:
             refuge=_better(state, state.refuge),
             history=state.history,
             attempt=state.attempt + 1 if self._projects(state).any() else len(_RADII) - 1,
+            begun=state.nsweeps,
             milestone=state.nsweeps,
         )
         radius = _RADII[again.attempt] * (lapack.norm(origin.scale * origin.theta) or 1.0)
@@ -346,7 +353,10 @@ class TrustRegion:
             history=(*state.history, self._record(state, reduction, remains, True)),
             status=self._judge(state, point, remains, patience, gain),
         )
-        return dataclasses.replace(found, status=Status.STALLED) if found.idle and found.status is None else found
+        spent = state.attempt < len(_RADII) - 1 and found.nsweeps - state.begun > _SPENT and self.linearity is not None
+        if found.status is None and (found.idle or spent):
+            return dataclasses.replace(found, status=Status.STALLED)
+        return found
 
     def _remains(self, point: Point | None) -> float:
         return float("inf") if point is None else point.newton.length / self._unit(point.reduction)
