@@ -17,6 +17,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import itertools
@@ -187,11 +188,18 @@ def scipy_curve_fit(**options):
     return fit
 
 
-def nlsq(problem, start):
-    """Fit with `nlsq.curve_fit`."""
+@functools.cache
+def nlsq_fitter(model, rows):
+    """Return NLSQ's object that keeps what it has compiled for a model; `nlsq.curve_fit` would compile in each fit."""
     import nlsq
 
-    popt, pcov = nlsq.curve_fit(problem.model.jax, problem.x, problem.y, p0=start)
+    return nlsq.CurveFit(flength=rows)
+
+
+def nlsq(problem, start):
+    """Fit with `nlsq.CurveFit`."""
+    fitter = nlsq_fitter(problem.model, len(problem.x))
+    popt, pcov = fitter.curve_fit(problem.model.jax, problem.x, problem.y, p0=start)
     return Ending(np.asarray(popt), True, bool(np.isfinite(np.diag(pcov)).all()), "returned")
 
 
