@@ -85,8 +85,8 @@ class StreamingFitter:
     batch, a sample of the rows that have come, and some p × p matrices.
 
     Where the estimate ends farther from the points of linearisation than noise explains, as where the rows come in the
-    order of x, the sample is fitted in memory and the sums begin anew with it: less is known then, and the standard
-    errors say so.
+    order of x, what the linear models miss is estimated from the sample. Less is known then, and the standard errors
+    say so.
 
     Parameters
     ----------
@@ -102,7 +102,10 @@ class StreamingFitter:
         As in `fit`.
     forget : float or "auto"
         Factor of what is known before each batch is added: 1 never forgets; below 1, 1 / (1 - forget) batches count in
-        the long run. "auto" forgets only where a batch contradicts what came before it.
+        the long run. "auto" chooses the factor by how well each batch was predicted, and begins anew where the process
+        has changed at once.
+    robust : bool
+        Set aside batches that contradict what is known, as long as the next do not confirm them; "auto" always does.
     method : {"lm", "trf", "dogbox", "adam"} or optax.GradientTransformation, optional
         As in `fit`: an optimizer goes down on the first rows before they are fitted.
 
@@ -167,7 +170,7 @@ class StreamingFitter:
             self._parameters.prior,
             absolute_sigma,
             None if forget == "auto" else float(forget),
-            bool(robust),
+            robust=bool(robust),
         )
         self._optimizer = optimizer_of(method, self._parameters.bounded)
         self._state: StreamState | None = None
@@ -315,7 +318,10 @@ class StreamingFitter:
         starts, sample = [state.origin], self._sample.drawn.block()
         if state.restarts < _SEARCHES or self._solver.forget != 1:
             starts += [state.theta, self._parameters.start]
-        anew = self._begin(sample, starts)
+        try:
+            anew = self._begin(sample, starts)
+        except ModelError:  # nowhere finite on all of the sample: told as not settled, until more rows are known
+            return state
         if self._solver.forget == 1:
             found = self._relinearise(state, anew.origin)
             if found.converged:
@@ -336,7 +342,7 @@ class StreamingFitter:
     def _note(self, state: StreamState) -> None:
         s2 = self._solver.spread(state) ** 2
         covariance = self._solver.covariance(state, s2, self._parameters.side(state.theta) == 0)
-        error = np.sqrt(np.diag(covariance))
+        error = np.sqrt(np.maximum(np.diag(covariance), 0.0))
         self._history.append([state.batches, state.rows, state.moved, *state.theta, *error])
         if len(self._history) > HISTORY:  # every other one of the older half is forgotten
             del self._history[: HISTORY // 2 : 2]
@@ -428,7 +434,9 @@ class StreamingFitter:
         if self._solver.forget == 1:
             found = self._relinearise(state, None)
             if not found.converged:
-                found = self._relinearise(state, self._fit_block(self._sample.drawn.block(), [state.theta])[0])
+                starts = [state.theta, state.origin, self._parameters.start]
+                with contextlib.suppress(ModelError):  # which leaves it as it is, and not converged
+                    found = self._relinearise(state, self._fit_block(self._sample.drawn.block(), starts)[0])
             return found
         return Relinearised(state, True, False)
 

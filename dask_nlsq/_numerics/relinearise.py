@@ -45,7 +45,7 @@ _FEWEST = 30
 _NEGLIGIBLE = 0.01
 """Variance that relinearising adds, relative to that of the sums, below which it need not be done."""
 
-_CHANCE = 0.01
+_CHANCE = 1e-4
 """Probability of sampling noise that is taken for a sign of poor linearisation."""
 
 _POSITIVE = 0.25
@@ -60,8 +60,9 @@ _LOST = 1e-6
 _HALVINGS = 6
 """Times that such a step is halved, less one, before it is given up."""
 
-_SMALL = 0.02
-"""Shift of the estimate, in standard errors, for which relinearising is not worth its while."""
+_SMALL, _TINY = 0.25, 0.02
+"""Shift of the estimate, in standard errors, for which relinearising is not worth the noise that it adds; and where it
+adds none."""
 
 _STEPS = 10
 """Gauss-Newton steps at most; a few are needed."""
@@ -160,6 +161,16 @@ def relinearise(
     start : ndarray of shape (p,), optional
         Where to begin, which says that the sums are not to be used as they are.
     """
+    with np.errstate(all="ignore"):
+        try:
+            return _relinearise(objective, solver, state, drawn, slices, start)
+        except np.linalg.LinAlgError:  # sums that are beyond float64
+            return Relinearised(state, False, False)
+
+
+def _relinearise(
+    objective: Objective, solver: Streaming, state: StreamState, drawn: Drawn, slices: Slices, start: Vector | None
+) -> Relinearised:
     rows = _sample(objective, state, drawn, slices)
     theta = state.theta if start is None else start
     there = rows.at(theta)
@@ -215,7 +226,7 @@ def _sample(objective: Objective, state: StreamState, drawn: Drawn, slices: Slic
     block = drawn.block()
     linear = evaluate_rows(objective, block, drawn.theta)
     linear[:, -1] += np.einsum("ij,ij->i", linear[:, :-1], state.origin - drawn.theta)
-    keep = np.isfinite(linear).all(axis=1)
+    keep: npt.NDArray[np.bool_] = np.asarray(np.isfinite(linear).all(axis=1))
     which = np.minimum(np.searchsorted(slices.last, drawn.place), len(slices.last) - 1)[keep]
     starts = _starts(np.bincount(which, minlength=len(slices.rows)))
     which = np.searchsorted(starts, which, side="right") - 1
@@ -273,9 +284,17 @@ def _partial(rows: _Rows) -> npt.NDArray[np.bool_]:
 
 def _variance(rows: _Rows, values: Matrix) -> Vector:
     """Return the variance of some values of the rows in each slice, added over their columns."""
+    counts = rows.counts
+    away = np.square(values - _means(rows, values)[rows.which]).sum(axis=1)
+    found: Vector = np.bincount(rows.which, away, len(counts)).astype(float)
+    return found
+
+
+def _means(rows: _Rows, values: Matrix) -> Matrix:
+    """Return the means of some values of the rows, slice by slice."""
     counts = np.maximum(rows.counts, 1.0)
-    means = np.stack([np.bincount(rows.which, column, len(counts)) for column in values.T], axis=1) / counts[:, None]
-    return np.bincount(rows.which, ((values - means[rows.which]) ** 2).sum(axis=1), len(counts))
+    sums = [np.bincount(rows.which, column, len(counts)).astype(float) for column in values.T]
+    return np.stack(sums, axis=1) / counts[:, None]
 
 
 def _estimate(rows: _Rows, there: Matrix, theta: Vector, used: npt.NDArray[np.bool_]) -> _Sums:
@@ -289,10 +308,8 @@ def _estimate(rows: _Rows, there: Matrix, theta: Vector, used: npt.NDArray[np.bo
     w = weight[rows.which][:, None]
     gram = own + (there * w).T @ there - (linear * w).T @ linear
     scores = there[:, :-1] * there[:, -1:] - linear[:, :-1] * linear[:, -1:]
-    means = np.stack([np.bincount(rows.which, column, len(counts)) for column in scores.T], axis=1)
-    means /= np.maximum(counts, 1.0)[:, None]
     factor = weight * np.maximum(weight - 1.0, 0.0) * counts / np.maximum(counts - 1.0, 1.0)
-    away = scores - means[rows.which]
+    away = scores - _means(rows, scores)[rows.which]
     noise = (away * factor[rows.which][:, None]).T @ away
     cost = 0.5 * float(gram[-1, -1])
     if not cost > 0:
@@ -317,7 +334,7 @@ def _is_negligible(solver: Streaming, state: StreamState, found: _Sums) -> bool:
         return False
     known = own > 1e-12 * max(float(own[-1]), 1e-300)
     statistic = float(((turn.T @ shift)[known] ** 2 / own[known]).sum())
-    small = float(shift @ shift) < _SMALL**2
+    small = float(shift @ shift) < (_SMALL if own.sum() > 1e-8 else _TINY) ** 2
     return small or (bool(known.any()) and statistic <= stats.chi2.isf(_CHANCE, int(known.sum())))
 
 

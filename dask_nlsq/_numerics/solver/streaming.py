@@ -51,6 +51,9 @@ _SURPRISE = 1e-6
 _STALE = 1e3
 """Square of an entry of JS from which the S that was found at the start no longer suits its column."""
 
+_UNLIKE = 1e-3
+"""Probability of batches of one process, from which they are taken for those of several."""
+
 _FAINT = 0.05
 """Weight of the old sums beside a batch that contradicts them, where the next batches are compared with it."""
 
@@ -80,6 +83,9 @@ class StreamState:
     pending: Reduction | None = None  # those that wait for the next to confirm or to contradict them
     waiting: int = 0  # their number
     set_aside: int = 0  # batches that were left out as outliers
+    # How far batches are from what was known before them, as a sum of squares of so many standard normal numbers.
+    contradiction: float = 0.0
+    compared: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +97,7 @@ class Streaming:
     prior: Prior | None = None
     absolute_sigma: bool = False
     forget: float | None = 1.0  # factor of the old sums at each batch; None: chosen by the data
+    compare: bool = False  # whether to sum up how far batches contradict each other
     robust: bool = False  # whether batches that contradict the sums are set aside, which None implies
 
     def init(self, theta: Vector, whitening: Whitening | None = None) -> StreamState:
@@ -116,6 +123,10 @@ class Streaming:
             state, held = self._gate(state, new)
             if held:
                 return state
+        if self.compare and state.sums is not None:
+            length, known = self._contradiction(state, state.sums, new)
+            length = state.contradiction + length / self.spread(state) ** 2
+            state = dataclasses.replace(state, contradiction=length, compared=state.compared + known)
         found = self._added(state, new, path)
         estimate = self._estimate(found)
         moved = float(np.linalg.norm(self.factor(found).r @ (estimate - state.theta))) / self.spread(found)
@@ -217,16 +228,23 @@ class Streaming:
 
     def _surprising(self, state: StreamState, sums: Reduction, new: Reduction, s2: float) -> bool:
         """Whether a batch is farther from what sums predict than chance allows."""
+        statistic, known = self._contradiction(state, sums, new)
+        return known > 0 and bool(stats.chi2.sf(statistic / s2, known) < _SURPRISE)
+
+    def _contradiction(self, state: StreamState, sums: Reduction, new: Reduction) -> tuple[float, int]:
+        """Return how far a batch is from what sums predict, times s², and the directions of which both know."""
         p, whole = len(state.theta), sums.gram + self._prior_gram(state)
         half, _ = forgetting.inverse_root(whole[:p, :p])
         step = np.append(-half @ (half.T @ whole[:p, p]), 1.0)
         score, information = (new.gram @ step)[:p], new.gram[:p, :p]
         own, turn = np.linalg.eigh(half.T @ information @ half)
         known = own > 1e-9 * max(float(own[-1]), 0.0)
-        if not known.any():
-            return False
         length = (turn.T @ (half.T @ score))[known] ** 2 / (own[known] + own[known] ** 2)
-        return bool(stats.chi2.sf(float(length.sum()) / s2, int(known.sum())) < _SURPRISE)
+        return float(length.sum()), int(known.sum())
+
+    def unlike(self, state: StreamState) -> bool:
+        """Whether batches contradict each other by more than noise: their parameters differ, or the model is wrong."""
+        return state.compared > 0 and bool(stats.chi2.sf(state.contradiction, state.compared) < _UNLIKE)
 
     # --- several streams ----------------------------------------------------------------------------------------------
 
@@ -274,7 +292,7 @@ class Streaming:
         found = dataclasses.replace(
             one,
             sums=dataclasses.replace(bank.members[bank.best], meat=None) if bank else first.combine(second),
-            path=sum(paths) if paths else None,
+            path=np.add.reduce(paths) if paths else None,
             bank=bank,
             **{name: getattr(one, name) + getattr(two, name) for name in counts},
         )
