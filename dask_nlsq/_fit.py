@@ -33,8 +33,8 @@ from dask_nlsq._outcome import build, revive
 from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier, make_plan, settle, whole, with_speeds
 from dask_nlsq._problem import Draft, Problem, arrange, draft, executor_of
 from dask_nlsq._progress import Progress
-from dask_nlsq._result import FitResult
 from dask_nlsq._restarts import restart
+from dask_nlsq._result import FitResult
 from dask_nlsq._route import find_route, find_start
 from dask_nlsq._run import Run, running
 from dask_nlsq._sample import Sample, draw_sample
@@ -351,7 +351,11 @@ def _problem(
 
 
 def _solver(
-    objective: Objective, parameters: Parameters, said: Mapping[str, Any], config: WorkflowConfig, decided: Plan | None = None
+    objective: Objective,
+    parameters: Parameters,
+    said: Mapping[str, Any],
+    config: WorkflowConfig,
+    decided: Plan | None = None,
 ) -> TrustRegion:
     return TrustRegion(
         parameters.lower,

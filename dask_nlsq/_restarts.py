@@ -104,7 +104,9 @@ def restart(
     lower = second.point is not None and second.point.reduction.cost < (1 - _LOWER) * state.point.reduction.cost
     if second.status is None or not second.status.success or not lower:
         return dataclasses.replace(state, history=history), seconds, (f"{fault}; another start led nowhere lower.",)
-    note = f"From the start that was given, {_lower_first(fault)}. One of {tried} other starts led lower, and was taken."
+    note = (
+        f"From the start that was given, {_lower_first(fault)}. One of {tried} other starts led lower, and was taken."
+    )
     return dataclasses.replace(second, history=history), seconds, (note,)
 
 
@@ -245,4 +247,3 @@ def _draw(rng: np.random.Generator, n: int, block: Block, start: float) -> Vecto
         start + (abs(start) or 1.0) * rng.normal(0, 1, n),
     )
     return np.stack(kinds)[rng.integers(0, len(kinds), n), np.arange(n)]
-

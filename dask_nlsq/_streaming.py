@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
-import functools
 import math
 import numbers
 import os
@@ -15,29 +16,31 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dask_nlsq._checkpoint import Text, archive, from_text, to_text, versions
+from dask_nlsq._checkpoint import archive, to_text, versions
 from dask_nlsq._descent import descend, optimizer_of
-from dask_nlsq._errors import CheckpointCorrupt, DataError, ModelError, NlsqError, TooFewRows, one_of, warn
-from dask_nlsq._fingerprint import differences, other_writers
+from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, one_of, warn
 from dask_nlsq._minimise import speak_elsewhere
 from dask_nlsq._numerics import faults, inference, inspection, kernel
 from dask_nlsq._numerics.block import Block, concatenate
-from dask_nlsq._numerics.compiled import once
 from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.program import program
 from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.relinearise import Relinearised, Slices, relinearise
 from dask_nlsq._numerics.reservoir import Drawn, Reservoir
+from dask_nlsq._numerics.solver.forgetting import FACTORS
 from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import differences_taken, expand, reservations, warn_of_open_ends
 from dask_nlsq._peak import peak_memory
-from dask_nlsq._problem import exact_objective, exact_sigma, split, to_model
+from dask_nlsq._problem import exact_objective, to_model
 from dask_nlsq._refusal import explain
 from dask_nlsq._result import FitResult, columns_of
 from dask_nlsq._sample import guess_start
 from dask_nlsq._sources import Columns
 from dask_nlsq._stream import agrees
+from dask_nlsq._streaming_rows import blocks, weighing
+from dask_nlsq._streaming_saved import Rows, check, differing, identify, read
+from dask_nlsq._streaming_saved import Saved as _Saved
 from dask_nlsq._sweep import ship
 from dask_nlsq._sweep.task import non_finite
 from dask_nlsq._typing import Matrix, Vector
@@ -48,8 +51,8 @@ WARM_ROWS = 50
 HISTORY = 10_000
 """Updates that the history holds before the older ones are thinned."""
 
-SAMPLE = 2_000
-"""Rows that are kept for a new start."""
+SAMPLE = 4_000
+"""Rows that are kept, at which the sums are relinearised."""
 
 _FAR = 5.0
 """Standard errors; a batch that moves the estimate farther shows that the model was not linear on the way."""
@@ -58,10 +61,20 @@ _STRAYED = 3.0
 """Distance from the points of linearisation, beside what noise explains, that shows the same. In random order it stays
 below 2; where sorted rows led several standard errors astray it was above 4."""
 
+_ODD = 0.1
+"""Share of the batches above which those that are set aside are no outliers."""
+
+_SEARCHES = 4
+"""Times that the sums are begun anew from the best of several starts; later, the last estimate is a good one."""
+
+_SWEEPS = 30
+"""Sweeps over the sample at most, each time."""
+
+_COUNTS = ("batches", "rows", "dropped", "skipped", "forgotten", "set_aside")
+"""What a state counts that begins anew."""
+
 _SETTLED = 1.0
 """Standard errors by which the last batch may have moved the estimate."""
-
-_FORMAT = 2
 
 
 class StreamingFitter:
@@ -73,8 +86,8 @@ class StreamingFitter:
     batch, a sample of the rows that have come, and some p × p matrices.
 
     Where the estimate ends farther from the points of linearisation than noise explains, as where the rows come in the
-    order of x, the sample is fitted in memory and the sums begin anew with it: less is known then, and the standard
-    errors say so.
+    order of x, what the linear models miss is estimated from the sample. Less is known then, and the standard errors
+    say so.
 
     Parameters
     ----------
@@ -90,7 +103,10 @@ class StreamingFitter:
         As in `fit`.
     forget : float or "auto"
         Factor of what is known before each batch is added: 1 never forgets; below 1, 1 / (1 - forget) batches count in
-        the long run. "auto" forgets only where a batch contradicts what came before it.
+        the long run. "auto" chooses the factor by how well each batch was predicted, and begins anew where the process
+        has changed at once.
+    robust : bool
+        Set aside batches that contradict what is known, as long as the next do not confirm them; "auto" always does.
     method : {"lm", "trf", "dogbox", "adam"} or optax.GradientTransformation, optional
         As in `fit`: an optimizer goes down on the first rows before they are fitted.
 
@@ -134,6 +150,7 @@ class StreamingFitter:
         absolute_sigma: bool = False,
         nan_policy: str = "raise",
         forget: float | str = 1.0,
+        robust: bool = False,
         method: Any = None,
     ) -> None:
         model = to_model(model, p0)
@@ -154,11 +171,13 @@ class StreamingFitter:
             self._parameters.prior,
             absolute_sigma,
             None if forget == "auto" else float(forget),
+            robust=bool(robust),
         )
         self._optimizer = optimizer_of(method, self._parameters.bounded)
         self._state: StreamState | None = None
         self._waiting: list[Block] = []
         self._sample = Reservoir(max(SAMPLE, 2 * WARM_ROWS * self._parameters.p), newest=forget != 1)
+        self._slices = Slices.empty(self._parameters.p)
         self._seconds = 0.0
         self._history: list[list[float]] = []
 
@@ -185,56 +204,32 @@ class StreamingFitter:
             The guess fails on the first rows, or the model is not finite at the start; the rows are kept.
         """
         started = time.perf_counter()
-        block = self._block(x, y, sigma)
-        if self._state is None:
-            if block.rows or block.dropped:
-                self._waiting.append(concatenate([block]))  # a copy: the arrays are the caller's
-            if sum(b.rows for b in self._waiting) >= WARM_ROWS * self._parameters.p:
-                self._warm_up()
-        else:
-            self._learn(self._state, block)
+        for block in blocks(self._model, self._columns, x, y, sigma):
+            self._take(block)
         self._seconds += time.perf_counter() - started
         return self
 
-    def _block(self, x: Any, y: Any, sigma: Any) -> Block:
-        columns, sigma = self._columns, exact_sigma(sigma, named=False)
-        if isinstance(x, (pd.DataFrame, Mapping)):
-            if y is not None:
-                raise DataError(
-                    f"y is read from the frame, which holds it as {columns.y!r}. Leave y out; where another column is "
-                    "the response, name it in StreamingFitter(y=...)."
-                )
-            columns = dataclasses.replace(columns, sigma=sigma if isinstance(sigma, str) else None)
-            missing = [name for name in columns.names if name not in x]
-            if missing:
-                raise DataError(f"The batch has no column {missing[0]!r}; it has {list(x)}.", column=missing[0])
-            raw = {name: x[name] for name in columns.names}
-        else:
-            if y is None:
-                raise DataError("Give x and y, or a frame that holds both.")
-            _, arrays = split(self._model, x, y)
-            if len(arrays) != len(columns.x):
-                raise DataError(f"x has {len(arrays)} columns; the model takes {list(columns.x)}.")
-            if columns.y in columns.x:
-                columns = dataclasses.replace(columns, y="fitted y")
-            raw = dict(zip(columns.x, map(_array, arrays), strict=True)) | {columns.y: _array(y)}
-        if isinstance(sigma, float):
-            columns = dataclasses.replace(columns, sigma=sigma)
-        elif sigma is not None and columns.sigma is None:
-            columns = dataclasses.replace(columns, sigma="sigma of y")
-            raw["sigma of y"] = _array(sigma)
-        if dates := [name for name, values in raw.items() if getattr(getattr(values, "dtype", 0), "kind", "") == "M"]:
-            raise DataError("The column holds dates; give seconds since an instant of your own.", column=dates[0])
-        block = columns.block(raw)
+    def _take(self, block: Block) -> None:
+        """Learn from a block, or let it wait for the first estimate."""
+        self._check(block)
+        if self._state is not None:
+            self._learn(self._state, block)
+            return
+        if block.rows or block.dropped:
+            self._waiting.append(concatenate([block]))  # a copy: the arrays are the caller's
+        if sum(b.rows for b in self._waiting) >= WARM_ROWS * self._parameters.p:
+            self._warm_up()
+
+    def _check(self, block: Block) -> None:
+        """Refuse a block with weights beside others without, or with cells that are not finite."""
         weighted = block.weight is not None
         if self._empty:
-            self._objective = dataclasses.replace(self._objective, weighted=weighted)
+            self._objective = weighing(self._objective, weighted)
         elif weighted != self._objective.weighted:
             raise DataError("sigma must come with every batch or with none.")
         whole = [np.isfinite(column).all() for column in (*block.x, block.y)]
         if not all(whole) and (error := non_finite(block, self._objective.columns)):
             raise error
-        return block
 
     @property
     def _empty(self) -> bool:
@@ -250,25 +245,15 @@ class StreamingFitter:
         starts = [parameters.start]
         if self._optimizer is not None:
             starts.insert(0, descend(self._objective, parameters, block, self._optimizer, 0).theta)
-        begun = self._begin(block, starts)  # where that is refused, the rows wait on
+        begun = self._begin(block, starts, 4 * _SWEEPS)  # where that is refused, the rows wait on
         self._state, self._parameters, self._waiting = begun, parameters, []
-        self._sample.add(block, 0)
+        assert begun.sums is not None
+        self._remember(block, begun.sums.gram, begun.origin)
         self._note(begun)
 
-    def _begin(self, block: Block, starts: list[Vector]) -> StreamState:
+    def _begin(self, block: Block, starts: list[Vector], sweeps: int = _SWEEPS) -> StreamState:
         """Return the state that an ordinary fit of some rows leads to, from the start that leads lowest."""
-        parameters = self._parameters
-        solver = TrustRegion(parameters.lower, parameters.upper, parameters.prior, tolerance=1e-3)
-        ends, refused = [], None
-        for start in starts:
-            try:
-                ends.append(_fit_rows(self._objective, parameters.free, solver, block, start))
-            except ModelError as error:
-                refused = error
-        if not ends and refused is not None:
-            raise refused
-        state = min(ends, key=lambda end: final(end, parameters.lower, parameters.upper)[1])
-        theta, _ = final(state, parameters.lower, parameters.upper)
+        theta, state = self._fit_block(block, starts, sweeps)
         assert state.point is not None
         stream = self._solver.init(theta, state.point.factor.whitening())
         return self._solver.step(stream, self._reduce(block, stream).placed(1))
@@ -278,26 +263,88 @@ class StreamingFitter:
         whitening = None if request.whitening is None else request.whitening.s
         return kernel.reduce_block(self._objective, block, request.theta, whitening)
 
+    def _fit_block(self, block: Block, starts: list[Vector], sweeps: int = _SWEEPS) -> tuple[Vector, State]:
+        """Fit rows in memory from each start; return the lowest minimum."""
+        lower, upper = self._parameters.lower, self._parameters.upper
+        solver = TrustRegion(lower, upper, self._parameters.prior, tolerance=1e-3, max_nfev=sweeps)
+        ends, refused = [], None
+        for start in starts:
+            try:
+                ends.append(_fit_rows(self._objective, self._parameters.free, solver, block, start))
+            except ModelError as error:
+                refused = error
+        if not ends and refused is not None:
+            raise refused
+        state = min(ends, key=lambda end: final(end, lower, upper)[1])
+        return final(state, lower, upper)[0], state
+
     def _learn(self, state: StreamState, block: Block) -> None:
-        now = self._solver.step(state, self._reduce(block, state).placed(state.batches + 1))
+        reduction, theta = self._evaluate(state, block)
+        reduction = reduction.placed(state.batches + 1)
+        now = self._solver.step(state, reduction, theta)
         if now.skipped > state.skipped:
             warn(f"The model is not finite on batch {now.batches}; its {block.rows} rows were left out.")
-        elif now.rows > state.rows:
-            self._sample.add(block, now.batches)
-            if now.moved > _FAR or self._strayed(now) > _STRAYED:
-                anew = self._begin(self._sample.drawn.block(), [state.theta, self._parameters.start])
-                counts = {name: getattr(now, name) for name in ("batches", "rows", "dropped", "skipped", "forgotten")}
-                now = dataclasses.replace(anew, restarts=now.restarts + 1, **counts)
+        elif reduction.rows and now.pending is None:
+            if now.forgotten > state.forgotten:
+                self._slices, self._sample.drawn = Slices.empty(len(theta)), Drawn(np.empty((0, 0)))
+            self._remember(block, self._solver.about_origin(state, reduction, theta).gram, theta)
+            now = self._steadied(now)
             self._note(now)
         self._state = now
+
+    def _remember(self, block: Block, gram: Matrix, theta: Vector) -> None:
+        """Keep the sums of a batch that was linearised at `theta` (p,), and some of its rows."""
+        place = self._slices.total + block.rows
+        self._slices = self._slices.add(gram[None], np.array([float(block.rows)]), np.array([place]))
+        self._sample.add(block, int(place), theta)
+
+    def _evaluate(self, state: StreamState, block: Block) -> tuple[Reduction, Vector]:
+        """Reduce a block at the estimate, or where the model is not finite there, at one that is safer."""
+        first = self._reduce(block, state)
+        if first.finite or not block.rows:
+            return first, state.theta
+        safer = [state.origin, self._parameters.start]
+        with contextlib.suppress(ModelError):
+            safer.insert(0, self._fit_block(self._sample.drawn.block(), [state.theta, *safer])[0])
+        for theta in safer:
+            found = self._reduce(block, dataclasses.replace(state, theta=theta))
+            if found.finite:
+                return found, theta
+        return first, state.theta
+
+    def _steadied(self, state: StreamState) -> StreamState:
+        """Return a state relinearised where the estimate has moved too far from where batches were linearised."""
+        far = state.moved > _FAR or self._strayed(state) > _STRAYED
+        if self._solver.forget is None or not far:  # batches that mislead are forgotten as those of another process
+            return state
+        starts, sample = [state.origin], self._sample.drawn.block()
+        if state.restarts < _SEARCHES or self._solver.forget != 1:
+            starts += [state.theta, self._parameters.start]
+        try:
+            anew = self._begin(sample, starts)
+        except ModelError:  # nowhere finite on all of the sample: told as not settled, until more rows are known
+            return state
+        if self._solver.forget == 1:
+            found = self._relinearise(state, anew.origin)
+            if found.converged:
+                target = self._solver.init(found.state.theta, self._solver.factor(found.state).whitening())
+                anew = self._solver.moved(found.state, target)
+        slices = self._solver.about(state, anew, self._slices.gram)
+        self._slices = dataclasses.replace(self._slices, gram=slices)
+        kept = {name: getattr(state, name) for name in _COUNTS}
+        return dataclasses.replace(anew, restarts=state.restarts + 1, **kept)
+
+    def _relinearise(self, state: StreamState, start: Vector | None) -> Relinearised:
+        return relinearise(self._objective, self._solver, state, self._sample.drawn, self._slices, start)
 
     def _strayed(self, state: StreamState) -> float:
         """Return how far the estimate is from where batches were linearised, beside what noise makes of that."""
         return self._solver.strayed(state) / (len(state.theta) * math.log(math.e + state.batches))
 
     def _note(self, state: StreamState) -> None:
-        factor, s2 = self._solver.factor(state), self._solver.spread(state) ** 2
-        error = np.sqrt(np.diag(inference.covariance(factor, s2, self._parameters.side(state.theta) == 0)))
+        s2 = self._solver.spread(state) ** 2
+        covariance = self._solver.covariance(state, s2, self._parameters.side(state.theta) == 0)
+        error = np.sqrt(np.maximum(np.diag(covariance), 0.0))
         self._history.append([state.batches, state.rows, state.moved, *state.theta, *error])
         if len(self._history) > HISTORY:  # every other one of the older half is forgotten
             del self._history[: HISTORY // 2 : 2]
@@ -350,16 +397,16 @@ class StreamingFitter:
                     f"{rows} rows have come, for {self._parameters.p} parameters; at least {fewest} are needed."
                 )
             self._warm_up()
-        state, solver, parameters = self._state, self._solver, self._parameters
-        assert state is not None and state.sums is not None
-        sums, cost, theta = solver.with_prior(state), solver.cost(state), state.theta.copy()
+        assert self._state is not None
+        relinearised = self._now(self._state)
+        state, solver, parameters = relinearised.state, self._solver, self._parameters
+        assert state.sums is not None
+        cost, theta = solver.cost(state), state.theta.copy()
         side = parameters.side(theta)
-        believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
-        statistics = inference.statistics(sums, cost, int((side == 0).sum()), solver.absolute_sigma, believed)
-        statistics = dataclasses.replace(statistics, n_obs=round(statistics.n_obs), dof=round(statistics.dof))
+        statistics = self._statistics(state, cost, int((side == 0).sum()))
         factor = solver.factor(state)
         s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf
-        free_cov = inference.covariance(factor, s2, side == 0)
+        free_cov = solver.covariance(state, s2, side == 0)
         notes = self._notes(state)
         notes += reservations(parameters.free, side, inference.entangled(factor, theta, free_cov, side == 0))
         notes += differences_taken(parameters.free, sums, "batch")
@@ -376,7 +423,7 @@ class StreamingFitter:
             n_dropped=state.dropped,
             condition_number=factor.condition,
             active_mask=active,
-            status=self._status(state, ~np.isfinite(np.diag(free_cov))),
+            status=self._status(relinearised, ~np.isfinite(np.diag(free_cov))),
             sweeps={"cost": [cost], "step": [state.moved], "seconds": [self._seconds]},
             provenance=self._provenance(state),
             notes=notes,
@@ -385,11 +432,35 @@ class StreamingFitter:
             factor=factor,
         )
 
-    def _status(self, state: StreamState, open_ends: npt.NDArray[np.bool_]) -> Status:
+    def _now(self, state: StreamState) -> Relinearised:
+        """Return what is known, relinearised at the estimate where nothing is to be forgotten."""
+        if self._solver.forget == 1:
+            found = self._relinearise(state, None)
+            if not found.converged:
+                starts = [state.theta, state.origin, self._parameters.start]
+                with contextlib.suppress(ModelError):  # which leaves it as it is, and not converged
+                    found = self._relinearise(state, self._fit_block(self._sample.drawn.block(), starts)[0])
+            return found
+        return Relinearised(state, True, False)
+
+    def _statistics(self, state: StreamState, cost: float, p: int) -> inference.Statistics:
+        """Return the statistics of the rows; where old ones count for less, the degrees of freedom are effective."""
+        solver = self._solver
+        believed = 0.0 if solver.prior is None else solver.prior.chisqr(state.theta)
+        found = inference.statistics(solver.with_prior(state), cost, p, solver.absolute_sigma, believed)
+        n, dof, redchi = round(found.n_obs), round(found.dof), found.redchi
+        if solver.forget != 1:
+            dof = round(solver.effective_rows(state)) - p
+            redchi = solver.residual_variance(state)
+        return dataclasses.replace(found, n_obs=n, dof=dof, redchi=redchi if dof > 0 else float("nan"))
+
+    def _status(self, found: Relinearised, open_ends: npt.NDArray[np.bool_]) -> Status:
         """Judge the estimate, by the sample of the rows too; `open_ends` (p,) are those without a finite variance."""
-        sample = self._sample.drawn.block()
+        sample, state = self._sample.drawn.block(), found.state
         settled = state.moved <= _SETTLED and self._strayed(state) <= _STRAYED
-        if not settled or not agrees(self._objective, self._solver, state, sample):
+        if not found.converged or not (settled or found.changed) or self._contradicted(state):
+            return Status.UNSETTLED
+        if not agrees(self._objective, self._solver, state, sample):
             return Status.UNSETTLED
         silent = open_ends & (kernel.reduce_block(self._objective, sample, state.theta, None).gram.diagonal()[:-1] == 0)
         if self._solver.prior is not None:
@@ -397,6 +468,10 @@ class StreamingFitter:
         if silent.any() and speak_elsewhere(self._objective, self._parameters, sample, state.theta, silent):
             return Status.SILENT
         return Status.STREAMED
+
+    def _contradicted(self, state: StreamState) -> bool:
+        """Whether a batch waits to be confirmed, or more than a few were set aside."""
+        return state.pending is not None or state.set_aside > max(_ODD * state.batches, 2)
 
     def _provenance(self, state: StreamState) -> dict[str, Any]:
         return {
@@ -415,11 +490,18 @@ class StreamingFitter:
             notes.append(f"The model was not finite on {state.skipped} batches, which were left out.")
         if state.restarts:
             notes.append(
-                f"{state.restarts} batches moved the estimates so far that the sums were begun anew from a sample; "
-                f"what is known rests on {round(state.sums.rows) if state.sums else 0:,} rows."
+                f"{state.restarts} batches moved the estimates so far that the sums were begun anew from a sample of "
+                f"{len(self._sample.drawn.rows):,} rows and those batches that were linearised near the estimates; the "
+                "standard errors allow for that."
             )
         if state.forgotten:
-            notes.append(f"{state.forgotten} batches contradicted what came before them, which then counted for less.")
+            notes.append(f"The process changed {state.forgotten} times; what came before the last change is forgotten.")
+        if state.bank is not None and (factor := FACTORS[state.bank.best]) < 1:
+            notes.append(f"The process drifts: each batch makes those before it count {factor:g} times as much.")
+        if state.set_aside:
+            notes.append(f"{state.set_aside} batches contradicted the others and were set aside.")
+        if state.pending is not None:
+            notes.append(f"The last {state.waiting} batches contradict the others; the next will show which are right.")
         return tuple(notes)
 
     # --- files --------------------------------------------------------------------------------------------------------
@@ -435,17 +517,20 @@ class StreamingFitter:
             identity=to_text(self._identity() | {"versions": versions()}),
             weighted=self._objective.weighted,
             start=self._parameters.start,
-            waiting=None if waiting is None else _Rows(np.stack(waiting.wide().columns), waiting.dropped),
+            waiting=None if waiting is None else Rows.of(waiting),
             sample=self._sample.drawn,
             state=self._state,
             history=np.array(self._history, float),
             seconds=self._seconds,
+            slices=self._slices,
         )
         archive.save(path, saved)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Any, **options: Any) -> StreamingFitter:
         """Go on from a file that `save` wrote, with the same model and options.
+
+        Files of the format before are read too.
 
         Raises
         ------
@@ -455,75 +540,68 @@ class StreamingFitter:
             It is of another model or other options; the message says what differs.
         """
         fitter = cls(model, **options)
-        try:
-            saved = archive.load(_Saved, path)
-            there = dict(from_text(saved.identity))
-            if there.get("free") == list(fitter._parameters.free):
-                fitter._parameters = dataclasses.replace(fitter._parameters, start=saved.start)
-            here = fitter._identity()
-        except (CheckpointCorrupt, TypeError, ValueError) as error:
-            raise CheckpointCorrupt(f"{str(path)!r} is no whole file of a StreamingFitter: {error}") from error
-        strict = not other_writers(there.pop("versions", {}))
-        if "model" not in there:  # which files had not at first
-            del here["model"]
-        if differs := differences(there, here, strict):
-            said = "; ".join(f"{name}: {text}" for name, text in differs.items())
-            raise NlsqError(
-                f"{str(path)!r} is of another fit. {said}. Load it with the model and options that it was saved with."
-            )
-        fitter._objective = dataclasses.replace(fitter._objective, weighted=saved.weighted)
+        saved, there = read(path)
+        if there.get("free") == list(fitter._parameters.free):
+            fitter._parameters = dataclasses.replace(fitter._parameters, start=saved.start)
+        check(path, there, fitter._identity())
+        fitter._objective = weighing(fitter._objective, saved.weighted)
         fitter._waiting = [] if saved.waiting is None else [saved.waiting.block(saved.weighted)]
         fitter._sample.drawn = saved.sample
         fitter._state = saved.state
         fitter._history = saved.history.tolist()
         fitter._seconds = saved.seconds
+        fitter._slices = saved.slices or fitter._slices
         return fitter
 
     def _identity(self) -> dict[str, Any]:
-        """Return what must be the same for a file to be gone on from."""
-        prior, start = self._parameters.prior, self._parameters.start
-        computes = functools.partial(program, self._objective, start)
-        return {
-            "format": _FORMAT,
-            "parameters": list(self._parameters.names),
-            "free": list(self._parameters.free),
-            "fixed": dict(self._parameters.fixed),
-            "tied": {name: tie.text for name, tie in self._parameters.tied.items()},
-            "prior": None if prior is None else [prior.mean.tolist(), prior.weight.tolist()],
-            "nan_policy": self._columns.nan_policy,
-            "columns": [*self._columns.x, self._columns.y],
-            "lower": self._parameters.lower.tolist(),
-            "upper": self._parameters.upper.tolist(),
-            "absolute_sigma": self._solver.absolute_sigma,
-            "forget": self._solver.forget,
-            "model": once(self._objective, ("program", start.tobytes()), computes),
-        }
+        return identify(self._parameters, self._objective, self._columns, self._solver)
 
+    # --- several streams ----------------------------------------------------------------------------------------------
 
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """Rows that wait for the first estimate."""
+    def copy(self) -> StreamingFitter:
+        """Return a fitter that knows the same and goes its own way."""
+        found = copy.copy(self)
+        found._waiting, found._history = list(self._waiting), [list(row) for row in self._history]
+        found._sample = copy.copy(self._sample)
+        return found
 
-    columns: Matrix  # (columns, rows): x, y, and the weight where there is one
-    dropped: int
+    def __add__(self, other: StreamingFitter) -> StreamingFitter:
+        """Return a new fitter that knows what both know, as if the batches of both had come to one.
 
-    def block(self, weighted: bool) -> Block:
-        *x, y = self.columns[:-1] if weighted else self.columns
-        return Block(tuple(x), y, self.columns[-1] if weighted else None, self.dropped)
+        The history is that of the left one.
 
+        Raises
+        ------
+        NlsqError
+            They have unlike models or options, or sigma came with the batches of one only.
+        """
+        if not isinstance(other, StreamingFitter):
+            return NotImplemented
+        self._check_same(other)
+        one, two = (other.copy(), self) if self._state is None else (self.copy(), other)
+        one._seconds = self._seconds + other._seconds
+        if one._state is None or two._state is None:
+            for block in two._waiting:
+                one._take(block)
+            return one
+        first, second = one._state, two._state
+        moved = one._solver.moved(second, first)
+        now = one._solver.merge(first, moved)
+        slices = one._solver.about(second, first, two._slices.gram)
+        before = one._slices.total
+        one._sample.merge(two._sample.drawn, int(two._slices.total), int(before))
+        one._slices = one._slices.add(slices, two._slices.rows, two._slices.last + before)
+        one._state = one._steadied(now)
+        one._note(one._state)
+        return one
 
-@dataclasses.dataclass(frozen=True)
-class _Saved:
-    """What a file holds."""
-
-    identity: Text  # what must be the same for it to be gone on from
-    weighted: bool
-    start: Vector  # a guess, it may be
-    waiting: _Rows | None
-    sample: Drawn
-    state: StreamState | None
-    history: Matrix  # (updates, columns)
-    seconds: float
+    def _check_same(self, other: StreamingFitter) -> None:
+        parameters = dataclasses.replace(other._parameters, start=self._parameters.start)
+        there = identify(parameters, other._objective, other._columns, other._solver)
+        if text := differing(there, self._identity()):
+            raise NlsqError(f"The two fitters are not of one fit. {text}. Make both with the same model and options.")
+        if not (self._empty or other._empty) and self._objective.weighted != other._objective.weighted:
+            raise NlsqError("sigma came with the batches of one fitter only; give it to both or to none.")
 
 
 def _fit_rows(objective: Objective, names: Sequence[str], solver: TrustRegion, block: Block, start: Vector) -> State:
@@ -542,7 +620,3 @@ def _fit_rows(objective: Objective, names: Sequence[str], solver: TrustRegion, b
 def _is_share(value: Any) -> bool:
     """Whether this is a number above 0, up to 1."""
     return isinstance(value, numbers.Real) and 0 < float(value) <= 1
-
-
-def _array(values: Any) -> Any:
-    return values if hasattr(values, "dtype") else np.asarray(values)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from problems import STORES, decay, decay_reference, decay_rows
 from scipy import special
-from scipy.optimize import OptimizeWarning
 
 import dask_nlsq
 from dask_nlsq import ModelError, NlsqWarning

@@ -25,8 +25,26 @@ Flags = npt.NDArray[np.bool_]
 _ROWS = 8
 
 _LINEAR = frozenset(
-    "add add_any broadcast_in_dim concatenate copy cumsum expand_dims neg pad real imag reduce_sum reshape rev "
-    "slice squeeze sub transpose".split()
+    [
+        "add",
+        "add_any",
+        "broadcast_in_dim",
+        "concatenate",
+        "copy",
+        "cumsum",
+        "expand_dims",
+        "neg",
+        "pad",
+        "real",
+        "imag",
+        "reduce_sum",
+        "reshape",
+        "rev",
+        "slice",
+        "squeeze",
+        "sub",
+        "transpose",
+    ]
 )
 """Operations that are linear in all their operands together."""
 
@@ -73,7 +91,9 @@ def _find(objective: Objective) -> Linearity:
     column = jax.ShapeDtypeStruct((_ROWS,), np.float64)
     scalars = [jax.ShapeDtypeStruct((), np.float64)] * p
     with jax.enable_x64(True):
-        closed = jax.make_jaxpr(lambda t, x: objective.evaluate(x, t, jnp.stack))(scalars, [column] * objective.n_columns)
+        closed = jax.make_jaxpr(lambda t, x: objective.evaluate(x, t, jnp.stack))(
+            scalars, [column] * objective.n_columns
+        )
     arguments = [_parameter(j, p) for j in range(p)] + [_constant(p)] * objective.n_columns
     (value,) = _walk(closed.jaxpr, arguments, p)
     return _choose(value.second)

@@ -132,7 +132,9 @@ class Point:
     @property
     def noise(self) -> float:
         """What rounding leaves uncertain in the cost, that of the parameters included."""
-        return cost_noise(self.reduction) + self.grain * (math.sqrt(2.0 * self.reduction.cost) * _SHARE + 0.5 * self.grain)
+        return cost_noise(self.reduction) + self.grain * (
+            math.sqrt(2.0 * self.reduction.cost) * _SHARE + 0.5 * self.grain
+        )
 
     @property
     def believed(self) -> bool:
@@ -401,9 +403,7 @@ class TrustRegion:
             step = solve(point.model, point.newton, point.scale, point.radius, lower, upper)
         trial = np.minimum(np.maximum(point.theta + step.delta, self.lower), self.upper)
         second = state.second or (self.second_order and state.slow >= _SLOW)
-        return dataclasses.replace(
-            state, trial=trial, whitening=point.factor.whitening(), proposal=step, second=second
-        )
+        return dataclasses.replace(state, trial=trial, whitening=point.factor.whitening(), proposal=step, second=second)
 
     def _projected_step(
         self, state: State, point: Point, linear: npt.NDArray[np.bool_], lower: Vector, upper: Vector
@@ -413,7 +413,9 @@ class TrustRegion:
             return dataclasses.replace(point.newton, recentres=True)
         projection = project(point.model, linear)
         if self._recentres(state, point, projection):
-            return dataclasses.replace(measure(point.model, projection.lift(np.zeros((~linear).sum())), 0.0), recentres=True)
+            return dataclasses.replace(
+                measure(point.model, projection.lift(np.zeros((~linear).sum())), 0.0), recentres=True
+            )
         own = ~linear
         newton = measure(projection.factor, point.newton.delta[own], 0.0)
         step = solve(projection.factor, newton, point.scale[own], point.radius, lower[own], upper[own])

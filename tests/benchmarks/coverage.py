@@ -1,0 +1,160 @@
+"""Coverage of the nominal 95 % intervals of streams: ``python tests/benchmarks/coverage.py --seeds 300``.
+
+Each scenario is a function of a seed that returns which intervals cover the truth, or None where the status is no
+success, so that the user is told. `tests/test_streaming_coverage.py` runs the same scenarios on fewer seeds.
+"""
+
+import argparse
+import itertools
+import time
+import warnings
+
+import dask.dataframe as dd
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+import dask_nlsq
+from dask_nlsq import StreamingFitter
+
+BATCHES, ROWS, NOISE = 40, 100, 0.2
+TRUTH = (2.5, 1.3, 0.5)
+
+
+def decay(t, amplitude, rate, offset=0.0):
+    return amplitude * jnp.exp(-rate * t) + offset
+
+
+def peak(t, height, center, width):
+    return height * jnp.exp(-0.5 * ((t - center) / width) ** 2)
+
+
+MODELS = {
+    "decay": (decay, lambda t, a, b, c: a * np.exp(-b * t) + c, TRUTH, [1.0, 1.0, 0.0]),
+    "peak": (
+        peak,
+        lambda t, a, b, c: a * np.exp(-0.5 * ((t - b) / c) ** 2),
+        (2.0, 2.2, 0.7),
+        [1.5, 2.0, 1.0],
+    ),
+}
+
+
+def covered(result, truth):
+    """Return which intervals cover, or None where the status is no success."""
+    if not result.success:
+        return None
+    reach = stats.t.ppf(0.975, max(result.dof, 1)) * np.asarray(result.stderr)
+    return np.abs(result.popt - truth) <= reach
+
+
+def ordered(order, model="decay", batches=BATCHES, rows=ROWS, **options):
+    """Return the scenario of a steady process whose rows come in some order."""
+    function, plain, truth, start = MODELS[model]
+
+    def run(seed):
+        rng = np.random.default_rng(seed)
+        t = rng.uniform(0, 5, batches * rows)
+        y = plain(t, *truth) + rng.normal(0, NOISE, t.size)
+        places = ORDERS[order](t, rng, batches)
+        fitter = StreamingFitter(function, start, **options)
+        for part in np.array_split(places, batches):
+            fitter.partial_fit(t[part], y[part])
+        return covered(fitter.result(), truth)
+
+    return run
+
+
+ORDERS = {
+    "random": lambda t, rng, batches: np.arange(t.size),
+    "up": lambda t, rng, batches: np.argsort(t),
+    "down": lambda t, rng, batches: np.argsort(-t),
+    "unlike": lambda t, rng, batches: np.concatenate(
+        [np.array_split(np.argsort(t), batches)[i] for i in rng.permutation(batches)]
+    ),
+}
+
+
+def drifting(path, batches=150, rows=100, **options):
+    """Return the scenario of an offset that drifts; the truth is that of the last batch."""
+
+    def run(seed):
+        rng = np.random.default_rng(seed)
+        fitter = StreamingFitter(decay, list(TRUTH), forget="auto", **options)
+        for i in range(batches):
+            t, now = rng.uniform(0, 5, rows), TRUTH[2] + path(i, seed)
+            fitter.partial_fit(t, TRUTH[0] * np.exp(-TRUTH[1] * t) + now + rng.normal(0, NOISE, rows))
+        return covered(fitter.result(), (*TRUTH[:2], now))
+
+    return run
+
+
+def partitions(how, effect=0.0, pieces=60, rows=200):
+    """Return the scenario of partitions of unlike ranges, with a random effect of each on the offset."""
+
+    def run(seed):
+        rng = np.random.default_rng([seed, 1])
+        t = np.sort(rng.uniform(0, 5, pieces * rows))
+        own = np.repeat(rng.normal(0, effect, pieces), rows) if effect else 0.0
+        y = TRUTH[0] * np.exp(-TRUTH[1] * t) + TRUTH[2] + own + rng.normal(0, NOISE, t.size)
+        truth = TRUTH
+        if effect:  # each partition spans the whole range; what is to be covered is the fit of all rows
+            t = rng.uniform(0, 5, t.size)
+            y = TRUTH[0] * np.exp(-TRUTH[1] * t) + TRUTH[2] + own + rng.normal(0, NOISE, t.size)
+            truth = dask_nlsq.fit(decay, t, y, p0=list(TRUTH)).popt
+        frame = dd.from_pandas(pd.DataFrame({"t": t, "y": y}), npartitions=pieces, sort=False)
+        return covered(dask_nlsq.fit(decay, data=frame, p0=list(TRUTH), seed=seed, client=False, **how), truth)
+
+    return run
+
+
+SCENARIOS = {
+    "random order": (ordered("random"), 0.92),
+    "sorted up": (ordered("up"), 0.92),
+    "sorted down": (ordered("down"), 0.92),
+    "partitions of unlike ranges": (ordered("unlike"), 0.92),
+    "random order, 30,000 rows": (ordered("random", rows=750), 0.92),
+    "sorted up, 30,000 rows": (ordered("up", rows=750), 0.92),
+    "sorted down, 30,000 rows": (ordered("down", rows=750), 0.92),
+    "unlike ranges, 30,000 rows": (ordered("unlike", rows=750), 0.92),
+    "a peak, sorted up, 30,000 rows": (ordered("up", "peak", rows=750), 0.92),
+    "a peak, unlike ranges, 30,000 rows": (ordered("unlike", "peak", rows=750), 0.92),
+    "forget=0.9, steady": (ordered("random", forget=0.9), 0.92),
+    "forget=0.95, steady": (ordered("random", forget=0.95), 0.92),
+    "forget='auto', steady": (ordered("random", forget="auto"), 0.92),
+    "ramp": (drifting(lambda i, seed: 0.004 * i), 0.85),
+    "sine": (drifting(lambda i, seed: 0.1 * np.sin(i / 15 + seed)), 0.85),
+    "steep ramp": (drifting(lambda i, seed: 0.03 * i), 0.85),
+    "fast sine": (drifting(lambda i, seed: 0.2 * np.sin(i / 5 + seed)), 0.85),
+    "tier='streaming', sorted": (partitions({"tier": "streaming", "goal": "fast"}), 0.92),
+    "precision=, sorted": (partitions({"precision": 0.02}), 0.92),
+    "precision=, offsets that differ": (partitions({"precision": 0.02}, effect=0.1), 0.92),
+}
+
+
+def measure(scenario, seeds):
+    """Return the share of covering intervals of each parameter where the status is a success, and that of successes."""
+    found = [scenario(seed) for seed in seeds]
+    told = [each for each in found if each is not None]
+    return (np.mean(told, axis=0) if told else np.full(3, np.nan)), len(told) / len(found)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=300)
+    parser.add_argument("--only", default="", help="scenarios whose names contain this")
+    options = parser.parse_args()
+    print(f"{'scenario':36} {'coverage of each parameter':28} {'success':>8} {'seconds':>8}")
+    for name, (scenario, _) in SCENARIOS.items():
+        if options.only in name:
+            clock = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                coverage, success = measure(scenario, itertools.islice(itertools.count(), options.seeds))
+            shown = " ".join(f"{c:.3f}" for c in coverage)
+            print(f"{name:36} {shown:28} {success:8.3f} {time.perf_counter() - clock:8.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
