@@ -195,7 +195,7 @@ def _reductions(objective: Objective, slab: Slab, sums: Matrix, checksums: Any) 
             mean=origins[i] + shift,
             spread=max(second - shift * first, 0.0),  # NaN stays NaN: nothing is larger
             log_weight=log_weight,
-            differences=differences(*np.split(told, 2)) if told.any() else None,
+            differences=differences(*np.split(told, 2)) if len(told) else None,
             **{name: part[i] for name, part in zip(names, (*parts.values(), checksums), strict=True)},
         )
 

@@ -147,7 +147,7 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
         checksum=np.array([_hash(c) for c in columns]),
         curvature=curvature,
         meat=(jac * (w2 * slope * residual) ** 2) @ jac.T if objective.sandwich else None,
-        differences=differences(taken.sum(axis=1), taken.argmax(axis=1)) if taken.any() else None,
+        differences=differences(taken.sum(axis=1), taken.argmax(axis=1)),
     )
 
 

@@ -110,8 +110,10 @@ def merge(parts: Sequence[Reduction]) -> Reduction:
         )
 
 
-def differences(counts: Vector, rows: Vector) -> npt.NDArray[np.int64]:
+def differences(counts: Vector, rows: Vector) -> npt.NDArray[np.int64] | None:
     """Return what `Reduction.differences` holds of one partition: counts (p,) and the first rows (p,)."""
+    if not counts.any():
+        return None
     first = np.where(counts > 0, rows, 0.0)
     return np.stack([counts, np.zeros_like(counts), first], axis=1).astype(np.int64)
 
