@@ -210,7 +210,7 @@ def _stretch(first: float, second: float, size: float, h: float, value: float) -
     if first > _DROWNED * size and second <= max(_BENT * first, 1e3 * _EPS * size):
         return 1.0
     straight = first / max(second, _ROUNDING * size)
-    best = float(1.5 * _EPS * size / first * straight**2) ** (1 / 3)
+    best: float = (1.5 * _EPS * size / first * straight**2) ** (1 / 3)
     if 1.0 / _NEAR <= best <= _NEAR:
         return 1.0
     return min(max(best, 1.0 / _FARTHEST), _FARTHEST)
