@@ -38,7 +38,7 @@ PIECE = 65_536
 """Rows evaluated at a time."""
 
 _EPS = sys.float_info.epsilon
-_STEP = _EPS ** (1 / 3)
+_STEP: float = _EPS ** (1 / 3)
 
 _BENT = 1e-4
 """Second difference over the first from which a step is too long: the error of central differences goes with its
