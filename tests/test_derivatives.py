@@ -223,7 +223,7 @@ def test_rows_without_weight_and_rows_that_fill_a_tile_do_not_count():
     t = np.r_[0.0, np.linspace(1, 40, 99)]
     weight = np.ones(100)
     one = kernel.reduce_block(objective(stretched), Block((t,), t), np.array([7, 5, 0.7]), None)
-    np.testing.assert_array_equal(one.differences, [[0, 0, 0], [1, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(one.differences, [[0, 0, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]])
     weight[0] = 0.0
     two = kernel.reduce_block(objective(stretched, True), Block((t,), t, weight), np.array([7, 5, 0.7]), None)
     assert two.finite and two.differences is None
@@ -241,7 +241,7 @@ def test_blocks_in_one_slab_have_the_bits_they_have_alone(rng):
         alone = kernel.reduce_block(one, block, theta, None)
         for name, value in vars(alone).items():
             np.testing.assert_array_equal(getattr(reduction, name), value, err_msg=name)
-        last = [1, 0, block.rows - 1] if block.x[0][-1] == 0 else None
+        last = [1, 0, block.rows - 1, 1] if block.x[0][-1] == 0 else None
         assert (None if reduction.differences is None else reduction.differences[1].tolist()) == last
 
 
@@ -249,26 +249,26 @@ def test_the_row_is_counted_from_the_first_of_its_block():
     t = np.ones(SLABS[1] + 50)
     t[-3:] = 0.0
     found = kernel.reduce_block(objective(stretched), Block((t,), t), np.array([7, 5, 0.7]), None)
-    np.testing.assert_array_equal(found.differences[1], [3, 0, SLABS[1] + 47])
+    np.testing.assert_array_equal(found.differences[1], [3, 0, SLABS[1] + 47, 3])
 
 
 def leaf(counts, partition=0):
-    counts = None if counts is None else np.array([[n, partition, row] for n, row in counts])
+    counts = None if counts is None else np.array([[n, partition, row, 1] for n, row in counts])
     nothing = np.zeros((3, 3))
     return Reduction(5, 0, 0.0, nothing, 1.0, 0.0, 0.0, 0.0, np.zeros(1), np.zeros(2, np.uint64), differences=counts)
 
 
 def test_counts_add_up_in_the_order_of_partitions():
     leaves = [leaf(None), leaf([(0, 0), (2, 7)], 1), leaf([(3, 4), (1, 1)], 2), *[leaf(None, i) for i in range(3, 70)]]
-    np.testing.assert_array_equal(fold(leaves).differences, [[3, 2, 4], [3, 1, 7]])
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(fold(leaves))).differences, [[3, 2, 4], [3, 1, 7]])
+    np.testing.assert_array_equal(fold(leaves).differences, [[3, 2, 4, 2], [3, 1, 7, 2]])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(fold(leaves))).differences, fold(leaves).differences)
 
 
 def test_checkpoints_hold_counts_and_those_that_have_none_are_read():
     zeros = np.zeros(3, np.int64)
     finished = Finished(np.ones(3, bool), zeros, zeros, zeros, (leaf(None), leaf([(0, 0), (2, 7)], 1), leaf(None)))
     again = unpack(Finished, pack(finished)).nodes
-    np.testing.assert_array_equal(again[1].differences, [[0, 1, 0], [2, 1, 7]])
+    np.testing.assert_array_equal(again[1].differences, [[0, 1, 0, 1], [2, 1, 7, 1]])
     assert again[0].differences is None
     keys = {name: data for name, data in pack(finished).items() if "/differences" not in name}
     assert [node.differences for node in unpack(Finished, keys).nodes] == [None] * 3
@@ -314,18 +314,23 @@ REFUSED = {
     "a power of negative x": (
         lambda x, a, k: a * x**k,
         [1, 0.5],
-        r"in 14 rows.*row 0 of partition 0.*x=-1\.5 gives nan",
+        r"in 14 rows.*row 0 of partition 0.*x=-1\.5 the model gives nan",
     ),
     "a logarithm": (lambda x, a, b: a + jnp.log(x - b), [1, 15.0], r"in 153 rows.*row 0 of partition 0"),
     "overflow": (
         lambda x, a, b: a * jnp.exp(b * x),
         [1, 100.0],
-        r"in 120 rows.*row 80 of partition 0, where x=7\.14322 gives inf",
+        r"in 120 rows.*row 80 of partition 0, where x=7\.14322 the model gives inf",
     ),
     "an infinite derivative": (
         lambda x, a, b: a * x + jnp.sqrt(jnp.maximum(b, 0.0)),
         [1, 0.0],
         r"in 200 rows, although the model is.*row 0 of partition 0",
+    ),
+    "a parameter out of its domain": (
+        lambda x, a, b: a * x + jnp.sqrt(jnp.maximum(b, 0.0)),
+        [1, -1.0],
+        r"in 200 rows, although the model is, and that does not change",
     ),
     "NumPy": (
         lambda x, a, k: a * np.asarray(x) ** np.float64(k),

@@ -118,6 +118,7 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
     f = values(objective, block.x, list(objective.expand(theta.tolist())))
     w = np.ones(block.rows) if block.weight is None else block.weight
     jac, taken = whole_jacobian(objective, block.x, theta, f, w)  # each (p, rows)
+    flat = (taken & (jac == 0)).sum(axis=1)
     if whitening is not None:
         jac = whitening.T @ jac
     w2, residual = w**2, f - block.y
@@ -147,7 +148,7 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
         checksum=np.array([_hash(c) for c in columns]),
         curvature=curvature,
         meat=(jac * (w2 * slope * residual) ** 2) @ jac.T if objective.sandwich else None,
-        differences=differences(taken.sum(axis=1), taken.argmax(axis=1)),
+        differences=differences(taken.sum(axis=1), taken.argmax(axis=1), flat),
     )
 
 
