@@ -108,7 +108,7 @@ def differences_taken(names: Sequence[str], reduction: Reduction, part: str = "p
     if reduction.differences is None:
         return ()
     alike: dict[tuple[int, int, int], list[str]] = {}
-    for name, (count, partition, row) in zip(names, reduction.differences.tolist(), strict=True):
+    for name, (count, partition, row, _) in zip(names, reduction.differences.tolist(), strict=True):
         if count:
             alike.setdefault((count, partition, row), []).append(repr(name))
     return tuple(

@@ -64,9 +64,12 @@ def explain(
 def _say(objective: Objective, names: Sequence[str], fault: Fault, start: Mapping[str, float], part: str) -> str:
     what = "The model" if fault.parameter is None else f"The derivative with respect to {names[fault.parameter]!r}"
     columns = ", ".join(f"{name}={value:g}" for name, value in zip(objective.columns, fault.x, strict=False))
-    although = "the data are" if fault.parameter is None else "the model is, and differences do not settle there"
+    settles = "differences do not settle there"
+    if fault.flat:
+        settles = "that does not change there: the parameter is out of its domain"
+    although = "the data are" if fault.parameter is None else f"the model is, and {settles}"
     return (
         f"{what} is not finite at the start p0={dict(start)} in {fault.count:,} row{'s' * (fault.count > 1)}, although "
         f"{although}; the first is row {fault.row} of {part} {fault.partition}, where {columns} "
-        f"give{'s' * (len(fault.x) == 1)} {fault.value:g}."
+        f"{f'the model gives {fault.value:g}' if fault.parameter is None else f'it is {fault.value:g}'}."
     )

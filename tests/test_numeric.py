@@ -1,13 +1,18 @@
 """Models that JAX cannot trace fit by differences, and a Jacobian may be given."""
 
+import dask.array as da
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from problems import STORES, decay, decay_reference, decay_rows
 from scipy import special
 
 import dask_nlsq
-from dask_nlsq import ModelError, NlsqWarning
+from dask_nlsq import Model, ModelError, NlsqWarning
+from dask_nlsq._numerics import numeric
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.objective import Objective
 
 T, Y = decay_rows(3000)
 
@@ -105,3 +110,72 @@ def test_a_numpy_model_that_looks_across_rows():
 def test_a_model_that_runs_nowhere():
     with pytest.raises(ModelError, match="neither under JAX"):
         dask_nlsq.fit(lambda t, a: a * t.no_such_method(), T, Y)
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def dip(x, center, width, depth, level):
+    return level - depth * np.exp(-0.5 * ((x - center) / width) ** 2)
+
+
+DIPS = {  # origin of x, width, depth, level
+    "as wide as its position": (0.7, 0.5, 0.02, 1.0),
+    "MJD": (57958.3, 0.05, 0.02, 1.0),
+    "MJD, an hour": (57958.3, 0.01, 0.02, 1.0),
+    "MJD, seconds": (57958.3, 1e-4, 1.0, 1.0),
+    "a laser line in Hz": (2.8e14, 1e6, 1.0, 0.0),
+    "nanometres in metres": (500e-9, 1e-12, 3.0, 0.0),
+    "around zero in large units": (0.0, 8e8, 1.0, 1.0),
+    "around zero in small units": (0.0, 8e-12, 1.0, 1.0),
+    "on a large offset": (57958.3, 0.05, 0.1, 1e5),
+}
+
+
+@pytest.mark.parametrize("name", DIPS)
+def test_steps_suit_the_width_of_a_dip_and_not_its_position(name):
+    origin, width, depth, level = DIPS[name]
+    x = origin + width * np.linspace(-8, 8, 300)
+    y = dip(x, origin, width, depth, level) + 0.05 * depth * np.random.default_rng(0).normal(size=300)
+    start = [origin + 0.5 * width, 1.3 * width, 0.7 * depth, level]
+    traced = lambda x, center, width, depth, level: level - depth * jnp.exp(-0.5 * ((x - center) / width) ** 2)  # noqa: E731
+    one, two = dask_nlsq.fit(dip, x, y, p0=start, jac="3-point"), dask_nlsq.fit(traced, x, y, p0=start)
+    assert one.success
+    # An offset of 1e6 depths takes six of the sixteen digits of a difference, and others leave ten.
+    tolerance = 1e-3 if level > 1 else 1e-5
+    assert (np.abs(one.popt - two.popt) < tolerance * two.stderr.to_numpy()).all()
+    np.testing.assert_allclose(one.stderr, two.stderr, rtol=tolerance)
+
+
+def test_most_columns_take_two_evaluations():
+    calls = []
+
+    def counted(t, amplitude, rate, offset):
+        calls.append(len(t))
+        return with_numpy(t, amplitude, rate, offset)
+
+    objective = Objective(Model.from_function(counted).bind(["t"]), ("t", "y"), jacobian="numeric")
+    numeric.reduce_block(objective, Block((T,), Y), np.array([3.0, 1.3, 0.5]), None)
+    assert len(calls) == 1 + 2 * 3
+
+
+LINES = np.random.default_rng(5).normal(1, 0.4, 150)
+SINGLE = {
+    "Series": lambda x, y: (pd.Series(x), pd.Series(y)),
+    "Series of half": lambda x, y: (pd.Series(x).astype("float16"), pd.Series(y)),
+    "array": lambda x, y: (x, y),
+    "list": lambda x, y: (x.tolist(), y.tolist()),
+    "JAX": lambda x, y: (jnp.asarray(x), jnp.asarray(y)),
+    "Dask": lambda x, y: (da.from_array(x, chunks=50), da.from_array(y, chunks=50)),
+    "frame": lambda x, y: (pd.DataFrame({"x": x}), y),
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_curve_fit_computes_in_float64_whatever_the_data(kind):
+    x, y = np.linspace(0, 3, 150).astype("f4"), LINES.astype("f4")
+    x, y = SINGLE[kind](x, y)
+    line = lambda x, level, slope: level + slope * (x["x"] if kind == "frame" else x)  # noqa: E731
+    wide = np.asarray(x["x"] if kind == "frame" else x, float)
+    found, _ = dask_nlsq.curve_fit(line, x, y, p0=[-1, -1])
+    np.testing.assert_allclose(found, np.polyfit(wide, np.asarray(y, float), 1)[::-1], rtol=1e-8)

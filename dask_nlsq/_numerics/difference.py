@@ -18,6 +18,8 @@ small parameter, so that it depends neither on the units of the model nor on the
 - A kink that is symmetric, as of :math:`\sqrt{|u|}` at u = 0, has the central slope 0.
 - Where the slopes do not settle, the derivative is infinite, as that of :math:`\sqrt{u}` at the end of its domain:
   the entry stays as it is, and the point is refused.
+- A parameter that has no derivative in any row, where each would be 0, is one that the model stops using beyond the
+  end of its domain, as in ``sqrt(maximum(b, 0))`` at b < 0: that point is refused too (`Reduction.finite`).
 
 The same rule serves NumPy and JAX: `refine` is handed the array module.
 """
@@ -134,15 +136,15 @@ def mend(evaluate: Callable[[Vector], Vector], theta: Vector, f: Vector, jac: Ma
     return jac
 
 
-def mend_tile(objective: Objective, theta: Any, x: Any, weight: Any, a: Any) -> tuple[list[Any], Any]:
+def mend_tile(objective: Objective, theta: Any, x: Any, weight: Any, a: Any) -> tuple[list[Any], Any, Any]:
     """Do to the parts of A what `mend` does to a Jacobian, as JAX traces it.
 
     Rows of weight 0, those that fill up a tile among them, have the derivative 0.
 
     Returns
     -------
-    list of array, array (p, rows)
-        The parts of A, and which derivatives are differences.
+    list of array, array (p, rows), array (p, rows)
+        The parts of A, which derivatives are differences, and which of those are 0.
     """
     p, sizes = objective.n_parameters, np.cumsum([len(part) for part in a])
 
@@ -170,7 +172,7 @@ def mend_tile(objective: Objective, theta: Any, x: Any, weight: Any, a: Any) -> 
         return jac.at[j].set(jnp.where(wanted[j], found, jac[j]))
 
     jac = lax.fori_loop(0, p, column, jac)
-    return jnp.split(whole.at[:p].set(jac), sizes[:-1]), wanted & jnp.isfinite(jac)
+    return jnp.split(whole.at[:p].set(jac), sizes[:-1]), wanted & jnp.isfinite(jac), wanted & (jac == 0)
 
 
 def values(objective: Objective, theta: Any, x: Any) -> Any:

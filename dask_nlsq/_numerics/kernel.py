@@ -212,7 +212,7 @@ def _reductions(
             mean=origins[i] + shift,
             spread=max(second - shift * first, 0.0),  # NaN stays NaN: nothing is larger
             log_weight=log_weight,
-            differences=differences(*np.split(told, 2)) if told.any() else None,
+            differences=differences(*np.split(told, 3)) if len(told) else None,
             **{name: part[i] for name, part in zip(names, (*parts.values(), checksums), strict=True)},
         )
 
@@ -280,7 +280,7 @@ def _sweep_slab(
 ) -> Any:
     """Loop over the blocks of a slab; return their sums, (room, sums), and checksums, (room, columns)."""
     room, columns = len(slab.places), len(slab.x) + 1 + objective.weighted
-    width = sum(map(math.prod, _layout(objective).values())) + 1 + 2 * objective.n_parameters * mended
+    width = sum(map(math.prod, _layout(objective).values())) + 1 + 3 * objective.n_parameters * mended
 
     def body(k: Any, found: Any) -> Any:
         one = _sweep_block(objective, theta, s, slab, size, parts, slab.places[k], mended)
@@ -306,8 +306,8 @@ def _sweep_block(
         a = jacobian_and_residual(objective, theta, x, y, weight, carry.pop("a"))
         told = {}
         if mended:
-            a, taken = difference.mend_tile(objective, theta, x, weight, a)
-            told = {"told": _tally(carry.pop("told"), taken, (i - first) * size)}
+            a, taken, flat = difference.mend_tile(objective, theta, x, weight, a)
+            told = {"told": _tally(carry.pop("told"), taken, flat, (i - first) * size)}
         lanes = [*moments(y - origin, slab.weight if slab.weight is None else weight), *map(in_lanes, x)]
         found = products(objective, a, weight, s)
         if objective.second:
@@ -330,7 +330,8 @@ def _sweep_block(
         "a": [jnp.zeros((n, size)) for n in parts],  # written anew in every tile, in one place
     }
     if mended:
-        start["told"] = (jnp.zeros(objective.n_parameters), jnp.full(objective.n_parameters, jnp.inf))
+        none = jnp.zeros(objective.n_parameters)
+        start["told"] = (none, none + jnp.inf, none)
     found = lax.fori_loop(first, end, body, start)
     sums = [
         (found["products"][name][0] if name == "second" else assemble(found["products"][name], shape)).ravel()
@@ -341,8 +342,8 @@ def _sweep_block(
     return jnp.concatenate(sums), jnp.stack([checksum(chained) for chained in found["chained"]])
 
 
-def _tally(told: tuple[Any, Any], taken: Any, start: Any) -> tuple[Any, Any]:
-    """Add a tile to how many derivatives are differences, and to the first row where one is, each (p,)."""
+def _tally(told: tuple[Any, Any, Any], taken: Any, flat: Any, start: Any) -> tuple[Any, Any, Any]:
+    """Add a tile to how many derivatives are differences, the first row where one is, and how many are 0, each (p,)."""
     rows = start + jnp.arange(taken.shape[1])
     first = jnp.min(jnp.where(taken, rows.astype(jnp.float64), jnp.inf), axis=1)
-    return told[0] + jnp.sum(taken, axis=1), jnp.minimum(told[1], first)
+    return told[0] + jnp.sum(taken, axis=1), jnp.minimum(told[1], first), told[2] + jnp.sum(flat, axis=1)

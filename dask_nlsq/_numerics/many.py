@@ -171,14 +171,16 @@ def _fit_one(
 
     def look(theta: Any) -> tuple[Any, Any, Any]:
         a = jacobian_and_residual(objective, theta, x, y, weight, [jnp.zeros((p + 1, len(y)))])
-        a, _ = mend_tile(objective, theta, x, weight, a)
+        a, _, flat = mend_tile(objective, theta, x, weight, a)
         found = products(objective, a, weight, None)
         toward = pull * (theta - mean)
         (gram,) = found["gram"]
         (cost,) = found.get("cost", [0.5 * gram[p, p]])
         cost = cost + 0.5 * jnp.sum(toward**2)
         gradient, curvature = gram[:p, p] + pull * toward, gram[:p, :p] + jnp.diag(pull**2)
-        finite = jnp.isfinite(gradient).all() & jnp.isfinite(curvature).all()
+        finite = (
+            jnp.isfinite(gradient).all() & jnp.isfinite(curvature).all() & ~(flat | (weight == 0)).all(axis=1).any()
+        )
         return jnp.where(finite, cost, jnp.inf), gradient, curvature
 
     def solve(fit: _Fit, damping: Any) -> Any:

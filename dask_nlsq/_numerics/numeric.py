@@ -38,7 +38,7 @@ PIECE = 65_536
 """Rows evaluated at a time."""
 
 _EPS = sys.float_info.epsilon
-_STEP = _EPS ** (1 / 3)
+_STEP: float = _EPS ** (1 / 3)
 
 _BENT = 1e-4
 """Second difference over the first from which a step is too long: the error of central differences goes with its
@@ -118,6 +118,7 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
     f = values(objective, block.x, list(objective.expand(theta.tolist())))
     w = np.ones(block.rows) if block.weight is None else block.weight
     jac, taken = whole_jacobian(objective, block.x, theta, f, w)  # each (p, rows)
+    flat = (taken & (jac == 0)).sum(axis=1)
     if whitening is not None:
         jac = whitening.T @ jac
     w2, residual = w**2, f - block.y
@@ -147,7 +148,7 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
         checksum=np.array([_hash(c) for c in columns]),
         curvature=curvature,
         meat=(jac * (w2 * slope * residual) ** 2) @ jac.T if objective.sandwich else None,
-        differences=differences(taken.sum(axis=1), taken.argmax(axis=1)) if taken.any() else None,
+        differences=differences(taken.sum(axis=1), taken.argmax(axis=1), flat),
     )
 
 
@@ -210,7 +211,7 @@ def _stretch(first: float, second: float, size: float, h: float, value: float) -
     if first > _DROWNED * size and second <= max(_BENT * first, 1e3 * _EPS * size):
         return 1.0
     straight = first / max(second, _ROUNDING * size)
-    best = float(1.5 * _EPS * size / first * straight**2) ** (1 / 3)
+    best: float = (1.5 * _EPS * size / first * straight**2) ** (1 / 3)
     if 1.0 / _NEAR <= best <= _NEAR:
         return 1.0
     return min(max(best, 1.0 / _FARTHEST), _FARTHEST)

@@ -46,11 +46,20 @@ class Reduction:
     # Sums that only some fits ask for, (p, p), whitened too.
     curvature: Matrix | None = None  # weighted by ρ' + 2 z ρ'' (robust losses)
     meat: Matrix | None = None  # Σ w⁴ (ρ' r)² Jᵀ J (sandwich covariance)
-    # Derivatives that are differences, for each parameter: how many, partition and row of the first, (p, 3).
+    # Derivatives that are differences, for each parameter: how many, partition and row of the first, and how many are
+    # 0, (p, 4).
     differences: npt.NDArray[np.int64] | None = None
 
     @property
     def finite(self) -> bool:
+        """Whether the sums are finite, and every parameter is in its domain.
+
+        One that has no derivative in any row, and changes nothing, is out of it.
+        """
+        return self.sums_finite and (self.differences is None or not (self.differences[:, 3] == self.rows).any())
+
+    @property
+    def sums_finite(self) -> bool:
         """Whether residuals, Jacobian and what a loss makes of them were finite in every row."""
         sums = (self.gram, self.cost, self.curvature, self.meat)
         return all(bool(np.isfinite(each).all()) for each in sums if each is not None)
@@ -69,7 +78,7 @@ class Reduction:
         """Return the sums with the place of what was counted from 0: its partition, and the row where it begins."""
         if self.differences is None or not (partition or row):
             return self
-        return dataclasses.replace(self, differences=self.differences + np.array([0, partition, row]))
+        return dataclasses.replace(self, differences=self.differences + np.array([0, partition, row, 0]))
 
     def combine(self, other: Reduction) -> Reduction:
         """Add the sums of two disjoint sets of rows."""
@@ -110,10 +119,12 @@ def merge(parts: Sequence[Reduction]) -> Reduction:
         )
 
 
-def differences(counts: Vector, rows: Vector) -> npt.NDArray[np.int64]:
-    """Return what `Reduction.differences` holds of one partition: counts (p,) and the first rows (p,)."""
+def differences(counts: Vector, rows: Vector, flat: Vector) -> npt.NDArray[np.int64] | None:
+    """Return what `Reduction.differences` holds of one partition: counts, first rows and zeros, each (p,)."""
+    if not counts.any():
+        return None
     first = np.where(counts > 0, rows, 0.0)
-    return np.stack([counts, np.zeros_like(counts), first], axis=1).astype(np.int64)
+    return np.stack([counts, np.zeros_like(counts), first, flat], axis=1).astype(np.int64)
 
 
 def _counted(parts: Sequence[npt.NDArray[np.int64] | None]) -> npt.NDArray[np.int64] | None:
@@ -124,8 +135,8 @@ def _counted(parts: Sequence[npt.NDArray[np.int64] | None]) -> npt.NDArray[np.in
     total = held[0].copy()
     for part in held[1:]:
         new = total[:, 0] == 0
-        total[new, 1:] = part[new, 1:]
-        total[:, 0] += part[:, 0]
+        total[new, 1:3] = part[new, 1:3]
+        total[:, [0, 3]] += part[:, [0, 3]]
     return total
 
 

@@ -114,7 +114,7 @@ class Streaming:
         state = dataclasses.replace(state, batches=state.batches + 1, dropped=state.dropped + reduction.dropped)
         if reduction.rows == 0:
             return state
-        if not reduction.finite:
+        if not reduction.sums_finite:
             return dataclasses.replace(state, skipped=state.skipped + 1)
         theta = state.theta if theta is None else theta
         new, path = self.about_origin(state, reduction, theta), self._point(state, reduction, theta)
