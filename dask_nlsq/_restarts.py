@@ -1,9 +1,9 @@
 r"""Restarts: other starts for a fit that ended where the model does not explain the data.
 
 A fit goes where its start leads, and a start may lie where the model says nothing: beside a peak, at a frequency that
-is not there, beyond a pole. Whether an end explains the data is asked of a sample of the rows, put in order of x and cut
-into runs. Where the model holds, the residuals of a run are noise, so that fits of single runs gain no more than noise
-gains:
+is not there, beyond a pole. Whether an end explains the data is asked of a sample of the rows, put in order of x and
+cut into runs. Where the model holds, the residuals of a run are noise, so that fits of single runs gain no more than
+noise gains:
 
 .. math:: F = \frac{\sum_k |Q_k^T r_k|^2 / (Kp - p)}{(|r|^2 - \sum_k |Q_k^T r_k|^2) / (n - Kp)}
 
@@ -17,6 +17,7 @@ where it explains the data and the first end did not, or where the first was no 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -154,7 +155,7 @@ def structured(objective: Objective, block: Block, theta: Vector) -> float:
     if count < 3 or objective.robust:
         return 1.0
     bounds = np.linspace(0, n, count + 1).astype(int)
-    runs = [block.take(slice(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    runs = [block.take(slice(a, b)) for a, b in itertools.pairwise(bounds.tolist())]
     gained = total = ranks = 0.0
     for part in kernel.reduce_blocks(objective, lay(runs), theta, None):
         if not part.finite:
@@ -174,7 +175,7 @@ def structured(objective: Objective, block: Block, theta: Vector) -> float:
 def _look(
     problem: Problem, solver: TrustRegion, state: State, block: Block, bar: Progress, deadline: float | None
 ) -> tuple[Vector | None, int]:
-    """Return a start that leads to a lower end on the rows, where there is one worth going to, and how many were tried."""
+    """Return a start that leads to a lower end on the rows, where there is one, and how many were tried."""
     assert state.point is not None and state.status is not None
     rows = lay([block])[0]
     small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (rows,))], ledger=Ledger())
@@ -215,7 +216,7 @@ def _spread_out(points: Matrix, levels: Vector) -> list[int]:
 
 
 def draw_starts(parameters: Parameters, block: Block, n: int) -> Matrix:
-    """Return points (n, p) in the units of the data and of the bounds: each parameter is drawn from a few kinds of places.
+    """Return points (n, p) in the units of the data and of the bounds, each parameter drawn from a few kinds of places.
 
     These are the ranges of x, fractions of them and their inverses, the range of y, and what surrounds the start.
     """

@@ -409,7 +409,7 @@ class StreamingFitter:
         free_cov = solver.covariance(state, s2, side == 0)
         notes = self._notes(state)
         notes += reservations(parameters.free, side, inference.entangled(factor, theta, free_cov, side == 0))
-        notes += differences_taken(parameters.free, sums, "batch")
+        notes += differences_taken(parameters.free, state.sums, "batch")
         popt, pcov, active = expand(parameters, self._objective, theta, free_cov, side)
         warn_of_open_ends(parameters.names, pcov)
         gradient = factor.r.T @ (factor.z + factor.r @ (theta - state.origin))

@@ -84,7 +84,7 @@ def check(objective: Objective, theta: Vector) -> Look:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A function that XLA compiles once for each length of its columns; run by itself, each call would compile again."""
+    """A function that XLA compiles once for each length of its columns; alone, each call would compile again."""
 
     func: Callable[..., Any]
 

@@ -83,7 +83,7 @@ def _columns(columns: Sequence[Any], a: Sequence[Any]) -> list[Any]:
 
 
 def second_derivatives(objective: Objective, theta: Any, x: Any, y: Any, weight: Any) -> Any:
-    """Return the second derivatives of the model, each times its residual and squared weight, summed over a tile: (p, p)."""
+    """Return the second derivatives of the model times residual and squared weight, summed over a tile: (p, p)."""
 
     def values(t: Any) -> Any:
         return jnp.asarray(objective.evaluate(x, list(t), jnp.stack), jnp.float64)

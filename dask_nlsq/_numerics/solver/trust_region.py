@@ -408,7 +408,7 @@ class TrustRegion:
     def _projected_step(
         self, state: State, point: Point, linear: npt.NDArray[np.bool_], lower: Vector, upper: Vector
     ) -> Step:
-        """Return a step of the nonlinear parameters inside their trust region, the linear ones following at their best."""
+        """Return a step of the nonlinear parameters inside their region, the linear ones following at their best."""
         if linear.all():
             return dataclasses.replace(point.newton, recentres=True)
         projection = project(point.model, linear)
