@@ -82,7 +82,7 @@ def check(objective: Objective, theta: Vector) -> Look:
         return Look(_compiled(objective), f"has no derivative in JAX: {obstacle} ({_where(obstacle)})", single)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Compiled:
     """A function that XLA compiles once for each length of its columns; alone, each call would compile again."""
 
@@ -93,7 +93,7 @@ class Compiled:
 
     @functools.cached_property
     def _run(self) -> Callable[..., Any]:
-        return jax.jit(self.func)
+        return jax.jit(lambda *args, **kwargs: self.func(*args, **kwargs))  # an object of the user's may have no hash
 
     def __getstate__(self) -> dict[str, Any]:
         return {"func": self.func}
