@@ -27,7 +27,7 @@ from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.relinearise import Relinearised, Slices, relinearise
 from dask_nlsq._numerics.reservoir import Drawn, Reservoir
 from dask_nlsq._numerics.solver.forgetting import FACTORS
-from dask_nlsq._numerics.solver.streaming import Streaming, StreamState
+from dask_nlsq._numerics.solver.streaming import Streaming, StreamState, preconditioner
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._outcome import differences_taken, expand, reservations, warn_of_open_ends
@@ -63,6 +63,12 @@ below 2; where sorted rows led several standard errors astray it was above 4."""
 
 _ODD = 0.1
 """Share of the batches above which those that are set aside are no outliers."""
+
+_VAGUE = 1e6
+"""Condition of the scaled Jacobian from which a step may be long in the parameters and short in standard errors."""
+
+_HARDLY = 1.0 + 1e-6
+"""Rise of the cost of some rows that rounding explains, or a step that ends a fit."""
 
 _SEARCHES = 4
 """Times that the sums are begun anew from the best of several starts; later, the last estimate is a good one."""
@@ -255,8 +261,17 @@ class StreamingFitter:
         """Return the state that an ordinary fit of some rows leads to, from the start that leads lowest."""
         theta, state = self._fit_block(block, starts, sweeps)
         assert state.point is not None
-        stream = self._solver.init(theta, state.point.factor.whitening())
-        return self._solver.step(stream, self._reduce(block, stream).placed(1))
+        stream = self._solver.init(theta, preconditioner(state.point.factor))
+        begun = self._solver.step(stream, self._reduce(block, stream).placed(1))
+        return begun if self._falls(block, theta, begun.theta) else dataclasses.replace(begun, theta=theta)
+
+    def _falls(self, block: Block, before: Vector, after: Vector) -> bool:
+        """Whether the cost of some rows hardly rises from one estimate to another.
+
+        Along a direction that the rows hardly see, the linear model may lead anywhere.
+        """
+        costs = [kernel.reduce_block(self._objective, block, theta, None).cost for theta in (before, after)]
+        return bool(np.isfinite(costs[1]) and costs[1] <= _HARDLY * costs[0])
 
     def _reduce(self, block: Block, state: StreamState) -> Reduction:
         request = self._solver.request(state)
@@ -276,7 +291,9 @@ class StreamingFitter:
         if not ends and refused is not None:
             raise refused
         state = min(ends, key=lambda end: final(end, lower, upper)[1])
-        return final(state, lower, upper)[0], state
+        theta = final(state, lower, upper)[0]
+        assert state.point is not None
+        return (theta if self._falls(block, state.point.theta, theta) else state.point.theta), state
 
     def _learn(self, state: StreamState, block: Block) -> None:
         reduction, theta = self._evaluate(state, block)
@@ -315,6 +332,8 @@ class StreamingFitter:
     def _steadied(self, state: StreamState) -> StreamState:
         """Return a state relinearised where the estimate has moved too far from where batches were linearised."""
         far = state.moved > _FAR or self._strayed(state) > _STRAYED
+        if self._solver.forget == 1 and not far and self._solver.factor(state).condition > _VAGUE:
+            far = not agrees(self._objective, self._solver, state, self._sample.drawn.block())
         if self._solver.forget is None or not far:  # batches that mislead are forgotten as those of another process
             return state
         starts, sample = [state.origin], self._sample.drawn.block()
@@ -327,7 +346,7 @@ class StreamingFitter:
         if self._solver.forget == 1:
             found = self._relinearise(state, anew.origin)
             if found.converged:
-                target = self._solver.init(found.state.theta, self._solver.factor(found.state).whitening())
+                target = self._solver.init(found.state.theta, preconditioner(self._solver.factor(found.state)))
                 anew = self._solver.moved(found.state, target)
         slices = self._solver.about(state, anew, self._slices.gram)
         self._slices = dataclasses.replace(self._slices, gram=slices)
@@ -435,12 +454,13 @@ class StreamingFitter:
     def _now(self, state: StreamState) -> Relinearised:
         """Return what is known, relinearised at the estimate where nothing is to be forgotten."""
         if self._solver.forget == 1:
-            found = self._relinearise(state, None)
-            if not found.converged:
-                starts = [state.theta, state.origin, self._parameters.start]
-                with contextlib.suppress(ModelError):  # which leaves it as it is, and not converged
-                    found = self._relinearise(state, self._fit_block(self._sample.drawn.block(), starts)[0])
-            return found
+            found = self._relinearise(state, None) if state.restarts == 0 else None
+            if found is not None and found.converged:
+                return found
+            starts, sample = [state.theta, state.origin, self._parameters.start], self._sample.drawn.block()
+            with contextlib.suppress(ModelError):  # which leaves it as it is, and not converged
+                return self._relinearise(state, self._fit_block(sample, starts)[0])
+            return Relinearised(state, False, False)
         return Relinearised(state, True, False)
 
     def _statistics(self, state: StreamState, cost: float, p: int) -> inference.Statistics:

@@ -49,10 +49,15 @@ _CHANCE = 1e-4
 """Probability of sampling noise that is taken for a sign of poor linearisation."""
 
 _POSITIVE = 0.25
-"""Information of sums and sample, relative to that of the sample alone, below which only the latter is used."""
+"""Information of sums and sample, relative to that of the sample alone, below which, or above the inverse of which,
+only the latter is used."""
 
-_ALIKE = 4.0
-"""Information that a linear model claims, relative to what there is, from which it is not used."""
+_NEARER = 0.25
+"""Variance that a linear model leaves, relative to what there is without it, below which the model is used."""
+
+_ALIKE = 2.0
+"""Ratio of the information in the linear model of a slice to that at the estimate, or of the sums to those of the
+sample, up to which the model is used."""
 
 _LOST = 1e-6
 """Probability of a rise of the cost of the sample, along a step, that is not taken."""
@@ -176,15 +181,11 @@ def _relinearise(
     there = rows.at(theta)
     if not np.isfinite(there).all():
         return Relinearised(state, False, False)
+    if start is None and state.restarts == 0:
+        everywhere = np.ones(len(rows.slices.rows), bool)
+        if _is_negligible(solver, state, _estimate(rows, there, theta, everywhere)):
+            return Relinearised(state, True, False)
     used = _choose(rows, there, theta)
-    found = _estimate(rows, there, theta, used)
-    if (
-        start is None
-        and state.restarts == 0
-        and (used | ~_partial(rows)).all()
-        and _is_negligible(solver, state, found)
-    ):
-        return Relinearised(state, True, False)
     step = np.inf
     for _ in range(_STEPS):
         found = _estimate(rows, there, theta, used)
@@ -198,7 +199,10 @@ def _relinearise(
         if step < 1e-6:
             break
     found = _estimate(rows, there, theta, used)
-    return Relinearised(_restated(solver, state, rows, there, theta, found), bool(step < 1e-2), True)
+    after = _restated(solver, state, rows, there, theta, found)
+    assert after.sums is not None and after.sums.meat is not None
+    finite = bool(np.isfinite(after.sums.gram).all() and np.isfinite(after.sums.meat).all())
+    return Relinearised(after if finite else state, finite and bool(step < 1e-2), finite)
 
 
 def _shortened(
@@ -267,12 +271,22 @@ def _choose(rows: _Rows, there: Matrix, theta: Vector) -> npt.NDArray[np.bool_]:
         scores = (jacobian * residual) @ half
         left = scores - (linear[:, :-1] * linear[:, -1:]) @ half
         plain, controlled = (_variance(rows, each) for each in (scores, left))
-        there_too, said = (
-            np.bincount(rows.which, np.square(each @ half).sum(axis=1), len(plain))
-            for each in (jacobian, linear[:, :-1])
-        )
-    finite = np.isfinite(rows.slices.gram).all(axis=(1, 2)) & np.isfinite(controlled)
-    found: npt.NDArray[np.bool_] = finite & _partial(rows) & (controlled < plain) & (said < _ALIKE * there_too)
+        present, sampled = (_lengths(rows, each @ half) for each in (jacobian, linear[:, :-1]))
+        summed = np.einsum("ji,kjl,li->k", half, rows.slices.gram[:, :-1, :-1], half)
+    found: npt.NDArray[np.bool_] = _partial(rows) & (controlled < _NEARER * plain)
+    return found & _alike(sampled, present) & _alike(summed, sampled)
+
+
+def _lengths(rows: _Rows, values: Matrix) -> Vector:
+    """Return the squares of some values of the rows, added up over each slice for all of its rows."""
+    sums = np.bincount(rows.which, np.square(values).sum(axis=1), len(rows.slices.rows))
+    found: Vector = sums * rows.slices.rows / np.maximum(rows.counts, 1.0)
+    return found
+
+
+def _alike(one: Vector, other: Vector) -> npt.NDArray[np.bool_]:
+    """Return which of two sums of squares differ by less than `_ALIKE` times."""
+    found: npt.NDArray[np.bool_] = (one < _ALIKE * other) & (other < _ALIKE * one)
     return found
 
 
@@ -344,9 +358,10 @@ def _information(rows: _Rows, there: Matrix, found: _Sums) -> Matrix:
     alone = (there[:, :-1] * weight[:, None]).T @ there[:, :-1]
     both = found.gram[:-1, :-1]
     half, _ = inverse_root(alone)
-    half = half[:, np.linalg.norm(half, axis=0) > 0]
+    if not (np.linalg.norm(half, axis=0) > 0).all() or not np.isfinite(both).all():
+        return alone
     ratio = np.linalg.eigvalsh(half.T @ both @ half)
-    return both if ratio.min(initial=1.0) > _POSITIVE else alone
+    return both if ratio[0] > _POSITIVE and ratio[-1] < 1.0 / _POSITIVE else alone
 
 
 def _factor(solver: Streaming, state: StreamState, rows: _Rows, there: Matrix, theta: Vector, found: _Sums) -> Factor:
@@ -367,22 +382,15 @@ def _kept(state: StreamState) -> Reduction:
 def _restated(
     solver: Streaming, state: StreamState, rows: _Rows, there: Matrix, theta: Vector, found: _Sums
 ) -> StreamState:
-    """Return the state of a stream whose batches were all linearised at `theta`, and its noise in the meat."""
-    information, p = _information(rows, there, found), len(theta)
-    step = coordinates(state.whitening, state.origin - theta)
-    gram = np.empty((p + 1, p + 1))
-    gram[:-1, :-1], gram[:-1, -1], gram[-1, -1] = information, found.gram[:-1, -1], 2.0 * found.cost
-    gram[-1, :-1] = gram[:-1, -1]
-    shift = np.eye(p + 1)
-    shift[:-1, -1] = step
-    gram = shift.T @ gram @ shift
-    s2 = _spread(solver, rows.slices, found, theta) ** 2
+    """Return the state of a stream whose batches were all linearised at `theta`, its origin; noise is in the meat."""
+    information = _information(rows, there, found)
+    gram = np.block([[information, found.gram[:-1, -1:]], [found.gram[-1:, :-1], np.array([[2.0 * found.cost]])]])
     sums = dataclasses.replace(
         _kept(state),
-        rows=int(rows.slices.rows.sum()),
+        rows=int(rows.slices.total),
         gram=gram,
-        cost=0.5 * float(gram[-1, -1]),
-        meat=information + found.noise / s2,
+        cost=found.cost,
+        meat=information + found.noise / _spread(solver, rows.slices, found, theta) ** 2,
     )
-    frame = np.column_stack([np.eye(p), -step])
-    return dataclasses.replace(state, theta=theta, sums=sums, path=frame.T @ information @ frame)
+    path = np.pad(information, (0, 1))
+    return dataclasses.replace(state, theta=theta, origin=theta, sums=sums, path=path)

@@ -54,6 +54,9 @@ _STALE = 1e3
 _UNLIKE = 1e-3
 """Probability of batches of one process, from which they are taken for those of several."""
 
+_HARDLY_SEEN = 1e-7
+"""Singular value of the scaled Jacobian, relative to the largest, of a direction that later data may see far better."""
+
 _FAINT = 0.05
 """Weight of the old sums beside a batch that contradicts them, where the next batches are compared with it."""
 
@@ -417,6 +420,19 @@ def triangle(gram: Matrix, whitening: Whitening | None, rows: float) -> Factor:
         scale = np.where(squares > _STALE * usual, np.sqrt(usual / np.maximum(squares, 1e-300)), 1.0)
         whitening = Whitening(whitening.s * scale, whitening.inverse / scale[:, None])
     return factorise(gram[:-1, :-1] * scale * scale[:, None], gram[:-1, -1] * scale, whitening, settled=True)
+
+
+def preconditioner(factor: Factor) -> Whitening | None:
+    """Return the S in whose coordinates sums are to be kept, or None where scaling alone will do.
+
+    Directions that are hardly seen are not stretched to unit length, since later data may see them well.
+    """
+    whitening = factor.whitening()
+    _, sigma, vt = factor.svd
+    if whitening is None or sigma[-1] > _HARDLY_SEEN * sigma[0]:
+        return whitening
+    sigma = np.maximum(sigma, _HARDLY_SEEN * max(sigma[0], EPS))
+    return Whitening((vt.T / sigma) / factor.norms[:, None], (sigma[:, None] * vt) * factor.norms)
 
 
 def coordinates(whitening: Whitening | None, delta: Vector) -> Vector:
