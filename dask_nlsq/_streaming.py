@@ -477,10 +477,13 @@ class StreamingFitter:
     def _status(self, found: Relinearised, open_ends: npt.NDArray[np.bool_]) -> Status:
         """Judge the estimate, by the sample of the rows too; `open_ends` (p,) are those without a finite variance."""
         sample, state = self._sample.drawn.block(), found.state
-        settled = state.moved <= _SETTLED and self._strayed(state) <= _STRAYED
-        if not found.converged or not (settled or found.changed) or self._contradicted(state):
+        if not found.converged or self._contradicted(state):
             return Status.UNSETTLED
-        if not agrees(self._objective, self._solver, state, sample):
+        drifts = state.bank is not None and state.bank.best > 0  # then the sample is of what the process was, too
+        strayed = not (drifts or found.changed) and self._strayed(state) > _STRAYED
+        if strayed or (state.moved > _SETTLED and not found.changed):
+            return Status.UNSETTLED
+        if not drifts and not agrees(self._objective, self._solver, state, sample):
             return Status.UNSETTLED
         silent = open_ends & (kernel.reduce_block(self._objective, sample, state.theta, None).gram.diagonal()[:-1] == 0)
         if self._solver.prior is not None:
