@@ -284,10 +284,15 @@ def stream(
     return _unmeasured(state), seconds, (f"One pass came first, in {how}.", *left)
 
 
-def agrees(objective: Objective, online: Streaming, own: StreamState, block: Block) -> bool:
-    """Whether a sample lies hardly higher at the estimate than where the sums began, or as noise has it."""
+def agrees(
+    objective: Objective, online: Streaming, own: StreamState, block: Block, elsewhere: Vector | None = None
+) -> bool:
+    """Whether a sample lies hardly higher at the estimate than elsewhere (p,), or as noise has it.
+
+    Elsewhere is where the sums began, by default.
+    """
     here = kernel.reduce_block(objective, block, own.theta, None)
-    there = kernel.reduce_block(objective, block, own.origin, None)
+    there = kernel.reduce_block(objective, block, own.origin if elsewhere is None else elsewhere, None)
     rise = 2.0 * (here.cost - there.cost) / online.spread(own) ** 2
     if here.finite and here.cost <= _HARDLY * there.cost:
         return True

@@ -290,7 +290,7 @@ class StreamingFitter:
                 refused = error
         if not ends and refused is not None:
             raise refused
-        state = min(ends, key=lambda end: final(end, lower, upper)[1])
+        state = min(ends, key=_cost)
         theta = final(state, lower, upper)[0]
         assert state.point is not None
         return (theta if self._falls(block, state.point.theta, theta) else state.point.theta), state
@@ -334,6 +334,8 @@ class StreamingFitter:
         far = state.moved > _FAR or self._strayed(state) > _STRAYED
         if self._solver.forget == 1 and not far and self._solver.factor(state).condition > _VAGUE:
             far = not agrees(self._objective, self._solver, state, self._sample.drawn.block())
+        if self._doubled(state):
+            far = far or self._beaten(state)
         if self._solver.forget is None or not far:  # batches that mislead are forgotten as those of another process
             return state
         starts, sample = [state.origin], self._sample.drawn.block()
@@ -352,6 +354,15 @@ class StreamingFitter:
         self._slices = dataclasses.replace(self._slices, gram=slices)
         kept = {name: getattr(state, name) for name in _COUNTS}
         return dataclasses.replace(anew, restarts=state.restarts + 1, **kept)
+
+    def _doubled(self, state: StreamState) -> bool:
+        """Whether the rows that have come have just passed a power of two."""
+        before = 0 if self._state is None else self._state.rows
+        return self._solver.forget == 1 and state.rows.bit_length() > before.bit_length()
+
+    def _beaten(self, state: StreamState) -> bool:
+        """Whether the sample lies lower at p0 than at the estimate: the first rows have led to another minimum."""
+        return not agrees(self._objective, self._solver, state, self._sample.drawn.block(), self._parameters.start)
 
     def _relinearise(self, state: StreamState, start: Vector | None) -> Relinearised:
         return relinearise(self._objective, self._solver, state, self._sample.drawn, self._slices, start)
@@ -455,7 +466,7 @@ class StreamingFitter:
         """Return what is known, relinearised at the estimate where nothing is to be forgotten."""
         if self._solver.forget == 1:
             found = self._relinearise(state, None) if state.restarts == 0 else None
-            if found is not None and found.converged:
+            if found is not None and found.converged and not self._beaten(found.state):
                 return found
             starts, sample = [state.theta, state.origin, self._parameters.start], self._sample.drawn.block()
             with contextlib.suppress(ModelError):  # which leaves it as it is, and not converged
@@ -638,6 +649,12 @@ def _fit_rows(objective: Objective, names: Sequence[str], solver: TrustRegion, b
             raise explain(objective, names, start, faults.find(objective, block, start), part="batch")
         state = solver.step(state, reduction)
     return state
+
+
+def _cost(state: State) -> float:
+    """Return the cost where the fit of some rows has ended, as measured and not as predicted a step ahead."""
+    assert state.point is not None
+    return state.point.reduction.cost
 
 
 def _is_share(value: Any) -> bool:

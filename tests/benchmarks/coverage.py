@@ -46,7 +46,7 @@ def covered(result, truth):
     if not result.success:
         return None
     reach = stats.t.ppf(0.975, max(result.dof, 1)) * np.asarray(result.stderr)
-    return np.abs(result.popt - truth) <= reach
+    return np.abs(np.abs(result.popt) - truth) <= reach  # a width may have either sign
 
 
 def ordered(order, model="decay", batches=BATCHES, rows=ROWS, **options):
