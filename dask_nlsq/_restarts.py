@@ -90,17 +90,27 @@ def restart(
     """
     if state.status is None or state.status in _LIMITS or state.point is None:
         return state, [], ()
-    block = _ordered(_rows(problem, sample))
-    fault = _fault(problem, state, block)
-    if fault is None:
+    fault, block = _fault(state), None
+    if (
+        fault is not None or sample is not None or problem.plan.cache != "none"
+    ):  # what is not held is read in sweeps only
+        block = _ordered(_rows(problem, sample))
+        if fault is None and _leaves(state) and structured(problem.objective, block, state.point.theta) < _UNLIKELY:
+            fault = "The fit left structure in the residuals"
+    if fault is None or block is None:
         return state, [], ()
+    left = solver.max_nfev - state.nsweeps
+    if left <= 0:
+        return _to_go_on(state), [], (f"{fault}; no sweeps were left to look elsewhere.",)
     better, tried = _look(problem, solver, state, block, bar, deadline)
     if better is None:
         return state, [], (f"{fault}; {tried} other starts were tried on {block.rows:,} rows, and none explains more.",)
     try:
-        second, seconds = minimise(problem, solver, better, bar, deadline, callback)
+        second, seconds = minimise(problem, dataclasses.replace(solver, max_nfev=left), better, bar, deadline, callback)
     except NlsqError:
         return state, [], ()
+    if second.status is Status.MAX_NFEV:
+        return _to_go_on(state), [], (f"{fault}; the sweeps that were left did not suffice to go on elsewhere.",)
     history = (*state.history, *second.history)
     lower = second.point is not None and second.point.reduction.cost < (1 - _LOWER) * state.point.reduction.cost
     if second.status is None or not second.status.success or not lower:
@@ -108,7 +118,12 @@ def restart(
     note = (
         f"From the start that was given, {_lower_first(fault)}. One of {tried} other starts led lower, and was taken."
     )
-    return dataclasses.replace(second, history=history), seconds, (note,)
+    return dataclasses.replace(second, history=history, beyond=None), seconds, (note,)
+
+
+def _to_go_on(state: State) -> State:
+    """Return a state that is tried from other starts where a limit is wider."""
+    return dataclasses.replace(state, beyond=state.beyond or state)
 
 
 def _lower_first(text: str) -> str:
@@ -131,20 +146,25 @@ def _ordered(block: Block) -> Block:
     return block.take(np.argsort(most, kind="stable"))
 
 
-def _fault(problem: Problem, state: State, block: Block) -> str | None:
-    """Return what is wrong with an end, in words; None where nothing is."""
+def _leaves(state: State) -> bool:
+    """Whether residuals are left that may have structure: more than rounding."""
+    assert state.point is not None
+    reduction = state.point.reduction
+    return reduction.cost > _ROUNDING * (reduction.spread + reduction.weight * reduction.mean**2)
+
+
+def _fault(state: State) -> str | None:
+    """Return what the sums say is wrong with an end, in words; None where nothing is."""
     assert state.point is not None and state.status is not None
     if not state.status.success:
         return f"The fit ended as {state.status.name}"
     reduction = state.point.reduction
-    if reduction.cost <= _ROUNDING * (reduction.spread + reduction.weight * reduction.mean**2):
+    if not _leaves(state):
         return None
     if reduction.spread > 0 and 1 - 2 * reduction.cost / reduction.spread < _NOTHING and state.point.factor.p > 1:
         return "The fit explains no more than a constant"
     if not state.point.factor.r.any(axis=0).all():
         return "Some parameters move nothing where the fit ended"
-    if structured(problem.objective, block, state.point.theta) < _UNLIKELY:
-        return "The fit left structure in the residuals"
     return None
 
 
@@ -157,7 +177,7 @@ def structured(objective: Objective, block: Block, theta: Vector) -> float:
     bounds = np.linspace(0, n, count + 1).astype(int)
     runs = [block.take(slice(a, b)) for a, b in itertools.pairwise(bounds.tolist())]
     gained = total = ranks = 0.0
-    for part in kernel.reduce_blocks(objective, lay(runs), theta, None):
+    for part in kernel.reduce_blocks(objective, runs, theta, None):
         if not part.finite:
             return 1.0
         factor = factorise(part.gram[:p, :p], part.gram[:p, p], None)

@@ -22,7 +22,7 @@ t, y = decay_rows(40_000)
 frame = dd.from_pandas(pd.DataFrame({"t": t, "y": y}), npartitions=12, sort=False)
 with dask.config.set(num_workers=6):
     result = frame.nlsq.fit(decay, p0=[2, 1, 0.1], cache=cache)
-used = {kind[3].id for kinds in compiled._compiled.values() for kind in kinds if len(kind) == 6}
+used = {kind[3].id for kinds in compiled._compiled.values() for kind in kinds if len(kind) == 7}
 print(json.dumps([result.popt.tobytes().hex(), result.nsweeps, sorted(used), put]))
 """
 
