@@ -28,7 +28,7 @@ from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request
-from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, stop, unit
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, residual_noise, stop, unit
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
@@ -41,6 +41,9 @@ from dask_nlsq._typing import Vector
 
 log = logging.getLogger("dask_nlsq")
 
+
+_ABOVE = 1e3
+"""Least move of the model, beside the rounding of y, by which a column of J is tried where data have no noise."""
 
 _ALIKE = 1e-9
 """Relative difference of two costs that is none: that of a model whose parts can change places."""
@@ -279,7 +282,8 @@ def faded(problem: Problem, solver: TrustRegion, state: State) -> npt.NDArray[np
     assert point is not None
     found, norms = np.zeros(len(point.theta), bool), np.linalg.norm(point.factor.r, axis=0)
     linear = found if solver.linearity is None else solver.linearity.linear
-    s = unit(point.reduction, point.factor.p, solver.absolute_sigma)
+    rounding = residual_noise(point.reduction) * np.sqrt(point.reduction.rows)
+    s = max(unit(point.reduction, point.factor.p, solver.absolute_sigma), _ABOVE * rounding)
     steps = np.divide(s, norms, out=np.zeros_like(norms), where=norms > 0)
     tried = np.flatnonzero((np.abs(point.theta) < 0.1 * steps) & ~linear & np.isfinite(steps))
     if not len(tried):

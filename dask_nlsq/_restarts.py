@@ -63,6 +63,9 @@ another one does."""
 _NOTHING = 0.01
 """R² up to which a model explains no more than a constant."""
 
+_LARGEST = 1e280
+"""Sum of squares beyond which a point is left out: what is made of it may be beyond float64."""
+
 _ROUNDING = 1e-20
 """Cost beside the squares of y at which a model explains all there is."""
 
@@ -219,7 +222,7 @@ def _look(
 def _level(objective: Objective, solver: TrustRegion, rows: Block, theta: Vector) -> float:
     """Return the cost at a point with the linear parameters at their best; infinite where it is not finite."""
     reduction = kernel.reduce_block(objective, rows, theta, None)
-    if not reduction.finite:
+    if not reduction.finite or np.abs(reduction.gram).max() > _LARGEST:
         return float("inf")
     return solver.level(theta, reduction)
 

@@ -226,7 +226,8 @@ class TrustRegion:
         """Return the cost of a reduction at `theta` (p,) with the linear parameters at their best."""
         if self.prior is not None:
             reduction = self.prior.add_to(reduction, theta, None)
-        return self._trial(self.init(theta), reduction).level
+        trial = self._trial(self.init(theta), reduction)
+        return float("inf") if trial is None else trial.level
 
     def step(self, state: State, reduction: Reduction) -> State:
         """Accept or refuse the trial, and propose the next."""
@@ -300,14 +301,16 @@ class TrustRegion:
         radius = _RADII[again.attempt] * (lapack.norm(origin.scale * origin.theta) or 1.0)
         return dataclasses.replace(again, point=dataclasses.replace(origin, radius=radius))
 
-    def _trial(self, state: State, reduction: Reduction) -> Point:
-        """Return what the sweep at the trial taught; its radius is that of the point before."""
+    def _trial(self, state: State, reduction: Reduction) -> Point | None:
+        """Return what the sweep at the trial taught, or None where that is no use; its radius is the point's before."""
         p, before = len(state.trial), state.point
         settled = state.proposal is None and state.whitening is not None
         reference = None if before is None else before.factor.norms
         gradient, curvature = reduction.gram[:p, p], _curvature(reduction)
         form = curvature if curvature is not None and not state.second else reduction.gram[:p, :p]
         factor = factorise(form, gradient, state.whitening, reference, settled)
+        if before is not None and not np.isfinite(factor.norms).all():  # beyond what float64 squares
+            return None
         bent = None
         if state.second and curvature is not None:
             bent = factorise(curvature, gradient, state.whitening, reference, settled)
@@ -468,7 +471,7 @@ class TrustRegion:
         elif now.reduction.rows > MANY_ROWS and remains * shrinks <= _LOOSE:
             if _spread_change(before.point, now) * shrinks <= _LOOSE_SPREAD:
                 return Status.CONVERGED
-        if now.newton.length <= _residual_noise(now.reduction) * math.sqrt(now.factor.p) + now.grain:
+        if now.newton.length <= residual_noise(now.reduction) * math.sqrt(now.factor.p) + now.grain:
             return Status.ROUNDING
         if patience <= 0 and now.newton.predicted <= now.noise:
             return Status.ROUNDING
@@ -578,7 +581,7 @@ def unit(reduction: Reduction, p: int, absolute_sigma: bool) -> float:
     return max(min(s, 1.0) if absolute_sigma else s, float(np.finfo(float).tiny))
 
 
-def _residual_noise(reduction: Reduction) -> float:
+def residual_noise(reduction: Reduction) -> float:
     """Return what float64 leaves uncertain in one weighted residual: some units in the last place of y."""
     square = (reduction.spread + reduction.weight * reduction.mean**2) / max(reduction.rows, 1)
     return 4.0 * EPS * math.sqrt(square)
@@ -586,6 +589,6 @@ def _residual_noise(reduction: Reduction) -> float:
 
 def cost_noise(reduction: Reduction) -> float:
     """Return what rounding leaves uncertain in the cost: of the summation, and of each residual."""
-    each = _residual_noise(reduction)
+    each = residual_noise(reduction)
     norm = math.sqrt(2.0 * reduction.cost)
     return 1e-13 * reduction.cost + norm * each + 0.5 * reduction.rows * each**2
