@@ -33,7 +33,7 @@ from dask_nlsq._outcome import build, revive
 from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier, make_plan, settle, whole, with_speeds
 from dask_nlsq._problem import Draft, Problem, arrange, draft, executor_of
 from dask_nlsq._progress import Progress
-from dask_nlsq._restarts import restart
+from dask_nlsq._restarts import begin_elsewhere, restart
 from dask_nlsq._result import FitResult
 from dask_nlsq._route import find_route, find_start
 from dask_nlsq._run import Run, running
@@ -42,6 +42,7 @@ from dask_nlsq._search import judge
 from dask_nlsq._second_look import second_look
 from dask_nlsq._stream import target
 from dask_nlsq._sweep import Cluster, Executor, group, ship
+from dask_nlsq._typing import Vector
 
 
 def fit(
@@ -294,6 +295,14 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
         if begun is not None and saved is None and begun[0].point is not None and begun[0].status is None:
             begun = (stopped(problem, begun[0], deadline, callback), begun[1])
         first, before = begun or (solver.init(route.starts[0]), [])
+
+        def elsewhere(theta: Vector) -> Vector | None:
+            nonlocal notes
+            found, told = begin_elsewhere(problem, solver, theta, sample, bar, deadline)
+            notes += (told,) if told else ()
+            run.know(problem, notes)
+            return found
+
         team, seconds = race(
             problem,
             solver,
@@ -305,6 +314,7 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
             before,
             run=run,
             partial=route.partial,
+            elsewhere=None if config.starts > 1 or callable(problem.objective.loss) else elsewhere,
         )
         winner, starts = lowest(team), None
         state = team[winner]

@@ -29,6 +29,7 @@ from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, residual_noise, stop, unit
+from dask_nlsq._numerics.starts import draw_in_units
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
@@ -44,6 +45,9 @@ log = logging.getLogger("dask_nlsq")
 
 _ABOVE = 1e3
 """Least move of the model, beside the rounding of y, by which a column of J is tried where data have no noise."""
+
+_PROBES = 64
+"""Points at which parameters that move nothing are tried."""
 
 _ALIKE = 1e-9
 """Relative difference of two costs that is none: that of a model whose parts can change places."""
@@ -73,6 +77,7 @@ def race(
     seconds: Sequence[float] = (),
     run: Run | None = None,
     partial: Partial | None = None,
+    elsewhere: Callable[[Vector], Vector | None] | None = None,
 ) -> tuple[list[State], list[float]]:
     """Run the loop from several states, which share every sweep, until none is left that could still win.
 
@@ -86,6 +91,8 @@ def race(
         Told after every answer and every sweep what there is to be written down.
     partial : Partial, optional
         What of the first sweep is finished.
+    elsewhere : callable, optional
+        Asked for a start where the model is finite, given one where it is not, when no spare one is left.
 
     Returns
     -------
@@ -121,10 +128,12 @@ def race(
         partial = None
         if not any(team[i].history or reduction.finite for i, reduction in zip(active, reductions, strict=True)):
             if others:
-                team = [solver.init(others.pop(0))]
-                continue
-            first_look(problem, reductions[0], team[active[0]].trial)
-        elif not team[active[0]].history:
+                following = others.pop(0)
+            else:
+                following, elsewhere = _ask(problem, reductions[0], team[active[0]].trial, elsewhere), None
+            team = [solver.init(following)]
+            continue
+        if not team[active[0]].history:
             first_look(problem, next(reduction for reduction in reductions if reduction.finite))
         for i, reduction in zip(active, reductions, strict=True):
             if team[i].history or reduction.finite:
@@ -139,6 +148,17 @@ def race(
         team = _beaten(team, leader, deadline is not None and time.monotonic() > deadline)
         run.tick(_Written(tuple(team), tuple(others), tuple(seconds)), swept=True)
     return team, seconds
+
+
+def _ask(
+    problem: Problem, reduction: Reduction, theta: Vector, elsewhere: Callable[[Vector], Vector | None] | None
+) -> Vector:
+    """Return another start than `theta` (p,), where the model is not finite, or refuse."""
+    check_rows(problem, reduction)
+    found = None if elsewhere is None else elsewhere(theta)
+    if found is None:
+        raise not_finite(problem, theta)
+    return found
 
 
 def lowest(team: Sequence[State]) -> int:
@@ -226,8 +246,15 @@ def lowest_first(problem: Problem, starts: Sequence[Vector]) -> list[Vector]:
     return [starts[i] for i in np.argsort(costs, kind="stable")]
 
 
-def first_look(problem: Problem, reduction: Reduction, theta: Vector | None = None) -> None:
-    """Refuse what the first sweep, at `theta` (p,), shows to be hopeless, and warn of what it shows to be rounded."""
+def first_look(problem: Problem, reduction: Reduction) -> None:
+    """Refuse what the first sweep, at the start, shows to be hopeless, and warn of what it shows to be rounded."""
+    check_rows(problem, reduction)
+    if not reduction.finite:
+        raise not_finite(problem, problem.parameters.start)
+
+
+def check_rows(problem: Problem, reduction: Reduction) -> None:
+    """Refuse what the first sweep shows of the rows to be hopeless, and warn of what it shows to be rounded."""
     for name in sorted(reduction.rounded):
         warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.")
     fewest = problem.parameters.fewest_rows
@@ -241,8 +268,6 @@ def first_look(problem: Problem, reduction: Reduction, theta: Vector | None = No
             "with it.",
             column=problem.columns.y,
         )
-    if not reduction.finite:
-        raise not_finite(problem, problem.parameters.start if theta is None else theta)
 
 
 def _squares_in_range(problem: Problem, reduction: Reduction) -> bool:
@@ -304,8 +329,8 @@ def speak_elsewhere(objective: Objective, parameters: Parameters, block: Block, 
     """Whether parameters that are `silent` (p,), for they move nothing at `theta` (p,), move the model elsewhere."""
     here = _evaluate(objective, block, theta)
     noise = 1e-9 * np.abs(here[np.isfinite(here)]).max(initial=0.0)
-    for values in np.random.default_rng(0).choice([0.0, 1e-9, -1e-9, 1.0, -1.0], (64, len(theta))):
-        there = np.where(silent, np.clip(values, parameters.lower, parameters.upper), theta)
+    for point in draw_in_units(_PROBES, parameters.lower, parameters.upper, parameters.start, block):
+        there = np.where(silent, point, theta)
         found = _evaluate(objective, block, there)
         if (np.isfinite(found) & (np.abs(found - here) > noise)).any():
             return True

@@ -16,10 +16,31 @@ from dask_nlsq._typing import Vector
 
 def not_finite(problem: Problem, theta: Vector) -> ModelError:
     """Return the error of a start `theta` (p,) that is not finite, after one more look at the rows."""
+    names, origins = problem.parameters.free, problem.source.info.origins
+    return explain(problem.objective, names, theta, _look(problem, theta), origins)
+
+
+def reason(problem: Problem, theta: Vector) -> str:
+    """Return in a sentence why a fit cannot begin at `theta` (p,), after one more look at the rows."""
+    start, found = _named(problem.parameters.free, theta), _look(problem, theta)
+    if not found:
+        return f"{_whole(problem.objective)} is not finite at the start p0={start}."
+    return _say(problem.objective, problem.parameters.free, found[0], start, "partition")
+
+
+def _look(problem: Problem, theta: Vector) -> list[Fault]:
     found: list[Fault] = []
     for _, answer in problem.executor.run(find_faults, problem.groups, problem.shipped, theta):
         found += [] if isinstance(answer, Failure) else answer
-    return explain(problem.objective, problem.parameters.free, theta, merge(found), problem.source.info.origins)
+    return merge(found)
+
+
+def _named(names: Sequence[str], theta: Vector) -> dict[str, float]:
+    return dict(zip(names, theta.tolist(), strict=True))
+
+
+def _whole(objective: Objective) -> str:
+    return f"The model{', the loss' * callable(objective.loss)} or its derivative"
 
 
 def explain(
@@ -39,12 +60,11 @@ def explain(
     part : str
         What a partition is called.
     """
-    start = dict(zip(names, theta.tolist(), strict=True))
+    start = _named(names, theta)
     if not found:
-        what = f"The model{', the loss' * callable(objective.loss)} or its derivative"
         sentences = [
-            f"{what} is not finite at the start p0={start}, although the data are. Start elsewhere with p0=, or keep "
-            "the model away from such values with bounds=."
+            f"{_whole(objective)} is not finite at the start p0={start}, although the data are. Start elsewhere "
+            "with p0=, or keep the model away from such values with bounds=."
         ]
     else:
         sentences = [_say(objective, names, fault, start, part) for fault in found]

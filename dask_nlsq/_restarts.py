@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,13 @@ from dask_nlsq._numerics.block import Block, lay
 from dask_nlsq._numerics.factor import factorise
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
+from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
+from dask_nlsq._numerics.starts import draw_in_units
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
+from dask_nlsq._refusal import reason
 from dask_nlsq._sample import Sample, draw_sample
 from dask_nlsq._sweep import Group, Ledger, Serial
 from dask_nlsq._typing import Matrix, Vector
@@ -124,6 +127,22 @@ def restart(
     return dataclasses.replace(second, history=history, beyond=None), seconds, (note,)
 
 
+def begin_elsewhere(
+    problem: Problem, solver: TrustRegion, theta: Vector, sample: Sample | None, bar: Progress, deadline: float | None
+) -> tuple[Vector | None, str]:
+    """Return a start for a fit that cannot begin at `theta` (p,), where the model is not finite, and what to say.
+
+    It is where the lowest few of the points that are drawn lead on a sample of the rows; None where no point is finite.
+    """
+    block = _ordered(_rows(problem, sample))
+    small, quick = _on_rows(problem, solver, block)
+    points = _draw(problem.parameters, block)
+    found = _follow(small, quick, points, bar, deadline)
+    if not found:
+        return None, ""
+    return found[0][0], f"{reason(problem, theta)} One of {DRAWS} other starts was taken."
+
+
 def _to_go_on(state: State) -> State:
     """Return a state that is tried from other starts where a limit is wider."""
     return dataclasses.replace(state, beyond=state.beyond or state)
@@ -200,28 +219,55 @@ def _look(
 ) -> tuple[Vector | None, int]:
     """Return a start that leads to a lower end on the rows, where there is one, and how many were tried."""
     assert state.point is not None and state.status is not None
-    rows = lay([block])[0]
-    small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (rows,))], ledger=Ledger())
-    quick = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
-    points = draw_starts(problem.parameters, block, DRAWS)
-    points = np.concatenate([state.point.theta[None], state.history[0].theta[None], points])
-    levels = np.array([_level(problem.objective, quick, rows, theta) for theta in points])
-    starts = [points[0], *(points[i] for i in _spread_out(points, levels))]
-    ends = lockstep(small, [fitted(quick, start, deadline) for start in starts], bar)
-    found = [final(end, solver.lower, solver.upper) for end in ends if end is not None and end.status is not None]
-    here = kernel.reduce_block(problem.objective, rows, state.point.theta, None).cost
+    small, quick = _on_rows(problem, solver, block)
+    points = _draw(problem.parameters, block)
+    tried = np.concatenate([state.history[0].theta[None], points])
+    found = _follow(small, quick, tried, bar, deadline, first=state.point.theta)
+    here = _cost(small, state.point.theta)
     believed = state.status.success and not problem.parameters.guessed
-    for theta, cost in sorted(found, key=lambda end: end[1]):
-        if cost >= (1 - _LOWER) * here or not np.isfinite(cost):
+    for theta, cost in found:
+        if cost >= (1 - _LOWER) * here:
             break
         if not believed or structured(problem.objective, block, theta) > _LIKELY:
-            return theta, len(points) - 1
-    return None, len(points) - 1
+            return theta, len(tried)
+    return None, len(tried)
 
 
-def _level(objective: Objective, solver: TrustRegion, rows: Block, theta: Vector) -> float:
+def _on_rows(problem: Problem, solver: TrustRegion, block: Block) -> tuple[Problem, TrustRegion]:
+    """Return the problem of some rows in this process, and a solver that ends soon."""
+    small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (lay([block])[0],))], ledger=Ledger())
+    return small, dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
+
+
+def _follow(
+    problem: Problem,
+    solver: TrustRegion,
+    points: Matrix,
+    bar: Progress,
+    deadline: float | None,
+    first: Vector | None = None,
+) -> list[tuple[Vector, float]]:
+    """Return where the lowest few of the points lead, and `first` (p,), with the cost there, the lowest first."""
+    levels = np.array([_level(problem, solver, theta) for theta in points])
+    starts = [points[i] for i in _spread_out(points, levels)]
+    starts = starts if first is None else [first, *starts]
+    ends = lockstep(problem, [fitted(solver, start, deadline) for start in starts], bar)
+    found = [final(end, solver.lower, solver.upper) for end in ends if end is not None and end.status is not None]
+    return sorted((end for end in found if np.isfinite(end[1])), key=lambda end: end[1])
+
+
+def _reduce(problem: Problem, theta: Vector) -> Reduction:
+    ((block,),) = [group.partitions for group in problem.groups]
+    return kernel.reduce_block(problem.objective, block, theta, None)
+
+
+def _cost(problem: Problem, theta: Vector) -> float:
+    return _reduce(problem, theta).cost
+
+
+def _level(problem: Problem, solver: TrustRegion, theta: Vector) -> float:
     """Return the cost at a point with the linear parameters at their best; infinite where it is not finite."""
-    reduction = kernel.reduce_block(objective, rows, theta, None)
+    reduction = _reduce(problem, theta)
     if not reduction.finite or np.abs(reduction.gram).max() > _LARGEST:
         return float("inf")
     return solver.level(theta, reduction)
@@ -238,36 +284,5 @@ def _spread_out(points: Matrix, levels: Vector) -> list[int]:
     return chosen
 
 
-def draw_starts(parameters: Parameters, block: Block, n: int) -> Matrix:
-    """Return points (n, p) in the units of the data and of the bounds, each parameter drawn from a few kinds of places.
-
-    These are the ranges of x, fractions of them and their inverses, the range of y, and what surrounds the start.
-    """
-    rng = np.random.default_rng([0, 3])
-    points = np.column_stack([_draw(rng, n, block, float(value)) for value in parameters.start])
-    lower, upper = parameters.lower, parameters.upper
-    inside = np.isfinite(lower) & np.isfinite(upper)
-    between = rng.uniform(np.where(inside, lower, 0.0), np.where(inside, upper, 1.0), points.shape)
-    points = np.where(inside, between, points)
-    below, above = points < lower, points > upper  # are reflected
-    points = np.where(below, 2.0 * np.where(below, lower, 0.0) - points, points)
-    points = np.where(above, 2.0 * np.where(above, upper, 0.0) - points, points)
-    return np.clip(points, lower, upper)
-
-
-def _draw(rng: np.random.Generator, n: int, block: Block, start: float) -> Vector:
-    """Return n values of one parameter."""
-    column = block.x[0] if len(block.x) == 1 else np.concatenate(block.x)
-    low, high = float(column.min()), float(column.max())
-    span, size = (high - low) or abs(high) or 1.0, max(abs(low), abs(high)) or 1.0
-    decades = 10.0 ** rng.uniform(-2, 0.5, n)
-    kinds: Sequence[Vector] = (
-        rng.uniform(low, high, n),  # a place on the axis
-        span * decades,  # a width
-        10.0 ** rng.uniform(-0.5, 2, n) / span,  # a rate or a frequency
-        size * 10.0 ** rng.uniform(-1, 1, n),
-        10.0 ** rng.uniform(-1, 1, n),  # an exponent or a shape
-        (start or 1.0) * 10.0 ** rng.uniform(-1, 1, n),
-        start + (abs(start) or 1.0) * rng.normal(0, 1, n),
-    )
-    return np.stack(kinds)[rng.integers(0, len(kinds), n), np.arange(n)]
+def _draw(parameters: Parameters, block: Block) -> Matrix:
+    return draw_in_units(DRAWS, parameters.lower, parameters.upper, parameters.start, block)

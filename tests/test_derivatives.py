@@ -1,6 +1,7 @@
 """Derivatives that are not finite although the model is: found, replaced by differences, and said."""
 
 import pickle
+import re
 
 import dask.dataframe as dd
 import jax
@@ -316,6 +317,15 @@ REFUSED = {
         [1, 0.5],
         r"in 14 rows.*row 0 of partition 0.*x=-1\.5 the model gives nan",
     ),
+    "NumPy": (
+        lambda x, a, k: a * np.asarray(x) ** np.float64(k),
+        [1, 0.5],
+        r"in 14 rows.*row 0 of partition 0.*nan_policy=\"omit\" drops",
+    ),
+}
+
+
+ELSEWHERE = {
     "a logarithm": (lambda x, a, b: a + jnp.log(x - b), [1, 15.0], r"in 153 rows.*row 0 of partition 0"),
     "overflow": (
         lambda x, a, b: a * jnp.exp(b * x),
@@ -332,12 +342,11 @@ REFUSED = {
         [1, -1.0],
         r"in 200 rows, although the model is, and that does not change",
     ),
-    "NumPy": (
-        lambda x, a, k: a * np.asarray(x) ** np.float64(k),
-        [1, 0.5],
-        r"in 14 rows.*row 0 of partition 0.*nan_policy=\"omit\" drops",
-    ),
 }
+"""Models that are not finite at a start, and are at others."""
+
+TRUE = {"a logarithm": -4.0, "overflow": 0.3, "an infinite derivative": 4.0, "a parameter out of its domain": 4.0}
+NOISE = 0.01 * np.cos(90 * np.linspace(-1.5, 20, 200))
 
 
 @pytest.mark.parametrize("where", ["threads", "client"])
@@ -353,6 +362,21 @@ def test_a_start_that_is_refused_names_its_rows(name, where, request):
         dd.from_pandas(frame, npartitions=2).nlsq.fit(model, p0=start)
 
 
+@pytest.mark.parametrize("where", ["threads", "client", "path"])
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_start_that_is_not_finite_is_left_for_one_that_is(name, where, request, tmp_path):
+    if where == "client":
+        request.getfixturevalue("client")
+    model, start, match = ELSEWHERE[name]
+    x = np.linspace(-1.5, 20, 200)
+    rows = dd.from_pandas(pd.DataFrame({"x": x, "y": model(x, 2.0, TRUE[name]) + NOISE}), npartitions=2)
+    if where == "path":
+        rows.to_parquet(tmp_path, write_index=False)
+    result = dask_nlsq.fit(model, data=tmp_path if where == "path" else rows, p0=start)
+    assert result.success and abs(result.popt[0] - 2.0) < 0.01
+    assert re.search(f"(?s)not finite at the start p0=.*{match}.*of 512 other starts", " ".join(result.notes))
+
+
 def test_a_stream_names_the_rows_too():
     x = np.linspace(-1.5, 20, 200)
     with pytest.raises(ModelError, match=r"in 14 rows.*row 0 of batch 0.*x=-1\.5"):
@@ -361,5 +385,7 @@ def test_a_stream_names_the_rows_too():
 
 def test_dates_are_said_to_be_seconds():
     frame = pd.DataFrame({"when": pd.date_range("2024-02-01", periods=10, freq="14D"), "visits": np.arange(10.0)})
+    result = frame.nlsq.fit(lambda when, first, rate: first * jnp.exp(rate * when), y="visits", p0=[100, 0.01])
+    assert "'when' holds dates; the model saw seconds since 2024-02-01" in " ".join(result.notes)
     with pytest.raises(ModelError, match="'when' holds dates, which the model saw as seconds since 2024-02-01"):
-        frame.nlsq.fit(lambda when, first, rate: first * jnp.exp(rate * when), y="visits", p0=[100, 0.01])
+        frame.nlsq.fit(lambda when, first, rate: first * (-when - 1) ** rate, y="visits", p0=[100, 0.5])

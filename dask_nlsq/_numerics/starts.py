@@ -1,4 +1,4 @@
-"""Starts: points from which a search begins, spread over the bounds so that none lies far from all of them.
+"""Starts: points from which a search begins, spread over the bounds, or over what the data suggest.
 
 A low-discrepancy sequence covers p dimensions, and each of them alone, more evenly than independent draws do. Where
 bounds of one sign span three decades and more, the logarithm is what is spread evenly: a rate between 1e-3 and
@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from dask_nlsq._errors import BoundsError
+from dask_nlsq._numerics.block import Block
 from dask_nlsq._typing import Matrix, Vector
 
 _DECADES = 1000.0
@@ -27,6 +28,34 @@ def draw_starts(sampler: str, n: int, lower: Vector, upper: Vector, first: Vecto
     else:
         cube = (qmc.Halton if sampler == "halton" else qmc.LatinHypercube)(p, seed=rng).random(n)
     return np.concatenate([first[None], _into(cube[: n - 1], lower, upper)])
+
+
+def draw_in_units(n: int, lower: Vector, upper: Vector, start: Vector, block: Block) -> Matrix:
+    """Return points (n, p) in the units of the data and of the bounds, each parameter drawn from a few kinds of places.
+
+    These are the ranges of x, fractions of them and their inverses, and what surrounds the `start` (p,).
+    """
+    rng = np.random.default_rng([0, 3])
+    points = np.column_stack([_draw(rng, n, block, value) for value in start.tolist()])
+    inside = np.isfinite(lower) & np.isfinite(upper)
+    between = rng.uniform(np.where(inside, lower, 0.0), np.where(inside, upper, 1.0), points.shape)
+    points = np.where(inside, between, points)
+    below, above = points < lower, points > upper  # are reflected
+    points = np.where(below, 2.0 * np.where(below, lower, 0.0) - points, points)
+    points = np.where(above, 2.0 * np.where(above, upper, 0.0) - points, points)
+    return np.clip(points, lower, upper)
+
+
+def inside(start: Vector, lower: Vector, upper: Vector) -> Vector:
+    """Return a start (p,) in which every parameter that lies outside its bounds, or at one, is well inside of them.
+
+    As in SciPy that is the middle where both bounds are finite, else 1 away from the bound.
+    """
+    with np.errstate(invalid="ignore"):
+        middle = 0.5 * lower + 0.5 * upper
+    beside = np.where(np.isfinite(lower), lower + 1.0, np.where(np.isfinite(upper), upper - 1.0, start))
+    well = np.where(np.isfinite(middle), middle, beside)
+    return np.where((lower < start) & (start < upper), start, well)
 
 
 def check_bounds(names: Sequence[str], lower: Vector, upper: Vector) -> None:
@@ -58,3 +87,22 @@ def _into(cube: Matrix, lower: Vector, upper: Vector) -> Matrix:
         else:
             points[:, j] = low + cube[:, j] * (high - low)
     return np.clip(points, lower, upper)
+
+
+def _draw(rng: np.random.Generator, n: int, block: Block, start: float) -> Vector:
+    """Return n values of one parameter."""
+    column = np.concatenate(block.x)
+    column = column[np.isfinite(column)]
+    low, high = (float(column.min()), float(column.max())) if len(column) else (0.0, 1.0)
+    span, size = (high - low) or abs(high) or 1.0, max(abs(low), abs(high)) or 1.0
+    decades = 10.0 ** rng.uniform(-2, 0.5, n)
+    kinds = (
+        rng.uniform(low, high, n),  # a place on the axis
+        span * decades,  # a width
+        10.0 ** rng.uniform(-0.5, 2, n) / span,  # a rate or a frequency
+        size * 10.0 ** rng.uniform(-1, 1, n),
+        10.0 ** rng.uniform(-1, 1, n),  # an exponent or a shape
+        (start or 1.0) * 10.0 ** rng.uniform(-1, 1, n),
+        start + (abs(start) or 1.0) * rng.normal(0, 1, n),
+    )
+    return np.stack(kinds)[rng.integers(0, len(kinds), n), np.arange(n)]
