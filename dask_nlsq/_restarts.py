@@ -8,6 +8,8 @@ noise gains:
 .. math:: F = \frac{\sum_k |Q_k^T r_k|^2 / (Kp - p)}{(|r|^2 - \sum_k |Q_k^T r_k|^2) / (n - Kp)}
 
 follows the F distribution (Chow 1960, doi:10.2307/1910133), :math:`Q_k` spanning the columns of the Jacobian of run k.
+Where it does not, residuals of neighbours are alike too: the squared differences of their ranks sum up to less than
+twice the squared deviations of the ranks (Bartels 1982, doi:10.1080/01621459.1982.10477764).
 
 Where an end does not, the cost is looked up at many points that are drawn from the ranges of the data, with the
 parameters in which the model is linear at their best, and the lowest few of them are followed. A lower minimum is taken
@@ -59,6 +61,9 @@ _MOST = 60
 _RUNS = 12
 """Runs into which the rows are cut, at most: enough to see an oscillation, with enough rows in each."""
 
+_FEW = 20
+"""Rows, beside one a parameter, below which their order says too little."""
+
 _UNLIKELY, _LIKELY = 1e-6, 1e-3
 """Probability of the statistic, were the residuals noise, below which an end does not explain the data, and from which
 another one does."""
@@ -68,6 +73,9 @@ _NOTHING = 0.01
 
 _LARGEST = 1e280
 """Sum of squares beyond which a point is left out: what is made of it may be beyond float64."""
+
+_HIDDEN = 1e-12
+"""Share of the cost at a point below which rounding hides what the linear parameters would leave of it."""
 
 _ROUNDING = 1e-20
 """Cost beside the squares of y at which a model explains all there is."""
@@ -192,9 +200,31 @@ def _fault(state: State) -> str | None:
 
 def structured(objective: Objective, block: Block, theta: Vector) -> float:
     """Return how probable the residuals of rows in order of x are, were they noise; 1 where rows are too few to say."""
+    if objective.robust:
+        return 1.0
+    return min(_runs(objective, block, theta), _neighbours(objective, block, theta))
+
+
+def _neighbours(objective: Objective, block: Block, theta: Vector) -> float:
+    """Return how probable it is that residuals of neighbours are no farther from each other in rank."""
+    n = block.rows
+    if n < _FEW + objective.n_parameters:
+        return 1.0
+    residual = kernel.predict_block(objective, block, np.array(objective.expand(theta.tolist()), float)) - block.y
+    ranks = stats.rankdata(residual if block.weight is None else residual * block.weight)
+    spread = np.sum((ranks - ranks.mean()) ** 2)
+    if not np.isfinite(residual).all() or spread == 0:
+        return 1.0
+    ratio = np.sum(np.diff(ranks) ** 2) / spread
+    variance = 4.0 * (n - 2) * (5.0 * n**2 - 2.0 * n - 9.0) / (5.0 * n * (n + 1.0) * (n - 1.0) ** 2)
+    return float(stats.norm.cdf((ratio - 2.0) / np.sqrt(variance)))
+
+
+def _runs(objective: Objective, block: Block, theta: Vector) -> float:
+    """Return how probable it is that fits of single runs gain no less."""
     p, n = objective.n_parameters, block.rows
     count = min(_RUNS, n // (2 * p + 2))
-    if count < 3 or objective.robust:
+    if count < 3:
         return 1.0
     bounds = np.linspace(0, n, count + 1).astype(int)
     runs = [block.take(slice(a, b)) for a, b in itertools.pairwise(bounds.tolist())]
@@ -252,8 +282,9 @@ def _follow(
     starts = [points[i] for i in _spread_out(points, levels)]
     starts = starts if first is None else [first, *starts]
     ends = lockstep(problem, [fitted(solver, start, deadline) for start in starts], bar)
-    found = [final(end, solver.lower, solver.upper) for end in ends if end is not None and end.status is not None]
-    return sorted((end for end in found if np.isfinite(end[1])), key=lambda end: end[1])
+    found = [final(end, solver.lower, solver.upper)[0] for end in ends if end is not None and end.status is not None]
+    costs = [(theta, _cost(problem, theta)) for theta in found]
+    return sorted((end for end in costs if np.isfinite(end[1])), key=lambda end: end[1])
 
 
 def _reduce(problem: Problem, theta: Vector) -> Reduction:
@@ -270,7 +301,7 @@ def _level(problem: Problem, solver: TrustRegion, theta: Vector) -> float:
     reduction = _reduce(problem, theta)
     if not reduction.finite or np.abs(reduction.gram).max() > _LARGEST:
         return float("inf")
-    return solver.level(theta, reduction)
+    return max(solver.level(theta, reduction), _HIDDEN * reduction.cost)
 
 
 def _spread_out(points: Matrix, levels: Vector) -> list[int]:

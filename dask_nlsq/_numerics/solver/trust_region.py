@@ -48,7 +48,8 @@ step to a half. What creeps towards a minimum that lies nowhere would go on unti
 
 
 _SPENT = 250
-"""Sweeps after which an attempt is followed by the next, where the linear parameters are known."""
+"""Sweeps after which an attempt is given up, where the linear parameters are known; the last, where second derivatives
+are, without which some creep for long."""
 
 
 _POLISH = 3
@@ -358,7 +359,8 @@ class TrustRegion:
             history=(*state.history, self._record(state, reduction, remains, True)),
             status=self._judge(state, point, remains, patience, gain),
         )
-        spent = state.attempt < len(_RADII) - 1 and found.nsweeps - state.begun > _SPENT and self.linearity is not None
+        spent = found.nsweeps - state.begun > _SPENT and self.linearity is not None
+        spent = spent and (self.second_order or state.attempt < len(_RADII) - 1)
         if found.status is None and (found.idle or spent):
             return dataclasses.replace(found, status=Status.STALLED)
         return found
