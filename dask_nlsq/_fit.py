@@ -17,9 +17,10 @@ from scipy.optimize import OptimizeResult
 
 from dask_nlsq._checkpoint import from_text
 from dask_nlsq._descent import optimizer_of
+from dask_nlsq._determined import went_silent
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._facts import dry_run, gather_facts, speed
-from dask_nlsq._minimise import lowest, race, stopped, verify, went_silent
+from dask_nlsq._minimise import lowest, race, stopped, verify
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import MANY_ROWS
 from dask_nlsq._numerics.linearity import linearity
@@ -378,7 +379,7 @@ def _solver(
         gtol=config.gtol,
         max_nfev=config.max_nfev or sys.maxsize,
         linearity=linearity(objective),
-        second_order=objective.jacobian != "numeric" and not objective.robust,
+        second_order=not objective.robust,
     )
 
 

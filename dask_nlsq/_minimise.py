@@ -18,36 +18,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import DataError, NlsqError, TooFewRows, warn
-from dask_nlsq._numerics import kernel
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request
-from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, residual_noise, stop, unit
-from dask_nlsq._numerics.starts import draw_in_units
+from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, stop
 from dask_nlsq._numerics.status import Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
 from dask_nlsq._refusal import not_finite
 from dask_nlsq._run import Run
-from dask_nlsq._sample import Sample, draw_sample
+from dask_nlsq._sample import Sample
 from dask_nlsq._sweep import Group, Ledger, Partial, Serial, sweep, sweep_each
 from dask_nlsq._sweep.task import Answer
 from dask_nlsq._typing import Vector
 
 log = logging.getLogger("dask_nlsq")
 
-
-_ABOVE = 1e3
-"""Least move of the model, beside the rounding of y, by which a column of J is tried where data have no noise."""
-
-_PROBES = 64
-"""Points at which parameters that move nothing are tried."""
 
 _ALIKE = 1e-9
 """Relative difference of two costs that is none: that of a model whose parts can change places."""
@@ -278,69 +266,6 @@ def _squares_in_range(problem: Problem, reduction: Reduction) -> bool:
     return bool(
         1e-290 < weight < 1e290 and square < 1e290 and (square > 1e-280 or reduction.mean == reduction.spread == 0)
     )
-
-
-def went_silent(problem: Problem, state: State) -> bool:
-    """Whether parameters that move nothing where the fit ended would do so elsewhere.
-
-    A parameter that the model does not use moves nothing anywhere; its variance is infinite, and the fit is none
-    the worse for it. Where others silence it (a product of two zeros, the exponential of a large number), the
-    gradient is zero and the end is no answer.
-    """
-    assert state.point is not None
-    silent = ~state.point.factor.r.any(axis=0)
-    if not silent.any():
-        return False
-    block = draw_sample(problem.executor, problem.groups, len(problem.source.partitions), 1024).block
-    return speak_elsewhere(problem.objective, problem.parameters, block, state.point.theta, silent)
-
-
-def faded(problem: Problem, solver: TrustRegion, state: State) -> npt.NDArray[np.bool_]:
-    """Return which parameters have columns of J that say nothing of how far they may go, (p,).
-
-    A column of J is believed where moving its parameter by :math:`h = s / |J_j|`, which would change the residuals by
-    one standard deviation in all, changes the cost by what the column says, within a factor of ten. A square whose
-    best root is zero, or a frequency whose amplitude has vanished, moves the model by far more, or less. Only
-    parameters that are small beside h are tried.
-    """
-    point = state.point
-    assert point is not None
-    found, norms = np.zeros(len(point.theta), bool), np.linalg.norm(point.factor.r, axis=0)
-    linear = found if solver.linearity is None else solver.linearity.linear
-    rounding = residual_noise(point.reduction) * np.sqrt(point.reduction.rows)
-    s = max(unit(point.reduction, point.factor.p, solver.absolute_sigma), _ABOVE * rounding)
-    steps = np.divide(s, norms, out=np.zeros_like(norms), where=norms > 0)
-    tried = np.flatnonzero((np.abs(point.theta) < 0.1 * steps) & ~linear & np.isfinite(steps))
-    if not len(tried):
-        return found
-    block = draw_sample(problem.executor, problem.groups, len(problem.source.partitions), 1024).block
-    here = kernel.reduce_block(problem.objective, block, point.theta, None)
-    for j in tried.tolist():
-        ends = point.theta + np.array([[-1.0], [1.0]]) * np.where(np.arange(len(found)) == j, steps, 0.0)
-        ends = np.clip(ends, solver.lower, solver.upper)
-        moves = ends[:, j] - point.theta[j]
-        rise = sum(kernel.reduce_block(problem.objective, block, end, None).cost - here.cost for end in ends)
-        expected = float(here.gram[j, -1] * moves.sum() + 0.5 * here.gram[j, j] * np.sum(moves**2))
-        found[j] = not 0.1 * expected <= rise <= 10.0 * expected
-    return found
-
-
-def speak_elsewhere(objective: Objective, parameters: Parameters, block: Block, theta: Vector, silent: Any) -> bool:
-    """Whether parameters that are `silent` (p,), for they move nothing at `theta` (p,), move the model elsewhere."""
-    here = _evaluate(objective, block, theta)
-    noise = 1e-9 * np.abs(here[np.isfinite(here)]).max(initial=0.0)
-    for point in draw_in_units(_PROBES, parameters.lower, parameters.upper, parameters.start, block):
-        there = np.where(silent, point, theta)
-        found = _evaluate(objective, block, there)
-        if (np.isfinite(found) & (np.abs(found - here) > noise)).any():
-            return True
-    return False
-
-
-def _evaluate(objective: Objective, block: Block, theta: Vector) -> Vector:
-    """Return the model at some rows, from the free parameters."""
-    with np.errstate(all="ignore"):
-        return kernel.predict_block(objective, block, np.array(objective.expand(theta.tolist()), float))
 
 
 def _tell(state: State, seconds: float) -> None:

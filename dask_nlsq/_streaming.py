@@ -18,8 +18,8 @@ import pandas as pd
 
 from dask_nlsq._checkpoint import archive, to_text, versions
 from dask_nlsq._descent import descend, optimizer_of
+from dask_nlsq._determined import speak_elsewhere
 from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, one_of, warn
-from dask_nlsq._minimise import speak_elsewhere
 from dask_nlsq._numerics import faults, inference, inspection, kernel
 from dask_nlsq._numerics.block import Block, concatenate
 from dask_nlsq._numerics.objective import Objective

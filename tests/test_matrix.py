@@ -32,14 +32,14 @@ def assert_same(result, base, scale=1.0, tolerance=1e-6):
 
 
 def assert_same_or_refused(solve, base, scale):
-    """The same digits, an error, or an ending that is no success: never the start as an answer."""
+    """The same digits, an error, or an ending that is no success or determines nothing: never the start as an answer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OptimizeWarning)
         try:
             result = solve()
         except NlsqError:
             return
-    if result.success:
+    if result.success and np.isfinite(result.stderr).any():
         assert_same(result, base, scale)
 
 
@@ -261,7 +261,7 @@ class TestStart:
     def test_absent(self):
         assert_same(dask_nlsq.fit(decay, T, Y), PLAIN)
         between = dask_nlsq.fit(decay, T, Y, bounds={"amplitude": (2, 10), "rate": (0.1, 0.9)})
-        np.testing.assert_array_equal(between.history.loc[1, ["amplitude", "rate", "offset"]], [2, 0.9, 0])
+        np.testing.assert_array_equal(between.history.loc[1, ["amplitude", "rate", "offset"]], [6, 0.5, 0])
 
 
 @pytest.mark.parametrize(

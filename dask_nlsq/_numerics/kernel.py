@@ -63,11 +63,12 @@ def reduce_blocks(
 
     With `second`, the sums hold the curvature with the second derivatives of the model too.
     """
-    if second and objective.jacobian != "numeric" and not objective.robust:
+    second = second and not objective.robust
+    if second and objective.jacobian != "numeric":
         objective = once(objective, "second", lambda: dataclasses.replace(objective, second=True))
     with jax.enable_x64(True):
         if objective.jacobian == "numeric":
-            return [numeric.reduce_block(objective, block, theta, whitening) for block in blocks]
+            return [numeric.reduce_block(objective, block, theta, whitening, second) for block in blocks]
         found: list[list[Reduction]] = [[] for _ in blocks]
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
         for where, numbers, slab in device.place(blocks, objective.tile, _room(objective)):

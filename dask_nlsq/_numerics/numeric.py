@@ -50,6 +50,9 @@ _BENT_ONCE = 1e-2
 _DROWNED = 1e-9
 """First difference, relative to f, below which a step is too short: rounding takes more than six of its digits."""
 
+_BEND = 1e-4
+"""Change of the model, beside itself, that a step for differences of the Jacobian makes."""
+
 _TRIES = 8
 """Steps tried for one column."""
 
@@ -66,13 +69,18 @@ _SHORTER = 1e-3
 """By what a step is shortened that leads to where the model is not finite, or bends on the one side that is."""
 
 
-def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
-    """Sweep one block at `theta` (p,), with the Jacobian multiplied by `whitening` (p, p) where given."""
+def reduce_block(
+    objective: Objective, block: Block, theta: Vector, whitening: Matrix | None, second: bool = False
+) -> Reduction:
+    """Sweep one block at `theta` (p,), with the Jacobian multiplied by `whitening` (p, p) where given.
+
+    With `second`, the curvature holds the second derivatives of the model too, as differences of the Jacobian.
+    """
     total = empty(objective, block)
     for start in range(0, block.rows, PIECE):
         piece = block.take(slice(start, start + PIECE)).wide()
         with np.errstate(all="ignore"):
-            total = total.combine(_reduce_piece(objective, piece, theta, whitening).placed(row=start))
+            total = total.combine(_reduce_piece(objective, piece, theta, whitening, second).placed(row=start))
     return total
 
 
@@ -113,12 +121,15 @@ def check_rows(objective: Objective, x: tuple[Vector, ...], points: Matrix) -> t
     return np.array(whole), np.array(single)
 
 
-def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
+def _reduce_piece(
+    objective: Objective, block: Block, theta: Vector, whitening: Matrix | None, second: bool
+) -> Reduction:
     p = len(theta)
     f = values(objective, block.x, list(objective.expand(theta.tolist())))
     w = np.ones(block.rows) if block.weight is None else block.weight
     jac, taken = whole_jacobian(objective, block.x, theta, f, w)  # each (p, rows)
     flat = (taken & (jac == 0)).sum(axis=1)
+    bends = second_derivatives(objective, block.x, theta, f, jac, w**2 * (f - block.y)) if second else None
     if whitening is not None:
         jac = whitening.T @ jac
     w2, residual = w**2, f - block.y
@@ -132,6 +143,8 @@ def _reduce_piece(objective: Objective, block: Block, theta: Vector, whitening: 
     gram = (a * (w2 * slope)) @ a.T
     if not objective.robust:
         cost = 0.5 * float(gram[p, p])
+    if bends is not None:
+        curvature = gram[:p, :p] + (bends if whitening is None else whitening.T @ bends @ whitening)
     columns = (*block.x, block.y) if block.weight is None else (*block.x, block.y, block.weight)
     weight = float(w2.sum())
     mean = float((w2 * block.y).sum() / weight) if weight > 0 else 0.0
@@ -166,6 +179,26 @@ def whole_jacobian(
 
     mended = difference.mend(evaluate, theta, f, jac)
     return mended, np.isfinite(mended) & ~np.isfinite(jac)
+
+
+def second_derivatives(
+    objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector, jac: Matrix, residual: Vector
+) -> Matrix | None:
+    """Return the second derivatives of the model, weighted by the residuals (rows,) and summed up; (p, p).
+
+    They are central differences of the Jacobian; None where those are not finite.
+    """
+    reach = np.linalg.norm(f) / np.where(jac.any(axis=1), np.linalg.norm(jac, axis=1), np.inf)
+    found = np.empty((len(theta), len(theta)))
+    for j, value in enumerate(theta):
+        ends = theta + np.array([[-1.0], [1.0]]) * np.where(np.arange(len(theta)) == j, _BEND * reach[j], 0.0)
+        if ends[1, j] == ends[0, j]:
+            ends[:, j] += (-_STEP * (abs(value) or 1.0), _STEP * (abs(value) or 1.0))
+        behind, ahead = (
+            _jacobian(objective, x, end, values(objective, x, list(objective.expand(end.tolist())))) for end in ends
+        )
+        found[j] = (ahead - behind) @ residual / (ends[1, j] - ends[0, j])
+    return 0.5 * (found + found.T) if np.isfinite(found).all() else None
 
 
 def _jacobian(objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector) -> Matrix:

@@ -101,6 +101,7 @@ def _draw(rng: np.random.Generator, n: int, block: Block, start: float) -> Vecto
         span * decades,  # a width
         10.0 ** rng.uniform(-0.5, 2, n) / span,  # a rate or a frequency
         size * 10.0 ** rng.uniform(-1, 1, n),
+        10.0 ** rng.uniform(-1, 1, n) / size,
         10.0 ** rng.uniform(-1, 1, n),  # an exponent or a shape
         (start or 1.0) * 10.0 ** rng.uniform(-1, 1, n),
         start + (abs(start) or 1.0) * rng.normal(0, 1, n),
