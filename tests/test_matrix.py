@@ -32,7 +32,7 @@ def assert_same(result, base, scale=1.0, tolerance=1e-6):
 
 
 def assert_same_or_refused(solve, base, scale):
-    """The same digits, an error, or an ending that is no success or determines nothing: never the start as an answer."""
+    """The same digits, an error, or an end that is no success or determines nothing: never the start as an answer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OptimizeWarning)
         try:
