@@ -41,9 +41,13 @@ _LINEAR = frozenset(
         "reshape",
         "rev",
         "slice",
+        "split",
         "squeeze",
+        "stack",
         "sub",
+        "tile",
         "transpose",
+        "unstack",
     ]
 )
 """Operations that are linear in all their operands together."""
