@@ -33,6 +33,9 @@ _ABOVE = 1e3
 _WEAK = 1e-6
 """Singular value of J, its columns scaled to unit length, beside the largest, from which a direction is tried."""
 
+_BLURRED = 1e-8
+"""The same, below which a Jacobian of differences says nothing."""
+
 _AS_SAID = 10.0
 """Factor within which the cost changes by what the slope says."""
 
@@ -49,16 +52,17 @@ def determined(problem: Problem, solver: TrustRegion, state: State) -> Factor:
     assert point is not None
     factor = point.factor.without(faded(problem, solver, state))
     u, sigma, vt = factor.svd
-    weak = np.flatnonzero(factor.determined & (sigma < _WEAK * sigma[0]))
-    whitening = factor.whitening()
-    if not len(weak) or whitening is None:
-        return factor
-    block = _some_rows(problem)
-    here = kernel.reduce_block(problem.objective, block, point.theta, whitening.s)
-    s = _move(solver, state)
     kept = sigma.copy()
+    if problem.objective.jacobian == "numeric" and problem.objective.jac is None:
+        kept[sigma < _BLURRED * sigma[0]] = 0.0
+    weak = np.flatnonzero(factor.determined & (kept > 0) & (sigma < _WEAK * sigma[0]))
+    if not len(weak) and (kept == sigma).all():
+        return factor
+    block, directions = _some_rows(problem), (vt.T / np.maximum(sigma, np.finfo(float).tiny)) / factor.norms[:, None]
+    here = kernel.reduce_block(problem.objective, block, point.theta, directions)
+    s = _move(solver, state)
     for i in weak.tolist():
-        step = s * whitening.s[:, i]
+        step = s * directions[:, i]
         room = _room(point.theta, step, solver.lower, solver.upper)
         if (room < _ROOM).any():
             continue

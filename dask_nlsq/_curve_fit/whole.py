@@ -19,6 +19,7 @@ from dask_nlsq._curve_fit.data import Data, check
 from dask_nlsq._curve_fit.output import Output
 from dask_nlsq._curve_fit.sigma import whitener
 from dask_nlsq._errors import ModelError, SweepError
+from dask_nlsq._numerics.linearity import Linearity, find
 from dask_nlsq._typing import Vector
 
 
@@ -27,8 +28,9 @@ class Whole:
 
     row_wise = True
 
-    def __init__(self, evaluate: Callable[[Vector], Any]) -> None:
+    def __init__(self, evaluate: Callable[[Vector], Any], linearity: Linearity | None = None) -> None:
         self.evaluate = evaluate
+        self.linearity = linearity
         self.known: collections.OrderedDict[tuple[float, ...], Any] = collections.OrderedDict()
 
     def __call__(self, rows: Any, *theta: Any) -> Any:
@@ -59,7 +61,7 @@ def fit_whole(call: Call, data: Data) -> Output:
     def column(value: Any) -> Any:
         return _padded(whiten(np.broadcast_to(np.asarray(value, float), shape)), call.p)
 
-    model = Whole(lambda theta: column(_precise(call.bounded, x, theta)))
+    model = Whole(lambda theta: column(_precise(call.bounded, x, theta)), _linearity(call, x, first))
     model.known[tuple(call.p0.tolist())] = column(first)
     derivative = _traced(call, x, first, shape) if call.jac is None else call.jac
 
@@ -97,6 +99,16 @@ def _shape(value: Any, y: Vector) -> tuple[int, ...]:
 def _padded(a: Any, p: int) -> Any:
     """Add rows of zeros up to p of them: they change nothing, and the solver wants as many as parameters."""
     return np.concatenate([a, np.zeros((p - len(a), *a.shape[1:]))]) if len(a) < p else a
+
+
+def _linearity(call: Call, x: Any, first: Any) -> Linearity | None:
+    """Return in which parameters a function that gives `first` at the start is linear, where JAX can say so."""
+    if not isinstance(first, jax.Array):
+        return None
+    try:
+        return find(lambda theta: call.f(x, *theta), call.p)
+    except Exception:  # as below
+        return None
 
 
 def _traced(call: Call, x: Any, first: Any, shape: tuple[int, ...]) -> Callable[..., Any] | None:

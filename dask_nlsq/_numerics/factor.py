@@ -18,6 +18,7 @@ import functools
 
 import numpy as np
 import numpy.typing as npt
+from scipy import linalg
 
 from dask_nlsq._numerics import lapack
 from dask_nlsq._numerics.request import Whitening
@@ -92,13 +93,25 @@ class Factor:
         rows: Vector = np.linalg.norm(vt[seen].T / sigma[seen], axis=1) / self.norms
         return rows
 
-    def whitening(self) -> Whitening | None:
-        """Return the S for the next sweep, or None where scaling alone will do."""
-        _, sigma, vt = self.svd
+    def whitening(self, first: npt.NDArray[np.bool_] | None = None) -> Whitening | None:
+        """Return the S for the next sweep, or None where scaling alone will do.
+
+        The columns of S that belong to the `first` parameters, (p,), mix no other columns of J, so that those of
+        another point do not hide what these alone explain.
+        """
+        sigma = self.svd[1]
         if self.reliable and sigma[-1] * _WHITEN_ABOVE > sigma[0]:
             return None
-        sigma = np.maximum(sigma, EPS * max(sigma[0], EPS))
-        return Whitening((vt.T / sigma) / self.norms[:, None], (sigma[:, None] * vt) * self.norms)
+        order = np.arange(self.p) if first is None else np.argsort(~first, kind="stable")
+        scaled = self.r[:, order] / self.norms[order]
+        r: Matrix = np.linalg.qr(scaled)[1]
+        least = EPS * max(float(np.linalg.norm(r, axis=0).max(initial=0.0)), EPS)
+        own = r.diagonal()
+        r[np.diag_indices(self.p)] = np.where(np.abs(own) < least, np.where(own < 0, -least, least), own)
+        s, inverse = np.zeros((self.p, self.p)), np.zeros((self.p, self.p))
+        s[order] = linalg.solve_triangular(r, np.eye(self.p)) / self.norms[order][:, None]
+        inverse[:, order] = r * self.norms[order]
+        return Whitening(s, inverse)
 
 
 def factorise(
@@ -122,7 +135,7 @@ def factorise(
     p = len(gradient)
     reference = np.zeros(p) if reference is None else reference
     squares = g.diagonal()
-    scale = np.sqrt(np.where(squares > 0, squares, 1.0)) if whitening is None else np.ones(p)
+    scale = np.sqrt(np.where(squares > 0, squares, 1.0))
     values, vectors = lapack.eigh(g / scale / scale[:, None])
     top = max(float(values[-1]), EPS**2)
     floor = 8 * p * EPS * top
@@ -135,7 +148,8 @@ def factorise(
     f = root[:, None] * vectors.T * scale
     if whitening is not None:
         f = f @ whitening.inverse
-    lengths = np.sqrt((f * f).sum(axis=0))
+    with np.errstate(over="ignore"):
+        lengths = np.sqrt((f * f).sum(axis=0))
     zero = lengths <= _NOTHING * reference
     if whitening is None:
         zero |= squares == 0

@@ -8,7 +8,7 @@ known here counts as nonlinear in all that enters it, so that nothing is called 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,15 +90,21 @@ def none_linear(p: int) -> Linearity:
 
 def _find(objective: Objective) -> Linearity:
     p = objective.n_parameters
-    if objective.jacobian == "numeric" or objective.robust:
+    if objective.robust:
         return none_linear(p)
+    if objective.jacobian == "numeric":
+        known = getattr(objective.model.func, "linearity", None)
+        return none_linear(p) if known is None or objective.expansion is not None else known
     column = jax.ShapeDtypeStruct((_ROWS,), np.float64)
+    return find(lambda t, *x: objective.evaluate(x, t, jnp.stack), p, [column] * objective.n_columns)
+
+
+def find(evaluate: Callable[..., Any], p: int, columns: Sequence[Any] = ()) -> Linearity:
+    """Return the parameters in which ``evaluate(parameters, *columns)`` is linear, from its traced program."""
     scalars = [jax.ShapeDtypeStruct((), np.float64)] * p
     with jax.enable_x64(True):
-        closed = jax.make_jaxpr(lambda t, x: objective.evaluate(x, t, jnp.stack))(
-            scalars, [column] * objective.n_columns
-        )
-    arguments = [_parameter(j, p) for j in range(p)] + [_constant(p)] * objective.n_columns
+        closed = jax.make_jaxpr(evaluate)(scalars, *columns)
+    arguments = [_parameter(j, p) for j in range(p)] + [_constant(p)] * len(columns)
     (value,) = _walk(closed.jaxpr, arguments, p)
     return _choose(value.second)
 

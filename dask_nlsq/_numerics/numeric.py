@@ -95,7 +95,9 @@ def empty(objective: Objective, block: Block) -> Reduction:
 
 def values(objective: Objective, x: tuple[Vector, ...], everything: list[float]) -> Vector:
     """Evaluate the model at all its parameters; shape (rows,)."""
-    f = np.asarray(objective.model(x, everything, np.stack))
+    # Python's floats have complex powers where NumPy's have NaN.
+    scalars = [np.float64(value) if isinstance(value, float) else value for value in everything]
+    f = np.asarray(objective.model(x, scalars, np.stack))
     if f.shape != x[0].shape:
         raise ModelError(
             f"The model {objective.model.name!r} returns the shape {f.shape} for {len(x[0])} rows; ({len(x[0])},) is "

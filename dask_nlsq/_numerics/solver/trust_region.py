@@ -272,7 +272,7 @@ class TrustRegion:
         return dataclasses.replace(
             state,
             trial=point.theta,
-            whitening=point.factor.whitening(),
+            whitening=point.factor.whitening(self._projects(state)),
             proposal=None,
             polish=state.polish - 1,
             status=None,
@@ -408,7 +408,9 @@ class TrustRegion:
             step = solve(point.model, point.newton, point.scale, point.radius, lower, upper)
         trial = np.minimum(np.maximum(point.theta + step.delta, self.lower), self.upper)
         second = state.second or (self.second_order and state.slow >= _SLOW)
-        return dataclasses.replace(state, trial=trial, whitening=point.factor.whitening(), proposal=step, second=second)
+        return dataclasses.replace(
+            state, trial=trial, whitening=point.factor.whitening(linear), proposal=step, second=second
+        )
 
     def _projected_step(
         self, state: State, point: Point, linear: npt.NDArray[np.bool_], lower: Vector, upper: Vector
