@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,6 @@ from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block, lay
 from dask_nlsq._numerics.factor import factorise
 from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.starts import draw_in_units
@@ -54,6 +54,9 @@ DRAWS = 512
 
 FOLLOWED = 8
 """Points that are followed to where they lead."""
+
+_BY_DIFFERENCES = (128, 3)
+"""The same, where the model is one of NumPy and each step needs many evaluations of it."""
 
 _MOST = 60
 """Sweeps of the sample after which such a fit is given up."""
@@ -144,11 +147,11 @@ def begin_elsewhere(
     """
     block = _ordered(_rows(problem, sample))
     small, quick = _on_rows(problem, solver, block)
-    points = _draw(problem.parameters, block)
+    points = _draw(problem, block)
     found = _follow(small, quick, points, bar, deadline)
     if not found:
         return None, ""
-    return found[0][0], f"{reason(problem, theta)} One of {DRAWS} other starts was taken."
+    return found[0][0], f"{reason(problem, theta)} One of {len(points)} other starts was taken."
 
 
 def _to_go_on(state: State) -> State:
@@ -210,8 +213,8 @@ def _neighbours(objective: Objective, block: Block, theta: Vector) -> float:
     n = block.rows
     if n < _FEW + objective.n_parameters:
         return 1.0
-    residual = kernel.predict_block(objective, block, np.array(objective.expand(theta.tolist()), float)) - block.y
-    ranks = stats.rankdata(residual if block.weight is None else residual * block.weight)
+    residual = _residual(objective, block, theta)
+    ranks = stats.rankdata(residual)
     spread = np.sum((ranks - ranks.mean()) ** 2)
     if not np.isfinite(residual).all() or spread == 0:
         return 1.0
@@ -250,7 +253,7 @@ def _look(
     """Return a start that leads to a lower end on the rows, where there is one, and how many were tried."""
     assert state.point is not None and state.status is not None
     small, quick = _on_rows(problem, solver, block)
-    points = _draw(problem.parameters, block)
+    points = _draw(problem, block)
     tried = np.concatenate([state.history[0].theta[None], points])
     found = _follow(small, quick, tried, bar, deadline, first=state.point.theta)
     here = _cost(small, state.point.theta)
@@ -278,13 +281,17 @@ def _follow(
     first: Vector | None = None,
 ) -> list[tuple[Vector, float]]:
     """Return where the lowest few of the points lead, and `first` (p,), with the cost there, the lowest first."""
-    levels = np.array([_level(problem, solver, theta) for theta in points])
-    starts = [points[i] for i in _spread_out(points, levels)]
+    levels = np.array([np.inf if _late(deadline) else _level(problem, solver, theta) for theta in points])
+    starts = [points[i] for i in _spread_out(levels, _numbers(problem)[1])]
     starts = starts if first is None else [first, *starts]
     ends = lockstep(problem, [fitted(solver, start, deadline) for start in starts], bar)
     found = [final(end, solver.lower, solver.upper)[0] for end in ends if end is not None and end.status is not None]
     costs = [(theta, _cost(problem, theta)) for theta in found]
     return sorted((end for end in costs if np.isfinite(end[1])), key=lambda end: end[1])
+
+
+def _late(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() > deadline
 
 
 def _reduce(problem: Problem, theta: Vector) -> Reduction:
@@ -298,22 +305,48 @@ def _cost(problem: Problem, theta: Vector) -> float:
 
 def _level(problem: Problem, solver: TrustRegion, theta: Vector) -> float:
     """Return the cost at a point with the linear parameters at their best; infinite where it is not finite."""
+    if _plain(problem):
+        cost = _residual_cost(problem, theta)
+        return cost if np.isfinite(cost) else float("inf")
     reduction = _reduce(problem, theta)
     if not reduction.finite or np.abs(reduction.gram).max() > _LARGEST:
         return float("inf")
     return max(solver.level(theta, reduction), _HIDDEN * reduction.cost)
 
 
-def _spread_out(points: Matrix, levels: Vector) -> list[int]:
-    """Return the places of the lowest points, no two of which have the same cost."""
+def _plain(problem: Problem) -> bool:
+    """Whether the cost at a point is that of the residuals there, for derivatives are differences, which cost more."""
+    return problem.objective.jacobian == "numeric" and problem.objective.jac is None and not problem.objective.robust
+
+
+def _residual_cost(problem: Problem, theta: Vector) -> float:
+    ((block,),) = [group.partitions for group in problem.groups]
+    with np.errstate(all="ignore"):
+        return 0.5 * float(np.sum(_residual(problem.objective, block, theta) ** 2))
+
+
+def _residual(objective: Objective, block: Block, theta: Vector) -> Vector:
+    """Return the weighted residuals of rows, (rows,)."""
+    residual = kernel.predict_block(objective, block, np.array(objective.expand(theta.tolist()), float)) - block.y
+    return residual if block.weight is None else residual * block.weight
+
+
+def _spread_out(levels: Vector, most: int) -> list[int]:
+    """Return the places of the lowest few points, no two of which have the same cost."""
     chosen: list[int] = []
     for i in np.argsort(levels, kind="stable").tolist():
-        if len(chosen) == FOLLOWED or not np.isfinite(levels[i]):
+        if len(chosen) == most or not np.isfinite(levels[i]):
             break
         if all(abs(levels[i] - levels[j]) > 1e-3 * levels[i] for j in chosen):
             chosen.append(i)
     return chosen
 
 
-def _draw(parameters: Parameters, block: Block) -> Matrix:
-    return draw_in_units(DRAWS, parameters.lower, parameters.upper, parameters.start, block)
+def _draw(problem: Problem, block: Block) -> Matrix:
+    parameters = problem.parameters
+    return draw_in_units(_numbers(problem)[0], parameters.lower, parameters.upper, parameters.start, block)
+
+
+def _numbers(problem: Problem) -> tuple[int, int]:
+    """Return at how many points the cost is looked up, and how many are followed."""
+    return _BY_DIFFERENCES if _plain(problem) else (DRAWS, FOLLOWED)
