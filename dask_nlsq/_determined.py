@@ -18,6 +18,8 @@ from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.factor import Factor
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
+from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._numerics.request import Whitening
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, residual_noise, unit
 from dask_nlsq._numerics.starts import draw_in_units
 from dask_nlsq._problem import Problem
@@ -59,7 +61,10 @@ def determined(problem: Problem, solver: TrustRegion, state: State) -> Factor:
     if not len(weak) and (kept == sigma).all():
         return factor
     block, directions = _some_rows(problem), (vt.T / np.maximum(sigma, np.finfo(float).tiny)) / factor.norms[:, None]
-    here = kernel.reduce_block(problem.objective, block, point.theta, directions)
+    if not block.rows:
+        return factor
+    whitening = Whitening(directions, (np.maximum(sigma, np.finfo(float).tiny)[:, None] * vt) * factor.norms)
+    here = _reduced(problem.objective, solver, block, point.theta, whitening)
     s = _move(solver, state)
     for i in weak.tolist():
         step = s * directions[:, i]
@@ -68,7 +73,7 @@ def determined(problem: Problem, solver: TrustRegion, state: State) -> Factor:
             continue
         ends = point.theta + np.array([[-1.0], [1.0]]) * room[:, None] * step
         moves = s * room * (-1.0, 1.0)
-        if not _as_said(problem.objective, block, ends, moves, here.gram[i, -1], here.gram[i, i], here.cost):
+        if not _as_said(problem.objective, solver, block, ends, moves, here.gram[i, -1], here.gram[i, i], here.cost):
             kept[i] = 0.0
     return dataclasses.replace(factor, r=(u * kept) @ vt * factor.norms)
 
@@ -91,12 +96,16 @@ def faded(problem: Problem, solver: TrustRegion, state: State) -> npt.NDArray[np
     if not len(tried):
         return found
     block = _some_rows(problem)
-    here = kernel.reduce_block(problem.objective, block, point.theta, None)
+    if not block.rows:
+        return found
+    here = _reduced(problem.objective, solver, block, point.theta, None)
     for j in tried.tolist():
         ends = point.theta + np.array([[-1.0], [1.0]]) * np.where(np.arange(len(found)) == j, steps, 0.0)
         ends = np.clip(ends, solver.lower, solver.upper)
         moves = ends[:, j] - point.theta[j]
-        found[j] = not _as_said(problem.objective, block, ends, moves, here.gram[j, -1], here.gram[j, j], here.cost)
+        found[j] = not _as_said(
+            problem.objective, solver, block, ends, moves, here.gram[j, -1], here.gram[j, j], here.cost
+        )
     return found
 
 
@@ -127,18 +136,39 @@ def speak_elsewhere(objective: Objective, parameters: Parameters, block: Block, 
 
 
 def _evaluate(objective: Objective, block: Block, theta: Vector) -> Vector:
-    """Return the model at some rows, from the free parameters."""
-    with np.errstate(all="ignore"):
-        return kernel.predict_block(objective, block, np.array(objective.expand(theta.tolist()), float))
+    """Return the model at some rows, from the free parameters; NaN where it raises."""
+    try:
+        with np.errstate(all="ignore"):
+            return kernel.predict_block(objective, block, np.array(objective.expand(theta.tolist()), float))
+    except Exception:  # whatever a model raises
+        return np.full(block.rows, np.nan)
 
 
 def _as_said(
-    objective: Objective, block: Block, ends: Matrix, moves: Vector, slope: float, curvature: float, cost: float
+    objective: Objective,
+    solver: TrustRegion,
+    block: Block,
+    ends: Matrix,
+    moves: Vector,
+    slope: float,
+    curvature: float,
+    cost: float,
 ) -> bool:
     """Whether the cost at two ends (2, p), `moves` (2,) along a direction, is what slope and curvature say there."""
-    rise = sum(kernel.reduce_block(objective, block, end, None).cost - cost for end in ends)
+    try:
+        rise = sum(_reduced(objective, solver, block, end, None).cost - cost for end in ends)
+    except Exception:  # whatever a model raises: it has no value there
+        return False
     expected = float(slope * moves.sum() + 0.5 * curvature * np.sum(moves**2))
     return bool(expected / _AS_SAID <= rise <= _AS_SAID * expected)
+
+
+def _reduced(
+    objective: Objective, solver: TrustRegion, block: Block, theta: Vector, whitening: Whitening | None
+) -> Reduction:
+    """Return the sums of some rows, and of the prior."""
+    found = kernel.reduce_block(objective, block, theta, None if whitening is None else whitening.s)
+    return found if solver.prior is None else solver.prior.add_to(found, theta, whitening)
 
 
 def _move(solver: TrustRegion, state: State) -> float:

@@ -18,7 +18,7 @@ from scipy.optimize import OptimizeResult
 from dask_nlsq._checkpoint import from_text
 from dask_nlsq._descent import optimizer_of
 from dask_nlsq._determined import went_silent
-from dask_nlsq._errors import NlsqError
+from dask_nlsq._errors import NlsqError, warn
 from dask_nlsq._facts import dry_run, gather_facts, speed
 from dask_nlsq._minimise import lowest, race, stopped, verify
 from dask_nlsq._numerics import kernel
@@ -297,10 +297,12 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
             begun = (stopped(problem, begun[0], deadline, callback), begun[1])
         first, before = begun or (solver.init(route.starts[0]), [])
 
-        def elsewhere(theta: Vector) -> Vector | None:
+        def elsewhere(theta: Vector) -> Sequence[Vector]:
             nonlocal notes
             found, told = begin_elsewhere(problem, solver, theta, sample, bar, deadline)
-            notes += (told,) if told else ()
+            if told:
+                warn(told)
+                notes += (told,)
             run.know(problem, notes)
             return found
 

@@ -65,7 +65,7 @@ def race(
     seconds: Sequence[float] = (),
     run: Run | None = None,
     partial: Partial | None = None,
-    elsewhere: Callable[[Vector], Vector | None] | None = None,
+    elsewhere: Callable[[Vector], Sequence[Vector]] | None = None,
 ) -> tuple[list[State], list[float]]:
     """Run the loop from several states, which share every sweep, until none is left that could still win.
 
@@ -80,7 +80,7 @@ def race(
     partial : Partial, optional
         What of the first sweep is finished.
     elsewhere : callable, optional
-        Asked for a start where the model is finite, given one where it is not, when no spare one is left.
+        Asked for starts where the model is finite, given one where it is not, when no spare one is left.
 
     Returns
     -------
@@ -89,6 +89,7 @@ def race(
     """
     team, others, seconds = list(states), list(spare), list(seconds)
     bar, run = bar or Progress(0, show=False), run or Run()
+    refused: Vector | None = None
     while active := [i for i, state in enumerate(team) if state.status is None]:
         clock = time.perf_counter()
         leader = lowest(team)
@@ -115,11 +116,13 @@ def race(
             raise error.at(sweep=team[leader].nsweeps + 1) from error.__cause__
         partial = None
         if not any(team[i].history or reduction.finite for i, reduction in zip(active, reductions, strict=True)):
-            if others:
-                following = others.pop(0)
-            else:
-                following, elsewhere = _ask(problem, reductions[0], team[active[0]].trial, elsewhere), None
-            team = [solver.init(following)]
+            if not others:
+                check_rows(problem, reductions[0])
+                refused = team[active[0]].trial if refused is None else refused
+                others, elsewhere = [] if elsewhere is None else list(elsewhere(refused)), None
+            if not others:
+                raise not_finite(problem, team[active[0]].trial if refused is None else refused)
+            team = [solver.init(others.pop(0))]
             continue
         if not team[active[0]].history:
             first_look(problem, next(reduction for reduction in reductions if reduction.finite))
@@ -136,17 +139,6 @@ def race(
         team = _beaten(team, leader, deadline is not None and time.monotonic() > deadline)
         run.tick(_Written(tuple(team), tuple(others), tuple(seconds)), swept=True)
     return team, seconds
-
-
-def _ask(
-    problem: Problem, reduction: Reduction, theta: Vector, elsewhere: Callable[[Vector], Vector | None] | None
-) -> Vector:
-    """Return another start than `theta` (p,), where the model is not finite, or refuse."""
-    check_rows(problem, reduction)
-    found = None if elsewhere is None else elsewhere(theta)
-    if found is None:
-        raise not_finite(problem, theta)
-    return found
 
 
 def lowest(team: Sequence[State]) -> int:

@@ -21,14 +21,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 from scipy.optimize import OptimizeResult
 
-from dask_nlsq._errors import NlsqError
+from dask_nlsq._errors import ModelError, NlsqError
 from dask_nlsq._lockstep import fitted, lockstep
 from dask_nlsq._minimise import minimise
 from dask_nlsq._numerics import kernel
@@ -64,8 +64,8 @@ _MOST = 60
 _RUNS = 12
 """Runs into which the rows are cut, at most: enough to see an oscillation, with enough rows in each."""
 
-_FEW = 20
-"""Rows, beside one a parameter, below which their order says too little."""
+_FEW = 10
+"""Rows below which their order says too little."""
 
 _UNLIKELY, _LIKELY = 1e-6, 1e-3
 """Probability of the statistic, were the residuals noise, below which an end does not explain the data, and from which
@@ -73,6 +73,9 @@ another one does."""
 
 _NOTHING = 0.01
 """R² up to which a model explains no more than a constant."""
+
+_BY_CHANCE = 0.01
+"""Probability from which what a model explains, beside a constant, may be chance."""
 
 _LARGEST = 1e280
 """Sum of squares beyond which a point is left out: what is made of it may be beyond float64."""
@@ -112,6 +115,8 @@ def restart(
         fault is not None or sample is not None or problem.plan.cache != "none"
     ):  # what is not held is read in sweeps only
         block = _ordered(_rows(problem, sample))
+        if not block.rows:  # those that were drawn hold none
+            return state, [], ()
         if fault is None and _leaves(state) and structured(problem.objective, block, state.point.theta) < _UNLIKELY:
             fault = "The fit left structure in the residuals"
     if fault is None or block is None:
@@ -120,47 +125,48 @@ def restart(
     if left <= 0:
         return _to_go_on(state), [], (f"{fault}; no sweeps were left to look elsewhere.",)
     better, tried = _look(problem, solver, state, block, bar, deadline)
+    if _late(deadline):
+        return state, [], (f"{fault}; the time limit ended the look at other starts.",)
     if better is None:
         return state, [], (f"{fault}; {tried} other starts were tried on {block.rows:,} rows, and none explains more.",)
     try:
         second, seconds = minimise(problem, dataclasses.replace(solver, max_nfev=left), better, bar, deadline, callback)
-    except NlsqError:
-        return state, [], ()
+    except ModelError:  # not finite on rows that were not drawn
+        return state, [], (f"{fault}; a start that explains more of {block.rows:,} rows is none for all of them.",)
+    if second.status in (Status.TIME_LIMIT, Status.CALLBACK):
+        note = f"{fault}; a start that explains more was left when the fit was stopped."
+        return dataclasses.replace(state, status=second.status, beyond=state), seconds, (note,)
     if second.status is Status.MAX_NFEV:
         return _to_go_on(state), [], (f"{fault}; the sweeps that were left did not suffice to go on elsewhere.",)
     history = (*state.history, *second.history)
     lower = second.point is not None and second.point.reduction.cost < (1 - _LOWER) * state.point.reduction.cost
-    if second.status is None or not second.status.success or not lower:
+    if not lower:
         return dataclasses.replace(state, history=history), seconds, (f"{fault}; another start led nowhere lower.",)
-    note = (
-        f"From the start that was given, {_lower_first(fault)}. One of {tried} other starts led lower, and was taken."
-    )
+    note = f"{fault} from the first start. One of {tried} other starts led lower, and was taken."
     return dataclasses.replace(second, history=history, beyond=None), seconds, (note,)
 
 
 def begin_elsewhere(
     problem: Problem, solver: TrustRegion, theta: Vector, sample: Sample | None, bar: Progress, deadline: float | None
-) -> tuple[Vector | None, str]:
-    """Return a start for a fit that cannot begin at `theta` (p,), where the model is not finite, and what to say.
+) -> tuple[list[Vector], str]:
+    """Return starts for a fit that cannot begin at `theta` (p,), where the model is not finite, and what to say.
 
-    It is where the lowest few of the points that are drawn lead on a sample of the rows; None where no point is finite.
+    They are where the lowest few of the points that are drawn lead on a sample of the rows, the lowest first.
     """
     block = _ordered(_rows(problem, sample))
+    if not block.rows:
+        return [], ""
     small, quick = _on_rows(problem, solver, block)
     points = _draw(problem, block)
     found = _follow(small, quick, points, bar, deadline)
     if not found:
-        return None, ""
-    return found[0][0], f"{reason(problem, theta)} One of {len(points)} other starts was taken."
+        return [], ""
+    return [end for end, _ in found], f"{reason(problem, theta)} One of {len(points)} other starts was taken."
 
 
 def _to_go_on(state: State) -> State:
     """Return a state that is tried from other starts where a limit is wider."""
     return dataclasses.replace(state, beyond=state.beyond or state)
-
-
-def _lower_first(text: str) -> str:
-    return text[0].lower() + text[1:]
 
 
 def _rows(problem: Problem, sample: Sample | None) -> Block:
@@ -194,11 +200,22 @@ def _fault(state: State) -> str | None:
     reduction = state.point.reduction
     if not _leaves(state):
         return None
-    if reduction.spread > 0 and 1 - 2 * reduction.cost / reduction.spread < _NOTHING and state.point.factor.p > 1:
+    if _flat(reduction, state.point.factor.p):
         return "The fit explains no more than a constant"
     if not state.point.factor.r.any(axis=0).all():
         return "Some parameters move nothing where the fit ended"
     return None
+
+
+def _flat(reduction: Reduction, p: int) -> bool:
+    """Whether a model of p parameters explains no more than a constant does, by an F-test."""
+    if p < 2 or not reduction.spread > 0:
+        return False
+    rest, gained = reduction.rows - p, 1.0 - 2.0 * reduction.cost / reduction.spread
+    if rest <= 0:
+        return gained < 0
+    probability = stats.f.sf(max(gained, 0.0) / (p - 1) / max((1.0 - gained) / rest, _HIDDEN), p - 1, rest)
+    return gained < _NOTHING or bool(probability > _BY_CHANCE)
 
 
 def structured(objective: Objective, block: Block, theta: Vector) -> float:
@@ -211,7 +228,7 @@ def structured(objective: Objective, block: Block, theta: Vector) -> float:
 def _neighbours(objective: Objective, block: Block, theta: Vector) -> float:
     """Return how probable it is that residuals of neighbours are no farther from each other in rank."""
     n = block.rows
-    if n < _FEW + objective.n_parameters:
+    if n < _FEW:
         return 1.0
     residual = _residual(objective, block, theta)
     ranks = stats.rankdata(residual)
@@ -219,8 +236,8 @@ def _neighbours(objective: Objective, block: Block, theta: Vector) -> float:
     if not np.isfinite(residual).all() or spread == 0:
         return 1.0
     ratio = np.sum(np.diff(ranks) ** 2) / spread
-    variance = 4.0 * (n - 2) * (5.0 * n**2 - 2.0 * n - 9.0) / (5.0 * n * (n + 1.0) * (n - 1.0) ** 2)
-    return float(stats.norm.cdf((ratio - 2.0) / np.sqrt(variance)))
+    shape = 5.0 * n * (n + 1.0) * (n - 1.0) ** 2 / (2.0 * (n - 2.0) * (5.0 * n**2 - 2.0 * n - 9.0)) - 0.5
+    return float(stats.beta.cdf(ratio / 4.0, shape, shape))
 
 
 def _runs(objective: Objective, block: Block, theta: Vector) -> float:
@@ -256,8 +273,9 @@ def _look(
     points = _draw(problem, block)
     tried = np.concatenate([state.history[0].theta[None], points])
     found = _follow(small, quick, tried, bar, deadline, first=state.point.theta)
-    here = _cost(small, state.point.theta)
-    believed = state.status.success and not problem.parameters.guessed
+    here = _cost(small, quick, state.point.theta)
+    parameters = problem.parameters
+    believed = state.status.success and (not parameters.guessed or bool(parameters.sampled))
     for theta, cost in found:
         if cost >= (1 - _LOWER) * here:
             break
@@ -281,12 +299,13 @@ def _follow(
     first: Vector | None = None,
 ) -> list[tuple[Vector, float]]:
     """Return where the lowest few of the points lead, and `first` (p,), with the cost there, the lowest first."""
-    levels = np.array([np.inf if _late(deadline) else _level(problem, solver, theta) for theta in points])
-    starts = [points[i] for i in _spread_out(levels, _numbers(problem)[1])]
+    looked = [(np.inf, theta) if _late(deadline) else _level(problem, solver, theta) for theta in points]
+    levels = np.array([level for level, _ in looked])
+    starts = [looked[i][1] for i in _spread_out(levels, _numbers(problem)[1])]
     starts = starts if first is None else [first, *starts]
-    ends = lockstep(problem, [fitted(solver, start, deadline) for start in starts], bar)
+    ends = _ends(problem, solver, starts, bar, deadline)
     found = [final(end, solver.lower, solver.upper)[0] for end in ends if end is not None and end.status is not None]
-    costs = [(theta, _cost(problem, theta)) for theta in found]
+    costs = [(theta, _cost(problem, solver, theta)) for theta in found]
     return sorted((end for end in costs if np.isfinite(end[1])), key=lambda end: end[1])
 
 
@@ -299,19 +318,49 @@ def _reduce(problem: Problem, theta: Vector) -> Reduction:
     return kernel.reduce_block(problem.objective, block, theta, None)
 
 
-def _cost(problem: Problem, theta: Vector) -> float:
-    return _reduce(problem, theta).cost
-
-
-def _level(problem: Problem, solver: TrustRegion, theta: Vector) -> float:
-    """Return the cost at a point with the linear parameters at their best; infinite where it is not finite."""
-    if _plain(problem):
-        cost = _residual_cost(problem, theta)
-        return cost if np.isfinite(cost) else float("inf")
-    reduction = _reduce(problem, theta)
-    if not reduction.finite or np.abs(reduction.gram).max() > _LARGEST:
+def _cost(problem: Problem, solver: TrustRegion, theta: Vector) -> float:
+    """Return the cost at a point, infinite where the model raises."""
+    try:
+        cost = _reduce(problem, theta).cost
+    except Exception:  # whatever a model raises
         return float("inf")
-    return max(solver.level(theta, reduction), _HIDDEN * reduction.cost)
+    return cost + (0.0 if solver.prior is None else 0.5 * solver.prior.chisqr(theta))
+
+
+def _ends(
+    problem: Problem, solver: TrustRegion, starts: Sequence[Vector], bar: Progress, deadline: float | None
+) -> list[State | None]:
+    """Return how fits from some starts end, None for one whose model raises on the way."""
+    try:
+        return lockstep(problem, [fitted(solver, start, deadline) for start in starts], bar)
+    except NlsqError:  # one at a time, then
+        return [_end(problem, solver, start, bar, deadline) for start in starts]
+
+
+def _end(problem: Problem, solver: TrustRegion, start: Vector, bar: Progress, deadline: float | None) -> State | None:
+    try:
+        return lockstep(problem, [fitted(solver, start, deadline)], bar)[0]
+    except NlsqError:
+        return None
+
+
+def _level(problem: Problem, solver: TrustRegion, theta: Vector) -> tuple[float, Vector]:
+    """Return the cost at a point with the linear parameters at their best, and the point with them there.
+
+    It is infinite where it is not finite. Bounds of the linear parameters are kept by the point, not by the cost.
+    """
+    nowhere = float("inf"), theta
+    try:
+        if _plain(problem):
+            cost = _residual_cost(problem, solver, theta)
+            return (cost, theta) if np.isfinite(cost) else nowhere
+        reduction = _reduce(problem, theta)
+    except Exception:  # whatever a model raises
+        return nowhere
+    if not reduction.finite or np.abs(reduction.gram).max() > _LARGEST:
+        return nowhere
+    level, best = solver.relaxed(theta, reduction)
+    return max(level, _HIDDEN * reduction.cost), best
 
 
 def _plain(problem: Problem) -> bool:
@@ -319,10 +368,11 @@ def _plain(problem: Problem) -> bool:
     return problem.objective.jacobian == "numeric" and problem.objective.jac is None and not problem.objective.robust
 
 
-def _residual_cost(problem: Problem, theta: Vector) -> float:
+def _residual_cost(problem: Problem, solver: TrustRegion, theta: Vector) -> float:
     ((block,),) = [group.partitions for group in problem.groups]
+    believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
     with np.errstate(all="ignore"):
-        return 0.5 * float(np.sum(_residual(problem.objective, block, theta) ** 2))
+        return 0.5 * float(np.sum(_residual(problem.objective, block, theta) ** 2) + believed)
 
 
 def _residual(objective: Objective, block: Block, theta: Vector) -> Vector:

@@ -39,7 +39,8 @@ def find_start(
     """Return the draft with its start and its kernel settled, other starts, and how they were found."""
     parameters, objective, partitions = exact.parameters, exact.objective, len(exact.source.partitions)
     if saved is not None:
-        parameters = dataclasses.replace(parameters, start=saved.start, guessed=())
+        guessed = () if exact.model.guess is not None else parameters.guessed
+        parameters = dataclasses.replace(parameters, start=saved.start, guessed=guessed)
         if (objective.jacobian, objective.tile) != (saved.jacobian, saved.tile):
             objective = dataclasses.replace(objective, jacobian=saved.jacobian, tile=saved.tile)
         return dataclasses.replace(exact, parameters=parameters, objective=objective), [], ()

@@ -94,7 +94,8 @@ FAR = {  # model, x, true parameters, start
 }
 
 
-WAYS = ["memory", "threads", "path", "client", "curve_fit"]
+SLOW = pytest.mark.slow
+WAYS = ["memory", "threads", pytest.param("path", marks=SLOW), pytest.param("client", marks=SLOW), "curve_fit"]
 
 
 @pytest.fixture(params=WAYS)
@@ -170,6 +171,95 @@ def test_other_starts_are_said(name):
     model, x, truth, start = MISLED[name]
     notes = dask_nlsq.fit(model, x, rows(model, x, truth), p0=start).notes
     assert any("other starts led lower, and was taken" in note for note in notes)
+
+
+@pytest.mark.parametrize("n", [8, 12, 20, 25])
+@pytest.mark.parametrize(
+    ("model", "truth", "start"),
+    [(gaussian, [5, 6, 0.9, 1], [1, 2, 1, 0]), (lorentzian, [5, 6, 0.9, 1], [1, 1, 1, 1])],
+)
+def test_few_rows_are_no_excuse(model, truth, start, n):
+    x = np.linspace(0, 10, n)
+    y = rows(model, x, truth, noise=0.003)
+    result = dask_nlsq.fit(model, x, y, p0=start)
+    assert not result.success or np.isinf(result.stderr).any() or result.rsquared > 0.99
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_wave_within_bounds_is_found(seed):
+    t, rng = np.linspace(0, 20, 250), np.random.default_rng(seed)
+    y = 2 * np.sin(3.3 * t + 0.5) + rng.normal(0, 0.2, 250)
+    bounds = {"size": (0, 10), "frequency": (0.1, 20), "phase": (-np.pi, np.pi)}
+    result = dask_nlsq.fit(
+        lambda t, size, frequency, phase: size * jnp.sin(frequency * t + phase), t, y, p0=[1, 1, 0], bounds=bounds
+    )
+    assert result.success and abs(result.params["frequency"] - 3.3) < 0.02
+
+
+def refuses_negative_rates(t, height, rate):
+    if rate < 0:
+        raise ValueError("no such rate")
+    return height * np.exp(-rate * t)
+
+
+@pytest.mark.parametrize("start", [[1, 1], [3, 0.5]], ids=str)
+def test_a_model_that_raises_elsewhere_is_fitted(start):
+    y = 2 * np.exp(-0.7 * T) + 0.3 * np.sin(6 * T)  # what it leaves has structure
+    result = dask_nlsq.fit(refuses_negative_rates, T, y, p0=start, jac="3-point")
+    assert result.success and 0.4 < result.params["rate"] < 1.2
+
+
+def test_bounds_that_span_float64_are_bounds():
+    result = dask_nlsq.fit(lambda t, a, k: a * jnp.exp(-k * t), T, np.cos(T), p0=[1, 1], bounds=(-1.7e308, 1.7e308))
+    assert np.isfinite(result.popt).all()
+
+
+@pytest.mark.parametrize("after", [1, 3, 6])
+def test_a_fit_that_looks_elsewhere_resumes(after, tmp_path):
+    y = 2 * np.sin(5.3 * T + 0.4) + 0.15 * T + 0.05 * NOISE
+    model = lambda t, a, w, p: a * jnp.sin(w * t + p)  # noqa: E731
+    whole = dask_nlsq.fit(model, T, y)
+
+    def interrupt(intermediate):
+        if intermediate.nfev == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dask_nlsq.fit(model, T, y, checkpoint=tmp_path / "ck", checkpoint_every=1, callback=interrupt)
+    resumed = dask_nlsq.fit(model, T, y, checkpoint=tmp_path / "ck")
+    np.testing.assert_array_equal(resumed.popt, whole.popt)
+
+
+@pytest.mark.parametrize("stops", ["time_limit", "callback"])
+def test_who_stops_the_look_elsewhere_is_told(stops, monkeypatch):
+    y = 2 * np.sin(5.3 * T + 0.4) + 0.05 * NOISE
+    model = lambda t, a, w, p: a * jnp.sin(w * t + p)  # noqa: E731
+    plain = dask_nlsq.fit(model, T, y)
+    first = len(plain.history) - 3
+
+    def stop(intermediate):
+        seen.append(intermediate)
+        if len(seen) > first:
+            raise StopIteration
+
+    seen = []
+    if stops == "callback":
+        assert not dask_nlsq.fit(model, T, y, callback=stop).success
+        return
+    late = iter([False] * 100 + [True] * 10_000)
+    monkeypatch.setattr("dask_nlsq._restarts._late", lambda deadline: next(late))
+    notes = dask_nlsq.fit(model, T, y, time_limit=1e6).notes
+    assert any("the time limit ended the look at other starts" in note for note in notes)
+
+
+def test_a_prior_determines_what_the_data_do_not():
+    y = 1 + 0.1 * NOISE
+    options = {"sigma": 0.1, "absolute_sigma": True}
+    square = dask_nlsq.fit(lambda t, a, b: a + b * b * t, T / 10, y, prior={"b": (0, 0.05)}, p0=[1, 0.01], **options)
+    product = dask_nlsq.fit(
+        lambda t, a, b, c: a + b * c * t, T / 10, y, prior={"b": (0, 0.1), "c": (0, 0.1)}, p0=[1, 0.01, 0.01], **options
+    )
+    assert np.isfinite(square.stderr).all() and np.isfinite(product.stderr).all()
 
 
 def step(t, low, high, place):

@@ -37,9 +37,10 @@ def draw_in_units(n: int, lower: Vector, upper: Vector, start: Vector, block: Bl
     """
     rng = np.random.default_rng([0, 3])
     points = np.column_stack([_draw(rng, n, block, value) for value in start.tolist()])
-    inside = np.isfinite(lower) & np.isfinite(upper)
-    between = rng.uniform(np.where(inside, lower, 0.0), np.where(inside, upper, 1.0), points.shape)
-    points = np.where(inside, between, points)
+    with np.errstate(over="ignore", invalid="ignore"):
+        bounded = np.isfinite(upper - lower)
+    between = rng.uniform(np.where(bounded, lower, 0.0), np.where(bounded, upper, 1.0), points.shape)
+    points = np.where(bounded, between, points)
     below, above = points < lower, points > upper  # are reflected
     points = np.where(below, 2.0 * np.where(below, lower, 0.0) - points, points)
     points = np.where(above, 2.0 * np.where(above, upper, 0.0) - points, points)

@@ -223,12 +223,20 @@ class TrustRegion:
         """Return what the next sweep is to evaluate."""
         return Request(state.trial, state.whitening, first=not state.history, second=state.second)
 
-    def level(self, theta: Vector, reduction: Reduction) -> float:
-        """Return the cost of a reduction at `theta` (p,) with the linear parameters at their best."""
+    def relaxed(self, theta: Vector, reduction: Reduction) -> tuple[float, Vector]:
+        """Return the cost of a reduction at `theta` (p,) with the linear parameters at their best, and that point.
+
+        Their bounds are kept by the point alone.
+        """
         if self.prior is not None:
             reduction = self.prior.add_to(reduction, theta, None)
-        trial = self._trial(self.init(theta), reduction)
-        return float("inf") if trial is None else trial.level
+        if self.linearity is None or not self.linearity.linear.any():
+            return reduction.cost, theta
+        p, linear = len(theta), self.linearity.linear
+        projection = project(factorise(reduction.gram[:p, :p], reduction.gram[:p, p], None), linear)
+        best = theta.copy()
+        best[linear] += projection.best
+        return max(reduction.cost - projection.explained, 0.0), np.clip(best, self.lower, self.upper)
 
     def step(self, state: State, reduction: Reduction) -> State:
         """Accept or refuse the trial, and propose the next."""
