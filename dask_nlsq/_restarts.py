@@ -1,31 +1,20 @@
 r"""Restarts: other starts for a fit that ended where the model does not explain the data.
 
 A fit goes where its start leads, and a start may lie where the model says nothing: beside a peak, at a frequency that
-is not there, beyond a pole. Whether an end explains the data is asked of a sample of the rows, put in order of x and
-cut into runs. Where the model holds, the residuals of a run are noise, so that fits of single runs gain no more than
-noise gains:
-
-.. math:: F = \frac{\sum_k |Q_k^T r_k|^2 / (Kp - p)}{(|r|^2 - \sum_k |Q_k^T r_k|^2) / (n - Kp)}
-
-follows the F distribution (Chow 1960, doi:10.2307/1910133), :math:`Q_k` spanning the columns of the Jacobian of run k.
-Where it does not, residuals of neighbours are alike too: the squared differences of their ranks sum up to less than
-twice the squared deviations of the ranks (Bartels 1982, doi:10.1080/01621459.1982.10477764).
-
-Where an end does not, the cost is looked up at many points that are drawn from the ranges of the data, with the
-parameters in which the model is linear at their best, and the lowest few of them are followed. A lower minimum is taken
-where it explains the data and the first end did not, or where the first was no success.
+is not there, beyond a pole. Where an end leaves structure in the residuals, the cost is looked up at many points that
+are drawn from the ranges of the data, with the parameters in which the model is linear at their best, and the lowest
+few of them are followed. A lower minimum is taken where it explains the data and the first end did not, or where the
+first was no success.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import ModelError, NlsqError
@@ -33,8 +22,6 @@ from dask_nlsq._lockstep import fitted, lockstep
 from dask_nlsq._minimise import minimise
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block, lay
-from dask_nlsq._numerics.factor import factorise
-from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.starts import draw_in_units
@@ -43,6 +30,7 @@ from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
 from dask_nlsq._refusal import reason
 from dask_nlsq._sample import Sample, draw_sample
+from dask_nlsq._structure import explains_nothing, in_order, leaves_some, residuals, structured
 from dask_nlsq._sweep import Group, Ledger, Serial
 from dask_nlsq._typing import Matrix, Vector
 
@@ -61,30 +49,15 @@ _BY_DIFFERENCES = (128, 3)
 _MOST = 60
 """Sweeps of the sample after which such a fit is given up."""
 
-_RUNS = 12
-"""Runs into which the rows are cut, at most: enough to see an oscillation, with enough rows in each."""
-
-_FEW = 10
-"""Rows below which their order says too little."""
-
 _UNLIKELY, _LIKELY = 1e-6, 1e-3
 """Probability of the statistic, were the residuals noise, below which an end does not explain the data, and from which
 another one does."""
-
-_NOTHING = 0.01
-"""R² up to which a model explains no more than a constant."""
-
-_BY_CHANCE = 0.01
-"""Probability from which what a model explains, beside a constant, may be chance."""
 
 _LARGEST = 1e280
 """Sum of squares beyond which a point is left out: what is made of it may be beyond float64."""
 
 _HIDDEN = 1e-12
 """Share of the cost at a point below which rounding hides what the linear parameters would leave of it."""
-
-_ROUNDING = 1e-20
-"""Cost beside the squares of y at which a model explains all there is."""
 
 _LOWER = 1e-6
 """Relative decrease of the cost that makes another minimum lower."""
@@ -111,14 +84,14 @@ def restart(
     if state.status is None or state.status in _LIMITS or state.point is None:
         return state, [], ()
     fault, block = _fault(state), None
-    if (
-        fault is not None or sample is not None or problem.plan.cache != "none"
-    ):  # what is not held is read in sweeps only
-        block = _ordered(_rows(problem, sample))
+    at_hand = sample is not None or problem.plan.cache != "none"  # what is not held is read in sweeps only
+    if fault is not None or at_hand:
+        block = in_order(_rows(problem, sample))
         if not block.rows:  # those that were drawn hold none
             return state, [], ()
-        if fault is None and _leaves(state) and structured(problem.objective, block, state.point.theta) < _UNLIKELY:
-            fault = "The fit left structure in the residuals"
+        if fault is None and leaves_some(state.point.reduction):
+            if structured(problem.objective, block, state.point.theta) < _UNLIKELY:
+                fault = "The fit left structure in the residuals"
     if fault is None or block is None:
         return state, [], ()
     left = solver.max_nfev - state.nsweeps
@@ -153,7 +126,7 @@ def begin_elsewhere(
 
     They are where the lowest few of the points that are drawn lead on a sample of the rows, the lowest first.
     """
-    block = _ordered(_rows(problem, sample))
+    block = in_order(_rows(problem, sample))
     if not block.rows:
         return [], ""
     small, quick = _on_rows(problem, solver, block)
@@ -179,89 +152,19 @@ def _rows(problem: Problem, sample: Sample | None) -> Block:
     return block
 
 
-def _ordered(block: Block) -> Block:
-    """Return rows in the order of the column of x that has the most values."""
-    most = max(block.x, key=lambda column: len(np.unique(column)))
-    return block.take(np.argsort(most, kind="stable"))
-
-
-def _leaves(state: State) -> bool:
-    """Whether residuals are left that may have structure: more than rounding."""
-    assert state.point is not None
-    reduction = state.point.reduction
-    return reduction.cost > _ROUNDING * (reduction.spread + reduction.weight * reduction.mean**2)
-
-
 def _fault(state: State) -> str | None:
     """Return what the sums say is wrong with an end, in words; None where nothing is."""
     assert state.point is not None and state.status is not None
     if not state.status.success:
         return f"The fit ended as {state.status.name}"
     reduction = state.point.reduction
-    if not _leaves(state):
+    if not leaves_some(reduction):
         return None
-    if _flat(reduction, state.point.factor.p):
+    if explains_nothing(reduction, state.point.factor.p):
         return "The fit explains no more than a constant"
     if not state.point.factor.r.any(axis=0).all():
         return "Some parameters move nothing where the fit ended"
     return None
-
-
-def _flat(reduction: Reduction, p: int) -> bool:
-    """Whether a model of p parameters explains no more than a constant does, by an F-test."""
-    if p < 2 or not reduction.spread > 0:
-        return False
-    rest, gained = reduction.rows - p, 1.0 - 2.0 * reduction.cost / reduction.spread
-    if rest <= 0:
-        return gained < 0
-    probability = stats.f.sf(max(gained, 0.0) / (p - 1) / max((1.0 - gained) / rest, _HIDDEN), p - 1, rest)
-    return gained < _NOTHING or bool(probability > _BY_CHANCE)
-
-
-def structured(objective: Objective, block: Block, theta: Vector) -> float:
-    """Return how probable the residuals of rows in order of x are, were they noise; 1 where rows are too few to say."""
-    if objective.robust:
-        return 1.0
-    return min(_runs(objective, block, theta), _neighbours(objective, block, theta))
-
-
-def _neighbours(objective: Objective, block: Block, theta: Vector) -> float:
-    """Return how probable it is that residuals of neighbours are no farther from each other in rank."""
-    n = block.rows
-    if n < _FEW:
-        return 1.0
-    residual = _residual(objective, block, theta)
-    ranks = stats.rankdata(residual)
-    spread = np.sum((ranks - ranks.mean()) ** 2)
-    if not np.isfinite(residual).all() or spread == 0:
-        return 1.0
-    ratio = np.sum(np.diff(ranks) ** 2) / spread
-    shape = 5.0 * n * (n + 1.0) * (n - 1.0) ** 2 / (2.0 * (n - 2.0) * (5.0 * n**2 - 2.0 * n - 9.0)) - 0.5
-    return float(stats.beta.cdf(ratio / 4.0, shape, shape))
-
-
-def _runs(objective: Objective, block: Block, theta: Vector) -> float:
-    """Return how probable it is that fits of single runs gain no less."""
-    p, n = objective.n_parameters, block.rows
-    count = min(_RUNS, n // (2 * p + 2))
-    if count < 3:
-        return 1.0
-    bounds = np.linspace(0, n, count + 1).astype(int)
-    runs = [block.take(slice(a, b)) for a, b in itertools.pairwise(bounds.tolist())]
-    gained = total = ranks = 0.0
-    for part in kernel.reduce_blocks(objective, runs, theta, None):
-        if not part.finite:
-            return 1.0
-        factor = factorise(part.gram[:p, :p], part.gram[:p, p], None)
-        u, _, _ = factor.svd
-        seen = factor.determined
-        gained += float(np.sum((u.T @ factor.z)[seen] ** 2))
-        ranks += int(seen.sum())
-        total += 2.0 * part.cost
-    left, dof, rest = total - gained, ranks - p, n - ranks
-    if dof <= 0 or rest <= 0 or left <= 1e-14 * total:
-        return 1.0
-    return float(stats.f.sf((gained / dof) / (left / rest), dof, rest))
 
 
 def _look(
@@ -372,13 +275,7 @@ def _residual_cost(problem: Problem, solver: TrustRegion, theta: Vector) -> floa
     ((block,),) = [group.partitions for group in problem.groups]
     believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
     with np.errstate(all="ignore"):
-        return 0.5 * float(np.sum(_residual(problem.objective, block, theta) ** 2) + believed)
-
-
-def _residual(objective: Objective, block: Block, theta: Vector) -> Vector:
-    """Return the weighted residuals of rows, (rows,)."""
-    residual = kernel.predict_block(objective, block, np.array(objective.expand(theta.tolist()), float)) - block.y
-    return residual if block.weight is None else residual * block.weight
+        return 0.5 * float(np.sum(residuals(problem.objective, block, theta) ** 2) + believed)
 
 
 def _spread_out(levels: Vector, most: int) -> list[int]:

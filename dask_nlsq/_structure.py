@@ -1,0 +1,117 @@
+r"""Structure: whether the residuals of a fit are noise.
+
+Where a model holds, residuals of neighbouring rows have nothing in common. A sample of the rows is put in order of x
+and cut into runs; fits of single runs then gain no more than noise gains:
+
+.. math:: F = \frac{\sum_k |Q_k^T r_k|^2 / (Kp - p)}{(|r|^2 - \sum_k |Q_k^T r_k|^2) / (n - Kp)}
+
+follows the F distribution (Chow 1960, doi:10.2307/1910133), :math:`Q_k` spanning the columns of the Jacobian of run k.
+And the squared differences of the ranks of neighbours sum up to twice the squared deviations of the ranks; what is
+below that follows a beta distribution (Bartels 1982, doi:10.1080/01621459.1982.10477764).
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from scipy import stats
+
+from dask_nlsq._numerics import kernel
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._numerics.factor import factorise
+from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._numerics.reduction import Reduction
+from dask_nlsq._typing import Vector
+
+_RUNS = 12
+"""Runs into which the rows are cut, at most: enough to see an oscillation, with enough rows in each."""
+
+_FEW = 10
+"""Rows below which their order says too little."""
+
+_NOTHING = 0.01
+"""R² up to which a model explains no more than a constant."""
+
+_BY_CHANCE = 0.01
+"""Probability from which what a model explains, beside a constant, may be chance."""
+
+_ROUNDING = 1e-20
+"""Cost beside the squares of y at which a model explains all there is."""
+
+_LEAST = 1e-12
+"""Least share of the squares that is taken to be left, for float64 knows no less."""
+
+
+def structured(objective: Objective, block: Block, theta: Vector) -> float:
+    """Return how probable the residuals of rows in order of x are, were they noise; 1 where rows are too few to say."""
+    if objective.robust:
+        return 1.0
+    return min(_runs(objective, block, theta), _neighbours(objective, block, theta))
+
+
+def _runs(objective: Objective, block: Block, theta: Vector) -> float:
+    """Return how probable it is that fits of single runs gain no less."""
+    p, n = objective.n_parameters, block.rows
+    count = min(_RUNS, n // (2 * p + 2))
+    if count < 3:
+        return 1.0
+    bounds = np.linspace(0, n, count + 1).astype(int)
+    runs = [block.take(slice(a, b)) for a, b in itertools.pairwise(bounds.tolist())]
+    gained = total = ranks = 0.0
+    for part in kernel.reduce_blocks(objective, runs, theta, None):
+        if not part.finite:
+            return 1.0
+        factor = factorise(part.gram[:p, :p], part.gram[:p, p], None)
+        u, _, _ = factor.svd
+        seen = factor.determined
+        gained += float(np.sum((u.T @ factor.z)[seen] ** 2))
+        ranks += int(seen.sum())
+        total += 2.0 * part.cost
+    left, dof, rest = total - gained, ranks - p, n - ranks
+    if dof <= 0 or rest <= 0 or left <= 1e-14 * total:
+        return 1.0
+    return float(stats.f.sf((gained / dof) / (left / rest), dof, rest))
+
+
+def _neighbours(objective: Objective, block: Block, theta: Vector) -> float:
+    """Return how probable it is that residuals of neighbours are no farther from each other in rank."""
+    n = block.rows
+    if n < _FEW:
+        return 1.0
+    residual = residuals(objective, block, theta)
+    ranks = stats.rankdata(residual)
+    spread = np.sum((ranks - ranks.mean()) ** 2)
+    if not np.isfinite(residual).all() or spread == 0:
+        return 1.0
+    ratio = np.sum(np.diff(ranks) ** 2) / spread
+    shape = 5.0 * n * (n + 1.0) * (n - 1.0) ** 2 / (2.0 * (n - 2.0) * (5.0 * n**2 - 2.0 * n - 9.0)) - 0.5
+    return float(stats.beta.cdf(ratio / 4.0, shape, shape))
+
+
+def explains_nothing(reduction: Reduction, p: int) -> bool:
+    """Whether a model of p parameters explains no more than a constant does, by an F-test."""
+    if p < 2 or not reduction.spread > 0:
+        return False
+    rest, gained = reduction.rows - p, 1.0 - 2.0 * reduction.cost / reduction.spread
+    if rest <= 0:
+        return gained < 0
+    probability = stats.f.sf(max(gained, 0.0) / (p - 1) / max((1.0 - gained) / rest, _LEAST), p - 1, rest)
+    return gained < _NOTHING or bool(probability > _BY_CHANCE)
+
+
+def leaves_some(reduction: Reduction) -> bool:
+    """Whether residuals are left that may have structure: more than rounding."""
+    return reduction.cost > _ROUNDING * (reduction.spread + reduction.weight * reduction.mean**2)
+
+
+def in_order(block: Block) -> Block:
+    """Return rows in the order of the column of x that has the most values."""
+    most = max(block.x, key=lambda column: len(np.unique(column)))
+    return block.take(np.argsort(most, kind="stable"))
+
+
+def residuals(objective: Objective, block: Block, theta: Vector) -> Vector:
+    """Return the weighted residuals of rows, (rows,)."""
+    residual = kernel.predict_block(objective, block, np.array(objective.expand(theta.tolist()), float)) - block.y
+    return residual if block.weight is None else residual * block.weight
