@@ -56,9 +56,6 @@ another one does."""
 _LARGEST = 1e280
 """Sum of squares beyond which a point is left out: what is made of it may be beyond float64."""
 
-_HIDDEN = 1e-12
-"""Share of the cost at a point below which rounding hides what the linear parameters would leave of it."""
-
 _LOWER = 1e-6
 """Relative decrease of the cost that makes another minimum lower."""
 
@@ -202,9 +199,8 @@ def _follow(
     first: Vector | None = None,
 ) -> list[tuple[Vector, float]]:
     """Return where the lowest few of the points lead, and `first` (p,), with the cost there, the lowest first."""
-    looked = [(np.inf, theta) if _late(deadline) else _level(problem, solver, theta) for theta in points]
-    levels = np.array([level for level, _ in looked])
-    starts = [looked[i][1] for i in _spread_out(levels, _numbers(problem)[1])]
+    levels, points = _levels(problem, solver, points, deadline)
+    starts = [points[i] for i in _spread_out(levels, _numbers(problem)[1])]
     starts = starts if first is None else [first, *starts]
     ends = _ends(problem, solver, starts, bar, deadline)
     found = [final(end, solver.lower, solver.upper)[0] for end in ends if end is not None and end.status is not None]
@@ -247,23 +243,45 @@ def _end(problem: Problem, solver: TrustRegion, start: Vector, bar: Progress, de
         return None
 
 
-def _level(problem: Problem, solver: TrustRegion, theta: Vector) -> tuple[float, Vector]:
-    """Return the cost at a point with the linear parameters at their best, and the point with them there.
+def _levels(problem: Problem, solver: TrustRegion, points: Matrix, deadline: float | None) -> tuple[Vector, Matrix]:
+    """Return the cost at points (k, p) with the linear parameters at their best, and the points with them there.
 
-    It is infinite where it is not finite. Bounds of the linear parameters are kept by the point, not by the cost.
+    It is infinite where it is not finite, and where it is too late.
     """
-    nowhere = float("inf"), theta
+    if _plain(problem):
+        costs = [np.inf if _late(deadline) else _residual_cost(problem, solver, theta) for theta in points]
+        return np.where(np.isfinite(costs), costs, np.inf), points
+    grams = _grams(problem, points, deadline)
+    known = np.isfinite(grams).all(axis=(1, 2)) & (np.abs(grams).max(axis=(1, 2)) <= _LARGEST)
+    levels, best = np.full(len(points), np.inf), points.copy()
+    levels[known], best[known] = solver.relaxed(points[known], grams[known])
+    return levels, best
+
+
+def _grams(problem: Problem, points: Matrix, deadline: float | None) -> Matrix:
+    """Return the sums at points, (k, p + 1, p + 1); NaN where the model raises, and where it is too late."""
+    objective = problem.objective
+    if objective.jacobian == "numeric" or objective.robust:
+        return np.stack([_gram(problem, theta, deadline) for theta in points])
+    ((block,),) = [group.partitions for group in problem.groups]
+    found = kernel.grams(objective, block, points)
+    for i in np.flatnonzero(np.isfinite(found[:, -1, -1]) & ~np.isfinite(found).all(axis=(1, 2))):
+        found[i] = _gram(problem, points[i], deadline)  # with differences for what is not finite
+    return found
+
+
+def _gram(problem: Problem, theta: Vector, deadline: float | None) -> Matrix:
+    size = len(theta) + 1
+    found = np.full((size, size), np.nan)
+    if _late(deadline):
+        return found
     try:
-        if _plain(problem):
-            cost = _residual_cost(problem, solver, theta)
-            return (cost, theta) if np.isfinite(cost) else nowhere
         reduction = _reduce(problem, theta)
     except Exception:  # whatever a model raises
-        return nowhere
-    if not reduction.finite or np.abs(reduction.gram).max() > _LARGEST:
-        return nowhere
-    level, best = solver.relaxed(theta, reduction)
-    return max(level, _HIDDEN * reduction.cost), best
+        return found
+    found[:] = reduction.gram
+    found[-1, -1] = 2.0 * reduction.cost  # of a robust loss
+    return found
 
 
 def _plain(problem: Problem) -> bool:
@@ -274,8 +292,11 @@ def _plain(problem: Problem) -> bool:
 def _residual_cost(problem: Problem, solver: TrustRegion, theta: Vector) -> float:
     ((block,),) = [group.partitions for group in problem.groups]
     believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
-    with np.errstate(all="ignore"):
-        return 0.5 * float(np.sum(residuals(problem.objective, block, theta) ** 2) + believed)
+    try:
+        with np.errstate(all="ignore"):
+            return 0.5 * float(np.sum(residuals(problem.objective, block, theta) ** 2) + believed)
+    except Exception:  # whatever a model raises
+        return float("inf")
 
 
 def _spread_out(levels: Vector, most: int) -> list[int]:

@@ -84,6 +84,21 @@ def reduce_blocks(
     return [_whole(objective, block, pieces) for block, pieces in zip(blocks, found, strict=True)]
 
 
+def grams(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
+    """Return JᵀJ, Jᵀr and rᵀr of a block at many points (k, p), with no more around each call than it takes.
+
+    Shape (k, p + 1, p + 1); derivatives that are not finite stay so. The loss is linear and the model is traced.
+    """
+    size = objective.n_parameters + 1
+    found = np.zeros((len(thetas), size, size))
+    with jax.enable_x64(True):
+        for where, _, slab in device.place([block], objective.tile, _room(objective)):
+            run = _kernel(objective, slab, False, where)
+            for total, theta in zip(found, thetas, strict=True):
+                total += np.asarray(run(theta, None, slab)[0])[0, : size * size].reshape(size, size)
+    return found
+
+
 def _mend(
     objective: Objective, theta: Vector, whitening: Matrix | None, slab: Slab, where: Any, pieces: list[Reduction]
 ) -> list[Reduction]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Whitening
-from dask_nlsq._typing import Vector
+from dask_nlsq._typing import Matrix, Vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,16 @@ class Prior:
             curvature=curvature,
             meat=meat,
         )
+
+    def add_to_grams(self, grams: Matrix, thetas: Matrix) -> Matrix:
+        """Return sums at many points, (k, p + 1, p + 1) at (k, p), with the prior added."""
+        residuals, found = self.weight * (thetas - self.mean), grams.copy()
+        i = np.arange(len(self.weight))
+        found[:, i, i] += self.weight**2
+        found[:, :-1, -1] += self.weight * residuals
+        found[:, -1, :-1] += self.weight * residuals
+        found[:, -1, -1] += np.sum(residuals**2, axis=1)
+        return found
 
     def chisqr(self, theta: Vector) -> float:
         """Return the part of χ² that comes from here at `theta` (p,)."""

@@ -79,6 +79,9 @@ _RECENTRE = 1.0
 _TEMPER = 4.0
 """Most that an amplitude changes beside its best in one step."""
 
+_HIDDEN = 1e-12
+"""Share of the cost at a point below which rounding hides what the linear parameters would leave of it."""
+
 _SHARE = 1e-3
 """Share of the residuals that roundings of the parameters, which differ from row to row, add up with."""
 
@@ -223,20 +226,29 @@ class TrustRegion:
         """Return what the next sweep is to evaluate."""
         return Request(state.trial, state.whitening, first=not state.history, second=state.second)
 
-    def relaxed(self, theta: Vector, reduction: Reduction) -> tuple[float, Vector]:
-        """Return the cost of a reduction at `theta` (p,) with the linear parameters at their best, and that point.
+    def relaxed(self, thetas: Matrix, grams: Matrix) -> tuple[Vector, Matrix]:
+        """Return the cost at points (k, p) with the linear parameters at their best, and those points.
 
-        Their bounds are kept by the point alone.
+        What the sums of their rows are is `grams` (k, p + 1, p + 1), the residuals last. Bounds of the linear
+        parameters are kept by the points alone. What rounding hides of a cost counts as left.
         """
         if self.prior is not None:
-            reduction = self.prior.add_to(reduction, theta, None)
+            grams = self.prior.add_to_grams(grams, thetas)
+        costs = 0.5 * grams[:, -1, -1]
         if self.linearity is None or not self.linearity.linear.any():
-            return reduction.cost, theta
-        p, linear = len(theta), self.linearity.linear
-        projection = project(factorise(reduction.gram[:p, :p], reduction.gram[:p, p], None), linear)
-        best = theta.copy()
-        best[linear] += projection.best
-        return max(reduction.cost - projection.explained, 0.0), np.clip(best, self.lower, self.upper)
+            return costs, thetas
+        linear = self.linearity.linear
+        within, slopes = grams[:, :-1, :-1][:, linear][:, :, linear], grams[:, :-1, -1][:, linear]
+        squares = np.diagonal(within, axis1=1, axis2=2)
+        scale = np.sqrt(np.where(squares > 0, squares, 1.0))
+        values, vectors = np.linalg.eigh(within / scale[:, :, None] / scale[:, None, :])
+        seen = values > 8 * len(linear) * EPS * np.maximum(values[:, -1:], EPS)
+        along = np.einsum("kji,kj->ki", vectors, slopes / scale)
+        steps = np.where(seen, along / np.where(seen, values, 1.0), 0.0)
+        best = thetas.copy()
+        best[:, linear] -= np.einsum("kij,kj->ki", vectors, steps) / scale
+        levels = costs - 0.5 * np.sum(along * steps, axis=1)
+        return np.maximum(levels, _HIDDEN * costs), np.clip(best, self.lower, self.upper)
 
     def step(self, state: State, reduction: Reduction) -> State:
         """Accept or refuse the trial, and propose the next."""
