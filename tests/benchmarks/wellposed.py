@@ -80,6 +80,8 @@ def random_fits(n):
     """Fit n random problems; return how many ended how, and those that failed beside their minimum."""
     ends, bad = collections.Counter(), []
     for seed in range(n):
+        if seed and seed % 1000 == 0:
+            print(f"{seed:,} fits: {dict(ends.most_common())}, {len(bad)} beside the minimum", file=sys.stderr)
         problem, start = draw(seed)
         if not np.isfinite(problem.y).all() or not np.isfinite(problem.cost(start)):
             ends["not finite"] += 1

@@ -160,6 +160,7 @@ class State:
     # What is known.
     point: Point | None = None
     origin: Point | None = None  # the first point
+    refused: bool = False  # whether the last trial from the point was
     refuge: State | None = None  # how a first attempt ended that was not believed
     history: tuple[Record, ...] = ()
     # What is left to try.
@@ -375,6 +376,7 @@ class TrustRegion:
             shortest=min(state.shortest, remains),
             patience=patience,
             slow=slow,
+            refused=False,
             milestone=state.nsweeps if self._ahead(state, reduction, remains) else state.milestone,
             history=(*state.history, self._record(state, reduction, remains, True)),
             status=self._judge(state, point, remains, patience, gain),
@@ -409,6 +411,7 @@ class TrustRegion:
             state,
             point=dataclasses.replace(point, radius=radius),
             slow=state.slow + 1,
+            refused=True,
             history=(*state.history, self._record(state, reduction, float("nan"), False)),
             status=Status.ROUNDING if hidden else Status.STALLED if vanished else None,
         )
@@ -577,8 +580,7 @@ def final(state: State, lower: Vector, upper: Vector) -> tuple[Vector, float]:
     """Return the parameters with the last Gauss-Newton step added, and the cost predicted there."""
     point = state.point
     assert point is not None
-    refused = bool(state.history) and not state.history[-1].accepted
-    if state.status is None or not state.status.success or refused or not point.believed:
+    if state.status is None or not state.status.success or state.refused or not point.believed:
         return point.theta, point.reduction.cost
     theta = np.clip(point.theta + point.newton.delta, lower, upper)
     return theta, max(point.reduction.cost - point.newton.predicted, 0.0)
