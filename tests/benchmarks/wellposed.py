@@ -76,12 +76,12 @@ def distance(problem, theta):
         return float(np.max(np.abs(end.x - theta) / errors)), float(sigma[0] / sigma[-1])
 
 
-def random_fits(n):
+def random_fits(n, first=0):
     """Fit n random problems; return how many ended how, and those that failed beside their minimum."""
     ends, bad = collections.Counter(), []
-    for seed in range(n):
-        if seed and seed % 1000 == 0:
-            print(f"{seed:,} fits: {dict(ends.most_common())}, {len(bad)} beside the minimum", file=sys.stderr)
+    for seed in range(first, first + n):
+        if seed > first and seed % 500 == 0:
+            print(f"{seed - first:,} fits: {dict(ends.most_common())}, {len(bad)} beside the minimum", file=sys.stderr)
         problem, start = draw(seed)
         if not np.isfinite(problem.y).all() or not np.isfinite(problem.cost(start)):
             ends["not finite"] += 1
@@ -111,10 +111,11 @@ def main(argv=None):
     """Run and print; the exit status is 1 where a fit fails beside its minimum or errors differ by 1e-6."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fits", type=int, default=10_000, help="random fits")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first of them, for runs in several processes")
     parser.add_argument("--starts", type=int, default=50, help="starts of each model")
     args = parser.parse_args(argv)
     began = time.perf_counter()
-    ends, bad = random_fits(args.fits)
+    ends, bad = random_fits(args.fits, args.first)
     print(f"{args.fits:,} random fits in {time.perf_counter() - began:.0f} s: {dict(ends.most_common())}")
     print(f"failures beside the minimum: {len(bad)}", *bad, sep="\n  ")
     spreads = {name: spread_of_errors(model, args.starts) for name, model in TEXTBOOKS.items()} if args.starts else {}
