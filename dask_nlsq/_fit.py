@@ -16,8 +16,8 @@ from typing import Any
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._checkpoint import from_text
+from dask_nlsq._checks import find_finite_starts, lost_sensitivity, restart, second_look
 from dask_nlsq._descent import optimizer_of
-from dask_nlsq._determined import went_silent
 from dask_nlsq._errors import NlsqError, warn
 from dask_nlsq._facts import dry_run, gather_facts, speed
 from dask_nlsq._minimise import lowest, race, stopped, verify
@@ -34,13 +34,11 @@ from dask_nlsq._outcome import build, revive
 from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier, make_plan, settle, whole, with_speeds
 from dask_nlsq._problem import Draft, Problem, arrange, draft, executor_of
 from dask_nlsq._progress import Progress
-from dask_nlsq._restarts import begin_elsewhere, restart
 from dask_nlsq._result import FitResult
 from dask_nlsq._route import find_route, find_start
 from dask_nlsq._run import Run, running
 from dask_nlsq._sample import Sample, draw_sample
 from dask_nlsq._search import judge
-from dask_nlsq._second_look import second_look
 from dask_nlsq._stream import target
 from dask_nlsq._sweep import Cluster, Executor, group, ship
 from dask_nlsq._typing import Vector
@@ -299,7 +297,7 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
 
         def elsewhere(theta: Vector) -> Sequence[Vector]:
             nonlocal notes
-            found, told = begin_elsewhere(problem, solver, theta, sample, bar, deadline)
+            found, told = find_finite_starts(problem, solver, theta, sample, bar, deadline)
             if told:
                 warn(told)
                 notes += (told,)
@@ -337,7 +335,7 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
             state, more, note = second_look(problem, solver, state, sample, bar, deadline, callback)
             seconds += more
             notes += (note,)
-    if state.status is not None and state.status.success and went_silent(problem, state):
+    if state.status is not None and state.status.success and lost_sensitivity(problem, state):
         state = dataclasses.replace(state, status=Status.SILENT)
     result = build(problem, solver, state, seconds, time.perf_counter() - started, notes, starts)
     team[winner] = state

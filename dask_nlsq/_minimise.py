@@ -80,7 +80,7 @@ def race(
     partial : Partial, optional
         What of the first sweep is finished.
     elsewhere : callable, optional
-        Asked for starts where the model is finite, given one where it is not, when no spare one is left.
+        Returns starts where the model is finite, given one where it is not; called once no spare one is left.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def race(
     """
     team, others, seconds = list(states), list(spare), list(seconds)
     bar, run = bar or Progress(0, show=False), run or Run()
-    refused: Vector | None = None
+    given: Vector | None = None
     while active := [i for i, state in enumerate(team) if state.status is None]:
         clock = time.perf_counter()
         leader = lowest(team)
@@ -117,15 +117,15 @@ def race(
         partial = None
         if not any(team[i].history or reduction.finite for i, reduction in zip(active, reductions, strict=True)):
             if not others:
-                check_rows(problem, reductions[0])
-                refused = team[active[0]].trial if refused is None else refused
-                others, elsewhere = [] if elsewhere is None else list(elsewhere(refused)), None
+                validate_rows(problem, reductions[0])
+                given = team[active[0]].trial if given is None else given
+                others, elsewhere = [] if elsewhere is None else list(elsewhere(given)), None
             if not others:
-                raise not_finite(problem, team[active[0]].trial if refused is None else refused)
+                raise not_finite(problem, team[active[0]].trial if given is None else given)
             team = [solver.init(others.pop(0))]
             continue
         if not team[active[0]].history:
-            first_look(problem, next(reduction for reduction in reductions if reduction.finite))
+            validate_rows(problem, reductions[0])
         for i, reduction in zip(active, reductions, strict=True):
             if team[i].history or reduction.finite:
                 team[i] = solver.step(team[i], reduction)
@@ -226,15 +226,15 @@ def lowest_first(problem: Problem, starts: Sequence[Vector]) -> list[Vector]:
     return [starts[i] for i in np.argsort(costs, kind="stable")]
 
 
-def first_look(problem: Problem, reduction: Reduction) -> None:
-    """Refuse what the first sweep, at the start, shows to be hopeless, and warn of what it shows to be rounded."""
-    check_rows(problem, reduction)
+def validate_first_sweep(problem: Problem, reduction: Reduction) -> None:
+    """Raise where the first sweep, at the start, shows that no fit is possible."""
+    validate_rows(problem, reduction)
     if not reduction.finite:
         raise not_finite(problem, problem.parameters.start)
 
 
-def check_rows(problem: Problem, reduction: Reduction) -> None:
-    """Refuse what the first sweep shows of the rows to be hopeless, and warn of what it shows to be rounded."""
+def validate_rows(problem: Problem, reduction: Reduction) -> None:
+    """Raise where the rows of the first sweep cannot be fitted, and warn of integers that were rounded."""
     for name in sorted(reduction.rounded):
         warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.")
     fewest = problem.parameters.fewest_rows

@@ -19,7 +19,7 @@ import pandas as pd
 import zarr
 from scipy.optimize import OptimizeWarning
 
-from dask_nlsq._determined import determined
+from dask_nlsq._checks import identifiable_factor
 from dask_nlsq._errors import warn
 from dask_nlsq._numerics import device, inference
 from dask_nlsq._numerics.block import SLABS
@@ -57,7 +57,7 @@ def build(
     free = side == 0
     believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
     statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma, believed)
-    factor = determined(problem, solver, state)
+    factor = identifiable_factor(problem, solver, state)
     pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
     notes += reservations(parameters.free, side, inference.entangled(factor, theta, pcov, free))
     notes += differences_taken(parameters.free, point.reduction)

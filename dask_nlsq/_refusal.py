@@ -17,29 +17,29 @@ from dask_nlsq._typing import Vector
 def not_finite(problem: Problem, theta: Vector) -> ModelError:
     """Return the error of a start `theta` (p,) that is not finite, after one more look at the rows."""
     names, origins = problem.parameters.free, problem.source.info.origins
-    return explain(problem.objective, names, theta, _look(problem, theta), origins)
+    return explain(problem.objective, names, theta, _find_faults(problem, theta), origins)
 
 
-def reason(problem: Problem, theta: Vector) -> str:
-    """Return in a sentence why a fit cannot begin at `theta` (p,), after one more look at the rows."""
-    start, found = _named(problem.parameters.free, theta), _look(problem, theta)
+def describe_not_finite(problem: Problem, theta: Vector) -> str:
+    """Return a sentence that names the rows in which the model is not finite at `theta` (p,)."""
+    start, found = _as_mapping(problem.parameters.free, theta), _find_faults(problem, theta)
     if not found:
-        return f"{_whole(problem.objective)} is not finite at the start p0={start}."
+        return f"{_subject(problem.objective)} is not finite at the start p0={start}."
     return _say(problem.objective, problem.parameters.free, found[0], start, "partition")
 
 
-def _look(problem: Problem, theta: Vector) -> list[Fault]:
+def _find_faults(problem: Problem, theta: Vector) -> list[Fault]:
     found: list[Fault] = []
     for _, answer in problem.executor.run(find_faults, problem.groups, problem.shipped, theta):
         found += [] if isinstance(answer, Failure) else answer
     return merge(found)
 
 
-def _named(names: Sequence[str], theta: Vector) -> dict[str, float]:
+def _as_mapping(names: Sequence[str], theta: Vector) -> dict[str, float]:
     return dict(zip(names, theta.tolist(), strict=True))
 
 
-def _whole(objective: Objective) -> str:
+def _subject(objective: Objective) -> str:
     return f"The model{', the loss' * callable(objective.loss)} or its derivative"
 
 
@@ -60,10 +60,10 @@ def explain(
     part : str
         What a partition is called.
     """
-    start = _named(names, theta)
+    start = _as_mapping(names, theta)
     if not found:
         sentences = [
-            f"{_whole(objective)} is not finite at the start p0={start}, although the data are. Start elsewhere "
+            f"{_subject(objective)} is not finite at the start p0={start}, although the data are. Start elsewhere "
             "with p0=, or keep the model away from such values with bounds=."
         ]
     else:

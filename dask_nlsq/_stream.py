@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 from dask_nlsq._errors import DataError, NlsqError
-from dask_nlsq._minimise import first_look
+from dask_nlsq._minimise import validate_first_sweep
 from dask_nlsq._numerics import kernel
 from dask_nlsq._numerics.block import Block
 from dask_nlsq._numerics.objective import Objective
@@ -261,7 +261,7 @@ def stream(
         return None, [], (note,)
     if own.sums is None:
         raise DataError(f"There are no rows to fit ({own.dropped} were dropped by the NaN policy).")
-    first_look(problem, own.sums)
+    validate_first_sweep(problem, own.sums)
     if not found.settled or not agrees(problem.objective, online, own, sample.block):
         note = "A first pass in batches led away from where they were linearised, and was not used."
         return None, [], (note,)

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from dask_nlsq._checkpoint import archive, to_text, versions
+from dask_nlsq._checks import responds_elsewhere
 from dask_nlsq._descent import descend, optimizer_of
-from dask_nlsq._determined import speak_elsewhere
 from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, one_of, warn
 from dask_nlsq._numerics import faults, inference, inspection, kernel
 from dask_nlsq._numerics.block import Block, concatenate
@@ -499,7 +499,7 @@ class StreamingFitter:
         silent = open_ends & (kernel.reduce_block(self._objective, sample, state.theta, None).gram.diagonal()[:-1] == 0)
         if self._solver.prior is not None:
             silent &= self._solver.prior.weight == 0
-        if silent.any() and speak_elsewhere(self._objective, self._parameters, sample, state.theta, silent):
+        if silent.any() and responds_elsewhere(self._objective, self._parameters, sample, state.theta, silent):
             return Status.SILENT
         return Status.STREAMED
 

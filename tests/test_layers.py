@@ -14,8 +14,8 @@ LEVELS = [
     "_job _reading _shell _numerics _models",
     "_sources _sweep _checkpoint _plan",
     "_fit _autotune _curve_fit _descent _facts _fingerprint _interrupt _streaming _result _outcome _problem "
-    "_determined _profile _lockstep _progress _refusal _restarts _route _run _sample _search _second_look _stream "
-    "_streaming_rows _streaming_saved _structure _minimise",
+    "_checks _profile _lockstep _progress _refusal _route _run _sample _search _stream "
+    "_streaming_rows _streaming_saved _minimise",
     "_accessor _config _gpu _script cluster models",
     "__init__",
     # Comes in by the front door, as a user does: the package does not import it.

@@ -141,7 +141,7 @@ def test_a_large_part_that_is_easy_bends_no_step(name, solve):
     assert_lowest(model, x, y, solve(model, x, y, start), truth)
 
 
-# --- Success that is none ---------------------------------------------------------------------------------------------
+# --- False successes ---------------------------------------------------------------------------------------------
 
 MISLED = {  # model, x, true parameters, start
     "no height": (lorentzian, T, [2, 6, 0.8, 0], [0, 4, 0.5, 0]),
@@ -160,17 +160,17 @@ MISLED = {  # model, x, true parameters, start
 
 
 @pytest.mark.parametrize("name", MISLED)
-def test_a_start_that_misleads_is_left(name, solve):
+def test_a_misleading_start_is_replaced(name, solve):
     model, x, truth, start = MISLED[name]
     y = rows(model, x, truth)
     assert_lowest(model, x, y, solve(model, x, y, start), truth)
 
 
 @pytest.mark.parametrize("name", ["a peak that is elsewhere", "another frequency", "an edge beside the data"])
-def test_other_starts_are_said(name):
+def test_a_note_tells_of_other_starts(name):
     model, x, truth, start = MISLED[name]
     notes = dask_nlsq.fit(model, x, rows(model, x, truth), p0=start).notes
-    assert any("other starts led lower, and was taken" in note for note in notes)
+    assert any("other starts led to a lower cost and was used" in note for note in notes)
 
 
 @pytest.mark.parametrize("n", [8, 12, 20, 25])
@@ -178,7 +178,7 @@ def test_other_starts_are_said(name):
     ("model", "truth", "start"),
     [(gaussian, [5, 6, 0.9, 1], [1, 2, 1, 0]), (lorentzian, [5, 6, 0.9, 1], [1, 1, 1, 1])],
 )
-def test_few_rows_are_no_excuse(model, truth, start, n):
+def test_few_rows_give_no_false_success(model, truth, start, n):
     x = np.linspace(0, 10, n)
     y = rows(model, x, truth, noise=0.003)
     result = dask_nlsq.fit(model, x, y, p0=start)
@@ -203,7 +203,7 @@ def refuses_negative_rates(t, height, rate):
 
 
 @pytest.mark.parametrize("start", [[1, 1], [3, 0.5]], ids=str)
-def test_a_model_that_raises_elsewhere_is_fitted(start):
+def test_a_model_that_raises_at_other_starts_is_fitted(start):
     y = 2 * np.exp(-0.7 * T) + 0.3 * np.sin(6 * T)  # what it leaves has structure
     result = dask_nlsq.fit(refuses_negative_rates, T, y, p0=start, jac="3-point")
     assert result.success and 0.4 < result.params["rate"] < 1.2
@@ -215,7 +215,7 @@ def test_bounds_that_span_float64_are_bounds():
 
 
 @pytest.mark.parametrize("after", [1, 3, 6])
-def test_a_fit_that_looks_elsewhere_resumes(after, tmp_path):
+def test_a_fit_with_other_starts_resumes(after, tmp_path):
     y = 2 * np.sin(5.3 * T + 0.4) + 0.15 * T + 0.05 * NOISE
     model = lambda t, a, w, p: a * jnp.sin(w * t + p)  # noqa: E731
     whole = dask_nlsq.fit(model, T, y)
@@ -231,7 +231,7 @@ def test_a_fit_that_looks_elsewhere_resumes(after, tmp_path):
 
 
 @pytest.mark.parametrize("stops", ["time_limit", "callback"])
-def test_who_stops_the_look_elsewhere_is_told(stops, monkeypatch):
+def test_a_stop_while_other_starts_are_tried_is_reported(stops, monkeypatch):
     y = 2 * np.sin(5.3 * T + 0.4) + 0.05 * NOISE
     model = lambda t, a, w, p: a * jnp.sin(w * t + p)  # noqa: E731
     plain = dask_nlsq.fit(model, T, y)
@@ -244,11 +244,13 @@ def test_who_stops_the_look_elsewhere_is_told(stops, monkeypatch):
 
     seen = []
     if stops == "callback":
-        assert not dask_nlsq.fit(model, T, y, callback=stop).success
+        result = dask_nlsq.fit(model, T, y, callback=stop)
+        assert result.status is dask_nlsq.Status.CALLBACK and len(result.history) > first
+        assert result.cost == result.history["cost"].min() and "was stopped" in result.notes[-1]
         return
-    monkeypatch.setattr("dask_nlsq._restarts._late", lambda deadline: True)
+    monkeypatch.setattr("dask_nlsq._checks.restarts._past_deadline", lambda deadline: True)
     notes = dask_nlsq.fit(model, T, y, time_limit=1e6).notes
-    assert any("the time limit ended the look at other starts" in note for note in notes)
+    assert any("the time limit was reached before other starts" in note for note in notes)
 
 
 def test_a_prior_determines_what_the_data_do_not():
@@ -281,7 +283,7 @@ def test_a_model_that_explains_nothing_says_so():
     assert any("explains no more than a constant" in note for note in result.notes) or not result.success
 
 
-# --- Failure that is none ---------------------------------------------------------------------------------------------
+# --- False failures ---------------------------------------------------------------------------------------------
 
 COINCIDE = {  # two terms that are one at the minimum
     "gaussians": lambda t, a, b, xp=jnp: xp.exp(-((t - a) ** 2)) + xp.exp(-((t - b) ** 2)),

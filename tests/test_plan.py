@@ -491,7 +491,8 @@ def test_a_second_look_never_ends_higher(monkeypatch):
     t, y = decay_rows(2000)
     plain = dask_nlsq.fit(decay, t, y, p0=[2, 1, 0.3])
     for theta in ([1e3, 50.0, 9.0], [np.inf, 1.0, 1.0]):
-        monkeypatch.setattr("dask_nlsq._second_look.look_again", lambda *_, start=theta: (np.array(start), ""))
+        found = lambda *_, start=theta: (np.array(start), "")  # noqa: E731
+        monkeypatch.setattr("dask_nlsq._checks.perturbed_restarts.look_again", found)
         tried = dask_nlsq.fit(decay, t, y, p0=[2, 1, 0.3], goal="quality")
         np.testing.assert_allclose(tried.popt, plain.popt, rtol=1e-8)
         assert tried.success and tried.nsweeps == len(tried.history)

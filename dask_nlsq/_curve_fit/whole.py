@@ -107,7 +107,7 @@ def _linearity(call: Call, x: Any, first: Any) -> Linearity | None:
         return None
     try:
         return find(lambda theta: call.f(x, *theta), call.p)
-    except Exception:  # as below
+    except Exception:  # whatever tracing the user's function may raise
         return None
 
 

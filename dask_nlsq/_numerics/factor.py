@@ -18,7 +18,6 @@ import functools
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
 from dask_nlsq._numerics import lapack
 from dask_nlsq._numerics.request import Whitening
@@ -94,10 +93,10 @@ class Factor:
         return rows
 
     def whitening(self, first: npt.NDArray[np.bool_] | None = None) -> Whitening | None:
-        """Return the S for the next sweep, or None where scaling alone will do.
+        """Return the S for the next sweep, or None where scaling alone suffices.
 
-        The columns of S that belong to the `first` parameters, (p,), mix no other columns of J, so that those of
-        another point do not hide what these alone explain.
+        S is upper triangular with the `first` parameters, (p,), in front: their columns of JS are combinations of their
+        own columns of J, and keep their digits at another point, where the other columns may be large.
         """
         sigma = self.svd[1]
         if self.reliable and sigma[-1] * _WHITEN_ABOVE > sigma[0]:
@@ -109,7 +108,7 @@ class Factor:
         own = r.diagonal()
         r[np.diag_indices(self.p)] = np.where(np.abs(own) < least, np.where(own < 0, -least, least), own)
         s, inverse = np.zeros((self.p, self.p)), np.zeros((self.p, self.p))
-        s[order] = linalg.solve_triangular(r, np.eye(self.p)) / self.norms[order][:, None]
+        s[order] = np.linalg.solve(r, np.eye(self.p)) / self.norms[order][:, None]
         inverse[:, order] = r * self.norms[order]
         return Whitening(s, inverse)
 

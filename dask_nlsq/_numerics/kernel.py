@@ -85,9 +85,10 @@ def reduce_blocks(
 
 
 def grams(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
-    """Return JᵀJ, Jᵀr and rᵀr of a block at many points (k, p), with no more around each call than it takes.
+    """Return the Gram matrices of (J, r) of a block at many points (k, p), shape (k, p + 1, p + 1).
 
-    Shape (k, p + 1, p + 1); derivatives that are not finite stay so. The loss is linear and the model is traced.
+    The block is laid out once. The loss has to be linear and the model traced; derivatives that are not finite are not
+    replaced by differences.
     """
     size = objective.n_parameters + 1
     found = np.zeros((len(thetas), size, size))

@@ -51,7 +51,7 @@ _DROWNED = 1e-9
 """First difference, relative to f, below which a step is too short: rounding takes more than six of its digits."""
 
 _BEND = 1e-4
-"""Change of the model, beside itself, that a step for differences of the Jacobian makes."""
+"""Relative change of the model by a step for differences of the Jacobian."""
 
 _TRIES = 8
 """Steps tried for one column."""
@@ -186,7 +186,7 @@ def whole_jacobian(
 def second_derivatives(
     objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector, jac: Matrix, residual: Vector
 ) -> Matrix | None:
-    """Return the second derivatives of the model, weighted by the residuals (rows,) and summed up; (p, p).
+    """Return the sum over rows of the second derivatives of the model times the `residual` (rows,); shape (p, p).
 
     They are central differences of the Jacobian; None where those are not finite.
     """

@@ -15,7 +15,7 @@ from dask_nlsq._numerics.expression import Expression
 from dask_nlsq._numerics.model import Model
 from dask_nlsq._numerics.objective import Expansion
 from dask_nlsq._numerics.prior import Prior
-from dask_nlsq._numerics.starts import inside
+from dask_nlsq._numerics.starts import make_feasible
 from dask_nlsq._typing import Vector
 
 
@@ -52,7 +52,7 @@ class Parameters:
             A bound model.
         p0 : mapping, sequence or FitResult, optional
             Starting values; a mapping may leave names out. What is not given comes from the defaults in the
-            signature, else it is 1. Where 1 is not inside the bounds it is their middle, or 1 away from a single one.
+            signature, else it is 1. Where 1 is not within the bounds it is their middle, or 1 away from a single one.
         bounds : tuple or mapping, optional
             ``(lower, upper)``, each a number or a sequence, or ``{name: (lower, upper)}``. Equal bounds hold a
             parameter.
@@ -74,7 +74,7 @@ class Parameters:
         names = model.parameters
         lower, upper = _bounds(names, bounds)
         given = dict(model.defaults) | _start(names, p0)
-        ordinary = inside(np.ones(len(names)), lower, upper)
+        ordinary = make_feasible(np.ones(len(names)), lower, upper)
         values = {name: given.get(name, float(ordinary[i])) for i, name in enumerate(names)}
         ties = _ties(names, tied or {})
         held = _held(names, fixed, values)
@@ -115,7 +115,7 @@ class Parameters:
         start = np.array([taken.get(name, value) for name, value in zip(self.free, self.start.tolist(), strict=True)])
         left = tuple(name for name in self.guessed if name not in taken)
         guessed = np.isin(self.free, list(taken))
-        start = np.where(guessed, inside(start, self.lower, self.upper), start)
+        start = np.where(guessed, make_feasible(start, self.lower, self.upper), start)
         return dataclasses.replace(self, start=start, guessed=left, sampled=tuple(taken), sample_rows=rows)
 
     def from_here(self, theta: Vector) -> Parameters:

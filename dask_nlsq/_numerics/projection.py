@@ -24,6 +24,9 @@ from dask_nlsq._typing import Matrix, Vector
 _NOTHING = 1e-12
 """Length of a projected column of J, beside its own, from which it is rounding."""
 
+_ROUNDING = 1e-12
+"""Cost with the linear parameters at their optimum, relative to the cost before, that rounding hides."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
@@ -66,3 +69,22 @@ def project(factor: Factor, linear: npt.NDArray[np.bool_]) -> Projection:
         -(inverse @ inside),
         0.5 * float(z1 @ z1),
     )
+
+
+def project_many(grams: Matrix, linear: npt.NDArray[np.bool_]) -> tuple[Vector, Matrix]:
+    """Return the costs at many points with the linear parameters at their optimum, (k,), and the steps to it, (k, p).
+
+    The Gram matrices `grams` (k, p + 1, p + 1) hold the squares of the condition numbers, which suffices to rank the
+    points. A cost is at least the rounding error of the one before the step.
+    """
+    within, slopes = grams[:, :-1, :-1][:, linear][:, :, linear], grams[:, :-1, -1][:, linear]
+    squares = np.diagonal(within, axis1=1, axis2=2)
+    scale = np.sqrt(np.where(squares > 0, squares, 1.0))
+    values, vectors = np.linalg.eigh(within / scale[:, :, None] / scale[:, None, :])
+    seen = values > 8 * len(linear) * EPS * np.maximum(values[:, -1:], EPS)
+    along = np.einsum("kji,kj->ki", vectors, slopes / scale)
+    amounts = np.where(seen, along / np.where(seen, values, 1.0), 0.0)
+    steps = np.zeros((len(grams), len(linear)))
+    steps[:, linear] = -np.einsum("kij,kj->ki", vectors, amounts) / scale
+    costs = 0.5 * grams[:, -1, -1]
+    return np.maximum(costs - 0.5 * np.sum(along * amounts, axis=1), _ROUNDING * costs), steps

@@ -31,26 +31,29 @@ def draw_starts(sampler: str, n: int, lower: Vector, upper: Vector, first: Vecto
 
 
 def draw_in_units(n: int, lower: Vector, upper: Vector, start: Vector, block: Block) -> Matrix:
-    """Return points (n, p) in the units of the data and of the bounds, each parameter drawn from a few kinds of places.
+    """Draw points (n, p) on the scales of the data, each parameter independently.
 
-    These are the ranges of x, fractions of them and their inverses, and what surrounds the `start` (p,).
+    A parameter with two finite bounds is uniform between them. Another is of one of several kinds with equal
+    probability: a position in the range of x, a width or rate on the scale of that range or of x, a number of order 1,
+    or a value near the `start` (p,). Values beyond a bound are reflected at it.
     """
     rng = np.random.default_rng([0, 3])
-    points = np.column_stack([_draw(rng, n, block, value) for value in start.tolist()])
+    points = np.column_stack([_draw_values(rng, n, block, value) for value in start.tolist()])
     with np.errstate(over="ignore", invalid="ignore"):
         bounded = np.isfinite(upper - lower)
     between = rng.uniform(np.where(bounded, lower, 0.0), np.where(bounded, upper, 1.0), points.shape)
     points = np.where(bounded, between, points)
-    below, above = points < lower, points > upper  # are reflected
+    below, above = points < lower, points > upper
     points = np.where(below, 2.0 * np.where(below, lower, 0.0) - points, points)
     points = np.where(above, 2.0 * np.where(above, upper, 0.0) - points, points)
     return np.clip(points, lower, upper)
 
 
-def inside(start: Vector, lower: Vector, upper: Vector) -> Vector:
-    """Return a start (p,) in which every parameter that lies outside its bounds, or at one, is well inside of them.
+def make_feasible(start: Vector, lower: Vector, upper: Vector) -> Vector:
+    """Return a start (p,) that lies strictly within the bounds.
 
-    As in SciPy that is the middle where both bounds are finite, else 1 away from the bound.
+    A parameter that does not is moved to where SciPy's `curve_fit` starts: to the middle of two finite bounds, else to
+    a distance of 1 from the finite one.
     """
     with np.errstate(invalid="ignore"):
         middle = 0.5 * lower + 0.5 * upper
@@ -90,8 +93,8 @@ def _into(cube: Matrix, lower: Vector, upper: Vector) -> Matrix:
     return np.clip(points, lower, upper)
 
 
-def _draw(rng: np.random.Generator, n: int, block: Block, start: float) -> Vector:
-    """Return n values of one parameter."""
+def _draw_values(rng: np.random.Generator, n: int, block: Block, start: float) -> Vector:
+    """Draw n values of one parameter."""
     column = np.concatenate(block.x)
     column = column[np.isfinite(column)]
     low, high = (float(column.min()), float(column.max())) if len(column) else (0.0, 1.0)

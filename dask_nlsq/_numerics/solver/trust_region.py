@@ -25,7 +25,7 @@ from dask_nlsq._numerics.block import MANY_ROWS
 from dask_nlsq._numerics.factor import EPS, Factor, factorise
 from dask_nlsq._numerics.linearity import Linearity
 from dask_nlsq._numerics.prior import Prior
-from dask_nlsq._numerics.projection import Projection, project
+from dask_nlsq._numerics.projection import Projection, project, project_many
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request, Whitening
 from dask_nlsq._numerics.status import Status
@@ -48,8 +48,8 @@ step to a half. What creeps towards a minimum that lies nowhere would go on unti
 
 
 _SPENT = 250
-"""Sweeps after which an attempt is given up, where the linear parameters are known; the last, where second derivatives
-are, without which some creep for long."""
+"""Largest number of sweeps of an attempt where the linear parameters are known. The last attempt has this limit only
+where second derivatives are available: without them, some valid fits converge slowly."""
 
 
 _POLISH = 3
@@ -78,9 +78,6 @@ _RECENTRE = 1.0
 
 _TEMPER = 4.0
 """Most that an amplitude changes beside its best in one step."""
-
-_HIDDEN = 1e-12
-"""Share of the cost at a point below which rounding hides what the linear parameters would leave of it."""
 
 _SHARE = 1e-3
 """Share of the residuals that roundings of the parameters, which differ from row to row, add up with."""
@@ -160,7 +157,7 @@ class State:
     # What is known.
     point: Point | None = None
     origin: Point | None = None  # the first point
-    refused: bool = False  # whether the last trial from the point was
+    refused: bool = False  # whether the last trial was rejected
     refuge: State | None = None  # how a first attempt ended that was not believed
     history: tuple[Record, ...] = ()
     # What is left to try.
@@ -227,29 +224,18 @@ class TrustRegion:
         """Return what the next sweep is to evaluate."""
         return Request(state.trial, state.whitening, first=not state.history, second=state.second)
 
-    def relaxed(self, thetas: Matrix, grams: Matrix) -> tuple[Vector, Matrix]:
-        """Return the cost at points (k, p) with the linear parameters at their best, and those points.
+    def projected_costs(self, thetas: Matrix, grams: Matrix) -> tuple[Vector, Matrix]:
+        """Return the costs at points (k, p) with the linear parameters at their optimum, and those points.
 
-        What the sums of their rows are is `grams` (k, p + 1, p + 1), the residuals last. Bounds of the linear
-        parameters are kept by the points alone. What rounding hides of a cost counts as left.
+        The Gram matrices at the points are `grams` (k, p + 1, p + 1), with the residuals last. The points are clipped
+        to the bounds; the costs are those without bounds.
         """
         if self.prior is not None:
             grams = self.prior.add_to_grams(grams, thetas)
-        costs = 0.5 * grams[:, -1, -1]
         if self.linearity is None or not self.linearity.linear.any():
-            return costs, thetas
-        linear = self.linearity.linear
-        within, slopes = grams[:, :-1, :-1][:, linear][:, :, linear], grams[:, :-1, -1][:, linear]
-        squares = np.diagonal(within, axis1=1, axis2=2)
-        scale = np.sqrt(np.where(squares > 0, squares, 1.0))
-        values, vectors = np.linalg.eigh(within / scale[:, :, None] / scale[:, None, :])
-        seen = values > 8 * len(linear) * EPS * np.maximum(values[:, -1:], EPS)
-        along = np.einsum("kji,kj->ki", vectors, slopes / scale)
-        steps = np.where(seen, along / np.where(seen, values, 1.0), 0.0)
-        best = thetas.copy()
-        best[:, linear] -= np.einsum("kij,kj->ki", vectors, steps) / scale
-        levels = costs - 0.5 * np.sum(along * steps, axis=1)
-        return np.maximum(levels, _HIDDEN * costs), np.clip(best, self.lower, self.upper)
+            return 0.5 * grams[:, -1, -1], thetas
+        costs, steps = project_many(grams, self.linearity.linear)
+        return costs, np.clip(thetas + steps, self.lower, self.upper)
 
     def step(self, state: State, reduction: Reduction) -> State:
         """Accept or refuse the trial, and propose the next."""

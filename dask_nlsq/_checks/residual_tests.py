@@ -1,13 +1,14 @@
-r"""Structure: whether the residuals of a fit are noise.
+r"""Residual tests: whether the residuals of a fit are independent noise.
 
-Where a model holds, residuals of neighbouring rows have nothing in common. A sample of the rows is put in order of x
-and cut into runs; fits of single runs then gain no more than noise gains:
+A sample of the rows is sorted by x and divided into runs. Where the residuals are independent, separate fits of the
+runs reduce the cost by no more than chance does:
 
 .. math:: F = \frac{\sum_k |Q_k^T r_k|^2 / (Kp - p)}{(|r|^2 - \sum_k |Q_k^T r_k|^2) / (n - Kp)}
 
 follows the F distribution (Chow 1960, doi:10.2307/1910133), :math:`Q_k` spanning the columns of the Jacobian of run k.
-And the squared differences of the ranks of neighbours sum up to twice the squared deviations of the ranks; what is
-below that follows a beta distribution (Bartels 1982, doi:10.1080/01621459.1982.10477764).
+The rank version of von Neumann's ratio tests the correlation of neighbours: the sum of squared differences of their
+ranks over that of the squared deviations of the ranks has mean 2 and, approximately, a beta distribution on (0, 4)
+(Bartels 1982, doi:10.1080/01621459.1982.10477764).
 """
 
 from __future__ import annotations
@@ -25,33 +26,33 @@ from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._typing import Vector
 
 _RUNS = 12
-"""Runs into which the rows are cut, at most: enough to see an oscillation, with enough rows in each."""
+"""Largest number of runs."""
 
 _FEW = 10
-"""Rows below which their order says too little."""
+"""Fewest rows for Bartels' test."""
 
 _NOTHING = 0.01
-"""R² up to which a model explains no more than a constant."""
+"""R² up to which a model counts as no better than a constant, whatever the number of rows."""
 
 _BY_CHANCE = 0.01
-"""Probability from which what a model explains, beside a constant, may be chance."""
+"""p-value of the F-test against a constant from which it is not rejected."""
 
 _ROUNDING = 1e-20
-"""Cost beside the squares of y at which a model explains all there is."""
+"""Ratio of the cost to the sum of squares of y that is rounding."""
 
 _LEAST = 1e-12
-"""Least share of the squares that is taken to be left, for float64 knows no less."""
+"""Lower limit of the residual variance in the F-test, relative to the variance of y."""
 
 
-def structured(objective: Objective, block: Block, theta: Vector) -> float:
-    """Return how probable the residuals of rows in order of x are, were they noise; 1 where rows are too few to say."""
+def noise_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
+    """Return the smaller p-value of the two tests for rows sorted by x; 1 where there are too few rows to test."""
     if objective.robust:
         return 1.0
-    return min(_runs(objective, block, theta), _neighbours(objective, block, theta))
+    return min(_chow_pvalue(objective, block, theta), _bartels_pvalue(objective, block, theta))
 
 
-def _runs(objective: Objective, block: Block, theta: Vector) -> float:
-    """Return how probable it is that fits of single runs gain no less."""
+def _chow_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
+    """Return the p-value of Chow's F-test for separate fits of the runs."""
     p, n = objective.n_parameters, block.rows
     count = min(_RUNS, n // (2 * p + 2))
     if count < 3:
@@ -74,12 +75,12 @@ def _runs(objective: Objective, block: Block, theta: Vector) -> float:
     return float(stats.f.sf((gained / dof) / (left / rest), dof, rest))
 
 
-def _neighbours(objective: Objective, block: Block, theta: Vector) -> float:
-    """Return how probable it is that residuals of neighbours are no farther from each other in rank."""
+def _bartels_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
+    """Return the p-value of Bartels' test against positive correlation of neighbours."""
     n = block.rows
     if n < _FEW:
         return 1.0
-    residual = residuals(objective, block, theta)
+    residual = weighted_residuals(objective, block, theta)
     ranks = stats.rankdata(residual)
     spread = np.sum((ranks - ranks.mean()) ** 2)
     if not np.isfinite(residual).all() or spread == 0:
@@ -89,8 +90,8 @@ def _neighbours(objective: Objective, block: Block, theta: Vector) -> float:
     return float(stats.beta.cdf(ratio / 4.0, shape, shape))
 
 
-def explains_nothing(reduction: Reduction, p: int) -> bool:
-    """Whether a model of p parameters explains no more than a constant does, by an F-test."""
+def no_better_than_constant(reduction: Reduction, p: int) -> bool:
+    """Whether an F-test does not reject that a model of p parameters explains no more than a constant."""
     if p < 2 or not reduction.spread > 0:
         return False
     rest, gained = reduction.rows - p, 1.0 - 2.0 * reduction.cost / reduction.spread
@@ -100,18 +101,18 @@ def explains_nothing(reduction: Reduction, p: int) -> bool:
     return gained < _NOTHING or bool(probability > _BY_CHANCE)
 
 
-def leaves_some(reduction: Reduction) -> bool:
+def exceed_rounding(reduction: Reduction) -> bool:
     """Whether residuals are left that may have structure: more than rounding."""
     return reduction.cost > _ROUNDING * (reduction.spread + reduction.weight * reduction.mean**2)
 
 
-def in_order(block: Block) -> Block:
+def sort_by_column(block: Block) -> Block:
     """Return rows in the order of the column of x that has the most values."""
     most = max(block.x, key=lambda column: len(np.unique(column)))
     return block.take(np.argsort(most, kind="stable"))
 
 
-def residuals(objective: Objective, block: Block, theta: Vector) -> Vector:
+def weighted_residuals(objective: Objective, block: Block, theta: Vector) -> Vector:
     """Return the weighted residuals of rows, (rows,)."""
     residual = kernel.predict_block(objective, block, np.array(objective.expand(theta.tolist()), float)) - block.y
     return residual if block.weight is None else residual * block.weight
