@@ -112,8 +112,8 @@ def test_a_projected_step_is_that_of_all_parameters(seed, p, q, dependent):
 
 @pytest.mark.parametrize("name", ["a line", "a stack", "a cumulative sum", "a branch of a column", "a mean"])
 @pytest.mark.parametrize("far", [1.0, 1e6, 1e12])
-def test_linear_parameters_need_no_second_look(name, far):
-    """However far they start: one sweep for the best, and those that bring its last digits."""
+def test_linear_models_take_few_sweeps_from_any_start(name, far):
+    """One sweep leads to the minimum; the others bring its last digits."""
     model, t = MODELS[name][0], np.linspace(0.1, 2.9, 200)
     it = objective(model)
     truth = np.linspace(1, 2, it.n_parameters)

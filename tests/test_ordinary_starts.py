@@ -355,7 +355,7 @@ def test_second_derivatives_end_what_creeps(name):
 
 # --- What the data determine does not depend on the way ---------------------------------------------------------------
 
-ALIKE = {  # model, x, true parameters, whether linear parameters are far off at a start
+ALIKE = {  # model, x, true parameters
     "a decay": (decay, T, [2, 0.5, 1]),
     "a decay on 1000": (decay, T, [2, 0.5, 1000]),
     "a peak": (gaussian, T, [3, 4, 0.8, 1]),
