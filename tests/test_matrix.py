@@ -141,7 +141,7 @@ class TestUndetermined:
         with pytest.warns(OptimizeWarning):
             unused = dask_nlsq.fit(lambda t, a, b: a * t, T, 2.0 * T, p0=[0.0, 0.0])
         assert saddle.success and np.prod(saddle.popt) == pytest.approx(2.0)
-        assert "other starts led lower" in saddle.notes[-1]
+        assert "other starts led to a lower cost" in saddle.notes[-1]
         assert unused.success
         np.testing.assert_array_equal(np.isinf(unused.stderr), [False, True])
 
