@@ -1,5 +1,6 @@
 """Shared by all tests: rows with a known answer, written every way that a user may hold them."""
 
+import collections
 import os
 from pathlib import Path
 
@@ -35,3 +36,15 @@ def client(cluster):
 @pytest.fixture
 def rng():
     return np.random.default_rng(2026)
+
+
+@pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
+def pytest_collection_modifyitems(items):
+    """Mark slow, of tests marked `crossed(keep)`, all cases after the first `keep`."""
+    seen = collections.Counter()
+    for item in items:
+        if (crossed := item.get_closest_marker("crossed")) and not item.get_closest_marker("slow"):
+            test = item.nodeid.partition("[")[0]
+            seen[test] += 1
+            if seen[test] > (crossed.args[0] if crossed.args else 1):
+                item.add_marker("slow")

@@ -55,6 +55,7 @@ MODELS = {  # model, start, truth, unit of t, dtype
 }
 
 
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("order", ["up", "down", "unlike"])
 @pytest.mark.parametrize(("model", "start", "truth", "unit", "dtype"), MODELS.values(), ids=MODELS)
 def test_rows_in_an_order_end_within_the_errors_that_are_stated(model, start, truth, unit, dtype, order):
@@ -67,6 +68,7 @@ def test_rows_in_an_order_end_within_the_errors_that_are_stated(model, start, tr
     assert found.n_obs == t.size
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("order", ["up", "down", "random"])
 def test_a_sample_that_holds_all_rows_gives_the_exact_fit(order):
     t, y = rows(3500)
@@ -102,6 +104,7 @@ OUTLIERS = {  # options, rows of a batch, size in standard deviations
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(("options", "size", "sigmas"), OUTLIERS.values(), ids=OUTLIERS)
 def test_an_outlier_moves_nothing_and_is_counted(options, size, sigmas):
     t, y = rows(600)

@@ -213,6 +213,7 @@ READING = {
 KEYS = pack(recorded(1))
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("how", READING)
 def test_a_commit_meanwhile_is_no_damage(how):
     """Two generations, of which others take the place at any moment while they are read."""
@@ -569,6 +570,7 @@ def test_another_host_is_given_three_heartbeats(tmp_path):
         assert lock.mine() and time.monotonic() - started >= 0.3
 
 
+@pytest.mark.slow
 def test_another_host_whose_heart_beats_is_left_alone(tmp_path):
     elsewhere(tmp_path)
     context = multiprocessing.get_context("spawn")
@@ -666,6 +668,7 @@ def bucket():
     server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_a_request_to_a_bucket_nothing_is_torn(bucket, monkeypatch, step):
     call = s3fs.S3FileSystem._call_s3

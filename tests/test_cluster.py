@@ -487,6 +487,7 @@ def test_only_an_interrupted_fit_comes_back(tmp_path, queue, status):
     assert calls(tmp_path) == ["fit a b $HOME", *(line.format(tmp_path) for line in asked)]
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("queue", QUEUES)
 @pytest.mark.parametrize("warnings", [1, 3])
 def test_a_warning_reaches_the_fit_which_is_waited_for(tmp_path, queue, warnings):
@@ -500,6 +501,7 @@ def test_a_warning_reaches_the_fit_which_is_waited_for(tmp_path, queue, warnings
     assert calls(tmp_path) == ["fit a b $HOME", "committed", *(line.format(tmp_path) for line in asked)]
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("queue", QUEUES)
 def test_a_warning_waits_for_a_fit_that_still_loads(tmp_path, queue):
     job = started(tmp_path, queue, f"touch loading; sleep 1.5; {WARNED}")
@@ -510,6 +512,7 @@ def test_a_warning_waits_for_a_fit_that_still_loads(tmp_path, queue):
     assert calls(tmp_path) == ["fit a b $HOME", "committed", *(line.format(tmp_path) for line in asked)]
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("queue", QUEUES)
 @pytest.mark.parametrize("status", [0, 3])
 def test_a_warning_ends_no_job_whose_fit_has_ended(tmp_path, queue, status):
@@ -519,6 +522,7 @@ def test_a_warning_ends_no_job_whose_fit_has_ended(tmp_path, queue, status):
     assert job.wait(20) == status and calls(tmp_path) == ["fit a b $HOME"]
 
 
+@pytest.mark.slow
 def test_a_warning_during_the_setup_is_not_lost(tmp_path):
     job = started(tmp_path, "slurm", WARNED, setup=["touch setting", "sleep 1"])
     wait_for(tmp_path / "setting")
@@ -526,6 +530,7 @@ def test_a_warning_during_the_setup_is_not_lost(tmp_path):
     assert job.wait(20) == 75 and calls(tmp_path) == ["fit a b $HOME", "committed", "scontrol requeue 4711"]
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("queue", QUEUES)
 def test_a_job_that_is_ended_commits_and_does_not_come_back(tmp_path, queue):
     job = started(tmp_path, queue, WARNED)

@@ -96,6 +96,7 @@ def test_unusable_constraints(arguments, message):
         rows().nlsq.fit(decay, **arguments)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("npartitions", [1, 7, 200])
 @pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
 def test_robust_losses_have_scipys_minimiser(loss, npartitions):
@@ -123,6 +124,7 @@ def cauchy_by_hand(z):
     return jnp.log1p(z), 1 / (1 + z), -1 / (1 + z) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [cauchy_by_hand, lambda z: jnp.log1p(z)])
 def test_a_loss_may_be_a_function(loss, client):
     named = rows(OUTLIERS).nlsq.fit(decay, p0=START, loss="cauchy", f_scale=0.2)
@@ -144,6 +146,7 @@ def test_a_residual_of_zero_weighs_no_more_than_others(jac):
     np.testing.assert_allclose(found.popt, [2.0, 1.0], atol=0.05)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("power", [0.75, 1.5])
 @pytest.mark.parametrize("npartitions", [1, 7])
 def test_a_loss_may_have_infinite_derivatives_at_zero(power, npartitions):
@@ -162,6 +165,7 @@ def test_ftol_does_not_take_a_poor_step_for_an_end():
     assert dask_nlsq.fit(decay, x, y, p0=[0.103, -1.848, 2.174], ftol=1e-2).cost < 1.6
 
 
+@pytest.mark.crossed(4)
 @pytest.mark.parametrize("npartitions", [1, 7, 200])
 @pytest.mark.parametrize("loss", ["linear", "soft_l1", "cauchy"])
 @pytest.mark.parametrize("upper", [1.0, 1.2, 5.0])
@@ -212,6 +216,7 @@ def test_a_factor_that_was_written_down_takes_the_same_step(p):
         assert (one.delta.tobytes(), one.damping, one.predicted) == (two.delta.tobytes(), two.damping, two.predicted)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     "options",
     [
@@ -329,6 +334,7 @@ EDGES = {
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(("name", "d0", "high"), [("root", 0.04, 1.0), ("decay", 1e-10, 5e-9), ("pole", 0.0, 1e-7)])
 def test_an_optimum_on_a_bound_is_found_or_the_fit_says_that_it_was_not(name, d0, high):
     """Beyond the bound, or on it, a model or its derivative is not finite; the parameter may be in small units."""
@@ -353,6 +359,7 @@ def saturating(x, a, b, c):
     return a * x**c / (b + x**c)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("p0", [[0.30416473, 1.15760169, 2.80459963], [0.93447513, 0.43902446, 1.43033727]])
 @pytest.mark.parametrize("stopped_after", [None, 180, 300])
 def test_of_two_attempts_the_lower_is_the_answer(p0, stopped_after):

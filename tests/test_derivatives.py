@@ -104,6 +104,7 @@ def objective(func, weighted=False, **options):
 OPTIONS = [{}, {"loss": "soft_l1", "f_scale": 0.1}, {"sandwich": True}, {"jacobian": "forward"}]
 
 
+@pytest.mark.crossed(6)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("weighted", [False, True])
@@ -124,6 +125,7 @@ def test_sums_equal_those_of_a_model_with_finite_derivatives(name, weighted, opt
             np.testing.assert_allclose(getattr(one, sums), expected, rtol=0, atol=1e-9 * np.outer(size, size).max())
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", MODELS)
 def test_fits_equal_those_of_a_model_with_finite_derivatives(name):
     model, smooth, truth, _ = MODELS[name]
@@ -189,6 +191,7 @@ def jacobian_numpy(t, height, tau, beta):
         return np.stack([e / height, e * beta * t * (t / tau) ** (beta - 1) / tau**2, -e * u * np.log(t / tau)], axis=1)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.filterwarnings("ignore::dask_nlsq.NlsqWarning")
 def test_every_door_finds_them_and_says_so(door):
@@ -362,6 +365,7 @@ def test_a_start_that_is_refused_names_its_rows(name, where, request):
         dd.from_pandas(frame, npartitions=2).nlsq.fit(model, p0=start)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("where", ["threads", "client", "path"])
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_a_start_that_is_not_finite_is_left_for_one_that_is(name, where, request, tmp_path):

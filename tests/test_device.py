@@ -40,6 +40,7 @@ def one_device():
     return run(1, False, "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keeps", "cache"),
     [

@@ -26,6 +26,7 @@ def blocks(page):
             yield compile("\n" * line + match[1], str(page), "exec")
 
 
+@pytest.mark.crossed(4)
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -41,6 +41,7 @@ def flights(tmp_path_factory):
     return text, json.loads((folder / "result.json").read_text("utf-8")), pd.read_parquet(folder / "flights.parquet")
 
 
+@pytest.mark.slow
 def test_flights_says_how_many_rows_were_dropped(flights):
     text, result, data = flights
     assert data.shape == (336_776, 2) and data["air_time"].isna().sum() == result["n_dropped"] == 9_430

@@ -38,6 +38,7 @@ def test_import_is_quiet():
     assert json.loads(run.stdout) == {"heavy": [], "environ": [], "x64": False}
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("order", list(itertools.permutations(["pandas", "dask.dataframe", "dask_nlsq"])), ids=" ".join)
 def test_frames_have_the_accessor_in_whatever_order_they_are_imported(order):
     code = f"import {', '.join(order)}; pandas.DataFrame.nlsq.fit, dask.dataframe.DataFrame.nlsq.fit"

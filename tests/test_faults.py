@@ -100,6 +100,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sweeps", "form", "cache"), LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("worker", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_worker_that_dies_changes_nothing(

@@ -26,6 +26,7 @@ def assert_equals_scipy(result, reference, parameters=1e-8, errors=1e-8):
     np.testing.assert_allclose(result.stderr, se, rtol=errors)
 
 
+@pytest.mark.crossed(4)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("pieces", [1, 7, 40])
 @pytest.mark.parametrize("cache", ["none", "persist"])
@@ -186,6 +187,7 @@ def test_all_parameters_may_end_at_their_bounds(upper):
     assert np.isnan(result.stderr["b"]) == (result.params["b"] == 2.0 == upper[1])
 
 
+@pytest.mark.crossed
 @pytest.mark.filterwarnings("ignore:The data do not determine")
 @pytest.mark.parametrize(("bend", "named"), [(1e-7, ["a, b"]), (1e-2, []), (0.0, [])])
 @pytest.mark.parametrize("upper", [np.inf, 1.99])

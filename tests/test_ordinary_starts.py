@@ -159,6 +159,7 @@ MISLED = {  # model, x, true parameters, start
 }
 
 
+@pytest.mark.crossed(3)
 @pytest.mark.parametrize("name", MISLED)
 def test_a_misleading_start_is_replaced(name, solve):
     model, x, truth, start = MISLED[name]
@@ -214,6 +215,7 @@ def test_bounds_that_span_float64_are_bounds():
     assert np.isfinite(result.popt).all()
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("after", [1, 3, 6])
 def test_a_fit_with_other_starts_resumes(after, tmp_path):
     y = 2 * np.sin(5.3 * T + 0.4) + 0.15 * T + 0.05 * NOISE
@@ -267,6 +269,7 @@ def step(t, low, high, place):
     return jnp.where(t < place, low, high)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("unit", [1e-9, 1.0, 1e12])
 @pytest.mark.parametrize("bounded", [False, True])
 def test_what_no_derivative_sees_is_no_success(unit, bounded):
@@ -293,6 +296,7 @@ COINCIDE = {  # two terms that are one at the minimum
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", COINCIDE)
 @pytest.mark.parametrize("way", ["memory", "curve_fit", "numpy"])
 def test_two_terms_that_coincide(name, way):
@@ -334,6 +338,7 @@ LARGE = {  # models whose best residuals are as large as the signal: model, x, y
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", LARGE)
 def test_no_answer_costs_more_than_a_point_that_was_swept(name):
     model, x, y, start = LARGE[name]
@@ -402,6 +407,7 @@ REDUNDANT = {  # one parameter written twice
 }
 
 
+@pytest.mark.crossed(3)
 @pytest.mark.parametrize("name", REDUNDANT)
 @pytest.mark.parametrize("way", ["jax", "numpy"])
 @pytest.mark.parametrize(

@@ -378,6 +378,7 @@ def counted(pieces):
     return dd.from_map(Counted(pieces), range(pieces), meta=pd.DataFrame({"t": [0.0], "y": [0.0]}))
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("where", ["threads", "workers"])
 @pytest.mark.parametrize("most", [2, 3])
 def test_few_tasks_run_at_a_time_where_memory_says_so(where, most, monkeypatch):

@@ -76,6 +76,7 @@ def stopped_after(monkeypatch, commits):
     monkeypatch.setattr(Checkpoints, "commit", counted)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("commits", [1, 40, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 9, 70, 90))])
 def test_stopped_after_any_commit_a_fit_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch, commits):
     kind, result = whole
@@ -116,6 +117,7 @@ ODD = {
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     "empty",
     [
@@ -202,6 +204,7 @@ def test_killed_at_random_times(tmp_path, kind, workers, kills):
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)
 def test_a_signal_commits_and_leaves(whole, tmp_path, number):
     kind, result = whole
@@ -343,6 +346,7 @@ def test_other_values_are_refused_by_what_partitions_held(ended):
     assert dask_nlsq.fit(**SAME, checkpoint=ended).success
 
 
+@pytest.mark.slow
 def test_sets_in_filters_have_no_order(tmp_path):
     """Their order is another one in each process."""
     frame = pd.DataFrame({"t": T, "y": Y, "site": np.array(list("abcd"))[np.arange(N) % 4]})
@@ -395,6 +399,7 @@ def test_files_that_have_changed_are_refused(tmp_path):
         assert dask_nlsq.fit(**options, resume="force").success
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
@@ -465,6 +470,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.zarr"])
 @pytest.mark.parametrize("stamp", ["ETag", "Last-Modified", ""])
 def test_a_file_that_a_server_tells_little_of_is_not_taken_for_the_same(tmp_path, name, stamp):
@@ -515,6 +521,7 @@ FORCED = {
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("case", FORCED)
 def test_a_forced_fit_has_the_answer_of_its_own_data(tmp_path, case):
     first, change = FORCED[case]
@@ -641,6 +648,7 @@ def quintic(t, a, b, c, d, e, f):
     return a + x * (b + x * (c + x * (d + x * (e + x * f))))
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("limit", [{"max_nfev": 3}, {"max_nfev": 6}, {"max_nfev": 7}, {"time_limit": 1e-9}], ids=str)
 @pytest.mark.parametrize(("model", "p0"), [(decay, [50, 9, 3]), (quintic, [1] * 6)], ids=["decay", "quintic"])
 def test_a_wider_limit_goes_on_where_a_narrow_one_stopped(tmp_path, limit, model, p0):

@@ -42,6 +42,7 @@ def where(request):
         request.getfixturevalue("client")
 
 
+@pytest.mark.crossed
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("rows", ["rows", "rows/*.parquet", "rows.zarr"])
 def test_a_bucket_gives_the_bits_of_the_disk(disk, bucket, rows, monkeypatch):
@@ -58,6 +59,7 @@ def test_what_is_not_there(bucket, rows):
         dask_nlsq.fit(decay, data=f"s3://bucket/{rows}", storage_options=bucket)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("rows", ["anew", "anew/*.parquet", "anew/0.parquet"])
 def test_what_others_write_anew_is_noticed(bucket, rows, tmp_path):
     """A file system remembers what it has listed."""

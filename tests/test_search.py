@@ -82,6 +82,7 @@ def nist(name):
 PROBLEMS_OF_MANY_MINIMA = {name: (made, name) for name in MADE} | {n: (nist, n) for n in ("BoxBOD", "MGH17")}
 
 
+@pytest.mark.crossed
 @pytest.mark.timeout(1800)  # the other 99 take minutes, and more beside other work
 @pytest.mark.parametrize(("first", "last"), SEEDS)
 @pytest.mark.parametrize(
@@ -120,6 +121,7 @@ def test_every_start_is_listed(sampler):
     assert again.starts.equals(table) and again.starts.index.name == "start"
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", ["cost", "status", "start", "p0_amplitude"])
 def test_the_columns_of_the_starts_keep_their_names(name):
     t, y = decay_rows(200)
@@ -162,6 +164,7 @@ OPTIONS = {
 QUICK = ("goal", "tied", "streaming")
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     "options",
     [pytest.param(o, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, o in OPTIONS.items()],
@@ -182,6 +185,7 @@ def test_a_search_goes_with_the_other_options(options):
 # --- the same bits, and no more reads ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["threads", "cluster"])
 def test_the_bits_are_those_of_any_executor(where, request):
     model, t, y, bounds, _ = made("two exponentials")
@@ -217,6 +221,7 @@ class Stop(BaseException):
     """Stands for whatever ends a process."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commits", [3, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5, 8))])
 def test_a_search_that_was_stopped_explores_no_start_twice(tmp_path, monkeypatch, commits):
     explored, commit = [], Checkpoints.commit
@@ -246,6 +251,7 @@ def test_a_search_that_was_stopped_explores_no_start_twice(tmp_path, monkeypatch
     assert again.starts.equals(expected.starts)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("change", [{"n_starts": 32}, {"sampler": "lhs"}, {"seed": 4}], ids=str)
 def test_another_search_is_another_fit(tmp_path, change):
     run(tmp_path, "chunked", **SEARCH)
@@ -276,6 +282,7 @@ def test_rivals_are_in_the_checkpoint(tmp_path, monkeypatch):
         assert bits(result) == bits(expected) and result.starts.equals(expected.starts), stop
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("limit", [{"max_nfev": 1}, {"max_nfev": 2}, {"time_limit": 0.0}], ids=str)
 def test_a_search_goes_on_where_a_limit_has_ended_it(tmp_path, limit):
     """With every minimum that was under way: the answer and its table are those of a fit without a limit."""
@@ -411,6 +418,7 @@ def objective_of(name):
     return Objective(bound, ("t", "y")), Block((t,), y), *(np.array(b, float) for b in bounds)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", MADE)
 def test_a_start_ends_at_the_same_bits_in_any_company(name):
     objective, block, lower, upper = objective_of(name)
@@ -422,6 +430,7 @@ def test_a_start_ends_at_the_same_bits_in_any_company(name):
         assert (alone.theta == ends.theta[part]).all() and (alone.status == ends.status[part]).all()
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", MADE)
 def test_where_a_start_ends_is_a_minimum(name):
     """SciPy goes on from there, and the cost falls by what a third of a standard error is worth, or to another one."""

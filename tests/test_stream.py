@@ -89,6 +89,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_options_end_where_chunked_ends(options):
     rows = frame(40)
@@ -119,6 +120,7 @@ def test_the_bits_are_those_of_any_executor(client, on_disk):
     assert (abs(other.popt - here.popt) < 1e-4 * here.stderr).all()
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_bits_are_those_of_any_number_of_threads(threads):
     import dask
@@ -141,6 +143,7 @@ def test_the_bits_are_those_of_any_number_of_workers(on_disk):
     assert found == {bits(dask_nlsq.fit(decay, data=on_disk, tier="streaming", client=False))}
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("where", ["serial", "threads", "cluster"])
 def test_out_of_order_the_answer_is_the_same_but_for_digits(request, where, on_disk):
     client = request.getfixturevalue("client") if where == "cluster" else {"serial": False}.get(where)
@@ -179,6 +182,7 @@ def online_from(p0):
     return state.theta
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("method", ["adam", optax.adabelief(0.05)], ids=["adam", "adabelief"])
 @pytest.mark.parametrize("how", [{"tier": "streaming"}, {"tier": "chunked"}], ids=str)
 def test_an_optimizer_goes_down_first(whole, method, how):
@@ -251,6 +255,7 @@ def peak(t, height, centre, width, level):
     return height * jnp.exp(-0.5 * ((t - centre) / width) ** 2) + level
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("how", [{"goal": "fast"}, {"precision": 0.01}, {}], ids=str)
 @pytest.mark.parametrize("width", [0.4, 0.05, 0.03])
 def test_a_pass_that_lost_its_way_is_not_believed(width, how):
@@ -275,6 +280,7 @@ def test_noisy_little_data_end_where_chunked_ends(seed):
     np.testing.assert_allclose(streamed.cost, chunked.cost, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_precision_rests_on_rows_enough():
     t, y = T[:: N // 400], Y[:: N // 400]  # a row in each partition: neither sample nor batches say enough
     result = dask_nlsq.fit(decay, data=frame(400, t, y), precision=0.5, p0=[2, 1, 0.5], client=False)
@@ -429,6 +435,7 @@ def test_data_that_change_between_pass_and_sweep_are_noticed():
         dask_nlsq.fit(decay, data=rows, tier="streaming", p0=[2, 1, 0.5], client=False)
 
 
+@pytest.mark.slow
 def test_a_pass_that_lacks_rows_is_not_used():
     """One row lies where the model is not defined at first; at the answer it is."""
 

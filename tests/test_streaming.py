@@ -44,6 +44,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("sigma", [False, True])
 @pytest.mark.parametrize(("streamed", "fitted"), OPTIONS.values(), ids=OPTIONS)
 def test_one_pass_ends_at_the_fit_of_all_rows(streamed, fitted, sigma):
@@ -67,6 +68,7 @@ def two(t, a, b, c, d):
     return a * jnp.exp(-b * t) + c * jnp.exp(-d * t)
 
 
+@pytest.mark.slow
 def test_a_badly_conditioned_model_keeps_its_digits():
     y = 2 * np.exp(-1.0 * T) + np.exp(-1.2 * T) + (Y - 3 * np.exp(-1.3 * T) - 0.5) * 1e-5
     start = [2.01, 1.001, 0.99, 1.201]
@@ -94,6 +96,7 @@ def test_rows_in_the_order_of_x_do_not_lead_astray(order, seed):
     assert found.success and any("begun anew from a sample" in note for note in found.notes)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("count", [1, 3, 2000])
 def test_the_number_of_batches_matters_little(count):
     fitter = StreamingFitter(decay, [2.0, 1.0, 0.5])
@@ -172,6 +175,7 @@ OPEN = {  # model, shift of t, start and options, as fit and the stream are to s
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(("model", "shift", "p0", "options"), OPEN.values(), ids=OPEN)
 def test_what_the_data_leave_open_is_told_as_fit_tells_it(model, shift, p0, options):
     t, y = T[:2000] + shift, Y[:2000]
@@ -202,6 +206,7 @@ def test_a_narrow_peak_that_the_sample_misses_is_no_silence():
     assert fitter.result().status is Status.STREAMED and np.isfinite(fitter.stderr).all()
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("seed", range(6))
 def test_a_leap_to_where_the_model_is_another_is_no_success(seed):
     """Where the best square is zero, its derivative is next to nothing, and the linear model leads thousands away."""
@@ -446,6 +451,7 @@ def test_wrong_uses_are_refused(call, error, match):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1)), 500])
 @pytest.mark.parametrize("options", [{}, {"forget": "auto", "fixed": {"offset": 0.5}}])
 def test_a_saved_fitter_goes_on_as_if_nothing_had_happened(tmp_path, stop, options):
@@ -538,6 +544,7 @@ def test_a_start_that_is_refused_loses_no_rows():
     assert sum(block.rows for block in fitter._waiting) == 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forget", [0.99, 0.9])
 def test_the_rows_that_count_follow_the_weights(forget):
     fitter = StreamingFitter(decay, [2.0, 1.0, 0.5], forget=forget)

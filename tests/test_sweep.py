@@ -44,6 +44,7 @@ def bits(reduction):
     return [v if isinstance(v, frozenset) else np.asarray(v).tobytes() for v in vars(reduction).values()]
 
 
+@pytest.mark.crossed(3)
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize(("pieces", "nbytes"), [(1, 0.0), (7, float("inf")), (70, 0.0)])
@@ -196,6 +197,7 @@ def model(t, a, b):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", ["imported", pytest.param("notebook", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("processes", [True, False])
 def test_one_trace_a_process_and_kind(origin, processes, tmp_path):
@@ -221,6 +223,7 @@ def test_one_trace_a_process_and_kind(origin, processes, tmp_path):
         assert max(grown) == 1 if processes else max(grown) <= 1  # this process may have known the model before
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     ("store", "needs"),
     [("path", {"pandas"}), ("zarr", {"zarr"}), ("arrays", {"dask.array", "pandas", "scipy"}), ("memory", set())],
@@ -325,6 +328,7 @@ EDITED = "import jax, jax.numpy as jnp, edited_scale\nC = {c}\ndef helper(t, b):
 EDITED += "{decorator}\ndef line(t, a, b):\n    return a + helper(t, b) * C * edited_scale.S\n"
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("decorator", ["", "@jax.jit"])
 @pytest.mark.parametrize("change", [{"c": 2}, {"factor": 2}, {"scale": 2}], ids=str)
 def test_what_a_model_refers_to_is_part_of_it(tmp_path, monkeypatch, change, decorator):
@@ -353,6 +357,7 @@ SENT = {
 OPENS = "import sys, cloudpickle; sys.path.append(''); cloudpickle.loads(sys.stdin.buffer.read())"
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     ("kind", "edit"),
     [

@@ -183,6 +183,7 @@ def module(tmp_path, monkeypatch):
     return found
 
 
+@pytest.mark.crossed(3)
 @pytest.mark.filterwarnings("ignore:The model")
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("chunks", [400, 100])
@@ -235,6 +236,7 @@ WHOLE_NUMBERS = {"loop": series, "shape": powers, "quadrature": quadrature, "for
 TRUE = [2.0, 0.7]
 
 
+@pytest.mark.crossed
 @pytest.mark.filterwarnings("ignore:The model .* cannot be traced")
 @pytest.mark.parametrize("form", ["mapping", "names", "float", "partial"])
 @pytest.mark.parametrize("model", WHOLE_NUMBERS.values(), ids=WHOLE_NUMBERS)
@@ -340,6 +342,7 @@ def test_other_models_are_differentiated_as_before(model):
     assert look(model).objective.jacobian == EACH[model]
 
 
+@pytest.mark.crossed(3)
 @pytest.mark.parametrize("rows", [1, 100, 5000])
 @pytest.mark.parametrize("model", SHARED, ids=lambda f: f.__name__)
 def test_shared_work_gives_the_same_sums(model, rows):
@@ -397,6 +400,7 @@ NO_RULE = {
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize(("model", "true", "what"), NO_RULE.values(), ids=NO_RULE)
 def test_a_model_without_a_derivative_takes_differences(model, true, what):
@@ -415,6 +419,7 @@ def test_a_model_without_a_derivative_takes_differences(model, true, what):
         dask_nlsq.fit(model, x, y, p0=start, jac="jax")
 
 
+@pytest.mark.slow
 def test_curve_fit_takes_differences_without_a_word():
     model, true, _ = NO_RULE["j0"]
     with jax.enable_x64(True):
@@ -438,6 +443,7 @@ RANDOM = {
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.usefixtures("where")
 @pytest.mark.filterwarnings("ignore:The model .* cannot be traced")
 @pytest.mark.parametrize("model", RANDOM.values(), ids=RANDOM)
