@@ -17,7 +17,7 @@ from dask_nlsq._numerics.code import code
 from dask_nlsq._numerics.program import program
 from dask_nlsq._plan import OptimizationGoal, WorkflowConfig
 from dask_nlsq._problem import Draft
-from dask_nlsq._sources import files
+from dask_nlsq._sources import are_paths, files
 
 _BY_JAX = ("reverse", "forward", "shared")
 """Ways in which JAX forms a Jacobian."""
@@ -30,7 +30,7 @@ def fingerprint(draft: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -
     """Return what decides about the answer of a fit, as plain values that JSON holds."""
     parameters, objective, info = draft.parameters, draft.objective, draft.source.info
     prior = parameters.prior
-    path = said["data"] if isinstance(said["data"], str) or hasattr(said["data"], "__fspath__") else None
+    path = said["data"] if are_paths(said["data"]) else None
     found = {
         "parameters": list(parameters.names),
         "free": list(parameters.free),
@@ -60,7 +60,7 @@ def fingerprint(draft: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -
         "partitions": len(draft.source.partitions),
         "bytes of a row": info.row_bytes,  # tells float32 from float64
         "rows": info.rows,
-        "files": None if path is None else files(path, said["storage_options"]),
+        "files": info.identity or (None if path is None else files(path, said["storage_options"])),
         "model": program(objective, parameters.start),
     }
     return dict(json.loads(json.dumps(_plain(found))))

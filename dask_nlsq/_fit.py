@@ -53,6 +53,7 @@ def fit(
     sigma: Any = None,
     filters: Any = None,
     storage_options: dict[str, Any] | None = None,
+    version: Any = None,
     p0: Any = None,
     bounds: Any = None,
     fixed: Any = None,
@@ -108,9 +109,11 @@ def fit(
         when `x` names it. The other arguments are the parameters; their defaults are starting values.
     x, y : str, sequence of str, or array
         With `data`: names of columns; by default the model's first argument and ``"y"``. Without: Dask,
-        Zarr or NumPy arrays, `x` of shape (n,) or (k, n), or a tuple of columns.
-    data : Dask or pandas DataFrame, mapping of arrays, Zarr group, xarray Dataset, str or path
-        The rows; a path or URL is read as Parquet or Zarr.
+        Zarr or NumPy arrays, `x` of shape (n,) or (k, n), or a tuple of columns. Where `y` has several dimensions, as
+        an image has, each `x` has its shape or one that is broadcast to it, and every element is a row.
+    data : table, mapping of arrays, Zarr group, xarray Dataset, str, path or list of paths
+        The rows, in whatever holds them; a path or URL is read as Parquet, Zarr, Delta, Iceberg, Icechunk or CSV, by
+        what lies there.
     sigma : str, array or float, optional
         Standard deviation of y: with `data` the name of a column, without an array; or one number for all rows.
         ``inf`` gives a row no weight.
@@ -118,6 +121,9 @@ def fit(
         Filters of `pyarrow.parquet`, for Parquet paths.
     storage_options : dict, optional
         Passed to fsspec, for URLs.
+    version : int, str or datetime, optional
+        Of a Delta table the version or its time; of an Iceberg table the snapshot, branch or tag; of an Icechunk
+        repository the branch, tag or snapshot. The last by default.
     p0 : mapping, sequence or FitResult, optional
         Starting values; else the defaults in the signature; else the model's guess from a sample of the rows; else
         1. The result says which were not given.
@@ -502,5 +508,5 @@ def _notes(problem: Problem) -> tuple[str, ...]:
         notes.append(f"p0 was not given for {names}; it was guessed from {rows:,} rows.")
     for name, instant in problem.source.info.origins.items():
         notes.append(f"Column {name!r} holds dates; the model saw seconds since {instant}.")
-    notes += [f"{text}; they were read as that value." for text in problem.source.info.absent.values()]
-    return tuple(notes)
+    notes += [f"{text[0].upper()}{text[1:]}." for text in problem.source.info.absent.values()]
+    return (*notes, *problem.source.info.notes)

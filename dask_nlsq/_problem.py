@@ -20,8 +20,10 @@ from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._plan import Plan, WorkflowTier
 from dask_nlsq._sources import Columns, Source
-from dask_nlsq._sources.open import count_absent, lazy, open_source
-from dask_nlsq._sources.zarr import check_plain, is_zarr
+from dask_nlsq._sources.arrow import once
+from dask_nlsq._sources.grid import columns_of
+from dask_nlsq._sources.open import check_travels, count_absent, lazy, open_source
+from dask_nlsq._sources.zarr import is_zarr, stored
 from dask_nlsq._sweep import Cluster, Executor, Failure, Group, Ledger, Serial, Shipped, Threads, group, ship
 from dask_nlsq._typing import Vector
 
@@ -63,6 +65,7 @@ def draft(
     sigma: Any,
     filters: Any,
     storage_options: dict[str, Any] | None,
+    version: Any,
     p0: Any,
     bounds: Any,
     fixed: Any,
@@ -81,7 +84,7 @@ def draft(
     one_of("nan_policy", nan_policy, "raise", "omit", error=DataError)
     one_of("missing_chunks", missing_chunks, "fill", "raise", error=DataError)
     one_of("cov_type", cov_type, "standard", "sandwich")
-    data, columns, bound = roles(model, x, y, data, sigma, nan_policy, p0, (filters, storage_options))
+    data, columns, bound = roles(model, x, y, data, sigma, nan_policy, p0, (filters, storage_options, version))
     parameters, objective = exact_objective(
         bound,
         columns,
@@ -95,8 +98,8 @@ def draft(
         f_scale=f_scale,
         cov_type=cov_type,
     )
-    source = open_source(data, columns, filters, storage_options)
-    if getattr(x, "ndim", 1) == 2:
+    source = open_source(data, columns, filters, storage_options, version)
+    if getattr(x, "ndim", 1) == 2 and is_zarr(x):
         source = count_absent(source, {"x": x})
     warn_of_namesakes(bound, source)
     if missing_chunks == "raise" and source.info.absent:
@@ -107,6 +110,7 @@ def draft(
     shipped = ship(objective)
     if isinstance(executor, Cluster):
         shipped.bytes()  # refused here, by name, rather than by the scheduler
+        check_travels(source)
     return Draft(source, columns, bound, shipped.value, parameters, executor)
 
 
@@ -188,16 +192,18 @@ def to_model(model: Any, p0: Any = None) -> Model:
 
 
 def roles(
-    model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p0: Any, reading: tuple[Any, Any]
+    model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p0: Any, reading: tuple[Any, ...]
 ) -> tuple[Any, Columns, Model]:
     """Say which data plays which role, by name whatever the form; return data, columns and the bound model."""
-    model = to_model(model, p0)
+    model, data = to_model(model, p0), once(data)
     sigma = exact_sigma(sigma, named=data is not None)
     constant = sigma if isinstance(sigma, float) else None
     if data is None:
         if any(arg is None or isinstance(arg, str) for arg in (x, y)):
             raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
         names, arrays = split(model, x, y)
+        if getattr(y, "ndim", 1) > 1:
+            arrays, y, sigma = columns_of(arrays, y, sigma)
         free = ("y", "sigma") if {"y", "sigma"}.isdisjoint(names) else ("fitted y", "sigma of y")
         data = dict(zip(names, arrays, strict=True)) | {free[0]: y}
         if sigma is not None and constant is None:
@@ -266,15 +272,16 @@ def split(model: Model, x: Any, y: Any) -> tuple[tuple[str, ...], Sequence[Any]]
         return tuple(x), list(x.values())
     if hasattr(x, "columns") and x.ndim == 2:
         raise DataError(f"x is a {type(x).__name__}; give data=frame, and the names of its columns as x= and y=.")
-    if isinstance(x, (tuple, list)) and x and getattr(x[0], "ndim", 0) == 1:
+    if isinstance(x, (tuple, list)) and x and getattr(x[0], "ndim", 0) >= 1:
         arrays = list(x)
+    elif getattr(y, "ndim", 1) > 1:  # x may be a stack of arrays as y is, or one that is repeated to y
+        arrays = list(x) if getattr(x, "ndim", 1) == y.ndim + 1 and x.shape[1:] == y.shape else [x]
     elif getattr(x, "ndim", 1) == 2:
         rows = y.shape[0] if getattr(y, "ndim", 0) else len(y) if isinstance(y, Sequence) else None
         if x.shape[0] == rows != x.shape[1]:
             raise DataError(f"x has shape {x.shape}, and y {rows} rows; (columns, rows) is needed: give x.T.")
         if is_zarr(x):  # of which a row would be read whole, here and now
-            check_plain({"x": x})
-            x = lazy(x)
+            x = lazy(stored("x", x))
         arrays = [x[i] for i in range(x.shape[0])]
     else:
         arrays = [x]

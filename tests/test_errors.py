@@ -291,7 +291,7 @@ def test_arguments_of_other_kinds(x, y, options, error, message):
 def test_no_data():
     with pytest.raises(DataError, match="data="):
         dask_nlsq.fit(decay)
-    with pytest.raises(DataError, match="a Dask or pandas DataFrame"):
+    with pytest.raises(DataError, match="a Dask, pandas, polars or Arrow table"):
         dask_nlsq.fit(decay, data=object())
 
 

@@ -26,7 +26,18 @@ JAX_FREE = {2, LEVEL["__init__"], LEVEL["cli"]}  # what a scheduler process load
 ARROWS = {("_models", "_numerics")}  # between siblings; from level 3 up any arrow may go
 NUMERIC = {"jax", "jaxlib", "numpy", "scipy"}  # third parties that level 1 may import
 PURE = {"_errors": set(), "_peak": {"psutil"}, "_typing": {"numpy"}}  # and level 0
-EXTRAS = {"IPython", "dask_jobqueue", "distributed", "icechunk", "matplotlib", "optax", "s3fs", "xarray"}
+EXTRAS = {
+    "IPython",
+    "dask_jobqueue",
+    "deltalake",
+    "distributed",
+    "h5py",
+    "icechunk",
+    "matplotlib",
+    "optax",
+    "pyiceberg",
+}
+EXTRAS |= {"s3fs", "xarray"}
 LATE = {"scipy.optimize"}  # takes as long to import as pandas, and no worker that models lead to needs it
 DOORS = {f"dask_nlsq._numerics.{name}" for name in ("faults", "kernel", "inspection")}
 """The task entry in _sweep opens them at its first call."""

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from dask_nlsq._errors import DataError
+from dask_nlsq._sources import grid
 from dask_nlsq._sources.array import align, is_array
 from dask_nlsq._sources.columns import Columns, check_columns
 from dask_nlsq._sources.frame import is_series
-from dask_nlsq._sources.open import in_dask
-from dask_nlsq._sources.zarr import check_plain, is_zarr
+from dask_nlsq._sources.open import in_dask, within
+from dask_nlsq._sources.stored import Stored
 from dask_nlsq._sweep.shipped import Shipped
 from dask_nlsq._sweep.task import predict_rows
 from dask_nlsq._typing import Vector
@@ -43,9 +44,13 @@ def predict(shipped: Shipped, theta: Vector, columns: Columns, data: Any) -> Any
     if isinstance(data, pd.DataFrame):
         return _series(data, shipped, theta, columns)
     raw = _raw(data, columns.x)
-    check_plain({name: a for name, a in raw.items() if is_zarr(a)})
+    if any(getattr(a, "ndim", 0) > 1 and not is_series(a) for a in raw.values()):
+        flat, shaped = grid.spread(raw)
+        return shaped(predict(shipped, theta, columns, flat))
+    raw = within(raw)
     long = {name: a for name, a in raw.items() if np.ndim(a)}
     if not any(is_array(a) or is_series(a) for a in long.values()):
+        raw |= {name: a[:] for name, a in raw.items() if isinstance(a, Stored)}
         return _values(*raw.values(), shipped=shipped, theta=theta, columns=columns)
     arrays = (raw | align(in_dask({name: _numbers(a, name, columns) for name, a in long.items()}))).values()
     return da.map_blocks(_values, *arrays, shipped=shipped, theta=theta, columns=columns, dtype="f8", meta=np.empty(0))
@@ -56,8 +61,8 @@ def _raw(data: Any, names: Sequence[str]) -> dict[str, Any]:
     if hasattr(data, "keys"):  # a mapping, an xarray Dataset, a Zarr group, or a row of a frame
         check_columns([*data.keys(), *getattr(data, "coords", ())], names, remedy=_REMEDY)
         return {name: data[name] for name in names}
-    several = isinstance(data, tuple) or (isinstance(data, list) and data and getattr(data[0], "ndim", 0) == 1)
-    if len(names) == 1 and not several and getattr(data, "ndim", 1) < 2:
+    several = isinstance(data, tuple) or (isinstance(data, list) and data and getattr(data[0], "ndim", 0) >= 1)
+    if len(names) == 1 and not several and (getattr(data, "ndim", 1) < 2 or data.shape[0] != 1):
         return {names[0]: data}
     shape = getattr(data, "shape", (len(data),) if isinstance(data, Sequence) else ())
     count = 1 if is_series(data) or not shape else shape[0]
@@ -70,7 +75,7 @@ def _numbers(a: Any, name: str, columns: Columns) -> Any:
     """Return what may be of a type of pandas, which Dask arrays do not know, as numbers; a Dask Series lazily."""
     if is_series(a):
         return a.map_partitions(_floats, name, columns, meta=pd.Series([], dtype="float64"))
-    return a if is_array(a) or is_zarr(a) else columns.to_float(name, a)
+    return a if is_array(a) or isinstance(a, Stored) else columns.to_float(name, a)
 
 
 def _floats(part: Any, name: str, columns: Columns) -> pd.Series:

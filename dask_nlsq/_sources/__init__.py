@@ -4,7 +4,7 @@
 """
 
 from dask_nlsq._sources.columns import Columns
-from dask_nlsq._sources.files import files
+from dask_nlsq._sources.files import are_paths, files
 from dask_nlsq._sources.source import Info, Partition, Source
 
-__all__ = ["Columns", "Info", "Partition", "Source", "files"]
+__all__ = ["Columns", "Info", "Partition", "Source", "are_paths", "files"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
+import decimal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -82,11 +84,13 @@ class Columns:
     def to_float(self, name: str, values: Any) -> Vector:
         """Convert one column to contiguous float64, or leave it float32; refuse what has no order on the real line."""
         array = _plain(name, values)
+        if array.dtype.kind == "O":
+            array = _decimals(array)
         kind = array.dtype.kind
         if kind not in "fiubmM":
             raise DataError(
-                f"The column has dtype {array.dtype}; numbers are needed. Convert it first, for example with "
-                ".astype('float64') or .to_numeric().",
+                f"The column has dtype {array.dtype}{_seen(array)}; numbers are needed. Convert it first, for example "
+                f"with {_remedy(name, array)}.",
                 column=name,
             )
         if array.ndim != 1:
@@ -212,6 +216,43 @@ def _plain(name: str, values: Any) -> AnyArray:
             missing = np.array("NaT", f"{kind}8[{unit}]")[()]
             return np.asarray(values.to_numpy(dtype=missing.dtype, na_value=missing))
     return np.asarray(values)
+
+
+def _decimals(array: AnyArray) -> AnyArray:
+    """Return an array of decimals, as pandas holds those of Arrow and Parquet, as float64; others as they are."""
+    kinds = {type(value) for value in array.ravel()[:1000]} - {type(None)}
+    if not kinds or not kinds <= {decimal.Decimal, float}:
+        return array
+    try:
+        return np.array([np.nan if value is None else float(value) for value in array], float)
+    except (TypeError, ValueError):  # of what comes later
+        return array
+
+
+def _first(array: AnyArray) -> Any:
+    """Return the first value of an array of objects that is one."""
+    return next((value for value in array.ravel()[:1000].tolist() if value is not None and value == value), None)
+
+
+def _seen(array: AnyArray) -> str:
+    value = _first(array) if array.dtype.kind == "O" else None
+    return "" if value is None else f" and holds values of type {type(value).__name__}"
+
+
+def _remedy(name: str, array: AnyArray) -> str:
+    """Return the line that makes numbers or dates of what an array holds."""
+    value = _first(array) if array.dtype.kind == "O" else ""
+    if isinstance(value, datetime.date):
+        return f"pandas.to_datetime(data[{name!r}])"
+    if isinstance(value, datetime.time):
+        return f"pandas.to_timedelta(data[{name!r}].astype(str))"
+    if isinstance(value, datetime.timedelta):
+        return f"pandas.to_timedelta(data[{name!r}])"
+    if isinstance(value, (list, tuple, dict, np.ndarray)):
+        return f"data.explode({name!r}), or one column for each element"
+    if array.dtype.kind == "c":
+        return "its real and imaginary part as columns of their own"
+    return f"pandas.to_numeric(data[{name!r}])"
 
 
 def _rounded(raw: Any, values: Vector) -> bool:

@@ -19,14 +19,25 @@ _STAMPS = (
 )
 
 
+def is_path(data: Any) -> bool:
+    """Whether this is a path or URL."""
+    return isinstance(data, (str, os.PathLike))
+
+
+def are_paths(data: Any) -> bool:
+    """Whether this is a path or URL, or a list of them."""
+    return is_path(data) or (isinstance(data, (list, tuple)) and len(data) > 0 and all(map(is_path, data)))
+
+
 def files(path: Any, storage_options: dict[str, Any] | None = None) -> dict[str, str] | None:
     """Return size and ETag, or time of change, of every file that a path or URL names, by its name.
 
     None where a file system does not tell: only reading the data says whether they are the same.
     """
-    path, options = os.fspath(path), storage_options or {}
-    fs, _, paths = fsspec.get_fs_token_paths(path, storage_options=options)
-    whole = fsspec.core.url_to_fs(path, **options)[1]
+    given = [path] if is_path(path) else list(path)
+    path, options = [os.fspath(one) for one in given], storage_options or {}
+    fs, _, paths = fsspec.get_fs_token_paths(path if len(path) > 1 else path[0], storage_options=options)
+    whole = fsspec.core.url_to_fs(path[0], **options)[1]
     base = base_folder(whole).rstrip("/") + "/" if "*" in whole else None
     found = {}
     for root in paths:

@@ -18,11 +18,11 @@ from dask_nlsq._sources.graph import GraphPartition, cut
 from dask_nlsq._sources.source import Info, Source
 
 
-def open_frame(frame: Any, columns: Columns) -> Source:
+def open_frame(frame: Any, columns: Columns, present: tuple[str, ...] = ()) -> Source:
     """Take a Dask DataFrame; ``"index"`` names its index where no column does."""
     if "index" in columns.names and "index" not in frame.columns:
         frame = frame.rename_axis(index="index").reset_index()
-    present = tuple(frame.columns)
+    present = present or tuple(frame.columns)
     check_columns(present, columns.names)
     # One partition may otherwise be fused with its neighbours at run time, and the list would not be what it says.
     with dask.config.set({"optimization.tune.active": False}):

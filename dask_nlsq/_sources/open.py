@@ -4,136 +4,311 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cloudpickle
+import dask
 import dask.array as da
 import fsspec
 import numpy as np
 import pandas as pd
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import zarr
 from dask.base import tokenize
 
 from dask_nlsq._errors import DataError, NlsqError
+from dask_nlsq._sources import hdf5, tables
 from dask_nlsq._sources.array import is_array, open_array
+from dask_nlsq._sources.arrow import is_arrow, open_arrow
+from dask_nlsq._sources.cf import decoder
 from dask_nlsq._sources.columns import Columns, check_columns
-from dask_nlsq._sources.files import GROUP
+from dask_nlsq._sources.files import are_paths, is_path
 from dask_nlsq._sources.frame import is_frame, is_series, open_frame, open_series
+from dask_nlsq._sources.grid import broadcast
+from dask_nlsq._sources.hdf5 import is_hdf5, library
 from dask_nlsq._sources.memory import open_memory
-from dask_nlsq._sources.parquet import open_parquet
+from dask_nlsq._sources.parquet import Rows, open_parquet, open_rows
+from dask_nlsq._sources.places import check_above, kind_at, refused
 from dask_nlsq._sources.source import Source
-from dask_nlsq._sources.zarr import absent, check_plain, is_zarr, open_zarr, rows_at_a_time, whole
+from dask_nlsq._sources.stored import Stored, StoredPartition
+from dask_nlsq._sources.text import open_text
+from dask_nlsq._sources.zarr import absent, is_zarr, open_stored, open_zarr, rows_at_a_time, stored, whole
+
+KINDS = (
+    "a path or URL of Parquet, Zarr, Delta, Iceberg, Icechunk or CSV, a Dask, pandas, polars or Arrow table, a mapping "
+    "of arrays, an xarray Dataset, an h5py File, a Zarr group or records of NumPy"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How data at a path are read: which rows, with which options of the file system, of which version of a table."""
+
+    filters: Any = None
+    storage_options: dict[str, Any] | None = None
+    version: Any = None
 
 
 def open_source(
-    data: Any, columns: Columns, filters: Any = None, storage_options: dict[str, Any] | None = None
+    data: Any,
+    columns: Columns,
+    filters: Any = None,
+    storage_options: dict[str, Any] | None = None,
+    version: Any = None,
 ) -> Source:
-    """Open a frame, a mapping of arrays, a Zarr group, or a path or URL of Parquet or Zarr.
+    """Open what holds the rows: a path or URL, a frame, a table, a mapping of arrays, a group, a dataset.
 
     Raises
     ------
     DataError
         The data is of no known kind, or lacks a column.
     """
-    if isinstance(data, (str, os.PathLike)):
-        return _open_path(os.fspath(data), columns, filters, storage_options or {})
-    if filters is not None:
+    reading = Reading(filters, storage_options, version)
+    if is_path(data):
+        return _open_path(os.fspath(data), columns, reading)
+    if are_paths(data):
+        return _open_paths([os.fspath(path) for path in data], columns, reading)
+    if (source := _open_table(data, columns, reading)) is not None:
+        return source
+    if reading.version is not None:
+        raise DataError("version= needs data= to be a Delta or Iceberg table or an Icechunk repository.")
+    if reading.filters is not None:
         raise DataError("filters= needs data= to be a path or URL of Parquet; filter the collection instead.")
     if is_frame(data):
         return open_frame(data, columns)
     if isinstance(data, pd.DataFrame):
-        if "index" in columns.names and "index" not in data.columns:
-            if data.index.nlevels > 1:
-                raise DataError(
-                    f"The index has {data.index.nlevels} levels {tuple(data.index.names)}, and one is needed. Call "
-                    "reset_index() on the frame, and name the columns that the levels become.",
-                    column="index",
-                )
-            data = data.rename_axis(index="index").reset_index()
-        check_columns(list(data.columns), columns.names)
-        return open_memory(
-            {name: data[name] for name in columns.names}, columns, "pandas DataFrame", tuple(data.columns)
-        )
+        return _open_pandas(data, columns)
     if is_zarr(data):
         return open_zarr(data, columns)
-    if hasattr(data, "data_vars"):  # an xarray Dataset
+    if hasattr(data, "data_vars"):  # an xarray Dataset, or a node of a DataTree
         return _open_dataset(data, columns)
+    if (names := getattr(getattr(data, "dtype", None), "names", None)) and isinstance(data, np.ndarray):
+        return _open_mapping({name: data[name] for name in names}, columns)
     if isinstance(data, Mapping):
         return _open_mapping(data, columns)
-    raise DataError(
-        f"data is a {type(data).__name__}; a Dask or pandas DataFrame, a mapping of arrays, an xarray Dataset, "
-        "a Zarr group, or a path or URL of Parquet or Zarr is needed."
-    )
+    if is_arrow(data):
+        return open_arrow(data, columns)
+    if hasattr(data, "colnames"):  # a Table of astropy
+        return _open_mapping({name: data[name] for name in data.colnames}, columns)
+    raise DataError(f"data is a {type(data).__name__} of {library(data)}; {_remedy(data) or f'{KINDS} is needed.'}")
 
 
-def _open_path(path: str, columns: Columns, filters: Any, storage_options: dict[str, Any]) -> Source:
+def check_travels(source: Source) -> None:
+    """Refuse rows that cannot be sent to other processes, before a scheduler does in its own words."""
+    partition = source.partitions[0]
+    if source.shared or not isinstance(partition, StoredPartition):
+        return
+    for name, column in partition.arrays.items():
+        try:
+            cloudpickle.dumps(column)
+        except NlsqError:
+            raise
+        except Exception as error:  # whatever a store raises that is of this process alone
+            raise DataError(
+                f"The array cannot be sent to worker processes: {str(error).splitlines()[0]} "
+                f"{_TRAVELS.get(library(getattr(column.array, 'store', None)), 'Write it where they can open it.')}",
+                column=name,
+            ) from error
+
+
+_TRAVELS = {
+    "icechunk": "Commit the session, and give data=repository.readonly_session('main').store, which travels.",
+}
+"""By the library of a store, what to do where it stays in its process."""
+
+
+def _remedy(data: Any) -> str | None:
+    """Return the line that makes data of a kind that is known into one that is taken."""
+    known = {
+        "awkward": "give data={name: awkward.to_numpy(data[name]) for name in columns}.",
+        "dask_awkward": "give data={name: dask_awkward.to_dask_array(data[name]) for name in columns}.",
+        "pyspark": "give data=frame.toArrow(), or write it to Parquet and give the path.",
+        "tables": "give data=pandas.read_hdf(path, key).",
+        "vaex": "give data=frame.to_dask_array(...), column by column, or export it to Parquet.",
+        "modin": "give data=frame._to_pandas().",
+        "icechunk": "give data=repository.readonly_session('main').store.",
+    }
+    if library(data) in known:
+        return known[library(data)]
+    return "data.to_pandas() gives a frame that can be fitted." if hasattr(data, "to_pandas") else None
+
+
+def _open_table(data: Any, columns: Columns, reading: Reading) -> Source | None:
+    """Open a table of a format with a log, or a dataset of pyarrow; None for all else."""
+    kind, expression = library(data), None if reading.filters is None else pq.filters_to_expression(reading.filters)
+    if kind == "deltalake" and hasattr(data, "file_uris"):
+        return tables.open_delta(data, columns, expression)
+    if kind == "pyiceberg" and hasattr(data, "projection" if hasattr(data, "plan_files") else "scan"):
+        if expression is not None:
+            raise DataError("filters= cannot be had of Iceberg: give data=table.scan(row_filter=...).")
+        return tables.open_iceberg(data, columns, reading.version)
+    if kind == "icechunk":
+        if hasattr(data, "readonly_session"):
+            return open_zarr(tables.repository_group(data, reading.version), columns)
+        if (store := getattr(data, "store", data if type(data).__name__ == "IcechunkStore" else None)) is not None:
+            return open_zarr(zarr.open_group(store, mode="r"), columns)
+    if isinstance(data, ds.Dataset) and hasattr(data, "files"):
+        return open_rows(Rows(data, near=True, place="the dataset"), columns, expression)
+    return None
+
+
+def _open_path(path: str, columns: Columns, reading: Reading) -> Source:
+    options = reading.storage_options or {}
     try:
-        fsspec.core.url_to_fs(path, **storage_options)[0].invalidate_cache()  # others may have written since it listed
-        if is_zarr_path(path, storage_options):
-            group = zarr.open_group(path, mode="r", storage_options=storage_options or None)
-            return open_source(group, columns, filters)
-        return open_parquet(path, columns, filters, storage_options)
+        fs, root = fsspec.core.url_to_fs(path, **options)
+        fs.invalidate_cache()  # others may have written since it listed
+        kind = kind_at(fs, root)
+        if reading.version is not None and kind not in ("Delta", "Iceberg", "Icechunk"):
+            raise DataError(f"version= needs a Delta, Iceberg or Icechunk table; {path!r} is {kind}.")
+        if kind not in ("Parquet", "Delta") and reading.filters is not None:
+            raise DataError("filters= needs data= to be a path or URL of Parquet; filter the collection instead.")
+        if kind == "Delta":
+            expression = None if reading.filters is None else pq.filters_to_expression(reading.filters)
+            return tables.open_delta_path(path, columns, expression, options, reading.version)
+        if kind == "Iceberg" or path.endswith(".metadata.json"):
+            return tables.open_iceberg_path(path, columns, options, reading.version)
+        if kind == "Icechunk":
+            return open_zarr(tables.open_icechunk(root, reading.version), columns)
+        if kind == "Zarr":
+            return _open_store(path, columns, options)
+        check_above(fs, root, path)
+        if kind == "text":
+            return open_text(path, columns, options)
+        if kind != "Parquet":
+            raise refused(path, kind)
+        return open_parquet(path, columns, reading.filters, options)
     except (OSError, ValueError, ImportError) as error:
         if isinstance(error, NlsqError):
             raise
         raise DataError(f"{path!r} cannot be read as Parquet or Zarr: {type(error).__name__}: {error}") from error
 
 
+def _open_paths(paths: Sequence[str], columns: Columns, reading: Reading) -> Source:
+    """Open a list of paths of Parquet or of text, which are read as one table."""
+    options = reading.storage_options or {}
+    found = {kind_at(*fsspec.core.url_to_fs(path, **options)) for path in paths}
+    if found == {"text"} and reading.filters is None:
+        return open_text(list(paths), columns, options)
+    if found != {"Parquet"}:
+        raise DataError(
+            f"data is a list of paths of {' and '.join(sorted(found))}; several of Parquet, or of CSV, are read as one "
+            "table. xarray.open_mfdataset(paths) joins those of Zarr and netCDF: give that as data=."
+        )
+    for path in paths:
+        fs, root = fsspec.core.url_to_fs(path, **options)
+        check_above(fs, root, path)
+    return open_parquet(list(paths), columns, reading.filters, options)
+
+
+def _open_store(path: str, columns: Columns, options: dict[str, Any]) -> Source:
+    try:
+        group = zarr.open_group(path, mode="r", storage_options=options or None)
+    except zarr.errors.ContainsArrayError:
+        array = zarr.open_array(path, mode="r", storage_options=options or None)
+        records = f"records {array.dtype.names}" if array.dtype.names else f"shape {array.shape}"
+        raise DataError(
+            f"{path!r} is one Zarr array, of {records}; a group with one array a column is needed. "
+            + ("data=zarr.open_array(path)[:] fits records in memory." if array.dtype.names else "Give x= and y=.")
+        ) from None
+    return open_zarr(group, columns)
+
+
+def _open_pandas(data: pd.DataFrame, columns: Columns) -> Source:
+    if "index" in columns.names and "index" not in data.columns:
+        if data.index.nlevels > 1:
+            raise DataError(
+                f"The index has {data.index.nlevels} levels {tuple(data.index.names)}, and one is needed. Call "
+                "reset_index() on the frame, and name the columns that the levels become.",
+                column="index",
+            )
+        data = data.rename_axis(index="index").reset_index()
+    check_columns(list(data.columns), columns.names)
+    return open_memory({name: data[name] for name in columns.names}, columns, "pandas DataFrame", tuple(data.columns))
+
+
 def _open_dataset(data: Any, columns: Columns) -> Source:
-    """Take variables of one dimension; what is not loaded yet is read partition by partition."""
+    """Take variables of the dimensions of y, row by row; what is not loaded yet is read partition by partition."""
     present = [*data.data_vars, *data.coords]
     check_columns(present, columns.names)
     chosen = {name: data[name] for name in columns.names}
-    dims = {name: variable.dims for name, variable in chosen.items()}
-    if unlike := [name for name, own in dims.items() if len(own) != 1 or own != dims[columns.names[0]]]:
-        raise DataError(
-            f"The variables must lie along one dimension, which is the same for all; the dimensions are {dims}. "
-            "Choose with data.isel(), or make one of several with data.stack().",
-            column=unlike[0],
-        )
+    if any(len(a.dims) != 1 for a in chosen.values()) or len({a.dims for a in chosen.values()}) > 1:
+        chosen = broadcast(chosen, columns.y)
     source = _open_arrays(chosen, columns)
     return dataclasses.replace(source, info=dataclasses.replace(source.info, present=tuple(present)))
 
 
 def _open_mapping(data: Mapping[str, Any], columns: Columns) -> Source:
     check_columns(list(data), columns.names)
+    for name in columns.names:
+        if f"{name}.mask" in data:
+            raise DataError(
+                f"A mask {name + '.mask'!r} lies beside the column, as astropy writes it: "
+                "data=astropy.table.Table.read(path) applies it.",
+                column=name,
+            )
     chosen = {name: data[name] for name in columns.names}
     source = _open_arrays(chosen, columns)
     return dataclasses.replace(source, info=dataclasses.replace(source.info, present=tuple(data)))
 
 
 def _open_arrays(raw: Mapping[str, Any], columns: Columns) -> Source:
-    raw = _within(raw)
-    if all(is_zarr(a) for a in raw.values()):
-        return open_zarr(raw, columns)
+    raw = within(raw)
+    if all(isinstance(a, Stored) for a in raw.values()):
+        kind = "Zarr" if all(is_zarr(a.array) for a in raw.values()) else "HDF5"
+        return open_stored(raw, columns, kind, tuple(raw))
     if all(is_series(a) for a in raw.values()) and len({a.npartitions for a in raw.values()}) == 1:
         return open_series(raw, columns)
-    stored = {name: a for name, a in raw.items() if is_zarr(a)}
-    check_plain(stored)
-    if stored or any(is_array(a) or is_series(a) for a in raw.values()):
-        return count_absent(open_array(in_dask(raw), columns), stored)
+    lazily = {name: a for name, a in raw.items() if isinstance(a, Stored)}
+    if lazily or any(is_array(a) or is_series(a) for a in raw.values()):
+        return count_absent(open_array(in_dask(raw), columns), lazily)
     arrays = {name: a if hasattr(a, "dtype") else np.asarray(a) for name, a in raw.items()}
     return open_memory(arrays, columns, "arrays in memory", tuple(raw))
 
 
-def _within(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arrays inside variables of xarray, as Dask arrays where they are not loaded; others as they are."""
+def within(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arrays as they are read: those of stores and files as `Stored`, those inside variables of xarray bare."""
     found = dict(raw)
-    variables = {name: a for name, a in raw.items() if hasattr(a, "dims")}
+    for name, a in raw.items():
+        if isinstance(a, zarr.Array):
+            found[name] = stored(name, a)
+        elif is_hdf5(a):
+            found[name] = hdf5.stored(name, a)
+        elif dask.is_dask_collection(a) and not (is_array(a) or is_series(a) or hasattr(a, "dims")):
+            raise DataError(f"It is a {type(a).__name__} of {library(a)}; {_remedy(a) or KINDS}.", column=name)
+    return found | _variables({name: a for name, a in found.items() if hasattr(a, "dims") and hasattr(a, "encoding")})
+
+
+def _variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arrays inside variables of xarray, as Dask arrays where they are not loaded, and decoded."""
     for name, variable in variables.items():
         if len(variable.dims) != 1:
             raise DataError(f"The array has shape {variable.shape}; one dimension is needed.", column=name)
-    stored = [np.max(a.encoding.get("preferred_chunks", {}).get(*a.dims, 1)) for a in variables.values()]
+    preferred = [np.max(a.encoding.get("preferred_chunks", {}).get(*a.dims, 1)) for a in variables.values()]
+    found = {}
     for name, variable in variables.items():
-        loaded = variable.chunks is not None or getattr(variable.variable, "_in_memory", True)
-        sizes = {variable.dims[0]: whole(int(max(stored)))}
-        found[name] = variable.data if loaded else variable.chunk(sizes, inline_array=True).data
+        loaded = variable.chunks is not None or getattr(getattr(variable, "variable", variable), "_in_memory", True)
+        sizes = {variable.dims[0]: whole(int(max(preferred)))}
+        values = variable.data if loaded else variable.chunk(sizes, inline_array=True).data
+        decode = decoder(name, variable.attrs, np.dtype(variable.dtype), times=False) if _plain(variable) else None
+        found[name] = values if decode is None else decoded(values, decode)
     return found
 
 
+def _plain(variable: Any) -> bool:
+    """Whether values are of a type of NumPy."""
+    return isinstance(variable.dtype, np.dtype) and variable.dtype.kind in "fiu"
+
+
+def decoded(values: Any, decode: Any) -> Any:
+    """Decode an array at once, or block by block."""
+    return values.map_blocks(decode, dtype=decode.dtype(values.dtype)) if is_array(values) else decode(values)
+
+
 def count_absent(source: Source, arrays: Mapping[str, Any]) -> Source:
-    """Return a source that says, too, which chunks these Zarr arrays lack, for they are read through Dask."""
-    lacking = absent({name: a for name, a in arrays.items() if is_zarr(a)})
+    """Return a source that says, too, which chunks these stored arrays lack, for they are read through Dask."""
+    lacking = absent(a if isinstance(a, Stored) else stored(name, a) for name, a in arrays.items())
     return dataclasses.replace(source, info=dataclasses.replace(source.info, absent={**source.info.absent, **lacking}))
 
 
@@ -144,23 +319,16 @@ def in_dask(raw: Mapping[str, Any]) -> dict[str, Any]:
     arrays = {name: a.to_dask_array(lengths=not unsized or None) if is_series(a) else a for name, a in raw.items()}
     chunks = next((a.chunks[0] for a in arrays.values() if is_array(a) and not np.isnan(a.size)), None)
     return {
-        name: lazy(a, chunks) if is_zarr(a) else a if is_array(a) else np.asanyarray(a) for name, a in arrays.items()
+        name: lazy(a, chunks) if isinstance(a, Stored) else a if is_array(a) else np.asanyarray(a)
+        for name, a in arrays.items()
     }
 
 
-def lazy(array: Any, chunks: Any = None) -> Any:
-    """Return a Zarr array as a Dask array, cut along its last dimension into what is read at a time."""
+def lazy(array: Stored, chunks: Any = None) -> Any:
+    """Return a stored array as a Dask array, cut along its last dimension into what is read at a time."""
     if chunks is None or sum(chunks) != array.shape[-1]:  # lengths that are unlike are refused later, by name
-        chunks = rows_at_a_time([array])
+        chunks = rows_at_a_time([array.array])
     chunks = (*array.shape[:-1], chunks)
-    name = f"zarr-{tokenize(str(array.store_path), array.shape, chunks)}"
+    name = f"zarr-{tokenize(array.place, array.shape, chunks)}"
     meta = np.empty((0,) * array.ndim, array.dtype)
     return da.from_array(array, chunks, name, meta=meta, inline_array=True)  # a task of its own would be common work
-
-
-def is_zarr_path(path: str, storage_options: dict[str, Any]) -> bool:
-    """Whether a path or URL holds a Zarr group."""
-    if path.rstrip("/").endswith(".zarr"):
-        return True
-    fs, root = fsspec.core.url_to_fs(path, **storage_options)
-    return any(fs.exists(f"{root}/{name}") for name in GROUP)

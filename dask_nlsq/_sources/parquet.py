@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs
@@ -16,9 +16,13 @@ from dask.base import tokenize
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._numerics.block import SLABS, Block
+from dask_nlsq._sources.arrow import arrays as to_arrays
+from dask_nlsq._sources.arrow import unlike_numbers
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
 from dask_nlsq._sources.files import base_folder
+from dask_nlsq._sources.places import PARQUET, check_below
 from dask_nlsq._sources.source import Info, Source
+from dask_nlsq._typing import AnyArray
 
 ROWS = SLABS[1]
 """Fewest rows of a partition: smaller row groups of one file are read several at a time."""
@@ -32,6 +36,8 @@ fetched in as few requests as can be."""
 
 LARGE = 64 << 20
 """Bytes of a partition after which Arrow gives back what it has to spare, for some milliseconds."""
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 THINGS = {"timestamp": "dates", "date": "dates", "duration": "durations"}
 """What columns of Arrow's types hold, if not numbers."""
@@ -51,6 +57,7 @@ class ParquetPartition:
     columns: Columns
     scanned: bool
     near: bool  # its columns are read one by one, and no more than one of them is being decoded
+    keep: AnyArray | None = None  # which of its rows there are
 
     def load(self) -> Block:
         """Read the columns of these row groups."""
@@ -63,6 +70,8 @@ class ParquetPartition:
         """
         groups = sorted(group.id for group in self.fragment.row_groups)
         arrays = self._scan(groups) if self.scanned else self._fetch(groups)
+        if self.keep is not None:
+            arrays = {name: array[self.keep] for name, array in arrays.items()}
         if sum(array.nbytes for array in arrays.values()) >= LARGE:
             pa.default_memory_pool().release_unused()
         return arrays
@@ -71,7 +80,7 @@ class ParquetPartition:
         schema = pa.schema([*self.fragment.physical_schema, *self.keys])
         rows, names = self.fragment.subset(schema=schema, row_group_ids=groups), list(self.columns.names)
         how = {"filter": self.filter, "use_threads": False, "batch_size": WHOLE}
-        return _arrays(rows.to_table(schema, columns=names, **how))
+        return dict(to_arrays(rows.to_table(schema, columns=names, **how)))
 
     def _fetch(self, groups: list[int]) -> dict[str, Any]:
         names: list[str] = list(self.columns.names)
@@ -80,54 +89,139 @@ class ParquetPartition:
         how = {"buffer_size": BUFFER if self.near else 0, "pre_buffer": not self.near}
         with pq.ParquetFile(self.fragment.path, **where, **how) as file:
             for some in ([name] for name in names) if self.near else [names]:
-                arrays |= _arrays(file.read_row_groups(groups, columns=some, use_threads=False))
+                arrays |= to_arrays(file.read_row_groups(groups, columns=some, use_threads=False))
         return arrays
 
 
-def open_parquet(path: str, columns: Columns, filters: Any, storage_options: dict[str, Any]) -> Source:
-    """Take a file, a folder or a pattern, at a path or an fsspec URL."""
-    fs, _, paths = fsspec.get_fs_token_paths(path, storage_options=storage_options)
-    if not paths:
+def open_parquet(
+    path: str | Sequence[str], columns: Columns, filters: Any = None, storage_options: dict[str, Any] | None = None
+) -> Source:
+    """Take a file, a folder or a pattern, at a path or an fsspec URL, or a list of them."""
+    options = storage_options or {}
+    fs, _, roots = fsspec.get_fs_token_paths(path, storage_options=options)
+    found, notes = listed(fs, roots, path)
+    if not found:
         raise DataError(f"Nothing was found at {path!r}.")
     local = type(fs).__name__ == "LocalFileSystem"
-    dataset = _dataset(paths, base_folder(fsspec.core.url_to_fs(path, **storage_options)[1]), fs, local)
+    base = base_folder(fsspec.core.url_to_fs(path if isinstance(path, str) else path[0], **options)[1])
+    rows = Rows(_dataset(found, base, fs, local), local, str(path), notes=tuple(notes))
+    source = open_rows(rows, columns, None if filters is None else pq.filters_to_expression(filters))
+    if len(roots) == 1 and filters is None and (stale := _older_metadata(fs, roots[0], source.info.rows)):
+        return dataclasses.replace(source, info=dataclasses.replace(source.info, notes=(*source.info.notes, stale)))
+    return source
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A dataset of Parquet files, and which of their rows are left out."""
+
+    dataset: Any  # pyarrow.dataset.Dataset
+    near: bool
+    place: str
+    kept: Mapping[str, AnyArray] = dataclasses.field(default_factory=dict)  # by file, which rows there are
+    kind: str = "Parquet"
+    notes: tuple[str, ...] = ()
+    identity: str | None = None
+
+
+def open_rows(rows: Rows, columns: Columns, expression: Any = None) -> Source:
+    """Take the rows of a dataset that pass an expression."""
+    dataset, place = rows.dataset, rows.place
     check_columns(dataset.schema.names, columns.names)
-    expression = None if filters is None else pq.filters_to_expression(filters)
     held: dict[str, _Held] = {}
     partitions, lengths, stored, buffers = [], [], [], BUFFER * len(columns.names)
     for fragment in dataset.get_fragments(filter=expression):
         in_file = fragment.physical_schema
         folders = ds.get_partition_keys(fragment.partition_expression)
         keys = tuple(dataset.schema.field(name) for name in folders if name not in in_file.names)
+        if rows.kind != "Parquet":  # whose columns may be younger than a file
+            keys = tuple(dataset.schema.field(name) for name in dataset.schema.names if name not in in_file.names)
         schema = pa.schema([*in_file, *keys])
         check_columns(schema.names, columns.names, f"the file {fragment.path!r}")
+        _check_types(schema, columns.names, fragment.path)
         _compare(held, fragment, schema, columns.names)
         plain = all(name in in_file.names for name in columns.names) and _alike(schema, dataset.schema, columns.names)
         scanned = expression is not None or not plain
+        kept, start = rows.kept.get(fragment.path), 0
+        share = _share(in_file, columns.names)
         for run in _runs(fragment, schema, expression):
-            partitions.append(ParquetPartition(run, expression, keys, columns, scanned, local))
-            lengths.append(sum(group.num_rows for group in run.row_groups))
-            stored.append(_stored(run, columns.names))
-    rows = sum(lengths)
+            length = sum(group.num_rows for group in run.row_groups)
+            keep = None if kept is None else kept[start : start + length]
+            start += length
+            partitions.append(ParquetPartition(run, expression, keys, columns, scanned, rows.near, keep))
+            lengths.append(length)
+            stored.append(_stored(run, share))
     if not partitions:
-        raise DataError(f"No row group at {path!r} can hold a row that passes the filters {filters!r}.")
+        raise DataError(f"No row group at {place!r} can hold a row that passes the filters {expression}.")
     types: dict[str, str] = {name: str(dataset.schema.field(name).type) for name in columns.names}
-    dates = [name for name, found in held.items() if found.things == "dates"]
+    dates = [name for name, found in held.items() if found.things.startswith("dates")]
     columns = dataclasses.replace(columns, origins=first_instants(dates, (p.read() for p in partitions)))
     partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
+    known = sum(lengths) - sum(int(len(keep) - keep.sum()) for keep in rows.kept.values())
     info = Info(
-        "Parquet",
-        rows if expression is None else None,
+        rows.kind,
+        known if expression is None else None,
         columns.names,
         tuple(dataset.schema.names),
         columns.origins,
         partition_rows=max(lengths),
         encoded=sum(stored),
-        encoded_partition=min(buffers, max(stored)) if local else max(stored),
+        encoded_partition=min(buffers, max(stored)) if rows.near else max(stored),
         row_bytes=columns.row_bytes(types),
         reader="scanned Parquet" if any(p.scanned for p in partitions) else "Parquet",
+        notes=rows.notes,
+        identity=rows.identity,
     )
-    return Source(partitions, tokenize(paths, rows, str(expression), columns), info)
+    return Source(partitions, tokenize(rows.identity or sorted(dataset.files), known, str(expression), columns), info)
+
+
+def listed(fs: Any, roots: Sequence[str], path: Any) -> tuple[list[str], list[str]]:
+    """Return the files of Parquet in folders, or the files that are named, and what was left out, in words.
+
+    Spark and Hive leave out what begins with ``_`` or ``.``: their records, and rows of writers that have not ended.
+    """
+    found, hidden, others = [], [], []
+    for root in roots:
+        if not fs.isdir(root):
+            found.append(root)
+            continue
+        inside = fs.find(root)
+        check_below(fs, dict.fromkeys(inside), path)
+        seen = [name for name in inside if not _hidden(name, root)]
+        named = [name for name in seen if name.endswith(PARQUET)]
+        hidden += [name for name in inside if name.endswith(PARQUET) and _hidden(name, root)]
+        others += [name for name in seen if named and name not in set(named)] if len(named) < len(seen) else []
+        found += named or seen
+    notes = []
+    if hidden:
+        notes.append(f"{_files(hidden)} below names that begin with _ or . left out, as Spark and Hive do.")
+    if others:
+        notes.append(f"{_files(others)} beside the Parquet files left out, by the ending of the name.")
+    return sorted(found), notes
+
+
+def _hidden(name: str, root: str) -> bool:
+    inside = name[len(root.rstrip("/")) + 1 :]
+    return any(part.startswith(("_", ".")) and "=" not in part for part in inside.split("/"))
+
+
+def _files(names: Sequence[str]) -> str:
+    return f"{len(names)} files ({names[0]!r} is the first) were" if len(names) > 1 else f"The file {names[0]!r} was"
+
+
+def _older_metadata(fs: Any, root: str, rows: int | None) -> str | None:
+    """Return in words what a ``_metadata`` file says of rows, where its folder holds others."""
+    name = f"{root.rstrip('/')}/_metadata"
+    if not fs.exists(name):
+        return None
+    with fs.open(name) as file:
+        there = pq.read_metadata(file).num_rows
+    if there == rows:
+        return None
+    return (
+        f"The file {name!r} lists {there} rows, and the files hold {rows}, which were read: it is older. "
+        "dask.dataframe.read_parquet may read what it lists; remove it, or write it anew."
+    )
 
 
 def _dataset(paths: Sequence[str], base: str, fs: Any, local: bool) -> Any:
@@ -147,7 +241,24 @@ def _dataset(paths: Sequence[str], base: str, fs: Any, local: bool) -> Any:
         return keyed
     # What the files hold counts, wherever they lie: a key of the same name would hide it from filters.
     plain = ds.dataset(**how)
-    return plain if keys & set(plain.schema.names) else keyed
+    if keys & set(plain.schema.names):
+        return plain
+    numbers = _numbers(keyed, keys)
+    if not numbers:
+        return keyed
+    types = [(field.name, "float64" if field.name in numbers else field.type) for field in keyed.partitioning.schema]
+    partitioning = ds.partitioning(pa.schema(types), flavor="hive")
+    return ds.dataset(**how, partitioning=partitioning, partition_base_dir=base)
+
+
+def _numbers(dataset: Any, keys: set[str]) -> set[str]:
+    """Return which keys are texts that all are numbers, as 0.5, of which Arrow knows the whole ones alone."""
+    texts = {name for name in keys if pa.types.is_string(dataset.partitioning.schema.field(name).type)}
+    for fragment in dataset.get_fragments() if texts else ():
+        for name, value in ds.get_partition_keys(fragment.partition_expression).items():
+            if name in texts and value is not None and not _NUMBER.fullmatch(value):
+                texts.discard(name)
+    return texts
 
 
 def _runs(fragment: Any, schema: Any, expression: Any) -> list[Any]:
@@ -189,6 +300,8 @@ def _compare(held: dict[str, _Held], fragment: Any, schema: Any, names: Sequence
         if kind == "null":  # which any column is that has no values
             continue
         things = THINGS.get(kind.partition("[")[0].rstrip("0123456789"), "numbers")
+        if "tz=" in kind:
+            things = "dates with a time zone"
         found = _Held(things, kind, fragment.path)
         if held.setdefault(name, found).things != things:
             raise DataError(
@@ -197,25 +310,33 @@ def _compare(held: dict[str, _Held], fragment: Any, schema: Any, names: Sequence
             )
 
 
-def _stored(run: Any, names: Sequence[str]) -> int:
-    """Return the bytes that some columns of these row groups take in their file."""
-    schema = run.metadata.schema
-    wanted = [i for i in range(len(schema)) if schema.column(i).path.partition(".")[0] in names]
-    groups = [run.metadata.row_group(group.id) for group in run.row_groups]
-    return sum(group.column(i).total_compressed_size for group in groups for i in wanted)
+def _check_types(schema: Any, names: Sequence[str], path: str) -> None:
+    """Refuse columns that hold neither numbers nor dates."""
+    for name, kind in unlike_numbers(schema, names).items():
+        raise DataError(
+            f"The column has the type {kind} in {path!r}; numbers or dates are needed. Read it where it can be "
+            f"converted: data=dask.dataframe.read_parquet(path), and then .astype({{{name!r}: 'float64'}}) or what its "
+            "values need.",
+            column=name,
+        )
 
 
-def _arrays(table: Any) -> dict[str, Any]:
-    """Return the columns of a table as NumPy arrays, which share its memory where they can."""
-    return {name: _numpy(table.column(name)) for name in table.column_names}
+def _share(schema: Any, names: Sequence[str]) -> float:
+    """Return which part of a row some columns are, by their types; what has no width counts as 16 bytes."""
+    widths = {field.name: _width(field.type) for field in schema}
+    return sum(widths.get(name, 0.0) for name in names) / max(sum(widths.values()), 1.0)
 
 
-def _numpy(column: Any) -> Any:
-    """Return a NumPy array with nulls as NaN or NaT, or as masked where float64 has no room for all integers."""
-    if str(column.type).startswith("decimal") or pa.types.is_null(column.type):
-        column = column.cast("float64")
-    if pa.types.is_boolean(column.type) and column.null_count:
-        column = column.cast("uint8")  # whose nulls NumPy gets as NaN
-    if column.null_count and str(column.type) in ("int64", "uint64"):
-        return np.ma.masked_array(column.fill_null(0).to_numpy(), column.is_null().to_numpy())
-    return column.to_numpy()
+def _width(kind: Any) -> float:
+    try:
+        return float(kind.bit_width) / 8
+    except ValueError:  # of texts and lists
+        return 16.0
+
+
+def _stored(run: Any, share: float) -> int:
+    """Return about how many bytes a part of these row groups takes in its file, or once it is not compressed.
+
+    The metadata of single columns are not asked: of what it cannot read, pyarrow may end the process.
+    """
+    return int(share * sum(group.total_byte_size for group in run.row_groups))

@@ -26,6 +26,8 @@ class Info:
     present: tuple[str, ...] = ()  # that there are
     origins: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of datetime columns
     absent: Mapping[str, str] = dataclasses.field(default_factory=dict)  # columns of which Zarr lacks chunks, in words
+    notes: tuple[str, ...] = ()  # what else there is to say of the data
+    identity: str | None = None  # of a version of a table, whatever lies beside it
     # What memory it takes.
     partition_rows: int | None = None  # of the largest partition
     encoded: int | None = None  # bytes stored, of the columns that are read

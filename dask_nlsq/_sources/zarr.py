@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
-import re
-import struct
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,26 +13,14 @@ import zarr
 from dask.base import tokenize
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._numerics.block import SLABS, Block
+from dask_nlsq._sources.cf import decoder, remarks
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
+from dask_nlsq._sources.shards import count_inner
 from dask_nlsq._sources.source import Info, Source
+from dask_nlsq._sources.stored import ROWS, Stored, StoredPartition, chunk_sizes
 
-ROWS = SLABS[1]
-"""Fewest rows of a partition: smaller shards are read several at a time."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ZarrPartition:
-    """Rows start to stop of some arrays."""
-
-    arrays: Mapping[str, Any]
-    start: int
-    stop: int
-    columns: Columns
-
-    def load(self) -> Block:
-        """Read the rows of every column."""
-        return self.columns.block({name: a[self.start : self.stop] for name, a in self.arrays.items()})
+MOST = 5_000_000
+"""Partitions of a source at most: their list alone takes a gigabyte, and none was ever meant that has more."""
 
 
 def open_zarr(data: Any, columns: Columns) -> Source:
@@ -44,41 +30,124 @@ def open_zarr(data: Any, columns: Columns) -> Source:
             f"data is a Zarr array of shape {data.shape}; a Zarr group with one array a column is needed. Or give x= "
             "and y= as arrays, without data=."
         )
-    present = list(data.array_keys()) if isinstance(data, zarr.Group) else list(data)
-    check_columns(present, columns.names)
-    arrays = {name: data[name] for name in columns.names}
-    check_plain(arrays)
+    group = isinstance(data, zarr.Group)
+    stale: list[str] = []
+    if group:
+        present, raw, stale = _members(data, columns.names)
+    else:
+        present, raw = list(data), {name: data[name] for name in columns.names}
+    arrays = {name: stored(name, a) for name, a in raw.items()}
+    return open_stored(arrays, columns, "Zarr", present, stale)
+
+
+def open_stored(
+    arrays: Mapping[str, Stored], columns: Columns, kind: str, present: Sequence[str], notes: Sequence[str] = ()
+) -> Source:
+    """Take stored arrays of one dimension and one length."""
     shapes = {name: a.shape for name, a in arrays.items()}
     if any(len(shape) != 1 for shape in shapes.values()):
         raise DataError(f"Arrays of one dimension are needed; the shapes are {shapes}.")
     if len(set(shapes.values())) > 1:
         raise DataError(f"x, y and sigma must have the same length; the shapes are {shapes}.")
     (rows,) = shapes[columns.y]
-    step = rows_at_a_time(arrays.values())
-    cuts = [(start, min(start + step, rows)) for start in range(0, rows, step)]
+    cuts = _cuts([a.array for a in arrays.values()], rows)
     dates = [name for name, a in arrays.items() if a.dtype.kind == "M"]
     reads = ({name: arrays[name][a:b] for name in dates} for a, b in cuts)
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
-    partitions = [ZarrPartition(arrays, a, b, columns) for a, b in cuts]
-    plain = all(not a.compressors for a in arrays.values())
+    partitions = [StoredPartition(arrays, a, b, columns) for a, b in cuts]
+    plain = all(not getattr(a.array, "compressors", True) for a in arrays.values())
     info = Info(
-        "Zarr",
+        kind,
         rows,
         columns.names,
         tuple(present),
         columns.origins,
-        absent(arrays),
-        partition_rows=min(step, rows),
-        encoded=sum(a.nbytes for a in arrays.values()) if plain else None,
+        absent(arrays.values()),
+        partition_rows=max((b - a for a, b in cuts), default=0),
+        encoded=sum(a.array.nbytes for a in arrays.values()) if plain else None,
         row_bytes=columns.row_bytes({name: a.dtype for name, a in arrays.items()}),
+        notes=(*notes, *(text for a in arrays.values() for text in remarks(a.name, dict(a.array.attrs)))),
     )
-    token = tokenize([str(a.store_path) for a in arrays.values()], shapes, columns)
+    token = tokenize([a.place for a in arrays.values()], shapes, columns)
     return Source(partitions, token, info)
+
+
+def stored(name: str, array: Any) -> Stored:
+    """Return a Zarr array as a column that knows how it is decoded, and how many of its chunks there are."""
+    if not isinstance(array, zarr.Array):
+        raise DataError(f"It is a {type(array).__name__} of Zarr; an array is needed.", column=name)
+    attrs = dict(array.attrs)
+    by_xarray = array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in attrs
+    if by_xarray and array.dtype.kind in "fiu":
+        attrs.setdefault("_FillValue", array.fill_value or None)  # 0 is what Zarr fills with unless told otherwise
+    return Stored(name, array, decoder(name, attrs, array.dtype), _present(array))
+
+
+def _present(array: Any) -> int | None:
+    """Return how many chunks are in the store; None where it does not tell, as most servers of plain HTTP."""
+    try:
+        there: int = array.nchunks_initialized
+    except Exception:  # whatever a store raises that lists nothing
+        return None
+    return there if there or not array.nchunks or not _answers(array) else None
+
+
+def _answers(array: Any) -> bool:
+    """Whether a value at either end is no fill value, and so is there, though no chunk was listed."""
+    if not array.size:
+        return False
+    ends = np.array([array[(0,) * array.ndim], array[(-1,) * array.ndim]])
+    return bool((ends != array.fill_value).any() and not (ends != ends).all())
+
+
+def _members(group: Any, names: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]]:
+    """Return the names of a group's arrays, those wanted, and what its consolidated metadata say that is not so."""
+    present = list(group.array_keys())
+    arrays = {name: group[name] for name in names if name in present}
+    if getattr(group.metadata, "consolidated_metadata", None) is None:
+        check_columns(present, names)
+        return present, arrays, []
+    notes = []
+    for name in names:
+        with contextlib.suppress(Exception):  # what is not there is told as such, and the rest by who reads it
+            found = zarr.open_array(group.store, path=f"{group.path}/{name}".lstrip("/"), mode="r")
+            if name not in arrays or found.shape != arrays[name].shape:
+                said = f"shape {arrays[name].shape}" if name in arrays else "no such array"
+                notes.append(
+                    f"The consolidated metadata of the group say {said} of {name!r}, and the array itself says "
+                    f"{found.shape}, which was read: they are older. zarr.consolidate_metadata() makes them anew."
+                )
+            arrays[name] = found
+    present += [name for name in arrays if name not in present]
+    check_columns(present, names)
+    return present, arrays, notes
+
+
+def _cuts(arrays: Sequence[Any], rows: int) -> list[tuple[int, int]]:
+    """Cut rows where chunks end, so that a partition is of whole chunks, and rows enough."""
+    unlike = next((sizes for a in arrays if len(sizes := _sizes(a)) > 1), None)
+    if unlike is None:
+        step = rows_at_a_time(arrays)
+        if rows > step * MOST:
+            raise DataError(
+                f"The arrays claim {rows:,} rows in {-(-rows // step):,} partitions of {step:,}, and no more than "
+                f"{MOST:,} can be fitted. If there are so many rows, write them in larger chunks."
+            )
+        return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+    edges = [0]
+    for end in itertools.accumulate(unlike):
+        if end - edges[-1] >= ROWS or end >= rows:
+            edges.append(min(end, rows))
+    return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
+
+
+def _sizes(array: Any) -> tuple[int, ...]:
+    return chunk_sizes(array) if isinstance(array, zarr.Array) else ((array.chunks or (ROWS,))[-1],)
 
 
 def rows_at_a_time(arrays: Iterable[Any]) -> int:
     """Return the rows of a partition of these arrays, whose last dimension is that of rows."""
-    return whole(max((a.shards or a.chunks)[-1] for a in arrays))
+    return whole(max(max(_sizes(a)) for a in arrays))
 
 
 def whole(shard: int) -> int:
@@ -86,53 +155,27 @@ def whole(shard: int) -> int:
     return shard * max(1, ROWS // shard)
 
 
-def absent(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Return the columns of which chunks are not in the store; Zarr reads such chunks as the fill value."""
-    return {
-        name: f"{a.nchunks - there} of {a.nchunks} chunks of {name!r} are not in the store (fill value {a.fill_value})"
-        for name, a in arrays.items()
-        if (there := a.nchunks_initialized) < a.nchunks
-    }
+def absent(arrays: Iterable[Stored]) -> dict[str, str]:
+    """Return, by column, what the stores of Zarr arrays lack, which Zarr reads as the fill value, or do not tell."""
+    found = {}
+    for stored in arrays:
+        if isinstance(stored.array, zarr.Array) and (text := _absent(stored)):
+            found[stored.name] = text
+    return found
 
 
-def check_plain(arrays: Mapping[str, Any]) -> None:
-    """Refuse arrays that hold their values encoded after the CF conventions, as xarray and netCDF write them."""
-    for name, array in arrays.items():
-        if codes := _codes(array):
-            seen = ", ".join(f"{key} {value}" for key, value in codes.items())
-            raise DataError(
-                f"The array is encoded ({seen}), and Zarr reads it as it is stored. xarray decodes it: give "
-                "data=xarray.open_zarr(path).",
-                column=name,
-            )
-
-
-def _codes(array: Any) -> dict[str, Any]:
-    """Return the attributes by which xarray would change the values of an array."""
-    attrs = dict(array.attrs)
-    codes = {key: attrs[key] for key, none in (("scale_factor", 1), ("add_offset", 0)) if attrs.get(key, none) != none}
-    by_xarray = array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in attrs
-    if by_xarray and array.dtype.kind in "fiu":
-        attrs.setdefault("_FillValue", array.fill_value or None)  # 0 is what Zarr fills with unless told otherwise
-    if (array.dtype.kind, str(attrs.get("_Unsigned")).lower()) in (("i", "true"), ("u", "false")):
-        codes["_Unsigned"] = attrs["_Unsigned"]
-    for key in ("_FillValue", "missing_value"):
-        if not np.isnan(value := _number(attrs.get(key))).all():
-            codes[key] = value
-    if re.search(r" since\s+[-+]?\d", str(attrs.get("units"))):  # a date, and not "seconds since the trigger"
-        codes["units"] = attrs["units"]
-    if str(attrs.get("dtype")).startswith("timedelta64"):
-        codes |= {key: attrs[key] for key in ("units", "dtype") if key in attrs}
-    return codes
-
-
-def _number(value: Any) -> Any:
-    """Return the numbers in an attribute, where xarray writes floats in Base64; NaN if there are none."""
-    with contextlib.suppress(TypeError, ValueError):
-        return np.asarray(np.nan if value is None else value, float)
-    with contextlib.suppress(TypeError, ValueError, struct.error):
-        return np.asarray(struct.unpack("<d", base64.b64decode(value))[0])
-    return np.asarray(np.nan)
+def _absent(stored: Stored) -> str | None:
+    array, name = stored.array, stored.name
+    if stored.present is None:
+        return f"the store does not list its files, so that chunks of {name!r} may be missing"
+    lacking = array.nchunks - stored.present
+    inner = count_inner(array) if array.shards else 0
+    if inner is None:
+        return f"the shards of {name!r} do not tell which of their chunks there are, and some may be missing"
+    if not lacking + inner:
+        return None
+    said = f"{lacking + inner} of {array.nchunks} chunks of {name!r} are not in the store"
+    return f"{said}, and are read as {array.fill_value}"
 
 
 def is_zarr(data: Any) -> bool:

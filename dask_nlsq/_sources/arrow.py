@@ -1,0 +1,81 @@
+"""Arrow: tables of polars, pyarrow, DuckDB and whatever else hands its columns over by Arrow's capsules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dask_nlsq._sources.columns import Columns, check_columns
+from dask_nlsq._sources.memory import open_memory
+from dask_nlsq._sources.source import Source
+from dask_nlsq._typing import AnyArray
+
+
+def is_arrow(data: Any) -> bool:
+    """Whether an object streams its rows by Arrow's capsules, or is a lazy frame that makes one that does."""
+    return hasattr(data, "__arrow_c_stream__") or is_lazy(data)
+
+
+def is_lazy(data: Any) -> bool:
+    """Whether this is a lazy frame of polars."""
+    return type(data).__name__ == "LazyFrame" and hasattr(data, "collect_schema")
+
+
+def once(data: Any) -> Any:
+    """Return what can be read a single time, as a reader of batches, as a table; all else as it is."""
+    return data.read_all() if isinstance(data, pa.RecordBatchReader) else data
+
+
+def open_arrow(data: Any, columns: Columns) -> Source:
+    """Take a table in memory, of which only the columns of the fit are converted, or copied."""
+    if is_lazy(data):
+        check_columns(data.collect_schema().names(), columns.names)
+        present, data = tuple(data.collect_schema().names()), data.select(list(columns.names)).collect()
+    else:
+        present = ()
+    reader = pa.RecordBatchReader.from_stream(data)
+    present = present or tuple(reader.schema.names)
+    check_columns(present, columns.names)
+    names = list(columns.names)
+    schema = pa.schema([reader.schema.field(name) for name in names])
+    table = pa.Table.from_batches((batch.select(names) for batch in reader), schema)
+    return open_memory(arrays(table), columns, f"{_kind(data)} in memory", present)
+
+
+def _kind(data: Any) -> str:
+    library = type(data).__module__.partition(".")[0].lstrip("_")
+    return f"{library} {type(data).__name__}"
+
+
+def arrays(table: Any) -> Mapping[str, AnyArray]:
+    """Return the columns of an Arrow table as NumPy arrays, which share its memory where they can."""
+    return {name: to_numpy(table.column(name)) for name in table.column_names}
+
+
+def to_numpy(column: Any) -> AnyArray:
+    """Return a NumPy array with nulls as NaN or NaT, or as masked where float64 has no room for all integers."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_decimal(column.type) or pa.types.is_null(column.type):
+        column = column.cast("float64")
+    if pa.types.is_boolean(column.type) and column.null_count:
+        column = column.cast("uint8")  # whose nulls NumPy gets as NaN
+    if column.null_count and str(column.type) in ("int64", "uint64"):
+        return np.ma.masked_array(column.fill_null(0).to_numpy(), column.is_null().to_numpy())
+    found: AnyArray = column.to_numpy()
+    return found
+
+
+def unlike_numbers(schema: Any, names: Sequence[str]) -> dict[str, str]:
+    """Return which of some columns hold no numbers and no dates, with their types."""
+    return {name: str(kind) for name in names if not _numeric(kind := schema.field(name).type)}
+
+
+def _numeric(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _numeric(kind.value_type)
+    tests = ("integer", "floating", "decimal", "boolean", "null", "timestamp", "date", "duration")
+    return any(getattr(pa.types, f"is_{test}")(kind) for test in tests)

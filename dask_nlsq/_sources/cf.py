@@ -1,0 +1,117 @@
+"""CF: the conventions by which netCDF and xarray store values as other numbers, decoded here by xarray."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import re
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dask_nlsq._errors import DataError
+from dask_nlsq._typing import AnyArray
+
+FILLS = ("_FillValue", "missing_value")
+"""Attributes that name the numbers that stand for no value."""
+
+RANGES = ("valid_min", "valid_max", "valid_range")
+"""Attributes that xarray does not apply, and netCDF4 does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """The attributes by which the numbers of one array become its values, as ``xarray.decode_cf`` applies them."""
+
+    name: str
+    attrs: Mapping[str, Any]
+
+    def __call__(self, stored: AnyArray) -> AnyArray:
+        """Return the values of an array of any shape."""
+        import xarray
+
+        dims = [f"dim_{i}" for i in range(np.ndim(stored))]
+        raw = xarray.Dataset({"values": (dims, stored, dict(self.attrs))})
+        try:
+            values: AnyArray = xarray.decode_cf(raw, decode_timedelta=True)["values"].to_numpy()
+        except (ValueError, TypeError, OverflowError) as error:
+            raise self._undefined(str(error).splitlines()[0]) from error
+        if values.dtype.kind == "O":
+            raise self._undefined(f"its calendar {self.attrs.get('calendar')!r} is not that of the world")
+        return values
+
+    def _undefined(self, why: str) -> DataError:
+        return DataError(
+            f"The array is encoded ({self}), which cannot be decoded: {why}. Give its values as an array instead.",
+            column=self.name,
+        )
+
+    def dtype(self, stored: np.dtype[Any]) -> np.dtype[Any]:
+        """Return the type of the values."""
+        return self(np.zeros(1, stored)).dtype
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in self.attrs.items())
+
+
+def decoder(name: str, attrs: Mapping[str, Any], dtype: np.dtype[Any], times: bool = True) -> Decoder | None:
+    """Return what decodes an array of this type with these attributes, or None where its numbers are its values.
+
+    Parameters
+    ----------
+    times : bool
+        Whether numbers that count from a date are dates; who has opened an array without decoding them wants numbers.
+
+    Raises
+    ------
+    DataError
+        It must be decoded, and xarray is not installed.
+    """
+    attrs = {key: _scalar(value) for key, value in attrs.items()}
+    codes = {key: attrs[key] for key, none in (("scale_factor", 1), ("add_offset", 0)) if attrs.get(key, none) != none}
+    if (dtype.kind, str(attrs.get("_Unsigned")).lower()) in (("i", "true"), ("u", "false")):
+        codes["_Unsigned"] = str(attrs["_Unsigned"]).lower()
+    for key in FILLS:
+        if not np.isnan(value := _number(attrs.get(key))).all():
+            codes[key] = value if value.ndim else value.astype(dtype)[()]
+    if times and re.search(r" since\s+[-+]?\d", str(attrs.get("units"))):  # a date, not "seconds since the trigger"
+        codes |= {key: attrs[key] for key in ("units", "calendar") if key in attrs}
+    if times and str(attrs.get("dtype")).startswith("timedelta64"):
+        codes |= {key: attrs[key] for key in ("units", "dtype") if key in attrs}
+    if not codes:
+        return None
+    found = Decoder(name, codes)
+    try:
+        found.dtype(dtype)
+    except ImportError:
+        raise DataError(
+            f"The array is encoded ({found}), and xarray decodes it: pip install 'dask-nlsq[xarray]'.", column=name
+        ) from None
+    return found
+
+
+def remarks(name: str, attrs: Mapping[str, Any]) -> list[str]:
+    """Return what is stored with an array, and not applied."""
+    seen = ", ".join(f"{key} {_scalar(attrs[key])}" for key in RANGES if key in attrs)
+    return [f"The array {name!r} has {seen}, by which no value was left out."] if seen else []
+
+
+def _scalar(value: Any) -> Any:
+    """Return the one value of an attribute as netCDF and HDF5 hold it, as plain Python."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.ravel()[0]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _number(value: Any) -> AnyArray:
+    """Return the numbers in an attribute, where xarray writes floats in Base64; NaN if there are none."""
+    with contextlib.suppress(TypeError, ValueError):
+        return np.asarray(np.nan if value is None else value, float)
+    with contextlib.suppress(TypeError, ValueError, struct.error):
+        return np.asarray(struct.unpack("<d", base64.b64decode(value))[0])
+    return np.asarray(np.nan)

@@ -1,0 +1,86 @@
+"""HDF5: datasets and variables that h5py, h5netcdf and netCDF4 have opened, read slice by slice."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dask_nlsq._errors import DataError
+from dask_nlsq._sources.cf import decoder
+from dask_nlsq._sources.stored import Stored
+from dask_nlsq._typing import AnyArray
+
+LIBRARIES = ("h5py", "h5netcdf", "netCDF4")
+
+
+def is_hdf5(data: Any) -> bool:
+    """Whether this is an array in an open file of HDF5 or netCDF."""
+    return library(data) in LIBRARIES and hasattr(data, "shape") and hasattr(data, "dtype")
+
+
+def library(data: Any) -> str:
+    """Return the package that the type of an object is from."""
+    return type(data).__module__.partition(".")[0]
+
+
+def stored(name: str, data: Any) -> Stored:
+    """Return such an array as a column; one of h5py travels to other processes, which open its file."""
+    attrs = {key: data.getncattr(key) for key in data.ncattrs()} if hasattr(data, "ncattrs") else dict(data.attrs)
+    decodes = library(data) == "netCDF4" and getattr(data, "scale", False)  # itself, and masks too
+    array: Any = Variable(name, data, attrs)
+    if library(data) == "h5py":
+        about = {"shape": data.shape, "dtype": data.dtype, "chunks": data.chunks, "attrs": attrs}
+        array = Dataset(data.file.filename, data.name, about, data)
+    return Stored(name, array, None if decodes else decoder(name, attrs, data.dtype))
+
+
+class Dataset:
+    """A dataset of h5py, by its file and name; another process opens the file at its first read."""
+
+    def __init__(self, filename: str, name: str, about: dict[str, Any], opened: Any = None) -> None:
+        self.filename, self.name, self._about, self._open = filename, name, about, opened
+        self.shape, self.dtype, self.chunks, self.attrs = (about[k] for k in ("shape", "dtype", "chunks", "attrs"))
+        self.ndim, self.nbytes = len(self.shape), self.dtype.itemsize * math.prod(self.shape)
+        self.place = f"{filename}:{name}"
+
+    def __getitem__(self, index: Any) -> AnyArray:
+        if self._open is None:
+            self._open = self._opened()
+        values: AnyArray = self._open[index]
+        return values
+
+    def _opened(self) -> Any:
+        import h5py
+
+        try:
+            return h5py.File(self.filename, "r")[self.name]
+        except (OSError, KeyError) as error:
+            raise DataError(
+                f"The dataset {self.name!r} of {self.filename!r} cannot be opened in this process: {error}. Put the "
+                "file where every worker sees it, and close it where it is written."
+            ) from error
+
+    def __reduce__(self) -> Any:
+        return Dataset, (self.filename, self.name, self._about)
+
+
+class Variable:
+    """A variable of h5netcdf or netCDF4, which this process alone can read."""
+
+    def __init__(self, name: str, data: Any, attrs: dict[str, Any]) -> None:
+        self.name, self._data, self.attrs = name, data, attrs
+        self.shape, self.dtype = tuple(data.shape), data.dtype
+        self.chunks = data.chunks if isinstance(getattr(data, "chunks", None), tuple) else None
+        self.ndim, self.nbytes = len(self.shape), self.dtype.itemsize * math.prod(self.shape)
+        self.place = str(id(data))
+
+    def __getitem__(self, index: Any) -> AnyArray:
+        values: AnyArray = self._data[index]
+        return values
+
+    def __reduce__(self) -> Any:
+        raise DataError(
+            f"It is a variable of {library(self._data)}, which no other process can read. Give "
+            "data=xarray.open_dataset(path, chunks={}), which each worker opens for itself.",
+            column=self.name,
+        )

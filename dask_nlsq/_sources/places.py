@@ -1,0 +1,168 @@
+"""Places: what lies at a path, as its files say, and what to do with what is read by others."""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+from typing import Any
+
+from dask_nlsq._errors import DataError
+
+TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}
+"""Folders of which one lies in the root of a table of a format."""
+
+READERS = {
+    "Delta": "data=deltalake.DeltaTable(path)",
+    "Hudi": "data=hudi.HudiTableBuilder.from_base_uri(path).build().read_snapshot(), as one pyarrow.Table",
+    "Iceberg": "data=catalog.load_table(name), with a catalog of pyiceberg",
+    "HDF5": "data=h5py.File(path), or data=xarray.open_dataset(path, chunks={})",
+    "netCDF": "data=xarray.open_dataset(path, chunks={})",
+    "FITS": "data=astropy.table.Table.read(path)",
+    "ROOT": "data=uproot.open(path)[tree].arrays(library='pd')",
+    "Feather (Arrow IPC)": "data=pyarrow.feather.read_table(path)",
+    "ORC": "data=dask.dataframe.read_orc(path)",
+    "Avro": "data=polars.read_avro(path)",
+    "SQLite": "data=pandas.read_sql(query, connection)",
+    "Excel": "data=pandas.read_excel(path)",
+    "NumPy": "data=numpy.load(path)",
+    "JSON": "data=dask.dataframe.read_json(path)",
+    "MATLAB": "data=scipy.io.loadmat(path, squeeze_me=True)",
+    "pickle": "data=pandas.read_pickle(path)",
+}
+"""By format, the line that reads it."""
+
+_MAGIC = {
+    b"\x89HDF\r\n\x1a\n": "HDF5",
+    b"CDF\x01": "netCDF",
+    b"CDF\x02": "netCDF",
+    b"CDF\x05": "netCDF",
+    b"SIMPLE  =": "FITS",
+    b"root": "ROOT",
+    b"ARROW1": "Feather (Arrow IPC)",
+    b"FEA1": "Feather (Arrow IPC)",
+    b"ORC": "ORC",
+    b"Obj\x01": "Avro",
+    b"SQLite format 3": "SQLite",
+    b"\x93NUMPY": "NumPy",
+    b"MATLAB 5.0": "MATLAB",
+}
+"""The first bytes of files of a format."""
+
+_ENDINGS = {
+    ".xlsx": "Excel",
+    ".xls": "Excel",
+    ".npz": "NumPy",
+    ".json": "JSON",
+    ".jsonl": "JSON",
+    ".ndjson": "JSON",
+    ".pkl": "pickle",
+    ".pickle": "pickle",
+    ".nc": "netCDF",
+    ".h5": "HDF5",
+    ".hdf5": "HDF5",
+    ".fits": "FITS",
+    ".root": "ROOT",
+    ".orc": "ORC",
+    ".avro": "Avro",
+    ".feather": "Feather (Arrow IPC)",
+    ".arrow": "Feather (Arrow IPC)",
+}
+
+TEXTS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.bz2", ".csv.xz", ".csv.zst")
+
+PARQUET = (".parquet", ".parq", ".pq")
+"""How names of Parquet files end, as Dask's reader takes them too."""
+
+_UP = 8
+"""Folders above a path that may be the root of its table."""
+
+ZARR = ("zarr.json", ".zgroup", ".zarray")
+
+
+def kind_at(fs: Any, root: str) -> str:
+    """Return the format of what lies at a path: that of a table, Zarr, Icechunk, text, another, or else Parquet."""
+    root = root.rstrip("/")
+    if "*" in root or "?" in root or "[" in root:
+        return "text" if root.endswith(TEXTS) else "Parquet"
+    names = _names(fs, root)
+    if names is None:  # a file, or a folder of a server that lists none
+        zarr = root.endswith(".zarr") or any(_exists(fs, f"{root}/{name}") for name in ZARR)
+        return "Zarr" if zarr else "text" if root.endswith(TEXTS) else _of_file(fs, root)
+    for marker, format_ in TABLES.items():
+        if marker in names:
+            return format_
+    if "metadata" in names and any(n.endswith(".metadata.json") for n in _names(fs, f"{root}/metadata") or ()):
+        return "Iceberg"
+    if names & set(ZARR) or root.endswith(".zarr"):
+        return "Zarr"
+    if "snapshots" in names and names & {"refs", "repo"}:
+        return "Icechunk"
+    files = {name for name in names if not name.startswith(("_", "."))}
+    return "text" if files and all(name.endswith(TEXTS) for name in files) else "Parquet"
+
+
+def _names(fs: Any, root: str) -> set[str] | None:
+    """Return the names in a folder; None where this is none, or is not listed."""
+    try:
+        if fs.isfile(root):
+            return None
+        found = fs.ls(root, detail=False)
+    except Exception:  # whatever a file system raises that does not list
+        return None
+    return {posixpath.basename(str(name).replace("\\", "/").rstrip("/")) for name in found} or None
+
+
+def _exists(fs: Any, path: str) -> bool:
+    with contextlib.suppress(Exception):
+        return bool(fs.exists(path))
+    return False
+
+
+def _of_file(fs: Any, root: str) -> str:
+    """Return the format of a file by its first bytes, or its name."""
+    with contextlib.suppress(Exception):
+        head = fs.cat_file(root, start=0, end=16)
+        if head.startswith(b"PAR1"):
+            return "Parquet"
+        for magic, format_ in _MAGIC.items():
+            if head.startswith(magic):
+                return "netCDF" if format_ == "HDF5" and root.endswith((".nc", ".nc4")) else format_
+    return next((format_ for ending, format_ in _ENDINGS.items() if root.endswith(ending)), "Parquet")
+
+
+def check_above(fs: Any, root: str, path: str) -> None:
+    """Refuse a path inside of a table of a format, whose log alone says which of its rows there are."""
+    above = root.rstrip("/")
+    for _ in range(_UP):
+        above = posixpath.dirname(above)
+        if not above.strip("/"):
+            return
+        for marker, format_ in TABLES.items():
+            if _exists(fs, f"{above}/{marker}"):
+                raise _inside(path, format_, above)
+        if _exists(fs, f"{above}/metadata/version-hint.text"):
+            raise _inside(path, "Iceberg", above)
+
+
+def _inside(path: str, format_: str, table: str) -> DataError:
+    return DataError(
+        f"{path!r} lies in the {format_} table {table!r}, and may hold rows that are not the table's any more. Give "
+        f"the table, {READERS[format_]}, with filters= for some of its rows."
+    )
+
+
+def check_below(fs: Any, found: dict[str, Any], path: str) -> None:
+    """Refuse a folder that holds tables of a format, of all files that lie below it."""
+    for name in found:
+        for marker, format_ in TABLES.items():
+            head, inside, _ = name.partition(f"/{marker}/")
+            if inside:
+                raise DataError(
+                    f"{path!r} holds the {format_} table {head!r}, and its files may hold rows that are not the "
+                    f"table's any more. Give the table: {READERS[format_]}."
+                )
+
+
+def refused(path: str, format_: str) -> DataError:
+    """Return an error that says how a format is read that a path of it is not."""
+    return DataError(f"{path!r} is {format_}, and a path or URL of Parquet, Zarr or CSV is needed: {READERS[format_]}.")

@@ -1,0 +1,236 @@
+"""Tables of formats with a log: which files and rows there are is what Delta's or Iceberg's own library says."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs
+import zarr
+from dask.base import tokenize
+
+from dask_nlsq._errors import DataError
+from dask_nlsq._numerics.block import Block
+from dask_nlsq._sources.arrow import arrays
+from dask_nlsq._sources.columns import Columns, check_columns, first_instants
+from dask_nlsq._sources.parquet import Rows, open_rows
+from dask_nlsq._sources.source import Info, Source
+from dask_nlsq._typing import AnyArray
+
+
+def open_delta_path(path: str, columns: Columns, expression: Any, options: Mapping[str, Any], version: Any) -> Source:
+    """Open the Delta table at a path or URL, of a version by its number or a time."""
+    deltalake = _library("deltalake", "delta", "Delta")
+    try:
+        table = deltalake.DeltaTable(path, storage_options={k: str(v) for k, v in options.items()} or None)
+        if version is not None:
+            table.load_as_version(version)
+    except Exception as error:  # which deltalake has of many kinds
+        raise DataError(
+            f"{path!r} is a Delta table that deltalake cannot open: {error}. Open it where its options can be given: "
+            "data=deltalake.DeltaTable(path, storage_options=...)."
+        ) from error
+    return open_delta(table, columns, expression)
+
+
+def open_delta(table: Any, columns: Columns, expression: Any = None) -> Source:
+    """Take a ``deltalake.DeltaTable`` as it was opened: the live files of its version, without deleted rows."""
+    identity = f"Delta table {table.metadata().id}, version {table.version()}"
+    kept = _kept(table)
+    if kept and expression is not None:
+        raise DataError(
+            "filters= cannot be had of a Delta table with deletion vectors; data=table.scan(columns=[...], "
+            "predicate=...) reads such rows into memory."
+        )
+    dataset = _with_vectors(table) if kept else _dataset(table)
+    deleted = sum(int((~keep).sum()) for keep in kept.values())
+    but = f", but for {deleted} deleted rows" if deleted else ""
+    notes = (f"{identity}: {len(table.file_uris())} files were read{but}.",)
+    rows = Rows(dataset, _root(table) is not None, table.table_uri, kept, "Delta", notes, identity)
+    return open_rows(rows, columns, expression)
+
+
+def _root(table: Any) -> str | None:
+    """Return the folder of a table on this machine's disk, or None where it lies elsewhere."""
+    uri: str = table.table_uri
+    return None if "://" in uri and not uri.startswith("file:") else uri.removeprefix("file://")
+
+
+def _filesystem(table: Any) -> Any:
+    """Return the file system in which the paths of a table are those of its log; None for what deltalake opens."""
+    root = _root(table)
+    return None if root is None else pyarrow.fs.SubTreeFileSystem(root, pyarrow.fs.LocalFileSystem())
+
+
+def _dataset(table: Any) -> Any:
+    """Return the live files of a Delta table, with the keys of their folders, as pyarrow reads them."""
+    try:
+        return table.to_pyarrow_dataset(filesystem=_filesystem(table))
+    except Exception as error:  # of a table with features that deltalake does not read by file
+        raise DataError(
+            f"deltalake does not read the files of the Delta table: {error} data=table.scan(columns=[...]) reads it "
+            "into memory."
+        ) from error
+
+
+def _kept(table: Any) -> dict[str, AnyArray]:
+    """Return, by file as the dataset names it, which of its rows there are; nothing where none was deleted alone."""
+    if "deletionVectors" not in (table.protocol().reader_features or ()):
+        return {}
+    found, root = pa.table(table.deletion_vectors()), table.table_uri.rstrip("/") + "/"
+    vectors = zip(found["filepath"].to_pylist(), found["selection_vector"], strict=True)
+    return {path.removeprefix(root): np.asarray(keep.values.to_numpy(zero_copy_only=False)) for path, keep in vectors}
+
+
+def _with_vectors(table: Any) -> Any:
+    """Return the live files of a table with deletion vectors, which deltalake hands out no dataset of."""
+    mapping = table.metadata().configuration.get("delta.columnMapping.mode", "none")
+    filesystem = _filesystem(table)
+    if mapping != "none" or filesystem is None:
+        raise DataError(
+            "The Delta table has deletion vectors, and its columns are renamed or it does not lie on this machine; "
+            "data=table.scan(columns=[...]) reads it into memory."
+        )
+    schema = pa.schema(table.schema().to_arrow())
+    actions = pa.table(table.get_add_actions(flatten=True))
+    keys = {name: actions[f"partition.{name}"].cast(schema.field(name).type) for name in _keys(table)}
+    form = ds.ParquetFileFormat()
+    fragments = [
+        form.make_fragment(unquote(path), filesystem, _equal({name: key[i] for name, key in keys.items()}))
+        for i, path in enumerate(actions["path"].to_pylist())
+    ]
+    return ds.FileSystemDataset(fragments, schema, form, filesystem)
+
+
+def _keys(table: Any) -> list[str]:
+    return list(table.metadata().partition_columns)
+
+
+def _equal(values: Mapping[str, Any]) -> Any:
+    """Return that columns have these values."""
+    found = ds.scalar(True)
+    for name, value in values.items():
+        found = found & (ds.field(name) == value if value.is_valid else ds.field(name).is_null())
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class IcebergPartition:
+    """One file of an Iceberg table and the files of its deletes, as pyiceberg reads them."""
+
+    scan: Any  # what is the same for all: (metadata, io, schema, filter)
+    task: Any  # pyiceberg.table.FileScanTask
+    columns: Columns
+
+    def load(self) -> Block:
+        """Read the rows that there are."""
+        return self.columns.block(self.read())
+
+    def read(self) -> Mapping[str, AnyArray]:
+        """Read the columns."""
+        from pyiceberg.io.pyarrow import ArrowScan
+
+        return arrays(ArrowScan(*self.scan).to_table([self.task]))
+
+
+def open_iceberg_path(path: str, columns: Columns, options: Mapping[str, Any], version: Any) -> Source:
+    """Open the Iceberg table whose metadata lie at a path: a file of them, or a folder that says which is the last."""
+    table_module = _library("pyiceberg.table", "iceberg", "Iceberg")
+    try:
+        table = table_module.StaticTable.from_metadata(path, {k: str(v) for k, v in options.items()})
+    except Exception as error:  # of whatever file system
+        raise DataError(
+            f"{path!r} is an Iceberg table whose folder does not say which of its metadata are the last "
+            f"({type(error).__name__}: {error}); its catalog does: data=catalog.load_table(name). The path of a "
+            "*.metadata.json gives the table as it was then."
+        ) from error
+    return open_iceberg(table, columns, version)
+
+
+def open_iceberg(table: Any, columns: Columns, version: Any = None) -> Source:
+    """Take a table of pyiceberg, of a snapshot by its number or the name of a branch or tag, or a scan of one."""
+    scan = table if hasattr(table, "plan_files") else table.scan()
+    if version is not None:
+        scan = scan.use_ref(version) if isinstance(version, str) else scan.update(snapshot_id=version)
+    present = [field.name for field in scan.projection().fields]
+    check_columns(present, columns.names)
+    scan = scan.select(*columns.names) if set(columns.names) != set(present) else scan
+    tasks = sorted(_planned(scan), key=lambda task: task.file.file_path)
+    if not tasks:
+        raise DataError("The Iceberg table has no rows, or none that the scan takes.")
+    types = pa.schema(_schema(scan.projection()))
+    whole = (scan.table_metadata, scan.io, scan.projection(), scan.row_filter)
+    dates = [name for name in columns.names if pa.types.is_temporal(types.field(name).type)]
+    partitions = [IcebergPartition(whole, task, columns) for task in tasks]
+    columns = dataclasses.replace(columns, origins=first_instants(dates, (p.read() for p in partitions)))
+    partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
+    counts = [task.file.record_count for task in tasks]
+    snapshot = scan.snapshot()
+    identity = f"Iceberg table {scan.table_metadata.table_uuid}, snapshot {snapshot and snapshot.snapshot_id}"
+    deletes = {d.file_path for task in tasks for d in task.delete_files}
+    info = Info(
+        "Iceberg",
+        sum(counts) if not deletes and str(scan.row_filter) == "AlwaysTrue()" else None,
+        columns.names,
+        tuple(present),
+        columns.origins,
+        partition_rows=max(counts),
+        encoded=sum(task.file.file_size_in_bytes for task in tasks),
+        encoded_partition=max(task.file.file_size_in_bytes for task in tasks),
+        row_bytes=columns.row_bytes({field.name: str(field.type) for field in types}),
+        reader="scanned Parquet",
+        notes=(f"{identity}: {len(tasks)} files were read, and {len(deletes)} files of deletes.",),
+        identity=identity,
+    )
+    return Source(partitions, tokenize(identity, str(scan.row_filter), columns), info)
+
+
+def _planned(scan: Any) -> Iterator[Any]:
+    try:
+        yield from scan.plan_files()
+    except (ValueError, NotImplementedError) as error:
+        raise DataError(
+            f"pyiceberg cannot read the Iceberg table: {error}. An engine that can, as Spark, rewrites its files."
+        ) from error
+
+
+def _schema(projection: Any) -> Any:
+    from pyiceberg.io.pyarrow import schema_to_pyarrow
+
+    return schema_to_pyarrow(projection)
+
+
+def _library(name: str, extra: str, format_: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise DataError(
+            f"The data are of {format_}, which {name.partition('.')[0]} reads: pip install 'dask-nlsq[{extra}]'."
+        ) from None
+
+
+def open_icechunk(path: str, version: Any) -> Any:
+    """Return the group in an Icechunk repository on this machine's disk, of a branch, a tag or a snapshot."""
+    icechunk = _library("icechunk", "icechunk", "Icechunk")
+    try:
+        repository = icechunk.Repository.open(icechunk.local_filesystem_storage(path))
+        return repository_group(repository, version)
+    except Exception as error:  # which Icechunk has of many kinds
+        raise DataError(
+            f"{path!r} is an Icechunk repository that cannot be opened: {error}. Open it with its options, and give "
+            "data=repository.readonly_session('main').store."
+        ) from error
+
+
+def repository_group(repository: Any, version: Any = None) -> Any:
+    """Return the group of a repository of Icechunk: of its main branch, or of a branch, a tag or a snapshot."""
+    name = "main" if version is None else str(version)
+    kinds = {"branch": repository.list_branches(), "tag": repository.list_tags()}
+    kind = next((kind for kind, names in kinds.items() if name in names), "snapshot_id")
+    return zarr.open_group(repository.readonly_session(**{kind: name}).store, mode="r")
