@@ -201,7 +201,7 @@ def roles(
     if data is None:
         if any(arg is None or isinstance(arg, str) for arg in (x, y)):
             raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
-        names, arrays = split(model, x, y)
+        names, arrays = split(model, x, y, p0)
         if getattr(y, "ndim", 1) > 1:
             arrays, y, sigma = columns_of(arrays, y, sigma)
         free = ("y", "sigma") if {"y", "sigma"}.isdisjoint(names) else ("fitted y", "sigma of y")
@@ -266,7 +266,7 @@ def warn_of_namesakes(model: Model, source: Source) -> None:
             )
 
 
-def split(model: Model, x: Any, y: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
+def split(model: Model, x: Any, y: Any, p0: Any = None) -> tuple[tuple[str, ...], Sequence[Any]]:
     """Return names and columns of an x given as arrays, which stand beside y."""
     if isinstance(x, Mapping):
         return tuple(x), list(x.values())
@@ -285,7 +285,7 @@ def split(model: Model, x: Any, y: Any) -> tuple[tuple[str, ...], Sequence[Any]]
         arrays = [x[i] for i in range(x.shape[0])]
     else:
         arrays = [x]
-    return model.array_names(len(arrays)), arrays
+    return model.array_names(len(arrays), p0), arrays
 
 
 def choose_executor(client: Any, partitions: int) -> Executor:

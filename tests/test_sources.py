@@ -1,10 +1,13 @@
 """One contract for every source: the same rows, in the same order, as float64, however they are stored."""
 
+import contextlib
 import datetime
+import decimal
 import itertools
 import pickle
 import re
 
+import dask
 import dask.array as da
 import dask.dataframe as dd
 import fsspec
@@ -803,3 +806,115 @@ def test_an_index_of_several_levels_is_no_column():
         open_source(frame, Columns(("index",), "y"))
     assert caught.value.column == "index"
     np.testing.assert_array_equal(open_source(frame, Columns(("y",), "extra")).partitions[0].y, -T)
+
+
+OBJECTS = {
+    "decimals": ([decimal.Decimal("0.5"), None, decimal.Decimal(2)], None),
+    "datetimes": ([datetime.datetime(2026, 1, 1)] * 3, "pandas.to_datetime(data['t'])"),
+    "dates": ([datetime.date(2026, 1, 1)] * 3, "pandas.to_datetime(data['t'])"),
+    "times of day": ([datetime.time(1), None, datetime.time(3)], "pandas.to_timedelta(data['t'].astype(str))"),
+    "lists": ([[1.0], [2.0], [3.0]], "data.explode('t')"),
+    "texts": (["1", "2", "3"], "pandas.to_numeric(data['t'])"),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+@pytest.mark.parametrize("container", ["pandas", "Dask", "mapping"])
+def test_objects_are_numbers_or_refused_with_a_line_that_works(kind, container):
+    values, remedy = OBJECTS[kind]
+    frame = pd.DataFrame({"t": pd.Series(values, dtype=object), "y": np.arange(3.0)})
+    with dask.config.set({"dataframe.convert-string": False}):
+        data = {"pandas": frame, "Dask": dd.from_pandas(frame, npartitions=1), "mapping": dict(frame.items())}[
+            container
+        ]
+    refusal = contextlib.nullcontext() if remedy is None else pytest.raises(DataError, match=re.escape(remedy))
+    with refusal:
+        (block,) = [p if isinstance(p, Block) else p.load() for p in open_source(data, Columns(("t",), "y")).partitions]
+        np.testing.assert_array_equal(block.x[0], [0.5, np.nan, 2])
+    if remedy is not None:
+        eval(remedy.replace("data", "frame"), {"pandas": pd, "frame": frame})
+
+
+@pytest.mark.parametrize("keys", [["0.5", "1.5"], ["-1e-3", "2"], ["0.5", None]])
+@pytest.mark.parametrize("filters", [None, [("k", ">", -1.0)]])
+def test_keys_of_folders_that_are_numbers_are_columns(keys, filters, tmp_path):
+    for key in keys:
+        folder = tmp_path / f"k={'__HIVE_DEFAULT_PARTITION__' if key is None else key}"
+        folder.mkdir()
+        pd.DataFrame({"y": [1.0, 2.0]}).to_parquet(folder / "0.parquet")
+    source = open_source(tmp_path, Columns(("k",), "y"), filters)
+    found = concatenate([p.load() for p in source.partitions]).x[0]
+    expected = np.repeat([np.nan if key is None else float(key) for key in keys], 2)
+    np.testing.assert_array_equal(np.sort(found), np.sort(expected if filters is None else expected[expected > -1]))
+
+
+@pytest.mark.parametrize("zones", [("UTC", None), (None, "Europe/Berlin"), ("UTC", "Europe/Berlin"), (None, None)])
+def test_dates_of_a_zone_beside_dates_of_none_are_refused(zones, tmp_path):
+    when = np.datetime64("2026-07-01T12:00", "us") + np.arange(4) * np.timedelta64(1, "s")
+    for i, zone in enumerate(zones):
+        table = pa.table({"t": pa.array(when, pa.timestamp("us", zone)), "y": np.arange(4.0)})
+        pq.write_table(table, tmp_path / f"{i}.parquet")
+    alike = (zones[0] is None) == (zones[1] is None)
+    with contextlib.nullcontext() if alike else pytest.raises(DataError, match="dates with a time zone"):
+        assert open_source(tmp_path, Columns(("t",), "y")).info.rows == 8
+
+
+def test_a_metadata_file_that_is_older_is_told_of(tmp_path):
+    dd.from_pandas(FRAME, npartitions=2).to_parquet(tmp_path, write_metadata_file=True)
+    assert open_source(tmp_path, Columns(("t",), "y")).info.notes == ()
+    FRAME.to_parquet(tmp_path / "part.2.parquet")
+    (note,) = open_source(tmp_path, Columns(("t",), "y")).info.notes
+    assert f"lists {ROWS} rows, and the files hold {2 * ROWS}" in note
+
+
+@pytest.mark.parametrize("name", ["_temporary/0/part.parquet", ".hidden.parquet", "notes.txt", "_SUCCESS"])
+def test_what_is_left_out_of_a_folder_is_counted(name, tmp_path):
+    FRAME.to_parquet(tmp_path / "0.parquet")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    FRAME.to_parquet(tmp_path / name)
+    info = open_source(tmp_path, Columns(("t",), "y")).info
+    assert info.rows == ROWS
+    assert [name in note for note in info.notes] == ([] if name == "_SUCCESS" else [True])
+
+
+@pytest.mark.parametrize("data", [FRAME, RAW], ids=["frame", "mapping"])
+def test_a_version_is_of_tables_alone(data, tmp_path):
+    FRAME.to_parquet(tmp_path / "0.parquet")
+    for other in (data, str(tmp_path)):
+        with pytest.raises(DataError, match="version= needs"):
+            open_source(other, Columns(("t",), "y"), version=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("0.csv", "t,y\n2026-01-01,1\n", "holds text, as '2026-01-01'.*parse_dates"),
+        ("0.csv", "a,b\n1,1\n", "no column 't'"),
+        ("0.tsv", "t\ty\n1\t2\n", None),
+        ("0.csv", "t,y\n1,2\n,\n", None),
+    ],
+)
+def test_text_is_numbers_or_refused(name, text, said, tmp_path):
+    (tmp_path / name).write_text(text)
+    with contextlib.nullcontext() if said is None else pytest.raises(DataError, match=said):
+        (partition,) = open_source(tmp_path / name, Columns(("t",), "y", None, "omit")).partitions
+        np.testing.assert_array_equal(partition.load().x[0], [1.0])
+
+
+@pytest.mark.parametrize(
+    "first", [b"\x89HDF\r\n\x1a\n", b"CDF\x02", b"SIMPLE  =", b"ARROW1", b"Obj\x01", b"SQLite format 3"]
+)
+@pytest.mark.parametrize("name", ["runs", "runs.dat", "runs.parquet"])
+def test_a_file_of_another_format_is_named(first, name, tmp_path):
+    (tmp_path / name).write_bytes(first + bytes(100))
+    with pytest.raises(DataError, match=r"is (HDF5|netCDF|FITS|Feather \(Arrow IPC\)|Avro|SQLite), and.*: data="):
+        open_source(tmp_path / name, Columns(("t",), "y"))
+
+
+def test_sizes_of_parquet_are_about_those_of_its_columns(tmp_path):
+    """Without the metadata of single columns, of which pyarrow 26 may end the process where it cannot read them."""
+    pd.DataFrame({name: np.random.default_rng(0).random(100_000) for name in "tyabcdef"}).to_parquet(
+        tmp_path / "0.parquet"
+    )
+    info = open_source(tmp_path / "0.parquet", Columns(("t",), "y")).info
+    assert info.encoded == pytest.approx(1.6e6, rel=0.3)

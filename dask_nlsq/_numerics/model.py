@@ -238,9 +238,15 @@ class Model:
             )
         return found
 
-    def array_names(self, count: int) -> tuple[str, ...]:
-        """Name so many columns that are given as arrays, without names."""
+    def array_names(self, count: int, p0: Any = None) -> tuple[str, ...]:
+        """Name so many columns that are given as arrays, without names.
+
+        The first argument of a function takes them all, as in SciPy; or each of the first arguments takes one, where p0
+        has as many numbers as there are others.
+        """
         if not isinstance(self.func, Expression):
+            if count > 1 and self._leaves(count, p0):
+                return self.arguments[:count]
             (first,) = self.inputs
             return (first,) if count == 1 else tuple(f"{first}[{i}]" for i in range(count))
         usual = [name for name in self.arguments if name in ("x", "t")]
@@ -251,6 +257,11 @@ class Model:
                 "Say it with columns= in Model.from_expression, or give x as a mapping from names to arrays."
             )
         return names
+
+    def _leaves(self, count: int, p0: Any) -> bool:
+        """Whether p0 has a number for each parameter behind the first `count` arguments, and no other."""
+        numbered = isinstance(p0, Sequence) or getattr(p0, "ndim", 0) == 1
+        return numbered and 0 < len(p0) == len(self.arguments) - count
 
     def bind(self, names: Sequence[str]) -> Model:
         """Say which argument takes which of the columns called `names`.

@@ -50,6 +50,10 @@ def columns_of(x: Sequence[Any], y: Any, sigma: Any) -> tuple[list[Any], Any, An
     DataError
         An x has no shape that is repeated to that of y.
     """
+    if all(_is_variable(a) for a in (*x, y)) and (_is_variable(sigma) or not np.ndim(sigma)):
+        given = {str(i): a for i, a in enumerate(x)} | {"y": y} | ({"sigma": sigma} if np.ndim(sigma) else {})
+        found = broadcast(given, "y")
+        return [found[str(i)] for i in range(len(x))], found["y"], found.get("sigma", sigma)
     shape = tuple(y.shape)
     chunks = y.chunks if isinstance(y, da.Array) else None
     for i, a in enumerate(x):
@@ -77,7 +81,7 @@ def _spread(array: Any, shape: tuple[int, ...], chunks: Any) -> Any:
 
 def spread(raw: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any], Any]]:
     """Return arrays repeated to one shape, as columns, and what gives a column that shape and its coordinates."""
-    named = {name: a for name, a in raw.items() if hasattr(a, "dims") and hasattr(a, "encoding")}
+    named = {name: a for name, a in raw.items() if _is_variable(a)}
     if len(named) == len(raw):
         return _spread_named(named)
     arrays = {name: a if isinstance(a, da.Array) else np.asarray(a) for name, a in raw.items()}
@@ -101,3 +105,8 @@ def _spread_named(variables: Mapping[str, Any]) -> tuple[dict[str, Any], Callabl
     whole = [first, *(a.transpose(*first.dims) for a in others)]
     columns, shaped = spread({name: a.data for name, a in zip(variables, whole, strict=True)})
     return columns, lambda values: first.copy(data=shaped(values)).rename("predicted")
+
+
+def _is_variable(data: Any) -> bool:
+    """Whether this is a variable of xarray, whose dimensions have names."""
+    return hasattr(data, "dims") and hasattr(data, "encoding")

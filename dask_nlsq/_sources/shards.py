@@ -32,7 +32,7 @@ Read = Callable[[str, int, bool], bytes | None]
 
 
 def count_inner(array: Any) -> int | None:
-    """Return how many chunks of a sharded array are missing in shards that are there; None where that is not told."""
+    """Return how many chunks of a sharded array are missing, with or without their shard; None where that is not told."""
     codec = array.metadata.codecs[0] if array.metadata.zarr_format == 3 else None
     about = codec.to_dict().get("configuration", {}) if codec is not None else {}
     names = [c["name"] if isinstance(c, dict) else c for c in about.get("index_codecs", ())]
@@ -45,7 +45,7 @@ def count_inner(array: Any) -> int | None:
     try:
         with ThreadPoolExecutor(_AT_A_TIME, "nlsq-shards") as pool:
             indices = pool.map(lambda key: read(key, 16 * inner + _CHECKSUM, at_end), keys)
-            missing = [_missing(index, inner) for index in indices if index is not None]
+            missing = [inner if index is None else _missing(index, inner) for index in indices]
     except Exception:  # whatever a store raises
         return None
     return sum(missing) - _beyond(array, counts)

@@ -168,13 +168,12 @@ def _absent(stored: Stored) -> str | None:
     array, name = stored.array, stored.name
     if stored.present is None:
         return f"the store does not list its files, so that chunks of {name!r} may be missing"
-    lacking = array.nchunks - stored.present
-    inner = count_inner(array) if array.shards else 0
-    if inner is None:
+    lacking = count_inner(array) if array.shards else array.nchunks - stored.present
+    if lacking is None:
         return f"the shards of {name!r} do not tell which of their chunks there are, and some may be missing"
-    if not lacking + inner:
+    if not lacking:
         return None
-    said = f"{lacking + inner} of {array.nchunks} chunks of {name!r} are not in the store"
+    said = f"{lacking} of {array.nchunks} chunks of {name!r} are not in the store"
     return f"{said}, and are read as {array.fill_value}"
 
 
