@@ -99,7 +99,7 @@ def _exists(pid: int) -> bool:
 
 
 def _own_proc() -> bool:
-    """Return whether /proc shows the namespace of this process, which it does not where that has not mounted its own."""
+    """Return whether /proc shows the PID namespace of this process: a new one may not have mounted its own."""
     return _link("/proc/self") == str(os.getpid())
 
 

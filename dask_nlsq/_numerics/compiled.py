@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from dask_nlsq._fork import check_not_forked
 from dask_nlsq._numerics.objective import Objective
 
 _compiled: weakref.WeakKeyDictionary[Objective, dict[Any, Any]] = weakref.WeakKeyDictionary()
@@ -17,6 +18,7 @@ _lock = threading.Lock()
 
 def once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any:
     """Return what was compiled or found for an objective: once whatever the threads, unlike kinds side by side."""
+    check_not_forked()
     with _lock:
         known = _compiled.setdefault(objective, {})
         lock = known.setdefault(("lock", kind), threading.RLock())
