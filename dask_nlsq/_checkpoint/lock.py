@@ -67,15 +67,30 @@ class Lock:
 
     def _try(self) -> bool:
         """Create the lock, or take over that of a dead owner; return whether it is this one's."""
-        with contextlib.suppress(FileExistsError):
+        try:
             self._place.create(NAME, self._data())
             return True
-        other = self._read()
+        except FileExistsError:
+            other = self._read()
+        except OSError:
+            self._check_free()
+            raise
         if other is None or not self._outlives(other):
             return False
         self._place.replace(NAME, self._data())
         time.sleep(0.05)  # another may have seen the same
         return self.mine()
+
+    def _check_free(self) -> None:
+        """Refuse a living owner where nothing can be written, and a place that cannot be read either."""
+        try:
+            other = self._read()
+        except Exception as error:  # whatever a service raises
+            raise CheckpointError(
+                f"The checkpoint {self._place} can be neither read nor written: {type(error).__name__}: {error}"
+            ) from error
+        if other is not None and life(other, self._own) is Life.ALIVE:
+            raise self._busy(other)
 
     def _outlives(self, other: dict[str, Any]) -> bool:
         """Return whether the owner is dead, or False if it has given the lock back.
@@ -85,10 +100,10 @@ class Lock:
         CheckpointError
             If it is alive.
         """
-        who = f"process {other.get('pid')} on {other.get('host')}"
+        who = _name(other)
         seen = life(other, self._own)
         if seen is Life.ALIVE:
-            raise self._busy(who)
+            raise self._busy(other)
         if seen is Life.DEAD:
             warn(f"The checkpoint {self._place} belonged to {who}, which is gone; it is taken over.")
             return True
@@ -96,9 +111,9 @@ class Lock:
             log.info("the checkpoint %s belongs to %s of the same job, which runs again here", self._place, who)
             return True
         log.warning("the checkpoint %s belongs to %s; waiting to see whether it is alive", self._place, who)
-        return self._misses_heartbeats(other, who)
+        return self._misses_heartbeats(other)
 
-    def _misses_heartbeats(self, other: dict[str, Any], who: str) -> bool:
+    def _misses_heartbeats(self, other: dict[str, Any]) -> bool:
         """Wait for heartbeats, and return whether there are none, or False if the lock was given back.
 
         Looks are counted, so that a machine that stood still meanwhile does not take the pause for silence.
@@ -110,8 +125,10 @@ class Lock:
             if record is None:
                 return False
             if record != other:
-                raise self._busy(who)
-        warn(f"The checkpoint {self._place} belonged to {who}, whose heartbeats have stopped; it is taken over.")
+                raise self._busy(other)
+        warn(
+            f"The checkpoint {self._place} belonged to {_name(other)}, whose heartbeats have stopped; it is taken over."
+        )
         return True
 
     def _runs_again(self, other: dict[str, Any]) -> bool:
@@ -123,10 +140,15 @@ class Lock:
         same_kernel = self._own["boot"] is not None and other.get("boot") == self._own["boot"]
         return other.get("host") != self._own["host"] and not same_kernel  # the queue does not count runs
 
-    def _busy(self, who: str) -> CheckpointError:
+    def _busy(self, other: dict[str, Any]) -> CheckpointError:
         return CheckpointError(
-            f"The checkpoint {self._place} is being written by {who}. Wait for it, or choose another."
+            f"The checkpoint {self._place} is being written by {_name(other)}. Wait for it, or choose another."
         )
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock has been taken; another process may have taken it over since."""
+        return self._thread is not None
 
     def mine(self) -> bool:
         """Whether nobody has taken the lock over."""
@@ -169,3 +191,7 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def _name(owner: dict[str, Any]) -> str:
+    return f"process {owner.get('pid')} on {owner.get('host')}"
