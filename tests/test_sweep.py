@@ -12,6 +12,7 @@ import types
 import weakref
 
 import cloudpickle
+import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Scheduler, SpecCluster, Worker, wait
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from problems import STORES, decay, decay_rows
 
 import dask_nlsq
-from dask_nlsq import DataError, Model, ModelNotPicklable
+from dask_nlsq import DataError, Model, ModelNotPicklable, NlsqError
 from dask_nlsq._numerics.block import SLABS, Block
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import Reduction, fold, merge
@@ -291,12 +292,22 @@ def test_data_that_change_are_noticed(tmp_path):
     assert caught.value.partition == 0
 
 
-def test_a_registry_forgets_the_oldest():
+@pytest.mark.parametrize("models", [1, 3, 32])
+def test_a_registry_forgets_the_oldest(models):
     from dask_nlsq._sweep import shipped as module
 
-    kept = [ship(("value", i)) for i in range(module.KEEP + 5)]
-    assert len(module._registry) == module.KEEP
-    assert kept[-1].token in module._registry
+    with dask.config.set({"nlsq.compiled-models": models}):
+        kept = [ship(("value", models, i)) for i in range(models + 5)]
+        assert list(module._registry) == [each.token for each in kept[-models:]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("models", 0), ("models", "many"), ("models", None), ("models-bytes", None), ("models-bytes", "much")],
+)
+def test_limits_that_are_none_are_refused(name, value):
+    with dask.config.set({f"nlsq.compiled-{name}": value}), pytest.raises(NlsqError, match=f"compiled-{name} is"):
+        ship(("value", name, value))
 
 
 def test_what_was_wrapped_is_not_pickled_again(monkeypatch):
@@ -422,13 +433,13 @@ def test_what_a_model_refers_to_is_read_once():
     assert len(tokens) == 1 and Table.reads == 2
 
 
-def test_models_that_hold_much_are_not_kept(monkeypatch):
+def test_models_that_hold_much_are_not_kept():
     from dask_nlsq._sweep import shipped as module
 
-    monkeypatch.setattr(module, "KEEP_BYTES", 10_000)
-    for i in range(4):
-        ship({"table": np.full(600, float(i))})
-    assert 0 < sum(each.nbytes for each in module._registry.values()) <= 10_000
+    with dask.config.set({"nlsq.compiled-models-bytes": "10 kB"}):
+        for i in range(4):
+            ship({"table": np.full(600, float(i))})
+        assert 0 < sum(each.nbytes for each in module._registry.values()) <= 10_000
 
 
 @pytest.mark.parametrize(("size", "crowded"), [({}, True), ({"env": {"PJRT_NPROC": "1"}}, False)])
