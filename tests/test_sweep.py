@@ -1,6 +1,7 @@
 """Every executor gives the bits of the loop; a model is traced once a process; failures name their place."""
 
 import dataclasses
+import gc
 import importlib
 import itertools
 import json
@@ -13,6 +14,7 @@ import weakref
 
 import cloudpickle
 import dask
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Scheduler, SpecCluster, Worker, wait
@@ -308,6 +310,30 @@ def test_a_registry_forgets_the_oldest(models):
 def test_limits_that_are_none_are_refused(name, value):
     with dask.config.set({f"nlsq.compiled-{name}": value}), pytest.raises(NlsqError, match=f"compiled-{name} is"):
         ship(("value", name, value))
+
+
+def numbered(k):
+    """A model unlike all others."""
+    space = {"jnp": jnp}
+    exec(f"def model(t, a, b): return a * jnp.exp(-b * t) + {k} * 1e-6", space)
+    return space["model"]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["results kept", "results dropped"])
+def test_compiled_models_are_bounded(kept):
+    from dask_nlsq._numerics import compiled
+
+    t, y = decay_rows(50)
+    results, models = [], weakref.WeakSet()
+    with dask.config.set({"nlsq.compiled-models": 2}):
+        for k in range(8):
+            models.add(model := numbered(k))
+            results.append(dask_nlsq.fit(model, t, y, p0=[2.0, 1.0], progress=False))
+            del model, results[: 0 if kept else len(results)]
+        gc.collect()
+        assert len(compiled._compiled) <= 4 and len(models) == (8 if kept else 2)
+        assert all(np.allclose(result.predict(t), results[0].predict(t), atol=1e-3) for result in results)
+        assert len(compiled._compiled) <= 4
 
 
 def test_what_was_wrapped_is_not_pickled_again(monkeypatch):

@@ -5,6 +5,7 @@ It is kept as long as the objective is, and is among those used last.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from dask_nlsq._numerics.retention import retention
 _compiled: weakref.WeakKeyDictionary[Objective, dict[Any, Any]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
-_OBJECTIVES = 4
-"""Objectives that one model comes as in a fit, at most: as it was given, as it was looked at, with second derivatives."""
+_OBJECTIVES = 2
+"""Objectives of one model that a fit evaluates by turns: with second derivatives, and without."""
 
 
 def once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any:
@@ -39,9 +40,8 @@ def once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any:
 def _used(objective: Objective) -> dict[Any, Any]:
     """Return what is known of an objective, which is the one used last now, and drop that of the first ones."""
     _compiled[objective] = known = _compiled.pop(objective, {})
-    while (
-        len(_compiled) > _OBJECTIVES * retention().models and (oldest := next(iter(_compiled.keys()), None)) is not None
-    ):
+    surplus = len(_compiled) - _OBJECTIVES * retention().models
+    for oldest in list(itertools.islice(_compiled.keys(), max(0, surplus))):
         _compiled.pop(oldest, None)
     return known
 
