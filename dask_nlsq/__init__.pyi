@@ -7,6 +7,7 @@ from ._errors import CheckpointCorrupt as CheckpointCorrupt
 from ._errors import CheckpointError as CheckpointError
 from ._errors import CheckpointMismatch as CheckpointMismatch
 from ._errors import DataError as DataError
+from ._errors import ForkedProcessError as ForkedProcessError
 from ._errors import Interrupted as Interrupted
 from ._errors import ModelError as ModelError
 from ._errors import ModelNotPicklable as ModelNotPicklable

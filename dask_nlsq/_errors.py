@@ -9,6 +9,7 @@
     │  └─ TooFewRows(TypeError)          fewer rows than parameters
     ├─ BoundsError(ValueError)        lower > upper, start outside
     ├─ PlanError(MemoryError)         something does not fit into memory
+    ├─ ForkedProcessError(RuntimeError)  the process was forked from one that had fitted
     ├─ SweepError(RuntimeError)       a partition failed; the original exception is its cause
     └─ CheckpointError(OSError)       a checkpoint cannot be used, or not be written
        ├─ CheckpointMismatch(ValueError)  it is of other data, another model or other options
@@ -82,6 +83,10 @@ class BoundsError(NlsqError, ValueError):
 
 class PlanError(NlsqError, MemoryError):
     """Something does not fit into memory; the message has both numbers and the remedy."""
+
+
+class ForkedProcessError(NlsqError, RuntimeError):
+    """The process was forked from one that had fitted; the message says how to start processes instead."""
 
 
 class SweepError(NlsqError, RuntimeError):

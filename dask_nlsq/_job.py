@@ -131,6 +131,13 @@ def identify(environ: Environ) -> tuple[str, str] | None:
     return None
 
 
+def run_count(environ: Environ) -> str | None:
+    """Return how often the queue has started this job again, as far as it says so."""
+    found = identify(environ)
+    counts = {"slurm": environ.get("SLURM_RESTART_COUNT") or "0", "sge": environ.get("RESTARTED")}
+    return None if found is None else counts.get(found[0])
+
+
 def offered(environ: Environ | None = None) -> str | None:
     """Return the queue that this process runs in, or whose commands are installed here."""
     environ = os.environ if environ is None else environ

@@ -1,7 +1,9 @@
-"""The peak of a process: the largest resident size that it has had."""
+"""The memory of a process: the largest resident size that it has had, and what it can give back."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import pathlib
 import sys
 
@@ -20,3 +22,9 @@ def peak_memory() -> int:
         return 1024 * int(status.read_text("ascii", "replace").partition("VmHWM:")[2].split()[0])
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+
+
+def trim_memory() -> None:
+    """Give memory that is free back to the system, where the C library is asked for it: glibc keeps it by itself."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -11,6 +11,7 @@ import distributed
 import numpy as np
 
 from dask_nlsq._errors import DataError, ModelError, NlsqError, one_of, warn
+from dask_nlsq._fork import check_not_forked
 from dask_nlsq._models import named
 from dask_nlsq._numerics import inspection
 from dask_nlsq._numerics.block import PER_THREAD, SLABS, Block, lay
@@ -81,6 +82,7 @@ def draft(
     **_: Any,
 ) -> Draft:
     """Make the arguments of a fit exact; of the data, only what describes them is read."""
+    check_not_forked()
     one_of("nan_policy", nan_policy, "raise", "omit", error=DataError)
     one_of("missing_chunks", missing_chunks, "fill", "raise", error=DataError)
     one_of("cov_type", cov_type, "standard", "sandwich")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ from dask_nlsq._sweep import Finished, Ledger
 from dask_nlsq._typing import Matrix, Vector
 
 log = logging.getLogger("dask_nlsq")
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 INTERVAL = 60.0
 """Seconds between two commits, where nobody says."""
@@ -169,6 +172,7 @@ class Kept(Run):
         self._checkpoints, self._lock, self._interrupt = checkpoints, lock, interrupt
         self._config, self._fingerprint, self._strict = config, fingerprint, strict
         self._latest: Callable[[], Mapping[str, Any]] | None = None
+        self._numbers = [] if lock.held else checkpoints.numbers()
         self._due = 0.0  # the first state is written at once
         self._sweeps = 0
         self.commits, self.seconds, self.errors = 0, 0.0, list[str]()
@@ -210,8 +214,7 @@ class Kept(Run):
             **(about or {}),
         }
         try:
-            if not self._lock.mine():
-                raise CheckpointError("Another process has taken the checkpoint over; this one writes no more.")
+            self._check_lock()
             keys = pack(saved, self._config.compression)
             keep = KEEP if self._config.keep is None else self._config.keep
             number = self._checkpoints.commit(keys, said, self._fingerprint, keep)
@@ -233,6 +236,15 @@ class Kept(Run):
         interval = INTERVAL if self._config.checkpoint_interval is None else self._config.checkpoint_interval
         self._due = time.monotonic() + interval
         self._sweeps = 0
+
+    def _check_lock(self) -> None:
+        """Refuse to write what others write by now; take the lock where that could not be written before."""
+        if not self._lock.held:
+            if self._checkpoints.numbers() != self._numbers:
+                raise CheckpointError("Another process has written to the checkpoint meanwhile; this one does not.")
+            self._lock.acquire()
+        if not self._lock.mine():
+            raise CheckpointError("Another process has taken the checkpoint over; this one writes no more.")
 
     def finish(self, team: Sequence[State], seconds: list[float], result: FitResult) -> FitResult:
         """Commit the end, and return the result with what the checkpoint has cost."""
@@ -260,7 +272,8 @@ def running(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> It
     Raises
     ------
     CheckpointError
-        Another process writes there; or `resume` is True and there is nothing.
+        Another process writes there; nothing can be written and `strict` is True; or `resume` is True and there is
+        nothing.
     CheckpointMismatch
         What is there is of another fit.
     CheckpointCorrupt
@@ -277,7 +290,7 @@ def running(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> It
     remote = "://" in str(config.checkpoint)
     checkpoints = Checkpoints(config.checkpoint, said["storage_options"] if remote else None)
     own = fingerprint(exact, config, said)
-    with _locked(checkpoints) as lock, Interrupt() as interrupt:
+    with _locked(checkpoints, strict) as lock, Interrupt() as interrupt:
         found = None if resume is False else checkpoints.newest()
         if found is None and resume is True:
             raise CheckpointError(f"There is no checkpoint at {checkpoints.place}, and resume=True asks for one.")
@@ -309,20 +322,29 @@ def running(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> It
 
 
 @contextlib.contextmanager
-def _locked(checkpoints: Checkpoints) -> Iterator[Lock]:
+def _locked(checkpoints: Checkpoints, strict: bool = False) -> Iterator[Lock]:
+    """Hold the lock; on a full or read-only disk go on without, and every commit tries again and says what failed."""
     lock = Lock(checkpoints.place)
     try:
         lock.acquire()
     except CheckpointError:
         raise
     except Exception as error:  # whatever a file system or a service raises
-        raise CheckpointError(
-            f"Nothing can be written at {checkpoints.place}: {type(error).__name__}: {error}"
-        ) from error
+        if not strict and _unwritable(error):
+            log.info("the lock of %s could not be written (%s)", checkpoints.place, error)
+        else:
+            raise CheckpointError(
+                f"Nothing can be written at {checkpoints.place}: {type(error).__name__}: {error}"
+            ) from error
     try:
         yield lock
     finally:
         lock.release()
+
+
+def _unwritable(error: Exception) -> bool:
+    """Return whether a disk is full or may not be written, and there is no other fault in how it was named."""
+    return isinstance(error, PermissionError) or getattr(error, "errno", None) in _UNWRITABLE
 
 
 def _come(saved: Saved) -> Vector:

@@ -11,7 +11,7 @@ import pytest
 
 LEVELS = [
     "_errors _peak _typing",
-    "_job _reading _shell _numerics _models",
+    "_fork _job _reading _shell _numerics _models",
     "_sources _sweep _checkpoint _plan",
     "_fit _autotune _curve_fit _descent _facts _fingerprint _interrupt _streaming _result _outcome _problem "
     "_checks _profile _lockstep _progress _refusal _route _run _sample _search _stream "
@@ -23,7 +23,7 @@ LEVELS = [
 ]
 LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units.split()}
 JAX_FREE = {2, LEVEL["__init__"], LEVEL["cli"]}  # what a scheduler process loads, and every `dask` command
-ARROWS = {("_models", "_numerics")}  # between siblings; from level 3 up any arrow may go
+ARROWS = {("_models", "_numerics"), ("_numerics", "_fork")}  # between siblings; from level 3 up any arrow may go
 NUMERIC = {"jax", "jaxlib", "numpy", "scipy"}  # third parties that level 1 may import
 PURE = {"_errors": set(), "_peak": {"psutil"}, "_typing": {"numpy"}}  # and level 0
 EXTRAS = {

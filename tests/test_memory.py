@@ -114,3 +114,35 @@ def test_a_table_larger_than_memory_fits_under_a_watchdog(tmp_path):
         time.sleep(0.01)
     *_, cache, n_obs = json.loads(child.stdout.read())
     assert n_obs == 75_000_000 and cache == "none" and most > 50e6
+
+
+MANY = """
+import gc, json, os, sys
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax.numpy as jnp, numpy as np, psutil
+import dask_nlsq
+
+x = np.linspace(0.1, 1, 50)
+y = 2 * np.exp(-3 * x) + 0.001 * np.sin(1e3 * x)
+call, count = sys.argv[1], int(sys.argv[2])
+sizes, results = [], []
+for k in range(count):
+    space = {"jnp": jnp}
+    exec(f"def model(x, a, b): return a * jnp.exp(-b * x) + {k} * 1e-6 * x", space)
+    if call == "fit":
+        results.append(dask_nlsq.fit(space["model"], x, y, p0=[1.0, 1.0], progress=False))
+    else:
+        dask_nlsq.curve_fit(space["model"], x, y, [1.0, 1.0])
+    if k + 1 in (count // 5, count):
+        gc.collect()
+        sizes.append(psutil.Process().memory_info().rss)
+print(json.dumps(sizes))
+"""
+
+
+@pytest.mark.parametrize("call", ["fit", "curve_fit"])
+def test_a_process_that_fits_many_models_does_not_grow(call):
+    """500 models, and their results, take no more than 100 do, to 10 %."""
+    child = subprocess.run([sys.executable, "-c", MANY, call, "500"], stdout=subprocess.PIPE, check=True)
+    after_100, after_500 = json.loads(child.stdout)
+    assert after_500 < 1.1 * after_100

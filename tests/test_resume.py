@@ -1,6 +1,8 @@
 """Fits that are stopped and go on: the bits of a run that nothing stopped, or a refusal that says what differs."""
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import http.server
 import logging
@@ -36,7 +38,7 @@ from dask_nlsq import (
     NlsqWarning,
     SweepError,
 )
-from dask_nlsq._checkpoint import place, unpack
+from dask_nlsq._checkpoint import Lock, place, unpack
 from dask_nlsq._interrupt import Interrupt
 from dask_nlsq._numerics.code import code
 from dask_nlsq._numerics.reduction import Reduction, fold
@@ -680,6 +682,120 @@ def test_a_full_disk_does_not_end_a_fit(tmp_path, monkeypatch, strict):
         assert result.success and "No space" in result.checkpoint_errors[0]
     monkeypatch.undo()
     assert Checkpoints(tmp_path).numbers() == known and Checkpoints(tmp_path).verify() == {}
+
+
+def small(folder, **options):
+    return dask_nlsq.fit(decay, data={"t": T, "y": Y}, p0=[2, 1, 0.3], checkpoint=folder, **options)
+
+
+@contextlib.contextmanager
+def unwritable(folder, code):
+    """A while in which a disk refuses every new file and folder."""
+
+    def refuse(path, *_):
+        raise OSError(code, os.strerror(code), str(path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place, "_create", refuse)
+        patch.setattr(place.os, "mkdir", refuse)
+        yield
+
+
+CODES = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM]
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+@pytest.mark.parametrize("there", [False, True], ids=["nothing there", "goes on"])
+def test_a_disk_that_takes_nothing_from_the_start_does_not_end_a_fit(tmp_path, code, there):
+    if there:
+        small(tmp_path / "run", max_nfev=1)
+    with unwritable(tmp_path, code), pytest.warns(NlsqWarning, match="could not be written .*The fit goes on") as seen:
+        result = small(tmp_path / "run", checkpoint_every=1)
+    assert len(seen) == 1 and os.strerror(code) in result.checkpoint_errors[0]
+    assert bits(result) == bits(small(None)) and result.provenance["checkpoint"]["commits"] == 0
+    assert not (tmp_path / "run" / "lock.json").exists()
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+def test_a_disk_that_takes_nothing_from_the_start_is_refused_under_strict(tmp_path, code):
+    with unwritable(tmp_path, code), pytest.raises(CheckpointError, match="Nothing can be written at"):
+        small(tmp_path / "run", strict=True)
+
+
+def test_the_result_of_a_run_that_has_ended_is_read_from_a_disk_that_takes_nothing(tmp_path):
+    result = small(tmp_path)
+    with unwritable(tmp_path, errno.EROFS), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bits(small(tmp_path)) == bits(result)
+
+
+def test_a_disk_with_room_again_gets_the_next_state(tmp_path):
+    stack = contextlib.ExitStack()
+    stack.enter_context(unwritable(tmp_path, errno.ENOSPC))
+    with stack, pytest.warns(NlsqWarning, match="No space"):
+        result = small(tmp_path, checkpoint_every=1, callback=lambda _: stack.close())
+    assert result.provenance["checkpoint"]["commits"] and Checkpoints(tmp_path).describe().about["finished"]
+    assert bits(small(tmp_path)) == bits(result)
+
+
+def test_a_disk_with_room_again_to_which_another_has_written_is_left_alone(tmp_path):
+    def other(_):
+        stack.close()
+        small(tmp_path, max_nfev=1)
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(unwritable(tmp_path, errno.ENOSPC))
+    with stack, pytest.warns(NlsqWarning, match="No space"):
+        result = small(tmp_path, checkpoint_every=1, callback=other)
+    assert result.success and "Another process has written" in result.checkpoint_errors[-1]
+    assert Checkpoints(tmp_path).describe().about["sweeps"] == 1
+
+
+def test_a_living_owner_is_respected_on_a_disk_that_takes_nothing(tmp_path):
+    with Lock(Checkpoints(tmp_path).place), unwritable(tmp_path, errno.EROFS), pytest.raises(CheckpointError) as caught:
+        small(tmp_path)
+    assert "is being written by process" in str(caught.value)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_read_only_store_of_zarr(strict):
+    store = zarr.storage.MemoryStore(read_only=True)
+    if strict:
+        with pytest.raises(CheckpointError, match="read-only"):
+            small(store, strict=True)
+    else:
+        with pytest.warns(NlsqWarning, match="read-only"):
+            assert small(store).success
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """A file system that is mounted read-only, with a checkpoint on it."""
+    if os.name != "posix" or shutil.which("mount") is None:
+        pytest.skip("needs mount")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("needs the privilege to mount a file system")
+    try:
+        small(tmp_path / "run", max_nfev=1)
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_read_only_file_system(mounted):
+    for folder in (mounted / "run", mounted / "anew"):
+        with pytest.warns(NlsqWarning, match="Read-only file system"):
+            assert bits(small(folder)) == bits(small(None))
+        with pytest.raises(CheckpointError, match="Read-only file system"):
+            small(folder, strict=True)
+
+
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_a_path_that_is_no_folder_is_refused(tmp_path, path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="Nothing can be written at"):
+        small(tmp_path / path)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Every executor gives the bits of the loop; a model is traced once a process; failures name their place."""
 
 import dataclasses
+import gc
 import importlib
 import itertools
 import json
@@ -12,6 +13,8 @@ import types
 import weakref
 
 import cloudpickle
+import dask
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Scheduler, SpecCluster, Worker, wait
@@ -20,7 +23,7 @@ from hypothesis import strategies as st
 from problems import STORES, decay, decay_rows
 
 import dask_nlsq
-from dask_nlsq import DataError, Model, ModelNotPicklable
+from dask_nlsq import DataError, Model, ModelNotPicklable, NlsqError
 from dask_nlsq._numerics.block import SLABS, Block
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.reduction import Reduction, fold, merge
@@ -291,12 +294,46 @@ def test_data_that_change_are_noticed(tmp_path):
     assert caught.value.partition == 0
 
 
-def test_a_registry_forgets_the_oldest():
+@pytest.mark.parametrize("models", [1, 3, 32])
+def test_a_registry_forgets_the_oldest(models):
     from dask_nlsq._sweep import shipped as module
 
-    kept = [ship(("value", i)) for i in range(module.KEEP + 5)]
-    assert len(module._registry) == module.KEEP
-    assert kept[-1].token in module._registry
+    with dask.config.set({"nlsq.compiled-models": models}):
+        kept = [ship(("value", models, i)) for i in range(models + 5)]
+        assert list(module._registry) == [each.token for each in kept[-models:]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("models", 0), ("models", "many"), ("models", None), ("models-bytes", None), ("models-bytes", "much")],
+)
+def test_limits_that_are_none_are_refused(name, value):
+    with dask.config.set({f"nlsq.compiled-{name}": value}), pytest.raises(NlsqError, match=f"compiled-{name} is"):
+        ship(("value", name, value))
+
+
+def numbered(k):
+    """A model unlike all others."""
+    space = {"jnp": jnp}
+    exec(f"def model(t, a, b): return a * jnp.exp(-b * t) + {k} * 1e-6", space)
+    return space["model"]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["results kept", "results dropped"])
+def test_compiled_models_are_bounded(kept):
+    from dask_nlsq._numerics import compiled
+
+    t, y = decay_rows(50)
+    results, models = [], weakref.WeakSet()
+    with dask.config.set({"nlsq.compiled-models": 2}):
+        for k in range(8):
+            models.add(model := numbered(k))
+            results.append(dask_nlsq.fit(model, t, y, p0=[2.0, 1.0], progress=False))
+            del model, results[: 0 if kept else len(results)]
+        gc.collect()
+        assert len(compiled._compiled) <= 4 and len(models) == (8 if kept else 2)
+        assert all(np.allclose(result.predict(t), results[0].predict(t), atol=1e-3) for result in results)
+        assert len(compiled._compiled) <= 4
 
 
 def test_what_was_wrapped_is_not_pickled_again(monkeypatch):
@@ -422,13 +459,13 @@ def test_what_a_model_refers_to_is_read_once():
     assert len(tokens) == 1 and Table.reads == 2
 
 
-def test_models_that_hold_much_are_not_kept(monkeypatch):
+def test_models_that_hold_much_are_not_kept():
     from dask_nlsq._sweep import shipped as module
 
-    monkeypatch.setattr(module, "KEEP_BYTES", 10_000)
-    for i in range(4):
-        ship({"table": np.full(600, float(i))})
-    assert 0 < sum(each.nbytes for each in module._registry.values()) <= 10_000
+    with dask.config.set({"nlsq.compiled-models-bytes": "10 kB"}):
+        for i in range(4):
+            ship({"table": np.full(600, float(i))})
+        assert 0 < sum(each.nbytes for each in module._registry.values()) <= 10_000
 
 
 @pytest.mark.parametrize(("size", "crowded"), [({}, True), ({"env": {"PJRT_NPROC": "1"}}, False)])

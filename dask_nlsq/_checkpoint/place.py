@@ -7,6 +7,7 @@ object store takes a file whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import stat
@@ -293,6 +294,8 @@ class Store:
 
     def create(self, name: str, data: bytes) -> None:
         """Write a file unless there is one."""
+        if self.store.read_only:
+            raise OSError(errno.EROFS, "The store is read-only", name)
         self._wait(self.store.set_if_not_exists, name, Buffer.from_bytes(data))
         if self.read(name, len(data) + 1) != data:
             raise FileExistsError(name)

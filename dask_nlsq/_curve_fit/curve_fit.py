@@ -17,6 +17,7 @@ from dask_nlsq._curve_fit.data import Data, by_rows, in_memory
 from dask_nlsq._curve_fit.rows import fit_rows
 from dask_nlsq._curve_fit.whole import fit_whole
 from dask_nlsq._errors import warn
+from dask_nlsq._fork import check_not_forked
 
 
 def curve_fit(
@@ -112,6 +113,7 @@ def curve_fit(
     >>> popt.round(6).tolist()
     [2.5, 1.3]
     """
+    check_not_forked()
     call = Call.of(f, p0, bounds, method, jac, absolute_sigma, nan_policy, check_finite, kwargs)
     data = Data.of(xdata, ydata, sigma)
     output = fit_rows(call, data) if by_rows(data) else fit_whole(call, in_memory(data))

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib
 import io
+import itertools
 import pickle
 import sys
 import threading
@@ -21,19 +22,28 @@ import uuid
 from typing import Any
 
 import cloudpickle
+import dask
+from dask.utils import parse_bytes
 
-from dask_nlsq._errors import ModelError, ModelNotPicklable
+from dask_nlsq._errors import ModelError, ModelNotPicklable, NlsqError
 from dask_nlsq._numerics.code import Known, attributes, code, definition, settings
+from dask_nlsq._numerics.retention import Retention, set_retention
+from dask_nlsq._peak import trim_memory
 
-KEEP, KEEP_BYTES = 32, 256 << 20
-"""Objectives that a process remembers, and bytes of them, which a model that holds arrays may have many of; the least
-recently used is forgotten first, with its kernels."""
+_TRIM_EVERY = 8
+"""Models that are forgotten between two times at which the C library gives back what they have left free."""
+
+_MODELS, _BYTES = "nlsq.compiled-models", "nlsq.compiled-models-bytes"
+"""Names of the limits in Dask's configuration."""
 
 _PYTHON = sys.version_info[:2]
 """Other versions make other code of the same text."""
 
 _lock = threading.Lock()
 _registry: collections.OrderedDict[str, Shipped] = collections.OrderedDict()
+"""What this process remembers, the least recently used first; a model's kernels live as long as it is here."""
+
+_forgotten = itertools.count(1)
 
 
 class Shipped:
@@ -169,6 +179,33 @@ def _keep(shipped: Shipped) -> Shipped:
     with _lock:
         kept = _registry.setdefault(shipped.token, shipped)
         _registry.move_to_end(shipped.token)
-        while len(_registry) > 1 and (len(_registry) > KEEP or sum(s.nbytes for s in _registry.values()) > KEEP_BYTES):
-            _registry.popitem(last=False)
+        forgotten = [_registry.popitem(last=False) for _ in range(_surplus())]
+    if any(next(_forgotten) % _TRIM_EVERY == 0 for _ in forgotten):
+        forgotten.clear()
+        trim_memory()
     return kept
+
+
+def _surplus() -> int:
+    """Return how many of those least recently used exceed the limits; one that has just been used stays."""
+    set_retention(limits := _limits())
+    sizes = [shipped.nbytes for shipped in _registry.values()]
+    fitting = itertools.takewhile(lambda total: total <= limits.nbytes, itertools.accumulate(reversed(sizes)))
+    return len(sizes) - max(1, min(limits.models, sum(1 for _ in fitting)))
+
+
+def _limits() -> Retention:
+    """Return the limits in Dask's configuration.
+
+    Raises
+    ------
+    NlsqError
+        If they are no whole number above 0, and no number of bytes or text such as "256 MiB".
+    """
+    models, size = dask.config.get(_MODELS), dask.config.get(_BYTES)
+    if not isinstance(models, int) or models < 1:
+        raise NlsqError(f"{_MODELS} is {models!r}; a whole number above 0 is needed.")
+    try:
+        return Retention(models, int(parse_bytes(size)))
+    except (AttributeError, TypeError, ValueError):
+        raise NlsqError(f'{_BYTES} is {size!r}; bytes are needed, or a text such as "256 MiB".') from None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dask_nlsq._errors import CheckpointMismatch, DataError, Interrupted
+from dask_nlsq._fork import check_not_forked
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request
 from dask_nlsq._sweep.executors import Executor
@@ -78,6 +79,7 @@ def sweep_each(
     ``fold(reduce_partition(p, shipped, request) for p in partitions)`` is what each answer is, to the bit,
     however the partitions are grouped and whatever executes them. What is in `partial` already is not swept again.
     """
+    check_not_forked()
     ledger = ledger or Ledger()
     partial = partial or Partial(sum(len(g.partitions) for g in groups), len(requests))
     left = [g for g in groups if not partial.covers(g.indices)] if partial.done.any() else groups

@@ -1,0 +1,27 @@
+"""Retention: how many models a process keeps compiled, and how many bytes they may hold."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """Limits; beyond them, what was used least recently is dropped first and compiled again when it is needed."""
+
+    models: int = 32
+    nbytes: int = 256 << 20
+
+
+_current = Retention()
+
+
+def retention() -> Retention:
+    """Return the limits of this process."""
+    return _current
+
+
+def set_retention(limits: Retention) -> None:
+    """Set the limits of this process; they count from the next model on."""
+    global _current
+    _current = limits
