@@ -40,7 +40,7 @@ from dask_nlsq._run import Run, running
 from dask_nlsq._sample import Sample, draw_sample
 from dask_nlsq._search import judge
 from dask_nlsq._stream import target
-from dask_nlsq._sweep import Cluster, Executor, group, ship
+from dask_nlsq._sweep import Cluster, Executor, group, outside_pool, ship
 from dask_nlsq._typing import Vector
 
 
@@ -265,7 +265,7 @@ def fit(
     started = time.perf_counter()
     config = _settle(said)
     exact = _draft(said, config)
-    with running(exact, config, said) as run:
+    with outside_pool(exact.executor), running(exact, config, said) as run:
         return _fit(exact, config, said, run, started)
 
 
@@ -474,6 +474,8 @@ def _gather(
 ) -> tuple[Plan, Executor, Sequence[Any], Sample | None]:
     """Return the plan, the partitions in groups, held where it says so, and a sample where one is needed."""
     source, executor = exact.source, exact.executor
+    if isinstance(executor, Cluster):
+        executor.wait_for_workers()
     partitions, sample, read = len(source.partitions), None, 0.0
     facts = gather_facts(exact, config.memory_limit)
     decided = None if facts.partition_rows is None else make_plan(facts, config)  # may refuse, before anything is read

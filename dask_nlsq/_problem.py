@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import dask
+import dask.multiprocessing
+import dask.threaded
 import distributed
 import numpy as np
+from dask.base import named_schedulers
 
 from dask_nlsq._errors import DataError, ModelError, NlsqError, one_of, warn
 from dask_nlsq._fork import check_not_forked
@@ -291,27 +296,77 @@ def split(model: Model, x: Any, y: Any, p0: Any = None) -> tuple[tuple[str, ...]
 
 
 def choose_executor(client: Any, partitions: int) -> Executor:
+    """Return who runs the tasks: a client that was given, else whom Dask itself would take.
+
+    That is its setting `scheduler`, then the cluster of the task that this is, the open client, threads.
+    """
+    named = dask.config.get("scheduler", None) if client is None else None
+    if named is not None and (local := local_executor(named)) is not None:
+        return local
     if client is None:
         try:
-            client = distributed.Client.current()
+            client = _client_of(named) or distributed.get_client()
         except ValueError:
             return Threads() if partitions > 1 else Serial()
     if client.asynchronous:
         raise NlsqError("The client is asynchronous, and fit waits for its answers: use a synchronous Client.")
     executor = Cluster(client)
-    if (remedy := executor.crowded()) is not None:
+    if (remedy := executor.check_workers()) is not None:
         warn(remedy)
     return executor
+
+
+def local_executor(scheduler: Any) -> Executor | None:
+    """Return who stands in this process for a scheduler of Dask, or None for one of a cluster.
+
+    Raises
+    ------
+    NlsqError
+        It is no scheduler.
+    """
+    if isinstance(scheduler, concurrent.futures.ThreadPoolExecutor):
+        return Threads(pool=scheduler)
+    if isinstance(scheduler, concurrent.futures.Executor):
+        return _no_processes()
+    if _client_of(scheduler) is not None:
+        return None
+    if isinstance(scheduler, str) and scheduler.lower() in ("distributed", "dask.distributed"):
+        return None
+    get = named_schedulers.get(scheduler.lower()) if isinstance(scheduler, str) else scheduler
+    if get is dask.multiprocessing.get:
+        return _no_processes()
+    if get is dask.threaded.get:
+        return Threads()
+    if callable(get):
+        return Serial(alone=True)
+    raise NlsqError(
+        f"The scheduler of Dask's configuration is {scheduler!r}; one of {', '.join(sorted(named_schedulers))}, "
+        '"distributed", a Client or a ThreadPoolExecutor is needed.'
+    )
+
+
+def _no_processes() -> Executor:
+    warn(
+        "A fit has no processes of its own, so that the scheduler of Dask's configuration runs in this thread. For "
+        "several processes open a Client: Client(dask_nlsq.local_cluster(plan))."
+    )
+    return Serial(alone=True)
+
+
+def _client_of(scheduler: Any) -> distributed.Client | None:
+    """Return the client that a scheduler is, or whose method that computes graphs it is."""
+    found = getattr(scheduler, "__self__", scheduler)
+    return found if isinstance(found, distributed.Client) else None
 
 
 def executor_of(plan: Plan, executor: Executor) -> Executor:
     """Return the executor that runs as many tasks at a time as the plan says, and where it says."""
     if isinstance(executor, Cluster) and plan.tier is not WorkflowTier.STANDARD:
         limited = plan.at_a_time < plan.facts.threads
-        return Cluster(executor.client, plan.at_a_time) if limited else executor
+        return executor.limited(plan.at_a_time) if limited else executor
     if isinstance(executor, Serial) or plan.facts.partitions == 1:
-        return Serial()
-    return Threads(None if isinstance(executor, Cluster) else plan.at_a_time)
+        return executor if isinstance(executor, Serial) else Serial()
+    return executor.limited(plan.at_a_time) if isinstance(executor, Threads) else Threads()
 
 
 def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
@@ -331,7 +386,8 @@ def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
     groups: Sequence[Any] = group(source.partitions, nbytes, *each)
     if isinstance(here, Cluster) or not isinstance(executor, Cluster):
         if plan.cache == "none" or (embedded and not isinstance(here, Cluster)):
-            return [dataclasses.replace(g, ahead=plan.ahead) for g in groups]
+            groups = [dataclasses.replace(g, ahead=plan.ahead) for g in groups]
+            return here.describe(groups) if isinstance(here, Cluster) and not embedded else groups
         return here.hold(groups, source.shared)
     if embedded:
         return group(source.partitions, nbytes, here.workers)

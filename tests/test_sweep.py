@@ -474,7 +474,7 @@ def test_processes_whose_threads_hinder_one_another_are_told_of(size, crowded):
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", **size) as cluster,
         Client(cluster) as client,
     ):
-        said = Cluster(client).crowded()
+        said = Cluster(client).check_workers()
         assert (said is not None and "PJRT_NPROC=1" in said) == crowded
 
 

@@ -1,6 +1,6 @@
 """One pass over the data: groups of partitions, reduced and folded in a fixed tree, whatever executes the tasks."""
 
-from dask_nlsq._sweep.cluster import Cluster
+from dask_nlsq._sweep.cluster import Cluster, outside_pool
 from dask_nlsq._sweep.executors import Executor, Serial, Threads
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.group import Group, group
@@ -20,6 +20,7 @@ __all__ = [
     "Shipped",
     "Threads",
     "group",
+    "outside_pool",
     "ship",
     "sweep",
     "sweep_each",

@@ -7,6 +7,7 @@ order of arrival; `opened` sends tasks off one by one; `hold` loads the partitio
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -47,17 +48,24 @@ class Window:
         """Send ``task(group, *args)`` off, under a label."""
         self._sent.append((label, group, self._submit(task, group, *args)))
 
+    def waiting(self) -> list[Any]:
+        """Return what stands for the tasks that are under way."""
+        return [future for *_, future in self._sent]
+
     def left(self) -> list[Any]:
         """Return what stands for the tasks that nobody has waited for, and forget them."""
-        futures = [future for *_, future in self._sent]
+        futures = self.waiting()
         self._sent.clear()
         return futures
 
     def receive(self) -> tuple[Any, Any]:
         """Wait for the next value; return it with its label."""
         place = 0 if self._ordered else self._first([future for *_, future in self._sent])
-        label, group, future = self._sent.pop(place)
-        return label, self._value(future, group)
+        label, group, future = self._sent[place]
+        try:
+            return label, self._value(future, group)
+        finally:
+            del self._sent[place]
 
 
 class Executor(Protocol):
@@ -78,19 +86,28 @@ class Executor(Protocol):
 
 
 class Serial:
-    """This thread, one group after the other."""
+    """This thread, one group after the other; it is `alone` where no other may read ahead for it."""
 
     workers = 1
+
+    def __init__(self, alone: bool = False) -> None:
+        self.scheduler = "synchronous" if alone else "threads"
+        self._alone = alone
 
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` in order."""
         for i, group in enumerate(groups):
-            yield i, task(group, *args)
+            yield i, self._call(task, group, *args)
+
+    def _call(self, task: Task, group: Any, *args: Any) -> Any:
+        if self._alone and isinstance(group, Group):
+            group = dataclasses.replace(group, ahead=False)
+        return task(group, *args)
 
     @contextlib.contextmanager
     def opened(self, ordered: bool = True) -> Iterator[Window]:
         """Run each task where it is sent off."""
-        yield Window(ordered, lambda task, *args: task(*args), lambda _: 0, lambda value, _: value)
+        yield Window(ordered, self._call, lambda _: 0, lambda value, _: value)
 
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition once."""
@@ -98,12 +115,25 @@ class Serial:
 
 
 class Threads:
-    """A pool of threads in this process; reading and XLA both let go of Python's lock."""
+    """A pool of threads in this process; reading and XLA both let go of Python's lock.
 
-    def __init__(self, workers: int | None = None) -> None:
-        self.workers: int = workers or dask.config.get("num_workers", None) or CPU_COUNT
+    Their number is what is given, else Dask's setting `num_workers`, that of its `pool`, or of the CPUs. The threads
+    are those of `pool`, Dask's setting or own.
+    """
+
+    scheduler = "threads"
+
+    def __init__(self, workers: int | None = None, pool: ThreadPoolExecutor | None = None) -> None:
+        found = pool or dask.config.get("pool", None)
+        theirs = getattr(found, "_max_workers", None) or getattr(found, "_processes", None)  # as Dask itself counts
+        self.workers: int = workers or dask.config.get("num_workers", None) or theirs or CPU_COUNT
         # One pool for all sweeps, for Arrow keeps what it has to spare thread by thread; it ends with this object.
-        self._pool = ThreadPoolExecutor(self.workers, "nlsq")
+        own = not isinstance(found, ThreadPoolExecutor)
+        self._pool = ThreadPoolExecutor(self.workers, "nlsq") if own else found
+
+    def limited(self, workers: int) -> Threads:
+        """Return so many threads, where these are more."""
+        return self if workers >= self.workers else Threads(workers, ThreadPoolExecutor(workers, "nlsq"))
 
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` as they arrive, with few more under way than threads."""
@@ -157,10 +187,10 @@ def _end(running: Collection[Future[Any]]) -> None:
         wait(running)
 
 
-def _hold_here(executor: Executor, groups: Sequence[Group], shared: bool) -> Sequence[Any]:
+def _hold_here(executor: Serial | Threads, groups: Sequence[Group], shared: bool) -> Sequence[Any]:
     if shared:
         try:
-            blocks = dask.compute(*(group.partitions[0] for group in groups), scheduler="threads")
+            blocks = dask.compute(*(group.partitions[0] for group in groups), scheduler=executor.scheduler)
         except NlsqError:
             raise
         except Exception as error:

@@ -46,11 +46,23 @@ class Failure:
         where: dict[str, Any] = {} if self.partition is None else {"partition": self.partition}
         error = self.exception
         if not isinstance(error, NlsqError):
-            error = SweepError(f"{type(error).__name__} while {self.doing}: {error}")
+            error = SweepError(f"{type(error).__name__} while {self.doing}: {error}{remedy(error)}")
             error.__cause__ = self.exception
         if theta is not None and isinstance(error, SweepError) and self.doing != "reading the data":
             where["theta"] = np.array2string(theta, precision=6, separator=", ")
         return error.at(**where)
+
+
+def remedy(error: BaseException) -> str:
+    """Return what to do about a module that a worker does not find."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    name = error.name.partition(".")[0]
+    return (
+        f". The process that ran this cannot import {name}. Where it is a file of yours, "
+        f"client.upload_file('{name}.py') gives it to the workers, and cloudpickle.register_pickle_by_value({name}) "
+        "sends it along with the model; a package is to be installed on the workers."
+    )
 
 
 def load(partition: Any) -> Block | Failure:

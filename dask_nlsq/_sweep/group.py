@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import cloudpickle
 
 from dask_nlsq._numerics.block import GROUP_BYTES, PER_THREAD, SLABS, TILE, TOGETHER, Block, pack
 from dask_nlsq._numerics.reduction import FAN_IN
@@ -102,6 +105,30 @@ class Group:
 
 def _held(block: Block | Failure) -> Block | Failure:
     return block if isinstance(block, Failure) else dataclasses.replace(block, held=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A group whose partitions are not read, as bytes that the task opens which reads them.
+
+    Dask unpickles the arguments of a task where messages come in, in the scheduler too, and a worker that cannot do so
+    for want of a module breaks its connection; here the task says so.
+    """
+
+    payload: bytes
+
+    @classmethod
+    def of(cls, group: Group) -> Packed:
+        """Pack a group."""
+        return cls(cloudpickle.dumps(group, pickle.HIGHEST_PROTOCOL))
+
+    def open(self) -> Group | Failure:
+        """Return the group, or why it cannot be opened here."""
+        try:
+            group: Group = pickle.loads(self.payload)
+        except Exception as error:
+            return Failure.of("opening the description of partitions", error)
+        return group
 
 
 def group(partitions: Sequence[Any], nbytes: float, threads: int, per_thread: int = PER_THREAD) -> list[Group]:
