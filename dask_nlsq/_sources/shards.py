@@ -32,7 +32,7 @@ Read = Callable[[str, int, bool], bytes | None]
 
 
 def count_inner(array: Any) -> int | None:
-    """Return how many chunks of a sharded array are missing, with or without their shard; None where that is not told."""
+    """Return how many chunks of a sharded array are missing, with or without their shard; None where it is not told."""
     codec = array.metadata.codecs[0] if array.metadata.zarr_format == 3 else None
     about = codec.to_dict().get("configuration", {}) if codec is not None else {}
     names = [c["name"] if isinstance(c, dict) else c for c in about.get("index_codecs", ())]
