@@ -136,6 +136,8 @@ def race(
         _tell(team[leader], seconds[-1])
         if team[leader].status is None:
             team[leader] = stopped(problem, team[leader], deadline, callback)
+        else:
+            _asked_to_stop(problem, team[leader], callback)  # who has ended need not stop, and is seen all the same
         team = _beaten(team, leader, deadline is not None and time.monotonic() > deadline)
         run.tick(_Written(tuple(team), tuple(others), tuple(seconds)), swept=True)
     return team, seconds

@@ -308,6 +308,13 @@ def test_the_callback_sees_every_sweep_and_may_stop():
     assert set(seen[0].params) == {"amplitude", "rate", "offset"}
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_the_callback_sees_the_last_sweep(noise):
+    seen = []
+    result = dask_nlsq.fit("line", T, 1 + 2 * T + noise * np.cos(30 * T), callback=lambda now: seen.append(now.nfev))
+    assert seen == list(range(1, result.nsweeps + 1))
+
+
 def test_a_time_limit_is_a_status():
     result = rows().nlsq.fit(decay, p0=START, time_limit=0.0)
     assert (result.status, result.nsweeps) == (Status.TIME_LIMIT, 1)
