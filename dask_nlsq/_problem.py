@@ -375,6 +375,7 @@ def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
     Under STANDARD they are gathered in this process, whoever reads them. Few rows that are in memory already are copied
     to where the kernel takes them as they are, lest each sweep does so.
     """
+    check_not_forked()
     facts = plan.facts
     nbytes = float("inf") if facts.nbytes is None or source.shared else facts.nbytes
     embedded = isinstance(source.partitions[0], Block)

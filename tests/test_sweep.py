@@ -319,6 +319,7 @@ def numbered(k):
     return space["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False], ids=["results kept", "results dropped"])
 def test_compiled_models_are_bounded(kept):
     from dask_nlsq._numerics import compiled

@@ -64,6 +64,7 @@ def go_and_come(cluster, client):
     threading.Timer(1.0, cluster.scale, [1]).start()
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("cache", ["persist", "none"])
 @pytest.mark.parametrize("event", [kill, go_and_come])
 def test_the_last_worker_goes_and_another_comes(alone, quiet, event, cache):
@@ -273,6 +274,7 @@ def pretend(numpy):
     versions.own = lambda: found
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_other_versions_are_noticed_on_workers_also_later(when):
     with (
@@ -349,6 +351,7 @@ def test_partitions_are_described_once(sent):
     assert max(told[2000][1:]) < 1.2 * min(told[10][1:]) < 20_000
 
 
+@pytest.mark.slow
 def test_a_fit_that_holds_nothing_describes_its_files_once(sent, tmp_path):
     client, since = sent
     told = []
