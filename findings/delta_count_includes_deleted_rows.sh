@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Delta: DeltaTable.count() counts rows that a deletion vector has deleted, and the files hold them; a scan leaves them out.
 #
-# Guess: all ways of one library to ask for the rows of a table agree.
+# Guess: all ways of one library to ask for the rows agree; count(), by its docstring, is the true number or less.
 # What happens (deltalake 1.6.6, polars 2.1.0): a table with 1000 rows, 300 of them deleted as Spark deletes, by a deletion
 # vector in the log. scan(), QueryBuilder and Polars see 700. count() and num_records of get_add_actions say 1000;
 # pyarrow or pandas on file_uris() read 1000; to_pandas, to_pyarrow_table and to_pyarrow_dataset raise DeltaProtocolError.

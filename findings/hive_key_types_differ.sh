@@ -5,9 +5,9 @@
 # What happens (pyarrow 26.0.1, pandas 3.1.1, polars 2.1.0, duckdb 2.0.1): only Polars makes 0.5 a float; to DuckDB and pyarrow
 # it is a string, to pandas a category of strings. One folder temp=0.5 among integers turns all of them into strings.
 # pyarrow knows only 32-bit integers: 14-digit run numbers are strings. 007 is 7 to pyarrow and Polars, '007' to DuckDB.
-# A missing key, written by pandas itself, can be read by all but pandas, which raises ArrowInvalid.
+# A missing key that pandas wrote is read by Polars and pyarrow, and raises ArrowInvalid in pandas.
 # Why it matters: the control variable of an experiment is often the folder name. filters=[("temp", ">", "9")] compares
-# text and loses 10 and 20; category codes follow the order of text or files; a key of integers works until 0.5 is added.
+# text and loses 10 and 20, and a program that works with integer keys breaks when a folder temp=0.5 is added.
 # Instead: name the types: pyarrow.dataset.partitioning(schema, flavor="hive"), hive_schema=, hive_types=.
 set -euo pipefail
 dir=$(mktemp -d)

@@ -48,5 +48,12 @@ with open("numpy.pickle", "rb") as file:
 print("NumPy, loaded:", day.dtype, day[0], tick.dtype, tick[0])
 assert day[0] == 2460310.625 and tick[0] == 2**40 + 1
 PY
-JAX_ENABLE_X64=1 venv/bin/python -c 'import pickle; a, b = pickle.load(open("jax.pickle", "rb")); print("with x64:     ", a.dtype, a[0], b[0]); assert b[0] == 2**40 + 1'
+JAX_ENABLE_X64=1 venv/bin/python - <<'PY'
+import pickle
+
+with open("jax.pickle", "rb") as file:
+    day, tick = pickle.load(file)
+print("with x64:     ", day.dtype, day[0], tick.dtype, tick[0])
+assert day[0] == 2460310.625 and tick[0] == 2**40 + 1
+PY
 echo "as described"

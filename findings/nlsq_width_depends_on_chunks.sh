@@ -8,11 +8,14 @@
 # Why it matters: chunk size is set from the memory that is free: the same data and program give another width on
 # another computer, and the difference looks like one between the data.
 # Instead: raise size_threshold and memory so that one chunk holds all rows, or take a method that adds up over all rows.
-# (NLSQ needs Python 3.12 or newer: this looks for python3.13, then python3.12; set PYTHON to name another.)
+# (NLSQ needs Python 3.12 or newer: this tries python3, python3.13, python3.12; PYTHON names another.)
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-"${PYTHON:-$(command -v python3.13 || command -v python3.12)}" -m venv "$dir/venv"
+for python in "${PYTHON:-python3}" python3.13 python3.12 ~/.pyenv/versions/3.1[23].*/bin/python; do
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && break
+done
+"$python" -m venv "$dir/venv"
 "$dir/venv/bin/pip" install -q --disable-pip-version-check nlsq==0.7.6 scipy==1.17.1 numpy==2.4.6 jax==0.10.2 jaxlib==0.10.2
 cd "$dir"
 JAX_PLATFORMS=cpu venv/bin/python -W ignore - 2>errors <<'PY' || { cat errors; exit 1; }
