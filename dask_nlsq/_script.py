@@ -183,7 +183,8 @@ def job_script(
     ----------
     command : str or sequence of str
         One command, as typed in a shell or word by word, such as ``dask-nlsq fit ... --checkpoint run``. Variables
-        and redirections may belong to it, pipes and lists of several not.
+        and redirections may belong to it, pipes and lists of several not. ``dask-nlsq`` gets its full path where this
+        environment is not active and no line of `setup` brings one.
     scheduler : {"slurm", "pbs", "sge", "lsf"}, optional
         By default that of this machine.
     walltime : str or float
@@ -255,7 +256,7 @@ def job_script(
     body = BODY.format(
         begin=table.begin,
         setup="\n".join(f"    {_shell.line('A line of setup', line)}" for line in lines_before or [":"]),
-        command=_shell.command(command),
+        command=_shell.command(_shell.installed(command, lines_before)),
         again=table.again,
         clock=table.clock.format(**said),
     )

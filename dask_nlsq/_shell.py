@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from dask_nlsq._errors import NlsqError
 
@@ -18,6 +21,26 @@ _JOINT = re.compile(r"^\(|^!(?=\s)|\|\||&&|;|(?<!>)\||(?<![<>])&(?!>)")
 """Where it does: subshells, negations, pipes and lists, but not redirections such as ``2>&1`` and ``&>log``."""
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+
+
+_ENVIRONMENT = re.compile(r"activate|module|conda|mamba|PATH=")
+"""What a line has that may bring an environment of its own."""
+
+
+def installed(typed: str | Sequence[str], setup: Sequence[str]) -> str | Sequence[str]:
+    """Return a command with the full path of this environment's `dask-nlsq`, where a shell would not find that one.
+
+    Where a line of `setup` may bring an environment, the command stays as it is.
+    """
+    name = "dask-nlsq"
+    own, found = Path(sys.executable).with_name(name), shutil.which(name)
+    active = not own.exists() or (found is not None and own.samefile(found))
+    if active or any(_ENVIRONMENT.search(text) for text in setup):
+        return typed
+    if isinstance(typed, str):
+        first, *rest = typed.strip().split(maxsplit=1) or [""]
+        return " ".join([shlex.quote(str(own)), *rest]) if first == name else typed
+    return [str(own), *typed[1:]] if typed and typed[0] == name else typed
 
 
 def line(what: str, text: str) -> str:

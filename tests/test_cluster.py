@@ -445,6 +445,28 @@ def test_what_one_process_may_have_is_left_to_the_shell(tmp_path, command, print
     assert done.returncode == 3 and "".join([done.stdout, *files]).strip() == printed, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "active", "setup", "full"),
+    [
+        ("dask-nlsq fit 'a b'", False, [], True),
+        (["dask-nlsq", "fit", "a b"], False, [], True),
+        ("dask-nlsq fit 'a b'", True, [], False),
+        ("dask-nlsq fit 'a b'", False, ["source .venv/bin/activate"], False),
+        ("dask-nlsq fit 'a b'", False, ["export OMP_NUM_THREADS=1"], True),
+        ("dask-nlsqs fit 'a b'", False, [], False),
+    ],
+)
+def test_an_environment_that_is_not_active_is_called_by_its_path(tmp_path, monkeypatch, command, active, setup, full):
+    bin = tmp_path / "an environment"
+    bin.mkdir()
+    stub(bin, "dask-nlsq", "")
+    monkeypatch.setattr(sys, "executable", str(bin / "python"))
+    monkeypatch.setenv("PATH", str(bin) if active else "/nowhere")
+    name = command.partition(" ")[0] if isinstance(command, str) else command[0]
+    expected = f"'{bin}/dask-nlsq'" if full else name
+    assert f"exec {expected} fit 'a b'\n" in job_script(command, "slurm", **WANTED | {"setup": setup})
+
+
 def stub(folder, name, body):
     """Write a command that notes each of its calls."""
     path = folder / name

@@ -248,3 +248,13 @@ def test_the_command_line_lists_and_fits(tmp_path, rng):
 
 def test_docstring_examples_of_the_library_run():
     assert doctest.testmod(library).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("partitions", "rows", "drawn"), [(1000, 1200, 84), (1000, 900, 16), (16, 90_000, 16), (500, 2100, 48)]
+)
+def test_a_sample_of_many_rows_is_large_enough(partitions, rows, drawn):
+    """Sixteen partitions of few rows are too few, where there are more than a million rows."""
+    one = Block((np.arange(rows, dtype=float),), np.ones(rows))
+    sample = draw_sample(Serial(), group([one] * partitions, float("inf"), 1), partitions)
+    assert sample.partitions == drawn and sample.estimated_rows == partitions * rows

@@ -6,8 +6,10 @@ import importlib
 import itertools
 import json
 import pickle
+import queue
 import subprocess
 import sys
+import threading
 import time
 import types
 import weakref
@@ -127,6 +129,21 @@ class Large:
 def test_no_more_is_in_memory_than_is_worked_on_and_read(task, others):
     partition = Large()
     assert task(Group(0, 4 * (partition,))) and partition.others == others
+
+
+def test_a_run_that_nobody_has_ended_may_be_collected_in_one_of_its_tasks():
+    """Its tasks are waited for where it ends, and the one that runs there would wait for itself."""
+    runs, closed = queue.Queue(), threading.Event()
+
+    def task(i):
+        if i == 1:
+            runs.get(timeout=10).close()
+            closed.set()
+
+    run = Threads(2).run(task, [0, 1])
+    assert next(run) == (0, None)
+    runs.put(run)
+    assert closed.wait(10)
 
 
 def test_few_tasks_are_sent_without_a_question(client, monkeypatch):
@@ -267,8 +284,6 @@ def test_an_answer_travels_whole_and_a_large_one_without_a_copy(p, protocol):
 
 
 def test_a_model_that_cannot_travel_still_fits_here(client):
-    import threading
-
     lock = threading.Lock()
 
     def guarded(t, a, b):

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
@@ -137,7 +138,7 @@ class Threads:
 
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` as they arrive, with few more under way than threads."""
-        todo = iter(enumerate(groups))
+        todo, owner = iter(enumerate(groups)), threading.get_ident()
         running = {self._pool.submit(task, g, *args): i for i, g in itertools.islice(todo, self.workers + 1)}
         try:
             while running:
@@ -147,7 +148,7 @@ class Threads:
                         running[self._pool.submit(task, group, *args)] = i
                     yield index, future.result()
         finally:
-            _end(running)
+            _end(running, owner)
 
     @contextlib.contextmanager
     def opened(self, ordered: bool = True) -> Iterator[Window]:
@@ -161,11 +162,11 @@ class Threads:
             _done([future])
             return future.result()
 
-        window = Window(ordered, self._pool.submit, first, value)
+        window, owner = Window(ordered, self._pool.submit, first, value), threading.get_ident()
         try:
             yield window
         finally:
-            _end(window.left())
+            _end(window.left(), owner)
 
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition once."""
@@ -179,11 +180,15 @@ def _done(running: Collection[Future[Any]]) -> Collection[Future[Any]]:
     return done
 
 
-def _end(running: Collection[Future[Any]]) -> None:
-    """Wait for the tasks that have begun, unless there is no time to; the others shall not begin."""
+def _end(running: Collection[Future[Any]], owner: int) -> None:
+    """Wait for the tasks that have begun, unless there is no time to; the others shall not begin.
+
+    A generator that nobody has closed may be collected in a thread that runs one of these very tasks: only the thread
+    that has begun it, the `owner`, waits.
+    """
     for future in running:
         future.cancel()
-    if not isinstance(sys.exc_info()[1], (KeyboardInterrupt, Interrupted)):
+    if threading.get_ident() == owner and not isinstance(sys.exc_info()[1], (KeyboardInterrupt, Interrupted)):
         wait(running)
 
 

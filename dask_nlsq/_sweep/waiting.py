@@ -110,7 +110,9 @@ def seceded() -> Iterator[None]:
     except (ValueError, AttributeError, KeyError):  # in no task, in none with a thread of its own, or outside already
         yield
         return
+    owner = threading.get_ident()
     try:
         yield
     finally:
-        rejoin()
+        if threading.get_ident() == owner:  # and not a thread in which a generator is collected
+            rejoin()
