@@ -16,6 +16,8 @@ from distributed import Client
 from resumed import bits, run
 
 TESTS = Path(__file__).parent
+QUIET = ("--no-dashboard", "--no-show")
+
 CUT = 20.0
 """Seconds that a link is cut."""
 
@@ -68,8 +70,7 @@ def hosts(tmp_path):
     with contextlib.ExitStack() as stack:
         names, heres = zip(*(stack.enter_context(host(number)) for number in (1, 2)), strict=True)
         scheduler = subprocess.Popen(
-            [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", heres[0], "--port", "8799"]
-            + ["--no-dashboard", "--no-show"],
+            [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", heres[0], "--port", "8799", *QUIET],
             env=os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
             stderr=subprocess.DEVNULL,
         )

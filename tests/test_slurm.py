@@ -96,6 +96,20 @@ def test_a_job_that_is_cancelled_changes_no_bit_and_is_replaced(client):
     assert min(before) not in after and max(before) in after
 
 
+def test_jobs_that_end_at_their_time_change_no_bit(tmp_path, monkeypatch):
+    """Both jobs of the workers end in the middle of the fit, and others come in their place."""
+    monkeypatch.setattr(cluster, "RENEWAL", 1.0)
+    options = {"memory": "1 GB", "walltime": "00:01:00", "log_directory": str(tmp_path), "job_name": "nlsq-short"}
+    options["job_script_prologue"] = ["export JAX_PLATFORMS=cpu", f"export PYTHONPATH={TESTS}"]
+    expected = bits(run(None, "chunked"))
+    with cluster.slurm(2, **options) as jobs, Client(jobs, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        first = set(client.nthreads())
+        result = run(None, "chunked", pause=1.2, client=client)
+        assert not first & set(client.nthreads())
+    assert bits(result) == expected and result.provenance["executor"] == "cluster"
+
+
 def test_a_driver_is_warned_queues_again_and_goes_on_to_the_same_bits(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import resumed; print('begun', flush=True); "
     code += "print('bits', resumed.bits(resumed.run('run', 'chunked', 1.0)))"
