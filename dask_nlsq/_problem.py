@@ -25,9 +25,10 @@ from dask_nlsq._numerics.model import Model
 from dask_nlsq._numerics.objective import Objective
 from dask_nlsq._numerics.parameters import Parameters
 from dask_nlsq._plan import Plan, WorkflowTier
-from dask_nlsq._sources import Columns, Source
+from dask_nlsq._sources import Columns, Source, hdf5
 from dask_nlsq._sources.arrow import once
 from dask_nlsq._sources.grid import columns_of
+from dask_nlsq._sources.hdf5 import is_hdf5
 from dask_nlsq._sources.open import check_travels, count_absent, lazy, open_source
 from dask_nlsq._sources.zarr import is_zarr, stored
 from dask_nlsq._sweep import Cluster, Executor, Failure, Group, Ledger, Serial, Shipped, Threads, group, ship
@@ -289,6 +290,8 @@ def split(model: Model, x: Any, y: Any, p0: Any = None) -> tuple[tuple[str, ...]
             raise DataError(f"x has shape {x.shape}, and y {rows} rows; (columns, rows) is needed: give x.T.")
         if is_zarr(x):  # of which a row would be read whole, here and now
             x = lazy(stored("x", x))
+        elif is_hdf5(x):
+            x = lazy(hdf5.stored("x", x))
         arrays = [x[i] for i in range(x.shape[0])]
     else:
         arrays = [x]

@@ -1,10 +1,16 @@
 """Images, spectra and cubes: every element is a row, x is repeated to the shape of y, and predict gives it back."""
 
+import contextlib
+
+import dask
 import dask.array as da
+import dask.dataframe as dd
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
+import zarr
 from problems import decay
 
 import dask_nlsq
@@ -88,5 +94,88 @@ def test_variables_of_a_dataset_are_repeated_along_their_dimensions(lazy):
 
 @pytest.mark.parametrize("x", [K[:-1], SCALE, CUBE[:, :, :7]], ids=["short", "the other axis", "a cube"])
 def test_an_x_that_cannot_be_repeated_is_refused(x):
-    with pytest.raises(DataError, match=r"y has shape \(8, 30\), and the 1. x shape"):
+    with pytest.raises(DataError, match=r"cannot be repeated to that of y: \{'x\[0\]': .*'y': \(8, 30\)"):
         dask_nlsq.fit(decay, x, SPECTRA, p0=P0)
+
+
+BIG = np.linspace(0, 4, 40_000).reshape(200, 200)
+
+
+@pytest.mark.parametrize("lazy", ["x", "sigma", "both", "y", "one of two"])
+@pytest.mark.parametrize("named", [False, True], ids=["arrays", "xarray"])
+def test_blocks_of_lazy_arrays_lie_beside_the_rows_of_others(lazy, named):
+    """Also where an array is cut along several dimensions."""
+
+    def cut(a, *whose):
+        if named:
+            found = xr.DataArray(a, dims=("n", "k"))
+            return found.chunk(n=70, k=30) if lazy in whose else found
+        return da.from_array(a, chunks=(70, 30)) if lazy in whose else a
+
+    x, y, sigma = cut(BIG, "x", "both"), cut(2 * BIG + 3, "y"), cut(1 + BIG, "sigma", "both")
+    other = cut(BIG**2, "one of two")
+    with dask.config.set({"array.chunk-size": "20kB"}):
+        result = dask_nlsq.fit(lambda u, v, a, b: a * u + b + 0 * v, (x, other), y, sigma=sigma, p0=[1.0, 1.0])
+    np.testing.assert_allclose(result.popt, [2, 3], rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["Zarr", "Zarr with another x", "xarray", "netCDF"])
+def test_encoded_arrays_of_several_dimensions_are_decoded(kind, tmp_path):
+    stored = np.round(SPECTRA / 1e-4).astype("i4")
+    y = xr.DataArray(stored, dims=("n", "k"), attrs={"scale_factor": 1e-4})
+    x = xr.DataArray(K, dims="k")
+    if kind.startswith("Zarr"):
+        y = zarr.create_array(tmp_path / "y.zarr", data=stored, chunks=(3, 30), attributes={"scale_factor": 1e-4})
+        x = K if kind == "Zarr" else da.from_array(K, chunks=10)
+    if kind == "netCDF":
+        xr.Dataset({"y": y}).to_zarr(tmp_path / "y.zarr", zarr_format=2, consolidated=False)
+        y = xr.open_zarr(tmp_path / "y.zarr", chunks=None, mask_and_scale=False, consolidated=False)["y"]
+    result = dask_nlsq.fit(decay, x, y, p0=P0)
+    np.testing.assert_allclose(result.popt, expected(stored * 1e-4), rtol=1e-6)
+
+
+def test_sigma_without_names_takes_those_of_y():
+    y = xr.DataArray(np.repeat(K[:, None], 30, 1) * 2 + 3, dims=("a", "b"))
+    result = dask_nlsq.fit(lambda t, a, b: a * t + b, xr.DataArray(K, dims="a"), y, sigma=np.ones((30, 30)), p0=[1, 1])
+    np.testing.assert_allclose(result.popt, [2, 3], rtol=1e-8)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e-9, 15.0])
+def test_coordinates_must_be_the_same(shift):
+    x = xr.DataArray(K, dims="k", coords={"k": K})
+    y = xr.DataArray(SPECTRA, dims=("n", "k"), coords={"k": K + shift})
+    with contextlib.nullcontext() if not shift else pytest.raises(DataError, match="coordinates"):
+        assert dask_nlsq.fit(decay, x, y, p0=P0, nan_policy="omit").n_obs == 240
+
+
+def test_masked_cells_of_x_are_missing():
+    x = np.ma.MaskedArray(np.broadcast_to(K, (8, 30)).copy(), np.arange(240).reshape(8, 30) % 7 == 0)
+    x.data[x.mask] = 99.0
+    result = dask_nlsq.fit(decay, x, SPECTRA, p0=P0, nan_policy="omit")
+    assert result.n_dropped == x.mask.sum()
+
+
+def test_predict_repeats_along_named_dimensions_as_fit_does():
+    data = xr.Dataset({"t": ("k", K), "scale": ("n", np.linspace(0.9, 1.1, 30))})
+    y = (data["scale"] * (2.5 * np.exp(-1.3 * data["t"]) + 0.5)).transpose("n", "k")
+    result = dask_nlsq.fit(
+        lambda t, scale, a, k, c: scale * decay(t, a, k, c), x=["t", "scale"], data=data.assign(y=y), p0=P0
+    )
+    found = result.predict(data)
+    np.testing.assert_allclose(found.transpose(*y.dims), y, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "sigma"),
+    [
+        (K, SPECTRA, np.ones(7)),
+        (K, da.from_array(SPECTRA, chunks=3)[da.from_array(SPECTRA, chunks=3)[:, 0] > 0], None),
+        (dd.from_pandas(pd.Series(K), npartitions=2), SPECTRA, None),
+        (xr.DataArray(K, dims="k"), SPECTRA, None),
+        (K, da.zeros((0, 30)), None),
+    ],
+    ids=["sigma", "unknown chunks", "a Series", "names beside none", "no rows"],
+)
+def test_what_cannot_be_laid_out_is_a_data_error(x, y, sigma):
+    with pytest.raises(DataError):
+        dask_nlsq.fit(decay, x, y, sigma=sigma, p0=P0)

@@ -44,7 +44,8 @@ def predict(shipped: Shipped, theta: Vector, columns: Columns, data: Any) -> Any
     if isinstance(data, pd.DataFrame):
         return _series(data, shipped, theta, columns)
     raw = _raw(data, columns.x)
-    if any(getattr(a, "ndim", 0) > 1 and not is_series(a) for a in raw.values()):
+    dims = {tuple(getattr(a, "dims", ())) for a in raw.values() if hasattr(a, "encoding")}
+    if len(dims) > 1 or any(getattr(a, "ndim", 0) > 1 and not is_series(a) for a in raw.values()):
         flat, shaped = grid.spread(raw)
         return shaped(predict(shipped, theta, columns, flat))
     raw = within(raw)

@@ -87,6 +87,11 @@ def _to_block(values: Sequence[Any], columns: Columns) -> Block:
     return columns.block(_raw(values, columns.names))
 
 
+def decoded(values: Any, decode: Any) -> Any:
+    """Decode an array at once, or block by block where it is one of Dask."""
+    return values.map_blocks(decode, dtype=decode.dtype(values.dtype)) if is_array(values) else decode(values)
+
+
 def is_array(data: Any) -> bool:
     """Whether this is a Dask array."""
     return isinstance(data, da.Array)

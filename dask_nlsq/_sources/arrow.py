@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dask_nlsq._errors import DataError
 from dask_nlsq._sources.columns import Columns, check_columns
 from dask_nlsq._sources.memory import open_memory
 from dask_nlsq._sources.source import Source
@@ -40,6 +41,12 @@ def open_arrow(data: Any, columns: Columns) -> Source:
     present = present or tuple(reader.schema.names)
     check_columns(present, columns.names)
     names = list(columns.names)
+    for name, kind in unlike_numbers(reader.schema, names).items():
+        raise DataError(
+            f"The column has the type {kind}; numbers or dates are needed. Cast it first, for example with "
+            f"table.cast, or data.with_columns(polars.col({name!r}).cast(polars.Float64)).",
+            column=name,
+        )
     schema = pa.schema([reader.schema.field(name) for name in names])
     table = pa.Table.from_batches((batch.select(names) for batch in reader), schema)
     return open_memory(arrays(table), columns, f"{_kind(data)} in memory", present)

@@ -35,12 +35,13 @@ class Decoder:
 
         dims = [f"dim_{i}" for i in range(np.ndim(stored))]
         raw = xarray.Dataset({"values": (dims, stored, dict(self.attrs))})
+        times = xarray.coders.CFDatetimeCoder(time_unit="us")
         try:
-            values: AnyArray = xarray.decode_cf(raw, decode_timedelta=True)["values"].to_numpy()
+            values: AnyArray = xarray.decode_cf(raw, decode_times=times, decode_timedelta=True)["values"].to_numpy()
         except (ValueError, TypeError, OverflowError) as error:
             raise self._undefined(str(error).splitlines()[0]) from error
-        if values.dtype.kind == "O":
-            raise self._undefined(f"its calendar {self.attrs.get('calendar')!r} is not that of the world")
+        if values.dtype.kind not in "fiumM":
+            raise self._undefined("what comes out are no numbers and no dates")
         return values
 
     def _undefined(self, why: str) -> DataError:
@@ -51,7 +52,14 @@ class Decoder:
 
     def dtype(self, stored: np.dtype[Any]) -> np.dtype[Any]:
         """Return the type of the values."""
+        if self.dates:
+            return np.dtype("M8[us]")
         return self(np.zeros(1, stored)).dtype
+
+    @property
+    def dates(self) -> bool:
+        """Whether the numbers count from a date."""
+        return " since " in str(self.attrs.get("units"))
 
     def __str__(self) -> str:
         return ", ".join(f"{key} {value}" for key, value in self.attrs.items())
@@ -75,8 +83,8 @@ def decoder(name: str, attrs: Mapping[str, Any], dtype: np.dtype[Any], times: bo
     if (dtype.kind, str(attrs.get("_Unsigned")).lower()) in (("i", "true"), ("u", "false")):
         codes["_Unsigned"] = str(attrs["_Unsigned"]).lower()
     for key in FILLS:
-        if not np.isnan(value := _number(attrs.get(key))).all():
-            codes[key] = value if value.ndim else value.astype(dtype)[()]
+        if (fills := _fills(attrs.get(key), dtype)).size:
+            codes[key] = fills if fills.size > 1 else fills[0]
     if times and re.search(r" since\s+[-+]?\d", str(attrs.get("units"))):  # a date, not "seconds since the trigger"
         codes |= {key: attrs[key] for key in ("units", "calendar") if key in attrs}
     if times and str(attrs.get("dtype")).startswith("timedelta64"):
@@ -100,18 +108,38 @@ def remarks(name: str, attrs: Mapping[str, Any]) -> list[str]:
 
 
 def _scalar(value: Any) -> Any:
-    """Return the one value of an attribute as netCDF and HDF5 hold it, as plain Python."""
+    """Return the one value of an attribute as netCDF, HDF5 and JSON hold it, as plain Python."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.ravel()[0]
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _number(value: Any) -> AnyArray:
-    """Return the numbers in an attribute, where xarray writes floats in Base64; NaN if there are none."""
+def _fills(value: Any, dtype: np.dtype[Any]) -> AnyArray:
+    """Return the numbers in an attribute that values of a type can have; xarray writes floats in Base64."""
+    values = [_number(one) for one in (value if isinstance(value, (list, tuple, np.ndarray)) else [value])]
+    held = [one for one in values if one is not None and one == one and _holds(dtype, one)]
+    return np.array(held, dtype)
+
+
+def _number(value: Any) -> Any:
+    """Return a number as it is, so that large integers keep their digits; None where there is none."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, (int, float)):
+        return value
     with contextlib.suppress(TypeError, ValueError):
-        return np.asarray(np.nan if value is None else value, float)
+        return float(value)
     with contextlib.suppress(TypeError, ValueError, struct.error):
-        return np.asarray(struct.unpack("<d", base64.b64decode(value))[0])
-    return np.asarray(np.nan)
+        return struct.unpack("<d", base64.b64decode(value))[0]
+    return None
+
+
+def _holds(dtype: np.dtype[Any], value: Any) -> bool:
+    """Whether a value of a type can be this number."""
+    if dtype.kind not in "iu":
+        return dtype.kind == "f"
+    limits = np.iinfo(dtype)
+    return bool(np.isfinite(value) and int(value) == value and limits.min <= int(value) <= limits.max)

@@ -204,6 +204,8 @@ def _plain(name: str, values: Any) -> AnyArray:
         if values.dtype.kind not in "fiub":
             return np.asarray(values.data)  # refused by its dtype
         return np.where(np.ma.getmaskarray(values), np.nan, np.asarray(values.data, float))
+    if hasattr(values, "unmasked") and hasattr(values, "mask"):  # of astropy, with or without a unit
+        return np.where(np.asarray(values.mask), np.nan, np.asarray(values.unmasked, float))
     dtype: Any = getattr(values, "dtype", None)
     if not isinstance(values, np.ndarray) and hasattr(values, "to_numpy"):
         kind = getattr(dtype, "kind", "O")

@@ -39,6 +39,8 @@ def files(path: Any, storage_options: dict[str, Any] | None = None) -> dict[str,
     fs, _, paths = fsspec.get_fs_token_paths(path if len(path) > 1 else path[0], storage_options=options)
     whole = fsspec.core.url_to_fs(path[0], **options)[1]
     base = base_folder(whole).rstrip("/") + "/" if "*" in whole else None
+    if len(given) > 1:
+        base = os.path.commonpath([os.path.dirname(root) for root in paths]).rstrip("/") + "/"
     found = {}
     for root in paths:
         if fs.isfile(root) and any(fs.exists(f"{root.rstrip('/')}/{name}") for name in GROUP):

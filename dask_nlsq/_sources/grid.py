@@ -1,112 +1,199 @@
 """Grid: images, spectra and cubes as columns of rows, and back.
 
-Rows come in the order of the array, its last index first; where it is a Dask array, block by block.
+Rows come in the order of the array, its last index first; where any of the arrays is lazy, block by block, and all are
+cut into the same blocks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dask.array as da
 import numpy as np
+import zarr
+from dask.array.core import normalize_chunks
+from dask.base import tokenize
 
 from dask_nlsq._errors import DataError
+from dask_nlsq._sources import hdf5
+from dask_nlsq._sources.array import decoded
+from dask_nlsq._sources.cf import decoder
+from dask_nlsq._sources.frame import is_series
+from dask_nlsq._sources.hdf5 import is_hdf5
+from dask_nlsq._sources.stored import ROWS, Stored
+from dask_nlsq._sources.zarr import stored
 
-
-def broadcast(variables: Mapping[str, Any], y: str) -> dict[str, Any]:
-    """Return variables of xarray as columns, repeated over the dimensions of y that they lack."""
-    import xarray
-
-    dims = variables[y].dims
-    if beyond := [name for name, a in variables.items() if not set(a.dims) <= set(dims)]:
-        said = {name: a.dims for name, a in variables.items()}
-        raise DataError(
-            f"The variables must lie along dimensions of {y!r}; the dimensions are {said}. Choose with data.isel().",
-            column=beyond[0],
-        )
-    chunks = None if variables[y].chunks is None else dict(zip(dims, variables[y].chunks, strict=True))
-    whole = xarray.broadcast(*variables.values())
-    found = {}
-    for name, array in zip(variables, whole, strict=True):
-        lazy = chunks or not getattr(variables[name].variable, "_in_memory", True)
-        array = array.transpose(*dims)
-        found[name] = flat((array.chunk(chunks or {}) if lazy else array).data)
-    return found
-
-
-def flat(array: Any) -> Any:
-    """Return an array of several dimensions as a column; of a Dask array the blocks stay as they are."""
-    if not isinstance(array, da.Array):
-        return np.ravel(array)
-    return da.reshape_blockwise(array, int(array.size)) if array.ndim > 1 else array
+Shaped = Callable[[Any], Any]
+"""Gives a column the shape of the arrays, and their coordinates, back."""
 
 
 def columns_of(x: Sequence[Any], y: Any, sigma: Any) -> tuple[list[Any], Any, Any]:
-    """Return x, y and sigma as columns, where y has several dimensions over which each x is repeated.
+    """Return x, y and sigma as columns, where y has several dimensions over which the others are repeated.
 
     Raises
     ------
     DataError
-        An x has no shape that is repeated to that of y.
+        An array has no shape that is repeated to that of y.
     """
-    if all(_is_variable(a) for a in (*x, y)) and (_is_variable(sigma) or not np.ndim(sigma)):
-        given = {str(i): a for i, a in enumerate(x)} | {"y": y} | ({"sigma": sigma} if np.ndim(sigma) else {})
-        found = broadcast(given, "y")
-        return [found[str(i)] for i in range(len(x))], found["y"], found.get("sigma", sigma)
-    shape = tuple(y.shape)
-    chunks = y.chunks if isinstance(y, da.Array) else None
-    for i, a in enumerate(x):
-        try:
-            fits = np.broadcast_shapes(np.shape(a), shape) == shape
-        except ValueError:
-            fits = False
-        if not fits:
-            raise DataError(
-                f"y has shape {shape}, and the {i + 1}. x shape {np.shape(a)}, which cannot be repeated to it. "
-                "Give each x with the shape of y, or one that NumPy broadcasts to it, as numpy.meshgrid makes."
-            )
-    spread = [_spread(a, shape, chunks) for a in x]
-    weights = _spread(sigma, shape, chunks) if np.ndim(sigma) else sigma
-    return spread, flat(y), weights
+    given = {f"x[{i}]": a for i, a in enumerate(x)} | {"y": y} | ({} if _is_number(sigma) else {"sigma": sigma})
+    columns, _ = spread(given, "y")
+    return [columns[f"x[{i}]"] for i in range(len(x))], columns["y"], columns.get("sigma", sigma)
 
 
-def _spread(array: Any, shape: tuple[int, ...], chunks: Any) -> Any:
-    """Return an array repeated to a shape, as a column."""
-    if chunks is None and not isinstance(array, da.Array):
-        return flat(np.broadcast_to(np.asarray(array), shape))
-    repeated = da.broadcast_to(da.asarray(array), shape)
-    return flat(repeated.rechunk(chunks or "auto"))
+def _is_number(sigma: Any) -> bool:
+    return sigma is None or not np.ndim(sigma)
 
 
-def spread(raw: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any], Any]]:
-    """Return arrays repeated to one shape, as columns, and what gives a column that shape and its coordinates."""
-    named = {name: a for name, a in raw.items() if _is_variable(a)}
-    if len(named) == len(raw):
-        return _spread_named(named)
-    arrays = {name: a if isinstance(a, da.Array) else np.asarray(a) for name, a in raw.items()}
-    try:
-        shape = np.broadcast_shapes(*(a.shape for a in arrays.values()))
-    except ValueError:
-        said = {name: a.shape for name, a in arrays.items()}
-        raise DataError(f"Columns have shapes that cannot be repeated to one: {said}.") from None
-    lazily = next((a for a in arrays.values() if isinstance(a, da.Array)), None)
-    if lazily is None:
-        return {name: _spread(a, shape, None) for name, a in arrays.items()}, lambda values: values.reshape(shape)
-    chunks = da.broadcast_to(lazily, shape).chunks
-    columns = {name: _spread(a, shape, chunks) for name, a in arrays.items()}
+def spread(arrays: Mapping[str, Any], like: str | None = None) -> tuple[dict[str, Any], Shaped]:
+    """Return arrays repeated to one shape, as columns, and what gives a column that shape back.
+
+    Parameters
+    ----------
+    arrays : mapping
+        Arrays of any kind, by name.
+    like : str, optional
+        The one to whose shape the others are repeated; by default the shape that they have together.
+    """
+    if any(_is_variable(a) for a in arrays.values()):
+        return _spread_variables(arrays, like)
+    found = {name: _lazy_or_plain(name, a) for name, a in arrays.items()}
+    shape = _shape({name: a.shape for name, a in found.items()}, like)
+    if not any(isinstance(a, da.Array) for a in found.values()) or not math.prod(shape):
+        return {n: _repeat(np.asanyarray(a), shape).ravel() for n, a in found.items()}, lambda v: v.reshape(shape)
+    chunks = _chunks(found, shape, like)
+    blocks = {name: da.broadcast_to(da.asanyarray(a), shape).rechunk(chunks) for name, a in found.items()}
+    columns = {name: da.reshape_blockwise(a, math.prod(shape)) for name, a in blocks.items()}
     return columns, lambda values: da.reshape_blockwise(values, shape, chunks=chunks)
 
 
-def _spread_named(variables: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any], Any]]:
-    import xarray
+def _lazy_or_plain(name: str, array: Any) -> Any:
+    """Return an array as one of NumPy or Dask; what lies in a store or file is read block by block, and decoded."""
+    if isinstance(array, zarr.Array):
+        return _blocks(stored(name, array))
+    if is_hdf5(array):
+        return _blocks(hdf5.stored(name, array))
+    if is_series(array):
+        raise DataError("Beside arrays of several dimensions it is a Series; give its values as an array.", column=name)
+    found = array if isinstance(array, da.Array) else np.asanyarray(array)
+    if any(np.isnan(n) for n in found.shape):
+        raise DataError("Its chunk sizes are not known: call compute_chunk_sizes() on it.", column=name)
+    return found
 
-    first, *others = xarray.broadcast(*variables.values())
-    whole = [first, *(a.transpose(*first.dims) for a in others)]
-    columns, shaped = spread({name: a.data for name, a in zip(variables, whole, strict=True)})
-    return columns, lambda values: first.copy(data=shaped(values)).rename("predicted")
+
+def _blocks(array: Stored) -> Any:
+    """Return a stored array as a Dask array, cut along its first dimension alone."""
+    chunks = getattr(array.array, "chunks", None)
+    first, row = (chunks[0] if chunks else 1), max(math.prod(array.shape[1:]), 1)
+    step = first * max(1, ROWS // (first * row))
+    name = f"stored-{tokenize(array.place, array.shape, step)}"
+    return da.from_array(
+        array, (step, *array.shape[1:]), name, meta=np.empty((0,) * array.ndim, array.dtype), inline_array=True
+    )
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], like: str | None) -> tuple[int, ...]:
+    try:
+        shape = np.broadcast_shapes(*shapes.values())
+    except ValueError:
+        shape = None
+    if shape is None or (like is not None and shape != shapes[like]):
+        aim = "to one" if like is None else f"to that of {like}"
+        raise DataError(
+            f"The arrays have shapes that cannot be repeated {aim}: {dict(shapes)}. Give each the shape of the "
+            "others, or one that NumPy broadcasts to it, as numpy.meshgrid makes."
+        )
+    return shape
+
+
+def _repeat(array: Any, shape: tuple[int, ...]) -> Any:
+    """Return an array of NumPy repeated to a shape, with its mask."""
+    if not isinstance(array, np.ma.MaskedArray):
+        return np.broadcast_to(array, shape)
+    mask = np.broadcast_to(np.ma.getmaskarray(array), shape)
+    return np.ma.MaskedArray(np.broadcast_to(array.data, shape), mask)
+
+
+def _chunks(arrays: Mapping[str, Any], shape: tuple[int, ...], like: str | None) -> Any:
+    """Return the blocks that all arrays are cut into: those of y where it is lazy, else along the first dimension."""
+    model = arrays.get(like) if like is not None else None
+    if isinstance(model, da.Array):
+        return model.chunks
+    same = next((a.chunks for a in arrays.values() if isinstance(a, da.Array) and a.shape == shape), None)
+    return same or normalize_chunks(("auto", *(-1,) * (len(shape) - 1)), shape, dtype=np.dtype("f8"))
 
 
 def _is_variable(data: Any) -> bool:
     """Whether this is a variable of xarray, whose dimensions have names."""
     return hasattr(data, "dims") and hasattr(data, "encoding")
+
+
+def _spread_variables(arrays: Mapping[str, Any], like: str | None) -> tuple[dict[str, Any], Shaped]:
+    """Repeat variables of xarray along their named dimensions; what has no names needs the shape of all."""
+    import xarray
+
+    if like is not None and not _is_variable(arrays[like]):
+        bare = {name: _values(name, a) if _is_variable(a) else a for name, a in arrays.items()}
+        if unlike := [name for name, a in bare.items() if _is_variable(arrays[name]) and a.shape != bare[like].shape]:
+            raise DataError(
+                f"It has named dimensions {arrays[unlike[0]].dims}, and {like} has none: give {like} as a DataArray.",
+                column=unlike[0],
+            )
+        return spread(bare, like)
+    whole = arrays[like] if like is not None else next(a for a in arrays.values() if _is_variable(a))
+    named = {name: _named(name, a, whole) for name, a in arrays.items()}
+    try:
+        aligned = xarray.align(*named.values(), join="exact")
+    except ValueError as error:
+        raise DataError(f"The coordinates are not those of one another: {str(error).splitlines()[0]}") from error
+    dims = tuple(dict.fromkeys((*whole.dims, *(dim for a in aligned for dim in a.dims))))
+    if like is not None and dims != tuple(whole.dims):
+        said = {name: a.dims for name, a in named.items()}
+        beyond = next(name for name, a in named.items() if not set(a.dims) <= set(whole.dims))
+        raise DataError(
+            f"The variables must lie along dimensions of {like!r}; the dimensions are {said}. Choose with data.isel().",
+            column=beyond,
+        )
+    sizes = {dim: size for a in aligned for dim, size in a.sizes.items()}
+    placed = {}
+    for name, a in zip(named, aligned, strict=True):
+        order = [dim for dim in dims if dim in a.dims]
+        values = _values(name, a.transpose(*order))
+        placed[name] = values.reshape([sizes[dim] if dim in order else 1 for dim in dims])
+    columns, shaped = spread(placed, like)
+    template = xarray.broadcast(*(a.drop_vars([c for c in a.coords if c not in a.dims]) for a in aligned))[0]
+    coordinates = {dim: template[dim] for dim in dims if dim in template.coords}
+    return columns, lambda values: xarray.DataArray(shaped(values), coordinates, dims, name="predicted")
+
+
+def _named(name: str, array: Any, whole: Any) -> Any:
+    """Return an array as a DataArray; one without names has those of `whole`, whose shape it needs."""
+    import xarray
+
+    if isinstance(array, xarray.DataArray):
+        return array
+    if _is_variable(array):
+        return xarray.DataArray(array)
+    if np.ndim(array) and np.shape(array) != tuple(whole.shape):
+        raise DataError(
+            f"It has shape {np.shape(array)} and no named dimensions, beside a DataArray of {dict(whole.sizes)}. Give "
+            "it as a DataArray too.",
+            column=name,
+        )
+    return xarray.DataArray(_lazy_or_plain(name, array), dims=whole.dims if np.ndim(array) else ())
+
+
+def _values(name: str, variable: Any) -> Any:
+    """Return the array inside of a variable, decoded; what is not loaded is cut along its first dimension."""
+    inner = getattr(variable, "variable", variable)
+    if inner.chunks is None and not getattr(inner, "_in_memory", True) and variable.ndim:
+        first, *others = variable.dims
+        stored_as = variable.encoding.get("preferred_chunks", {}).get(first)
+        inner = inner.chunk({first: stored_as or "auto"} | dict.fromkeys(others, -1))
+    values = inner.data
+    plain = isinstance(inner.dtype, np.dtype) and inner.dtype.kind in "fiu"
+    decode = decoder(name, variable.attrs, inner.dtype, times=False) if plain else None
+    if decode is None:
+        return values if hasattr(values, "shape") else np.asarray(values)
+    return decoded(values, decode)

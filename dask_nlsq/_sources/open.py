@@ -13,24 +13,25 @@ import dask.array as da
 import fsspec
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
+import pyarrow.fs
 import zarr
 from dask.base import tokenize
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._sources import hdf5, tables
-from dask_nlsq._sources.array import is_array, open_array
+from dask_nlsq._sources.array import decoded, is_array, open_array
 from dask_nlsq._sources.arrow import is_arrow, open_arrow
 from dask_nlsq._sources.cf import decoder
 from dask_nlsq._sources.columns import Columns, check_columns
 from dask_nlsq._sources.files import are_paths, is_path
 from dask_nlsq._sources.frame import is_frame, is_series, open_frame, open_series
-from dask_nlsq._sources.grid import broadcast
+from dask_nlsq._sources.grid import spread
 from dask_nlsq._sources.hdf5 import is_hdf5, library
 from dask_nlsq._sources.memory import open_memory
 from dask_nlsq._sources.parquet import Rows, open_parquet, open_rows
-from dask_nlsq._sources.places import check_above, kind_at, refused
+from dask_nlsq._sources.places import kind_at, kind_by_name, refused
 from dask_nlsq._sources.source import Source
 from dask_nlsq._sources.stored import Stored, StoredPartition
 from dask_nlsq._sources.text import open_text
@@ -88,7 +89,7 @@ def open_source(
         return _open_mapping({name: data[name] for name in names}, columns)
     if isinstance(data, Mapping):
         return _open_mapping(data, columns)
-    if is_arrow(data):
+    if is_arrow(data) and not isinstance(data, (pa.Array, pa.ChunkedArray)):
         return open_arrow(data, columns)
     if hasattr(data, "colnames"):  # a Table of astropy
         return _open_mapping({name: data[name] for name in data.colnames}, columns)
@@ -136,22 +137,28 @@ def _remedy(data: Any) -> str | None:
 
 
 def _open_table(data: Any, columns: Columns, reading: Reading) -> Source | None:
-    """Open a table of a format with a log, or a dataset of pyarrow; None for all else."""
-    kind, expression = library(data), None if reading.filters is None else pq.filters_to_expression(reading.filters)
+    """Open a table of a format with a log, a repository, or a dataset of pyarrow; None for all else."""
+    kind = library(data)
     if kind == "deltalake" and hasattr(data, "file_uris"):
-        return tables.open_delta(data, columns, expression)
+        if reading.version is not None:
+            raise DataError("data is a DeltaTable of one version already: give DeltaTable(path, version=...).")
+        return tables.open_delta(data, columns, reading.filters)
+    if isinstance(data, ds.Dataset) and isinstance(getattr(data, "format", None), ds.ParquetFileFormat):
+        near = isinstance(data.filesystem, pyarrow.fs.LocalFileSystem)
+        return open_rows(Rows(data, near, "the dataset"), columns, reading.filters)
+    if isinstance(data, ds.Dataset):
+        return open_arrow(data.to_table(list(columns.names)), columns)
+    if kind not in ("pyiceberg", "icechunk"):
+        return None
+    if reading.filters is not None:
+        raise DataError("filters= needs Parquet; of an Iceberg table give data=table.scan(row_filter=...).")
     if kind == "pyiceberg" and hasattr(data, "projection" if hasattr(data, "plan_files") else "scan"):
-        if expression is not None:
-            raise DataError("filters= cannot be had of Iceberg: give data=table.scan(row_filter=...).")
         return tables.open_iceberg(data, columns, reading.version)
-    if kind == "icechunk":
-        if hasattr(data, "readonly_session"):
-            return open_zarr(tables.repository_group(data, reading.version), columns)
-        if (store := getattr(data, "store", data if type(data).__name__ == "IcechunkStore" else None)) is not None:
-            return open_zarr(zarr.open_group(store, mode="r"), columns)
-    if isinstance(data, ds.Dataset) and hasattr(data, "files"):
-        return open_rows(Rows(data, near=True, place="the dataset"), columns, expression)
-    return None
+    if hasattr(data, "readonly_session"):
+        return tables.open_repository(data, columns, reading.version)
+    if type(data).__name__ == "IcechunkStore":
+        return tables.open_session(data.session, columns)
+    return tables.open_session(data, columns) if hasattr(data, "store") else None
 
 
 def _open_path(path: str, columns: Columns, reading: Reading) -> Source:
@@ -163,43 +170,47 @@ def _open_path(path: str, columns: Columns, reading: Reading) -> Source:
         if reading.version is not None and kind not in ("Delta", "Iceberg", "Icechunk"):
             raise DataError(f"version= needs a Delta, Iceberg or Icechunk table; {path!r} is {kind}.")
         if kind not in ("Parquet", "Delta") and reading.filters is not None:
-            raise DataError("filters= needs data= to be a path or URL of Parquet; filter the collection instead.")
+            raise DataError(f"filters= needs Parquet or Delta; {path!r} is {kind}. Filter a collection instead.")
         if kind == "Delta":
-            expression = None if reading.filters is None else pq.filters_to_expression(reading.filters)
-            return tables.open_delta_path(path, columns, expression, options, reading.version)
-        if kind == "Iceberg" or path.endswith(".metadata.json"):
+            return tables.open_delta_path(path, columns, reading.filters, options, reading.version)
+        if kind == "Iceberg":
             return tables.open_iceberg_path(path, columns, options, reading.version)
         if kind == "Icechunk":
-            return open_zarr(tables.open_icechunk(root, reading.version), columns)
+            return tables.open_icechunk(root, columns, reading.version)
         if kind == "Zarr":
             return _open_store(path, columns, options)
-        check_above(fs, root, path)
         if kind == "text":
             return open_text(path, columns, options)
         if kind != "Parquet":
             raise refused(path, kind)
         return open_parquet(path, columns, reading.filters, options)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
         if isinstance(error, NlsqError):
             raise
-        raise DataError(f"{path!r} cannot be read as Parquet or Zarr: {type(error).__name__}: {error}") from error
+        raise DataError(f"{path!r} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _open_paths(paths: Sequence[str], columns: Columns, reading: Reading) -> Source:
     """Open a list of paths of Parquet or of text, which are read as one table."""
     options = reading.storage_options or {}
-    found = {kind_at(*fsspec.core.url_to_fs(path, **options)) for path in paths}
-    if found == {"text"} and reading.filters is None:
-        return open_text(list(paths), columns, options)
-    if found != {"Parquet"}:
-        raise DataError(
-            f"data is a list of paths of {' and '.join(sorted(found))}; several of Parquet, or of CSV, are read as one "
-            "table. xarray.open_mfdataset(paths) joins those of Zarr and netCDF: give that as data=."
-        )
-    for path in paths:
-        fs, root = fsspec.core.url_to_fs(path, **options)
-        check_above(fs, root, path)
-    return open_parquet(list(paths), columns, reading.filters, options)
+    if reading.version is not None:
+        raise DataError("version= needs one Delta, Iceberg or Icechunk table, and data is a list of paths.")
+    try:
+        found = {kind_by_name(path) or kind_at(*fsspec.core.url_to_fs(path, **options)) for path in paths}
+        if found == {"text"} and reading.filters is None:
+            return open_text(list(paths), columns, options)
+        if found == {"Parquet"}:
+            return open_parquet(list(paths), columns, reading.filters, options)
+    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+        if isinstance(error, NlsqError):
+            raise
+        raise DataError(f"The paths cannot be read: {type(error).__name__}: {error}") from error
+    if found == {"text"}:
+        raise DataError("filters= needs Parquet or Delta; data is a list of CSV. Filter a collection instead.")
+    raise DataError(
+        f"data is a list of paths of {' and '.join(sorted(found))}; several of Parquet, or several of CSV, are read as "
+        "one table. xarray.open_mfdataset(paths) joins those of Zarr and netCDF: give that as data=."
+    )
 
 
 def _open_store(path: str, columns: Columns, options: dict[str, Any]) -> Source:
@@ -234,7 +245,7 @@ def _open_dataset(data: Any, columns: Columns) -> Source:
     check_columns(present, columns.names)
     chosen = {name: data[name] for name in columns.names}
     if any(len(a.dims) != 1 for a in chosen.values()) or len({a.dims for a in chosen.values()}) > 1:
-        chosen = broadcast(chosen, columns.y)
+        chosen, _ = spread(chosen, columns.y)
     source = _open_arrays(chosen, columns)
     return dataclasses.replace(source, info=dataclasses.replace(source.info, present=tuple(present)))
 
@@ -299,11 +310,6 @@ def _variables(variables: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(variable: Any) -> bool:
     """Whether values are of a type of NumPy."""
     return isinstance(variable.dtype, np.dtype) and variable.dtype.kind in "fiu"
-
-
-def decoded(values: Any, decode: Any) -> Any:
-    """Decode an array at once, or block by block."""
-    return values.map_blocks(decode, dtype=decode.dtype(values.dtype)) if is_array(values) else decode(values)
 
 
 def count_absent(source: Source, arrays: Mapping[str, Any]) -> Source:

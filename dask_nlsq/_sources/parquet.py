@@ -20,7 +20,7 @@ from dask_nlsq._sources.arrow import arrays as to_arrays
 from dask_nlsq._sources.arrow import unlike_numbers
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
 from dask_nlsq._sources.files import base_folder
-from dask_nlsq._sources.places import PARQUET, check_below
+from dask_nlsq._sources.places import PARQUET, check_above, check_below
 from dask_nlsq._sources.source import Info, Source
 from dask_nlsq._typing import AnyArray
 
@@ -98,17 +98,34 @@ def open_parquet(
 ) -> Source:
     """Take a file, a folder or a pattern, at a path or an fsspec URL, or a list of them."""
     options = storage_options or {}
-    fs, _, roots = fsspec.get_fs_token_paths(path, storage_options=options)
-    found, notes = listed(fs, roots, path)
-    if not found:
-        raise DataError(f"Nothing was found at {path!r}.")
+    fs, found, notes, roots = _find(path, options)
     local = type(fs).__name__ == "LocalFileSystem"
     base = base_folder(fsspec.core.url_to_fs(path if isinstance(path, str) else path[0], **options)[1])
     rows = Rows(_dataset(found, base, fs, local), local, str(path), notes=tuple(notes))
-    source = open_rows(rows, columns, None if filters is None else pq.filters_to_expression(filters))
+    source = open_rows(rows, columns, filters)
     if len(roots) == 1 and filters is None and (stale := _older_metadata(fs, roots[0], source.info.rows)):
         return dataclasses.replace(source, info=dataclasses.replace(source.info, notes=(*source.info.notes, stale)))
     return source
+
+
+def _find(path: str | Sequence[str], options: dict[str, Any]) -> tuple[Any, list[str], list[str], list[str]]:
+    """Return the file system, the files, what was left out in words, and the folders and files that are named."""
+    found: list[str] = []
+    notes: list[str] = []
+    roots: list[str] = []
+    for one in [path] if isinstance(path, str) else path:
+        fs, _, named = fsspec.get_fs_token_paths(one, storage_options=options)
+        if any(sign in one for sign in "?[") and not fs.exists(fsspec.core.url_to_fs(one, **options)[1]):
+            named = sorted(fs.glob(fsspec.core.url_to_fs(one, **options)[1]))
+        inside, told = listed(fs, named, one)
+        if not inside:
+            raise DataError(f"Nothing was found at {one!r}.")
+        found, notes, roots = [*found, *inside], [*notes, *told], [*roots, *named]
+    check_above(fs, roots, path)
+    if len(set(found)) < len(found):
+        twice = next(name for name in found if found.count(name) > 1)
+        raise DataError(f"The paths name the file {twice!r} more than once; its rows would count as often.")
+    return fs, found, notes, roots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +141,30 @@ class Rows:
     identity: str | None = None
 
 
-def open_rows(rows: Rows, columns: Columns, expression: Any = None) -> Source:
-    """Take the rows of a dataset that pass an expression."""
+def open_rows(rows: Rows, columns: Columns, filters: Any = None) -> Source:
+    """Take the rows of a dataset that pass filters."""
+    expression = to_expression(filters)
+    try:
+        return _open_rows(rows, columns, expression)
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        if expression is None:
+            raise
+        raise DataError(f"The filters {filters!r} are not of the types of the columns: {error}") from error
+
+
+def to_expression(filters: Any) -> Any:
+    """Return filters as an expression of pyarrow, or None."""
+    if filters is None:
+        return None
+    try:
+        return pq.filters_to_expression(filters)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"filters is {filters!r}; a list such as [('t', '<', 2.0)] or an expression of pyarrow.compute is needed."
+        ) from error
+
+
+def _open_rows(rows: Rows, columns: Columns, expression: Any) -> Source:
     dataset, place = rows.dataset, rows.place
     check_columns(dataset.schema.names, columns.names)
     held: dict[str, _Held] = {}
@@ -152,6 +191,8 @@ def open_rows(rows: Rows, columns: Columns, expression: Any = None) -> Source:
             lengths.append(length)
             stored.append(_stored(run, share))
     if not partitions:
+        if expression is None:
+            raise DataError(f"There are no rows at {place!r}.")
         raise DataError(f"No row group at {place!r} can hold a row that passes the filters {expression}.")
     types: dict[str, str] = {name: str(dataset.schema.field(name).type) for name in columns.names}
     dates = [name for name, found in held.items() if found.things.startswith("dates")]
@@ -180,24 +221,26 @@ def listed(fs: Any, roots: Sequence[str], path: Any) -> tuple[list[str], list[st
 
     Spark and Hive leave out what begins with ``_`` or ``.``: their records, and rows of writers that have not ended.
     """
-    found, hidden, others = [], [], []
+    found: list[str] = []
+    hidden: list[str] = []
+    others: list[str] = []
     for root in roots:
         if not fs.isdir(root):
             found.append(root)
             continue
         inside = fs.find(root)
-        check_below(fs, dict.fromkeys(inside), path)
+        check_below(inside, path)
         seen = [name for name in inside if not _hidden(name, root)]
         named = [name for name in seen if name.endswith(PARQUET)]
         hidden += [name for name in inside if name.endswith(PARQUET) and _hidden(name, root)]
-        others += [name for name in seen if named and name not in set(named)] if len(named) < len(seen) else []
+        others += [name for name in seen if not name.endswith(PARQUET)] if named else []
         found += named or seen
     notes = []
     if hidden:
         notes.append(f"{_files(hidden)} below names that begin with _ or . left out, as Spark and Hive do.")
     if others:
         notes.append(f"{_files(others)} beside the Parquet files left out, by the ending of the name.")
-    return sorted(found), notes
+    return sorted(set(found)), notes
 
 
 def _hidden(name: str, root: str) -> bool:
@@ -214,8 +257,11 @@ def _older_metadata(fs: Any, root: str, rows: int | None) -> str | None:
     name = f"{root.rstrip('/')}/_metadata"
     if not fs.exists(name):
         return None
-    with fs.open(name) as file:
-        there = pq.read_metadata(file).num_rows
+    try:
+        with fs.open(name) as file:
+            there = pq.read_metadata(file).num_rows
+    except (OSError, pa.ArrowInvalid) as error:
+        return f"The file {name!r}, which need not be read, cannot be: {error}"
     if there == rows:
         return None
     return (

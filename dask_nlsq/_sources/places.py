@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from dask_nlsq._errors import DataError
@@ -73,7 +75,7 @@ TEXTS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.bz2", ".csv.xz", ".csv.zst"
 PARQUET = (".parquet", ".parq", ".pq")
 """How names of Parquet files end, as Dask's reader takes them too."""
 
-_UP = 8
+_UP = 5
 """Folders above a path that may be the root of its table."""
 
 ZARR = ("zarr.json", ".zgroup", ".zarray")
@@ -82,16 +84,20 @@ ZARR = ("zarr.json", ".zgroup", ".zarray")
 def kind_at(fs: Any, root: str) -> str:
     """Return the format of what lies at a path: that of a table, Zarr, Icechunk, text, another, or else Parquet."""
     root = root.rstrip("/")
-    if "*" in root or "?" in root or "[" in root:
+    if any(sign in root for sign in "*?["):
         return "text" if root.endswith(TEXTS) else "Parquet"
+    if root.endswith(".metadata.json"):
+        return "Iceberg"
     names = _names(fs, root)
     if names is None:  # a file, or a folder of a server that lists none
-        zarr = root.endswith(".zarr") or any(_exists(fs, f"{root}/{name}") for name in ZARR)
-        return "Zarr" if zarr else "text" if root.endswith(TEXTS) else _of_file(fs, root)
+        if root.endswith(TEXTS):
+            return "text"
+        zarr = not root.endswith(PARQUET) and any(_exists(fs, f"{root}/{name}") for name in ZARR)
+        return "Zarr" if zarr or root.endswith(".zarr") else _of_file(fs, root)
     for marker, format_ in TABLES.items():
         if marker in names:
             return format_
-    if "metadata" in names and any(n.endswith(".metadata.json") for n in _names(fs, f"{root}/metadata") or ()):
+    if "metadata" in names and _has_metadata(fs, root):
         return "Iceberg"
     if names & set(ZARR) or root.endswith(".zarr"):
         return "Zarr"
@@ -99,6 +105,16 @@ def kind_at(fs: Any, root: str) -> str:
         return "Icechunk"
     files = {name for name in names if not name.startswith(("_", "."))}
     return "text" if files and all(name.endswith(TEXTS) for name in files) else "Parquet"
+
+
+def kind_by_name(path: str) -> str | None:
+    """Return the format of a file by the ending of its name, where that is usual for one that is read here."""
+    return "Parquet" if path.endswith(PARQUET) else "text" if path.endswith(TEXTS) else None
+
+
+def _has_metadata(fs: Any, root: str) -> bool:
+    """Whether a folder is the root of an Iceberg table."""
+    return any(name.endswith(".metadata.json") for name in _names(fs, f"{root}/metadata") or ())
 
 
 def _names(fs: Any, root: str) -> set[str] | None:
@@ -130,39 +146,52 @@ def _of_file(fs: Any, root: str) -> str:
     return next((format_ for ending, format_ in _ENDINGS.items() if root.endswith(ending)), "Parquet")
 
 
-def check_above(fs: Any, root: str, path: str) -> None:
-    """Refuse a path inside of a table of a format, whose log alone says which of its rows there are."""
-    above = root.rstrip("/")
-    for _ in range(_UP):
-        above = posixpath.dirname(above)
-        if not above.strip("/"):
-            return
-        for marker, format_ in TABLES.items():
-            if _exists(fs, f"{above}/{marker}"):
-                raise _inside(path, format_, above)
-        if _exists(fs, f"{above}/metadata/version-hint.text"):
-            raise _inside(path, "Iceberg", above)
+def check_above(fs: Any, roots: Sequence[str], path: Any) -> None:
+    """Refuse paths inside of a table of a format, whose log alone says which of its rows there are.
+
+    Each folder above is looked at once; a server of plain HTTP is not asked, which may answer whatever it is asked.
+    """
+    if type(fs).__name__ == "HTTPFileSystem":
+        return
+    folders: set[str] = set()
+    for root in roots:
+        above = root.rstrip("/")
+        for _ in range(_UP):
+            above = posixpath.dirname(above)
+            if not above.strip("/") or above in folders:
+                break
+            folders.add(above)
+    for folder in sorted(folders, key=len, reverse=True):
+        found = next((format_ for marker, format_ in TABLES.items() if _exists(fs, f"{folder}/{marker}")), None)
+        if found or _has_metadata(fs, folder):
+            raise _inside(path, found or "Iceberg", folder)
 
 
-def _inside(path: str, format_: str, table: str) -> DataError:
+def _inside(path: Any, format_: str, table: str) -> DataError:
     return DataError(
-        f"{path!r} lies in the {format_} table {table!r}, and may hold rows that are not the table's any more. Give "
-        f"the table, {READERS[format_]}, with filters= for some of its rows."
+        f"{path!r} lies in the {format_} table {table!r}, and may hold rows that are no longer in the table. Give "
+        f"the table, {READERS[format_]}, with a filter for some of its rows."
     )
 
 
-def check_below(fs: Any, found: dict[str, Any], path: str) -> None:
-    """Refuse a folder that holds tables of a format, of all files that lie below it."""
-    for name in found:
-        for marker, format_ in TABLES.items():
-            head, inside, _ = name.partition(f"/{marker}/")
-            if inside:
-                raise DataError(
-                    f"{path!r} holds the {format_} table {head!r}, and its files may hold rows that are not the "
-                    f"table's any more. Give the table: {READERS[format_]}."
-                )
+def check_below(names: Sequence[str], path: Any) -> None:
+    """Refuse a folder that holds tables of a format, given all files that lie below it."""
+    for name in names:
+        inside = _IN_TABLE.fullmatch(name)
+        if inside:
+            format_ = TABLES.get(inside["marker"], "Iceberg")
+            raise DataError(
+                f"{path!r} holds the {format_} table {inside['table']!r}, and its files may hold rows that are no "
+                f"longer in the table. Give the table: {READERS[format_]}."
+            )
+
+
+_IN_TABLE = re.compile(r"(?P<table>.*)/((?P<marker>_delta_log|\.hoodie)/.*|metadata/[^/]+\.metadata\.json)")
 
 
 def refused(path: str, format_: str) -> DataError:
     """Return an error that says how a format is read that a path of it is not."""
-    return DataError(f"{path!r} is {format_}, and a path or URL of Parquet, Zarr or CSV is needed: {READERS[format_]}.")
+    return DataError(
+        f"{path!r} is {format_}, and a path or URL of Parquet, Delta, Iceberg, Zarr, Icechunk or CSV is needed: "
+        f"{READERS[format_]}."
+    )

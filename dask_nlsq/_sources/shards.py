@@ -22,8 +22,8 @@ from zarr.storage import FsspecStore, LocalStore
 
 _CHECKSUM = 4
 
-_MOST = 20_000
-"""Shards whose index is read at most: each is a request."""
+_MOST, _MOST_AFAR = 20_000, 1_000
+"""Shards whose index is read at most, on a disk and elsewhere: each is a request."""
 
 _AT_A_TIME = 16
 
@@ -32,12 +32,14 @@ Read = Callable[[str, int, bool], bytes | None]
 
 
 def count_inner(array: Any) -> int | None:
-    """Return how many chunks of a sharded array are missing, with or without their shard; None where it is not told."""
+    """Return how many chunks of a sharded array are missing, with their shard or alone; None where it is unknown."""
     codec = array.metadata.codecs[0] if array.metadata.zarr_format == 3 else None
     about = codec.to_dict().get("configuration", {}) if codec is not None else {}
     names = [c["name"] if isinstance(c, dict) else c for c in about.get("index_codecs", ())]
     counts = [-(-n // s) for n, s in zip(array.shape, array.shards, strict=True)]
-    if names != ["bytes", "crc32c"] or math.prod(counts) > _MOST:
+    if names != ["bytes", "crc32c"] or math.prod(counts) > (
+        _MOST if isinstance(array.store, LocalStore) else _MOST_AFAR
+    ):
         return None
     inner: int = math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True))
     read, at_end = _reader(array.store), str(about.get("index_location", "end")) == "end"

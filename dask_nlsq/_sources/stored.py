@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import socket
+import threading
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -107,11 +108,16 @@ _counts: dict[tuple[str, str], int] = {}
 
 def _present(stored: Stored) -> int:
     key = (str(stored.array.store_path), stored.opened)
-    if key not in _counts:
-        if len(_counts) >= 1000:
-            _counts.clear()
-        _counts[key] = stored.array.nchunks_initialized
-    return _counts[key]
+    with _looking:
+        if key not in _counts:
+            if len(_counts) >= 1000:
+                _counts.clear()
+            _counts[key] = stored.array.nchunks_initialized
+        return _counts[key]
+
+
+_looking = threading.Lock()
+"""Held while a store is listed, so that one thread does for all."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs
@@ -21,10 +20,11 @@ from dask_nlsq._sources.arrow import arrays
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
 from dask_nlsq._sources.parquet import Rows, open_rows
 from dask_nlsq._sources.source import Info, Source
+from dask_nlsq._sources.zarr import open_zarr
 from dask_nlsq._typing import AnyArray
 
 
-def open_delta_path(path: str, columns: Columns, expression: Any, options: Mapping[str, Any], version: Any) -> Source:
+def open_delta_path(path: str, columns: Columns, filters: Any, options: Mapping[str, Any], version: Any) -> Source:
     """Open the Delta table at a path or URL, of a version by its number or a time."""
     deltalake = _library("deltalake", "delta", "Delta")
     try:
@@ -36,16 +36,16 @@ def open_delta_path(path: str, columns: Columns, expression: Any, options: Mappi
             f"{path!r} is a Delta table that deltalake cannot open: {error}. Open it where its options can be given: "
             "data=deltalake.DeltaTable(path, storage_options=...)."
         ) from error
-    return open_delta(table, columns, expression)
+    return open_delta(table, columns, filters)
 
 
-def open_delta(table: Any, columns: Columns, expression: Any = None) -> Source:
+def open_delta(table: Any, columns: Columns, filters: Any = None) -> Source:
     """Take a ``deltalake.DeltaTable`` as it was opened: the live files of its version, without deleted rows."""
     identity = f"Delta table {table.metadata().id}, version {table.version()}"
     kept = _kept(table)
-    if kept and expression is not None:
+    if kept and filters is not None:
         raise DataError(
-            "filters= cannot be had of a Delta table with deletion vectors; data=table.scan(columns=[...], "
+            "filters= is not supported for a Delta table with deletion vectors; data=table.scan(columns=[...], "
             "predicate=...) reads such rows into memory."
         )
     dataset = _with_vectors(table) if kept else _dataset(table)
@@ -53,13 +53,13 @@ def open_delta(table: Any, columns: Columns, expression: Any = None) -> Source:
     but = f", but for {deleted} deleted rows" if deleted else ""
     notes = (f"{identity}: {len(table.file_uris())} files were read{but}.",)
     rows = Rows(dataset, _root(table) is not None, table.table_uri, kept, "Delta", notes, identity)
-    return open_rows(rows, columns, expression)
+    return open_rows(rows, columns, filters)
 
 
 def _root(table: Any) -> str | None:
     """Return the folder of a table on this machine's disk, or None where it lies elsewhere."""
     uri: str = table.table_uri
-    return None if "://" in uri and not uri.startswith("file:") else uri.removeprefix("file://")
+    return None if "://" in uri and not uri.startswith("file:") else _path(uri)
 
 
 def _filesystem(table: Any) -> Any:
@@ -83,9 +83,17 @@ def _kept(table: Any) -> dict[str, AnyArray]:
     """Return, by file as the dataset names it, which of its rows there are; nothing where none was deleted alone."""
     if "deletionVectors" not in (table.protocol().reader_features or ()):
         return {}
-    found, root = pa.table(table.deletion_vectors()), table.table_uri.rstrip("/") + "/"
+    found, root = pa.table(table.deletion_vectors()), _path(table.table_uri).rstrip("/") + "/"
     vectors = zip(found["filepath"].to_pylist(), found["selection_vector"], strict=True)
-    return {path.removeprefix(root): np.asarray(keep.values.to_numpy(zero_copy_only=False)) for path, keep in vectors}
+    kept = {_path(uri).removeprefix(root): keep.values.to_numpy(zero_copy_only=False) for uri, keep in vectors}
+    if strangers := sorted(kept.keys() - {_path(uri).removeprefix(root) for uri in table.file_uris()}):
+        raise DataError(f"The Delta table has a deletion vector of {strangers[0]!r}, which is none of its files.")
+    return kept
+
+
+def _path(uri: str) -> str:
+    """Return the path in a URI of a file on this machine; any other as it is."""
+    return unquote(uri.removeprefix("file://"))
 
 
 def _with_vectors(table: Any) -> Any:
@@ -156,8 +164,16 @@ def open_iceberg_path(path: str, columns: Columns, options: Mapping[str, Any], v
 def open_iceberg(table: Any, columns: Columns, version: Any = None) -> Source:
     """Take a table of pyiceberg, of a snapshot by its number or the name of a branch or tag, or a scan of one."""
     scan = table if hasattr(table, "plan_files") else table.scan()
+    if scan.limit is not None:
+        raise DataError(
+            f"The scan of the Iceberg table has limit={scan.limit}, and which rows these are is not defined."
+        )
     if version is not None:
-        scan = scan.use_ref(version) if isinstance(version, str) else scan.update(snapshot_id=version)
+        try:
+            scan = scan.use_ref(version) if isinstance(version, str) else scan.update(snapshot_id=version)
+            scan.projection()
+        except ValueError as error:
+            raise DataError(f"The Iceberg table has no version {version!r}: {error}") from error
     present = [field.name for field in scan.projection().fields]
     check_columns(present, columns.names)
     scan = scan.select(*columns.names) if set(columns.names) != set(present) else scan
@@ -173,6 +189,7 @@ def open_iceberg(table: Any, columns: Columns, version: Any = None) -> Source:
     counts = [task.file.record_count for task in tasks]
     snapshot = scan.snapshot()
     identity = f"Iceberg table {scan.table_metadata.table_uuid}, snapshot {snapshot and snapshot.snapshot_id}"
+    identity += "" if str(scan.row_filter) == "AlwaysTrue()" else f", rows of {scan.row_filter}"
     deletes = {d.file_path for task in tasks for d in task.delete_files}
     info = Info(
         "Iceberg",
@@ -215,22 +232,35 @@ def _library(name: str, extra: str, format_: str) -> Any:
         ) from None
 
 
-def open_icechunk(path: str, version: Any) -> Any:
-    """Return the group in an Icechunk repository on this machine's disk, of a branch, a tag or a snapshot."""
+def open_icechunk(path: str, columns: Columns, version: Any) -> Source:
+    """Open an Icechunk repository on this machine's disk, of a branch, a tag or a snapshot."""
     icechunk = _library("icechunk", "icechunk", "Icechunk")
     try:
         repository = icechunk.Repository.open(icechunk.local_filesystem_storage(path))
-        return repository_group(repository, version)
     except Exception as error:  # which Icechunk has of many kinds
         raise DataError(
             f"{path!r} is an Icechunk repository that cannot be opened: {error}. Open it with its options, and give "
-            "data=repository.readonly_session('main').store."
+            "data=repository.readonly_session('main')."
         ) from error
+    return open_repository(repository, columns, version)
 
 
-def repository_group(repository: Any, version: Any = None) -> Any:
-    """Return the group of a repository of Icechunk: of its main branch, or of a branch, a tag or a snapshot."""
+def open_repository(repository: Any, columns: Columns, version: Any = None) -> Source:
+    """Take a repository of Icechunk: its main branch, or a branch, a tag or a snapshot."""
     name = "main" if version is None else str(version)
     kinds = {"branch": repository.list_branches(), "tag": repository.list_tags()}
     kind = next((kind for kind, names in kinds.items() if name in names), "snapshot_id")
-    return zarr.open_group(repository.readonly_session(**{kind: name}).store, mode="r")
+    try:
+        session = repository.readonly_session(**{kind: name})
+    except Exception as error:  # which Icechunk has of many kinds
+        raise DataError(f"The Icechunk repository has no branch, tag or snapshot {name!r}: {error}") from error
+    return open_session(session, columns)
+
+
+def open_session(session: Any, columns: Columns) -> Source:
+    """Take a session of Icechunk; one without changes is known by its snapshot."""
+    source = open_zarr(zarr.open_group(session.store, mode="r"), columns)
+    if getattr(session, "has_uncommitted_changes", False):
+        return source
+    identity = f"Icechunk snapshot {session.snapshot_id}"
+    return dataclasses.replace(source, info=dataclasses.replace(source.info, identity=identity))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask.dataframe as dd
@@ -12,34 +14,31 @@ import pandas as pd
 from dask_nlsq._errors import DataError
 from dask_nlsq._sources.columns import Columns, check_columns
 from dask_nlsq._sources.frame import open_frame
+from dask_nlsq._sources.places import TEXTS, check_above
 from dask_nlsq._sources.source import Source
 
 _SAMPLE = 1000
-"""Rows at the head of the first file that say which columns there are, and which hold numbers."""
+"""Rows at the head of the first file that say which columns hold numbers."""
+
+_AT_A_TIME = 16
 
 COMPRESSED = ("gz", "bz2", "xz", "zst", "zip")
 
 
 def open_text(path: str | Sequence[str], columns: Columns, storage_options: dict[str, Any]) -> Source:
     """Take a file, a folder, a pattern or a list of them; every column of numbers is read as float64."""
-    fs, _, found = fsspec.get_fs_token_paths(path, storage_options=storage_options)
-    found = [name for one in found for name in (sorted(fs.glob(f"{one}/*")) if fs.isdir(one) else [one])]
+    fs, _, roots = fsspec.get_fs_token_paths(path, storage_options=storage_options)
+    check_above(fs, roots, path)
+    found, left_out = _files(fs, roots)
     if not found:
         raise DataError(f"Nothing was found at {path!r}.")
     how: dict[str, Any] = {"sep": "\t" if ".tsv" in found[0].rpartition("/")[2] else ","}
-    with fsspec.open(fs.unstrip_protocol(found[0]), compression="infer", **storage_options) as file:
-        head = pd.read_csv(file, nrows=_SAMPLE, **how)
-    check_columns(list(head.columns), columns.names)
-    for name in columns.names:
-        if head[name].dtype.kind not in "fiub":
-            first = head[name].dropna().iloc[:1].to_list()
-            raise DataError(
-                f"The column holds text, as {first[0] if first else None!r}; numbers are needed. Read it where it can "
-                f"be converted: data=dask.dataframe.read_csv(path, parse_dates=[{name!r}]) for dates.",
-                column=name,
-            )
+    urls = [fs.unstrip_protocol(name) for name in found]
+    present = _headers(urls, storage_options, how)
+    check_columns(present, columns.names)
+    _check_numbers(urls[0], columns, storage_options, how)
     frame = dd.read_csv(
-        [fs.unstrip_protocol(name) for name in found],
+        urls,
         usecols=list(columns.names),
         dtype=dict.fromkeys(columns.names, "float64"),
         blocksize=None if found[0].rpartition(".")[2] in COMPRESSED else "default",
@@ -47,4 +46,49 @@ def open_text(path: str | Sequence[str], columns: Columns, storage_options: dict
         storage_options=storage_options,
         **how,
     )
-    return open_frame(frame[list(columns.names)], columns, tuple(head.columns))
+    source = open_frame(frame[list(columns.names)], columns, tuple(present))
+    notes = (f"{left_out} files were left out, by their names.",) if left_out else ()
+    return dataclasses.replace(source, info=dataclasses.replace(source.info, notes=(*source.info.notes, *notes)))
+
+
+def _files(fs: Any, roots: Sequence[str]) -> tuple[list[str], int]:
+    """Return the files of text that are named, or lie in a folder, and how many others lie there."""
+    found, others = [], 0
+    for root in roots:
+        inside = sorted(fs.glob(f"{root.rstrip('/')}/*")) if fs.isdir(root) else [root]
+        chosen = [n for n in inside if n == root or (n.endswith(TEXTS) and n.rpartition("/")[2][0] not in "_.")]
+        found += chosen
+        others += len(inside) - len(chosen)
+    return list(dict.fromkeys(found)), others
+
+
+def _headers(urls: Sequence[str], storage_options: dict[str, Any], how: dict[str, Any]) -> list[str]:
+    """Return the names of the columns, which every file must have in the same order."""
+
+    def names(url: str) -> list[str]:
+        with fsspec.open(url, compression="infer", **storage_options) as file:
+            return list(pd.read_csv(file, nrows=0, **how).columns)
+
+    with ThreadPoolExecutor(_AT_A_TIME, "nlsq-headers") as pool:
+        first, *others = pool.map(names, urls)
+    for url, other in zip(urls[1:], others, strict=True):
+        if other != first:
+            raise DataError(
+                f"The file {urls[0]!r} has the columns {first}, and {url!r} has {other}. Write them with one header, "
+                "or join them: data=dask.dataframe.concat([dask.dataframe.read_csv(path) for path in paths])."
+            )
+    return first
+
+
+def _check_numbers(url: str, columns: Columns, storage_options: dict[str, Any], how: dict[str, Any]) -> None:
+    """Refuse columns that hold no numbers, by the head of the first file."""
+    with fsspec.open(url, compression="infer", **storage_options) as file:
+        head = pd.read_csv(file, nrows=_SAMPLE, usecols=list(columns.names), **how)
+    for name in columns.names:
+        values = head[name].dropna()
+        if len(values) and values.dtype.kind not in "fiub":
+            raise DataError(
+                f"The column holds text, as {values.iloc[0]!r}; numbers are needed. Read it where it can be "
+                f"converted: data=dask.dataframe.read_csv(path, parse_dates=[{name!r}]) for dates.",
+                column=name,
+            )

@@ -114,8 +114,8 @@ def _members(group: Any, names: Sequence[str]) -> tuple[list[str], dict[str, Any
             if name not in arrays or found.shape != arrays[name].shape:
                 said = f"shape {arrays[name].shape}" if name in arrays else "no such array"
                 notes.append(
-                    f"The consolidated metadata of the group say {said} of {name!r}, and the array itself says "
-                    f"{found.shape}, which was read: they are older. zarr.consolidate_metadata() makes them anew."
+                    f"The consolidated metadata of the group are out of date: they have {said} for {name!r}, and the "
+                    f"array itself {found.shape}, which was read. zarr.consolidate_metadata() rewrites them."
                 )
             arrays[name] = found
     present += [name for name in arrays if name not in present]
