@@ -129,6 +129,7 @@ def test_workers_that_declare_no_gpu_are_no_workers(monkeypatch):
             executor.wait_for_workers()
 
 
+@pytest.mark.slow
 def test_what_was_persisted_is_gone_with_a_restart(alone):
     frame = dd.from_pandas(pd.DataFrame({"t": T, "y": Y}), npartitions=4)
     with Client(alone) as client:
