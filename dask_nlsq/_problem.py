@@ -29,7 +29,7 @@ from dask_nlsq._sources import Columns, Source, hdf5
 from dask_nlsq._sources.arrow import once
 from dask_nlsq._sources.grid import columns_of
 from dask_nlsq._sources.hdf5 import is_hdf5
-from dask_nlsq._sources.open import check_travels, count_absent, lazy, open_source
+from dask_nlsq._sources.open import check_known, check_travels, count_absent, lazy, open_source
 from dask_nlsq._sources.zarr import is_zarr, stored
 from dask_nlsq._sweep import Cluster, Executor, Failure, Group, Ledger, Serial, Shipped, Threads, group, ship
 from dask_nlsq._typing import Vector
@@ -203,6 +203,8 @@ def roles(
     model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p0: Any, reading: tuple[Any, ...]
 ) -> tuple[Any, Columns, Model]:
     """Say which data plays which role, by name whatever the form; return data, columns and the bound model."""
+    for given in (data, x, y, sigma):
+        check_known(given)
     model, data = to_model(model, p0), once(data)
     sigma = exact_sigma(sigma, named=data is not None)
     constant = sigma if isinstance(sigma, float) else None

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import http.server
 import importlib
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +227,15 @@ def zarr_zip(path):
     write_zarr(path / "runs.zarr")
     shutil.make_archive(str(path / "runs"), "zip", path / "runs.zarr")
     return {"url": f"zip://::file://{path}/runs.zip"}
+
+
+@container("Zarr by references (`reference://`, as kerchunk makes)")
+def zarr_references(path):
+    write_zarr(path / "runs.zarr", group={"zarr_format": 2})
+    names = [one.relative_to(path / "runs.zarr").as_posix() for one in (path / "runs.zarr").rglob("*") if one.is_file()]
+    references = {name: [f"file://{path}/runs.zarr/{name}"] for name in names}
+    (path / "references.json").write_text(json.dumps({"version": 1, "refs": references}))
+    return {"url": f"reference://::file://{path}/references.json"}
 
 
 @container("Zarr behind plain HTTP that lists nothing", "aiohttp")

@@ -10,6 +10,7 @@ import re
 
 import dask
 import dask.array as da
+import dask.bag
 import dask.dataframe as dd
 import fsspec
 import jax.numpy as jnp
@@ -1056,3 +1057,26 @@ def test_a_path_inside_or_above_a_table_is_refused(inside, given, tmp_path):
     for data in (str(tmp_path / "above" / given), [str(tmp_path / "above" / given)]):
         with pytest.raises(DataError, match=r"Delta|Hudi|Iceberg"):
             open_source(data, Columns(("t",), "y"))
+
+
+class Typeless:
+    """Stands for the lazy arrays of dask-awkward, which no present Dask can import."""
+
+
+Typeless.__module__ = "dask_awkward.lib.core"
+LAZY = {"Delayed": lambda: dask.delayed(np.arange)(3.0), "Bag": lambda: dask.bag.range(3, 1), "awkward": Typeless}
+
+
+@pytest.mark.parametrize("kind", LAZY)
+@pytest.mark.parametrize("role", ["data", "x", "y", "columns", "a column"])
+def test_what_is_lazy_without_rows_is_refused_with_a_line(kind, role):
+    lazy, plain = LAZY[kind](), np.arange(3.0)
+    given = {
+        "data": {"data": lazy},
+        "x": {"x": lazy, "y": plain},
+        "y": {"x": plain, "y": lazy},
+        "columns": {"x": (plain, lazy), "y": plain},
+        "a column": {"data": {"t": lazy, "y": plain}},
+    }[role]
+    with pytest.raises(DataError, match=r"from_delayed|to_dask_array"):
+        dask_nlsq.fit(lambda t, a, b: a * t + b, **given)

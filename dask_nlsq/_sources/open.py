@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cloudpickle
-import dask
 import dask.array as da
 import fsspec
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 import zarr
 from dask.base import tokenize
+from dask.delayed import Delayed
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._sources import hdf5, tables
@@ -96,6 +96,17 @@ def open_source(
     raise DataError(f"data is a {type(data).__name__} of {library(data)}; {_remedy(data) or f'{KINDS} is needed.'}")
 
 
+def check_known(data: Any, column: str | None = None) -> None:
+    """Refuse what a scheduler would have to compute before anything is known of it, or what has no rows to be cut."""
+    if isinstance(data, (list, tuple)):
+        for one in data[:100]:  # columns, and not numbers
+            check_known(one, column)
+    lazily = isinstance(data, Delayed) or library(data) in ("dask_awkward", "awkward") or type(data).__name__ == "Bag"
+    if lazily:
+        where = {} if column is None else {"column": column}
+        raise DataError(f"It is a {type(data).__name__} of {library(data)}: {_remedy(data)}", **where)
+
+
 def check_travels(source: Source) -> None:
     """Refuse rows that cannot be sent to other processes, before a scheduler does in its own words."""
     partition = source.partitions[0]
@@ -123,6 +134,7 @@ _TRAVELS = {
 def _remedy(data: Any) -> str | None:
     """Return the line that makes data of a kind that is known into one that is taken."""
     known = {
+        "dask": "give dask.array.from_delayed(...), a Bag's to_dataframe(), or its compute().",
         "awkward": "give data={name: awkward.to_numpy(data[name]) for name in columns}.",
         "dask_awkward": "give data={name: dask_awkward.to_dask_array(data[name]) for name in columns}.",
         "pyspark": "give data=frame.toArrow(), or write it to Parquet and give the path.",
@@ -286,8 +298,8 @@ def within(raw: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = stored(name, a)
         elif is_hdf5(a):
             found[name] = hdf5.stored(name, a)
-        elif dask.is_dask_collection(a) and not (is_array(a) or is_series(a) or hasattr(a, "dims")):
-            raise DataError(f"It is a {type(a).__name__} of {library(a)}; {_remedy(a) or KINDS}.", column=name)
+        else:
+            check_known(a, name)
     return found | _variables({name: a for name, a in found.items() if hasattr(a, "dims") and hasattr(a, "encoding")})
 
 
