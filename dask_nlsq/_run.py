@@ -33,7 +33,7 @@ from dask_nlsq._numerics.many import Ends
 from dask_nlsq._numerics.objective import Jacobian
 from dask_nlsq._numerics.solver.streaming import StreamState
 from dask_nlsq._numerics.solver.trust_region import State
-from dask_nlsq._numerics.status import Status
+from dask_nlsq._numerics.status import STOPPED
 from dask_nlsq._plan import Plan, WorkflowConfig
 from dask_nlsq._problem import Draft, Problem
 from dask_nlsq._result import FitResult
@@ -115,7 +115,7 @@ class Run:
             return False
         team = (self.saved.state, *self.saved.rivals)
         farther = (state.beyond is not None and (max_nfev is None or max_nfev > state.nsweeps) for state in team)
-        return not any(farther) and all(state.status is not Status.TIME_LIMIT for state in team)
+        return not any(farther) and all(state.status not in STOPPED for state in team)
 
     @property
     def same_files(self) -> bool:

@@ -7,6 +7,7 @@ import dask.dataframe as dd
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import xarray as xr
 import zarr
@@ -464,3 +465,27 @@ def test_autotune_is_recorded():
     assert ruled.provenance["kernel"] == {"jacobian": "reverse", "tile": 2048, "autotuned": False}
     assert tuned.provenance["kernel"]["autotuned"] and tuned.provenance["kernel"]["tile"] in (1024, 2048, 4096, 8192)
     np.testing.assert_allclose(tuned.popt, ruled.popt, rtol=1e-10)
+
+
+TABLES = {
+    "pyarrow": lambda frame: pa.Table.from_pandas(frame),
+    "a reader": lambda frame: pa.Table.from_pandas(frame).to_reader(),
+    "records": lambda frame: frame.to_records(index=False),
+    "polars": lambda frame: pytest.importorskip("polars").from_pandas(frame),
+    "a lazy frame": lambda frame: pytest.importorskip("polars").from_pandas(frame).lazy(),
+    "DuckDB": lambda frame: pytest.importorskip("duckdb").from_df(frame),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("rows", [2, 5])
+def test_predict_takes_tables_by_name(kind, rows, two_columns):
+    frame = pd.DataFrame({"other": 0.0, "u": TWO[:rows], "t": ONE[:rows]})
+    expected = 2 * ONE[:rows] + 3 * TWO[:rows] ** 2
+    np.testing.assert_allclose(two_columns.predict(TABLES[kind](frame)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("data", ["rows.parquet", ["a.parquet", "b.parquet"]])
+def test_predict_refuses_paths(data, two_columns):
+    with pytest.raises(DataError, match="predict takes rows"):
+        two_columns.predict(data)

@@ -881,3 +881,14 @@ def test_what_format_1_wrote_is_read_for_ever(tmp_path, name):
     np.testing.assert_allclose(again.popt, whole.popt, rtol=1e-8)
     if name == "ended":
         np.testing.assert_allclose(FitResult.load(tmp_path / name).popt, whole.popt, rtol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"resume": "auto"}, {"max_nfev": 500}, {"callback": None}], ids=str)
+def test_a_fit_that_its_callback_stopped_goes_on(options, tmp_path):
+    def stop(_):
+        raise StopIteration
+
+    stopped = small(tmp_path, checkpoint_every=1, callback=stop)
+    assert stopped.status.name == "CALLBACK"
+    found = small(tmp_path, checkpoint_every=1, **options)
+    assert bits(found) == bits(small(None)) and found.success

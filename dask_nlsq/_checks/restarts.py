@@ -31,7 +31,7 @@ from dask_nlsq._numerics.block import Block, lay
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.solver.trust_region import State, TrustRegion, final
 from dask_nlsq._numerics.starts import draw_in_units
-from dask_nlsq._numerics.status import Status
+from dask_nlsq._numerics.status import STOPPED, Status
 from dask_nlsq._problem import Problem
 from dask_nlsq._progress import Progress
 from dask_nlsq._refusal import describe_not_finite
@@ -112,9 +112,8 @@ def restart(
     if second.status is Status.MAX_NFEV:
         return _resumable(state), [], (f"{doubt}; max_nfev did not suffice for a fit from another start.",)
     history, lower = (*state.history, *second.history), second.lowest < (1 - _LOWER) * state.lowest
-    if second.status in (Status.TIME_LIMIT, Status.CALLBACK):
-        beyond = state if second.status is Status.TIME_LIMIT else None
-        stopped = second if lower else dataclasses.replace(state, status=second.status, beyond=beyond)
+    if second.status in STOPPED:
+        stopped = second if lower else dataclasses.replace(state, status=second.status, beyond=state)
         note = f"{doubt} from the first start; the fit from one of {tried} other starts was stopped."
         return dataclasses.replace(stopped, history=history), seconds, (note,)
     if not lower:

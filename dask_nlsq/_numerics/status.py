@@ -56,3 +56,7 @@ class Status(enum.IntEnum):
     def of(cls, code: int) -> Status:
         """Return the member with a code."""
         return next(member for member in cls if member == code)
+
+
+STOPPED = (Status.TIME_LIMIT, Status.CALLBACK)
+"""Ends that came from outside, after which the same fit goes on from a checkpoint."""

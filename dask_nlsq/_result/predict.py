@@ -13,7 +13,9 @@ import pandas as pd
 from dask_nlsq._errors import DataError
 from dask_nlsq._sources import grid
 from dask_nlsq._sources.array import align, is_array
+from dask_nlsq._sources.arrow import is_arrow, select
 from dask_nlsq._sources.columns import Columns, check_columns
+from dask_nlsq._sources.files import are_paths
 from dask_nlsq._sources.frame import is_series
 from dask_nlsq._sources.open import in_dask, within
 from dask_nlsq._sources.stored import Stored
@@ -43,11 +45,19 @@ def predict(shipped: Shipped, theta: Vector, columns: Columns, data: Any) -> Any
         return data.map_partitions(_series, shipped, theta, columns, meta=meta)
     if isinstance(data, pd.DataFrame):
         return _series(data, shipped, theta, columns)
+    if are_paths(data):
+        raise DataError(f"predict takes rows, and {data!r} is a path: give dask.dataframe.read_parquet(path), for one.")
+    if is_arrow(data):
+        data = select(data, columns.x, _REMEDY)[1]
+    elif fields := getattr(getattr(data, "dtype", None), "names", None):
+        data = {name: data[name] for name in fields}
     raw = _raw(data, columns.x)
-    dims = {tuple(getattr(a, "dims", ())) for a in raw.values() if hasattr(a, "encoding")}
+    dims = {tuple(a.dims) for a in raw.values() if hasattr(a, "encoding") and hasattr(a, "dims") and a.ndim}
     if len(dims) > 1 or any(getattr(a, "ndim", 0) > 1 and not is_series(a) for a in raw.values()):
         flat, shaped = grid.spread(raw)
-        return shaped(predict(shipped, theta, columns, flat))
+        found = shaped(predict(shipped, theta, columns, flat))
+        whole = data[columns.y].dims if dims and hasattr(data, "data_vars") and columns.y in data else ()
+        return found.transpose(*whole, ...) if set(whole) <= set(getattr(found, "dims", ())) and whole else found
     raw = within(raw)
     long = {name: a for name, a in raw.items() if np.ndim(a)}
     if not any(is_array(a) or is_series(a) for a in long.values()):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dask_nlsq._errors import DataError
+from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._sources.columns import Columns, check_columns
 from dask_nlsq._sources.memory import open_memory
 from dask_nlsq._sources.source import Source
@@ -17,7 +17,11 @@ from dask_nlsq._typing import AnyArray
 
 def is_arrow(data: Any) -> bool:
     """Whether an object streams its rows by Arrow's capsules, or is a lazy frame that makes one that does."""
-    return hasattr(data, "__arrow_c_stream__") or is_lazy(data)
+    return (hasattr(data, "__arrow_c_stream__") and type(data).__name__ not in _COLUMNS) or is_lazy(data)
+
+
+_COLUMNS = ("Series", "ChunkedArray", "DataArray", "Variable")
+"""Kinds of a single column, which stream too."""
 
 
 def is_lazy(data: Any) -> bool:
@@ -32,15 +36,28 @@ def once(data: Any) -> Any:
 
 def open_arrow(data: Any, columns: Columns) -> Source:
     """Take a table in memory, of which only the columns of the fit are converted, or copied."""
+    present, found = select(data, columns.names)
+    return open_memory(found, columns, f"{_kind(data)} in memory", present)
+
+
+def select(
+    data: Any, names: Sequence[str], remedy: str | None = None
+) -> tuple[tuple[str, ...], Mapping[str, AnyArray]]:
+    """Return the names of all columns of a table, and some columns as arrays."""
+    told = {} if remedy is None else {"remedy": remedy}
+    present: tuple[str, ...] = ()
     if is_lazy(data):
-        check_columns(data.collect_schema().names(), columns.names)
-        present, data = tuple(data.collect_schema().names()), data.select(list(columns.names)).collect()
-    else:
-        present = ()
+        try:
+            present = tuple(data.collect_schema().names())
+            check_columns(present, names, **told)
+            data = data.select(list(names)).collect()
+        except Exception as error:  # which polars has of many kinds
+            if isinstance(error, NlsqError):
+                raise
+            raise DataError(f"The lazy frame cannot be collected: {type(error).__name__}: {error}") from error
     reader = pa.RecordBatchReader.from_stream(data)
     present = present or tuple(reader.schema.names)
-    check_columns(present, columns.names)
-    names = list(columns.names)
+    check_columns(present, names, **told)
     for name, kind in unlike_numbers(reader.schema, names).items():
         raise DataError(
             f"The column has the type {kind}; numbers or dates are needed. Cast it first, for example with "
@@ -48,8 +65,8 @@ def open_arrow(data: Any, columns: Columns) -> Source:
             column=name,
         )
     schema = pa.schema([reader.schema.field(name) for name in names])
-    table = pa.Table.from_batches((batch.select(names) for batch in reader), schema)
-    return open_memory(arrays(table), columns, f"{_kind(data)} in memory", present)
+    table = pa.Table.from_batches((batch.select(list(names)) for batch in reader), schema)
+    return present, arrays(table)
 
 
 def _kind(data: Any) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import re
 import struct
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,8 @@ class Decoder:
         raw = xarray.Dataset({"values": (dims, stored, dict(self.attrs))})
         times = xarray.coders.CFDatetimeCoder(time_unit="us")
         try:
-            values: AnyArray = xarray.decode_cf(raw, decode_times=times, decode_timedelta=True)["values"].to_numpy()
+            with warnings.catch_warnings(action="ignore", category=xarray.SerializationWarning):
+                values: AnyArray = xarray.decode_cf(raw, decode_times=times, decode_timedelta=True)["values"].to_numpy()
         except (ValueError, TypeError, OverflowError) as error:
             raise self._undefined(str(error).splitlines()[0]) from error
         if values.dtype.kind not in "fiumM":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dask_nlsq._errors import DataError
+from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._sources.cf import decoder
 from dask_nlsq._sources.stored import Stored
 from dask_nlsq._typing import AnyArray
@@ -15,7 +15,7 @@ LIBRARIES = ("h5py", "h5netcdf", "netCDF4")
 
 def is_hdf5(data: Any) -> bool:
     """Whether this is an array in an open file of HDF5 or netCDF."""
-    return library(data) in LIBRARIES and hasattr(data, "shape") and hasattr(data, "dtype")
+    return library(data) in LIBRARIES and type(data).__name__ in ("Dataset", "Variable")
 
 
 def library(data: Any) -> str:
@@ -25,6 +25,15 @@ def library(data: Any) -> str:
 
 def stored(name: str, data: Any) -> Stored:
     """Return such an array as a column; one of h5py travels to other processes, which open its file."""
+    try:
+        return _stored(name, data)
+    except (ValueError, RuntimeError) as error:  # of h5py and netCDF4
+        if isinstance(error, NlsqError):
+            raise
+        raise DataError(f"The file of the array cannot be read, for it is closed: {error}.", column=name) from error
+
+
+def _stored(name: str, data: Any) -> Stored:
     attrs = {key: data.getncattr(key) for key in data.ncattrs()} if hasattr(data, "ncattrs") else dict(data.attrs)
     decodes = library(data) == "netCDF4" and getattr(data, "scale", False)  # itself, and masks too
     array: Any = Variable(name, data, attrs)

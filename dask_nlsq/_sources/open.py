@@ -68,6 +68,8 @@ def open_source(
     """
     reading = Reading(filters, storage_options, version)
     if is_path(data):
+        if not os.fspath(data):
+            raise DataError("data is an empty path.")
         return _open_path(os.fspath(data), columns, reading)
     if are_paths(data):
         return _open_paths([os.fspath(path) for path in data], columns, reading)
@@ -87,9 +89,11 @@ def open_source(
         return _open_dataset(data, columns)
     if (names := getattr(getattr(data, "dtype", None), "names", None)) and isinstance(data, np.ndarray):
         return _open_mapping({name: data[name] for name in names}, columns)
+    if library(data) == "h5py" and not data:
+        raise DataError("The HDF5 file is closed: open it for the time of the fit.")
     if isinstance(data, Mapping):
         return _open_mapping(data, columns)
-    if is_arrow(data) and not isinstance(data, (pa.Array, pa.ChunkedArray)):
+    if is_arrow(data):
         return open_arrow(data, columns)
     if hasattr(data, "colnames"):  # a Table of astropy
         return _open_mapping({name: data[name] for name in data.colnames}, columns)
@@ -196,7 +200,7 @@ def _open_path(path: str, columns: Columns, reading: Reading) -> Source:
         if kind != "Parquet":
             raise refused(path, kind)
         return open_parquet(path, columns, reading.filters, options)
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
         if isinstance(error, NlsqError):
             raise
         raise DataError(f"{path!r} cannot be read: {type(error).__name__}: {error}") from error
@@ -213,7 +217,7 @@ def _open_paths(paths: Sequence[str], columns: Columns, reading: Reading) -> Sou
             return open_text(list(paths), columns, options)
         if found == {"Parquet"}:
             return open_parquet(list(paths), columns, reading.filters, options)
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
         if isinstance(error, NlsqError):
             raise
         raise DataError(f"The paths cannot be read: {type(error).__name__}: {error}") from error

@@ -144,12 +144,23 @@ class Rows:
 def open_rows(rows: Rows, columns: Columns, filters: Any = None) -> Source:
     """Take the rows of a dataset that pass filters."""
     expression = to_expression(filters)
+    if missing := [name for name in _filtered(filters) if name not in rows.dataset.schema.names]:
+        check_columns(rows.dataset.schema.names, missing, remedy="filters= name a column that there is.")
     try:
         return _open_rows(rows, columns, expression)
     except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         if expression is None:
             raise
         raise DataError(f"The filters {filters!r} are not of the types of the columns: {error}") from error
+
+
+def _filtered(filters: Any) -> list[str]:
+    """Return the columns that filters name, where they are a list of tuples, or a list of such lists."""
+    if not isinstance(filters, (list, tuple)):
+        return []
+    if len(filters) == 3 and isinstance(filters[0], str):
+        return [filters[0]]
+    return [name for one in filters for name in _filtered(one)]
 
 
 def to_expression(filters: Any) -> Any:

@@ -85,12 +85,12 @@ def kind_at(fs: Any, root: str) -> str:
     """Return the format of what lies at a path: that of a table, Zarr, Icechunk, text, another, or else Parquet."""
     root = root.rstrip("/")
     if any(sign in root for sign in "*?["):
-        return "text" if root.endswith(TEXTS) else "Parquet"
+        return "text" if root.lower().endswith((*TEXTS, ".gz")) else "Parquet"
     if root.endswith(".metadata.json"):
         return "Iceberg"
     names = _names(fs, root)
     if names is None:  # a file, or a folder of a server that lists none
-        if root.endswith(TEXTS):
+        if root.lower().endswith(TEXTS):
             return "text"
         zarr = not root.endswith(PARQUET) and any(_exists(fs, f"{root}/{name}") for name in ZARR)
         return "Zarr" if zarr or root.endswith(".zarr") else _of_file(fs, root)
@@ -103,13 +103,14 @@ def kind_at(fs: Any, root: str) -> str:
         return "Zarr"
     if "snapshots" in names and names & {"refs", "repo"}:
         return "Icechunk"
-    files = {name for name in names if not name.startswith(("_", "."))}
-    return "text" if files and all(name.endswith(TEXTS) for name in files) else "Parquet"
+    seen = {name.lower() for name in names if not name.startswith(("_", "."))}
+    text, parquet = (any(name.endswith(endings) for name in seen) for endings in (TEXTS, PARQUET))
+    return "text" if text and not parquet else "Parquet"
 
 
 def kind_by_name(path: str) -> str | None:
     """Return the format of a file by the ending of its name, where that is usual for one that is read here."""
-    return "Parquet" if path.endswith(PARQUET) else "text" if path.endswith(TEXTS) else None
+    return "Parquet" if path.lower().endswith(PARQUET) else "text" if path.lower().endswith(TEXTS) else None
 
 
 def _has_metadata(fs: Any, root: str) -> bool:
@@ -136,14 +137,15 @@ def _exists(fs: Any, path: str) -> bool:
 
 def _of_file(fs: Any, root: str) -> str:
     """Return the format of a file by its first bytes, or its name."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # what cannot be read is told by who reads it
         head = fs.cat_file(root, start=0, end=16)
         if head.startswith(b"PAR1"):
             return "Parquet"
         for magic, format_ in _MAGIC.items():
             if head.startswith(magic):
                 return "netCDF" if format_ == "HDF5" and root.endswith((".nc", ".nc4")) else format_
-    return next((format_ for ending, format_ in _ENDINGS.items() if root.endswith(ending)), "Parquet")
+        return next((format_ for ending, format_ in _ENDINGS.items() if root.endswith(ending)), "Parquet")
+    return "Parquet"
 
 
 def check_above(fs: Any, roots: Sequence[str], path: Any) -> None:

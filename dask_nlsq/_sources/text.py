@@ -56,7 +56,7 @@ def _files(fs: Any, roots: Sequence[str]) -> tuple[list[str], int]:
     found, others = [], 0
     for root in roots:
         inside = sorted(fs.glob(f"{root.rstrip('/')}/*")) if fs.isdir(root) else [root]
-        chosen = [n for n in inside if n == root or (n.endswith(TEXTS) and n.rpartition("/")[2][0] not in "_.")]
+        chosen = [n for n in inside if n == root or (n.lower().endswith(TEXTS) and n.rpartition("/")[2][0] not in "_.")]
         found += chosen
         others += len(inside) - len(chosen)
     return list(dict.fromkeys(found)), others

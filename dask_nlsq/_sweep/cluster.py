@@ -359,8 +359,7 @@ def _cancelled(error: BaseException) -> SweepError:
     """Return the error of tasks that somebody has cancelled."""
     return SweepError(
         f"Dask cancelled what the fit needs ({error}): client.restart() was called, or persisted data were given up. "
-        "They are gone for good. Make the data anew, from what they were persisted of, persist() them anew and fit "
-        "again."
+        "Fit again; data that were persisted are gone, and must be made and persist()ed anew first."
     )
 
 

@@ -28,7 +28,7 @@ from dask_nlsq._numerics.prior import Prior
 from dask_nlsq._numerics.projection import Projection, project, project_many
 from dask_nlsq._numerics.reduction import Reduction
 from dask_nlsq._numerics.request import Request, Whitening
-from dask_nlsq._numerics.status import Status
+from dask_nlsq._numerics.status import STOPPED, Status
 from dask_nlsq._numerics.trust_region import Step, gauss_newton, measure, solve
 from dask_nlsq._typing import Matrix, Vector
 
@@ -256,7 +256,7 @@ class TrustRegion:
 
     def go_on(self, state: State) -> State:
         """Return a state that a limit had stopped as if it had not, where the limit is farther now."""
-        if state.status is Status.TIME_LIMIT:
+        if state.status in STOPPED:
             return state.beyond or dataclasses.replace(state, status=None)
         return state if state.beyond is None or state.nsweeps >= self.max_nfev else state.beyond
 
@@ -547,7 +547,7 @@ def stop(state: State, status: Status) -> State:
     ended = _better(dataclasses.replace(state, status=status), state.refuge)
     if ended.point is state.point:
         return ended
-    return dataclasses.replace(ended, status=status, beyond=state if status is Status.TIME_LIMIT else None)
+    return dataclasses.replace(ended, status=status, beyond=state if status in STOPPED else None)
 
 
 def _better(last: State, first: State | None) -> State:
