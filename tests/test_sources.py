@@ -814,7 +814,10 @@ OBJECTS = {
     "decimals": ([decimal.Decimal("0.5"), None, decimal.Decimal(2)], None),
     "datetimes": ([datetime.datetime(2026, 1, 1)] * 3, "pandas.to_datetime(data['t'])"),
     "dates": ([datetime.date(2026, 1, 1)] * 3, "pandas.to_datetime(data['t'])"),
-    "times of day": ([datetime.time(1), None, datetime.time(3)], "pandas.to_timedelta(data['t'].astype(str))"),
+    "times of day": (
+        [datetime.time(1), None, datetime.time(3)],
+        "pandas.to_timedelta(data['t'].map(str, na_action='ignore'))",
+    ),
     "lists": ([[1.0], [2.0], [3.0]], "data.explode('t')"),
     "texts": (["1", "2", "3"], "pandas.to_numeric(data['t'])"),
 }

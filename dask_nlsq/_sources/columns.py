@@ -247,7 +247,7 @@ def _remedy(name: str, array: AnyArray) -> str:
     if isinstance(value, datetime.date):
         return f"pandas.to_datetime(data[{name!r}])"
     if isinstance(value, datetime.time):
-        return f"pandas.to_timedelta(data[{name!r}].astype(str))"
+        return f"pandas.to_timedelta(data[{name!r}].map(str, na_action='ignore'))"
     if isinstance(value, datetime.timedelta):
         return f"pandas.to_timedelta(data[{name!r}])"
     if isinstance(value, (list, tuple, dict, np.ndarray)):
