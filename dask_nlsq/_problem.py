@@ -107,8 +107,7 @@ def draft(
         cov_type=cov_type,
     )
     source = open_source(data, columns, filters, storage_options, version)
-    if getattr(x, "ndim", 1) == 2 and is_zarr(x):
-        source = count_absent(source, {"x": x})
+    source = count_absent(source, _laid_out(x, y, sigma))
     warn_of_namesakes(bound, source)
     if missing_chunks == "raise" and source.info.absent:
         raise DataError(f"{'; '.join(source.info.absent.values())}.", column=next(iter(source.info.absent)))
@@ -120,6 +119,14 @@ def draft(
         shipped.bytes()  # refused here, by name, rather than by the scheduler
         check_travels(source)
     return Draft(source, columns, bound, shipped.value, parameters, executor)
+
+
+def _laid_out(x: Any, y: Any, sigma: Any) -> dict[str, Any]:
+    """Return the Zarr arrays of several dimensions, of which columns were made before the source was opened."""
+    several = {f"x[{i}]": a for i, a in enumerate(x)} if isinstance(x, (list, tuple)) and len(x) <= 100 else {"x": x}
+    return {
+        name: a for name, a in (several | {"y": y, "sigma": sigma}).items() if is_zarr(a) and getattr(a, "ndim", 0) > 1
+    }
 
 
 def exact_objective(

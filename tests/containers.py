@@ -38,6 +38,7 @@ WAYS = {"path": "path", "object": "object", "workers": "worker processes", "url"
 class Container:
     """How rows are written, by the way in which they are given; what is refused has the words of its remedy instead."""
 
+    ways: tuple[str, ...]
     name: str
     make: Callable[[Path], dict[str, Any]]
     refused: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -63,11 +64,13 @@ def _there(name: str) -> bool:
 CONTAINERS: list[Container] = []
 
 
-def container(name: str, *needs: str, array_call: bool = False, note: str = "", **refused: str) -> Callable[..., Any]:
-    """Add a container that a function writes."""
+def container(
+    ways: str, name: str, *needs: str, array_call: bool = False, note: str = "", **refused: str
+) -> Callable[..., Any]:
+    """Add a container that a function writes, and returns in each of these ways."""
 
     def add(make: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
-        CONTAINERS.append(Container(name, make, refused, needs, array_call, note))
+        CONTAINERS.append(Container(tuple(ways.split()), name, make, refused, needs, array_call, note))
         return make
 
     return add
@@ -82,7 +85,7 @@ def in_memory_files(path: Path, name: str) -> str:
     return f"memory://{path.parent.name}/{name}"
 
 
-@container("Parquet file")
+@container("path object workers url", "Parquet file")
 def parquet_file(path):
     FRAME.to_parquet(path / "runs.parquet")
     return {
@@ -93,7 +96,7 @@ def parquet_file(path):
     }
 
 
-@container("folder of Parquet, with keys as `k=0.5`")
+@container("path object workers url", "folder of Parquet, with keys as `k=0.5`")
 def parquet_folder(path):
     table = pa.table({**FRAME, "k": np.repeat([0.5, 1.5], ROWS // 2)})
     ds.write_dataset(table, path / "runs", format="parquet", partitioning=["k"], partitioning_flavor="hive")
@@ -106,14 +109,18 @@ def parquet_folder(path):
     }
 
 
-@container("several Parquet files: a pattern, or a list of paths")
+@container("path workers", "several Parquet files: a pattern, or a list of paths")
 def parquet_list(path):
     for i in range(4):
         FRAME[i * 100 : (i + 1) * 100].to_parquet(path / f"{i}.parquet")
     return {"path": [path / f"{i}.parquet" for i in range(4)], "workers": f"{path}/*.parquet"}
 
 
-@container("Parquet as Spark leaves it (`_SUCCESS`, `.crc`, `_temporary`)", note="what was not committed is left out")
+@container(
+    "path workers",
+    "Parquet as Spark leaves it (`_SUCCESS`, `.crc`, `_temporary`)",
+    note="what was not committed is left out",
+)
 def spark_folder(path):
     (path / "runs/_temporary/0").mkdir(parents=True)
     for i in range(2):
@@ -124,7 +131,7 @@ def spark_folder(path):
     return {"path": path / "runs", "workers": path / "runs"}
 
 
-@container("Delta table", "deltalake", note="also `version=`")
+@container("path object workers", "Delta table", "deltalake", note="also `version=`")
 def delta(path):
     from deltalake import DeltaTable, write_deltalake
 
@@ -134,19 +141,25 @@ def delta(path):
     return {"path": here, "object": DeltaTable(here), "workers": here}
 
 
-@container("file inside of a Delta table", "deltalake", path="data=deltalake.DeltaTable(path)")
+@container("path", "file inside of a Delta table", "deltalake", path="data=deltalake.DeltaTable(path)")
 def inside_delta(path):
     delta(path)
     return {"path": next((path / "runs").glob("*.parquet"))}
 
 
-@container("folder above Delta tables", "deltalake", path="data=deltalake.DeltaTable(path)")
+@container("path", "folder above Delta tables", "deltalake", path="data=deltalake.DeltaTable(path)")
 def above_delta(path):
     delta(path)
     return {"path": path}
 
 
-@container("Iceberg table", "pyiceberg", path="data=catalog.load_table(name)", note="also `version=`, and a scan of it")
+@container(
+    "path object workers",
+    "Iceberg table",
+    "pyiceberg",
+    path="data=catalog.load_table(name)",
+    note="also `version=`, and a scan of it",
+)
 def iceberg(path):
     table = iceberg_table(path)
     return {"path": path / "warehouse/n/runs", "object": table, "workers": table.scan(selected_fields=("t", "y"))}
@@ -166,12 +179,12 @@ def iceberg_table(path):
     return table
 
 
-@container("metadata file of an Iceberg table", "pyiceberg")
+@container("path", "metadata file of an Iceberg table", "pyiceberg")
 def iceberg_metadata(path):
     return {"path": iceberg_table(path).metadata_location}
 
 
-@container("Hudi table", path="data=hudi.HudiTableBuilder")
+@container("path", "Hudi table", path="data=hudi.HudiTableBuilder")
 def hudi(path):
     (path / "runs/.hoodie").mkdir(parents=True)
     FRAME.to_parquet(path / "runs/0.parquet")
@@ -186,25 +199,30 @@ def write_zarr(path, **options):
     return group
 
 
-@container("Zarr group")
+@container("path object workers url", "Zarr group")
 def zarr_group(path):
     group, here = write_zarr(path / "runs.zarr"), str(path / "runs.zarr")
     return {"path": here, "object": group, "workers": here, "url": in_memory_files(path / "runs.zarr", "runs.zarr")}
 
 
-@container("Zarr arrays", array_call=True)
+@container("object workers", "Zarr arrays", array_call=True)
 def zarr_arrays(path):
     group = write_zarr(path / "runs.zarr")
     return {"object": (group["t"], group["y"]), "workers": (group["t"], group["y"])}
 
 
-@container("Zarr with shards")
+@container("path workers", "Zarr with shards")
 def zarr_shards(path):
     write_zarr(path / "runs.zarr", chunks=(50,), shards=(200,))
     return {"path": path / "runs.zarr", "workers": path / "runs.zarr"}
 
 
-@container("Zarr as xarray encodes it (`scale_factor`, `_FillValue`, times)", "xarray", note="decoded by xarray")
+@container(
+    "path object workers",
+    "Zarr as xarray encodes it (`scale_factor`, `_FillValue`, times)",
+    "xarray",
+    note="decoded by xarray",
+)
 def zarr_encoded(path):
     import xarray
 
@@ -214,13 +232,13 @@ def zarr_encoded(path):
     return {"path": path / "runs.zarr", "object": xarray.open_zarr(path / "runs.zarr"), "workers": path / "runs.zarr"}
 
 
-@container("one Zarr array of records", path="data=zarr.open_array(path)[:]")
+@container("path", "one Zarr array of records", path="data=zarr.open_array(path)[:]")
 def zarr_records(path):
     zarr.create_array(path / "runs.zarr", data=np.array(FRAME.to_records(index=False)), chunks=(100,))
     return {"path": path / "runs.zarr"}
 
 
-@container("Zarr in a ZIP file")
+@container("url", "Zarr in a ZIP file")
 def zarr_zip(path):
     import shutil
 
@@ -229,7 +247,7 @@ def zarr_zip(path):
     return {"url": f"zip://::file://{path}/runs.zip"}
 
 
-@container("Zarr by references (`reference://`, as kerchunk makes)")
+@container("url", "Zarr by references (`reference://`, as kerchunk makes)")
 def zarr_references(path):
     write_zarr(path / "runs.zarr", group={"zarr_format": 2})
     names = [one.relative_to(path / "runs.zarr").as_posix() for one in (path / "runs.zarr").rglob("*") if one.is_file()]
@@ -238,7 +256,7 @@ def zarr_references(path):
     return {"url": f"reference://::file://{path}/references.json"}
 
 
-@container("Zarr behind plain HTTP that lists nothing", "aiohttp")
+@container("url", "Zarr behind plain HTTP that lists nothing", "aiohttp")
 def zarr_http(path):
     write_zarr(path / "runs.zarr", group={"zarr_format": 2})
     zarr.consolidate_metadata(str(path / "runs.zarr"))
@@ -256,7 +274,7 @@ class _Plain(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@container("Icechunk repository", "icechunk", note="also `version=`")
+@container("path object workers", "Icechunk repository", "icechunk", note="also `version=`")
 def icechunk_repository(path):
     repository = _repository(path)
     session = repository.writable_session("main")
@@ -265,7 +283,7 @@ def icechunk_repository(path):
     return {"path": path / "repository", "object": repository, "workers": repository.readonly_session("main")}
 
 
-@container("Icechunk session with changes", "icechunk", workers="Commit the session")
+@container("object workers", "Icechunk session with changes", "icechunk", workers="Commit the session")
 def icechunk_uncommitted(path):
     session = _repository(path).writable_session("main")
     write_zarr(session.store)
@@ -278,7 +296,7 @@ def _repository(path):
     return icechunk.Repository.create(icechunk.local_filesystem_storage(str(path / "repository")))
 
 
-@container("xarray Dataset", "xarray")
+@container("object workers", "xarray Dataset", "xarray")
 def xarray_dataset(path):
     import xarray
 
@@ -286,14 +304,14 @@ def xarray_dataset(path):
     return {"object": data, "workers": data.chunk(row=100)}
 
 
-@container("xarray `Dataset.variables`", "xarray")
+@container("object", "xarray `Dataset.variables`", "xarray")
 def xarray_variables(path):
     import xarray
 
     return {"object": xarray.Dataset({name: ("row", values) for name, values in FRAME.items()}).variables}
 
 
-@container("node of an xarray DataTree", "xarray")
+@container("object", "node of an xarray DataTree", "xarray")
 def xarray_tree(path):
     import xarray
 
@@ -301,7 +319,7 @@ def xarray_tree(path):
     return {"object": xarray.DataTree.from_dict({"/a": data})["a"]}
 
 
-@container("xarray DataArrays of an image", "xarray", array_call=True, note="x is repeated over y")
+@container("object workers", "xarray DataArrays of an image", "xarray", array_call=True, note="x is repeated over y")
 def xarray_image(path):
     import xarray
 
@@ -309,7 +327,7 @@ def xarray_image(path):
     return {"object": (y["t"], y), "workers": (y["t"], y.chunk(t=100))}
 
 
-@container("netCDF file", "xarray", "h5netcdf", path="data=xarray.open_dataset(path, chunks={})")
+@container("path object workers", "netCDF file", "xarray", "h5netcdf", path="data=xarray.open_dataset(path, chunks={})")
 def netcdf(path):
     import xarray
 
@@ -322,7 +340,7 @@ def netcdf(path):
     }
 
 
-@container("HDF5 file: h5py File, its datasets", "h5py", path="data=h5py.File(path)")
+@container("path object workers", "HDF5 file: h5py File, its datasets", "h5py", path="data=h5py.File(path)")
 def hdf5(path):
     import h5py
 
@@ -333,7 +351,7 @@ def hdf5(path):
     return {"path": path / "runs.h5", "object": file, "workers": file}
 
 
-@container("variables of h5netcdf", "h5netcdf", workers="data=xarray.open_dataset(path, chunks={})")
+@container("object workers", "variables of h5netcdf", "h5netcdf", workers="data=xarray.open_dataset(path, chunks={})")
 def h5netcdf_variables(path):
     import h5netcdf
 
@@ -343,7 +361,9 @@ def h5netcdf_variables(path):
     return {"object": variables, "workers": variables, "open": file}
 
 
-@container("FITS table: astropy Table, records", "astropy", path="data=astropy.table.Table.read(path)")
+@container(
+    "path object workers", "FITS table: astropy Table, records", "astropy", path="data=astropy.table.Table.read(path)"
+)
 def fits(path):
     from astropy.io import fits
     from astropy.table import Table
@@ -356,7 +376,7 @@ def fits(path):
     }
 
 
-@container("pandas DataFrame, also of Arrow's types and decimals")
+@container("object workers", "pandas DataFrame, also of Arrow's types and decimals")
 def pandas_frame(path):
     decimals = pa.array(np.round(Y, 9)).cast(pa.decimal128(12, 9))
     pq.write_table(pa.table({"t": T, "y": decimals}), path / "runs.parquet")
@@ -366,64 +386,64 @@ def pandas_frame(path):
     }
 
 
-@container("Dask DataFrame")
+@container("object workers", "Dask DataFrame")
 def dask_frame(path):
     return {"object": dd.from_pandas(FRAME, npartitions=4), "workers": dd.from_pandas(FRAME, npartitions=4)}
 
 
-@container("Dask Series", array_call=True)
+@container("object workers", "Dask Series", array_call=True)
 def dask_series(path):
     frame = dd.from_pandas(FRAME, npartitions=4)
     return {"object": (frame["t"], frame["y"]), "workers": (frame["t"], frame["y"])}
 
 
-@container("Dask arrays", array_call=True)
+@container("object workers", "Dask arrays", array_call=True)
 def dask_arrays(path):
     arrays = tuple(da.from_array(FRAME[name].to_numpy(), chunks=100) for name in "ty")
     return {"object": arrays, "workers": arrays}
 
 
-@container("Dask arrays of spectra: y of shape (n, k), x of shape (k,)", array_call=True)
+@container("object workers", "Dask arrays of spectra: y of shape (n, k), x of shape (k,)", array_call=True)
 def dask_spectra(path):
     y = da.from_array(np.stack([Y, Y, Y, Y]), chunks=(2, 100))
     return {"object": (T, y), "workers": (T, y)}
 
 
-@container("NumPy arrays, a mapping of them")
+@container("object workers", "NumPy arrays, a mapping of them")
 def mapping(path):
     data = {name: values.to_numpy() for name, values in FRAME.items()}
     return {"object": data, "workers": data}
 
 
-@container("NumPy images: `x=(xx, yy)`, y of shape (n, k)", array_call=True)
+@container("object", "NumPy images: `x=(xx, yy)`, y of shape (n, k)", array_call=True)
 def image(path):
     shape = (20, ROWS // 20)
     return {"object": (T.reshape(shape), Y.reshape(shape))}
 
 
-@container("NumPy records")
+@container("object workers", "NumPy records")
 def records(path):
     return {"object": FRAME.to_records(index=False), "workers": FRAME.to_records(index=False)}
 
 
-@container("pyarrow Table")
+@container("object workers", "pyarrow Table")
 def arrow_table(path):
     return {"object": pa.Table.from_pandas(FRAME), "workers": pa.Table.from_pandas(FRAME)}
 
 
-@container("pyarrow RecordBatchReader")
+@container("object", "pyarrow RecordBatchReader")
 def arrow_reader(path):
     return {"object": pa.Table.from_pandas(FRAME).to_reader(max_chunksize=100)}
 
 
-@container("polars DataFrame", "polars")
+@container("object workers", "polars DataFrame", "polars")
 def polars_frame(path):
     import polars
 
     return {"object": polars.from_pandas(FRAME), "workers": polars.from_pandas(FRAME)}
 
 
-@container("polars LazyFrame", "polars")
+@container("object", "polars LazyFrame", "polars")
 def polars_lazy(path):
     import polars
 
@@ -431,7 +451,7 @@ def polars_lazy(path):
     return {"object": polars.scan_parquet(path / "runs.parquet").with_columns(polars.col("t") * 1.0)}
 
 
-@container("DuckDB relation", "duckdb")
+@container("object", "DuckDB relation", "duckdb")
 def duckdb_relation(path):
     import duckdb
 
@@ -439,7 +459,7 @@ def duckdb_relation(path):
     return {"object": duckdb.connect().from_parquet(str(path / "runs.parquet"))}
 
 
-@container("CSV: a file, a folder, a pattern, `.gz`")
+@container("path workers url", "CSV: a file, a folder, a pattern, `.gz`")
 def csv(path):
     (path / "runs").mkdir()
     FRAME.to_csv(path / "runs/0.csv.gz", index=False)
@@ -451,19 +471,19 @@ def csv(path):
     }
 
 
-@container("Feather (Arrow IPC) file", path="data=pyarrow.feather.read_table(path)")
+@container("path object", "Feather (Arrow IPC) file", path="data=pyarrow.feather.read_table(path)")
 def feather(path):
     pa.feather.write_feather(FRAME, path / "runs.feather")
     return {"path": path / "runs.feather", "object": pa.feather.read_table(path / "runs.feather")}
 
 
-@container("ORC file", path="data=dask.dataframe.read_orc(path)")
+@container("path object", "ORC file", path="data=dask.dataframe.read_orc(path)")
 def orc(path):
     pa.orc.write_table(pa.Table.from_pandas(FRAME), path / "runs.orc")
     return {"path": path / "runs.orc", "object": dd.read_orc(str(path / "runs.orc"))}
 
 
-@container("NumPy `.npz` file", path="data=numpy.load(path)")
+@container("path object", "NumPy `.npz` file", path="data=numpy.load(path)")
 def npz(path):
     np.savez(path / "runs.npz", **{name: values.to_numpy() for name, values in FRAME.items()})
     return {"path": path / "runs.npz", "object": np.load(path / "runs.npz")}
@@ -479,15 +499,7 @@ def table() -> str:
 
 
 def _cell(one: Container, way: str) -> str:
-    if way in one.refused:
-        return f"refused: `{one.refused[way]}`"
-    return "right" if f'"{way}":' in _text(one) else "–"
-
-
-def _text(one: Container) -> str:
-    import inspect
-
-    return inspect.getsource(one.make)
+    return f"refused: `{one.refused[way]}`" if way in one.refused else "right" if way in one.ways else "–"
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def test_sigma_without_names_takes_those_of_y():
 def test_coordinates_must_be_the_same(shift):
     x = xr.DataArray(K, dims="k", coords={"k": K})
     y = xr.DataArray(SPECTRA, dims=("n", "k"), coords={"k": K + shift})
-    with contextlib.nullcontext() if not shift else pytest.raises(DataError, match="coordinates"):
+    with contextlib.nullcontext() if not shift else pytest.raises(DataError, match="coordinates of the arrays differ"):
         assert dask_nlsq.fit(decay, x, y, p0=P0, nan_policy="omit").n_obs == 240
 
 
@@ -179,3 +179,18 @@ def test_predict_repeats_along_named_dimensions_as_fit_does():
 def test_what_cannot_be_laid_out_is_a_data_error(x, y, sigma):
     with pytest.raises(DataError):
         dask_nlsq.fit(decay, x, y, sigma=sigma, p0=P0)
+
+
+@pytest.mark.parametrize("lacking", ["x", "y", "sigma"])
+@pytest.mark.parametrize("missing_chunks", ["fill", "raise"])
+def test_missing_chunks_of_several_dimensions_are_counted_or_refused(lacking, missing_chunks, tmp_path):
+    whole = {"x": np.broadcast_to(K, (8, 30)), "y": SPECTRA, "sigma": np.ones((8, 30))}
+    given = {}
+    for name, values in whole.items():
+        fill = {"fill_value": 1.0} if name == "sigma" else {}
+        given[name] = zarr.create_array(tmp_path / name, shape=values.shape, dtype="f8", chunks=(4, 30), **fill)
+        given[name][: 4 if name == lacking else 8] = values[: 4 if name == lacking else 8] * (1 + 1e-9)
+    refusal = pytest.raises(DataError, match="1 of 2 chunks") if missing_chunks == "raise" else contextlib.nullcontext()
+    with refusal:
+        result = dask_nlsq.fit(decay, **given, p0=P0, missing_chunks=missing_chunks)
+        assert any("1 of 2 chunks" in note for note in result.notes)

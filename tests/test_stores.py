@@ -155,4 +155,4 @@ def test_what_the_conventions_do_not_define_is_refused(attributes, said, tmp_pat
 
 def test_a_range_that_is_not_applied_is_told_of(tmp_path):
     write(tmp_path)["y"].attrs["valid_range"] = [0.0, 2.0]
-    assert "'y' has valid_range [0.0, 2.0], by which no value" in open_source(tmp_path, COLUMNS).info.notes[0]
+    assert "'y' has valid_range [0.0, 2.0], which is not applied" in open_source(tmp_path, COLUMNS).info.notes[0]

@@ -1,4 +1,4 @@
-"""Arrow: tables of polars, pyarrow, DuckDB and whatever else hands its columns over by Arrow's capsules."""
+"""Arrow: tables of polars, pyarrow, DuckDB and others that implement the Arrow PyCapsule interface."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dask_nlsq._typing import AnyArray
 
 
 def is_arrow(data: Any) -> bool:
-    """Whether an object streams its rows by Arrow's capsules, or is a lazy frame that makes one that does."""
+    """Whether a table implements the Arrow PyCapsule stream interface, or is a lazy frame of polars."""
     return (hasattr(data, "__arrow_c_stream__") and type(data).__name__ not in _COLUMNS) or is_lazy(data)
 
 
 _COLUMNS = ("Series", "ChunkedArray", "DataArray", "Variable")
-"""Kinds of a single column, which stream too."""
+"""Types of a single column, which implement the interface too."""
 
 
 def is_lazy(data: Any) -> bool:

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import re
 import struct
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,14 +35,14 @@ class Decoder:
 
         dims = [f"dim_{i}" for i in range(np.ndim(stored))]
         raw = xarray.Dataset({"values": (dims, stored, dict(self.attrs))})
-        times = xarray.coders.CFDatetimeCoder(time_unit="us")
+        # Nanoseconds keep the digits of floats; of integers, which have none to lose, more years are reached without.
+        times = xarray.coders.CFDatetimeCoder(time_unit="ns" if stored.dtype.kind == "f" else "us")
         try:
-            with warnings.catch_warnings(action="ignore", category=xarray.SerializationWarning):
-                values: AnyArray = xarray.decode_cf(raw, decode_times=times, decode_timedelta=True)["values"].to_numpy()
+            values: AnyArray = xarray.decode_cf(raw, decode_times=times, decode_timedelta=True)["values"].to_numpy()
         except (ValueError, TypeError, OverflowError) as error:
             raise self._undefined(str(error).splitlines()[0]) from error
         if values.dtype.kind not in "fiumM":
-            raise self._undefined("what comes out are no numbers and no dates")
+            raise self._undefined("the decoded values are neither numbers nor dates")
         return values
 
     def _undefined(self, why: str) -> DataError:
@@ -104,9 +103,9 @@ def decoder(name: str, attrs: Mapping[str, Any], dtype: np.dtype[Any], times: bo
 
 
 def remarks(name: str, attrs: Mapping[str, Any]) -> list[str]:
-    """Return what is stored with an array, and not applied."""
+    """Return notes on the attributes of an array that are not applied."""
     seen = ", ".join(f"{key} {_scalar(attrs[key])}" for key in RANGES if key in attrs)
-    return [f"The array {name!r} has {seen}, by which no value was left out."] if seen else []
+    return [f"The array {name!r} has {seen}, which is not applied."] if seen else []
 
 
 def _scalar(value: Any) -> Any:

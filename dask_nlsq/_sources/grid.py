@@ -75,7 +75,7 @@ def _lazy_or_plain(name: str, array: Any) -> Any:
     if is_hdf5(array):
         return _blocks(hdf5.stored(name, array))
     if is_series(array):
-        raise DataError("Beside arrays of several dimensions it is a Series; give its values as an array.", column=name)
+        raise DataError("A Series beside arrays of several dimensions is not supported; give an array.", column=name)
     found = array if isinstance(array, da.Array) else np.asanyarray(array)
     if any(np.isnan(n) for n in found.shape):
         raise DataError("Its chunk sizes are not known: call compute_chunk_sizes() on it.", column=name)
@@ -146,7 +146,7 @@ def _spread_variables(arrays: Mapping[str, Any], like: str | None) -> tuple[dict
     try:
         aligned = xarray.align(*named.values(), join="exact")
     except ValueError as error:
-        raise DataError(f"The coordinates are not those of one another: {str(error).splitlines()[0]}") from error
+        raise DataError(f"The coordinates of the arrays differ: {str(error).splitlines()[0]}") from error
     dims = tuple(dict.fromkeys((*whole.dims, *(dim for a in aligned for dim in a.dims))))
     if like is not None and dims != tuple(whole.dims):
         said = {name: a.dims for name, a in named.items()}

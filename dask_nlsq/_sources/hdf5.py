@@ -30,7 +30,7 @@ def stored(name: str, data: Any) -> Stored:
     except (ValueError, RuntimeError) as error:  # of h5py and netCDF4
         if isinstance(error, NlsqError):
             raise
-        raise DataError(f"The file of the array cannot be read, for it is closed: {error}.", column=name) from error
+        raise DataError(f"The file of the array is closed: {error}.", column=name) from error
 
 
 def _stored(name: str, data: Any) -> Stored:

@@ -101,14 +101,14 @@ def open_source(
 
 
 def check_known(data: Any, column: str | None = None) -> None:
-    """Refuse what a scheduler would have to compute before anything is known of it, or what has no rows to be cut."""
+    """Refuse lazy objects whose length and type are not known before they are computed."""
     if isinstance(data, (list, tuple)):
         for one in data[:100]:  # columns, and not numbers
             check_known(one, column)
     lazily = isinstance(data, Delayed) or library(data) in ("dask_awkward", "awkward") or type(data).__name__ == "Bag"
     if lazily:
         where = {} if column is None else {"column": column}
-        raise DataError(f"It is a {type(data).__name__} of {library(data)}: {_remedy(data)}", **where)
+        raise DataError(f"A {type(data).__name__} of {library(data)} cannot be fitted: {_remedy(data)}", **where)
 
 
 def check_travels(source: Source) -> None:
