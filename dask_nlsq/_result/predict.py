@@ -19,6 +19,7 @@ from dask_nlsq._sources.files import are_paths
 from dask_nlsq._sources.frame import is_series
 from dask_nlsq._sources.open import in_dask, within
 from dask_nlsq._sources.stored import Stored
+from dask_nlsq._sources.variables import is_variable
 from dask_nlsq._sweep.shipped import Shipped
 from dask_nlsq._sweep.task import predict_rows
 from dask_nlsq._typing import Vector
@@ -52,7 +53,7 @@ def predict(shipped: Shipped, theta: Vector, columns: Columns, data: Any) -> Any
     elif fields := getattr(getattr(data, "dtype", None), "names", None):
         data = {name: data[name] for name in fields}
     raw = _raw(data, columns.x)
-    dims = {tuple(a.dims) for a in raw.values() if hasattr(a, "encoding") and hasattr(a, "dims") and a.ndim}
+    dims = {tuple(a.dims) for a in raw.values() if is_variable(a) and a.ndim}
     if len(dims) > 1 or any(getattr(a, "ndim", 0) > 1 and not is_series(a) for a in raw.values()):
         flat, shaped = grid.spread(raw)
         found = shaped(predict(shipped, theta, columns, flat))

@@ -18,11 +18,10 @@ from dask.base import tokenize
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._sources import hdf5
-from dask_nlsq._sources.array import decoded
-from dask_nlsq._sources.cf import decoder
 from dask_nlsq._sources.frame import is_series
 from dask_nlsq._sources.hdf5 import is_hdf5
 from dask_nlsq._sources.stored import ROWS, Stored
+from dask_nlsq._sources.variables import is_variable, to_array
 from dask_nlsq._sources.zarr import stored
 
 Shaped = Callable[[Any], Any]
@@ -56,7 +55,7 @@ def spread(arrays: Mapping[str, Any], like: str | None = None) -> tuple[dict[str
     like : str, optional
         The one to whose shape the others are repeated; by default the shape that they have together.
     """
-    if any(_is_variable(a) for a in arrays.values()):
+    if any(is_variable(a) for a in arrays.values()):
         return _spread_variables(arrays, like)
     found = {name: _lazy_or_plain(name, a) for name, a in arrays.items()}
     shape = _shape({name: a.shape for name, a in found.items()}, like)
@@ -124,24 +123,19 @@ def _chunks(arrays: Mapping[str, Any], shape: tuple[int, ...], like: str | None)
     return same or normalize_chunks(("auto", *(-1,) * (len(shape) - 1)), shape, dtype=np.dtype("f8"))
 
 
-def _is_variable(data: Any) -> bool:
-    """Whether this is a variable of xarray, whose dimensions have names."""
-    return hasattr(data, "dims") and hasattr(data, "encoding")
-
-
 def _spread_variables(arrays: Mapping[str, Any], like: str | None) -> tuple[dict[str, Any], Shaped]:
     """Repeat variables of xarray along their named dimensions; what has no names needs the shape of all."""
     import xarray
 
-    if like is not None and not _is_variable(arrays[like]):
-        bare = {name: _values(name, a) if _is_variable(a) else a for name, a in arrays.items()}
-        if unlike := [name for name, a in bare.items() if _is_variable(arrays[name]) and a.shape != bare[like].shape]:
+    if like is not None and not is_variable(arrays[like]):
+        bare = {name: to_array(name, a) if is_variable(a) else a for name, a in arrays.items()}
+        if unlike := [name for name, a in bare.items() if is_variable(arrays[name]) and a.shape != bare[like].shape]:
             raise DataError(
                 f"It has named dimensions {arrays[unlike[0]].dims}, and {like} has none: give {like} as a DataArray.",
                 column=unlike[0],
             )
         return spread(bare, like)
-    whole = arrays[like] if like is not None else next(a for a in arrays.values() if _is_variable(a))
+    whole = arrays[like] if like is not None else next(a for a in arrays.values() if is_variable(a))
     named = {name: _named(name, a, whole) for name, a in arrays.items()}
     try:
         aligned = xarray.align(*named.values(), join="exact")
@@ -159,7 +153,7 @@ def _spread_variables(arrays: Mapping[str, Any], like: str | None) -> tuple[dict
     placed = {}
     for name, a in zip(named, aligned, strict=True):
         order = [dim for dim in dims if dim in a.dims]
-        values = _values(name, a.transpose(*order))
+        values = to_array(name, a.transpose(*order))
         placed[name] = values.reshape([sizes[dim] if dim in order else 1 for dim in dims])
     columns, shaped = spread(placed, like)
     template = xarray.broadcast(*(a.drop_vars([c for c in a.coords if c not in a.dims]) for a in aligned))[0]
@@ -173,7 +167,7 @@ def _named(name: str, array: Any, whole: Any) -> Any:
 
     if isinstance(array, xarray.DataArray):
         return array
-    if _is_variable(array):
+    if is_variable(array):
         return xarray.DataArray(array)
     if np.ndim(array) and np.shape(array) != tuple(whole.shape):
         raise DataError(
@@ -182,18 +176,3 @@ def _named(name: str, array: Any, whole: Any) -> Any:
             column=name,
         )
     return xarray.DataArray(_lazy_or_plain(name, array), dims=whole.dims if np.ndim(array) else ())
-
-
-def _values(name: str, variable: Any) -> Any:
-    """Return the array inside of a variable, decoded; what is not loaded is cut along its first dimension."""
-    inner = getattr(variable, "variable", variable)
-    if inner.chunks is None and not getattr(inner, "_in_memory", True) and variable.ndim:
-        first, *others = variable.dims
-        stored_as = variable.encoding.get("preferred_chunks", {}).get(first)
-        inner = inner.chunk({first: stored_as or "auto"} | dict.fromkeys(others, -1))
-    values = inner.data
-    plain = isinstance(inner.dtype, np.dtype) and inner.dtype.kind in "fiu"
-    decode = decoder(name, variable.attrs, inner.dtype, times=False) if plain else None
-    if decode is None:
-        return values if hasattr(values, "shape") else np.asarray(values)
-    return decoded(values, decode)

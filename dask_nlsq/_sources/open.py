@@ -21,9 +21,8 @@ from dask.delayed import Delayed
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._sources import hdf5, tables
-from dask_nlsq._sources.array import decoded, is_array, open_array
+from dask_nlsq._sources.array import is_array, open_array
 from dask_nlsq._sources.arrow import is_arrow, open_arrow
-from dask_nlsq._sources.cf import decoder
 from dask_nlsq._sources.columns import Columns, check_columns
 from dask_nlsq._sources.files import are_paths, is_path
 from dask_nlsq._sources.frame import is_frame, is_series, open_frame, open_series
@@ -35,6 +34,7 @@ from dask_nlsq._sources.places import kind_at, kind_by_name, refused
 from dask_nlsq._sources.source import Source
 from dask_nlsq._sources.stored import Stored, StoredPartition
 from dask_nlsq._sources.text import open_text
+from dask_nlsq._sources.variables import is_variable, stored_rows, to_array
 from dask_nlsq._sources.zarr import absent, is_zarr, open_stored, open_zarr, rows_at_a_time, stored, whole
 
 KINDS = (
@@ -141,10 +141,8 @@ def _remedy(data: Any) -> str | None:
         "dask": "give dask.array.from_delayed(...), a Bag's to_dataframe(), or its compute().",
         "awkward": "give data={name: awkward.to_numpy(data[name]) for name in columns}.",
         "dask_awkward": "give data={name: dask_awkward.to_dask_array(data[name]) for name in columns}.",
-        "pyspark": "give data=frame.toArrow(), or write it to Parquet and give the path.",
-        "tables": "give data=pandas.read_hdf(path, key).",
-        "vaex": "give data=frame.to_dask_array(...), column by column, or export it to Parquet.",
-        "modin": "give data=frame._to_pandas().",
+        "pyspark": "give data=frame.toPandas(), or write it to Parquet and give the path.",
+        "tables": "give data=h5py.File(path).",
         "icechunk": "give data=repository.readonly_session('main').store.",
     }
     if library(data) in known:
@@ -304,28 +302,16 @@ def within(raw: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = hdf5.stored(name, a)
         else:
             check_known(a, name)
-    return found | _variables({name: a for name, a in found.items() if hasattr(a, "dims") and hasattr(a, "encoding")})
+    return found | _variables({name: a for name, a in found.items() if is_variable(a)})
 
 
 def _variables(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arrays inside variables of xarray, as Dask arrays where they are not loaded, and decoded."""
+    """Return the arrays inside variables of one dimension, all cut alike where they are not loaded."""
     for name, variable in variables.items():
         if len(variable.dims) != 1:
             raise DataError(f"The array has shape {variable.shape}; one dimension is needed.", column=name)
-    preferred = [np.max(a.encoding.get("preferred_chunks", {}).get(*a.dims, 1)) for a in variables.values()]
-    found = {}
-    for name, variable in variables.items():
-        loaded = variable.chunks is not None or getattr(getattr(variable, "variable", variable), "_in_memory", True)
-        sizes = {variable.dims[0]: whole(int(max(preferred)))}
-        values = variable.data if loaded else variable.chunk(sizes, inline_array=True).data
-        decode = decoder(name, variable.attrs, np.dtype(variable.dtype), times=False) if _plain(variable) else None
-        found[name] = values if decode is None else decoded(values, decode)
-    return found
-
-
-def _plain(variable: Any) -> bool:
-    """Whether values are of a type of NumPy."""
-    return isinstance(variable.dtype, np.dtype) and variable.dtype.kind in "fiu"
+    rows = whole(max((stored_rows(a) or 1 for a in variables.values()), default=1))
+    return {name: to_array(name, variable, rows) for name, variable in variables.items()}
 
 
 def count_absent(source: Source, arrays: Mapping[str, Any]) -> Source:
