@@ -1083,3 +1083,18 @@ def test_what_is_lazy_without_rows_is_refused_with_a_line(kind, role):
     }[role]
     with pytest.raises(DataError, match=r"from_delayed|to_dask_array"):
         dask_nlsq.fit(lambda t, a, b: a * t + b, **given)
+
+
+@pytest.mark.parametrize("make", ["pyarrow", "deltalake"])
+@pytest.mark.parametrize("model", ["a*t + b", lambda t, a, b: a * t + b], ids=["expression", "function"])
+def test_a_reader_of_batches_is_read_once(make, model, tmp_path):
+    table = pa.table({"t": T, "y": 2 * T + 3})
+    if make == "deltalake":
+        pytest.importorskip("deltalake").write_deltalake(tmp_path, table)
+        reader = pytest.importorskip("deltalake").DeltaTable(tmp_path).scan()
+    else:
+        reader = table.to_reader(max_chunksize=100)
+    result = dask_nlsq.fit(
+        Model.from_expression(model) if isinstance(model, str) else model, data=reader, p0=[1.0, 1.0]
+    )
+    np.testing.assert_allclose(result.popt, [2, 3], rtol=1e-9)

@@ -31,7 +31,8 @@ def is_lazy(data: Any) -> bool:
 
 def once(data: Any) -> Any:
     """Return what can be read a single time, as a reader of batches, as a table; all else as it is."""
-    return data.read_all() if isinstance(data, pa.RecordBatchReader) else data
+    one_shot = type(data).__name__ == "RecordBatchReader" and hasattr(data, "__arrow_c_stream__")
+    return pa.RecordBatchReader.from_stream(data).read_all() if one_shot else data
 
 
 def open_arrow(data: Any, columns: Columns) -> Source:
