@@ -98,7 +98,7 @@ class TestUndetermined:
 
     @pytest.mark.parametrize(
         "start",
-        [[1.0, 0.5, 1.0, 3.0], [2.0, 1.0, 1.0, 2.0]],
+        [[1.0, 0.5, 1.0, 3.0], [2.0, 1.0, 1.0, 2.0], [1.392, 3.434, 0.76, 3.014], [0.83, 2.95, 1.32, 0.8]],
     )
     def test_two_exponentials_where_there_is_one(self, start):
         two = lambda t, a, b, c, d: a * jnp.exp(-b * t) + c * jnp.exp(-d * t)  # noqa: E731

@@ -125,8 +125,13 @@ def _equation(equation: Any, depends: list[int], times: float, found: Work) -> l
 
 
 def _scan(equation: Any, jaxpr: Any, depends: list[int], times: float, found: Work) -> list[int]:
-    """Count a loop of known length; what it carries depends on all that any pass puts there."""
-    first, carried = equation.params["num_consts"], equation.params["num_carry"]
+    """Count a loop of known length; what it carries depends on all that any pass puts there.
+
+    Its inputs are constants, what it carries, and what it takes one by one, which has a dimension more outside; its
+    outputs are what it carries, and what it stacks.
+    """
+    carried = sum(map(_as_deep, equation.outvars, jaxpr.outvars))
+    first = sum(map(_as_deep, equation.invars, jaxpr.invars)) - carried
     while True:
         ends = _walk(jaxpr, depends, times, Work())
         carry = [a | b for a, b in zip(depends[first : first + carried], ends[:carried], strict=True)]
@@ -134,6 +139,11 @@ def _scan(equation: Any, jaxpr: Any, depends: list[int], times: float, found: Wo
             break
         depends = [*depends[:first], *carry, *depends[first + carried :]]
     return _walk(jaxpr, depends, times * equation.params["length"], found)
+
+
+def _as_deep(outside: Any, inside: Any) -> bool:
+    """Whether a value has as many dimensions in a loop as around it."""
+    return bool(outside.aval.ndim == inside.aval.ndim)
 
 
 def _inner(equation: Any) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from dask_nlsq._errors import DataError, NlsqError, SweepError
 from dask_nlsq._numerics.block import Block
@@ -223,7 +224,7 @@ def _plain(name: str, values: Any) -> AnyArray:
 def _decimals(array: AnyArray) -> AnyArray:
     """Return an array of decimals, as pandas holds those of Arrow and Parquet, as float64; others as they are."""
     kinds = {type(value) for value in array.ravel()[:1000]} - {type(None)}
-    if not kinds or not kinds <= {decimal.Decimal, float}:
+    if decimal.Decimal not in kinds or not kinds <= {decimal.Decimal, float}:
         return array
     try:
         return np.array([np.nan if value is None else float(value) for value in array], float)
@@ -233,7 +234,7 @@ def _decimals(array: AnyArray) -> AnyArray:
 
 def _first(array: AnyArray) -> Any:
     """Return the first value of an array of objects that is one."""
-    return next((value for value in array.ravel()[:1000].tolist() if value is not None and value == value), None)
+    return next((value for value in array.ravel()[:1000].tolist() if not pd.isna(value)), None)
 
 
 def _seen(array: AnyArray) -> str:

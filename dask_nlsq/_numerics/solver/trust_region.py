@@ -140,10 +140,14 @@ class Point:
     @property
     def believed(self) -> bool:
         """Whether the undamped step lies where the linear model holds: inside the trust region, or next to nothing."""
-        moves = self.scale * np.abs(self.newton.delta)
+        return self.slight or lapack.norm(self.scale * self.newton.delta) <= self.radius
+
+    @property
+    def slight(self) -> bool:
+        """Whether the undamped step moves each parameter by a thousandth of itself, or of what the data would see."""
         s = math.sqrt(2.0 * self.reduction.cost / max(self.reduction.rows, 1))
-        small = (np.abs(self.newton.delta) <= 1e-3 * np.abs(self.theta)) | (moves <= 1e-3 * s)
-        return bool(lapack.norm(moves) <= self.radius or small.all())
+        moves = np.abs(self.newton.delta)
+        return bool(((moves <= 1e-3 * np.abs(self.theta)) | (self.scale * moves <= 1e-3 * s)).all())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -563,10 +567,17 @@ def _better(last: State, first: State | None) -> State:
 
 
 def final(state: State, lower: Vector, upper: Vector) -> tuple[Vector, float]:
-    """Return the parameters with the last Gauss-Newton step added, and the cost predicted there."""
+    """Return the parameters with the last Gauss-Newton step added, and the cost predicted there.
+
+    No sweep looks at that step. Where another test than its length ended the fit, it is added only if it is next to
+    nothing: at the rounding level, parameters of a term that has vanished may move far.
+    """
     point = state.point
     assert point is not None
     if state.status is None or not state.status.success or state.refused or not point.believed:
+        return point.theta, point.reduction.cost
+    near = point.newton.length <= _NEXT_TO_NOTHING * unit(point.reduction, point.factor.p, absolute_sigma=False)
+    if state.status is not Status.CONVERGED and not (near or point.slight):
         return point.theta, point.reduction.cost
     theta = np.clip(point.theta + point.newton.delta, lower, upper)
     return theta, max(point.reduction.cost - point.newton.predicted, 0.0)
