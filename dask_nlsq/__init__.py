@@ -2,12 +2,12 @@
 
 import lazy_loader
 
-from dask_nlsq import _accessor, _config
+from dask_nlsq import _accessors
 
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ = sorted(__all__)
 
-_config.register()
-_accessor.register(__getattr__)
+_accessors.config.register()
+_accessors.accessor.register(__getattr__)

@@ -18,8 +18,7 @@ from ._errors import SweepError as SweepError
 from ._errors import TooFewRows as TooFewRows
 from ._fit import fit as fit
 from ._fit import plan as plan
-from ._numerics.model import Model as Model
-from ._numerics.status import Status as Status
+from ._model import Model as Model
 from ._plan import DatasetSizeTier as DatasetSizeTier
 from ._plan import MemoryTier as MemoryTier
 from ._plan import OptimizationGoal as OptimizationGoal
@@ -32,6 +31,7 @@ from ._plan import get_memory_tier as get_memory_tier
 from ._plan import plot_memory as plot_memory
 from ._plan import plot_tiers as plot_tiers
 from ._result import FitResult as FitResult
+from ._solver import Status as Status
 from ._streaming import StreamingFitter as StreamingFitter
 from .cluster import local_cluster as local_cluster
 

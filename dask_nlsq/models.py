@@ -14,7 +14,7 @@ Examples
 {'amplitude': 3.0, 'center': 4.0, 'sigma': 0.5, 'intercept': 1.0, 'slope': 0.2}
 """
 
-from dask_nlsq._models.library import (
+from dask_nlsq._model import (
     LIBRARY,
     constant,
     damped_sinusoid,

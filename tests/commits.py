@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dask_nlsq._checkpoint import Checkpoints, Lock, pack, unpack
+from dask_nlsq._checkpoint.checkpoints import Checkpoints
+from dask_nlsq._checkpoint.codec import pack, unpack
+from dask_nlsq._checkpoint.lock import Lock
 
 EVENTS = {"os.link", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 

@@ -29,10 +29,11 @@ from moto import server as moto
 from zarr.buffer.cpu import Buffer
 
 from dask_nlsq import CheckpointCorrupt, CheckpointError, Checkpoints, NlsqError, NlsqWarning
-from dask_nlsq._checkpoint import Lock, pack, place, tree, unpack
+from dask_nlsq._checkpoint import codec, storage
 from dask_nlsq._checkpoint.checkpoints import _ROOT
-from dask_nlsq._checkpoint.lock import job
-from dask_nlsq._run import _locked
+from dask_nlsq._checkpoint.codec import pack, unpack
+from dask_nlsq._checkpoint.lock import Lock, job
+from dask_nlsq._fit.session import _locked
 
 # --- states as keys ---------------------------------------------------------------------------------------------------
 
@@ -67,7 +68,7 @@ class Holding:
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("shape", [(), (3,), (0, 2), (2, 3)], ids=str)
-@pytest.mark.parametrize("dtype", tree._DTYPES)
+@pytest.mark.parametrize("dtype", codec._DTYPES)
 def test_zarr_reads_the_same(dtype, shape, compression):
     array = np.arange(-1, math.prod(shape) - 1).astype(dtype).reshape(shape)
     keys = pack(Holding(array), compression)
@@ -424,7 +425,7 @@ def test_a_hostile_folder_is_refused_unread(tmp_path, how, monkeypatch):
     opened = []
     real = os.open
     monkeypatch.setattr(os, "open", lambda path, *a: (opened.append(os.path.realpath(path)), real(path, *a))[1])
-    monkeypatch.setattr(tree, "_open", lambda _: pytest.fail("an array was read"))
+    monkeypatch.setattr(codec, "_open", lambda _: pytest.fail("an array was read"))
     with pytest.raises(CheckpointCorrupt):
         unpack(Recorded, Checkpoints(run).newest()[1])
     assert all(path.startswith(str(run.resolve())) for path in opened)
@@ -477,7 +478,7 @@ def outage(there, *verbs):
 @pytest.mark.parametrize("n", [1, 5, 20])
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, n):
     commit(tmp_path, 1)
-    create, seen = place._create, []
+    create, seen = storage._create, []
 
     def full(path):
         seen.append(path)
@@ -485,7 +486,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, n):
             raise OSError(errno.ENOSPC, "No space left on device")
         return create(path)
 
-    monkeypatch.setattr(place, "_create", full)
+    monkeypatch.setattr(storage, "_create", full)
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(OSError, match="No space"):
         checkpoints.commit(pack(recorded(2)), {}, {})

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import dask
 import pytest
 from click.testing import CliRunner
+from dask_nlsq.cli.main import main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_nlsq import NlsqError, _gpu, _job, cluster
+from dask_nlsq import NlsqError, cluster
 from dask_nlsq._checkpoint.lock import job as lock_job
-from dask_nlsq.cli import main
-from dask_nlsq.cluster import Job, detect, job_script
+from dask_nlsq._system import batch_job
+from dask_nlsq.cluster import Job, detect, gpu_preload, job_script
 
 TESTS = Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples"
@@ -163,10 +164,10 @@ def test_nothing_that_a_queue_says_is_an_error(name, environ, answer):
 
 def test_the_queue_is_asked_once_for_the_time_left(monkeypatch):
     asked = []
-    monkeypatch.setattr(_job, "detect", lambda: asked.append(1) or Job("pbs", "1", time_left=60.0))
+    monkeypatch.setattr(batch_job, "detect", lambda: asked.append(1) or Job("pbs", "1", time_left=60.0))
     monkeypatch.setenv("PBS_JOBID", "once.only")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    first, second = _job.time_left(), _job.time_left()
+    first, second = batch_job.time_left(), batch_job.time_left()
     assert asked == [1] and 59 < second <= first <= 60
 
 
@@ -184,13 +185,13 @@ def test_the_lock_of_a_checkpoint_names_the_same_job(monkeypatch, environ, said)
     [("01:00:00", 3600), ("2-12:00:00", 216_000), ("100:00:01", 360_001), ("90", 90), (90, 90), (89.5, 90)],
 )
 def test_walltimes(walltime, seconds):
-    assert _job.seconds(walltime) == seconds
+    assert batch_job.seconds(walltime) == seconds
 
 
 @pytest.mark.parametrize("walltime", ["01:00", "1:60:00", "", "an hour", "-1:00:00", 0, -5, float("nan"), float("inf")])
 def test_walltimes_that_could_be_misread_are_refused(walltime):
     with pytest.raises(NlsqError, match=r"HH:MM:SS|hours, minutes and seconds"):
-        _job.seconds(walltime)
+        batch_job.seconds(walltime)
 
 
 @pytest.mark.parametrize(
@@ -207,11 +208,11 @@ def test_walltimes_that_could_be_misread_are_refused(walltime):
 def test_the_queue_of_this_machine(tmp_path, commands, environ, queue):
     for name in commands:
         stub(tmp_path, name, "")
-    assert _job.offered({"PATH": str(tmp_path)} | environ) == queue
+    assert batch_job.offered({"PATH": str(tmp_path)} | environ) == queue
 
 
 def test_a_script_is_for_the_queue_of_this_machine_or_says_that_there_is_none(tmp_path, monkeypatch):
-    for name in (*_job._NAMES.values(), "SGE_ROOT"):
+    for name in (*batch_job._NAMES.values(), "SGE_ROOT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NlsqError, match="No queue was found here"):
@@ -238,7 +239,13 @@ MADE = {
     "lsf": ({}, ["#BSUB -n 4", "#BSUB -W 01:00", '#BSUB -R "span[hosts=1]"']),
     "lsf GPU": ({"gpus": 2}, ['#BSUB -gpu "num=2"']),
 }
-ON_GPUS = ["--resources GPU=1", "--preload-nanny dask_nlsq._gpu", "PREALLOCATE=false", "--nworkers 2", "PJRT_NPROC=2\n"]
+ON_GPUS = [
+    "--resources GPU=1",
+    "--preload-nanny dask_nlsq.cluster.gpu_preload",
+    "PREALLOCATE=false",
+    "--nworkers 2",
+    "PJRT_NPROC=2\n",
+]
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -268,7 +275,7 @@ def test_what_the_user_says_comes_before_and_beside():
     ]
     for part in [*parts, "PJRT_NPROC=1", "--lifetime"]:
         assert part in text, text
-    assert "_gpu" not in text  # one GPU needs no sharing out
+    assert "gpu_preload" not in text  # one GPU needs no sharing out
 
 
 @pytest.mark.parametrize(
@@ -315,7 +322,7 @@ def test_a_process_sees_a_gpu_of_its_own(monkeypatch, visible, name, device):
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     nanny = SimpleNamespace(name=name, env={})
-    _gpu.dask_setup(nanny)
+    gpu_preload.dask_setup(nanny)
     assert nanny.env == {"CUDA_VISIBLE_DEVICES": device}
 
 
@@ -329,7 +336,8 @@ def test_worker_processes_of_a_job_share_its_gpus_out():
 
     with Client(n_workers=0, dashboard_address=":0", processes=True) as client:
         command = [sys.executable, "-m", "distributed.cli.dask_worker", client.scheduler.address, "--name", "job-0"]
-        command += ["--nworkers", "2", "--nthreads", "1", "--resources", "GPU=1", "--preload-nanny", "dask_nlsq._gpu"]
+        command += ["--nworkers", "2", "--nthreads", "1", "--resources", "GPU=1"]
+        command += ["--preload-nanny", "dask_nlsq.cluster.gpu_preload"]
         job = subprocess.Popen(
             command,
             env=os.environ | {"CUDA_VISIBLE_DEVICES": "3,5", "PYTHONPATH": str(TESTS)},

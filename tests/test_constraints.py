@@ -13,13 +13,13 @@ from scipy.optimize import least_squares
 
 import dask_nlsq
 from dask_nlsq import BoundsError, ModelError, Status
-from dask_nlsq._checkpoint import pack, unpack
-from dask_nlsq._lockstep import fitted, lockstep
-from dask_nlsq._numerics.factor import Factor, factorise
-from dask_nlsq._numerics.reduction import Reduction
-from dask_nlsq._numerics.solver.trust_region import TrustRegion, final, stop
-from dask_nlsq._numerics.trust_region import gauss_newton, solve
-from dask_nlsq._problem import arrange
+from dask_nlsq._checkpoint.codec import pack, unpack
+from dask_nlsq._fit.lockstep import fitted, lockstep
+from dask_nlsq._fit.problem import arrange
+from dask_nlsq._kernel.reduction import Reduction
+from dask_nlsq._solver.factor import Factor, factorise
+from dask_nlsq._solver.subproblem import gauss_newton, solve
+from dask_nlsq._solver.trust_region import TrustRegion, final, stop
 
 T, Y = decay_rows(2000)
 OUTLIERS = np.where(np.random.default_rng(5).random(2000) < 0.05, Y + np.random.default_rng(6).normal(0, 3, 2000), Y)
@@ -383,8 +383,8 @@ def test_of_two_attempts_the_lower_is_the_answer(p0, stopped_after):
 
 
 def test_a_time_limit_ends_a_second_look(monkeypatch):
-    for room in ("_lockstep", "_checks.perturbed_restarts"):
-        monkeypatch.setattr(f"dask_nlsq.{room}.time", types.SimpleNamespace(monotonic=lambda: np.inf))
+    for room in ("lockstep", "checks.perturbed_restarts"):
+        monkeypatch.setattr(f"dask_nlsq._fit.{room}.time", types.SimpleNamespace(monotonic=lambda: np.inf))
     result = rows().nlsq.fit(decay, p0=START, goal="quality", time_limit=3600.0)
     assert result.success and result.notes[-1] == "The time limit ended the look from perturbed starts."
 

@@ -12,12 +12,12 @@ import pytest
 
 import dask_nlsq
 from dask_nlsq import Model, ModelError
-from dask_nlsq._checkpoint.tree import pack, unpack
-from dask_nlsq._numerics import difference, kernel
-from dask_nlsq._numerics.block import SLABS, TILE, Block
-from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.reduction import Reduction, fold
-from dask_nlsq._sweep.partial import Finished
+from dask_nlsq._checkpoint.codec import pack, unpack
+from dask_nlsq._kernel import kernel, safeguarded_difference
+from dask_nlsq._kernel.block import SLABS, TILE, Block
+from dask_nlsq._kernel.reduction import Reduction, fold
+from dask_nlsq._model.objective import Objective
+from dask_nlsq._sweep.tree import Finished
 
 
 def stretched(t, height, tau, beta):
@@ -306,7 +306,7 @@ SLOPES = {
 def test_a_difference_is_the_derivative_or_is_refused(name):
     func, value, slope = SLOPES[name]
     theta = np.array([value])
-    found = difference.mend(func, theta, func(theta), np.full((1, 1), np.nan))[0, 0]
+    found = safeguarded_difference.mend(func, theta, func(theta), np.full((1, 1), np.nan))[0, 0]
     np.testing.assert_allclose(found, slope, rtol=1e-7)
     if slope == 0:
         assert found == 0

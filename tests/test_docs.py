@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import dask_nlsq
-from dask_nlsq._accessor import NlsqAccessor
+from dask_nlsq._accessors.accessor import NlsqAccessor
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

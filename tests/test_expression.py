@@ -20,8 +20,8 @@ from scipy import special
 
 import dask_nlsq
 from dask_nlsq import Model, ModelError
-from dask_nlsq._numerics import expression
-from dask_nlsq._numerics.expression import DEPTH, FUNCTIONS, LENGTH, SIGNS, Expression
+from dask_nlsq._model import expression
+from dask_nlsq._model.expression import DEPTH, FUNCTIONS, LENGTH, SIGNS, Expression
 
 X = np.linspace(0.1, 0.9, 7)  # inside the domain of every function
 A, B = 1.7, -0.4

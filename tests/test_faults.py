@@ -106,8 +106,8 @@ LOSSES = {
 def test_a_worker_that_dies_changes_nothing(
     undisturbed, cluster, client, obey, monkeypatch, sweeps, form, cache, worker
 ):
-    monkeypatch.setattr("dask_nlsq._sources.memory.ROWS", 1000)  # partitions as those of the frame
-    monkeypatch.setattr("dask_nlsq._sources.memory._HEAD", 0)
+    monkeypatch.setattr("dask_nlsq._sources.in_memory.ROWS", 1000)  # partitions as those of the frame
+    monkeypatch.setattr("dask_nlsq._sources.in_memory._HEAD", 0)
     data = {"t": T, "y": Y} if form == "arrays" else frame(obey)
     victim = cluster.workers[worker].pid
     if sweeps == 0:

@@ -286,8 +286,8 @@ def test_no_sweep_copies_few_rows_that_are_in_memory(n, gathered, monkeypatch, r
     t, y = decay_rows(n)
     dask_nlsq.fit(decay, t, y, client=client, tier="standard")  # compiled
     copied = []
-    monkeypatch.setattr("dask_nlsq._checks.restarts.noise_pvalue", lambda *args: 1.0)  # it cuts the rows into runs
-    monkeypatch.setattr("dask_nlsq._numerics.block._fit", lambda *args: copied.append(args))
+    monkeypatch.setattr("dask_nlsq._fit.checks.restarts.noise_pvalue", lambda *args: 1.0)  # it cuts the rows into runs
+    monkeypatch.setattr("dask_nlsq._kernel.block._fit", lambda *args: copied.append(args))
     result = dask_nlsq.fit(decay, t, y, client=client, tier="standard")
     assert result.success and not copied
     assert result.profiler.problem.source.partitions[0].memory is None  # what is laid out is not kept

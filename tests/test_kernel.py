@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from problems import decay, decay_rows
 
 from dask_nlsq import Model
-from dask_nlsq._numerics import inspection, kernel, tile
-from dask_nlsq._numerics.block import SLABS, TILE, TOGETHER, Block, pack, slabs
-from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.reduction import fold
+from dask_nlsq._kernel import kernel, tile, validate
+from dask_nlsq._kernel.block import SLABS, TILE, TOGETHER, Block, pack, slabs
+from dask_nlsq._kernel.reduction import fold
+from dask_nlsq._model.objective import Objective
 
 THETA = np.array([2.5, 1.1, 0.2])
 
@@ -83,11 +83,11 @@ def newton_root(t, a, b):
 def test_a_loop_takes_forward_passes():
     looped, plain = objective(newton_root), objective(lambda t, a, b: jnp.cbrt(a + b * t))
     start = np.ones(2)
-    assert inspection.check(looped, start)[0].jacobian == "forward"
-    assert inspection.check(plain, start)[0].jacobian == "reverse"
+    assert validate.check(looped, start)[0].jacobian == "forward"
+    assert validate.check(plain, start)[0].jacobian == "reverse"
     t, y = decay_rows(100)
     grams = [
-        kernel.reduce_block(inspection.check(o, start)[0], Block((t,), y), np.array([1.5, 0.7]), None).gram
+        kernel.reduce_block(validate.check(o, start)[0], Block((t,), y), np.array([1.5, 0.7]), None).gram
         for o in (looped, plain)
     ]
     np.testing.assert_allclose(*grams, rtol=1e-9)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_nlsq._numerics import lapack
+from dask_nlsq._solver import lapack
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, 7, 40])

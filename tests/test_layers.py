@@ -1,4 +1,4 @@
-"""Who may import whom, read off the source. A new module earns its place in LEVELS first."""
+"""Who may import whom, read off the source: one level a folder, and faces as the only doors."""
 
 import ast
 import sys
@@ -10,22 +10,31 @@ from pathlib import Path
 import pytest
 
 LEVELS = [
-    "_errors _peak _typing",
-    "_fork _job _reading _shell _numerics _models",
-    "_sources _sweep _checkpoint _plan",
-    "_fit _autotune _curve_fit _descent _facts _fingerprint _interrupt _streaming _result _outcome _problem "
-    "_checks _profile _lockstep _progress _refusal _route _run _sample _search _stream "
-    "_streaming_rows _streaming_saved _minimise",
-    "_accessor _config _gpu _script cluster models",
+    "_errors _typing",
+    "_system",
+    "_model",
+    "_kernel",
+    "_solver",
+    "_sources _plan _checkpoint",  # none of them sees another
+    "_sweep",
+    "_result",
+    "_fit",
+    "_streaming _curve_fit",
+    "_accessors cluster models",
     "__init__",
-    # Comes in by the front door, as a user does: the package does not import it.
-    "cli _cli_checkpoints _cli_jobs _terminal",
+    "cli",  # comes in by the front door, as a user does: the package does not import it
 ]
 LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units.split()}
-JAX_FREE = {2, LEVEL["__init__"], LEVEL["cli"]}  # what a scheduler process loads, and every `dask` command
-ARROWS = {("_models", "_numerics"), ("_numerics", "_fork")}  # between siblings; from level 3 up any arrow may go
-NUMERIC = {"jax", "jaxlib", "numpy", "scipy"}  # third parties that level 1 may import
-PURE = {"_errors": set(), "_peak": {"psutil"}, "_typing": {"numpy"}}  # and level 0
+JAX_FREE = {"_sources", "_plan", "_checkpoint", "_accessors", "__init__", "cli"}  # in a scheduler, and in any `dask`
+NUMERIC = {"jax", "jaxlib", "numpy", "scipy"}
+THIRD_PARTIES = {  # what a folder may import of others, where that is limited
+    "_errors": set(),
+    "_typing": {"numpy"},
+    "_system": {"psutil"},
+    "_model": NUMERIC,
+    "_kernel": NUMERIC,
+    "_solver": NUMERIC,
+}
 EXTRAS = {
     "IPython",
     "dask_jobqueue",
@@ -36,10 +45,11 @@ EXTRAS = {
     "matplotlib",
     "optax",
     "pyiceberg",
+    "s3fs",
+    "xarray",
 }
-EXTRAS |= {"s3fs", "xarray"}
 LATE = {"scipy.optimize"}  # takes as long to import as pandas, and no worker that models lead to needs it
-DOORS = {f"dask_nlsq._numerics.{name}" for name in ("faults", "kernel", "inspection")}
+DOORS = {f"dask_nlsq._kernel.{name}" for name in ("faults", "kernel", "validate")}
 """The task entry in _sweep opens them at its first call."""
 
 ROOT = Path(__file__).parents[1] / "dask_nlsq"
@@ -47,6 +57,8 @@ FILES = {
     ".".join(p.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): p
     for p in sorted(ROOT.rglob("*.py"))
 }
+FOLDERS = sorted(f"dask_nlsq.{p.name}" for p in ROOT.iterdir() if (p / "__init__.py").exists())
+LAZY = [folder for folder in FOLDERS if FILES[folder].with_suffix(".pyi").exists()]
 
 
 def unit(module):
@@ -55,21 +67,31 @@ def unit(module):
 
 
 @cache
+def face(folder):
+    """The names that a folder hands out, and the module that each is from."""
+    tree = ast.parse(FILES[folder].with_suffix(".pyi").read_text("utf-8"))
+    lines = [(node, alias.name) for node in tree.body for alias in node.names]
+    return {name: f"{folder}.{node.module or name}" for node, name in lines}
+
+
+@cache
 def imports(module):
-    """What `module` imports, as (target, "load" | "call" | "types", line)."""
+    """What `module` imports, as (door, module behind it, "load" | "call" | "types", line)."""
     package = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
 
     def targets(node):
         if isinstance(node, ast.Import):
-            return {alias.name for alias in node.names}
+            return {(alias.name, alias.name) for alias in node.names}
         base = resolve_name("." * node.level + (node.module or ""), package)
-        names = {f"{base}.{alias.name}" for alias in node.names}
-        return names & FILES.keys() | ({base} if names - FILES.keys() else set())
+        names = [alias.name for alias in node.names]
+        if base in LAZY:
+            return {(base, face(base)[name]) if name in face(base) else (f"{base}.{name}",) * 2 for name in names}
+        return {(f"{base}.{name}" if f"{base}.{name}" in FILES else base,) * 2 for name in names}
 
     def visit(node, when):
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.Import | ast.ImportFrom):
-                yield from ((target, when, child.lineno) for target in sorted(targets(child)))
+                yield from ((*target, when, child.lineno) for target in sorted(targets(child)))
             elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield from visit(child, "call")
             elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
@@ -80,22 +102,22 @@ def imports(module):
     return list(visit(ast.parse(FILES[module].read_text("utf-8")), "load"))
 
 
-def objection(module, target, when):
-    """Why `module` must not import `target` in this way, or None."""
+def objection(module, door, target, when):
+    """Why `module` must not import `target` through `door` in this way, or None."""
     here, root = unit(module), target.partition(".")[0]
     if when == "call" and root not in EXTRAS and target not in LATE and not (here == "_sweep" and target in DOORS):
         return "inside a function"
     if root != "dask_nlsq":
-        free = root in sys.stdlib_module_names or when == "types" or LEVEL[here] > 1
-        allowed = PURE.get(here, NUMERIC | ({"matplotlib"} if when == "call" else set()))
-        return None if free or root in allowed else f"level {LEVEL[here]} is pure"
+        allowed = THIRD_PARTIES.get(here)
+        if allowed is None or root in sys.stdlib_module_names | allowed or root == "lazy_loader":
+            return None
+        return f"{here} does without"
     there = unit(target)
-    if LEVEL[here] == 2 and target.startswith("dask_nlsq._numerics.solver"):
-        return "only the fit knows a solver"
-    below = LEVEL[there] < LEVEL[here] or here == there or (here, there) in ARROWS
-    if below or LEVEL[there] == LEVEL[here] > 2:
+    if here == there:
         return None
-    return f"level {LEVEL[here]} sees level {LEVEL[there]}"
+    if LEVEL[there] >= LEVEL[here]:
+        return f"level {LEVEL[here]} sees level {LEVEL[there]}"
+    return None if door.count(".") <= 1 else f"from behind the face of {there}"
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -104,25 +126,55 @@ def test_imports_respect_levels(module):
     where = FILES[module].relative_to(ROOT.parent)
     objections = [
         f"{where}:{line} imports {target}: {why}"
-        for target, when, line in imports(module)
-        if (why := objection(module, target, when))
+        for door, target, when, line in imports(module)
+        if (why := objection(module, door, target, when))
     ]
     assert not objections, "\n".join(objections)
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if LEVEL.get(unit(m)) in JAX_FREE])
+@pytest.mark.parametrize("folder", LAZY)
+def test_a_face_shows_what_others_use(folder):
+    public = ast.parse(FILES["dask_nlsq"].with_suffix(".pyi").read_text("utf-8"))
+    used = {alias.name for node in public.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    for module in FILES:
+        if unit(module) != unit(folder):
+            for node in ast.walk(ast.parse(FILES[module].read_text("utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module == folder:
+                    used |= {alias.name for alias in node.names}
+    assert set(face(folder)) <= used
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_nothing_shadows_a_module(folder):
+    modules = {p.stem for p in FILES[folder].parent.iterdir()}
+    names = face(folder) if folder in LAZY else {}
+    assert not [name for name, module in names.items() if name in modules and module != f"{folder}.{name}"]
+
+
+def test_few_rooms():
+    """What a stranger meets first fits on a screen."""
+    assert len([p for p in ROOT.iterdir() if p.name != "__pycache__"]) < 22
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if unit(m) in JAX_FREE])
 def test_loads_without_jax(module):
     routes = {module: [module]}  # every module loaded on the way, and how it was reached
     for name in (queue := [module]):
-        for target, when, _ in imports(name):
-            parts = target.split(".") if when == "load" else []
-            for step in (".".join(parts[: i + 1]) for i in range(len(parts))):
+        for door, target, when, _ in imports(name):
+            steps = {parts for found in (door, target) for parts in prefixes(found)} if when == "load" else ()
+            for step in sorted(steps):
                 assert step not in {"jax", "jaxlib"}, " → ".join([*routes[name], step])
                 if step in FILES and step not in routes:
                     routes[step] = [*routes[name], step]
                     queue.append(step)
 
 
+def prefixes(module):
+    """The packages that a module is in, and itself."""
+    parts = module.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
 def test_no_cycles():
-    graph = {m: {t for t, when, _ in imports(m) if when == "load" and t != m} for m in FILES}
+    graph = {m: {t for _, t, when, _ in imports(m) if when == "load" and t != m} for m in FILES}
     TopologicalSorter(graph).prepare()  # its CycleError spells the cycle out

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 import dask_nlsq
 from dask_nlsq import Model
-from dask_nlsq._numerics.factor import factorise
-from dask_nlsq._numerics.linearity import linearity
-from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.projection import project
+from dask_nlsq._kernel.separable import linearity
+from dask_nlsq._model.objective import Objective
+from dask_nlsq._solver.factor import factorise
+from dask_nlsq._solver.projection import project
 
 
 @jax.jit

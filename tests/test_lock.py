@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from dask_nlsq import CheckpointError, Checkpoints, NlsqWarning
-from dask_nlsq._checkpoint import Lock, owner
+from dask_nlsq._checkpoint import owner
+from dask_nlsq._checkpoint.lock import Lock
 from dask_nlsq._checkpoint.owner import Life, identify, life
 
 HEARTBEAT = 0.1

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from dask_nlsq._numerics.block import SLABS
+from dask_nlsq._kernel.block import SLABS
 
 pytestmark = [
     pytest.mark.slow,

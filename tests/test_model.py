@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dask_nlsq import BoundsError, Model, ModelError
-from dask_nlsq._numerics.parameters import Parameters
-from dask_nlsq._problem import to_model
+from dask_nlsq._fit.problem import to_model
+from dask_nlsq._model.parameters import Parameters
 
 
 def plain(t, a, b=2.0):

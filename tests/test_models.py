@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from dask_nlsq.cli.main import main
 
 import dask_nlsq
 from dask_nlsq import Model, ModelError, models
-from dask_nlsq._models import library
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._sample import draw_sample
-from dask_nlsq._sweep import Serial, Threads, group
-from dask_nlsq.cli import main
+from dask_nlsq._fit.sample import draw_sample
+from dask_nlsq._kernel.block import Block
+from dask_nlsq._model import library
+from dask_nlsq._sweep.executors.local import Serial, Threads
+from dask_nlsq._sweep.groups import group
 from dask_nlsq.models import LIBRARY
 
 ROWS = 4000

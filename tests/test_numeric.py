@@ -10,9 +10,9 @@ from scipy import special
 
 import dask_nlsq
 from dask_nlsq import Model, ModelError, NlsqWarning
-from dask_nlsq._numerics import numeric
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._kernel import finite_difference
+from dask_nlsq._kernel.block import Block
+from dask_nlsq._model.objective import Objective
 
 T, Y = decay_rows(3000)
 
@@ -155,7 +155,7 @@ def test_most_columns_take_two_evaluations():
         return with_numpy(t, amplitude, rate, offset)
 
     objective = Objective(Model.from_function(counted).bind(["t"]), ("t", "y"), jacobian="numeric")
-    numeric.reduce_block(objective, Block((T,), Y), np.array([3.0, 1.3, 0.5]), None)
+    finite_difference.reduce_block(objective, Block((T,), Y), np.array([3.0, 1.3, 0.5]), None)
     assert len(calls) == 1 + 2 * 3
 
 

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import scipy.optimize
 from click.testing import CliRunner
+from dask_nlsq.cli.main import main
 
 import dask_nlsq
-from dask_nlsq.cli import main
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::scipy.optimize.OptimizeWarning"),
@@ -250,7 +250,7 @@ def test_a_stop_while_other_starts_are_tried_is_reported(stops, monkeypatch):
         assert result.status is dask_nlsq.Status.CALLBACK and len(result.history) > first
         assert result.cost == result.history["cost"].min() and "was stopped" in result.notes[-1]
         return
-    monkeypatch.setattr("dask_nlsq._checks.restarts._past_deadline", lambda deadline: True)
+    monkeypatch.setattr("dask_nlsq._fit.checks.restarts._past_deadline", lambda deadline: True)
     notes = dask_nlsq.fit(model, T, y, time_limit=1e6).notes
     assert any("the time limit was reached before other starts" in note for note in notes)
 

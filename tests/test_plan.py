@@ -29,11 +29,12 @@ from dask_nlsq import (
     auto_select_workflow,
     get_memory_tier,
 )
-from dask_nlsq._plan import Facts, make_plan, memory_limit, with_speeds
+from dask_nlsq._plan.limits import memory_limit
 from dask_nlsq._plan.memory import IMPORTS, SHARE, takes_several, tasks_that_fit, workers_that_fit
+from dask_nlsq._plan.plan import Facts, make_plan, with_speeds
 from dask_nlsq._plan.tiers import RULES
 from dask_nlsq._plan.workflow import PRESETS, settle
-from dask_nlsq._sweep import group
+from dask_nlsq._sweep.groups import group
 
 GB, MB, MIB = 10**9, 10**6, 2**20
 
@@ -154,7 +155,7 @@ def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch, listing, fil
         path.write_text(text, "utf-8")
     found = memory_limit(tmp_path)
     assert (found.limit, found.source) == (2_000_000_000, source)
-    monkeypatch.setattr("dask_nlsq._facts.memory_limit", lambda: memory_limit(tmp_path))
+    monkeypatch.setattr("dask_nlsq._fit.plan_inputs.memory_limit", lambda: memory_limit(tmp_path))
     t, y = decay_rows(1000)
     assert f"of 1.86 GiB a process ({source})" in str(dask_nlsq.plan(decay, t, y))
 
@@ -442,7 +443,7 @@ def test_standard_reads_once_and_chunked_as_often_as_it_sweeps():
 
 
 def test_quality_finds_a_lower_minimum(monkeypatch):
-    monkeypatch.setattr("dask_nlsq._fit.restart", lambda problem, solver, state, *_: (state, [], ()))
+    monkeypatch.setattr("dask_nlsq._fit.api.restart", lambda problem, solver, state, *_: (state, [], ()))
     x = np.linspace(0, 20, 400)
     y = np.sin(2.0 * x) + 0.05 * np.cos(31 * x)
     stuck, freed = (dask_nlsq.fit(wave, x, y, p0=[1.0, 2.4], goal=goal) for goal in ("robust", "quality"))
@@ -493,7 +494,7 @@ def test_a_second_look_never_ends_higher(monkeypatch):
     plain = dask_nlsq.fit(decay, t, y, p0=[2, 1, 0.3])
     for theta in ([1e3, 50.0, 9.0], [np.inf, 1.0, 1.0]):
         found = lambda *_, start=theta: (np.array(start), "")  # noqa: E731
-        monkeypatch.setattr("dask_nlsq._checks.perturbed_restarts.look_again", found)
+        monkeypatch.setattr("dask_nlsq._fit.checks.perturbed_restarts.look_again", found)
         tried = dask_nlsq.fit(decay, t, y, p0=[2, 1, 0.3], goal="quality")
         np.testing.assert_allclose(tried.popt, plain.popt, rtol=1e-8)
         assert tried.success and tried.nsweeps == len(tried.history)

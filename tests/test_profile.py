@@ -147,7 +147,7 @@ def test_what_is_at_a_bound_or_tied_has_no_ends():
 
 
 def test_a_lower_minimum_on_the_way_is_no_interval(monkeypatch):
-    monkeypatch.setattr("dask_nlsq._fit.restart", lambda problem, solver, state, *_: (state, [], ()))
+    monkeypatch.setattr("dask_nlsq._fit.api.restart", lambda problem, solver, state, *_: (state, [], ()))
     t = np.linspace(0, 6, 60)
     wave = lambda t, k: jnp.sin(k * t)  # noqa: E731
     stuck = dask_nlsq.fit(wave, t, np.sin(2 * t), p0=[3.3])
@@ -162,7 +162,7 @@ def test_a_lower_minimum_on_the_way_is_no_interval(monkeypatch):
     ids=str,
 )
 def test_the_start_that_an_error_advises_leads_to_the_lower_minimum(constraints, monkeypatch):
-    monkeypatch.setattr("dask_nlsq._fit.restart", lambda problem, solver, state, *_: (state, [], ()))
+    monkeypatch.setattr("dask_nlsq._fit.api.restart", lambda problem, solver, state, *_: (state, [], ()))
     t = np.linspace(0, 6, 60)
     wave = lambda t, k, offset: jnp.sin(k * t) + offset  # noqa: E731
     y = np.sin(2 * t) + 0.5 + 0.1 * np.cos(40 * t)

@@ -38,15 +38,18 @@ from dask_nlsq import (
     NlsqWarning,
     SweepError,
 )
-from dask_nlsq._checkpoint import Lock, place, unpack
-from dask_nlsq._interrupt import Interrupt
-from dask_nlsq._numerics.code import code
-from dask_nlsq._numerics.reduction import Reduction, fold
-from dask_nlsq._run import Saved
-from dask_nlsq._sources import files
-from dask_nlsq._stream import Pass
-from dask_nlsq._sweep import Partial, Threads
+from dask_nlsq._checkpoint import storage
+from dask_nlsq._checkpoint.codec import unpack
+from dask_nlsq._checkpoint.lock import Lock
+from dask_nlsq._fit.session import Saved
+from dask_nlsq._fit.start.stream_pass import Pass
+from dask_nlsq._kernel.reduction import Reduction, fold
+from dask_nlsq._model.source_hash import code
+from dask_nlsq._sources.file_stamps import files
+from dask_nlsq._sweep.executors.local import Threads
 from dask_nlsq._sweep.task import Answer
+from dask_nlsq._sweep.tree import Partial
+from dask_nlsq._system.signals import Interrupt
 
 N = 20_000
 T, Y = decay_rows(N)
@@ -634,7 +637,7 @@ def test_nan_in_a_state_is_refused(tmp_path):
     generation, keys = checkpoints.newest()
     saved = unpack(Saved, keys)
     state = dataclasses.replace(saved.state, trial=np.full(3, np.nan))
-    from dask_nlsq._checkpoint import pack
+    from dask_nlsq._checkpoint.codec import pack
 
     spoilt = pack(dataclasses.replace(saved, state=state, result=None))
     checkpoints.commit(spoilt, generation.about, generation.fingerprint)
@@ -671,8 +674,8 @@ def test_a_full_disk_does_not_end_a_fit(tmp_path, monkeypatch, strict):
             return create(path)
         raise OSError(28, "No space left on device")
 
-    create = place._create
-    monkeypatch.setattr(place, "_create", full)
+    create = storage._create
+    monkeypatch.setattr(storage, "_create", full)
     if strict:
         with pytest.raises(CheckpointError, match="No space"):
             run(tmp_path, "chunked", strict=True)
@@ -696,8 +699,8 @@ def unwritable(folder, code):
         raise OSError(code, os.strerror(code), str(path))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(place, "_create", refuse)
-        patch.setattr(place.os, "mkdir", refuse)
+        patch.setattr(storage, "_create", refuse)
+        patch.setattr(storage.os, "mkdir", refuse)
         yield
 
 

@@ -18,12 +18,12 @@ from test_stream import Reader, frame
 
 import dask_nlsq
 from dask_nlsq import BoundsError, Checkpoints, DataError, FitResult, Model, NlsqError, Status, SweepError
-from dask_nlsq._minimise import race
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.many import Ends, fit_many
-from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.starts import draw_starts
-from dask_nlsq._search import Explorer, distinct
+from dask_nlsq._fit.loop import race
+from dask_nlsq._fit.start.multistart import Explorer, distinct
+from dask_nlsq._kernel.block import Block
+from dask_nlsq._model.objective import Objective
+from dask_nlsq._solver.batched import Ends, fit_many
+from dask_nlsq._solver.starts import draw_starts
 
 N = 20_000
 SEEDS = [pytest.param(0, 1, id="one seed"), pytest.param(1, 100, id="the other 99", marks=pytest.mark.slow)]
@@ -306,7 +306,7 @@ def test_a_deadline_stops_rivals_of_one_that_has_ended(monkeypatch):
         problem.append(args[0]), solver.append(args[1]), states.append(args[2])
         return race(*args, **options)
 
-    monkeypatch.setattr("dask_nlsq._fit.race", seen)
+    monkeypatch.setattr("dask_nlsq._fit.api.race", seen)
     dask_nlsq.fit(model, **columns, bounds=bounds, n_starts=16, tier="chunked", client=False)
     first = states[0][0]
     team, seconds = race(problem[0], solver[0], [first], deadline=None)

@@ -27,10 +27,12 @@ from problems import decay, decay_rows
 
 import dask_nlsq
 from dask_nlsq import DataError, Model
-from dask_nlsq._numerics.block import ALIGNMENT, SLABS, Block, concatenate
-from dask_nlsq._sources import Columns, files
+from dask_nlsq._kernel.block import ALIGNMENT, SLABS, Block, concatenate
+from dask_nlsq._sources.columns import Columns
+from dask_nlsq._sources.file_stamps import files
 from dask_nlsq._sources.open import open_source
-from dask_nlsq._sweep import Serial, group
+from dask_nlsq._sweep.executors.local import Serial
+from dask_nlsq._sweep.groups import group
 
 ROWS = 1000
 T = np.linspace(0, 5, ROWS)

@@ -10,7 +10,7 @@ from problems import decay
 
 import dask_nlsq
 from dask_nlsq import DataError
-from dask_nlsq._sources import Columns
+from dask_nlsq._sources.columns import Columns
 from dask_nlsq._sources.open import open_source
 from dask_nlsq._sources.zarr import MOST
 

@@ -15,15 +15,15 @@ from problems import decay, decay_rows
 
 import dask_nlsq
 from dask_nlsq import BoundsError, DataError, NlsqError, Status
-from dask_nlsq._descent import descend
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.kernel import reduce_block
-from dask_nlsq._numerics.solver.streaming import Streaming
-from dask_nlsq._numerics.solver.trust_region import TrustRegion
-from dask_nlsq._plan import BATCHES, schedule
-from dask_nlsq._problem import exact_objective, to_model
-from dask_nlsq._sources import Columns
-from dask_nlsq._stream import _unmeasured
+from dask_nlsq._fit.problem import exact_objective, to_model
+from dask_nlsq._fit.start.stream_pass import _unmeasured
+from dask_nlsq._fit.start.warm_start import descend
+from dask_nlsq._kernel.block import Block
+from dask_nlsq._kernel.kernel import reduce_block
+from dask_nlsq._plan.mini_batches import BATCHES, schedule
+from dask_nlsq._solver.streaming import Streaming
+from dask_nlsq._solver.trust_region import TrustRegion
+from dask_nlsq._sources.columns import Columns
 
 N = 1_200_000  # above a million one sweep certifies; below, where sweeps are cheap, the fit goes on to rounding level
 T, Y = (column[np.argsort(decay_rows(N)[0])] for column in decay_rows(N))

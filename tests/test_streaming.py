@@ -16,8 +16,9 @@ from zarr.storage import ZipStore
 
 import dask_nlsq
 from dask_nlsq import CheckpointCorrupt, DataError, ModelError, NlsqError, Status, StreamingFitter, TooFewRows
-from dask_nlsq import _streaming as module
-from dask_nlsq._checkpoint import archive, from_text, to_text
+from dask_nlsq._checkpoint import archive
+from dask_nlsq._checkpoint.codec import from_text, to_text
+from dask_nlsq._streaming import fitter as module
 
 N = 200_000
 T, Y = decay_rows(N)

@@ -26,16 +26,19 @@ from problems import STORES, decay, decay_rows
 
 import dask_nlsq
 from dask_nlsq import DataError, Model, ModelNotPicklable, NlsqError
-from dask_nlsq._numerics.block import SLABS, Block
-from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.reduction import Reduction, fold, merge
-from dask_nlsq._numerics.request import Request, Whitening
-from dask_nlsq._sources import Columns
+from dask_nlsq._kernel.block import SLABS, Block
+from dask_nlsq._kernel.reduction import Reduction, fold, merge
+from dask_nlsq._kernel.request import Request, Whitening
+from dask_nlsq._model.objective import Objective
+from dask_nlsq._sources.columns import Columns
 from dask_nlsq._sources.open import open_source
-from dask_nlsq._sweep import Cluster, Ledger, Serial, Threads, group, ship, sweep, sweep_each
-from dask_nlsq._sweep.group import Group
-from dask_nlsq._sweep.partial import Partial
+from dask_nlsq._sweep.driver import Ledger, sweep, sweep_each
+from dask_nlsq._sweep.executors.distributed import Cluster
+from dask_nlsq._sweep.executors.local import Serial, Threads
+from dask_nlsq._sweep.groups import Group, group
+from dask_nlsq._sweep.payload import ship
 from dask_nlsq._sweep.task import Answer, draw, reduce_group, reduce_partition
+from dask_nlsq._sweep.tree import Partial
 
 THETA = np.array([2.5, 1.1, 0.2])
 REQUESTS = {"plain": Request(THETA), "whitened": Request(THETA, Whitening(np.diag([1.0, 2, 3]), np.eye(3)))}
@@ -205,7 +208,7 @@ def test_requests_share_a_sweep(tmp_path, client):
 
 
 def count_traces():
-    from dask_nlsq._numerics import kernel
+    from dask_nlsq._kernel import kernel
 
     return sum(kernel.traces.values())
 
@@ -311,7 +314,7 @@ def test_data_that_change_are_noticed(tmp_path):
 
 @pytest.mark.parametrize("models", [1, 3, 32])
 def test_a_registry_forgets_the_oldest(models):
-    from dask_nlsq._sweep import shipped as module
+    from dask_nlsq._sweep import payload as module
 
     with dask.config.set({"nlsq.compiled-models": models}):
         kept = [ship(("value", models, i)) for i in range(models + 5)]
@@ -337,7 +340,7 @@ def numbered(k):
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False], ids=["results kept", "results dropped"])
 def test_compiled_models_are_bounded(kept):
-    from dask_nlsq._numerics import compiled
+    from dask_nlsq._kernel import compile_cache
 
     t, y = decay_rows(50)
     results, models = [], weakref.WeakSet()
@@ -347,13 +350,13 @@ def test_compiled_models_are_bounded(kept):
             results.append(dask_nlsq.fit(model, t, y, p0=[2.0, 1.0], progress=False))
             del model, results[: 0 if kept else len(results)]
         gc.collect()
-        assert len(compiled._compiled) <= 4 and len(models) == (8 if kept else 2)
+        assert len(compile_cache._compiled) <= 4 and len(models) == (8 if kept else 2)
         assert all(np.allclose(result.predict(t), results[0].predict(t), atol=1e-3) for result in results)
-        assert len(compiled._compiled) <= 4
+        assert len(compile_cache._compiled) <= 4
 
 
 def test_what_was_wrapped_is_not_pickled_again(monkeypatch):
-    module = sys.modules["dask_nlsq._sweep.shipped"]
+    module = sys.modules["dask_nlsq._sweep.payload"]
     one = Objective(Model.from_function(decay).bind(("t",)), ("t", "y"))
     shipped = ship(one)
     module.intern("unopened", b"")
@@ -476,7 +479,7 @@ def test_what_a_model_refers_to_is_read_once():
 
 
 def test_models_that_hold_much_are_not_kept():
-    from dask_nlsq._sweep import shipped as module
+    from dask_nlsq._sweep import payload as module
 
     with dask.config.set({"nlsq.compiled-models-bytes": "10 kB"}):
         for i in range(4):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from dask_nlsq import models
-from dask_nlsq._numerics import device, loss, tile
-from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._kernel import device, tile
+from dask_nlsq._model import loss
+from dask_nlsq._model.objective import Objective
 
 CPU = jax.devices("cpu")[0]
 ROWS = 64

@@ -19,10 +19,14 @@ from problems import STORES, decay, decay_rows
 
 import dask_nlsq
 from dask_nlsq import Model, NlsqError, NlsqWarning, SweepError
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.request import Request
-from dask_nlsq._sweep import Cluster, group, ship, sweep, versions, waiting
+from dask_nlsq._kernel.block import Block
+from dask_nlsq._kernel.request import Request
+from dask_nlsq._model.objective import Objective
+from dask_nlsq._sweep.driver import sweep
+from dask_nlsq._sweep.executors import versions, waiting
+from dask_nlsq._sweep.executors.distributed import Cluster
+from dask_nlsq._sweep.groups import group
+from dask_nlsq._sweep.payload import ship
 
 T, Y = decay_rows(8000)
 HERE = {"n_workers": 0, "threads_per_worker": 1, "processes": False, "dashboard_address": None}

@@ -17,11 +17,11 @@ from scipy.optimize import curve_fit as scipy_curve_fit
 
 import dask_nlsq
 from dask_nlsq import DataError, Model, ModelError, NlsqError, NlsqWarning
-from dask_nlsq._fingerprint import differences
-from dask_nlsq._numerics import inspection, kernel, traced
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.code import settings
-from dask_nlsq._numerics.objective import Objective
+from dask_nlsq._fit.fingerprints import differences
+from dask_nlsq._kernel import kernel, traced, validate
+from dask_nlsq._kernel.block import Block
+from dask_nlsq._model.objective import Objective
+from dask_nlsq._model.source_hash import settings
 
 T = np.linspace(0, 5, 400)
 NOISE = 0.01 * np.cos(90 * T)
@@ -40,7 +40,7 @@ def objective(func):
 
 def look(func):
     start = np.ones(objective(func).n_parameters)
-    return inspection.check(objective(func), start)
+    return validate.check(objective(func), start)
 
 
 # Constants in float32

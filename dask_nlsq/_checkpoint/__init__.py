@@ -1,19 +1,5 @@
-"""Checkpoints: generations of a state in a Zarr store, committed by a record written last, verified before use."""
+"""Checkpoints: generations of state in a Zarr store, one writer at a time."""
 
-from dask_nlsq._checkpoint.checkpoints import KEEP, Checkpoints, Generation, versions
-from dask_nlsq._checkpoint.lock import Lock
-from dask_nlsq._checkpoint.tree import Keys, Text, from_text, pack, to_text, unpack
+import lazy_loader
 
-__all__ = [
-    "KEEP",
-    "Checkpoints",
-    "Generation",
-    "Keys",
-    "Lock",
-    "Text",
-    "from_text",
-    "pack",
-    "to_text",
-    "unpack",
-    "versions",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,8 +12,8 @@ import zipfile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dask_nlsq._checkpoint.place import Folder
-from dask_nlsq._checkpoint.tree import pack, unpack
+from dask_nlsq._checkpoint.codec import pack, unpack
+from dask_nlsq._checkpoint.storage import Folder
 from dask_nlsq._errors import CheckpointCorrupt
 
 T = TypeVar("T")

@@ -30,8 +30,8 @@ from typing import Any
 
 import pandas as pd
 
-from dask_nlsq._checkpoint.place import Place, open_place
-from dask_nlsq._checkpoint.tree import GROUP, TOTAL_BYTES, Keys, check_group, check_key
+from dask_nlsq._checkpoint.codec import GROUP, TOTAL_BYTES, Keys, check_group, check_key
+from dask_nlsq._checkpoint.storage import Place, open_place
 from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, NlsqError, warn
 
 log = logging.getLogger("dask_nlsq")

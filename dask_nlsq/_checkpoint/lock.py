@@ -18,10 +18,10 @@ import uuid
 from typing import Any
 
 from dask_nlsq._checkpoint.owner import Life, identify, life
-from dask_nlsq._checkpoint.place import Place
+from dask_nlsq._checkpoint.storage import Place
 from dask_nlsq._errors import CheckpointError, warn
-from dask_nlsq._job import identify as identify_job
-from dask_nlsq._job import run_count
+from dask_nlsq._system import identify as identify_job
+from dask_nlsq._system import run_count
 
 log = logging.getLogger("dask_nlsq")
 

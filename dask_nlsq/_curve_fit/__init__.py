@@ -1,5 +1,5 @@
-"""curve_fit: SciPy's contract in front of `fit`, for NumPy and Dask arrays."""
+"""SciPy's contract in front of `fit`."""
 
-from dask_nlsq._curve_fit.curve_fit import curve_fit
+import lazy_loader
 
-__all__ = ["curve_fit"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,7 +18,7 @@ from scipy.optimize import OptimizeWarning
 from dask_nlsq._curve_fit import arguments
 from dask_nlsq._errors import NlsqWarning
 from dask_nlsq._fit import fit
-from dask_nlsq._numerics.model import Model
+from dask_nlsq._model import Model
 from dask_nlsq._result import FitResult
 from dask_nlsq._typing import Vector
 

@@ -14,9 +14,8 @@ import numpy as np
 from scipy import linalg
 
 from dask_nlsq._curve_fit.call import Call
-from dask_nlsq._numerics.factor import EPS, Factor
-from dask_nlsq._numerics.status import Status
 from dask_nlsq._result import FitResult
+from dask_nlsq._solver import EPS, Factor, Status
 from dask_nlsq._typing import Matrix
 
 _MINPACK = {1: 4, 2: 1, 3: 2, 4: 3}

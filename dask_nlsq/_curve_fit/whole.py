@@ -19,7 +19,7 @@ from dask_nlsq._curve_fit.data import Data, check
 from dask_nlsq._curve_fit.output import Output
 from dask_nlsq._curve_fit.sigma import whitener
 from dask_nlsq._errors import ModelError, SweepError
-from dask_nlsq._numerics.linearity import Linearity, find
+from dask_nlsq._kernel import Linearity, find
 from dask_nlsq._typing import Vector
 
 

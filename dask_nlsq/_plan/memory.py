@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dask_nlsq._errors import one_of
-from dask_nlsq._numerics.block import GROUP_BYTES, PER_THREAD, SLABS, TILE, TOGETHER
+from dask_nlsq._kernel import GROUP_BYTES, PER_THREAD, SLABS, TILE, TOGETHER
 from dask_nlsq._plan.tiers import WorkflowTier, member
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from dask.utils import format_bytes, format_time
 
 from dask_nlsq._errors import NlsqError, PlanError
-from dask_nlsq._numerics.block import MANY_ROWS, PER_THREAD, TILE
-from dask_nlsq._plan import words
+from dask_nlsq._kernel import MANY_ROWS, PER_THREAD, TILE
+from dask_nlsq._plan import render
 from dask_nlsq._plan.memory import (
     IMPORTS,
     READERS,
@@ -166,11 +166,11 @@ class Plan:
 
     def explain(self) -> str:
         """Return every decision with its reason and its numbers."""
-        return words.explain(self)
+        return render.explain(self)
 
     def report(self) -> str:
         """Return what was predicted beside what was measured, as text."""
-        return words.report(self)
+        return render.report(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -201,10 +201,10 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        return words.page(self)
+        return render.page(self)
 
     def _repr_html_(self) -> str:
-        return words.html(self)
+        return render.html(self)
 
 
 def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:

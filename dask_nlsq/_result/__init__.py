@@ -1,6 +1,5 @@
-"""FitResult: values, text, prediction, save and load."""
+"""What a fit returns: estimates, errors, statistics, history, predictions and reports."""
 
-from dask_nlsq._result.labels import columns_of
-from dask_nlsq._result.result import FitResult, starts_frame
+import lazy_loader
 
-__all__ = ["FitResult", "columns_of", "starts_frame"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

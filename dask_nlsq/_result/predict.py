@@ -11,17 +11,22 @@ import numpy as np
 import pandas as pd
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._sources import grid
-from dask_nlsq._sources.array import align, is_array
-from dask_nlsq._sources.arrow import is_arrow, select
-from dask_nlsq._sources.columns import Columns, check_columns
-from dask_nlsq._sources.files import are_paths
-from dask_nlsq._sources.frame import is_series
-from dask_nlsq._sources.open import in_dask, within
-from dask_nlsq._sources.stored import Stored
-from dask_nlsq._sources.variables import is_variable
-from dask_nlsq._sweep.shipped import Shipped
-from dask_nlsq._sweep.task import predict_rows
+from dask_nlsq._sources import (
+    Columns,
+    Stored,
+    align,
+    are_paths,
+    check_columns,
+    grid,
+    in_dask,
+    is_array,
+    is_arrow,
+    is_series,
+    is_variable,
+    select,
+    within,
+)
+from dask_nlsq._sweep import Shipped, predict_rows
 from dask_nlsq._typing import Vector
 
 _REMEDY = "Columns are taken by the names that they had in the fit; rename them."

@@ -16,14 +16,12 @@ from scipy.optimize import OptimizeWarning
 
 from dask_nlsq._checkpoint import Checkpoints, Text, from_text, pack, to_text, unpack
 from dask_nlsq._errors import CheckpointError, NlsqError, one_of, warn
-from dask_nlsq._numerics.factor import Factor
-from dask_nlsq._numerics.inference import Statistics
-from dask_nlsq._numerics.status import Status
 from dask_nlsq._plan import Plan
 from dask_nlsq._result import predict as prediction
 from dask_nlsq._result.report import report
-from dask_nlsq._sources.columns import Columns
-from dask_nlsq._sweep.shipped import Shipped
+from dask_nlsq._solver import Factor, Statistics, Status
+from dask_nlsq._sources import Columns
+from dask_nlsq._sweep import Shipped
 from dask_nlsq._typing import Matrix, Vector
 
 

@@ -1,10 +1,5 @@
-"""Where rows come from: frames, arrays, Parquet and Zarr stores, memory; a `Block` a partition afterwards.
+"""Where rows come from: frames, arrays, tables, stores, files and memory; a `Block` a partition afterwards."""
 
-`open_source` is in a module of its own, which imports every kind of source: a worker reads partitions of one kind.
-"""
+import lazy_loader
 
-from dask_nlsq._sources.columns import Columns
-from dask_nlsq._sources.files import are_paths, files
-from dask_nlsq._sources.source import Info, Partition, Source
-
-__all__ = ["Columns", "Info", "Partition", "Source", "are_paths", "files"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,11 +14,11 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._reading import read_again
+from dask_nlsq._kernel import Block
 from dask_nlsq._sources.columns import Columns, first_instants
 from dask_nlsq._sources.graph import GraphPartition, cut, on_workers
 from dask_nlsq._sources.source import Info, Source
+from dask_nlsq._system import read_again
 
 
 def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:

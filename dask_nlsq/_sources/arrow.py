@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._sources.columns import Columns, check_columns
-from dask_nlsq._sources.memory import open_memory
+from dask_nlsq._sources.in_memory import open_memory
 from dask_nlsq._sources.source import Source
 from dask_nlsq._typing import AnyArray
 

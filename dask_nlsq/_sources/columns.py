@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dask_nlsq._errors import DataError, NlsqError, SweepError
-from dask_nlsq._numerics.block import Block
+from dask_nlsq._kernel import Block
 from dask_nlsq._typing import AnyArray, Vector
 
 NanPolicy = Literal["raise", "omit"]

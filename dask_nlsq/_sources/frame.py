@@ -11,11 +11,11 @@ import dask.dataframe as dd
 import pandas as pd
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._reading import read_again
+from dask_nlsq._kernel import Block
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
 from dask_nlsq._sources.graph import GraphPartition, cut
 from dask_nlsq._sources.source import Info, Source
+from dask_nlsq._system import read_again
 
 
 def open_frame(frame: Any, columns: Columns, present: tuple[str, ...] = ()) -> Source:

@@ -15,7 +15,7 @@ import dask
 import distributed
 from dask.optimization import cull
 
-from dask_nlsq._numerics.block import Block
+from dask_nlsq._kernel import Block
 from dask_nlsq._sources.columns import Columns
 
 Raw = Callable[[Sequence[Any], tuple[str, ...]], Mapping[str, Any]]

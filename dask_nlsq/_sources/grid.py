@@ -22,7 +22,7 @@ from dask_nlsq._sources.frame import is_series
 from dask_nlsq._sources.hdf5 import is_hdf5
 from dask_nlsq._sources.stored import ROWS, Stored
 from dask_nlsq._sources.variables import is_variable, to_array
-from dask_nlsq._sources.zarr import stored
+from dask_nlsq._sources.zarr import as_stored
 
 Shaped = Callable[[Any], Any]
 """Gives a column the shape of the arrays, and their coordinates, back."""
@@ -70,9 +70,9 @@ def spread(arrays: Mapping[str, Any], like: str | None = None) -> tuple[dict[str
 def _lazy_or_plain(name: str, array: Any) -> Any:
     """Return an array as one of NumPy or Dask; what lies in a store or file is read block by block, and decoded."""
     if isinstance(array, zarr.Array):
-        return _blocks(stored(name, array))
+        return _blocks(as_stored(name, array))
     if is_hdf5(array):
-        return _blocks(hdf5.stored(name, array))
+        return _blocks(hdf5.as_stored(name, array))
     if is_series(array):
         raise DataError("A Series beside arrays of several dimensions is not supported; give an array.", column=name)
     found = array if isinstance(array, da.Array) else np.asanyarray(array)

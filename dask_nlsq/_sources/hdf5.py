@@ -23,7 +23,7 @@ def library(data: Any) -> str:
     return type(data).__module__.partition(".")[0]
 
 
-def stored(name: str, data: Any) -> Stored:
+def as_stored(name: str, data: Any) -> Stored:
     """Return such an array as a column; one of h5py travels to other processes, which open its file."""
     try:
         return _stored(name, data)

@@ -24,7 +24,7 @@ def is_table(batch: Any) -> bool:
     return named or hasattr(batch, "__dataframe__") or (capsule and hasattr(batch, "schema"))
 
 
-def tables(batch: Any) -> Iterator[Mapping[str, Any]]:
+def each_table(batch: Any) -> Iterator[Mapping[str, Any]]:
     """Yield what a batch holds by name: one mapping or frame, or one for each partition of a Dask frame.
 
     Parameters

@@ -24,18 +24,18 @@ from dask_nlsq._sources import hdf5, tables
 from dask_nlsq._sources.array import is_array, open_array
 from dask_nlsq._sources.arrow import is_arrow, open_arrow
 from dask_nlsq._sources.columns import Columns, check_columns
-from dask_nlsq._sources.files import are_paths, is_path
+from dask_nlsq._sources.file_stamps import are_paths, is_path
 from dask_nlsq._sources.frame import is_frame, is_series, open_frame, open_series
 from dask_nlsq._sources.grid import spread
 from dask_nlsq._sources.hdf5 import is_hdf5, library
-from dask_nlsq._sources.memory import open_memory
+from dask_nlsq._sources.in_memory import open_memory
 from dask_nlsq._sources.parquet import Rows, open_parquet, open_rows
 from dask_nlsq._sources.places import kind_at, kind_by_name, refused
 from dask_nlsq._sources.source import Source
 from dask_nlsq._sources.stored import Stored, StoredPartition
 from dask_nlsq._sources.text import open_text
 from dask_nlsq._sources.variables import is_variable, stored_rows, to_array
-from dask_nlsq._sources.zarr import absent, is_zarr, open_stored, open_zarr, rows_at_a_time, stored, whole
+from dask_nlsq._sources.zarr import absent, is_zarr, open_stored, open_zarr, rows_at_a_time, whole
 
 KINDS = (
     "a path or URL of Parquet, Zarr, Delta, Iceberg, Icechunk or CSV, a Dask, pandas, polars or Arrow table, a mapping "
@@ -297,9 +297,9 @@ def within(raw: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(raw)
     for name, a in raw.items():
         if isinstance(a, zarr.Array):
-            found[name] = stored(name, a)
+            found[name] = as_stored(name, a)
         elif is_hdf5(a):
-            found[name] = hdf5.stored(name, a)
+            found[name] = hdf5.as_stored(name, a)
         else:
             check_known(a, name)
     return found | _variables({name: a for name, a in found.items() if is_variable(a)})
@@ -316,7 +316,7 @@ def _variables(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def count_absent(source: Source, arrays: Mapping[str, Any]) -> Source:
     """Return a source that says, too, which chunks these stored arrays lack, for they are read through Dask."""
-    lacking = absent(a if isinstance(a, Stored) else stored(name, a) for name, a in arrays.items())
+    lacking = absent(a if isinstance(a, Stored) else as_stored(name, a) for name, a in arrays.items())
     return dataclasses.replace(source, info=dataclasses.replace(source.info, absent={**source.info.absent, **lacking}))
 
 

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from dask.base import tokenize
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._numerics.block import SLABS, Block
+from dask_nlsq._kernel import SLABS, Block
 from dask_nlsq._sources.arrow import arrays as to_arrays
 from dask_nlsq._sources.arrow import unlike_numbers
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
-from dask_nlsq._sources.files import base_folder
+from dask_nlsq._sources.file_stamps import base_folder
 from dask_nlsq._sources.places import PARQUET, check_above, check_below
 from dask_nlsq._sources.source import Info, Source
 from dask_nlsq._typing import AnyArray

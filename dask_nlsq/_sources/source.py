@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from dask_nlsq._numerics.block import Block
+from dask_nlsq._kernel import Block
 
 
 class Partition(Protocol):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._numerics.block import SLABS, Block
+from dask_nlsq._kernel import SLABS, Block
 from dask_nlsq._sources.cf import Decoder
 from dask_nlsq._sources.columns import Columns
 from dask_nlsq._typing import AnyArray

@@ -15,7 +15,7 @@ import zarr
 from dask.base import tokenize
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._numerics.block import Block
+from dask_nlsq._kernel import Block
 from dask_nlsq._sources.arrow import arrays
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
 from dask_nlsq._sources.parquet import Rows, open_rows

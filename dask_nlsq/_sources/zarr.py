@@ -36,7 +36,7 @@ def open_zarr(data: Any, columns: Columns) -> Source:
         present, raw, stale = _members(data, columns.names)
     else:
         present, raw = list(data), {name: data[name] for name in columns.names}
-    arrays = {name: stored(name, a) for name, a in raw.items()}
+    arrays = {name: as_stored(name, a) for name, a in raw.items()}
     return open_stored(arrays, columns, "Zarr", present, stale)
 
 
@@ -72,7 +72,7 @@ def open_stored(
     return Source(partitions, token, info)
 
 
-def stored(name: str, array: Any) -> Stored:
+def as_stored(name: str, array: Any) -> Stored:
     """Return a Zarr array as a column that knows how it is decoded, and how many of its chunks there are."""
     if not isinstance(array, zarr.Array):
         raise DataError(f"It is a {type(array).__name__} of Zarr; an array is needed.", column=name)

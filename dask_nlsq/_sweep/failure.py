@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from dask_nlsq._errors import NlsqError, SweepError
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._reading import read_again
+from dask_nlsq._kernel import Block
+from dask_nlsq._system import read_again
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.reduction import FAN_IN, Reduction, merge
-from dask_nlsq._numerics.request import Request
+from dask_nlsq._kernel import FAN_IN, Block, Reduction, Request, merge
 from dask_nlsq._sweep.failure import Failure, load
-from dask_nlsq._sweep.group import Batch, Group
-from dask_nlsq._sweep.shipped import Shipped
+from dask_nlsq._sweep.groups import Batch, Group
+from dask_nlsq._sweep.payload import Shipped
 from dask_nlsq._typing import Vector
 
 Marks = npt.NDArray[np.uint64]
@@ -88,12 +86,12 @@ def _reduce(batch: Batch, shipped: Shipped, request: Request, look: bool) -> lis
             return block.at(index)
         blocks.append(block)
     try:
-        kernel, inspection = _numerics()
+        kernel, validate = _numerics()
         objective = shipped.value
         whitening = None if request.whitening is None else request.whitening.s
         found: list[Reduction] = kernel.reduce_blocks(objective, blocks, request.theta, whitening, request.second)
         if look:
-            inspection.check_rows(objective, blocks[0], request.theta)
+            validate.check_rows(objective, blocks[0], request.theta)
     except Exception as error:
         for one in batch if len(batch) > 1 else ():  # which of them was it?
             if isinstance(alone := _reduce([one], shipped, request, look=False), Failure):
@@ -129,7 +127,7 @@ def _some(block: Block, count: int, seed: int) -> Block:
 
 def find_faults(group: Group, shipped: Shipped, theta: Vector) -> list[Any] | Failure:
     """Return the faults of the partitions of a group at `theta` (p,), each with its partition."""
-    from dask_nlsq._numerics import faults
+    from dask_nlsq._kernel import faults
 
     found: list[Any] = []
     for index, block in group.blocks():
@@ -160,9 +158,9 @@ def predict_rows(shipped: Shipped, theta: Vector, x: tuple[Vector, ...]) -> Vect
 
 def _numerics() -> tuple[Any, Any]:
     """Import what needs JAX at its first use: the scheduler imports this module too, and must not start XLA."""
-    from dask_nlsq._numerics import inspection, kernel
+    from dask_nlsq._kernel import kernel, validate
 
-    return kernel, inspection
+    return kernel, validate
 
 
 def non_finite(block: Block, names: tuple[str, ...]) -> DataError | None:

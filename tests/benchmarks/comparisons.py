@@ -26,13 +26,13 @@ from peers import START, c_loop, delayed_tree, first_fit, gram, levenberg_marqua
 from rows import TRUTH, decay, decay_numpy, decay_rows, peaks
 
 import dask_nlsq
-from dask_nlsq._numerics import inspection
-from dask_nlsq._numerics import kernel as kernels
-from dask_nlsq._numerics.block import Block
-from dask_nlsq._numerics.model import Model
-from dask_nlsq._numerics.objective import Objective
-from dask_nlsq._numerics.request import Request
-from dask_nlsq._sweep import ship
+from dask_nlsq._kernel import kernel as kernels
+from dask_nlsq._kernel import validate
+from dask_nlsq._kernel.block import Block
+from dask_nlsq._kernel.request import Request
+from dask_nlsq._model.model import Model
+from dask_nlsq._model.objective import Objective
+from dask_nlsq._sweep.payload import ship
 
 RATIOS = {
     "faster": (lambda ours, peer: peer / ours, ">="),  # how many times as fast ours is
@@ -114,7 +114,7 @@ def agree(one, two, rtol=1e-6):
 def bound(model, p, weighted=False):
     """Return an objective as `fit` makes it."""
     objective = Objective(Model.from_function(model, p).bind(["t"]), ("t", "y"), weighted)
-    return inspection.check(objective, np.ones(p))[0]
+    return validate.check(objective, np.ones(p))[0]
 
 
 def beside_c(size, weighted=False, s=None):

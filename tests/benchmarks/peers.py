@@ -19,7 +19,7 @@ from measure import Missing, peak
 from rows import decay, decay_numpy
 
 import dask_nlsq
-from dask_nlsq._numerics.reduction import FAN_IN, fold
+from dask_nlsq._kernel.reduction import FAN_IN, fold
 from dask_nlsq._sweep.task import reduce_partition
 
 START = (1.0, 1.0, 0.0)

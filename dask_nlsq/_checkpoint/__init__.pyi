@@ -1,0 +1,11 @@
+from . import archive as archive
+from .checkpoints import KEEP as KEEP
+from .checkpoints import Checkpoints as Checkpoints
+from .checkpoints import Generation as Generation
+from .checkpoints import versions as versions
+from .codec import Text as Text
+from .codec import from_text as from_text
+from .codec import pack as pack
+from .codec import to_text as to_text
+from .codec import unpack as unpack
+from .lock import Lock as Lock

@@ -1,0 +1,1 @@
+from .api import curve_fit as curve_fit

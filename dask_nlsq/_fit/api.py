@@ -1,0 +1,510 @@
+"""fit and plan: from friendly arguments to a result, in the order in which it happens.
+
+Arguments are made exact, the data opened, a plan decided; a sample says where to begin; the loop runs; the last state
+becomes a result. The one module that knows both the numerics and the world.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from scipy.optimize import OptimizeResult
+
+from dask_nlsq._checkpoint import from_text
+from dask_nlsq._errors import NlsqError, warn
+from dask_nlsq._fit.checks.identifiability import lost_sensitivity
+from dask_nlsq._fit.checks.perturbed_restarts import second_look
+from dask_nlsq._fit.checks.restarts import find_finite_starts, restart
+from dask_nlsq._fit.loop import lowest, race, stopped, verify
+from dask_nlsq._fit.outcome import build, revive
+from dask_nlsq._fit.plan_inputs import dry_run, gather_facts, speed
+from dask_nlsq._fit.problem import Draft, Problem, arrange, draft, executor_of
+from dask_nlsq._fit.progress import Progress
+from dask_nlsq._fit.sample import Sample, draw_sample
+from dask_nlsq._fit.session import Run, running
+from dask_nlsq._fit.start.multistart import judge
+from dask_nlsq._fit.start.select import find_route, find_start
+from dask_nlsq._fit.start.stream_pass import target
+from dask_nlsq._fit.start.warm_start import optimizer_of
+from dask_nlsq._kernel import MANY_ROWS, kernel, linearity
+from dask_nlsq._model import Loss, Objective, Parameters
+from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier, make_plan, settle, whole, with_speeds
+from dask_nlsq._result import FitResult
+from dask_nlsq._solver import Status, TrustRegion, check_bounds
+from dask_nlsq._sweep import Cluster, Executor, group, outside_pool, ship
+from dask_nlsq._typing import Vector
+
+
+def fit(
+    model: Any,
+    x: Any = None,
+    y: Any = None,
+    *,
+    data: Any = None,
+    sigma: Any = None,
+    filters: Any = None,
+    storage_options: dict[str, Any] | None = None,
+    version: Any = None,
+    p0: Any = None,
+    bounds: Any = None,
+    fixed: Any = None,
+    tied: Mapping[str, Any] | None = None,
+    prior: Mapping[str, tuple[float, float]] | None = None,
+    loss: Loss = "linear",
+    f_scale: float = 1.0,
+    jac: Any = None,
+    absolute_sigma: bool = False,
+    cov_type: str = "standard",
+    nan_policy: str = "raise",
+    missing_chunks: str = "fill",
+    ftol: float | None = None,
+    xtol: float | None = None,
+    gtol: float | None = None,
+    max_nfev: int | None = None,
+    time_limit: float | None = None,
+    callback: Callable[[OptimizeResult], Any] | None = None,
+    tier: Any = None,
+    goal: Any = None,
+    workflow: str | None = None,
+    config: Any = None,
+    memory_limit: int | str | None = None,
+    cache: str | None = None,
+    precision: float | Mapping[str, float] | None = None,
+    n_starts: int | None = None,
+    sampler: str | None = None,
+    method: Any = None,
+    ordered: bool = True,
+    seed: int = 0,
+    checkpoint: Any = None,
+    checkpoint_interval: float | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool | str = "auto",
+    compression: str | None = None,
+    keep: int | None = None,
+    strict: bool = False,
+    autotune: bool = False,
+    client: Any = None,
+    progress: bool | None = None,
+) -> FitResult:
+    r"""Fit a nonlinear model to more rows than fit in memory, exactly.
+
+    Minimises :math:`\tfrac12 \sum_i \left(\frac{f(x_i; \theta) - y_i}{\sigma_i}\right)^2` over all rows. The answer is
+    that of a fit in memory, however the rows are cut into partitions and whoever reduces them.
+
+    Parameters
+    ----------
+    model : callable, Model or str
+        The name of one of `dask_nlsq.models`, a Model, or a function ``f(column, *parameters)`` in ``jax.numpy``,
+        acting on each row by itself. The first argument is a column
+        (or several, as an array of shape (k, rows), when `x` names several); a later argument is a column only
+        when `x` names it. The other arguments are the parameters; their defaults are starting values.
+    x, y : str, sequence of str, or array
+        With `data`: names of columns; by default the model's first argument and ``"y"``. Without: Dask,
+        Zarr or NumPy arrays, `x` of shape (n,) or (k, n), or a tuple of columns. Where `y` has several dimensions, as
+        an image has, each `x` has its shape or one that is broadcast to it, and every element is a row.
+    data : table, mapping of arrays, Zarr group, xarray Dataset, str, path or list of paths
+        The rows, in whatever holds them; a path or URL is read as Parquet, Zarr, Delta, Iceberg, Icechunk or CSV, by
+        what lies there.
+    sigma : str, array or float, optional
+        Standard deviation of y: with `data` the name of a column, without an array; or one number for all rows.
+        ``inf`` gives a row no weight.
+    filters : list, optional
+        Filters of `pyarrow.parquet`, for Parquet paths.
+    storage_options : dict, optional
+        Passed to fsspec, for URLs.
+    version : int, str or datetime, optional
+        Of a Delta table the version or its time; of an Iceberg table the snapshot, branch or tag; of an Icechunk
+        repository the branch, tag or snapshot. The last by default.
+    p0 : mapping, sequence or FitResult, optional
+        Starting values; else the defaults in the signature; else the model's guess from a sample of the rows; else
+        1. The result says which were not given.
+    bounds : tuple or mapping, optional
+        ``(lower, upper)`` or ``{name: (lower, upper)}``; equal bounds hold a parameter.
+    fixed : mapping or sequence of str, optional
+        ``{name: value}``, or names to be held at their start.
+    tied : mapping, optional
+        ``{name: "expression of other parameters"}``; it is substituted before differentiation.
+    prior : mapping, optional
+        ``{name: (mean, standard deviation)}``; each counts as one more row.
+    loss : {"linear", "soft_l1", "huber", "cauchy", "arctan", "tukey"} or callable
+        How a large residual counts, as in `scipy.optimize.least_squares`; a callable takes z = (r / f_scale)² and
+        returns ρ, or (ρ, ρ', ρ'').
+    f_scale : float
+        The size of a residual, in units of sigma (of y without sigma), from which it is large.
+    jac : {"jax", "2-point", "3-point"} or callable, optional
+        How the Jacobian is formed. By default JAX differentiates the model, and a model that JAX cannot trace is
+        differentiated by central differences, with a warning; "jax" makes that an error, "3-point" (and "2-point",
+        which is no cheaper here) asks for differences. A callable takes the model's arguments and returns the
+        derivatives with respect to all parameters, of shape (rows, parameters).
+    absolute_sigma : bool
+        Whether `sigma` is in units of y; else only its ratios matter and the covariance is scaled by
+        the reduced chi-square.
+    cov_type : {"standard", "sandwich"}
+        The sandwich (Huber-White, HC1) holds where the spread of the residuals differs from row to row.
+    nan_policy : {"raise", "omit"}
+        What to do with rows where x or y is not finite.
+    missing_chunks : {"fill", "raise"}
+        What to do where a Zarr store lacks chunks, as it rightly does where all values are the fill value: read them as
+        that value and say in the result how many there were, or refuse them.
+    ftol, xtol, gtol : float, optional
+        SciPy's tests, besides the default: stop when the step that remains is far below the standard errors.
+    max_nfev : int
+        Most sweeps; 1000 by default.
+    time_limit : float, optional
+        Seconds after which no further sweep is begun.
+    callback : callable, optional
+        Called after every sweep with an `OptimizeResult` of ``x``, ``cost``, ``nfev`` and ``params``; raising
+        StopIteration ends the fit.
+    tier : {"auto", "standard", "chunked", "streaming", "streaming_checkpoint"} or WorkflowTier
+        How to go about the data: gather all rows in this process, leave them in partitions, or take them in
+        mini-batches first. The answer is the same; "auto" decides from rows, memory and goal.
+    goal : {"robust", "fast", "quality", "global", "memory_efficient"} or OptimizationGoal
+        What matters most: "fast" stops a tenth of a standard error from the minimum; "quality" goes on to the rounding
+        level and fits again from perturbed starts; "global" begins from 64 starts; "memory_efficient" keeps nothing
+        between sweeps.
+    workflow : str, optional
+        The name of a preset of `WorkflowConfig`; "auto_global" is ``goal="global"``, and "hpc" the same with a
+        checkpoint, in ``nlsq-checkpoint`` where no other is given.
+    config : WorkflowConfig or mapping, optional
+        Settings that are kept together. What an argument says counts before them, then what they say, then `workflow`,
+        then Dask's configuration ``nlsq.*``, then the default.
+    memory_limit : int or str, optional
+        Bytes that a process may hold, or a text such as "4 GB"; by default the limit of the workers, of the control
+        group or of the machine.
+    cache : {"auto", "persist", "none"}
+        Whether partitions stay in memory between sweeps; "auto" keeps them below half of the memory.
+    precision : float or mapping, optional
+        Stop reading as soon as every standard error is below this fraction of its parameter, or below ``{name:
+        value}``; the fit streams, and its answer rests on what it has read.
+    n_starts : int, optional
+        Look for the lowest minimum from so many starts, `p0` and others spread over the bounds, which must be finite.
+        All are tried on some of the rows; what these cannot decide is decided by all rows, in the same sweeps.
+        ``result.starts`` says where each has led.
+    sampler : {"sobol", "halton", "lhs"}
+        How starts are spread, as in `scipy.stats.qmc`.
+    method : {"lm", "trf", "dogbox", "adam"} or optax.GradientTransformation, optional
+        SciPy's names all stand for the one solver here. An optimizer of `optax` first goes down from `p0` in
+        mini-batches of a sample, for starts that are too far for Gauss-Newton, and the solver goes on from there.
+    ordered : bool
+        Whether a streaming fit folds batches in their order, which makes its bits those of any executor, or as they
+        come, which waits for no slow worker.
+    seed : int
+        Of the order in which batches are drawn, and of starts.
+    checkpoint : str, path or zarr.abc.store.Store, optional
+        Where the fit leaves its state on the way, also inside a sweep, and goes on from there after whatever stopped
+        it, with the bits of a run that nothing stopped. See `Checkpoints`.
+    checkpoint_interval : float
+        Seconds between two commits; 60 by default.
+    checkpoint_every : int, optional
+        Sweeps between two commits, besides.
+    resume : {"auto", "force"} or bool
+        "auto" goes on where there is something to go on from, and returns the result of a run that has ended; True asks
+        that there is; False starts anew, and what is there goes as newer generations come (`keep`); "force" goes on
+        although model, data or options differ.
+    compression : {"gzip"}, optional
+        Of the arrays in the checkpoint.
+    keep : int
+        Generations that are kept; 5 by default, and never fewer than 2.
+    strict : bool
+        Whether a checkpoint that cannot be written ends the fit; by default a warning says so, and
+        ``result.checkpoint_errors``.
+    autotune : bool
+        Time the formulations of the kernel on some rows and take the fastest, said in ``provenance["kernel"]``. The
+        bits of the answer then depend on a clock; by default a rule decides.
+    client : distributed.Client, optional
+        By default the open client if there is one, else threads of this process.
+    progress : bool, optional
+        Show a progress bar; by default on a terminal, for fits longer than a second.
+
+    Returns
+    -------
+    FitResult
+        Estimates, covariance, statistics, history; ``popt, pcov = result`` works as with SciPy.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be traced, has the wrong shape, or is not finite at the start.
+    DataError
+        A column is missing, not numeric, not finite, or of another length; names partition and column.
+    BoundsError
+        A lower bound lies above its upper bound, or the start outside.
+    SweepError
+        The model or a read failed on a partition; the original exception is its cause.
+    PlanError
+        A partition does not fit into memory.
+    CheckpointError
+        A checkpoint is in use, of another fit (`CheckpointMismatch`), or damaged (`CheckpointCorrupt`).
+
+    Notes
+    -----
+    Trust-region Gauss-Newton on the triangle of the whitened normal equations; see `Bates & Watts
+    <https://doi.org/10.1080/00401706.1981.10486291>`_ for the test of convergence.
+
+    Examples
+    --------
+    >>> import pandas as pd, dask.dataframe as dd, jax.numpy as jnp, dask_nlsq
+    >>> def decay(t, amplitude, rate):
+    ...     return amplitude * jnp.exp(-rate * t)
+    >>> frame = pd.DataFrame({"t": [0.0, 1, 2, 3, 4], "y": [2.0, 1.22, 0.74, 0.44, 0.27]})
+    >>> result = dd.from_pandas(frame, npartitions=2).nlsq.fit(decay)
+    >>> result.params.round(2).to_dict()
+    {'amplitude': 2.0, 'rate': 0.5}
+    """
+    seed = whole("seed", seed, 0)
+    said = locals()
+    started = time.perf_counter()
+    config = _settle(said)
+    exact = _draft(said, config)
+    with outside_pool(exact.executor), running(exact, config, said) as run:
+        return _fit(exact, config, said, run, started)
+
+
+def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run, started: float) -> FitResult:
+    """Fit what has been made exact, from the beginning or from where a run goes on."""
+    saved, ended = run.saved, run.ended(config.max_nfev)
+    if run.come is not None:
+        exact = dataclasses.replace(exact, parameters=exact.parameters.from_here(run.come))
+    if ended and run.same_files:
+        return _again(_problem(exact, (), None, run), _solver(exact.objective, exact.parameters, said, config), run)
+    source, objective = exact.source, exact.objective
+    wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
+    if wide and not isinstance(exact.executor, Cluster):
+        kernel.prepare(objective)
+    saved_pass = saved is not None and saved.passing is not None
+    searches = config.starts > 1 and (saved is None or saved.state is None)
+    decided, executor, groups, sample = _gather(exact, config, saved_pass or searches)
+    exact, others, notes = find_start(exact, said, executor, groups, sample, saved)
+    problem = _problem(dataclasses.replace(exact, executor=executor), groups, decided, run, exact.executor)
+    solver = _solver(exact.objective, exact.parameters, said, config, decided)
+    if ended:
+        verify(problem, run)
+        return _again(problem, solver, run)
+    notes = _notes(problem) + notes if saved is None else saved.notes
+    run.know(problem, notes)
+    deadline = None if config.time_limit is None else time.monotonic() + config.time_limit
+    with Progress(len(source.partitions), said["progress"]) as bar:
+        route = find_route(problem, solver, [exact.parameters.start, *others], sample, said, config, run, bar)
+        notes += route.notes
+        run.know(problem, notes)
+        begun, callback = route.begun, said["callback"]
+        if begun is not None and saved is None and begun[0].point is not None and begun[0].status is None:
+            begun = (stopped(problem, begun[0], deadline, callback), begun[1])
+        first, before = begun or (solver.init(route.starts[0]), [])
+
+        def elsewhere(theta: Vector) -> Sequence[Vector]:
+            nonlocal notes
+            found, told = find_finite_starts(problem, solver, theta, sample, bar, deadline)
+            if told:
+                warn(told)
+                notes += (told,)
+            run.know(problem, notes)
+            return found
+
+        team, seconds = race(
+            problem,
+            solver,
+            [first, *route.rivals],
+            route.starts[1:],
+            bar,
+            deadline,
+            callback,
+            before,
+            run=run,
+            partial=route.partial,
+            elsewhere=None if config.starts > 1 or callable(problem.objective.loss) else elsewhere,
+        )
+        winner, starts = lowest(team), None
+        state = team[winner]
+        if run.search is not None:
+            assert state.point is not None
+            starts, told = judge(exact.parameters.free, run.search, team, solver, state.point.reduction)
+            notes += (told,)
+            if further := len(seconds) - state.nsweeps:
+                notes += (f"Sweeps over all rows that only other minima needed: {further}.",)
+                seconds = seconds[: state.nsweeps]
+        elif config.starts <= 1:
+            state, more, told_again = restart(problem, solver, state, sample, bar, deadline, callback)
+            seconds += more
+            notes += told_again
+        whole = state.status is not None and state.status.success and state.status is not Status.PRECISION
+        if decided.goal is OptimizationGoal.QUALITY and whole:
+            state, more, note = second_look(problem, solver, state, sample, bar, deadline, callback)
+            seconds += more
+            notes += (note,)
+    if state.status is not None and state.status.success and lost_sensitivity(problem, state):
+        state = dataclasses.replace(state, status=Status.SILENT)
+    result = build(problem, solver, state, seconds, time.perf_counter() - started, notes, starts)
+    team[winner] = state
+    return run.finish(team, seconds, result)
+
+
+def _problem(
+    exact: Draft, groups: Sequence[Any], decided: Plan | None, run: Run, reader: Executor | None = None
+) -> Problem:
+    plan = decided if decided is not None else run.plan()
+    objective = exact.objective
+    return Problem(
+        exact.source,
+        exact.columns,
+        objective,
+        ship(objective),
+        exact.parameters,
+        exact.executor,
+        groups,
+        plan,
+        reader or exact.executor,
+        run.ledger(),
+    )
+
+
+def _solver(
+    objective: Objective,
+    parameters: Parameters,
+    said: Mapping[str, Any],
+    config: WorkflowConfig,
+    decided: Plan | None = None,
+) -> TrustRegion:
+    return TrustRegion(
+        parameters.lower,
+        parameters.upper,
+        parameters.prior,
+        tolerance=None if decided is None else _TOLERANCE.get(decided.goal),
+        absolute_sigma=said["absolute_sigma"],
+        ftol=config.ftol,
+        xtol=config.xtol,
+        gtol=config.gtol,
+        max_nfev=config.max_nfev or sys.maxsize,
+        linearity=linearity(objective),
+        second_order=not objective.robust,
+    )
+
+
+def _again(problem: Problem, solver: TrustRegion, run: Run) -> FitResult:
+    """Return the result of a run that has ended, with what it can do in this process."""
+    assert run.saved is not None and run.saved.state is not None and run.saved.result is not None
+    team = [run.saved.state, *run.saved.rivals]
+    return revive(problem, solver, team[lowest(team)], FitResult.from_dict(from_text(run.saved.result)))
+
+
+_TOLERANCE = {OptimizationGoal.FAST: 0.1, OptimizationGoal.QUALITY: 1e-8}
+"""Largest step that may remain, in standard errors, where the goal says so."""
+
+
+def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
+    """Say what `fit` would do with the same arguments, before it does anything.
+
+    Nothing is read but what describes the data, and one partition, on which a dry run measures how fast reading and
+    reducing go.
+
+    Parameters
+    ----------
+    model, x, y, **options
+        As for `fit`.
+
+    Returns
+    -------
+    Plan
+        Tier, workers, memory, reads and seconds, each with its reason.
+
+    Raises
+    ------
+    PlanError
+        A partition does not fit into memory; it is not read then.
+
+    Examples
+    --------
+    >>> import numpy as np, dask_nlsq
+    >>> x = np.linspace(0, 1, 1000)
+    >>> plan = dask_nlsq.plan("line", x, 1 + 2 * x, memory_limit="8 GB")
+    >>> print(plan)  # doctest: +ELLIPSIS
+    Plan: line(intercept, slope) on arrays in memory, 1,000 rows in 1 partition
+      tier     STANDARD, all rows in memory at a time
+      goal     ROBUST
+      workers  1 task at a time in this process
+      memory   ... of 7.45 GiB a process (memory_limit)
+      cache    partitions stay in memory
+      sweeps   about 8
+      time     about ... a sweep, ... in all
+    """
+    bound = inspect.signature(fit).bind(model, x, y, **options)
+    bound.apply_defaults()
+    said = bound.arguments
+    config = _settle(said)
+    exact = _draft(said, config)
+    facts = gather_facts(exact, config.memory_limit)
+    make_plan(facts, config)  # refuses, before anything is read
+    return make_plan(dry_run(exact, facts), config)
+
+
+def _settle(said: Mapping[str, Any]) -> WorkflowConfig:
+    """Return the settings that count, of the arguments of a fit and what stands behind them."""
+    own = {field.name: said[field.name] for field in dataclasses.fields(WorkflowConfig)}
+    return settle(WorkflowConfig(**own), said["config"], said["workflow"])
+
+
+def _draft(said: Mapping[str, Any], config: WorkflowConfig) -> Draft:
+    """Make the arguments exact, and refuse to stream what does not add up."""
+    exact = draft(**said)
+    target(exact.parameters.free, config.precision)
+    optimizer_of(said["method"], exact.parameters.bounded)
+    if config.starts > 1:
+        check_bounds(exact.parameters.free, exact.parameters.lower, exact.parameters.upper)
+    whole("seed", said["seed"], 0)
+    streams = config.precision is not None or (isinstance(config.tier, WorkflowTier) and config.tier.streams)
+    if streams and (exact.objective.robust or exact.objective.sandwich):
+        raise NlsqError(
+            'tier="streaming" and precision= add up squares: they need loss="linear" and cov_type="standard". '
+            'Use tier="chunked".'
+        )
+    return exact
+
+
+def _gather(
+    exact: Draft, config: WorkflowConfig, sampled: bool = False
+) -> tuple[Plan, Executor, Sequence[Any], Sample | None]:
+    """Return the plan, the partitions in groups, held where it says so, and a sample where one is needed."""
+    source, executor = exact.source, exact.executor
+    if isinstance(executor, Cluster):
+        executor.wait_for_workers()
+    partitions, sample, read = len(source.partitions), None, 0.0
+    facts = gather_facts(exact, config.memory_limit)
+    decided = None if facts.partition_rows is None else make_plan(facts, config)  # may refuse, before anything is read
+    if source.info.rows is None and not source.shared:
+        started = time.perf_counter()
+        sample = draw_sample(executor, group(source.partitions, float("inf"), executor.workers), partitions)
+        read = time.perf_counter() - started
+        facts, decided = gather_facts(exact, config.memory_limit, sample), None
+    decided = decided or make_plan(facts, config)
+    groups = arrange(source, executor, decided)
+    executor = executor_of(decided, executor)
+    sampled = sampled or decided.tier.streams
+    if sample is None and (sampled or facts.rows is None or facts.rows > MANY_ROWS):
+        started = time.perf_counter()
+        sample = draw_sample(executor, groups, partitions)
+        read = time.perf_counter() - started
+    if sample is None or (sample.estimated_rows <= MANY_ROWS and not sampled):
+        return decided, executor, groups, None
+    facts = dataclasses.replace(facts, **speed(exact.objective, sample.block, exact.parameters.start))
+    if decided.cache == "none" and read > 0:
+        drawn = sample.estimated_rows / partitions * sample.partitions * facts.row_bytes
+        facts = dataclasses.replace(facts, bytes_per_second=drawn / read / executor.workers)
+    return with_speeds(decided, facts), executor, groups, sample
+
+
+def _notes(problem: Problem) -> tuple[str, ...]:
+    notes = []
+    if problem.parameters.guessed:
+        notes.append(f"p0 was not given for {', '.join(problem.parameters.guessed)}; 1 was tried.")
+    if problem.parameters.sampled:
+        names, rows = ", ".join(problem.parameters.sampled), problem.parameters.sample_rows
+        notes.append(f"p0 was not given for {names}; it was guessed from {rows:,} rows.")
+    for name, instant in problem.source.info.origins.items():
+        notes.append(f"Column {name!r} holds dates; the model saw seconds since {instant}.")
+    notes += [f"{text[0].upper()}{text[1:]}." for text in problem.source.info.absent.values()]
+    return (*notes, *problem.source.info.notes)

@@ -1,0 +1,109 @@
+"""Second look: whether fits from perturbed starts lead back to the minimum that was found.
+
+A fit goes where its start leads. Under the goal QUALITY the answer is tried: from a few starts some way off, the same
+solver fits again, all of them sharing sweeps, on the sample where there is one. A start that ends lower says that the
+answer was a local minimum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.optimize import OptimizeResult
+
+from dask_nlsq._errors import NlsqError
+from dask_nlsq._fit.lockstep import fitted, lockstep
+from dask_nlsq._fit.loop import minimise
+from dask_nlsq._fit.problem import Problem
+from dask_nlsq._fit.progress import Progress
+from dask_nlsq._fit.sample import Sample
+from dask_nlsq._kernel import Block
+from dask_nlsq._solver import State, Status, TrustRegion, final
+from dask_nlsq._sweep import Group, Ledger, Serial
+from dask_nlsq._typing import Vector
+
+STARTS = 8
+"""Perturbed starts; they share their sweeps, which are some ten in all."""
+
+_REACH = 0.2
+"""How far a parameter is moved, relative to its size: beyond what a good guess would miss."""
+
+_MOST = 50
+"""Sweeps after which a perturbed start is given up."""
+
+_LIMITS = (Status.CALLBACK, Status.TIME_LIMIT, Status.MAX_NFEV)
+
+_ALIKE = 1e-6
+"""Relative difference of two costs that is none."""
+
+
+def look_again(
+    problem: Problem,
+    solver: TrustRegion,
+    state: State,
+    block: Block | None,
+    bar: Progress,
+    deadline: float | None = None,
+) -> tuple[Vector | None, str]:
+    """Fit from perturbed starts; return a better one where there is one, and what was found in words.
+
+    Parameters
+    ----------
+    block : Block, optional
+        A sample of the rows; without it, all rows are fitted again.
+    """
+    assert state.point is not None
+    if block is not None:
+        groups = [Group(0, (block,))]
+        problem = dataclasses.replace(problem, executor=Serial(), groups=groups, ledger=Ledger())
+    solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
+    theta, _ = final(state, solver.lower, solver.upper)
+    size = np.maximum(np.abs(theta), state.point.factor.spread)
+    moves = np.random.default_rng(0).normal(0.0, _REACH, (STARTS, len(theta))) * size
+    starts = [theta, *np.clip(theta + moves, solver.lower, solver.upper)]
+    ends = lockstep(problem, [fitted(solver, start, deadline) for start in starts], bar)
+    if deadline is not None and time.monotonic() > deadline:
+        return None, "The time limit ended the look from perturbed starts."
+    found = [final(end, solver.lower, solver.upper) if end is not None and end.status else None for end in ends]
+    least = found[0][1] if found[0] is not None else np.inf
+    reduction = state.point.reduction
+    alike = _ALIKE * least + 1e-20 * (reduction.spread + reduction.weight * reduction.mean**2)
+    others = [end for end in found[1:] if end is not None]
+    back = sum(abs(cost - least) <= alike for _, cost in others)
+    better = min(others, key=lambda end: end[1], default=None)
+    if better is not None and better[1] < least - alike:
+        return better[0], f"One of {STARTS} perturbed starts led to a lower minimum, which was taken."
+    passes = max((len(end.history) for end in ends if end is not None), default=0)
+    further = f", in {passes} further passes" if block is None else ""
+    return None, f"{back} of {STARTS} perturbed starts led back to this minimum{further}, none to a lower one."
+
+
+def second_look(
+    problem: Problem,
+    solver: TrustRegion,
+    state: State,
+    sample: Sample | None,
+    bar: Progress,
+    deadline: float | None,
+    callback: Callable[[OptimizeResult], Any] | None,
+) -> tuple[State, list[float], str]:
+    """Try the answer from perturbed starts, and go on from a lower minimum where all rows agree that it is lower."""
+    better, note = look_again(problem, solver, state, None if sample is None else sample.block, bar, deadline)
+    if better is None:
+        return state, [], note
+    assert state.point is not None
+    try:
+        second, seconds = minimise(problem, solver, better, bar, deadline, callback)
+    except NlsqError as error:
+        return state, [], f"A perturbed start led lower on a sample, but not on all rows: {error}"
+    history = (*state.history, *second.history)
+    lower = second.point is not None and second.point.reduction.cost < state.point.reduction.cost
+    if second.status is None or not second.status.success or not lower:
+        note = "A perturbed start led lower on a sample, but not on all rows"
+        note += f", as far as it went ({second.status.name})." if second.status in _LIMITS else "."
+        return dataclasses.replace(state, history=history), seconds, note
+    return dataclasses.replace(second, history=history), seconds, note

@@ -1,0 +1,146 @@
+"""Fingerprint: what must be the same for a fit to go on from a checkpoint, and what differs where it is not.
+
+Data at a path are known by their files. Other data are known by what each partition held, which the next sweep checks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dask_nlsq._checkpoint import Generation, versions
+from dask_nlsq._errors import CheckpointMismatch, warn
+from dask_nlsq._fit.problem import Draft
+from dask_nlsq._kernel import program
+from dask_nlsq._model import code
+from dask_nlsq._plan import OptimizationGoal, WorkflowConfig
+from dask_nlsq._sources import are_paths, files
+
+_BY_JAX = ("reverse", "forward", "shared")
+"""Ways in which JAX forms a Jacobian."""
+
+_CLOSE = 1e-9
+"""Relative difference of the values of a model that another version of JAX may make."""
+
+
+def fingerprint(draft: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides about the answer of a fit, as plain values that JSON holds."""
+    parameters, objective, info = draft.parameters, draft.objective, draft.source.info
+    prior = parameters.prior
+    path = said["data"] if are_paths(said["data"]) else None
+    found = {
+        "parameters": list(parameters.names),
+        "free": list(parameters.free),
+        "start": parameters.start.tolist(),
+        "lower bounds": parameters.lower.tolist(),
+        "upper bounds": parameters.upper.tolist(),
+        "fixed": dict(parameters.fixed),
+        "tied": {name: tie.text for name, tie in parameters.tied.items()},
+        "prior": None if prior is None else [prior.mean.tolist(), prior.weight.tolist()],
+        "columns": list(draft.columns.names),
+        "sigma": draft.columns.sigma,
+        "nan_policy": draft.columns.nan_policy,
+        "loss": code(objective.loss) if callable(objective.loss) else objective.loss,
+        "f_scale": objective.f_scale,
+        "jac": "a function" if objective.jac is not None else objective.jacobian,
+        "cov_type": said["cov_type"],
+        "absolute_sigma": said["absolute_sigma"],
+        **{name: getattr(config, name) for name in ("ftol", "xtol", "gtol", "precision")},
+        "goal": str(config.goal or OptimizationGoal.ROBUST),
+        "method": said["method"] if isinstance(said["method"], (str, type(None))) else type(said["method"]).__name__,
+        "ordered": said["ordered"],
+        "seed": said["seed"],
+        "n_starts": config.starts if config.starts > 1 else None,
+        "sampler": config.sampler if config.starts > 1 else None,
+        "filters": None if said["filters"] is None else str(_in_order(said["filters"])),
+        "kind of data": info.kind,
+        "partitions": len(draft.source.partitions),
+        "bytes of a row": info.row_bytes,  # tells float32 from float64
+        "rows": info.rows,
+        "files": info.identity or (None if path is None else files(path, said["storage_options"])),
+        "model": program(objective, parameters.start),
+    }
+    return dict(json.loads(json.dumps(_plain(found))))
+
+
+def _in_order(value: Any) -> Any:
+    """Return filters with sets as lists, whose order is that of no process."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    return type(value)(map(_in_order, value)) if type(value) in (list, tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with numbers that are not finite as texts."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else str(value)
+    return value if isinstance(value, (int, str, type(None))) else str(value)
+
+
+def compare(generation: Generation, own: Mapping[str, Any], *, force: bool = False) -> bool:
+    """Refuse a generation of another fit, and warn where its bits may differ here; return whether it is the same fit.
+
+    Raises
+    ------
+    CheckpointMismatch
+        What differs is listed.
+    """
+    there, here = generation.versions, versions()
+    writers = other_writers(there)
+    if differs := differences(generation.fingerprint, own, strict=not writers):
+        what = "; ".join(f"{name}: {text}" for name, text in differs.items())
+        if not force:
+            raise CheckpointMismatch(
+                f"Generation {generation.number} of the checkpoint is of another fit. {what}. Use another checkpoint, "
+                'resume=False to start anew, or resume="force" to go on from it all the same.'
+            )
+        warn(f"The fit goes on from a checkpoint of another fit. {what}.")
+    if writers:
+        said = ", ".join(f"{name} {there.get(name)} there and {here[name]} here" for name in writers)
+        warn(f"The checkpoint was written elsewhere ({said}); the last bits of the answer may differ.")
+    return not differs
+
+
+def other_writers(there: Mapping[str, str]) -> list[str]:
+    """Return of what the bits of a model depend on what was of another version there."""
+    return [name for name, own in versions().items() if there.get(name) != own and name != "dask-nlsq"]
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], strict: bool) -> dict[str, str]:
+    """Return what differs between two fits, in words; models may be other programs of the same values if not strict."""
+    found = {}
+    for name in sorted(set(there) | set(here)):
+        one, two = there.get(name), here.get(name)
+        if one == two or (name == "model" and _same_model(one, two, strict)):
+            continue
+        if name == "jac" and {one, two} <= set(_BY_JAX):  # which of them is by rule, and goes on as it was
+            continue
+        if name == "model":
+            found[name] = "it computes something else"
+        elif isinstance(one, Mapping) and isinstance(two, Mapping):
+            keys = sorted(k for k in set(one) | set(two) if one.get(k) != two.get(k))
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            found[name] = ", ".join(f"{k} ({one.get(k)} there, {two.get(k)} here)" for k in keys[:3]) + more
+        else:
+            found[name] = f"{_short(one)} there, {_short(two)} here"
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _same_model(one: Any, two: Any, strict: bool) -> bool:
+    """Whether two models compute the same: the same program, or, of other versions, the same values."""
+    if not isinstance(one, Mapping) or not isinstance(two, Mapping) or strict:
+        return bool(one == two)
+    a, b = (np.array([float.fromhex(v) for v in model["values"]]) for model in (one, two))
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=_CLOSE, atol=0.0, equal_nan=True))

@@ -1,0 +1,286 @@
+"""minimise: the loop, and what is asked and said on its way.
+
+::
+
+    state = solver.init(start)
+    while state.status is None:
+        state = solver.step(state, sweep(source, solver.request(state)))
+
+`race` is that loop for states that share their sweeps; of one alone it is `minimise`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.optimize import OptimizeResult
+
+from dask_nlsq._errors import DataError, NlsqError, TooFewRows, warn
+from dask_nlsq._fit.non_finite import not_finite
+from dask_nlsq._fit.problem import Problem
+from dask_nlsq._fit.progress import Progress
+from dask_nlsq._fit.sample import Sample
+from dask_nlsq._fit.session import Run
+from dask_nlsq._kernel import Reduction, Request
+from dask_nlsq._solver import State, Status, TrustRegion, stop
+from dask_nlsq._sweep import Answer, Group, Ledger, Partial, Serial, sweep, sweep_each
+from dask_nlsq._typing import Vector
+
+log = logging.getLogger("dask_nlsq")
+
+
+_ALIKE = 1e-9
+"""Relative difference of two costs that is none: that of a model whose parts can change places."""
+
+
+def minimise(
+    problem: Problem,
+    solver: TrustRegion,
+    start: Vector,
+    bar: Progress | None = None,
+    deadline: float | None = None,
+    callback: Callable[[OptimizeResult], Any] | None = None,
+) -> tuple[State, list[float]]:
+    """Run the loop to its end from one start; return the last state and the seconds of each sweep."""
+    (state,), seconds = race(problem, solver, [solver.init(start)], bar=bar, deadline=deadline, callback=callback)
+    return state, seconds
+
+
+def race(
+    problem: Problem,
+    solver: TrustRegion,
+    states: Sequence[State],
+    spare: Sequence[Vector] = (),
+    bar: Progress | None = None,
+    deadline: float | None = None,
+    callback: Callable[[OptimizeResult], Any] | None = None,
+    seconds: Sequence[float] = (),
+    run: Run | None = None,
+    partial: Partial | None = None,
+    elsewhere: Callable[[Vector], Sequence[Vector]] | None = None,
+) -> tuple[list[State], list[float]]:
+    """Run the loop from several states, which share every sweep, until none is left that could still win.
+
+    Parameters
+    ----------
+    spare : sequence of ndarray (p,)
+        Starts that are tried where the model is not finite at any of the states.
+    seconds : sequence of float
+        Of the sweeps before.
+    run : Run, optional
+        Told after every answer and every sweep what there is to be written down.
+    partial : Partial, optional
+        What of the first sweep is finished.
+    elsewhere : callable, optional
+        Returns starts where the model is finite, given one where it is not; called once no spare one is left.
+
+    Returns
+    -------
+    list of State, list of float
+        The last states, in the order in which they came, and the seconds of each sweep.
+    """
+    team, others, seconds = list(states), list(spare), list(seconds)
+    bar, run = bar or Progress(0, show=False), run or Run()
+    given: Vector | None = None
+    while active := [i for i, state in enumerate(team) if state.status is None]:
+        clock = time.perf_counter()
+        leader = lowest(team)
+        bar.sweep(team[leader])
+        partial = partial or Partial(sum(len(g.partitions) for g in problem.groups), len(active))
+        bar.count(int(partial.done.sum()))
+        now = _Written(tuple(team), tuple(others), tuple(seconds))
+
+        def answered(answer: Answer, now: _Written = now, partial: Partial = partial) -> None:
+            bar.answer(answer)
+            run.tick(lambda: now() | {"sweep": partial.finished()})
+
+        try:
+            reductions = sweep_each(
+                problem.executor,
+                problem.groups,
+                problem.shipped,
+                [solver.request(team[i]) for i in active],
+                ledger=problem.ledger,
+                on_answer=answered,
+                partial=partial,
+            )
+        except NlsqError as error:
+            raise error.at(sweep=team[leader].nsweeps + 1) from error.__cause__
+        partial = None
+        if not any(team[i].history or reduction.finite for i, reduction in zip(active, reductions, strict=True)):
+            if not others:
+                validate_rows(problem, reductions[0])
+                given = team[active[0]].trial if given is None else given
+                others, elsewhere = [] if elsewhere is None else list(elsewhere(given)), None
+            if not others:
+                raise not_finite(problem, team[active[0]].trial if given is None else given)
+            team = [solver.init(others.pop(0))]
+            continue
+        if not team[active[0]].history:
+            validate_rows(problem, reductions[0])
+        for i, reduction in zip(active, reductions, strict=True):
+            if team[i].history or reduction.finite:
+                team[i] = solver.step(team[i], reduction)
+            else:
+                team[i] = dataclasses.replace(team[i], status=Status.NOT_FINITE)
+        seconds.append(time.perf_counter() - clock)
+        leader = lowest(team)
+        _tell(team[leader], seconds[-1])
+        if team[leader].status is None:
+            team[leader] = stopped(problem, team[leader], deadline, callback)
+        else:
+            _asked_to_stop(problem, team[leader], callback)  # who has ended need not stop, and is seen all the same
+        team = _beaten(team, leader, deadline is not None and time.monotonic() > deadline)
+        run.tick(_Written(tuple(team), tuple(others), tuple(seconds)), swept=True)
+    return team, seconds
+
+
+def lowest(team: Sequence[State]) -> int:
+    """Return the place of the state with the lowest cost; of those that are alike, the first."""
+    if len(team) == 1:
+        return 0
+    costs = [state.lowest for state in team]
+    return next(i for i, cost in enumerate(costs) if cost <= min(costs) * (1.0 + _ALIKE))
+
+
+def _beaten(team: Sequence[State], leader: int, late: bool) -> list[State]:
+    """Give up the states that cannot win, for their next step would not bring them below the lowest.
+
+    Where the lowest was stopped, or it is late, the others are stopped too.
+    """
+    first, found = team[leader], list(team)
+    assert first.point is not None
+    for i, state in enumerate(team):
+        if i == leader or state.status is not None:
+            continue
+        if state.point is not None and state.point.believed:
+            reach = state.point.reduction.cost - 2.0 * max(state.point.newton.predicted, 0.0)
+            if reach > first.point.reduction.cost * (1.0 + _ALIKE):
+                found[i] = dataclasses.replace(state, status=Status.BEATEN)
+                continue
+        if first.status in (Status.CALLBACK, Status.TIME_LIMIT) or late:
+            found[i] = stop(state, Status.CALLBACK if first.status is Status.CALLBACK else Status.TIME_LIMIT)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """What the loop would write down: where it is between two sweeps."""
+
+    team: tuple[State, ...]
+    others: tuple[Vector, ...]
+    seconds: tuple[float, ...]
+
+    def __call__(self) -> dict[str, Any]:
+        first, *rivals = self.team
+        others = np.array(self.others, float) if self.others and not first.history else None
+        return {"state": first, "rivals": tuple(rivals), "others": others, "seconds": np.array(self.seconds, float)}
+
+
+def verify(problem: Problem, run: Run) -> None:
+    """Read everything once, and see whether it is what a run that has ended had read.
+
+    Raises
+    ------
+    CheckpointMismatch
+        It is not.
+    """
+    assert run.saved is not None and run.saved.state is not None and run.saved.state.point is not None
+    request = Request(run.saved.state.point.theta)
+    sweep(problem.executor, problem.groups, problem.shipped, request, ledger=problem.ledger)
+
+
+def stopped(
+    problem: Problem, state: State, deadline: float | None, callback: Callable[[OptimizeResult], Any] | None
+) -> State:
+    """Return the state with the status of a callback that asked to stop, or of a deadline that has passed."""
+    status = _asked_to_stop(problem, state, callback)
+    if status is None and deadline is not None and time.monotonic() > deadline:
+        status = Status.TIME_LIMIT
+    return state if status is None else stop(state, status)
+
+
+def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample, start: Vector | None = None) -> State | None:
+    """Return how a fit of the sample in this process ends, or None where it leads nowhere."""
+    small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (sample.block,))], ledger=Ledger())
+    solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=1000)
+    try:
+        state, _ = minimise(small, solver, problem.parameters.start if start is None else start)
+    except NlsqError as error:
+        log.info("the sample could not be fitted: %s", error)
+        return None
+    return state if state.status is not None and state.status.success else None
+
+
+def lowest_first(problem: Problem, starts: Sequence[Vector]) -> list[Vector]:
+    """Return starts in the order of their cost over all rows, which takes one pass."""
+    requests = [Request(start, first=True) for start in starts]
+    found = sweep_each(problem.executor, problem.groups, problem.shipped, requests, ledger=problem.ledger)
+    costs = [reduction.cost if reduction.finite else np.inf for reduction in found]
+    return [starts[i] for i in np.argsort(costs, kind="stable")]
+
+
+def validate_first_sweep(problem: Problem, reduction: Reduction) -> None:
+    """Raise where the first sweep, at the start, shows that no fit is possible."""
+    validate_rows(problem, reduction)
+    if not reduction.finite:
+        raise not_finite(problem, problem.parameters.start)
+
+
+def validate_rows(problem: Problem, reduction: Reduction) -> None:
+    """Raise where the rows of the first sweep cannot be fitted, and warn of integers that were rounded."""
+    for name in sorted(reduction.rounded):
+        warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.")
+    fewest = problem.parameters.fewest_rows
+    if reduction.rows == 0:
+        raise DataError(f"There are no rows to fit ({reduction.dropped} were dropped by the NaN policy).")
+    if reduction.rows < fewest:
+        raise TooFewRows(f"There are {reduction.rows} rows for {fewest} parameters; at least {fewest} are needed.")
+    if not _squares_in_range(problem, reduction):
+        raise DataError(
+            "The squares of y / sigma lie outside the range of float64, about 1e-290 to 1e290. Rescale y, and sigma "
+            "with it.",
+            column=problem.columns.y,
+        )
+
+
+def _squares_in_range(problem: Problem, reduction: Reduction) -> bool:
+    """Whether neither y nor a weight is so large or small that its square has lost digits."""
+    with np.errstate(all="ignore"):
+        square = reduction.spread + reduction.weight * np.float64(reduction.mean) ** 2  # Σ w² y²
+        weight = reduction.weight / reduction.rows
+    return bool(
+        1e-290 < weight < 1e290 and square < 1e290 and (square > 1e-280 or reduction.mean == reduction.spread == 0)
+    )
+
+
+def _tell(state: State, seconds: float) -> None:
+    last = state.history[-1]
+    log.info(
+        "sweep %d: cost %.10g, %.3g standard errors remain, damping %.3g, %s, %.3g s",
+        last.sweep,
+        last.cost,
+        last.step,
+        last.damping,
+        "accepted" if last.accepted else "refused",
+        seconds,
+    )
+
+
+def _asked_to_stop(problem: Problem, state: State, callback: Callable[[OptimizeResult], Any] | None) -> Status | None:
+    if callback is None or state.point is None:
+        return None
+    x = np.array([float(v) for v in problem.objective.expand(list(state.point.theta))])
+    params = dict(zip(problem.parameters.names, x.tolist(), strict=True))
+    intermediate = OptimizeResult()
+    intermediate.update(x=x, cost=state.point.reduction.cost, nfev=state.nsweeps, params=params)
+    try:
+        callback(intermediate)
+    except StopIteration:
+        return Status.CALLBACK
+    return None

@@ -1,0 +1,224 @@
+"""Build a result from the last state of a fit: estimates, covariance, statistics, history, provenance."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import dask
+import distributed
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import zarr
+from scipy.optimize import OptimizeWarning
+
+from dask_nlsq._errors import warn
+from dask_nlsq._fit.checks.identifiability import identifiable_factor
+from dask_nlsq._fit.problem import Problem
+from dask_nlsq._fit.profile import Profiler
+from dask_nlsq._kernel import SLABS, Reduction, device
+from dask_nlsq._model import Objective, Parameters
+from dask_nlsq._plan import Measured, Plan
+from dask_nlsq._result import FitResult, columns_of
+from dask_nlsq._solver import Factor, Point, State, Status, TrustRegion, final, inference
+from dask_nlsq._sweep import Cluster
+from dask_nlsq._system import peak_memory
+from dask_nlsq._typing import Matrix, Vector
+
+log = logging.getLogger("dask_nlsq")
+
+
+def build(
+    problem: Problem,
+    solver: TrustRegion,
+    state: State,
+    seconds: list[float],
+    total: float,
+    notes: tuple[str, ...],
+    starts: pd.DataFrame | None = None,
+) -> FitResult:
+    point = state.point
+    assert point is not None and state.status is not None
+    parameters = problem.parameters
+    theta, cost = final(state, parameters.lower, parameters.upper)
+    side = parameters.side(theta)
+    free = side == 0
+    believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
+    statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma, believed)
+    factor = identifiable_factor(problem, solver, state)
+    pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
+    notes += reservations(parameters.free, side, inference.entangled(factor, theta, pcov, free))
+    notes += differences_taken(parameters.free, point.reduction)
+    gradient = np.where(free, point.factor.gradient, 0.0)
+    theta, pcov, active = expand(parameters, problem.objective, theta, pcov, side)
+    warn_of_open_ends(parameters.names, pcov)
+    if state.status is Status.MAX_NFEV:
+        log.warning("the fit stopped after %d sweeps without converging", state.nsweeps)
+    peak = peak_memory()
+    return FitResult(
+        names=parameters.names,
+        popt=theta,
+        pcov=pcov,
+        cost=cost,
+        optimality=float(np.abs(gradient).max()),
+        statistics=statistics,
+        n_dropped=point.reduction.dropped,
+        condition_number=factor.condition,
+        active_mask=active,
+        status=state.status,
+        sweeps=_sweeps(state, parameters.free, seconds),
+        provenance=_provenance(problem, state, sum(seconds), total, peak),
+        notes=notes,
+        plan=_measured(problem, state, seconds, total, peak),
+        starts=starts,
+        **_living(problem, solver, state, statistics),
+    )
+
+
+def reservations(names: Sequence[str], side: npt.NDArray[np.int64], vague: npt.NDArray[np.bool_]) -> tuple[str, ...]:
+    """Say which free parameters ended at a bound, and which the data hardly determine, with what may help."""
+    notes: tuple[str, ...] = ()
+    if side.any():
+        held = ", ".join(itertools.compress(names, side))
+        notes += (f"{held} ended at a bound and was held there; it has no standard error.",)
+    if vague.any():
+        notes += (
+            f"Hardly determined by these data: {', '.join(itertools.compress(names, vague))}. Within three standard "
+            "errors of zero, with errors over 10,000 times what they would be were the other parameters known. Where x "
+            "is far from zero, count it from its middle; or hold a parameter, or take a model with fewer. Where the "
+            "model is not linear, another start may lead elsewhere.",
+        )
+    return notes
+
+
+def differences_taken(names: Sequence[str], reduction: Reduction, part: str = "partition") -> tuple[str, ...]:
+    """Say for which free parameters, and where, derivatives are differences; partitions may be called otherwise."""
+    if reduction.differences is None:
+        return ()
+    alike: dict[tuple[int, int, int], list[str]] = {}
+    for name, (count, partition, row, _) in zip(names, reduction.differences.tolist(), strict=True):
+        if count:
+            alike.setdefault((count, partition, row), []).append(repr(name))
+    return tuple(
+        f"The derivative with respect to {' and '.join(some)} is not finite in {count:,} row{'s' * (count > 1)} (the "
+        f"first: row {row} of {part} {partition}), although the model is; it was taken by a difference there."
+        for (count, partition, row), some in alike.items()
+    )
+
+
+def warn_of_open_ends(names: Sequence[str], pcov: Matrix) -> None:
+    """Warn of parameters that the data do not determine."""
+    if open_ends := ", ".join(itertools.compress(names, np.isinf(np.diag(pcov)))):
+        warn(f"The data do not determine {open_ends}; their variance is infinite.", OptimizeWarning)
+
+
+def revive(problem: Problem, solver: TrustRegion, state: State, result: FitResult) -> FitResult:
+    """Return a result that was read from a checkpoint with what it needs to predict and to profile."""
+    return dataclasses.replace(result, **_living(problem, solver, state, result.statistics))
+
+
+def _living(problem: Problem, solver: TrustRegion, state: State, statistics: inference.Statistics) -> dict[str, Any]:
+    """Return what of a result lives in the process of the fit."""
+    assert state.point is not None
+    return {
+        "shipped": problem.shipped,
+        "columns": dataclasses.replace(problem.columns, origins=problem.source.info.origins),
+        "factor": state.point.factor,
+        "profiler": Profiler.of(problem, solver, state, statistics),
+    }
+
+
+def _measured(problem: Problem, state: State, seconds: list[float], total: float, peak: int) -> Plan:
+    """Return the plan with what the fit came to."""
+    assert state.point is not None
+    plan, executor = problem.plan, problem.executor
+    facts = dataclasses.replace(
+        plan.facts, rows=float(state.point.reduction.rows + state.point.reduction.dropped), estimated=False
+    )
+    stored = facts.encoded if facts.encoded is not None else facts.nbytes
+    passes = 1.0 if plan.cache == "persist" else state.nsweeps + plan.reads - plan.sweeps
+    early = state.status is Status.PRECISION  # of all rows no more is known than of those that were read
+    measured = Measured(
+        sweeps=state.nsweeps,
+        sweep_seconds=sum(seconds) / max(len(seconds), 1),
+        seconds=total,
+        read_bytes=None if plan.read_bytes is None or stored is None or early else passes * stored,
+        peak=executor.peak() if isinstance(executor, Cluster) else peak,
+    )
+    return dataclasses.replace(plan, measured=measured)
+
+
+def _covariance(
+    point: Point, factor: Factor, statistics: inference.Statistics, free: Any, absolute_sigma: bool
+) -> Matrix:
+    """Return the covariance of the free parameters, (p, p)."""
+    dof = statistics.dof
+    if point.reduction.meat is None:
+        s2 = 1.0 if absolute_sigma else statistics.redchi if dof > 0 else np.inf
+        return inference.covariance(factor, s2, free)
+    inverse = np.eye(len(free)) if point.whitening is None else point.whitening.inverse
+    meat = inverse.T @ point.reduction.meat @ inverse
+    return inference.covariance(factor, statistics.n_obs / dof if dof > 0 else np.inf, free, meat)
+
+
+def expand(
+    parameters: Parameters, objective: Objective, theta: Vector, pcov: Matrix, side: Any
+) -> tuple[Vector, Matrix, Any]:
+    """Return all parameters, their covariance by the delta method, and which are at a bound."""
+    if parameters.expansion is None:
+        return theta, pcov, side
+    every = objective.expand
+    with jax.enable_x64(True):
+        everything = np.array([float(v) for v in every([float(t) for t in theta])])
+        jacobian = np.asarray(jax.jacfwd(lambda t: jnp.stack([jnp.asarray(v, float) for v in every(list(t))]))(theta))
+    active = np.zeros(len(parameters.names), int)
+    active[[parameters.names.index(name) for name in parameters.free]] = side
+    return everything, inference.propagate(pcov, jacobian), active
+
+
+def _sweeps(state: State, names: Sequence[str], seconds: list[float]) -> dict[str, list[Any]]:
+    """Return the columns of the history."""
+    told = {name: [getattr(record, name) for record in state.history] for name in _TOLD}
+    labels = columns_of(names, ("sweep", *_TOLD, "seconds"))
+    thetas = {label: [float(record.theta[i]) for record in state.history] for i, label in enumerate(labels)}
+    return told | thetas | {"seconds": seconds}
+
+
+_TOLD = ("cost", "step", "damping", "radius", "accepted")
+"""What the history has of each sweep, beside the parameters and the seconds."""
+
+
+def _provenance(problem: Problem, state: State, seconds: float, total: float, peak: int) -> dict[str, Any]:
+    assert state.point is not None
+    executor = problem.executor
+    return {
+        "model": problem.objective.model.name,
+        "data": problem.source.info.kind,
+        "token": problem.source.token,
+        "columns": list(problem.columns.names),
+        "partitions": len(problem.source.partitions),
+        "executor": type(executor).__name__.lower(),
+        "workers": executor.workers,
+        "seconds": seconds,
+        "total_seconds": total,
+        "rows_per_second": state.nsweeps * state.point.reduction.rows / max(seconds, 1e-9),
+        "peak_memory": peak,
+        "device": jax.default_backend(),
+        "kernel": {
+            "jacobian": problem.objective.jacobian,
+            "tile": problem.objective.tile or device.tile(device.own(), SLABS[1]),
+            "autotuned": problem.objective.tile is not None,
+        },
+        "finished": pd.Timestamp.now(tz="UTC").isoformat(),
+        "versions": {
+            "python": platform.python_version(),
+            **{m.__name__: m.__version__ for m in (dask, distributed, jax, np, zarr)},
+        },
+    }

@@ -1,0 +1,131 @@
+"""Facts: what a plan is made from, looked up in the metadata and measured where something was run."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
+
+from dask_nlsq._fit.problem import Draft
+from dask_nlsq._fit.sample import Sample
+from dask_nlsq._kernel import SLABS, Block, compile_cache, kernel
+from dask_nlsq._model import Objective
+from dask_nlsq._plan import IMPORTS, READERS, Facts, MemoryLimit, memory_limit
+from dask_nlsq._sweep import Cluster, Executor, Failure, Serial, load
+from dask_nlsq._system import time_left
+from dask_nlsq._typing import Vector
+
+
+def gather_facts(draft: Draft, limit: Any, sample: Sample | None = None) -> Facts:
+    """Look up what is known before the data are read, or after a sample of them was.
+
+    Parameters
+    ----------
+    limit : int or str, optional
+        Bytes that a process may hold, where the user says so.
+    """
+    info, executor = draft.source.info, draft.executor
+    own = memory_limit()
+    home = psutil.Process().memory_info().rss
+    cluster = isinstance(executor, Cluster)
+    processes, threads, allowed = _who(executor, own)
+    if limit is not None:
+        allowed = MemoryLimit(int(parse_bytes(limit)), "memory_limit")
+        own = min(own, allowed, key=lambda each: each.limit)
+    rows = info.rows if sample is None or info.rows is not None else sample.estimated_rows
+    largest = info.partition_rows if sample is None or info.partition_rows is not None else sample.largest
+    embedded = isinstance(draft.source.partitions[0], Block)
+    reader = info.reader or info.kind
+    if reader not in READERS or embedded:
+        reader = "sent" if cluster else "memory"
+    return Facts(
+        model=f"{draft.objective.model.name}({', '.join(draft.parameters.names)})",
+        n_params=draft.parameters.p,
+        kind=info.kind,
+        reader=reader,
+        rows=rows,
+        estimated=info.rows is None and rows is not None,
+        columns=len(draft.objective.columns) + draft.objective.weighted,
+        row_bytes=info.row_bytes,
+        partitions=len(draft.source.partitions),
+        partition_rows=largest,
+        encoded=info.encoded,
+        encoded_partition=info.encoded_partition,
+        shared=draft.source.shared,
+        squares=not (draft.objective.robust or draft.objective.sandwich),
+        cluster=cluster,
+        processes=processes,
+        threads=threads,
+        cores=CPU_COUNT,
+        limit=allowed.limit,
+        limit_source=allowed.source,
+        held=IMPORTS if cluster else home,
+        home=home,
+        here=int(max(0, min(own.limit - home, psutil.virtual_memory().available))),
+        time_left=time_left(),
+    )
+
+
+def _who(executor: Executor, own: MemoryLimit) -> tuple[int, int, MemoryLimit]:
+    """Return processes, tasks of each at a time, and what each may hold; what workers do not say they are asked."""
+    if not isinstance(executor, Cluster):
+        return 1, 1 if isinstance(executor, Serial) else executor.workers, own
+    processes, threads, limit = executor.facts()
+    if limit:
+        return processes, threads, MemoryLimit(limit, "memory limit of a worker")
+    answers = executor.ask(memory_limit)
+    sharing = collections.Counter(host for host, _ in answers)
+    shares = [MemoryLimit(found.limit // sharing[host], found.source) for host, found in answers]
+    return processes, threads, min(shares, key=lambda each: each.limit, default=own)
+
+
+def dry_run(draft: Draft, facts: Facts) -> Facts:
+    """Read one partition and reduce some of its rows: how fast both go, and how many rows there may be."""
+    if facts.shared:
+        return facts
+    block, seconds = _read(draft.source.partitions)
+    found: dict[str, Any] = {}
+    if facts.rows is None:
+        found |= {"rows": float(block.rows * facts.partitions), "estimated": True}
+    if facts.partition_rows is None:
+        found["partition_rows"] = block.rows
+    if READERS[facts.reader].decoded and block.rows:
+        found["bytes_per_second"] = block.nbytes / max(seconds, 1e-9)
+    return dataclasses.replace(facts, **found, **speed(draft.objective, block, draft.parameters.start))
+
+
+def _read(partitions: Sequence[Any]) -> tuple[Block, float]:
+    """Read the first partition that has rows, of those at the beginning; return it, and the seconds it took."""
+    first, *more = partitions[:16]
+    started = time.perf_counter()
+    block = load(first)
+    seconds = time.perf_counter() - started
+    if isinstance(block, Failure):
+        raise block.error()
+    return _read(more) if more and not block.rows else (block, seconds)
+
+
+def speed(objective: Objective, block: Block, theta: Vector) -> dict[str, Any]:
+    """Return how long the kernel takes to compile, the rows that a thread then reduces in a second, and its memory."""
+    if not block.rows:
+        return {}
+    some = block.take(slice(0, SLABS[1]))
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        try:
+            kernel.reduce_block(objective, some, theta, None)
+        except Exception as error:
+            raise Failure.of("evaluating the model", error).error(theta) from error
+        times.append(time.perf_counter() - started)
+    return {
+        "compile_seconds": max(0.0, times[0] - times[1]),
+        "rows_per_second": some.rows / max(times[1], 1e-9),
+        "scratch": compile_cache.scratch(objective),
+    }

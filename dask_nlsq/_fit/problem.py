@@ -1,0 +1,421 @@
+"""Problem: a fit with every argument made exact; here friendly arguments become one, and its rows are laid out."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import dask
+import dask.multiprocessing
+import dask.threaded
+import distributed
+import numpy as np
+from dask.base import named_schedulers
+
+from dask_nlsq._errors import DataError, ModelError, NlsqError, one_of, warn
+from dask_nlsq._kernel import PER_THREAD, SLABS, Block, lay, validate
+from dask_nlsq._model import Loss, Model, Objective, Parameters, check_loss, named
+from dask_nlsq._plan import Plan, WorkflowTier
+from dask_nlsq._sources import (
+    Columns,
+    Source,
+    as_stored,
+    check_known,
+    check_travels,
+    columns_of,
+    count_absent,
+    hdf5,
+    is_hdf5,
+    is_zarr,
+    lazy,
+    once,
+    open_source,
+)
+from dask_nlsq._sweep import Cluster, Executor, Failure, Group, Ledger, Serial, Shipped, Threads, group, ship
+from dask_nlsq._system import check_not_forked
+from dask_nlsq._typing import Vector
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A fit with every argument made exact, and its rows not read yet."""
+
+    source: Source
+    columns: Columns
+    model: Model  # bound to its columns, with its guess
+    objective: Objective
+    parameters: Parameters
+    executor: Executor
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A fit whose rows are at hand, in groups of partitions, read or not."""
+
+    source: Source
+    columns: Columns
+    objective: Objective
+    shipped: Shipped
+    parameters: Parameters
+    executor: Executor
+    groups: Sequence[Any]
+    plan: Plan
+    reader: Executor  # who reads the partitions, where that is not who reduces them
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
+
+
+def draft(
+    *,
+    model: Any,
+    x: Any,
+    y: Any,
+    data: Any,
+    sigma: Any,
+    filters: Any,
+    storage_options: dict[str, Any] | None,
+    version: Any,
+    p0: Any,
+    bounds: Any,
+    fixed: Any,
+    tied: Mapping[str, Any] | None,
+    prior: Mapping[str, tuple[float, float]] | None,
+    loss: Loss,
+    f_scale: float,
+    jac: Any,
+    cov_type: str,
+    nan_policy: str,
+    missing_chunks: str,
+    client: Any,
+    **_: Any,
+) -> Draft:
+    """Make the arguments of a fit exact; of the data, only what describes them is read."""
+    check_not_forked()
+    one_of("nan_policy", nan_policy, "raise", "omit", error=DataError)
+    one_of("missing_chunks", missing_chunks, "fill", "raise", error=DataError)
+    one_of("cov_type", cov_type, "standard", "sandwich")
+    data, columns, bound = roles(model, x, y, data, sigma, nan_policy, p0, (filters, storage_options, version))
+    parameters, objective = exact_objective(
+        bound,
+        columns,
+        p0,
+        bounds=bounds,
+        fixed=fixed,
+        tied=tied,
+        prior=prior,
+        jac=jac,
+        loss=loss,
+        f_scale=f_scale,
+        cov_type=cov_type,
+    )
+    source = open_source(data, columns, filters, storage_options, version)
+    source = count_absent(source, _laid_out(x, y, sigma))
+    warn_of_namesakes(bound, source)
+    if missing_chunks == "raise" and source.info.absent:
+        raise DataError(f"{'; '.join(source.info.absent.values())}.", column=next(iter(source.info.absent)))
+    if not source.partitions:
+        raise DataError("There are no rows to fit.")
+    executor = Serial() if client is False else choose_executor(client, len(source.partitions))
+    shipped = ship(objective)
+    if isinstance(executor, Cluster):
+        shipped.bytes()  # refused here, by name, rather than by the scheduler
+        check_travels(source)
+    return Draft(source, columns, bound, shipped.value, parameters, executor)
+
+
+def _laid_out(x: Any, y: Any, sigma: Any) -> dict[str, Any]:
+    """Return the Zarr arrays of several dimensions, of which columns were made before the source was opened."""
+    several = {f"x[{i}]": a for i, a in enumerate(x)} if isinstance(x, (list, tuple)) and len(x) <= 100 else {"x": x}
+    return {
+        name: a for name, a in (several | {"y": y, "sigma": sigma}).items() if is_zarr(a) and getattr(a, "ndim", 0) > 1
+    }
+
+
+def exact_objective(
+    model: Model,
+    columns: Columns,
+    p0: Any = None,
+    *,
+    bounds: Any = None,
+    fixed: Any = None,
+    tied: Mapping[str, Any] | None = None,
+    prior: Mapping[str, tuple[float, float]] | None = None,
+    jac: Any = None,
+    loss: Loss = "linear",
+    f_scale: float = 1.0,
+    cov_type: str = "standard",
+) -> tuple[Parameters, Objective]:
+    """Return the parameters of a bound model, and what is to be evaluated of them, looked at before any data."""
+    check_loss(loss, f_scale)
+    parameters = Parameters.of(model, p0, bounds, fixed, tied, prior)
+    objective = Objective(
+        dataclasses.replace(model, guess=None),
+        (*columns.x, columns.y),
+        columns.sigma is not None,
+        jac=jac if callable(jac) else None,
+        loss=loss,
+        f_scale=f_scale,
+        sandwich=cov_type == "sandwich",
+        expansion=parameters.expansion,
+    )
+    return parameters, _look(ship(objective).value, parameters.start, jac)
+
+
+def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
+    """Look at the model before any data are read, and say how its Jacobian will be formed."""
+    if not callable(jac) and jac not in (None, "jax", "2-point", "3-point"):
+        raise ModelError(f'jac is {jac!r}; "jax", "2-point", "3-point" or a function is needed.')
+    objective, obstacle, single = validate.look(objective, start)
+    name = objective.model.name
+    if single:
+        warn(
+            f"The model {name!r} holds float32 constants ({_listed(single)}): jax.numpy made them before the fit "
+            "turned float64 on, and what float32 rounds off is lost. Make them with NumPy, or inside the model."
+        )
+    if obstacle is None:
+        return (
+            objective if jac in (None, "jax") or callable(jac) else dataclasses.replace(objective, jacobian="numeric")
+        )
+    message = f"The model {name!r} {obstacle}"
+    if "traced" in obstacle:
+        message += (
+            ". Write it with jax.numpy: jnp.exp for np.exp, jnp.where(condition, a, b) for an if on a parameter or a "
+            "column"
+        )
+    if jac == "jax":
+        raise ModelError(f'{message}. jac="3-point" differentiates it by differences.')
+    if jac is None:
+        warn(f'{message}. It is differentiated by differences, slowly; jac="3-point" asks for them without a word.')
+    return objective
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return ", ".join(texts[:3]) + more
+
+
+def to_model(model: Any, p0: Any = None) -> Model:
+    """Return a model from a function, a model or the name of one; p0 counts the parameters of ``*theta``."""
+    if isinstance(model, str):
+        model = named(model)
+    if isinstance(model, Model):
+        return model
+    if not callable(model):
+        raise ModelError(
+            f"model is a {type(model).__name__}; a function f(x, *parameters), a Model or the name of one is needed."
+        )
+    n = len(p0) if isinstance(p0, Mapping) else None if p0 is None else np.size(getattr(p0, "popt", p0))
+    return Model.from_function(model, n)
+
+
+def roles(
+    model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p0: Any, reading: tuple[Any, ...]
+) -> tuple[Any, Columns, Model]:
+    """Say which data plays which role, by name whatever the form; return data, columns and the bound model."""
+    for given in (data, x, y, sigma):
+        check_known(given)
+    model, data = to_model(model, p0), once(data)
+    sigma = exact_sigma(sigma, named=data is not None)
+    constant = sigma if isinstance(sigma, float) else None
+    if data is None:
+        if any(arg is None or isinstance(arg, str) for arg in (x, y)):
+            raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
+        names, arrays = split(model, x, y, p0)
+        if getattr(y, "ndim", 1) > 1:
+            arrays, y, sigma = columns_of(arrays, y, sigma)
+        free = ("y", "sigma") if {"y", "sigma"}.isdisjoint(names) else ("fitted y", "sigma of y")
+        data = dict(zip(names, arrays, strict=True)) | {free[0]: y}
+        if sigma is not None and constant is None:
+            data[free[1]] = sigma
+        y, sigma = free[0], None if sigma is None else free[1]
+    else:
+        y = "y" if y is None else y
+        if not isinstance(y, str):
+            raise DataError(f"With data=, y must be the name of a column; it is a {type(y).__name__}.")
+        names = model.inputs if x is None else _column_names(x)
+        if x is None and not names:  # an expression whose columns are those that the data has
+            present = open_source(data, Columns((), y, constant or sigma, nan_policy), *reading).info.present
+            names = model.inputs_among(present, (y, sigma))
+    bound = model.bind(names)
+    sigma = constant if constant is not None else sigma
+    return data, Columns(tuple(names), y, sigma, nan_policy), bound
+
+
+def _column_names(x: Any) -> tuple[Any, ...]:
+    """Return the names that x= gives with data=."""
+    if isinstance(x, str):
+        return (x,)
+    if isinstance(x, Iterable) and not hasattr(x, "__dask_graph__") and getattr(x, "ndim", 1) == 1:
+        names = tuple(x)
+        if all(isinstance(name, (str, int)) for name in names):
+            return names
+    raise DataError(f"With data=, x must be the name of a column or a list of names; it is {_seen(x)}.")
+
+
+def exact_sigma(sigma: Any, named: bool) -> Any:
+    """Return a number as a float, and all else as it is; where columns are `named`, that must be a name or None."""
+    if getattr(sigma, "ndim", None) == 0 and hasattr(sigma, "item"):
+        sigma = sigma.item()
+    if isinstance(sigma, numbers.Real):
+        constant = float(sigma)
+        if not constant > 0:
+            raise DataError(f"sigma is {constant}; it must be positive.")
+        return constant
+    if named and not isinstance(sigma, (str, type(None))):
+        raise DataError(
+            f"With data=, sigma must be the name of a column or a number; it is {_seen(sigma)}. Add it to the data as "
+            "a column, and give its name."
+        )
+    return sigma
+
+
+def _seen(value: Any) -> str:
+    """Say what an argument is, and its shape where it has one."""
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}{'' if shape is None else f' of shape {shape}'}"
+
+
+def warn_of_namesakes(model: Model, source: Source) -> None:
+    """Say where a column of the data bears the name of a parameter, which is fitted all the same."""
+    for name in model.parameters:
+        if name in source.info.present and name not in source.info.columns:
+            warn(
+                f"The data has a column {name!r}, and the model a parameter of that name: the parameter is fitted, "
+                f"and the column is not read. To use the column, add {name!r} to x=.",
+            )
+
+
+def split(model: Model, x: Any, y: Any, p0: Any = None) -> tuple[tuple[str, ...], Sequence[Any]]:
+    """Return names and columns of an x given as arrays, which stand beside y."""
+    if isinstance(x, Mapping):
+        return tuple(x), list(x.values())
+    if hasattr(x, "columns") and x.ndim == 2:
+        raise DataError(f"x is a {type(x).__name__}; give data=frame, and the names of its columns as x= and y=.")
+    if isinstance(x, (tuple, list)) and x and getattr(x[0], "ndim", 0) >= 1:
+        arrays = list(x)
+    elif getattr(y, "ndim", 1) > 1:  # x may be a stack of arrays as y is, or one that is repeated to y
+        arrays = list(x) if getattr(x, "ndim", 1) == y.ndim + 1 and x.shape[1:] == y.shape else [x]
+    elif getattr(x, "ndim", 1) == 2:
+        rows = y.shape[0] if getattr(y, "ndim", 0) else len(y) if isinstance(y, Sequence) else None
+        if x.shape[0] == rows != x.shape[1]:
+            raise DataError(f"x has shape {x.shape}, and y {rows} rows; (columns, rows) is needed: give x.T.")
+        if is_zarr(x):  # of which a row would be read whole, here and now
+            x = lazy(as_stored("x", x))
+        elif is_hdf5(x):
+            x = lazy(hdf5.as_stored("x", x))
+        arrays = [x[i] for i in range(x.shape[0])]
+    else:
+        arrays = [x]
+    return model.array_names(len(arrays), p0), arrays
+
+
+def choose_executor(client: Any, partitions: int) -> Executor:
+    """Return who runs the tasks: a client that was given, else whom Dask itself would take.
+
+    That is its setting `scheduler`, then the cluster of the task that this is, the open client, threads.
+    """
+    named = dask.config.get("scheduler", None) if client is None else None
+    if named is not None and (local := local_executor(named)) is not None:
+        return local
+    if client is None:
+        try:
+            client = _client_of(named) or distributed.get_client()
+        except ValueError:
+            return Threads() if partitions > 1 else Serial()
+    if client.asynchronous:
+        raise NlsqError("The client is asynchronous, and fit waits for its answers: use a synchronous Client.")
+    executor = Cluster(client)
+    if (remedy := executor.check_workers()) is not None:
+        warn(remedy)
+    return executor
+
+
+def local_executor(scheduler: Any) -> Executor | None:
+    """Return who stands in this process for a scheduler of Dask, or None for one of a cluster.
+
+    Raises
+    ------
+    NlsqError
+        It is no scheduler.
+    """
+    if isinstance(scheduler, concurrent.futures.ThreadPoolExecutor):
+        return Threads(pool=scheduler)
+    if isinstance(scheduler, concurrent.futures.Executor):
+        return _no_processes()
+    if _client_of(scheduler) is not None:
+        return None
+    if isinstance(scheduler, str) and scheduler.lower() in ("distributed", "dask.distributed"):
+        return None
+    get = named_schedulers.get(scheduler.lower()) if isinstance(scheduler, str) else scheduler
+    if get is dask.multiprocessing.get:
+        return _no_processes()
+    if get is dask.threaded.get:
+        return Threads()
+    if callable(get):
+        return Serial(alone=True)
+    raise NlsqError(
+        f"The scheduler of Dask's configuration is {scheduler!r}; one of {', '.join(sorted(named_schedulers))}, "
+        '"distributed", a Client or a ThreadPoolExecutor is needed.'
+    )
+
+
+def _no_processes() -> Executor:
+    warn(
+        "A fit has no processes of its own, so that the scheduler of Dask's configuration runs in this thread. For "
+        "several processes open a Client: Client(dask_nlsq.local_cluster(plan))."
+    )
+    return Serial(alone=True)
+
+
+def _client_of(scheduler: Any) -> distributed.Client | None:
+    """Return the client that a scheduler is, or whose method that computes graphs it is."""
+    found = getattr(scheduler, "__self__", scheduler)
+    return found if isinstance(found, distributed.Client) else None
+
+
+def executor_of(plan: Plan, executor: Executor) -> Executor:
+    """Return the executor that runs as many tasks at a time as the plan says, and where it says."""
+    if isinstance(executor, Cluster) and plan.tier is not WorkflowTier.STANDARD:
+        limited = plan.at_a_time < plan.facts.threads
+        return executor.limited(plan.at_a_time) if limited else executor
+    if isinstance(executor, Serial) or plan.facts.partitions == 1:
+        return executor if isinstance(executor, Serial) else Serial()
+    return executor.limited(plan.at_a_time) if isinstance(executor, Threads) else Threads()
+
+
+def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
+    """Cut the partitions into groups, and read them where the plan keeps them.
+
+    Under STANDARD they are gathered in this process, whoever reads them. Few rows that are in memory already are copied
+    to where the kernel takes them as they are, lest each sweep does so.
+    """
+    check_not_forked()
+    facts = plan.facts
+    nbytes = float("inf") if facts.nbytes is None or source.shared else facts.nbytes
+    embedded = isinstance(source.partitions[0], Block)
+    here = executor_of(plan, executor)
+    if embedded and plan.cache != "none" and not isinstance(here, Cluster) and _few(source.partitions):
+        return [Group(0, tuple(lay(source.partitions)))]
+    stays = isinstance(here, Cluster) and plan.cache != "none"  # on its worker: more tasks would even nothing out
+    each = (here.workers, 1) if stays else (executor.workers, PER_THREAD)
+    groups: Sequence[Any] = group(source.partitions, nbytes, *each)
+    if isinstance(here, Cluster) or not isinstance(executor, Cluster):
+        if plan.cache == "none" or (embedded and not isinstance(here, Cluster)):
+            groups = [dataclasses.replace(g, ahead=plan.ahead) for g in groups]
+            return here.describe(groups) if isinstance(here, Cluster) and not embedded else groups
+        return here.hold(groups, source.shared)
+    if embedded:
+        return group(source.partitions, nbytes, here.workers)
+    groups = executor.hold(groups, shared=True) if source.shared else groups
+    read = sorted(executor.run(Group.load, groups), key=lambda found: found[0])
+    for _, found in read:
+        if isinstance(found, Failure):
+            raise found.error()
+    return group([block for _, one in read for block in one.partitions], nbytes, here.workers)
+
+
+def _few(blocks: Sequence[Block]) -> bool:
+    """Whether these are rows of which a slab holds all."""
+    return len(blocks) == 1 and 0 < blocks[0].rows <= SLABS[1]

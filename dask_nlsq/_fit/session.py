@@ -1,0 +1,364 @@
+"""Run: a fit that leaves its state in a checkpoint on its way, and goes on from there.
+
+The loop tells the run after every answer and every sweep what it would have to write down; the run writes it when it is
+due, when a signal comes, and when the fit fails. A run without a checkpoint does nothing of that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_nlsq._checkpoint import KEEP, Checkpoints, Lock, Text, from_text, pack, to_text, unpack
+from dask_nlsq._errors import (
+    CheckpointCorrupt,
+    CheckpointError,
+    CheckpointMismatch,
+    Interrupted,
+    SweepError,
+    one_of,
+    warn,
+)
+from dask_nlsq._fit.fingerprints import compare, fingerprint
+from dask_nlsq._fit.problem import Draft, Problem
+from dask_nlsq._model import Jacobian
+from dask_nlsq._plan import Plan, WorkflowConfig
+from dask_nlsq._result import FitResult
+from dask_nlsq._solver import STOPPED, Ends, State, StreamState
+from dask_nlsq._sweep import Finished, Ledger
+from dask_nlsq._system import Interrupt
+from dask_nlsq._typing import Matrix, Vector
+
+log = logging.getLogger("dask_nlsq")
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+INTERVAL = 60.0
+"""Seconds between two commits, where nobody says."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Passing:
+    """Where a pass in batches stands: its sums, those with the sample, and the batches that are under way."""
+
+    own: StreamState
+    ahead: StreamState
+    staleness: int
+    expected: float
+    numbers: npt.NDArray[np.int64]  # (under way,)
+    stood: npt.NDArray[np.int64]  # updates that each estimate knew
+    thetas: Matrix  # (under way, p)
+    uncertainties: npt.NDArray[np.float64]  # (under way, p, p)
+
+
+@dataclasses.dataclass(frozen=True)
+class Searched:
+    """Every start of a search and where it has led, as far as that is known."""
+
+    starts: Matrix  # (n, p)
+    rows: int  # on which all of them were fitted
+    screened: Ends  # of each
+    chosen: npt.NDArray[np.int64]  # starts whose ends were fitted on the sample; empty before
+    sample_rows: int
+    fitted: Ends  # of each that was chosen
+    finalists: npt.NDArray[np.int64]  # of those, the minima that all rows decide between, the lowest first
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """All that a fit must know to go on as if nothing had happened."""
+
+    start: Vector  # (p,)
+    jacobian: Jacobian  # how the kernel is formed
+    tile: int | None
+    notes: tuple[str, ...] = ()
+    marks: npt.NDArray[np.uint64] | None = None  # of the ledger
+    # The loop.
+    state: State | None = None
+    others: Matrix | None = None  # starts that have not been tried
+    rivals: tuple[State, ...] = ()  # states that share its sweeps
+    seconds: Vector | None = None  # of each sweep
+    sweep: Finished | None = None
+    # The search from many starts.
+    search: Searched | None = None
+    # The pass.
+    passing: Passing | None = None
+    # The end.
+    result: Text | None = None
+
+
+class Run:
+    """A fit under way, without a checkpoint: it begins at its beginning, and writes nothing down."""
+
+    saved: Saved | None = None
+    search: Searched | None = None
+    come: Vector | None = None  # (p,), where another fit had come, from which this one begins
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
+        self._ledger = Ledger()
+
+    def ended(self, max_nfev: int | None) -> bool:
+        """Whether what was saved is the end, which no wider limit would move."""
+        if self.saved is None or self.saved.result is None or self.saved.state is None:
+            return False
+        team = (self.saved.state, *self.saved.rivals)
+        farther = (state.beyond is not None and (max_nfev is None or max_nfev > state.nsweeps) for state in team)
+        return not any(farther) and all(state.status not in STOPPED for state in team)
+
+    @property
+    def same_files(self) -> bool:
+        """Whether it is known without reading that the data are those of what was saved."""
+        return False
+
+    def plan(self) -> Plan:
+        """Return the plan of a fit that has ended."""
+        assert self.saved is not None and self.saved.result is not None
+        return Plan.from_dict(from_text(self.saved.result)["plan"])
+
+    def ledger(self) -> Ledger:
+        """Return what partitions are known to hold."""
+        return self._ledger
+
+    def know(self, problem: Problem, notes: tuple[str, ...], starts: Sequence[Vector] = ()) -> None:
+        """Take down what does not change on the way, and the starts that a pass falls back on."""
+        objective = problem.objective
+        self.known = {
+            "start": problem.parameters.start,
+            "jacobian": objective.jacobian,
+            "tile": objective.tile,
+            "notes": notes,
+            "others": np.array(starts, float) if len(starts) else None,
+            "search": self.search,
+        }
+
+    def tick(self, make: Callable[[], Mapping[str, Any]], swept: bool = False) -> None:
+        """Take notice of what would be written down now: after an answer, or after a sweep."""
+
+    def finish(self, team: Sequence[State], seconds: list[float], result: FitResult) -> FitResult:
+        """Write down the end, and return the result."""
+        return result
+
+
+class Kept(Run):
+    """A run with a checkpoint."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        lock: Lock,
+        interrupt: Interrupt,
+        config: WorkflowConfig,
+        fingerprint: Mapping[str, Any],
+        strict: bool,
+        saved: Saved | None,
+    ) -> None:
+        super().__init__()
+        self.saved = saved
+        self.search = None if saved is None else saved.search
+        if saved is not None and saved.marks is not None:
+            self._ledger = Ledger(saved.marks)
+        self._checkpoints, self._lock, self._interrupt = checkpoints, lock, interrupt
+        self._config, self._fingerprint, self._strict = config, fingerprint, strict
+        self._latest: Callable[[], Mapping[str, Any]] | None = None
+        self._numbers = [] if lock.held else checkpoints.numbers()
+        self._due = 0.0  # the first state is written at once
+        self._sweeps = 0
+        self.commits, self.seconds, self.errors = 0, 0.0, list[str]()
+
+    @property
+    def same_files(self) -> bool:
+        """Whether the data lie in files, which have been compared."""
+        return self._fingerprint["files"] is not None
+
+    def tick(self, make: Callable[[], Mapping[str, Any]], swept: bool = False) -> None:
+        """Commit where an interval has passed or sweeps enough, and leave where a signal has come."""
+        self._latest = make
+        self._sweeps += swept
+        every = self._config.checkpoint_every
+        due = time.monotonic() >= self._due or (every is not None and self._sweeps >= every)
+        if due:
+            self.write()
+        self._interrupt.check()
+
+    def write(self) -> None:
+        """Commit the latest state; what fails is warned of once, and the fit goes on."""
+        if self._latest is not None:
+            made = self._latest()
+            self._interrupt.held(lambda: self._commit(made))
+
+    def _commit(self, made: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
+        clock = time.perf_counter()
+        marks = self._ledger.marks
+        saved = Saved(**{**self.known, "marks": marks if len(marks) else None, **made})
+        state = saved.state
+        point = None if state is None else state.point
+        said = {
+            "sweeps": 0 if state is None else state.nsweeps,
+            "cost": None if point is None or not np.isfinite(point.reduction.cost) else float(point.reduction.cost),
+            "status": None if state is None or state.status is None else state.status.name,
+            "finished": False,
+            **({} if saved.sweep is None else {"partitions of the next sweep": int(saved.sweep.done.sum())}),
+            **({} if saved.passing is None else {"batches": saved.passing.own.batches}),
+            **(about or {}),
+        }
+        try:
+            self._check_lock()
+            keys = pack(saved, self._config.compression)
+            keep = KEEP if self._config.keep is None else self._config.keep
+            number = self._checkpoints.commit(keys, said, self._fingerprint, keep)
+            log.info("committed generation %d at %s", number, self._checkpoints.place)
+            self.commits += 1
+        except Exception as error:  # whatever a file system or a service raises
+            text = f"{type(error).__name__}: {error}"
+            self.errors.append(text)
+            if self._strict:
+                if isinstance(error, CheckpointError):
+                    raise
+                raise CheckpointError(f"The checkpoint could not be written: {text}") from error
+            if len(self.errors) == 1:
+                warn(
+                    f"The checkpoint {self._checkpoints.place} could not be written ({text}). The fit goes on; older "
+                    "generations are as they were."
+                )
+        self.seconds += time.perf_counter() - clock
+        interval = INTERVAL if self._config.checkpoint_interval is None else self._config.checkpoint_interval
+        self._due = time.monotonic() + interval
+        self._sweeps = 0
+
+    def _check_lock(self) -> None:
+        """Refuse to write what others write by now; take the lock where that could not be written before."""
+        if not self._lock.held:
+            if self._checkpoints.numbers() != self._numbers:
+                raise CheckpointError("Another process has written to the checkpoint meanwhile; this one does not.")
+            self._lock.acquire()
+        if not self._lock.mine():
+            raise CheckpointError("Another process has taken the checkpoint over; this one writes no more.")
+
+    def finish(self, team: Sequence[State], seconds: list[float], result: FitResult) -> FitResult:
+        """Commit the end, and return the result with what the checkpoint has cost."""
+        result = self._told(result)
+        made = {
+            "state": team[0],
+            "rivals": tuple(team[1:]),
+            "seconds": np.array(seconds, float),
+            "result": to_text(result.to_dict()),
+        }
+        about = {"finished": True, "sweeps": result.nsweeps, "cost": result.cost, "status": result.status.name}
+        self._interrupt.held(lambda: self._commit(made, about))
+        return self._told(result)
+
+    def _told(self, result: FitResult) -> FitResult:
+        about = {"where": str(self._checkpoints.place), "commits": self.commits, "seconds": self.seconds}
+        provenance = {**result.provenance, "checkpoint": about}
+        return dataclasses.replace(result, provenance=provenance, checkpoint_errors=tuple(self.errors))
+
+
+@contextlib.contextmanager
+def running(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> Iterator[Run]:
+    """Open the run of a fit: take the lock, and find where to go on from.
+
+    Raises
+    ------
+    CheckpointError
+        Another process writes there; nothing can be written and `strict` is True; or `resume` is True and there is
+        nothing.
+    CheckpointMismatch
+        What is there is of another fit.
+    CheckpointCorrupt
+        Nothing that is there verifies.
+    """
+    resume, strict = said["resume"], said["strict"]
+    if not isinstance(resume, bool):
+        one_of("resume", resume, "auto", "force")
+    if config.checkpoint is None:
+        if resume is True:
+            raise CheckpointError("resume=True needs checkpoint=, where to go on from.")
+        yield Run()
+        return
+    remote = "://" in str(config.checkpoint)
+    checkpoints = Checkpoints(config.checkpoint, said["storage_options"] if remote else None)
+    own = fingerprint(exact, config, said)
+    with _locked(checkpoints, strict) as lock, Interrupt() as interrupt:
+        found = None if resume is False else checkpoints.newest()
+        if found is None and resume is True:
+            raise CheckpointError(f"There is no checkpoint at {checkpoints.place}, and resume=True asks for one.")
+        saved: Saved | None = None
+        come = None
+        if found is not None:
+            generation, keys = found
+            same = compare(generation, own, force=resume == "force")
+            there, p = unpack(Saved, keys), exact.parameters.p
+            if same and (resume != "force" or own["files"] is not None):
+                saved = _sane(there, p)
+            else:  # no fingerprint tells rows in no files from others
+                come = _come(there)
+                if len(come) != p:
+                    raise CheckpointMismatch(
+                        f"The fit in the checkpoint has {len(come)} free parameters, this one {p}; resume=False starts "
+                        "anew."
+                    )
+                _sane(there, p)
+            log.info("going on from generation %d at %s", generation.number, checkpoints.place)
+        run = Kept(checkpoints, lock, interrupt, config, own, strict, saved)
+        run.come = come
+        try:
+            yield run
+        except (KeyboardInterrupt, Interrupted, SweepError):
+            run.write()
+            raise
+        interrupt.check()  # one that came too late to interrupt anything is not lost
+
+
+@contextlib.contextmanager
+def _locked(checkpoints: Checkpoints, strict: bool = False) -> Iterator[Lock]:
+    """Hold the lock; on a full or read-only disk go on without, and every commit tries again and says what failed."""
+    lock = Lock(checkpoints.place)
+    try:
+        lock.acquire()
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a file system or a service raises
+        if not strict and _unwritable(error):
+            log.info("the lock of %s could not be written (%s)", checkpoints.place, error)
+        else:
+            raise CheckpointError(
+                f"Nothing can be written at {checkpoints.place}: {type(error).__name__}: {error}"
+            ) from error
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _unwritable(error: Exception) -> bool:
+    """Return whether a disk is full or may not be written, and there is no other fault in how it was named."""
+    return isinstance(error, PermissionError) or getattr(error, "errno", None) in _UNWRITABLE
+
+
+def _come(saved: Saved) -> Vector:
+    """Return where a fit had come: of another fit nothing else holds."""
+    if saved.state is None:
+        return saved.start if saved.passing is None else saved.passing.own.theta
+    return saved.state.trial if saved.state.point is None else saved.state.point.theta
+
+
+def _sane(saved: Saved, p: int) -> Saved:
+    """Refuse a state that no fit of p parameters has: one whose next evaluation is not at finite numbers."""
+    state = saved.state
+    points = [saved.start]
+    points += [] if state is None else [state.trial, *([] if state.point is None else [state.point.theta])]
+    points += [rival.trial for rival in saved.rivals]
+    points += [] if saved.passing is None else [saved.passing.own.theta, *saved.passing.thetas]
+    points += [] if saved.search is None else [*saved.search.starts]
+    if not all(isinstance(x, np.ndarray) and x.shape == (p,) and np.isfinite(x).all() for x in points):
+        raise CheckpointCorrupt(f"The state in the checkpoint is not finite, or not one of {p} parameters.")
+    return saved

@@ -1,0 +1,126 @@
+"""Route: from where a fit begins, or goes on.
+
+What was saved comes first; then the end of a pass in batches; then the best of many starts, or the fit of a sample;
+then the start that was given, guessed, or reached by an optimizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dask_nlsq._fit.loop import fit_sample, lowest_first
+from dask_nlsq._fit.problem import Draft, Problem
+from dask_nlsq._fit.progress import Progress
+from dask_nlsq._fit.sample import GUESS_ROWS, Sample, draw_sample, guess_start
+from dask_nlsq._fit.session import Run, Saved
+from dask_nlsq._fit.start.multistart import search
+from dask_nlsq._fit.start.stream_pass import stream, target
+from dask_nlsq._fit.start.warm_start import descend, optimizer_of, words
+from dask_nlsq._kernel import autotune as tuned
+from dask_nlsq._model import Parameters
+from dask_nlsq._plan import SAMPLERS, WorkflowConfig
+from dask_nlsq._solver import State, TrustRegion, draw_starts, final
+from dask_nlsq._sweep import Executor, Partial
+from dask_nlsq._typing import Matrix, Vector
+
+
+def find_start(
+    exact: Draft,
+    said: Mapping[str, Any],
+    executor: Executor,
+    groups: Sequence[Any],
+    sample: Sample | None,
+    saved: Saved | None,
+) -> tuple[Draft, list[Vector], tuple[str, ...]]:
+    """Return the draft with its start and its kernel settled, other starts, and how they were found."""
+    parameters, objective, partitions = exact.parameters, exact.objective, len(exact.source.partitions)
+    if saved is not None:
+        guessed = () if exact.model.guess is not None else parameters.guessed
+        parameters = dataclasses.replace(parameters, start=saved.start, guessed=guessed)
+        if (objective.jacobian, objective.tile) != (saved.jacobian, saved.tile):
+            objective = dataclasses.replace(objective, jacobian=saved.jacobian, tile=saved.tile)
+        return dataclasses.replace(exact, parameters=parameters, objective=objective), [], ()
+    if parameters.guessed and exact.model.guess is not None:
+        rows = sample or draw_sample(executor, groups, partitions, GUESS_ROWS)
+        parameters = guess_start(exact.model, parameters, rows.block)
+    if said["autotune"]:
+        rows = sample or draw_sample(executor, groups, partitions)
+        objective = tuned(objective, rows.block, parameters.start)
+    others: list[Vector] = []
+    notes: tuple[str, ...] = ()
+    optimizer = optimizer_of(said["method"], parameters.bounded)
+    if optimizer is not None:
+        rows = sample or draw_sample(executor, groups, partitions)
+        end = descend(objective, parameters, rows.block, optimizer, said["seed"])
+        parameters, others = dataclasses.replace(parameters, start=end.theta), [parameters.start]
+        notes = (words(said["method"], end, rows.block),)
+    return dataclasses.replace(exact, parameters=parameters, objective=objective), others, notes
+
+
+def _draw(parameters: Parameters, config: WorkflowConfig, seed: int) -> Matrix:
+    """Return the starts of a search."""
+    sampler = config.sampler or SAMPLERS[0]
+    return draw_starts(sampler, config.starts, parameters.lower, parameters.upper, parameters.start, seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """From where the loop begins, or goes on."""
+
+    starts: list[Vector]
+    begun: tuple[State, list[float]] | None = None
+    rivals: tuple[State, ...] = ()
+    partial: Partial | None = None
+    notes: tuple[str, ...] = ()
+
+
+def find_route(
+    problem: Problem,
+    solver: TrustRegion,
+    starts: list[Vector],
+    sample: Sample | None,
+    said: Mapping[str, Any],
+    config: WorkflowConfig,
+    run: Run,
+    bar: Progress,
+) -> Route:
+    """Return where the loop begins: what a run has saved, the end of a pass, the fit of a sample, the start."""
+    saved, near = run.saved, None
+    if saved is not None and saved.state is not None:
+        state = solver.go_on(saved.state)
+        partial = None if saved.sweep is None else Partial.of(saved.sweep)
+        rest = [] if saved.others is None else list(saved.others)
+        seconds = [] if saved.seconds is None else saved.seconds.tolist()
+        return Route([state.trial, *rest], (state, seconds), tuple(map(solver.go_on, saved.rivals)), partial)
+    passing = saved is not None and saved.passing is not None
+    streams = passing or problem.plan.tier.streams
+    notes: tuple[str, ...] = ()
+    if sample is not None and sample.block.rows and not passing and config.starts > 1:
+        draw = functools.partial(_draw, problem.parameters, config, said["seed"])
+        searched = search(problem, solver, sample, draw, bar, run)
+        found = [searched.fitted.theta[i] for i in searched.finalists]
+        run.know(problem, (*run.known["notes"], *notes), starts)
+        if len(found) > 1:
+            return Route(starts, (solver.init(found[0]), []), tuple(solver.init(theta) for theta in found[1:]))
+        starts = [*found, *starts]
+        near = fit_sample(problem, solver, sample, starts[0]) if streams else None
+    elif sample is not None and not passing and (near := fit_sample(problem, solver, sample)) is not None:
+        starts = [final(near, solver.lower, solver.upper)[0], *starts]
+        notes = (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
+    if not streams:
+        return Route(starts, notes=notes)
+    if sample is None or (near is None and not passing):
+        return Route(starts, notes=("A sample of the rows could not be fitted, so that nothing was streamed.",))
+    if saved is not None and saved.others is not None:
+        starts = list(saved.others)
+    run.know(problem, (*run.known["notes"], *notes), starts)
+    aim = target(problem.parameters.free, config.precision)
+    first, seconds, told = stream(
+        problem, solver, near, sample, bar, seed=said["seed"], ordered=said["ordered"], target=aim, run=run
+    )
+    if first is None:
+        return Route(lowest_first(problem, starts), notes=(*notes, *told))
+    return Route(starts, (first, seconds), notes=(*notes, *told))

@@ -1,0 +1,53 @@
+"""What XLA has compiled, and what else was found for an objective once.
+
+It is kept as long as the objective is, and is among those used last.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from dask_nlsq._kernel.retention import retention
+from dask_nlsq._model import Objective
+from dask_nlsq._system import check_not_forked
+
+_compiled: weakref.WeakKeyDictionary[Objective, dict[Any, Any]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+_OBJECTIVES = 2
+"""Objectives of one model that a fit evaluates by turns: with second derivatives, and without."""
+
+
+def once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any:
+    """Return what was compiled or found for an objective: once whatever the threads, unlike kinds side by side."""
+    check_not_forked()
+    with _lock:
+        known = _used(objective)
+        lock = known.setdefault(("lock", kind), threading.RLock())
+    if kind not in known:
+        with lock:
+            if kind not in known:
+                known[kind] = compile_it()
+    return known[kind]
+
+
+def _used(objective: Objective) -> dict[Any, Any]:
+    """Return what is known of an objective, which is the one used last now, and drop that of the first ones."""
+    _compiled[objective] = known = _compiled.pop(objective, {})
+    surplus = len(_compiled) - _OBJECTIVES * retention().models
+    for oldest in list(itertools.islice(_compiled.keys(), max(0, surplus))):
+        _compiled.pop(oldest, None)
+    return known
+
+
+def scratch(objective: Objective) -> float:
+    """Return the bytes that the compiled kernels of an objective need for themselves, as the compiler says."""
+    known = _compiled.get(objective, {})
+    sizes = [run.memory_analysis() for kind, run in list(known.items()) if isinstance(run, jax.stages.Compiled)]
+    return float(max((size.temp_size_in_bytes for size in sizes if size is not None), default=0))

@@ -1,0 +1,88 @@
+"""Device: where a thread of this process computes, and which blocks stay there between sweeps.
+
+JAX picks the device; one process a GPU, as dask-cuda starts them, has one to pick from. Where a process has several,
+its threads share them evenly. A block that is held in memory anyway is put on its device once and stays there;
+on a CPU it is where it has to be.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dask_nlsq._kernel.block import SLABS, TILE, Block, Slab, slabs
+
+_slots = itertools.count()
+_thread = threading.local()
+_resident: weakref.WeakKeyDictionary[Block, tuple[Any, list[Slab]]] = weakref.WeakKeyDictionary()
+
+Placed = tuple[Any, list[int], Slab]
+"""A device, the blocks by number, and the slab that holds them there."""
+
+
+def place(blocks: Sequence[Block], rows: int | None, room: int) -> Iterator[Placed]:
+    """Yield blocks in slabs, in tiles of `rows` rows (None: as suits the device), at most `room` blocks in each.
+
+    Where a device has a memory of its own, each block is by itself, and one that is held is put there once.
+    """
+    device = own()
+    if not keeps(device):
+        for numbers, slab in slabs(blocks, SLABS[1], rows or tile(device, SLABS[1]), room):
+            yield device, numbers, slab
+        return
+    for i, block in enumerate(blocks):
+        if block.held and block not in _resident:
+            _resident.setdefault(block, (device, [_put(slab, device) for slab in _alone(block, device, rows)]))
+        where, found = _resident.get(block) or (device, _alone(block, device, rows))
+        yield from ((where, [i], slab) for slab in found)
+
+
+def _alone(block: Block, device: Any, rows: int | None) -> Iterator[Slab]:
+    size = SLABS[0] if block.rows <= SLABS[0] else SLABS[1]
+    return (slab for _, slab in slabs([block], size, min(rows or tile(device, size), size)))
+
+
+def own() -> Any:
+    """Return the device of this thread: the one that JAX was told to use, or one of all in turn."""
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]  # public, but made at run time
+    if chosen is not None and not isinstance(chosen, str):
+        return chosen
+    devices = jax.local_devices(backend=chosen)
+    if chosen is not None or len(devices) == 1:
+        return devices[0]
+    if not hasattr(_thread, "slot"):
+        _thread.slot = next(_slots)
+    return devices[_thread.slot % len(devices)]
+
+
+def keeps(device: Any) -> bool:
+    """Whether a device has a memory of its own."""
+    return bool(device.platform != "cpu")
+
+
+def tile(device: Any, rows: int) -> int:
+    """Return the rows of a tile for slabs of so many rows: what fits a core's cache, or all, for many cores at once."""
+    return TILE if device.platform == "cpu" else rows
+
+
+def parts(device: Any, rows: int) -> list[int]:
+    """Return the parts, by their rows, in which a matrix of so many rows is best kept to be multiplied by itself.
+
+    On a CPU these are parts of 8 rows, of which the last may have 4 or 12; up to 3 rows are added to that end.
+    """
+    if device.platform != "cpu":
+        return [rows]
+    fours = -(-rows // 4)
+    return [4] if fours == 1 else [8] * (fours // 2 - fours % 2) + [12] * (fours % 2)
+
+
+def _put(slab: Slab, device: Any) -> Slab:
+    columns = jax.tree.map(np.copy, (slab.x, slab.y, slab.weight))  # the slab's memory is the next one's too
+    x, y, weight = jax.device_put(columns, device)
+    return slab._replace(x=x, y=y, weight=weight)

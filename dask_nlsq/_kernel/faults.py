@@ -1,0 +1,94 @@
+"""Faults: the rows in which a model, or a derivative that no difference replaces, is not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dask_nlsq._kernel import finite_difference, safeguarded_difference
+from dask_nlsq._kernel.block import SLABS, TILE, Block, slabs
+from dask_nlsq._kernel.compile_cache import once
+from dask_nlsq._kernel.tile import jacobian_and_residual
+from dask_nlsq._model import Objective
+from dask_nlsq._typing import Matrix, Vector
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """How many rows are at fault, and the first of them."""
+
+    count: int
+    row: int
+    x: tuple[float, ...]  # its columns
+    value: float  # of the model, or of the derivative
+    parameter: int | None = None  # a free one, with respect to which the derivative is taken; None: the model
+    flat: bool = False  # the derivative is not finite and nothing changes; no fault where other rows have one
+    partition: int = 0
+
+
+def find(objective: Objective, block: Block, theta: Vector) -> list[Fault]:
+    """Return the fault of the model in a block at `theta` (p,), or else those of derivatives, two a parameter."""
+    block = block.wide()
+    if not block.rows:
+        return []
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        f, jac, flat = (_numeric if objective.jacobian == "numeric" else _traced)(objective, block, theta)
+    if not np.isfinite(f).all():
+        return [_fault(block, f, ~np.isfinite(f))]
+    found = [_fault(block, jac[j], ~np.isfinite(jac[j]), j) for j in range(len(jac))]
+    found += [_fault(block, jac[j], flat[j], j, flat=True) for j in range(len(jac))]
+    return [fault for fault in found if fault.count]
+
+
+def merge_faults(found: Sequence[Fault]) -> list[Fault]:
+    """Return faults of several partitions as that of the model, or else one a parameter."""
+    by_model = [fault for fault in found if fault.parameter is None]
+    by_derivative = [fault for fault in found if not fault.flat]
+    kept = sorted(by_model or by_derivative or found, key=lambda fault: (fault.parameter or 0, fault.partition))
+    groups = [list(group) for _, group in itertools.groupby(kept, key=lambda fault: fault.parameter)]
+    whole = [dataclasses.replace(group[0], count=sum(fault.count for fault in group)) for group in groups]
+    most = max((fault.count for fault in whole), default=0)
+    return [fault for fault in whole if not fault.flat or fault.count == most]
+
+
+def _fault(block: Block, values: Vector, bad: Any, parameter: int | None = None, flat: bool = False) -> Fault:
+    row = int(np.argmax(bad))
+    return Fault(int(bad.sum()), row, tuple(float(c[row]) for c in block.x), float(values[row]), parameter, flat)
+
+
+def _numeric(objective: Objective, block: Block, theta: Vector) -> tuple[Vector, Matrix, Any]:
+    f = finite_difference.values(objective, block.x, list(objective.expand(theta.tolist())))
+    w = np.ones(block.rows) if block.weight is None else block.weight
+    jac, taken = finite_difference.whole_jacobian(objective, block.x, theta, f, w)
+    return f, jac, taken & (jac == 0)
+
+
+def _traced(objective: Objective, block: Block, theta: Vector) -> tuple[Vector, Matrix, Any]:
+    size, p = SLABS[0], objective.n_parameters
+    run = once(objective, ("faults", size), functools.partial(_compile, objective, size))
+    found = [np.asarray(run(theta, slab.x))[:, : slab.places[0, 2]] for _, slab in slabs([block], size, TILE)]
+    whole = np.concatenate(found, axis=1)
+    if block.weight is not None:
+        whole[1:, block.weight == 0] = 0.0
+    return whole[0], whole[1 : p + 1], whole[p + 1 :] > 0
+
+
+def _compile(objective: Objective, rows: int) -> Any:
+    p = objective.n_parameters
+
+    def look(theta: Any, x: Any) -> Any:
+        nothing, one = jnp.zeros(rows), jnp.ones(rows)
+        a = jacobian_and_residual(objective, theta, x, nothing, one, [jnp.zeros((p + 1, rows))])
+        (a,), _, flat = safeguarded_difference.mend_tile(objective, theta, x, one, a)
+        return jnp.concatenate([a[p:], a[:p], flat.astype(jnp.float64)])
+
+    column = jax.ShapeDtypeStruct((rows,), np.float64)
+    theta = jax.ShapeDtypeStruct((p,), np.float64)
+    return jax.jit(look).lower(theta, (column,) * objective.n_columns).compile()

@@ -1,0 +1,366 @@
+"""Reduce one block: residual, Jacobian and their products in one compiled pass over cache-sized tiles.
+
+A tile of rows is sliced out of the slab, and what `tile` makes of it is added to the sums of its block. Rows past the
+end of a block repeat its first row with the weight zero, so that neither they nor their derivatives can make a NaN.
+
+Where the sums of a block show that derivatives are not finite although the model is, that block is swept again by a
+second kernel, compiled at its first use, which takes such derivatives by differences (see `difference`).
+
+Everything runs in float64 inside ``jax.enable_x64``, and takes and returns NumPy.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import gc
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dask_nlsq._kernel import device, finite_difference, safeguarded_difference, validate
+from dask_nlsq._kernel.block import SLABS, TILE, TOGETHER, Block, Slab, lent, slabs
+from dask_nlsq._kernel.compile_cache import once
+from dask_nlsq._kernel.reduction import Reduction, differences, merge
+from dask_nlsq._kernel.tile import (
+    LANES,
+    assemble,
+    blocks,
+    chain,
+    checksum,
+    in_lanes,
+    jacobian_and_residual,
+    moments,
+    products,
+    second_derivatives,
+    total,
+)
+from dask_nlsq._model import Objective
+from dask_nlsq._typing import Matrix, Vector
+
+traces: collections.Counter[tuple[str, int, bool]] = collections.Counter()
+"""How often each (model, slab rows, whitened) was traced in this process."""
+
+
+def reduce_block(objective: Objective, block: Block, theta: Vector, whitening: Matrix | None) -> Reduction:
+    """Sweep one block at `theta` (p,), with the Jacobian multiplied by `whitening` (p, p) where given."""
+    return reduce_blocks(objective, [block], theta, whitening)[0]
+
+
+def reduce_blocks(
+    objective: Objective, blocks: Sequence[Block], theta: Vector, whitening: Matrix | None, second: bool = False
+) -> list[Reduction]:
+    """Sweep each of some blocks: small ones in one call, with the bits that they have by themselves.
+
+    With `second`, the sums hold the curvature with the second derivatives of the model too.
+    """
+    second = second and not objective.robust
+    if second and objective.jacobian != "numeric":
+        objective = once(objective, "second", lambda: dataclasses.replace(objective, second=True))
+    with jax.enable_x64(True):
+        if objective.jacobian == "numeric":
+            return [finite_difference.reduce_block(objective, block, theta, whitening, second) for block in blocks]
+        found: list[list[Reduction]] = [[] for _ in blocks]
+        s = None if whitening is None else np.ascontiguousarray(whitening.T)
+        for where, numbers, slab in device.place(blocks, objective.tile, _room(objective)):
+            sums, checksums = map(np.asarray, _kernel(objective, slab, s is not None, where)(theta, s, slab))
+            pieces = list(_reductions(objective, slab, sums, checksums, whitening))
+            if not all(piece.finite for piece in pieces):
+                pieces = _mend(objective, theta, whitening, slab, where, pieces)
+            for i, piece in zip(numbers, pieces, strict=True):
+                found[i].append(piece.placed(row=sum(before.rows for before in found[i])))
+        if any(block.rows >= SLABS[1] and not block.held for block in blocks):
+            del slab
+            _take_back()
+    return [_whole(objective, block, pieces) for block, pieces in zip(blocks, found, strict=True)]
+
+
+def grams(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
+    """Return the Gram matrices of (J, r) of a block at many points (k, p), shape (k, p + 1, p + 1).
+
+    The block is laid out once. The loss has to be linear and the model traced; derivatives that are not finite are not
+    replaced by differences.
+    """
+    size = objective.n_parameters + 1
+    found = np.zeros((len(thetas), size, size))
+    with jax.enable_x64(True):
+        for where, _, slab in device.place([block], objective.tile, _room(objective)):
+            run = _kernel(objective, slab, False, where)
+            for total, theta in zip(found, thetas, strict=True):
+                total += np.asarray(run(theta, None, slab)[0])[0, : size * size].reshape(size, size)
+    return found
+
+
+def _mend(
+    objective: Objective, theta: Vector, whitening: Matrix | None, slab: Slab, where: Any, pieces: list[Reduction]
+) -> list[Reduction]:
+    """Sweep the pieces of a slab again whose derivatives alone are not finite, with differences in their stead."""
+    bad = [i for i, piece in enumerate(pieces) if piece.model_finite and not piece.finite]
+    if not bad:
+        return pieces
+    s = None if whitening is None else np.ascontiguousarray(whitening.T)
+    places = np.zeros_like(slab.places)
+    places[: len(bad)] = slab.places[bad]
+    some = slab._replace(places=places, blocks=np.int64(len(bad)))
+    sums, checksums = map(np.asarray, _kernel(objective, some, s is not None, where, mended=True)(theta, s, some))
+    found = list(pieces)
+    for i, piece in zip(bad, _reductions(objective, some, sums, checksums, whitening), strict=True):
+        found[i] = piece
+    return found
+
+
+def _take_back() -> None:
+    """Wait until XLA is done with what it was lent, and JAX, which drops it when called again, has dropped it.
+
+    A partition would otherwise be in memory until the next has been read.
+    """
+    for _ in range(1000):
+        _call(np.zeros(1))
+        if not lent():
+            return
+        time.sleep(1e-4)
+
+
+@jax.jit
+def _call(nothing: Any) -> Any:
+    return nothing + nothing
+
+
+def _whole(objective: Objective, block: Block, pieces: list[Reduction]) -> Reduction:
+    if len(pieces) == 1 and not block.dropped and not block.rounded:
+        return pieces[0]
+    return merge([finite_difference.empty(objective, block), *pieces])
+
+
+def prepare(objective: Objective) -> None:
+    """Begin to compile, in threads of their own, what a first sweep of columns of float64 on a CPU needs.
+
+    Tracing holds Python's lock and XLA does not, so the second is traced while the first is being compiled.
+    """
+    where = device.own()
+    if objective.jacobian != "numeric" and not device.keeps(where):
+        once(objective, ("prepared", where), lambda: _prepare(objective, where))
+
+
+def _prepare(objective: Objective, where: Any) -> None:
+    one = np.zeros(1)
+    block = Block((one,) * objective.n_columns, one, one if objective.weighted else None)
+    _, slab = next(slabs([block], SLABS[1], TILE, _room(objective)))
+    rows = functools.partial(validate.compiled_rows, objective)
+    _aside(lambda: _kernel(objective, slab, False, where, traced=lambda: _aside(rows)))
+
+
+def _aside(work: Callable[[], Any]) -> None:
+    """Do some work in a thread; what fails fails again, and is told, where the result is needed."""
+
+    def quietly() -> None:
+        with contextlib.suppress(Exception), jax.enable_x64(True):
+            work()
+
+    threading.Thread(target=quietly, name="nlsq-compile").start()
+
+
+def _room(objective: Objective) -> int:
+    """Return how many blocks may share a slab: their sums are allocated in every call, and stay below a megabyte."""
+    return max(1, min(2**17 // (objective.n_parameters + 1) ** 2, TOGETHER))
+
+
+def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
+    """Evaluate the model at every row of a block, with all its parameters; shape (rows,)."""
+    if objective.jacobian == "numeric":
+        with jax.enable_x64(True):
+            return finite_difference.values(objective, block.wide().x, objective.with_whole(theta.tolist()))
+    parts, size = [np.empty(0)], SLABS[0] if block.rows <= SLABS[0] else SLABS[1]
+    with jax.enable_x64(True):
+        for _, slab in slabs([block.wide()], size, TILE):
+            run = once(objective, ("predict", size), functools.partial(_compile_predict, objective, size))
+            parts.append(np.asarray(run(theta, slab.x))[: slab.places[0, 2]])
+    return np.concatenate(parts)
+
+
+def _layout(objective: Objective) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what is summed over the rows of a block, in the order in which they lie in one array."""
+    p = objective.n_parameters
+    return {
+        "gram": (p + 1, p + 1),
+        **({"cost": (), "curvature": (p, p)} if objective.robust else {}),
+        **({"meat": (p, p)} if objective.sandwich else {}),
+        **({"second": (p, p)} if objective.second else {}),
+        "moments": (4 if objective.weighted else 2,),
+        "sums": (objective.n_columns,),
+    }
+
+
+def _reductions(
+    objective: Objective, slab: Slab, sums: Matrix, checksums: Any, whitening: Matrix | None
+) -> Iterator[Reduction]:
+    """Turn the sums of each block of a slab, about its first y, into a mean and a spread."""
+    n, start = int(slab.blocks), 0
+    parts: dict[str, Any] = {}
+    for name, shape in _layout(objective).items():
+        end = start + math.prod(shape)
+        parts[name], start = sums[:n, start:end].reshape(n, *shape), end
+    costs = parts.pop("cost", 0.5 * parts["gram"][:, -1, -1]).tolist()
+    if objective.second:
+        residual = parts.pop("second")
+        residual = residual if whitening is None else whitening.T @ residual @ whitening
+        curvature = parts["gram"][:, :-1, :-1] + residual
+        parts["curvature"] = [c if np.isfinite(c).all() else None for c in curvature]  # without it, the fit goes on
+    moments, origins = parts.pop("moments").tolist(), sums[:n, start].tolist()
+    names = (*parts, "checksum")
+    for i, ((_, _, rows), (first, second, *rest)) in enumerate(zip(slab.places[:n].tolist(), moments, strict=True)):
+        weight, log_weight = rest or (float(rows), 0.0)
+        shift = first / weight if weight > 0 else 0.0
+        told = sums[i, start + 1 :]  # of the second kernel, see `_tally`
+        yield Reduction(
+            rows=rows,
+            dropped=0,
+            cost=costs[i],
+            weight=weight,
+            mean=origins[i] + shift,
+            spread=max(second - shift * first, 0.0),  # NaN stays NaN: nothing is larger
+            log_weight=log_weight,
+            differences=differences(*np.split(told, 3)) if len(told) else None,
+            **{name: part[i] for name, part in zip(names, (*parts.values(), checksums), strict=True)},
+        )
+
+
+def _kernel(
+    objective: Objective,
+    slab: Slab,
+    whitened: bool,
+    where: Any,
+    traced: Callable[[], None] = lambda: None,
+    mended: bool = False,
+) -> Callable[..., Any]:
+    """Return the executable for slabs of this shape on a device, or the one that mends derivatives."""
+    kind = (len(slab.y), len(slab.places), whitened, where, mended, *(c.dtype.char for c in (*slab.x, slab.y)))
+    run: Callable[..., Any] = once(objective, kind, lambda: _compile(objective, slab, whitened, where, traced, mended))
+    return run
+
+
+def _compile(
+    objective: Objective, slab: Slab, whitened: bool, where: Any, traced: Callable[[], None], mended: bool
+) -> Any:
+    p, size = objective.n_parameters, len(slab.y)
+    tile, parts = min(objective.tile or device.tile(where, size), size), device.parts(where, p + 1)
+
+    def kernel(theta: Any, s: Any, slab: Slab) -> Any:
+        traces[objective.model.name, size, whitened] += 1
+        return _sweep_slab(objective, theta, s, slab, tile, parts, mended)
+
+    theta, s = np.zeros(p), np.zeros((p, p)) if whitened else None
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (theta, s, slab))
+    with jax.default_device(where):
+        with _uncollected():
+            lowered = jax.jit(kernel).lower(*shapes)
+        traced()
+        return lowered.compile()
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Put off Python's garbage collection.
+
+    Tracing makes as many objects as set off a full one, which in a process that has imported JAX looks at a million
+    others and takes as long as the tracing.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _compile_predict(objective: Objective, rows: int) -> Any:
+    def predict(theta: Any, x: Any) -> Any:
+        return jnp.asarray(objective.model(x, objective.with_whole(list(theta)), jnp.stack), jnp.float64)
+
+    column = jax.ShapeDtypeStruct((rows,), np.float64)
+    theta = jax.ShapeDtypeStruct((len(objective.model.parameters),), np.float64)
+    return jax.jit(predict).lower(theta, (column,) * objective.n_columns).compile()
+
+
+def _sweep_slab(
+    objective: Objective, theta: Any, s: Any, slab: Slab, size: int, parts: Sequence[int], mended: bool
+) -> Any:
+    """Loop over the blocks of a slab; return their sums, (room, sums), and checksums, (room, columns)."""
+    room, columns = len(slab.places), len(slab.x) + 1 + objective.weighted
+    width = sum(map(math.prod, _layout(objective).values())) + 1 + 3 * objective.n_parameters * mended
+
+    def body(k: Any, found: Any) -> Any:
+        one = _sweep_block(objective, theta, s, slab, size, parts, slab.places[k], mended)
+        return tuple(lax.dynamic_update_index_in_dim(all_, new, k, 0) for all_, new in zip(found, one, strict=True))
+
+    return lax.fori_loop(0, slab.blocks, body, (jnp.zeros((room, width)), jnp.zeros((room, columns), jnp.uint64)))
+
+
+def _sweep_block(
+    objective: Objective, theta: Any, s: Any, slab: Slab, size: int, parts: Sequence[int], place: Any, mended: bool
+) -> tuple[Any, Any]:
+    """Loop over the tiles, of `size` rows, of a block at its place: the first, the one past the last, and its rows."""
+    first, end, rows = place
+    columns = (*slab.x, slab.y) if slab.weight is None else (*slab.x, slab.y, slab.weight)
+    # About a value of the data, sums keep the digits an offset would cost.
+    origin = slab.y[first * size].astype(jnp.float64)
+
+    def body(i: Any, carry: Any) -> Any:
+        tile = [lax.dynamic_slice(c, (i * size,), (size,)).astype(jnp.float64) for c in columns]
+        x, y = tile[: len(slab.x)], tile[len(slab.x)]
+        filled = jnp.clip((i - first + 1) * size - rows, 0, size)  # rows past the end of the block
+        weight = lax.dynamic_slice(real, (filled,), (size,)) if slab.weight is None else tile[-1]
+        a = jacobian_and_residual(objective, theta, x, y, weight, carry.pop("a"))
+        told = {}
+        if mended:
+            a, taken, flat = safeguarded_difference.mend_tile(objective, theta, x, weight, a)
+            told = {"told": _tally(carry.pop("told"), taken, flat, (i - first) * size)}
+        lanes = [*moments(y - origin, slab.weight if slab.weight is None else weight), *map(in_lanes, x)]
+        found = products(objective, a, weight, s)
+        if objective.second:
+            found["second"] = [second_derivatives(objective, theta, x, y, weight)]
+        added = {"products": found, "lanes": lanes}
+        chained = list(map(chain, carry.pop("chained"), tile))
+        return jax.tree.map(jnp.add, carry, added) | {"chained": chained, "a": a} | told
+
+    real = jnp.concatenate([jnp.ones(size), jnp.zeros(size)])
+    shapes = _layout(objective)
+
+    def pieces(name: str) -> list[tuple[int, ...]]:
+        return [shapes[name]] if name == "second" else blocks(shapes[name], parts)
+
+    lanes = shapes.pop("moments") + shapes.pop("sums")
+    start = {
+        "products": {name: [jnp.zeros(block) for block in pieces(name)] for name in shapes},
+        "lanes": [jnp.zeros(LANES)] * sum(lanes),
+        "chained": [jnp.zeros(size, jnp.uint64)] * len(columns),
+        "a": [jnp.zeros((n, size)) for n in parts],  # written anew in every tile, in one place
+    }
+    if mended:
+        none = jnp.zeros(objective.n_parameters)
+        start["told"] = (none, none + jnp.inf, none)
+    found = lax.fori_loop(first, end, body, start)
+    sums = [
+        (found["products"][name][0] if name == "second" else assemble(found["products"][name], shape)).ravel()
+        for name, shape in shapes.items()
+    ]
+    sums += [total(lane)[None] for lane in found["lanes"]]
+    sums += [origin[None], *found.get("told", ())]
+    return jnp.concatenate(sums), jnp.stack([checksum(chained) for chained in found["chained"]])
+
+
+def _tally(told: tuple[Any, Any, Any], taken: Any, flat: Any, start: Any) -> tuple[Any, Any, Any]:
+    """Add a tile to how many derivatives are differences, the first row where one is, and how many are 0, each (p,)."""
+    rows = start + jnp.arange(taken.shape[1])
+    first = jnp.min(jnp.where(taken, rows.astype(jnp.float64), jnp.inf), axis=1)
+    return told[0] + jnp.sum(taken, axis=1), jnp.minimum(told[1], first), told[2] + jnp.sum(flat, axis=1)

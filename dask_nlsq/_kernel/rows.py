@@ -1,0 +1,94 @@
+"""Jacobian and residual of single rows, each at a parameter vector of its own, as the sums of a sweep hold them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dask_nlsq._kernel import finite_difference
+from dask_nlsq._kernel.block import Block
+from dask_nlsq._kernel.compile_cache import once
+from dask_nlsq._kernel.tile import jacobian_and_residual
+from dask_nlsq._model import Objective
+from dask_nlsq._typing import Matrix, Vector
+
+_SIZE = 1024
+"""Rows of one call; the last call is filled up."""
+
+_STEP = float(np.cbrt(np.finfo(float).eps))
+"""Relative step of central differences, which balances truncation with rounding."""
+
+
+def evaluate_rows(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
+    """Return the weighted Jacobian and residual of each row.
+
+    Parameters
+    ----------
+    objective : Objective
+        What is fitted, with a linear loss.
+    block : Block
+        The rows.
+    thetas : ndarray of shape (rows, p)
+        Where each row is evaluated.
+
+    Returns
+    -------
+    ndarray of shape (rows, p + 1)
+        ``[J, f - y]``, times the weight of the row.
+    """
+    wide = block.wide()
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        if objective.jacobian == "numeric":
+            return _differences(objective, wide, thetas)
+        run = once(objective, ("single rows", _SIZE), functools.partial(_compile, objective))
+        found = [np.empty((0, thetas.shape[1] + 1))]
+        for start in range(0, wide.rows, _SIZE):
+            part = slice(start, start + _SIZE)
+            columns = [_filled(c[part]) for c in (*wide.columns, *thetas.T)]
+            found.append(np.asarray(run(*_arguments(objective, columns))).T[: len(wide.y[part])])
+    return np.concatenate(found)
+
+
+def _filled(column: Any) -> Any:
+    """Return a column of `_SIZE` rows whose last value is repeated."""
+    return np.pad(column, (0, _SIZE - len(column)), mode="edge")
+
+
+def _arguments(objective: Objective, columns: list[Any]) -> tuple[Any, ...]:
+    """Return x, y, weight and parameters as the compiled function takes them."""
+    k = objective.n_columns
+    weight, rest = (columns[k + 1], columns[k + 2 :]) if objective.weighted else (np.ones(_SIZE), columns[k + 1 :])
+    return tuple(columns[:k]), columns[k], weight, tuple(rest)
+
+
+def _compile(objective: Objective) -> Any:
+    p, column = objective.n_parameters, jax.ShapeDtypeStruct((_SIZE,), np.float64)
+
+    def run(x: Any, y: Any, weight: Any, theta: Any) -> Any:
+        return jacobian_and_residual(objective, theta, x, y, weight, [jnp.zeros((p + 1, _SIZE))])[0]
+
+    return jax.jit(run).lower((column,) * objective.n_columns, column, column, (column,) * p).compile()
+
+
+def _differences(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
+    """Evaluate a model that JAX cannot trace, once for each distinct parameter vector."""
+    found = np.empty((block.rows, thetas.shape[1] + 1))
+    distinct, which = np.unique(thetas, axis=0, return_inverse=True)
+    for i, theta in enumerate(distinct):
+        rows = np.flatnonzero(which.ravel() == i)
+        part = block.take(rows)
+        weight = np.ones(part.rows) if part.weight is None else part.weight
+        steps = _STEP * np.where(theta == 0, 1.0, np.abs(theta)) * np.eye(len(theta))
+        slopes = [(_values(objective, part, theta + h) - _values(objective, part, theta - h)) / 2 for h in steps]
+        residual = _values(objective, part, theta) - part.y
+        found[rows] = np.column_stack([*(slope / h.sum() for slope, h in zip(slopes, steps, strict=True)), residual])
+        found[rows] *= weight[:, None]
+    return found
+
+
+def _values(objective: Objective, block: Block, theta: Vector) -> Vector:
+    return finite_difference.values(objective, block.x, list(objective.expand(theta.tolist())))

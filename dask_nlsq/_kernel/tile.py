@@ -1,0 +1,210 @@
+r"""A tile, the few thousand rows that a core's cache takes: what is formed of them, what is summed, as JAX traces it.
+
+The model is evaluated on the tile, and one reverse pass gives every column of its Jacobian: the parameters are handed
+to the model once a row, so that the derivative with respect to row i's copy of :math:`\theta_j` *is* :math:`J_{ij}`.
+The model sees one row at a time (under ``vmap``), which makes that exact for whatever it does with its parameters. A
+model that cannot be differentiated in reverse (a ``while_loop``) takes one forward pass a parameter instead; so does
+one that computes much from its parameters alone, such as an integral on a grid, and it sees all rows of the tile at
+once, so that this is done once a tile and not once a row. The columns become the rows of a matrix A, of which the
+last is the residual; the weight comes in as the cotangent of that pass, so that it costs nothing; and :math:`A A^T`
+is formed. A is kept in a few arrays, its parts, and the blocks of that product above its diagonal are not formed.
+
+Whatever else is summed over rows is summed in lanes: XLA adds the numbers of one float64 sum one after another, but
+those of many sums side by side.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dask_nlsq._model import Objective, loss
+
+LANES = 256
+"""Sums that are kept side by side while a block is read, and added up at its end."""
+
+_CHAIN = np.uint64(33)
+"""Multiplier that carries a checksum from tile to tile (Bernstein's): a shift and an addition, for any vector unit."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""Makes odd multipliers, one a row of the tile (golden-ratio hashing), so that swapped rows change the checksum."""
+
+_EXPONENT, _MANTISSA, _ONE = np.uint64(52), np.uint64(2**52 - 1), np.uint64(1023 << 52)
+"""A float64 is made of a sign, 11 bits of exponent counted from 1023, and 52 bits of mantissa."""
+
+
+def jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weight: Any, a: Sequence[Any]) -> list[Any]:
+    """Write the columns of the Jacobian and the residual, all times the weight, over the parts of A, each (n, tile).
+
+    The parts have p + 1 rows together, or a few more, which stay as they are.
+    """
+    if objective.jacobian == "shared":
+        f, jacobian = _shared(objective, theta, x)
+        return _columns([*(jacobian * weight), (f - y) * weight], a)
+
+    def one_row(x_row: Any, *theta_row: Any) -> Any:
+        value = objective.evaluate([c[None] for c in x_row], theta_row, jnp.stack)
+        return jnp.asarray(value, jnp.float64)[0]
+
+    rows = jax.vmap(one_row)
+    parameters = [jnp.broadcast_to(t, y.shape) for t in theta]
+    if objective.jacobian == "reverse":
+        f, pull = jax.vjp(lambda *t: rows(x, *t), *parameters)
+        jacobian = pull(weight)
+    else:
+        f, push = jax.linearize(lambda *t: rows(x, *t), *parameters)
+        zero = jnp.zeros_like(y)
+        jacobian = [push(*(weight if i == j else zero for i in range(len(theta)))) for j in range(len(theta))]
+    return _columns([*jacobian, (f - y) * weight], a)
+
+
+def _shared(objective: Objective, theta: Any, x: Any) -> tuple[Any, Any]:
+    """Return the values of all rows at once, (rows,), and their derivatives by a forward pass each, (p, rows)."""
+
+    def rows(theta: Any) -> Any:
+        return jnp.asarray(objective.evaluate(x, list(theta), jnp.stack), jnp.float64)
+
+    f, push = jax.linearize(rows, theta)
+    return f, jax.vmap(push)(jnp.eye(len(theta)))
+
+
+def _columns(columns: Sequence[Any], a: Sequence[Any]) -> list[Any]:
+    """Write columns over the rows of the parts, in order."""
+    left = iter(columns)
+    return [_write(part, itertools.islice(left, len(part))) for part in a]
+
+
+def second_derivatives(objective: Objective, theta: Any, x: Any, y: Any, weight: Any) -> Any:
+    """Return the second derivatives of the model times residual and squared weight, summed over a tile: (p, p)."""
+
+    def values(t: Any) -> Any:
+        return jnp.asarray(objective.evaluate(x, list(t), jnp.stack), jnp.float64)
+
+    residual = lax.stop_gradient((values(theta) - y) * weight**2)
+    gradient = (jax.grad if objective.jacobian == "reverse" else jax.jacfwd)(lambda t: jnp.sum(residual * values(t)))
+    return jax.jacfwd(gradient)(theta)
+
+
+def _write(part: Any, columns: Iterable[Any]) -> Any:
+    """Write columns over the first rows, one behind another: stacked, they would be a choice for each element."""
+    for j, column in enumerate(columns):
+        part = lax.dynamic_update_slice(part, column[None], (j, 0))
+    return part
+
+
+def products(objective: Objective, a: Sequence[Any], weight: Any, s: Any) -> dict[str, list[Any]]:
+    """Return what is summed of products of A, as blocks (see `blocks`), and the cost where the Gram matrix lacks it.
+
+    The Jacobian is multiplied by s (p, p) before, where given.
+    """
+    residual = a[-1][_residual_row(a, objective.n_parameters)]
+    if s is not None:
+        a = _whiten(a, s)
+    if not objective.robust:
+        found, slope = {"gram": _product(a, a)}, jnp.ones(())
+    else:
+        scale = objective.f_scale
+        # Rows past the end would have z = 0, where a loss may have infinite derivatives, and 0 times infinity is NaN.
+        z = jnp.where(weight > 0, (residual / scale) ** 2, 1.0)
+        rho, slope, bend = loss.evaluate(objective.loss, z)
+        found = {
+            "cost": [0.5 * scale**2 * jnp.sum(in_lanes(jnp.where(weight > 0, rho, 0.0)))],
+            "gram": _product([part * slope for part in a], a),
+            "curvature": _product([part * loss.curvature(z, slope, bend) for part in a], a),
+        }
+    if objective.sandwich:
+        found["meat"] = _product([part * (slope * residual) ** 2 for part in a], a)
+    return found
+
+
+def _residual_row(a: Sequence[Any], p: int) -> int:
+    """Return where in the last part the residual lies, counted from its end: rows that fill it up come behind."""
+    return p - sum(map(len, a))
+
+
+def _whiten(a: Sequence[Any], s: Any) -> list[Any]:
+    """Return A with s (p, p) times its Jacobian, and the residual as it is."""
+    p, ends, last = len(s), np.cumsum([len(part) for part in a]), _residual_row(a, len(s))
+    whole = jnp.zeros((ends[-1], ends[-1])).at[:p, :p].set(s)
+    found = [
+        sum(block @ part for block, part in zip(jnp.split(row, ends[:-1], axis=1), a, strict=True))
+        for row in jnp.split(whole, ends[:-1])
+    ]
+    return [*found[:-1], found[-1].at[last].set(a[-1][last])]
+
+
+def _product(a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+    return [left @ right.T for i, left in enumerate(a) for right in b[: i + 1]]
+
+
+def blocks(shape: tuple[int, ...], parts: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the shapes of what stands for a symmetric matrix: its blocks on and below the diagonal, row by row.
+
+    A number, of the shape (), stands for itself.
+    """
+    return [(m, n) for i, m in enumerate(parts) for n in parts[: i + 1]] if shape else [shape]
+
+
+def assemble(found: Sequence[Any], shape: tuple[int, ...]) -> Any:
+    """Return the symmetric matrix that some blocks stand for, cut to its shape, or the number."""
+    if not shape:
+        return found[0]
+    n = math.isqrt(2 * len(found))
+    rows = [found[i * (i + 1) // 2 :][: i + 1] for i in range(n)]
+    whole = [[rows[i][j] if j <= i else rows[j][i].T for j in range(n)] for i in range(n)]
+    return jnp.block(whole)[: shape[0], : shape[1]]
+
+
+def moments(y: Any, weight: Any) -> list[Any]:
+    """Return Σ w² y, Σ w² y², Σ w² and Σ log w over a tile, in lanes; the first two where there are no weights.
+
+    Rows past the end have the weight 0, or y = 0, so that they do not count.
+    """
+    if weight is None:
+        return [in_lanes(y), in_lanes(y * y)]
+    w2 = weight**2
+    return [in_lanes(w2 * y), in_lanes(w2 * y * y), in_lanes(w2), log_sum(jnp.where(weight > 0, weight, 1.0))]
+
+
+def log_sum(values: Any) -> Any:
+    """Return the sum of the logarithms of positive values, in lanes.
+
+    Of the mantissas, 1 to 2, eight are multiplied first; the product of a thousand would be beyond float64.
+    """
+    bits = lax.bitcast_convert_type(values, jnp.uint64)
+    exponents = (bits >> _EXPONENT).astype(jnp.float64) - 1023.0
+    mantissas = lax.bitcast_convert_type(bits & _MANTISSA | _ONE, jnp.float64)
+    together = math.gcd(8, len(values) // LANES)
+    logarithms = jnp.log(jnp.prod(mantissas.reshape(-1, together, LANES), axis=1))
+    return in_lanes(exponents) * np.log(2.0) + jnp.sum(logarithms, axis=0)
+
+
+def in_lanes(values: Any) -> Any:
+    """Return the sums of every 256th value, or of fewer lanes where the values are fewer."""
+    return jnp.sum(values.reshape(-1, math.gcd(LANES, len(values))), axis=0)
+
+
+def total(values: Any) -> Any:
+    """Return the sum of a tile or of lanes, in two steps.
+
+    What XLA does of its own accord, sums of 32 and sums of these, takes longer to compile.
+    """
+    return jnp.sum(lax.optimization_barrier(jnp.sum(values.reshape(-1, 16, 16), axis=(0, 1))))
+
+
+def chain(before: Any, column: Any) -> Any:
+    """Return the checksums of a column, one for each row of a tile, with those of the tiles before."""
+    bits = lax.bitcast_convert_type(column, jnp.uint64)
+    return before * _CHAIN + (bits ^ (bits >> np.uint64(32)))  # products carry a bit upwards only
+
+
+def checksum(chained: Any) -> Any:
+    """Return the one checksum of what has been chained."""
+    return total(chained * (np.arange(len(chained), dtype=np.uint64) * _GOLDEN | np.uint64(1)))

@@ -1,0 +1,198 @@
+"""Traced: what the program that JAX traces of a model tells, without running it.
+
+Every equation of the program is walked once, those of inner functions and loops included, with what it depends on: the
+parameters, the columns, both or neither. From that follow how the Jacobian is best formed, which constants have
+float32 digits only, and whether random numbers are drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from dask_nlsq._model import Objective
+
+ROWS = 7
+"""Rows for which a model is traced; an array that is as long as that holds something of each row."""
+
+_NOTICEABLE = 16
+"""Values that depend on the parameters and on no column, from which it matters how often they are computed."""
+
+_TURNS = 100
+"""Passes through a loop of unknown length that are reckoned with."""
+
+_PARAMETERS, _COLUMNS = 1, 2
+
+_EXACT = 2**24
+"""Float32 holds every whole number up to this."""
+
+_SINGLE = (np.dtype(np.float32), np.dtype(np.complex64))
+
+
+def trace(objective: Objective) -> tuple[Any, Any]:
+    """Return the program of a model and what it returns, as shapes.
+
+    Its inputs are the columns, each (ROWS,), then the free parameters.
+    """
+    column, scalar = jax.ShapeDtypeStruct((ROWS,), np.float64), jax.ShapeDtypeStruct((), np.float64)
+
+    def model(x: Any, theta: Any) -> Any:
+        return objective.evaluate(x, theta, jnp.stack)
+
+    with jax.enable_x64(True):
+        program, out = jax.make_jaxpr(model, return_shape=True)(
+            [column] * objective.n_columns, [scalar] * objective.n_parameters
+        )
+    return program, out
+
+
+@dataclasses.dataclass
+class Work:
+    """Values that a program computes: from parameters alone, and for all rows together."""
+
+    shared: float = 0.0
+    rows: float = 0.0
+
+    def add(self, depends: int, values: float) -> None:
+        """Count some values by what they depend on; constants do not count."""
+        if depends & _COLUMNS:
+            self.rows += values
+        elif depends:
+            self.shared += values
+
+
+def work(program: Any, columns: int) -> Work:
+    """Return how much of a program is done once for all rows and how much for each, in values per row."""
+    found = Work()
+    depends = [_COLUMNS] * columns + [_PARAMETERS] * (len(program.jaxpr.invars) - columns)
+    _walk(program.jaxpr, depends, 1.0, found)
+    return dataclasses.replace(found, rows=found.rows / ROWS)
+
+
+def shares(program: Any, columns: int) -> bool:
+    r"""Whether the rows of a tile should share what depends on the parameters alone.
+
+    A reverse pass costs about three evaluations, in which each row computes it anew; p forward passes and an evaluation
+    in which a tile computes it once cost p + 1 times what is left. With R values per row that depend on columns and S
+    that do not, the latter is better where :math:`3 (R + S) > (p + 1) R`, and clearly so with 2 in place of 3.
+    """
+    found, p = work(program, columns), len(program.jaxpr.invars) - columns
+    return found.shared > _NOTICEABLE and 2.0 * (found.rows + found.shared) > (p + 1) * found.rows
+
+
+def _walk(jaxpr: Any, depends: Sequence[int], times: float, found: Work) -> list[int]:
+    """Count the values of each equation, `times` over; return what each output depends on."""
+    known = dict(zip(jaxpr.invars, depends, strict=True))
+
+    def of(atom: Any) -> int:
+        return 0 if isinstance(atom, core.Literal) else known.get(atom, 0)
+
+    for equation in jaxpr.eqns:
+        outputs = _equation(equation, list(map(of, equation.invars)), times, found)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return list(map(of, jaxpr.outvars))
+
+
+def _equation(equation: Any, depends: list[int], times: float, found: Work) -> list[int]:
+    together = 0
+    for one in depends:
+        together |= one
+    inner = list(_inner(equation))
+    if not inner:
+        shapes = [getattr(out.aval, "shape", ()) for out in equation.outvars]
+        outputs = [together | (_COLUMNS if together and ROWS in shape else 0) for shape in shapes]
+        for one, shape in zip(outputs, shapes, strict=True):
+            found.add(one, times * math.prod(shape))
+        return outputs
+    if equation.primitive.name == "scan":
+        return _scan(equation, inner[0], depends, times, found)
+    outputs, turns = [0] * len(equation.outvars), _TURNS if equation.primitive.name == "while" else 1
+    for jaxpr in inner:
+        more = len(depends) - len(jaxpr.invars)  # a branch is not given what chooses it
+        exact = turns == 1 and more in (0, 1)
+        given = depends[more:] if exact else [together] * len(jaxpr.invars)
+        ends = _walk(jaxpr, given, times * turns, found)
+        ends = ends if exact and more == 0 and len(ends) == len(outputs) else [together] * len(outputs)
+        outputs = [a | b for a, b in zip(outputs, ends, strict=True)]
+    return outputs
+
+
+def _scan(equation: Any, jaxpr: Any, depends: list[int], times: float, found: Work) -> list[int]:
+    """Count a loop of known length; what it carries depends on all that any pass puts there.
+
+    Its inputs are constants, what it carries, and what it takes one by one, which has a dimension more outside; its
+    outputs are what it carries, and what it stacks.
+    """
+    carried = sum(map(_as_deep, equation.outvars, jaxpr.outvars))
+    first = sum(map(_as_deep, equation.invars, jaxpr.invars)) - carried
+    while True:
+        ends = _walk(jaxpr, depends, times, Work())
+        carry = [a | b for a, b in zip(depends[first : first + carried], ends[:carried], strict=True)]
+        if carry == depends[first : first + carried]:
+            break
+        depends = [*depends[:first], *carry, *depends[first + carried :]]
+    return _walk(jaxpr, depends, times * equation.params["length"], found)
+
+
+def _as_deep(outside: Any, inside: Any) -> bool:
+    """Whether a value has as many dimensions in a loop as around it."""
+    return bool(outside.aval.ndim == inside.aval.ndim)
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    """Yield the programs that an equation holds: of a function, a loop, or branches."""
+    for part in _held(equation):
+        if isinstance(part, (core.ClosedJaxpr, core.Jaxpr)):
+            yield getattr(part, "jaxpr", part)
+
+
+def _closed(equation: Any) -> list[Any]:
+    return [part for part in _held(equation) if isinstance(part, core.ClosedJaxpr)]
+
+
+def _held(equation: Any) -> list[Any]:
+    values = equation.params.values()
+    return [part for value in values for part in (value if isinstance(value, (tuple, list)) else (value,))]
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in _inner(equation):
+            yield from _equations(part)
+
+
+def draws(program: Any) -> bool:
+    """Whether a program draws random numbers."""
+    return any(e.primitive.name.startswith(("random_", "threefry", "rng_")) for e in _equations(program.jaxpr))
+
+
+def constants(program: Any) -> list[Any]:
+    """Return the arrays that a program holds, those of inner functions included."""
+    held = [program, *(part for e in _equations(program.jaxpr) for part in _closed(e))]
+    return [constant for part in held for constant in part.consts]
+
+
+def single(constants: Iterable[Any]) -> list[Any]:
+    """Return which constants are arrays of JAX with float32 digits only, where that may have cost some.
+
+    Whole numbers up to 2**24, and numbers that float32 writes as they are, such as 0.5, have lost nothing. An array of
+    NumPy is in float32 because somebody said so.
+    """
+    return [c for c in constants if isinstance(c, jax.Array) and c.dtype in _SINGLE and not _as_meant(np.asarray(c))]
+
+
+def _as_meant(values: Any) -> bool:
+    """Whether every number is what its shortest decimal says: 0.5 is, and 0.1 of float32 is not."""
+    parts = np.unique(np.stack([values.real, values.imag]) if values.dtype.kind == "c" else values)
+    if (np.abs(parts[np.isfinite(parts)]) >= _EXACT).any():
+        return False
+    whole = parts == np.trunc(parts)
+    return all(float(str(value)) == float(value) for value in parts[~whole & np.isfinite(parts)])

@@ -1,0 +1,287 @@
+"""Look at a model before it is fitted: what it returns, how its Jacobian is formed, whether it looks across rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dask_nlsq._errors import ModelError
+from dask_nlsq._kernel import finite_difference, tile, traced
+from dask_nlsq._kernel.block import TILE, Block
+from dask_nlsq._kernel.compile_cache import once
+from dask_nlsq._model import Jacobian, Objective, reached
+from dask_nlsq._typing import Vector
+
+_LOOK = 64
+"""Rows on which a model is tried whole and one by one."""
+
+_ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+"""For what runs a few times only: the compiler need not look for the fastest code."""
+
+_UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, IndexError)
+
+
+class Look(NamedTuple):
+    """What is known of a model before it sees data."""
+
+    objective: Objective  # with its Jacobian chosen
+    obstacle: str | None = None  # what keeps JAX from it, to be read behind the model's name
+    single: tuple[str, ...] = ()  # constants that have float32 digits only
+
+
+def look(objective: Objective, theta: Vector) -> Look:
+    """Return what `check` says, which is asked once for each objective."""
+    found: Look = once(objective, "look", lambda: check(objective, theta))
+    return found
+
+
+def check(objective: Objective, theta: Vector) -> Look:
+    """Look at the model without data: its shape, its dtype, its constants, and how its Jacobian can be formed.
+
+    Raises
+    ------
+    ModelError
+        The model runs neither under JAX nor under NumPy, or does not return one real number a row.
+    """
+    name, rows = objective.model.name, traced.ROWS
+    with jax.enable_x64(True):
+        try:
+            program, out = traced.trace(objective)
+        except Exception as error:
+            return _check_numpy(objective, theta, error)
+        shape, dtype = getattr(out, "shape", None), np.dtype(getattr(out, "dtype", object))
+        if shape != (rows,):
+            raise ModelError(
+                f"The model {name!r} returns the shape {shape} for {rows} rows; ({rows},) is needed, one number a row."
+            )
+        if dtype.kind not in "fiub":
+            raise ModelError(f"The model {name!r} returns {dtype}; real numbers are needed.")
+        single = tuple(map(_said, traced.single(traced.constants(program))))
+        if objective.jac is not None:
+            return Look(dataclasses.replace(objective, jacobian="numeric"), None, single)
+        shared = traced.shares(program, objective.n_columns)
+        jacobian, obstacle = _direction(objective, ("shared", "forward") if shared else ("reverse", "forward"))
+        objective = dataclasses.replace(objective, jacobian=jacobian)
+        if obstacle is None:
+            return Look(objective, None, single)
+        if (failed := _under_numpy(objective, theta)) is not None:
+            raise ModelError(
+                f"The model {name!r} has no derivative in JAX ({_where(obstacle)}), and raises "
+                f"{type(failed).__name__} under NumPy: {failed}."
+            ) from failed
+        return Look(_compiled(objective), f"has no derivative in JAX: {obstacle} ({_where(obstacle)})", single)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compiled:
+    """A function that XLA compiles once for each length of its columns; alone, each call would compile again."""
+
+    func: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(*args, **kwargs)
+
+    @functools.cached_property
+    def _run(self) -> Callable[..., Any]:
+        return jax.jit(lambda *args, **kwargs: self.func(*args, **kwargs))  # an object of the user's may have no hash
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"func": self.func}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _compiled(objective: Objective) -> Objective:
+    """Return the objective with its model compiled, unless that takes whole numbers, which must not be traced."""
+    fixed = {} if objective.expansion is None else objective.expansion.fixed
+    if any(isinstance(value, int) for value in fixed.values()):
+        return objective
+    return dataclasses.replace(objective, model=objective.model.replace(Compiled(objective.model.func)))
+
+
+def _direction(objective: Objective, directions: Sequence[Jacobian]) -> tuple[Jacobian, Exception | None]:
+    """Return the first direction in which the model can be differentiated, else "numeric" and what is in the way.
+
+    A loop of unknown length has no reverse derivative; a callback, and some special functions, have none at all.
+    """
+    for direction in directions:
+        try:
+            jax.eval_shape(
+                lambda t, x, a, kind=direction: tile.jacobian_and_residual(
+                    dataclasses.replace(objective, jacobian=kind), t, x, x[0], x[0], [a]
+                ),
+                jax.ShapeDtypeStruct((objective.n_parameters,), np.float64),
+                [jax.ShapeDtypeStruct((TILE,), np.float64)] * objective.n_columns,
+                jax.ShapeDtypeStruct((objective.n_parameters + 1, TILE), np.float64),
+            )
+        except Exception as error:
+            obstacle = error
+        else:
+            return direction, None
+    return "numeric", obstacle
+
+
+def _said(constant: Any) -> str:
+    """Describe a constant by its shape, or its value if it is a single one."""
+    return f"{float(constant):.9g}" if constant.size == 1 and constant.dtype.kind == "f" else f"shape {constant.shape}"
+
+
+def _check_numpy(objective: Objective, theta: Vector, error: Exception) -> Look:
+    """Look at a model that JAX cannot trace; what is held at a whole number may have to be one."""
+    failed = _under_numpy(objective, theta)
+    if failed is None:
+        objective, single = (
+            dataclasses.replace(objective, jacobian="numeric"),
+            traced.single(reached(objective.model.func)),
+        )
+        return Look(objective, f"cannot be traced by JAX: {_where(error)}", tuple(map(_said, single)))
+    needs_integers = any(isinstance(e, (TypeError, IndexError)) and "integer" in str(e) for e in (error, failed))
+    if needs_integers and (whole := _whole(objective)) is not None:
+        return check(whole, theta)
+    shown = failed if not isinstance(error, _UNTRACEABLE) else error
+    raise ModelError(
+        f"The model {objective.model.name!r} raises {type(shown).__name__}: {shown}. It runs neither under JAX "
+        f"({_where(error)}) nor under NumPy ({_where(failed)}).{_advice(objective) if needs_integers else ''}"
+    ) from failed
+
+
+def _whole(objective: Objective) -> Objective | None:
+    """Return an objective that hands on whole numbers as such, where parameters are held at some."""
+    expansion = objective.expansion
+    fixed = {} if expansion is None else expansion.fixed
+    whole = {name: int(v) for name, v in fixed.items() if isinstance(v, float) and v.is_integer()}
+    if expansion is None or not whole:
+        return None
+    return dataclasses.replace(objective, expansion=dataclasses.replace(expansion, fixed={**fixed, **whole}))
+
+
+def _advice(objective: Objective) -> str:
+    """Say how an argument is given that must be a whole number."""
+    defaults = {name: int(v) for name, v in objective.model.defaults.items() if float(v).is_integer()}
+    name, value = next(iter(defaults.items()), ("n", 3))
+    return (
+        " A parameter is a real number. Hold an argument that must be a whole number, such as the length of a loop: "
+        f'fixed={{"{name}": {value}}}, or functools.partial({objective.model.name}, {name}={value}).'
+    )
+
+
+def _under_numpy(objective: Objective, theta: Vector) -> Exception | None:
+    """Run a model on a few made-up rows, unless it picks its rows from some that it has; return what it raises.
+
+    Raises
+    ------
+    ModelError
+        It does not return one real number a row.
+    """
+    if getattr(objective.model.func, "row_wise", False):
+        return None
+    x = tuple(np.linspace(0.5, 1.5, traced.ROWS) for _ in range(objective.n_columns))
+    try:
+        with np.errstate(all="ignore"):
+            finite_difference.values(objective, x, list(objective.expand(theta.tolist())))
+    except ModelError:
+        raise
+    except Exception as error:
+        return error
+    return None
+
+
+def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
+    """Refuse a model that looks across rows: up to 64 rows, whole and one by one, must give the same values.
+
+    The comparison is made at `theta` (p,) and beside it, where a term that vanishes at `theta` shows. Beside it may be
+    out of the model's reach: where it raises there, a point that is nearer and of like signs is taken, else none.
+
+    Raises
+    ------
+    ModelError
+        A row's value depends on the rows beside it.
+    """
+    if block.rows < 2:
+        return
+    rows = np.linspace(0, block.rows - 1, _LOOK).astype(int)
+    x = block.take(rows).wide().x
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        run: Callable[..., Any] = functools.partial(finite_difference.check_rows, objective)
+        if objective.jacobian != "numeric":
+            run = compiled_rows(objective)
+        away = 0.1 * np.cos(np.arange(len(theta)))
+        for beside in (theta + (1.0 + np.abs(theta)) * away, theta * (1.0 + away), theta):
+            try:
+                found = [np.asarray(a) for a in run(x, np.stack([theta, beside]))]
+                break
+            except Exception:
+                if beside is theta:
+                    raise
+        for whole, single in zip(*found, strict=True):
+            if np.array_equal(whole, single, equal_nan=True):
+                continue
+            size = np.abs(single[np.isfinite(single)]).max(initial=0.0)
+            apart = ~np.isclose(whole, single, rtol=1e-9, atol=1e-9 * size, equal_nan=True)
+            if apart.any():
+                i = int(np.argmax(apart))
+                if _random(objective, x, theta):
+                    raise ModelError(
+                        f"The model {objective.model.name!r} draws random numbers: row {i} of {_LOOK} gives "
+                        f"{whole[i]:.17g} beside others, and {single[i]:.17g} by itself, so that two evaluations of "
+                        "the same rows differ. Draw them beforehand, and pass them as a column or a constant."
+                    )
+                raise ModelError(
+                    f"The model {objective.model.name!r} looks across rows: among {_LOOK} rows, row {i} gives "
+                    f"{whole[i]:g}, and {single[i]:g} by itself. A partition does not hold all rows, so a mean, a "
+                    "maximum, a cumulative sum or a length would depend on how the data are cut. Compute it "
+                    "beforehand, and pass it as a column or a constant."
+                )
+
+
+def _random(objective: Objective, x: tuple[Vector, ...], theta: Vector) -> bool:
+    """Whether a model draws random numbers: its program says so, or two evaluations differ."""
+    if objective.jacobian == "numeric":
+        everything = list(objective.expand(theta.tolist()))
+        one, two = (finite_difference.values(objective, x, everything) for _ in range(2))
+        return not np.array_equal(one, two, equal_nan=True)
+    (program, _), (again, _) = traced.trace(objective), traced.trace(objective)
+    values = zip(traced.constants(program), traced.constants(again), strict=False)
+    return (
+        traced.draws(program)
+        or str(program) != str(again)
+        or not all(np.array_equal(a, b, equal_nan=True) for a, b in values)
+    )
+
+
+def _where(error: BaseException) -> str:
+    """Return the line of the user's code on which tracing failed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and os.path.dirname(__file__) not in f.filename]
+    last = (own or list(frames))[-1]
+    return f"{type(error).__name__} at {last.filename}:{last.lineno}, {last.line!r}"
+
+
+def compiled_rows(objective: Objective) -> Any:
+    """Return the compiled model at two points, on all rows at once and on each row as a block of its own."""
+    return once(objective, "rows", functools.partial(_compile_rows, objective))
+
+
+def _compile_rows(objective: Objective) -> Any:
+    def look(x: Any, points: Any) -> Any:
+        def both(theta: Any) -> Any:
+            def one_row(row: Any) -> Any:
+                return jnp.asarray(objective.evaluate([c[None] for c in row], list(theta), jnp.stack), jnp.float64)[0]
+
+            return jnp.asarray(objective.evaluate(x, list(theta), jnp.stack), jnp.float64), jax.vmap(one_row)(x)
+
+        return lax.map(both, points)
+
+    column = jax.ShapeDtypeStruct((_LOOK,), np.float64)
+    points = jax.ShapeDtypeStruct((2, objective.n_parameters), np.float64)
+    return jax.jit(look).lower((column,) * objective.n_columns, points).compile(_ONCE)

@@ -1,0 +1,337 @@
+"""Model: a function of columns and parameters, and which of its arguments are which.
+
+The function's first argument is a column, or several columns when the data names several. A later
+argument is a column only when the data names it; every other argument is a parameter, unless its
+default is not a number (a flag, a string, ``None``), which leaves it at that default, or `functools.partial`
+holds it by name.
+
+An expression has no first argument: each of its columns is taken by name, and which of its names are columns is
+said by the user or by the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dask_nlsq._errors import ModelError
+from dask_nlsq._model import composition
+from dask_nlsq._model.composition import Guess
+from dask_nlsq._model.expression import Expression
+
+_BY_PLACE_ONLY = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    r"""A model function :math:`f(x; \theta)` with named parameters.
+
+    Parameters
+    ----------
+    func : callable
+        ``func(column, *parameters)``, written with ``jax.numpy`` and acting on each row by itself.
+    arguments : tuple of str
+        Arguments in the order of the signature, options left out; the names of an expression.
+    inputs : tuple of str
+        Those of them that take columns if nobody says more; empty for an expression that leaves it to the data.
+    keywords : frozenset of str
+        Those of them that can only be passed by name.
+    defaults : mapping of str to float
+        Starting values that the signature gives.
+    columns : mapping of str to tuple of int
+        Which columns each column argument takes, by position; filled in by `bind`.
+    name : str
+        What reports call it.
+    guess : callable, optional
+        ``guess(x, y)`` returns ``{name: start}`` from a sample of the rows; x is a sequence of columns in the order
+        of `inputs`, without rows that are not finite or have no weight.
+
+    Examples
+    --------
+    >>> from dask_nlsq import Model
+    >>> def decay(t, amplitude, rate, offset=0.0):
+    ...     return amplitude * 2.0 ** (-rate * t) + offset
+    >>> Model.from_function(decay).parameters
+    ('amplitude', 'rate', 'offset')
+    """
+
+    func: Callable[..., Any]
+    arguments: tuple[str, ...]
+    inputs: tuple[str, ...]
+    keywords: frozenset[str] = frozenset()
+    defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    columns: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    name: str = "model"
+    guess: Guess | None = None
+
+    @classmethod
+    def from_function(cls, func: Callable[..., Any], n_parameters: int | None = None) -> Model:
+        """Read names and starting values from a function's signature.
+
+        Parameters
+        ----------
+        func : callable
+            The model function.
+        n_parameters : int, optional
+            How many parameters there are, where ``*args`` stands for some; those are named ``p1``, ``p2``, …
+
+        Raises
+        ------
+        ModelError
+            The object has no signature, no argument for a column, or no parameter; or one that can be given by
+            position only stands behind an option.
+        """
+        name = getattr(func, "__name__", type(func).__name__)
+        try:
+            signature = inspect.signature(func)
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"The model {name!r} has no signature that Python can read ({error}). "
+                "Wrap it: def model(x, a, b): return ..."
+            ) from error
+        arguments: list[str] = []
+        keywords: set[str] = set()
+        defaults: dict[str, float] = {}
+        held = _held(func)
+        option: str | None = None  # the first one; what follows is given by name, or would take its place
+        for parameter in signature.parameters.values():
+            if option is not None and parameter.kind in _BY_PLACE_ONLY:
+                raise ModelError(
+                    f"The model {name!r} takes {str(parameter)!r} behind the option {option!r}, in whose place its "
+                    f"value would come. Put a star before the options: def {name}(x, a, b, *, {option}=...)."
+                )
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                arguments = arguments or ["x"]
+                arguments += [f"p{i + 1}" for i in range((n_parameters or 0) - len(arguments[1:]))]
+            elif parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+                if parameter.name in held or _is_option(parameter.default):
+                    option = option or parameter.name
+                else:
+                    arguments.append(parameter.name)
+                    if option is not None or parameter.kind not in _POSITIONAL:
+                        keywords.add(parameter.name)
+                    if isinstance(parameter.default, numbers.Real):
+                        defaults[parameter.name] = float(parameter.default)
+        model = cls(func, tuple(arguments), tuple(arguments[:1]), frozenset(keywords), defaults, {}, name)
+        if not arguments or not model.parameters:
+            raise ModelError(
+                f"The model {name!r} takes the arguments {tuple(arguments)}; a first one for the data and at "
+                "least one parameter are needed: def model(x, a, b): return ..., or give p0 for *args."
+            )
+        defaults.pop(arguments[0], None)
+        return model
+
+    @classmethod
+    def from_expression(
+        cls,
+        text: str,
+        columns: Sequence[str] | None = None,
+        name: str | None = None,
+        defaults: Mapping[str, float] | None = None,
+        guess: Guess | None = None,
+    ) -> Model:
+        """Make a model from a formula such as ``"a*exp(-b*t) + c"``.
+
+        The text is read, never executed. It may hold numbers, names, ``+ - * / **``, parentheses, comparisons
+        (1 where true, else 0), ``pi``, and calls of abs, arccos, arcsin, arctan, arctan2 (also acos, asin, atan), cos,
+        cosh, erf, erfc, exp, expm1, floor, gammaln, log, log10, log1p, maximum, minimum, sign, sin, sinh, sqrt, tan,
+        tanh and ``where(condition, a, b)``. Every other name is a column or a parameter; so is ``e``.
+
+        Parameters
+        ----------
+        text : str
+            The formula; parameters are ordered as they appear in it.
+        columns : sequence of str, optional
+            Which of its names are columns; by default those that the data has, or ``x=`` names.
+        name : str, optional
+            What reports call the model; by default the text.
+        defaults : mapping of str to float, optional
+            Starting values.
+        guess : callable, optional
+            ``guess(x, y)`` returns starting values from a sample of the rows.
+
+        Raises
+        ------
+        ModelError
+            The text holds anything else, or lacks a name in `columns` or `defaults`.
+
+        Examples
+        --------
+        >>> from dask_nlsq import Model
+        >>> decay = Model.from_expression("a*exp(-b*t) + c", columns=["t"], defaults={"c": 0.0})
+        >>> decay.parameters
+        ('a', 'b', 'c')
+        """
+        expression = Expression(text)
+        inputs = (columns,) if isinstance(columns, str) else tuple(columns or ())
+        starts = {key: float(value) for key, value in (defaults or {}).items()}
+        for said, given in {"columns": inputs, "defaults": starts}.items():
+            unknown = [key for key in given if key not in expression.names]
+            if unknown:
+                raise ModelError(f"{said}= names {unknown}; the names in {text!r} are {list(expression.names)}.")
+        return cls(expression, expression.names, inputs, frozenset(expression.names), starts, {}, name or text, guess)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters, in the order of the signature or of the text.
+
+        Of an expression that leaves its columns to the data, these are all names until the data is there.
+        """
+        columns = self.columns or self.inputs
+        return tuple(a for a in self.arguments if a not in columns)
+
+    def __add__(self, other: Model) -> Model:
+        """Add two models of the same columns; the right one's column takes the name of the left one's.
+
+        The start of a sum is guessed from the guesses of its parts, each on what others leave.
+
+        Raises
+        ------
+        ModelError
+            They have a parameter's name in common, which `prefix` mends, or take other columns.
+
+        Examples
+        --------
+        >>> from dask_nlsq import models
+        >>> (models.gaussian + models.line).parameters
+        ('amplitude', 'center', 'sigma', 'intercept', 'slope')
+        """
+        return composition.add(self, other) if isinstance(other, Model) else NotImplemented
+
+    def prefix(self, text: str) -> Model:
+        """Put a prefix before the name of every parameter.
+
+        Examples
+        --------
+        >>> from dask_nlsq import models
+        >>> models.gaussian.prefix("p1_").parameters
+        ('p1_amplitude', 'p1_center', 'p1_sigma')
+        """
+        return composition.prefix(self, text)
+
+    def inputs_among(self, present: Sequence[str], taken: Sequence[str]) -> tuple[str, ...]:
+        """Return the arguments that are columns of the data, by their names.
+
+        Parameters
+        ----------
+        present : sequence of str
+            Columns of the data.
+        taken : sequence of str
+            Those that play another part, as y or sigma.
+        """
+        found = tuple(name for name in self.arguments if name in present)
+        clash = [name for name in found if name in taken]
+        if clash:
+            raise ModelError(
+                f"{clash[0]!r} stands in {self.name!r} and is also the column given as y or sigma. Say which names are "
+                "columns with columns=, or name the fitted column with y=."
+            )
+        if not found:
+            raise ModelError(
+                f"None of the names in {self.name!r}, which are {list(self.arguments)}, is a column of the data, which "
+                f"has {list(present)}. Say which are columns with columns= and x=."
+            )
+        return found
+
+    def array_names(self, count: int, p0: Any = None) -> tuple[str, ...]:
+        """Name so many columns that are given as arrays, without names.
+
+        The first argument of a function takes them all, as in SciPy; or each of the first arguments takes one, where p0
+        has as many numbers as there are others.
+        """
+        if not isinstance(self.func, Expression):
+            if count > 1 and self._leaves(count, p0):
+                return self.arguments[:count]
+            (first,) = self.inputs
+            return (first,) if count == 1 else tuple(f"{first}[{i}]" for i in range(count))
+        usual = [name for name in self.arguments if name in ("x", "t")]
+        names = self.inputs or tuple(usual[:1])
+        if len(names) != count:
+            raise ModelError(
+                f"x holds {count} column{'s' * (count > 1)}, and which names in {self.name!r} they are is not known. "
+                "Say it with columns= in Model.from_expression, or give x as a mapping from names to arrays."
+            )
+        return names
+
+    def _leaves(self, count: int, p0: Any) -> bool:
+        """Whether p0 has a number for each parameter behind the first `count` arguments, and no other."""
+        numbered = isinstance(p0, Sequence) or getattr(p0, "ndim", 0) == 1
+        return numbered and 0 < len(p0) == len(self.arguments) - count
+
+    def bind(self, names: Sequence[str]) -> Model:
+        """Say which argument takes which of the columns called `names`.
+
+        Of a function, a later argument takes the column that bears its name; the first argument takes the rest, as
+        one array of shape (rows,), or of shape (k, rows) when k columns are left. Of an expression, every name takes
+        the column of that name; columns of other names go to the names in ``inputs`` that are left, in order.
+        """
+        columns = self._by_name(names) if isinstance(self.func, Expression) else self._by_position(names)
+        bound = dataclasses.replace(self, columns=columns)
+        if not bound.parameters:
+            raise ModelError(f"x={list(names)} leaves no parameter to fit in {self.name!r}.")
+        return bound
+
+    def _by_position(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        first, *others = self.arguments
+        later = {name: (i,) for i, name in enumerate(names) if name in others}
+        taken = {i for (i,) in later.values()}
+        rest = tuple(i for i in range(len(names)) if i not in taken)
+        if not rest:
+            raise ModelError(
+                f"Every column in x={list(names)} is a later argument of {self.name!r}, and none is left for "
+                f"its first argument {first!r}."
+            )
+        return {first: rest} | later
+
+    def _by_name(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        same: dict[str, tuple[int, ...]] = {n: (i,) for i, n in enumerate(names) if n in self.arguments}
+        strangers = [i for i, name in enumerate(names) if name not in self.arguments]
+        open_inputs = [name for name in self.inputs if name not in same]
+        if not names or len(strangers) != len(open_inputs):
+            raise ModelError(
+                f"x={list(names)} does not fit {self.name!r}, whose names are {list(self.arguments)}"
+                f"{f' with the columns {list(self.inputs)}' if self.inputs else ''}. Use those names, or say "
+                "columns= in Model.from_expression, for which x= then names the data in the same order."
+            )
+        return same | {name: (i,) for name, i in zip(open_inputs, strangers, strict=True)}
+
+    def replace(self, func: Callable[..., Any]) -> Model:
+        """Return a model that hands the same arguments to another function."""
+        return dataclasses.replace(self, func=func)
+
+    def __call__(self, x: Sequence[Any], theta: Sequence[Any], stack: Callable[..., Any]) -> Any:
+        """Evaluate at columns `x`, each of shape (rows,), and parameters `theta`, each a scalar."""
+        values = iter(theta)
+        args, kwargs = [], {}
+        for argument in self.arguments:
+            taken = self.columns.get(argument)
+            if taken is None:
+                value = next(values)
+            else:
+                value = x[taken[0]] if len(taken) == 1 else stack([x[i] for i in taken])
+            if argument in self.keywords:
+                kwargs[argument] = value
+            else:
+                args.append(value)
+        return self.func(*args, **kwargs)
+
+
+def _is_option(default: Any) -> bool:
+    """Whether a default marks an argument as an option rather than a parameter."""
+    if default is inspect.Parameter.empty:
+        return False
+    return isinstance(default, bool) or not isinstance(default, numbers.Real)
+
+
+def _held(func: Any) -> set[str]:
+    """Return the arguments that `functools.partial` holds by name, also beneath what wraps it, such as `jax.jit`."""
+    held: set[str] = set()
+    while isinstance(func := inspect.unwrap(func), functools.partial):
+        held |= func.keywords.keys()
+        func = func.func
+    return held

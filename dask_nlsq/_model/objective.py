@@ -1,0 +1,95 @@
+"""Objective: all that a task must know of a fit besides the rows and the parameters.
+
+It is the model with its arguments bound to columns, the parameters that are held, and how residuals are
+weighed. It is sent to a process once, opened once, and compiled once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from dask_nlsq._model.loss import Loss
+from dask_nlsq._model.model import Model
+from dask_nlsq._typing import Matrix, Vector
+
+Jacobian = Literal["reverse", "forward", "shared", "numeric"]
+"""One reverse pass; one forward pass a parameter; such passes in which the rows of a tile share what depends on no
+column; NumPy, by differences or the user's function."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Expansion:
+    """How all parameters follow from the free ones: some are held, some are tied by an expression."""
+
+    names: tuple[str, ...]  # all, in the order of the model
+    free: tuple[str, ...]
+    fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)  # an int where the model needs one
+    tied: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)  # in an order that resolves
+
+    def __call__(self, theta: Sequence[Any]) -> list[Any]:
+        """Return all parameters, each a scalar, from the free ones."""
+        known: dict[str, Any] = dict(zip(self.free, theta, strict=True)) | dict(self.fixed)
+        for name, expression in self.tied.items():
+            known[name] = expression(**{n: known[n] for n in expression.names})  # type: ignore[attr-defined]
+        return [known[name] for name in self.names]
+
+    def jacobian(self, theta: Vector) -> Matrix:
+        """Return the derivative of all parameters with respect to the free ones, (all, p)."""
+        columns = []
+        for j, value in enumerate(theta):
+            h = 6e-6 * (abs(value) or 1.0)  # the cube root of the rounding level
+            ahead, behind = theta.copy(), theta.copy()
+            ahead[j], behind[j] = value + h, value - h
+            up, down = (np.array(self(t.tolist()), float) for t in (ahead, behind))
+            columns.append((up - down) / (ahead[j] - behind[j]))
+        return np.stack(columns, axis=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: compiled kernels hang on it
+class Objective:
+    """A model bound to columns, with the rule by which its Jacobian is formed."""
+
+    model: Model
+    columns: tuple[str, ...]  # names of the columns of x, then of y
+    weighted: bool = False
+    jacobian: Jacobian = "reverse"
+    jac: Callable[..., Any] | None = None  # the user's, (rows, all parameters)
+    loss: Loss = "linear"
+    f_scale: float = 1.0
+    sandwich: bool = False  # also sum what the Huber-White covariance needs
+    second: bool = False  # also sum the second derivatives of the model, each times its residual
+    expansion: Expansion | None = None  # None: every parameter is free
+    tile: int | None = None  # rows of a tile; None: what suits the device
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns of x."""
+        return len(self.columns) - 1
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of free parameters, p."""
+        return len(self.model.parameters if self.expansion is None else self.expansion.free)
+
+    @property
+    def robust(self) -> bool:
+        """Whether large residuals count for less."""
+        return self.loss != "linear"
+
+    def expand(self, theta: Sequence[Any]) -> Sequence[Any]:
+        """Return all parameters of the model from the free ones."""
+        return theta if self.expansion is None else self.expansion(theta)
+
+    def with_whole(self, everything: Sequence[Any]) -> list[Any]:
+        """Return all parameters, those held that the model takes as whole numbers as such."""
+        fixed = {} if self.expansion is None else self.expansion.fixed
+        values = zip(self.model.parameters, everything, strict=True)
+        return [fixed[name] if isinstance(fixed.get(name), int) else value for name, value in values]
+
+    def evaluate(self, x: Sequence[Any], theta: Sequence[Any], stack: Callable[..., Any]) -> Any:
+        """Evaluate the model at columns `x` (each (rows,)) and free parameters `theta` (each a scalar)."""
+        return self.model(x, self.expand(theta), stack)

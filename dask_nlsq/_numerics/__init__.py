@@ -1,1 +1,0 @@
-"""Pure numerics: no Dask, Zarr, pandas, files, clocks or global state."""

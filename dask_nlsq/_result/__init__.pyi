@@ -1,0 +1,3 @@
+from .labels import columns_of as columns_of
+from .result import FitResult as FitResult
+from .result import starts_frame as starts_frame

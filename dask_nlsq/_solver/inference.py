@@ -1,0 +1,121 @@
+r"""Covariance and statistics of a fit, all from the triangle R and the sums of the last sweep.
+
+With n rows, p free parameters, :math:`\chi^2 = \sum_i w_i^2 r_i^2` and :math:`\nu = n - p`:
+
+============  =============================================================================================
+covariance    :math:`s^2 (R^T R)^{-1}` with :math:`s^2 = \chi^2/\nu`, or with :math:`s^2 = 1` under
+              ``absolute_sigma``
+R²            :math:`1 - \chi^2 / \sum w_i^2 (y_i - \bar y)^2`, with the weighted mean
+log L         Gaussian: :math:`-\tfrac12 \chi^2 - \tfrac n2 \log 2\pi + \sum \log w_i` under ``absolute_sigma``;
+              else with the variance at its most likely value,
+              :math:`-\tfrac n2 (\log(2\pi\chi^2/n) + 1) + \sum \log w_i`
+AIC           :math:`2k - 2 \log L`, k = p, plus 1 where the variance was estimated
+AICc          AIC + :math:`2k(k+1)/(n-k-1)`
+BIC           :math:`k \log n - 2 \log L`
+============  =============================================================================================
+
+A prior counts as a row in all of them but R² and the root mean square error, which are of the data alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_nlsq._kernel import Reduction
+from dask_nlsq._solver.factor import Factor
+from dask_nlsq._typing import Matrix, Vector
+
+_ENTANGLED = 1e4
+"""Standard error, beside what it would be were the other parameters known, from which they are hardly told apart."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """How well the model fits."""
+
+    n_obs: int
+    dof: int
+    chisqr: float
+    redchi: float
+    rmse: float
+    rsquared: float
+    loglik: float
+    aic: float
+    aicc: float
+    bic: float
+
+
+def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool, believed: float = 0.0) -> Statistics:
+    """Compute the statistics of a fit whose cost is ``chisqr / 2``, `believed` of χ² coming from priors."""
+    n, chisqr = reduction.rows, 2.0 * cost
+    dof = n - p
+    k = p if absolute_sigma else p + 1
+    with np.errstate(all="ignore"):
+        n_, chi_, weight, spread = map(np.float64, (n, chisqr, reduction.weight, reduction.spread))
+        if absolute_sigma:
+            loglik = -0.5 * chi_ - 0.5 * n_ * np.log(2 * np.pi) + reduction.log_weight
+        else:
+            loglik = -0.5 * n_ * (np.log(2 * np.pi * chi_ / n_) + 1) + reduction.log_weight
+        aic = 2 * k - 2 * loglik
+        return Statistics(
+            n_obs=n,
+            dof=dof,
+            chisqr=chisqr,
+            redchi=float(chi_ / dof) if dof > 0 else float("nan"),
+            rmse=float(np.sqrt((chi_ - believed) / weight)),
+            rsquared=float(1 - (chi_ - believed) / spread),
+            loglik=float(loglik),
+            aic=float(aic),
+            aicc=float(aic + 2 * k * (k + 1) / (n - k - 1)) if n > k + 1 else float("inf"),
+            bic=float(k * np.log(n_) - 2 * loglik),
+        )
+
+
+def covariance(factor: Factor, s2: float, free: npt.NDArray[np.bool_], meat: Matrix | None = None) -> Matrix:
+    """Return s²(RᵀR)⁻¹ over the `free` parameters, NaN for the others; with `meat` M, (RᵀR)⁻¹ s²M (RᵀR)⁻¹.
+
+    A parameter that a direction unseen by the data moves has infinite variance; the others keep the variance
+    that the directions seen by the data give them.
+    """
+    cov = np.full((factor.p, factor.p), np.nan)
+    if not free.any():
+        return cov
+    part = factor.only(free)
+    _, sigma, vt = part.svd
+    seen = part.determined
+    half = vt[seen].T / sigma[seen] / part.norms[:, None]
+    core = np.eye(len(sigma[seen])) if meat is None else half.T @ meat[np.ix_(free, free)] @ half
+    block = s2 * (half @ core @ half.T) if np.isfinite(s2) else np.full((part.p, part.p), np.inf)
+    open_ends = np.abs(vt[~seen]).max(axis=0, initial=0.0) > 1e-6
+    block[open_ends, :] = np.inf
+    block[:, open_ends] = np.inf
+    cov[np.ix_(free, free)] = block
+    return cov
+
+
+def entangled(factor: Factor, theta: Vector, cov: Matrix, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    r"""Return which of the `free` parameters the data hardly tell from one another.
+
+    Such a parameter lies within three standard errors of zero, and its standard error is over :math:`10^4` times what
+    it would be were the others known: :math:`s` over the length of its column of J, whatever covariance was asked for.
+    """
+    found = np.zeros(factor.p, bool)
+    if not free.any():
+        return found
+    part, variance = factor.only(free), np.diag(cov)[free]
+    vague = np.isfinite(variance) & (9 * variance > theta[free] ** 2)
+    found[free] = vague & (part.spread * part.norms > _ENTANGLED)
+    return found
+
+
+def propagate(cov: Matrix, jacobian: Matrix) -> Matrix:
+    """Return T C Tᵀ for T of shape (all, free), where a zero in T keeps what is not finite in C away."""
+    used = jacobian != 0
+    both = used[:, None, :, None] & used[None, :, None, :]
+    with np.errstate(invalid="ignore"):
+        terms = jacobian[:, None, :, None] * jacobian[None, :, None, :] * cov
+    spread: Matrix = np.where(both, terms, 0.0).sum(axis=(2, 3))
+    return spread

@@ -1,0 +1,1 @@
+from .fitter import StreamingFitter as StreamingFitter

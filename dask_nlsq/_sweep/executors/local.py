@@ -1,0 +1,204 @@
+"""Who runs the tasks: this thread or a pool of threads; `cluster` has the third, a distributed client.
+
+Each offers the same verbs. `run` calls a function on every group of partitions and yields ``(index, value)`` in the
+order of arrival; `opened` sends tasks off one by one; `hold` loads the partitions once and keeps their blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Protocol
+
+import dask
+from dask.system import CPU_COUNT
+
+from dask_nlsq._errors import Interrupted, NlsqError, SweepError
+from dask_nlsq._sweep.groups import Group
+from dask_nlsq._sweep.groups import group as group_of
+
+Task = Callable[..., Any]
+
+
+class Window:
+    """Tasks under way: the oldest is received next, or, out of order, the first that is done.
+
+    `submit` sends a task off and returns what stands for it, `first` waits until one of several is done and returns its
+    place, `value` waits for one.
+    """
+
+    def __init__(
+        self,
+        ordered: bool,
+        submit: Callable[..., Any],
+        first: Callable[[Sequence[Any]], int],
+        value: Callable[[Any, Any], Any],
+    ) -> None:
+        self._ordered, self._submit, self._first, self._value = ordered, submit, first, value
+        self._sent: list[tuple[Any, Any, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def send(self, label: Any, task: Task, group: Any, *args: Any) -> None:
+        """Send ``task(group, *args)`` off, under a label."""
+        self._sent.append((label, group, self._submit(task, group, *args)))
+
+    def waiting(self) -> list[Any]:
+        """Return what stands for the tasks that are under way."""
+        return [future for *_, future in self._sent]
+
+    def left(self) -> list[Any]:
+        """Return what stands for the tasks that nobody has waited for, and forget them."""
+        futures = self.waiting()
+        self._sent.clear()
+        return futures
+
+    def receive(self) -> tuple[Any, Any]:
+        """Wait for the next value; return it with its label."""
+        place = 0 if self._ordered else self._first([future for *_, future in self._sent])
+        label, group, future = self._sent[place]
+        try:
+            return label, self._value(future, group)
+        finally:
+            del self._sent[place]
+
+
+class Executor(Protocol):
+    """Runs a task on every group of partitions."""
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at a time."""
+
+    def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
+        """Yield ``(i, task(groups[i], *args))`` in any order."""
+
+    def opened(self, ordered: bool = True) -> contextlib.AbstractContextManager[Window]:
+        """Return a way to send ``task(group, *args)`` off, one by one, and to wait for it later."""
+
+    def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
+        """Load every partition once and return what stands for its group from now on."""
+
+
+class Serial:
+    """This thread, one group after the other; it is `alone` where no other may read ahead for it."""
+
+    workers = 1
+
+    def __init__(self, alone: bool = False) -> None:
+        self.scheduler = "synchronous" if alone else "threads"
+        self._alone = alone
+
+    def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
+        """Yield ``(i, task(groups[i], *args))`` in order."""
+        for i, group in enumerate(groups):
+            yield i, self._call(task, group, *args)
+
+    def _call(self, task: Task, group: Any, *args: Any) -> Any:
+        if self._alone and isinstance(group, Group):
+            group = dataclasses.replace(group, ahead=False)
+        return task(group, *args)
+
+    @contextlib.contextmanager
+    def opened(self, ordered: bool = True) -> Iterator[Window]:
+        """Run each task where it is sent off."""
+        yield Window(ordered, self._call, lambda _: 0, lambda value, _: value)
+
+    def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
+        """Load every partition once."""
+        return _hold_here(self, groups, shared)
+
+
+class Threads:
+    """A pool of threads in this process; reading and XLA both let go of Python's lock.
+
+    Their number is what is given, else Dask's setting `num_workers`, that of its `pool`, or of the CPUs. The threads
+    are those of `pool`, Dask's setting or own.
+    """
+
+    scheduler = "threads"
+
+    def __init__(self, workers: int | None = None, pool: ThreadPoolExecutor | None = None) -> None:
+        found = pool or dask.config.get("pool", None)
+        theirs = getattr(found, "_max_workers", None) or getattr(found, "_processes", None)  # as Dask itself counts
+        self.workers: int = workers or dask.config.get("num_workers", None) or theirs or CPU_COUNT
+        # One pool for all sweeps, for Arrow keeps what it has to spare thread by thread; it ends with this object.
+        own = not isinstance(found, ThreadPoolExecutor)
+        self._pool = ThreadPoolExecutor(self.workers, "nlsq") if own else found
+
+    def limited(self, workers: int) -> Threads:
+        """Return so many threads, where these are more."""
+        return self if workers >= self.workers else Threads(workers, ThreadPoolExecutor(workers, "nlsq"))
+
+    def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
+        """Yield ``(i, task(groups[i], *args))`` as they arrive, with few more under way than threads."""
+        todo, owner = iter(enumerate(groups)), threading.get_ident()
+        running = {self._pool.submit(task, g, *args): i for i, g in itertools.islice(todo, self.workers + 1)}
+        try:
+            while running:
+                for future in _done(running):
+                    index = running.pop(future)
+                    for i, group in itertools.islice(todo, 1):
+                        running[self._pool.submit(task, group, *args)] = i
+                    yield index, future.result()
+        finally:
+            _end(running, owner)
+
+    @contextlib.contextmanager
+    def opened(self, ordered: bool = True) -> Iterator[Window]:
+        """Run tasks in the pool."""
+
+        def first(futures: Sequence[Any]) -> int:
+            done = _done(futures)
+            return next(i for i, future in enumerate(futures) if future in done)
+
+        def value(future: Future[Any], _: Any) -> Any:
+            _done([future])
+            return future.result()
+
+        window, owner = Window(ordered, self._pool.submit, first, value), threading.get_ident()
+        try:
+            yield window
+        finally:
+            _end(window.left(), owner)
+
+    def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
+        """Load every partition once."""
+        return _hold_here(self, groups, shared)
+
+
+def _done(running: Collection[Future[Any]]) -> Collection[Future[Any]]:
+    """Wait until some are done; a signal that comes as a wait begins ends none, and is noticed after a second."""
+    while not (done := wait(running, 1.0, FIRST_COMPLETED).done):
+        pass
+    return done
+
+
+def _end(running: Collection[Future[Any]], owner: int) -> None:
+    """Wait for the tasks that have begun, unless there is no time to; the others shall not begin.
+
+    A generator that nobody has closed may be collected in a thread that runs one of these very tasks: only the thread
+    that has begun it, the `owner`, waits.
+    """
+    for future in running:
+        future.cancel()
+    if threading.get_ident() == owner and not isinstance(sys.exc_info()[1], (KeyboardInterrupt, Interrupted)):
+        wait(running)
+
+
+def _hold_here(executor: Serial | Threads, groups: Sequence[Group], shared: bool) -> Sequence[Any]:
+    if shared:
+        try:
+            blocks = dask.compute(*(group.partitions[0] for group in groups), scheduler=executor.scheduler)
+        except NlsqError:
+            raise
+        except Exception as error:
+            raise SweepError(f"{type(error).__name__} while reading the data: {error}") from error
+        groups = group_of(blocks, sum(int(block.nbytes) for block in blocks), executor.workers)
+    return [held for _, held in sorted(executor.run(Group.load, groups), key=lambda pair: pair[0])]

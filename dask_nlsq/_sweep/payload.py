@@ -1,0 +1,211 @@
+"""What travels to workers in an objective's stead: a token and bytes that a process opens once.
+
+Dask unpickles the arguments of every task anew, so an objective sent as it is would be a new object in each
+task, and its kernel would be compiled in each. This stand-in unpickles to the one object that the process
+already has under the same token. The bytes are opened at the first use, by a worker: the scheduler,
+which unpickles graphs too, never imports JAX.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import hashlib
+import importlib
+import io
+import itertools
+import pickle
+import sys
+import threading
+import types
+import uuid
+from typing import Any
+
+import cloudpickle
+import dask
+from dask.utils import parse_bytes
+
+from dask_nlsq._errors import ModelError, ModelNotPicklable, NlsqError
+from dask_nlsq._kernel import Retention, set_retention
+from dask_nlsq._model import Known, attributes, code, definition, settings
+from dask_nlsq._system import trim_memory
+
+_TRIM_EVERY = 8
+"""Models that are forgotten between two times at which the C library gives back what they have left free."""
+
+_MODELS, _BYTES = "nlsq.compiled-models", "nlsq.compiled-models-bytes"
+"""Names of the limits in Dask's configuration."""
+
+_PYTHON = sys.version_info[:2]
+"""Other versions make other code of the same text."""
+
+_lock = threading.Lock()
+_registry: collections.OrderedDict[str, Shipped] = collections.OrderedDict()
+"""What this process remembers, the least recently used first; a model's kernels live as long as it is here."""
+
+_forgotten = itertools.count(1)
+
+
+class Shipped:
+    """A value that is unpickled once a process, however often it is sent."""
+
+    def __init__(self, token: str, payload: bytes | None, value: Any = None, why_not: str = "") -> None:
+        self.token = token
+        self._payload = payload
+        self._value = value
+        self._why_not = why_not
+        self._opening = threading.Lock()
+
+    @property
+    def value(self) -> Any:
+        """The value, opened at the first call."""
+        with self._opening:
+            if self._value is None:
+                assert self._payload is not None
+                self._value = cloudpickle.loads(self._payload)
+        return self._value
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is sent."""
+        return len(self._payload or b"")
+
+    def holds(self, value: Any) -> bool:
+        """Whether this is the very object that is wrapped."""
+        return self._value is value and value is not None
+
+    def __reduce__(self) -> Any:
+        return intern, (self.token, self.bytes())
+
+    def bytes(self) -> bytes:
+        """Return what is sent, or say why nothing can be."""
+        if self._payload is None:
+            raise ModelNotPicklable(
+                f"The model cannot be sent to another process: {self._why_not}. Pass what it holds as data or "
+                "constants instead of locks, files and connections, or fit without a distributed client."
+            )
+        return self._payload
+
+
+def ship(value: Any) -> Shipped:
+    """Wrap a value, which must not change; one that cannot be pickled still serves in this process."""
+    with _lock:
+        known = next((shipped for shipped in _registry.values() if shipped.holds(value)), None)
+    if known is not None:
+        return _keep(known)
+    file = io.BytesIO()
+    pickler = _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL)
+    try:
+        pickler.dump(value)
+    except Exception as error:
+        return Shipped(uuid.uuid4().hex, None, value, f"{type(error).__name__}: {error}")
+    payload = file.getvalue()
+    token = hashlib.blake2b(payload + b"".join(pickler.codes) + _settings(value), digest_size=16).hexdigest()
+    return _keep(Shipped(token, payload, value))
+
+
+def _settings(value: Any) -> bytes:
+    """Return what tells one state of what the functions of an objective refer to from another, in this process."""
+    functions = [
+        getattr(getattr(value, "model", None), "func", None),
+        *(getattr(value, n, None) for n in ("jac", "loss")),
+    ]
+    try:
+        return b"".join(settings(function) for function in functions if callable(function))
+    except Exception:  # more than is worth looking at, or an object of the user's that raises
+        return uuid.uuid4().bytes
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Also notes what the bytes do not tell of functions.
+
+    Of one sent by name, what it is made of: a module that was changed has another of the same name, and a process that
+    has the old one finds that out. Of one sent as it is, the attributes of modules that it refers to, and where its
+    globals are: two alike may see unlike values later.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.codes: list[bytes] = []
+        self._known: Known = {}
+
+    def reducer_override(self, obj: Any) -> Any:
+        found = super().reducer_override(obj)
+        by_name = found is NotImplemented
+        try:
+            if isinstance(obj, types.FunctionType) or hasattr(obj, "__wrapped__"):
+                self.codes.append(self._note(obj, by_name).encode())
+            if by_name and isinstance(obj, (types.FunctionType, type)):
+                text = definition(obj, self._known)
+                self.codes.append(text.encode())
+                if text:
+                    return named, (obj.__module__, obj.__qualname__, _PYTHON, text)
+        except Exception:  # whatever objects of the user's raise when they are looked at
+            self.codes.append(uuid.uuid4().bytes)
+        return found
+
+    def _note(self, function: Any, by_name: bool) -> str:
+        if by_name:
+            return code(function, self._known)
+        return f"{code(attributes(function), self._known)} {id(function.__globals__)}"
+
+
+def named(module: str, name: str, python: tuple[int, int], text: str) -> Any:
+    """Return a function or class of a module that must say of it what it said where it was sent.
+
+    Raises
+    ------
+    ModelError
+        The module is another, or was imported before it was changed.
+    """
+    found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    if python == _PYTHON and definition(found) != text:
+        raise ModelError(
+            f"{name} of the module {module} is another in this process than where it was sent: one of both has "
+            f"imported {module}, or a module that it uses, before it was changed, or has another copy. Restart the "
+            "workers (client.restart()), or the driver."
+        )
+    return found
+
+
+def intern(token: str, payload: bytes) -> Shipped:
+    """Return this process's own object for a token."""
+    with _lock:
+        known = _registry.get(token)
+    return known if known is not None else _keep(Shipped(token, payload))
+
+
+def _keep(shipped: Shipped) -> Shipped:
+    with _lock:
+        kept = _registry.setdefault(shipped.token, shipped)
+        _registry.move_to_end(shipped.token)
+        forgotten = [_registry.popitem(last=False) for _ in range(_surplus())]
+    if any(next(_forgotten) % _TRIM_EVERY == 0 for _ in forgotten):
+        forgotten.clear()
+        trim_memory()
+    return kept
+
+
+def _surplus() -> int:
+    """Return how many of those least recently used exceed the limits; one that has just been used stays."""
+    set_retention(limits := _limits())
+    sizes = [shipped.nbytes for shipped in _registry.values()]
+    fitting = itertools.takewhile(lambda total: total <= limits.nbytes, itertools.accumulate(reversed(sizes)))
+    return len(sizes) - max(1, min(limits.models, sum(1 for _ in fitting)))
+
+
+def _limits() -> Retention:
+    """Return the limits in Dask's configuration.
+
+    Raises
+    ------
+    NlsqError
+        If they are no whole number above 0, and no number of bytes or text such as "256 MiB".
+    """
+    models, size = dask.config.get(_MODELS), dask.config.get(_BYTES)
+    if not isinstance(models, int) or models < 1:
+        raise NlsqError(f"{_MODELS} is {models!r}; a whole number above 0 is needed.")
+    try:
+        return Retention(models, int(parse_bytes(size)))
+    except (AttributeError, TypeError, ValueError):
+        raise NlsqError(f'{_BYTES} is {size!r}; bytes are needed, or a text such as "256 MiB".') from None

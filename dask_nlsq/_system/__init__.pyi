@@ -1,0 +1,13 @@
+from .batch_job import SCHEDULERS as SCHEDULERS
+from .batch_job import Job as Job
+from .batch_job import detect as detect
+from .batch_job import identify as identify
+from .batch_job import known as known
+from .batch_job import run_count as run_count
+from .batch_job import seconds as seconds
+from .batch_job import time_left as time_left
+from .fork import check_not_forked as check_not_forked
+from .memory import peak_memory as peak_memory
+from .memory import trim_memory as trim_memory
+from .retry import read_again as read_again
+from .signals import Interrupt as Interrupt

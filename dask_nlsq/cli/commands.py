@@ -1,0 +1,355 @@
+"""The command line: ``dask-nlsq``, and ``dask nlsq`` among Dask's own commands.
+
+Dask loads this module for each of its commands, so it imports no JAX; the commands that compute do. Exit status: 0 the
+fit converged, 1 an error, 2 the command line was not understood, 3 the fit did not converge, 75 a signal interrupted a
+fit whose state is in a checkpoint: the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import operator
+import os
+import platform
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import cloudpickle
+from dask.system import CPU_COUNT
+from dask.utils import format_bytes
+
+import dask_nlsq
+from dask_nlsq._errors import ModelError
+from dask_nlsq._plan import SAMPLERS
+from dask_nlsq._system import Interrupt
+from dask_nlsq.cli.checkpoint_commands import checkpoints
+from dask_nlsq.cli.job_commands import CLUSTER, connected, job_script, keeps, take, with_options
+from dask_nlsq.cli.terminal import as_json, mapping, plainly
+
+T = TypeVar("T")
+
+NOT_CONVERGED = 3
+"""Exit status of a fit that no test of convergence ended."""
+
+INTERRUPTED = 75
+"""Exit status of a fit that a signal has interrupted, and that can go on: EX_TEMPFAIL."""
+
+PACKAGES = ("dask-nlsq", "dask", "distributed", "jax", "jaxlib", "numpy", "scipy", "zarr", "pyarrow")
+"""Whose versions `info` prints."""
+
+
+@click.group(name="nlsq", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(dask_nlsq.__version__, package_name="dask-nlsq")
+def main() -> None:
+    """Exact nonlinear least squares on more rows than fit in memory."""
+
+
+def load_model(text: str) -> Any:
+    """Import the model that ``module:function`` names, or take one of the library, or read an expression.
+
+    A module is looked for in the current directory first.
+
+    Raises
+    ------
+    ModelError
+        The text has another form, the module cannot be imported, or it has no such name.
+    """
+    if ":" not in text and any(sign in text for sign in "+-*/("):
+        return dask_nlsq.Model.from_expression(text)
+    if text in dask_nlsq.models.LIBRARY:
+        return dask_nlsq.models.LIBRARY[text]
+    module_name, colon, name = text.partition(":")
+    if not (module_name and colon and name):
+        raise ModelError(
+            f"The model is {text!r}; an expression is needed, such as 'a*exp(-b*t)', a name that `dask-nlsq models` "
+            "lists, or module:function, such as decay:model for model in decay.py."
+        )
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ModelError(
+            f"The module {module_name!r} cannot be imported from {here} or the installed packages: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if Path(getattr(module, "__file__", None) or os.sep).is_relative_to(here):
+        cloudpickle.register_pickle_by_value(module)  # workers need not find it in their own directory
+    try:
+        return operator.attrgetter(name)(module)
+    except AttributeError as error:
+        raise ModelError(f"The module {module_name!r} has no {name!r}; it is {module.__file__}.") from error
+
+
+def _items(values: Iterable[str]) -> list[str]:
+    """Split what is repeated or separated by commas."""
+    return [item.strip() for value in values for item in value.split(",") if item.strip()]
+
+
+def _assignments(values: Iterable[str], parse: Callable[[str], T], form: str) -> dict[str, T] | None:
+    """Read ``name=value`` pairs, or None where there are none."""
+    pairs = {}
+    for item in _items(values):
+        name, _, text = item.partition("=")
+        try:
+            pairs[name.strip()] = parse(text)
+        except ValueError:
+            raise click.BadParameter(f"{item!r} is not of the form {form}.") from None
+    return pairs or None
+
+
+def _interval(text: str) -> tuple[float, float]:
+    low, high = (side.strip() for side in text.split(":"))
+    return float(low or "-inf"), float(high or "inf")
+
+
+def _x(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
+    return _items(values) or None
+
+
+def _p0(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, float] | None:
+    return _assignments(values, float, "name=number")
+
+
+def _bounds(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[float, float]] | None:
+    return _assignments(values, _interval, "name=lower:upper")
+
+
+def _sigma(_: click.Context, __: click.Parameter, text: str | None) -> str | float | None:
+    try:
+        return text and float(text)
+    except ValueError:
+        return text
+
+
+def _output(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse before the fit what could not be written after it."""
+    if path is not None and path.suffix != ".json":
+        raise click.BadParameter(f"{str(path)!r} does not end in .json.")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise click.BadParameter(f"There is no directory {str(path.parent)!r}.")
+    return path
+
+
+ARGUMENTS = (
+    click.argument("data"),
+    click.option(
+        "--model",
+        "-m",
+        required=True,
+        metavar="MODEL",
+        help="An expression, a name of the library, or module:function.",
+    ),
+    click.option(
+        "--x",
+        "-x",
+        multiple=True,
+        callback=_x,
+        metavar="NAMES",
+        help="Columns of the model, repeated or separated by commas; by default its first argument, or those names of "
+        "an expression that the data has.",
+    ),
+    click.option("--y", "-y", metavar="NAME", help='Column that is fitted; by default "y".'),
+    click.option("--sigma", callback=_sigma, metavar="NAME|NUMBER", help="Standard deviation of y."),
+    click.option("--absolute-sigma", is_flag=True, help="sigma is in units of y, not only relative."),
+    click.option("--p0", multiple=True, callback=_p0, metavar="a=1,b=2", help="Starting values."),
+    click.option(
+        "--bounds", multiple=True, callback=_bounds, metavar="a=0:10,b=:5", help="Bounds; an empty side is open."
+    ),
+    click.option(
+        "--nan-policy",
+        type=click.Choice(["raise", "omit"]),
+        default="raise",
+        show_default=True,
+        help="What to do with rows where x or y is not finite.",
+    ),
+    click.option("--storage-options", callback=mapping, metavar="JSON", help="Options of fsspec, for URLs."),
+    click.option(
+        "--tier",
+        type=click.Choice(["auto", "standard", "chunked", "streaming", "streaming_checkpoint"]),
+        help="Gather all rows in this process, leave them in partitions, or stream; by default rows and memory decide.",
+    ),
+    click.option(
+        "--precision", type=click.FloatRange(min=0, min_open=True), metavar="P", help="Relative error at which to stop."
+    ),
+    click.option(
+        "--method",
+        type=click.Choice(["lm", "trf", "dogbox", "adam"]),
+        help="adam goes down from p0 on a sample first, for starts that are far; the others are one solver.",
+    ),
+    click.option("--seed", type=int, default=0, metavar="N", help="Of what is drawn at random."),
+    click.option(
+        "--goal",
+        type=click.Choice(["fast", "robust", "quality", "global", "memory_efficient"]),
+        help="What matters most; by default robust. global looks for the lowest minimum, within --bounds.",
+    ),
+    click.option("--n-starts", type=click.IntRange(min=1), metavar="N", help="Starts of such a search; by default 64."),
+    click.option("--sampler", type=click.Choice(SAMPLERS), help="How starts are spread; by default sobol."),
+    click.option("--workflow", metavar="NAME", help="Settings under one name, such as auto_global or hpc."),
+    click.option("--memory-limit", metavar="BYTES", help='What a process may hold, such as "4 GB".'),
+    click.option(
+        "--cache",
+        type=click.Choice(["auto", "persist", "none"]),
+        help="Whether the data stay in memory between sweeps; by default where they are small.",
+    ),
+    click.option("--max-nfev", type=click.IntRange(min=1), metavar="N", help="Most sweeps; by default 1000."),
+    click.option(
+        "--scheduler", metavar="ADDRESS", help="A running Dask scheduler; by default threads of this process."
+    ),
+)
+"""What `fit` and `plan` are told."""
+
+
+@main.command(epilog="Example: dask-nlsq fit runs.parquet -m decay:model -y signal --p0 amplitude=2,rate=0.5")
+@with_options(ARGUMENTS)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    callback=_output,
+    metavar="FILE.json",
+    help="Write the result as JSON.",
+)
+@click.option("--checkpoint", metavar="PATH|URL", help="Leave the state there on the way, and go on from it.")
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "yes", "no", "force"]),
+    default="auto",
+    show_default=True,
+    help="Go on where there is something; insist that there is; start anew; go on though the fit is another.",
+)
+@click.option(
+    "--checkpoint-interval", type=click.FloatRange(min=0), metavar="SECONDS", help="Between commits; by default 60."
+)
+@click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="SWEEPS", help="Between commits, besides.")
+@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Generations that are kept; by default 5.")
+@with_options(CLUSTER)
+@click.option("--progress/--no-progress", default=None, help="Show a progress bar; by default on a terminal.")
+@click.pass_context
+def fit(
+    context: click.Context,
+    /,
+    data: str,
+    model: str,
+    x: list[str] | None,
+    y: str | None,
+    scheduler: str | None,
+    output: Path | None,
+    resume: str,
+    **options: Any,
+) -> None:
+    """Fit a model to DATA, a path or URL of Parquet or Zarr, and print the report.
+
+    Put quotes around a pattern such as 'runs/*.parquet'. The model is an expression such as 'a*exp(-b*t)', a
+    name that `dask-nlsq models` lists, or a function module:function written with jax.numpy, in a module of the
+    current directory or of an installed package.
+
+    Exit status: 0 the fit converged, 1 an error, 2 wrong usage, 3 the fit did not converge, 75 it was interrupted by a
+    signal, and the same command goes on from its checkpoint.
+    """
+    started = take(options)
+    kept = keeps(options["checkpoint"], options["workflow"])
+    how = {"yes": True, "no": False}.get(resume, resume)
+    with plainly():
+        function = load_model(model)
+        arguments = {"x": x, "y": y, "data": data, "resume": how, **options}
+        try:
+            with (
+                _listening(kept) as check,
+                connected(scheduler, started, lambda: dask_nlsq.plan(function, **arguments), check) as client,
+            ):
+                check()
+                result = dask_nlsq.fit(function, client=client, **arguments)
+        except KeyboardInterrupt:
+            if not kept:
+                raise
+            context.exit(INTERRUPTED)
+        click.echo(result.report())
+        if output is not None:
+            output.write_text(result.to_json() + "\n", encoding="utf-8")
+    context.exit(0 if result.success else NOT_CONVERGED)
+
+
+def run() -> None:
+    """Run the command of this process; one that was interrupted, and is written down, waits for no thread."""
+    try:
+        main()
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _listening(kept: bool) -> Iterator[Callable[[], None]]:
+    """Notice the signals that end a fit with a checkpoint also before it begins, while its workers queue."""
+    if not kept:
+        yield lambda: None
+        return
+    with Interrupt() as interrupt:
+        yield interrupt.check
+
+
+@main.command(epilog="Example: dask-nlsq plan 'runs/*.parquet' -m decay:model -y signal --explain")
+@with_options(ARGUMENTS)
+@click.option("--explain", is_flag=True, help="Give every decision with its reason and its numbers.")
+@as_json
+def plan(
+    data: str,
+    model: str,
+    x: list[str] | None,
+    y: str | None,
+    scheduler: str | None,
+    explain: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Say what a fit of DATA would do: tier, workers, memory, reads, seconds. One partition is read."""
+    with plainly(), connected(scheduler, {}) as client:
+        found = dask_nlsq.plan(load_model(model), x, y, data=data, client=client, **options)
+        click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.explain() if explain else str(found))
+
+
+main.add_command(checkpoints)
+main.add_command(job_script)
+
+
+@main.command()
+def models() -> None:
+    """List the models of the library: name, formula, parameters."""
+    rows = [
+        (model.name, getattr(model.func, "text", ""), ", ".join(model.parameters))
+        for model in dask_nlsq.models.LIBRARY.values()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@main.command()
+def info() -> None:
+    """Print versions, devices, processors and memory."""
+    from distributed.system import MEMORY_LIMIT
+
+    devices = Counter(device.device_kind for device in importlib.import_module("jax").devices())
+    facts = {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "devices": ", ".join(f"{count} × {kind}" for kind, count in devices.items()),
+        "processors": CPU_COUNT,
+        "memory": format_bytes(MEMORY_LIMIT),
+    }
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        click.echo(f"{name:<{width}}  {fact}")
