@@ -15,7 +15,8 @@ from problems import decay, decay_rows
 
 import dask_nlsq
 from dask_nlsq import BoundsError, DataError, NlsqError, Status
-from dask_nlsq._fit.problem import exact_objective, to_model
+from dask_nlsq._fit.options import FitOptions
+from dask_nlsq._fit.problem import resolve_objective, to_model
 from dask_nlsq._fit.start.stream_pass import _unmeasured
 from dask_nlsq._fit.start.warm_start import descend
 from dask_nlsq._kernel.block import Block
@@ -168,7 +169,8 @@ def test_a_far_start_is_recovered_and_the_route_said(whole):
 
 def bound(p0, **options):
     """Return parameters and objective of the decay."""
-    return exact_objective(to_model(decay).bind(("t",)), Columns(("t",), "y", None, "raise"), p0, **options)
+    columns = Columns(("t",), "y", None, "raise")
+    return resolve_objective(to_model(decay).bind(("t",)), columns, FitOptions(decay, p0=p0, **options))
 
 
 def online_from(p0):
@@ -317,9 +319,7 @@ def test_limits_hold_for_the_pass_too():
 
 def test_after_a_pass_a_rise_is_taken_and_what_is_not_finite_refused():
     """No sweep has measured the cost of a pass; the first one is not compared with it, and must still be finite."""
-    parameters, objective = exact_objective(
-        to_model(decay).bind(("t",)), Columns(("t",), "y", None, "raise"), [2, 1, 0.5]
-    )
+    parameters, objective = bound([2, 1, 0.5])
     solver, block = TrustRegion(parameters.lower, parameters.upper), Block((T[::99],), Y[::99])
     state = _unmeasured(
         solver.step(solver.init(parameters.start), reduce_block(objective, block, parameters.start, None))

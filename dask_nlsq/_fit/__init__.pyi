@@ -4,12 +4,13 @@ from .checks.identifiability import responds_elsewhere as responds_elsewhere
 from .fingerprints import differences as differences
 from .fingerprints import other_writers as other_writers
 from .non_finite import explain as explain
+from .options import FitOptions as FitOptions
 from .outcome import differences_taken as differences_taken
 from .outcome import expand as expand
 from .outcome import reservations as reservations
 from .outcome import warn_of_open_ends as warn_of_open_ends
-from .problem import exact_objective as exact_objective
-from .problem import exact_sigma as exact_sigma
+from .problem import resolve_objective as resolve_objective
+from .problem import resolve_sigma as resolve_sigma
 from .problem import split as split
 from .problem import to_model as to_model
 from .sample import guess_start as guess_start

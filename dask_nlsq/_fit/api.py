@@ -7,7 +7,6 @@ becomes a result. The one module that knows both the numerics and the world.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +20,10 @@ from dask_nlsq._fit.checks.identifiability import lost_sensitivity
 from dask_nlsq._fit.checks.perturbed_restarts import second_look
 from dask_nlsq._fit.checks.restarts import find_finite_starts, restart
 from dask_nlsq._fit.loop import lowest, race, stopped, verify
+from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.outcome import build, revive
 from dask_nlsq._fit.plan_inputs import dry_run, gather_facts, speed
-from dask_nlsq._fit.problem import Draft, Problem, arrange, draft, executor_of
+from dask_nlsq._fit.problem import Problem, Resolved, arrange, executor_of, resolve
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample, draw_sample
 from dask_nlsq._fit.session import Run, running
@@ -33,7 +33,7 @@ from dask_nlsq._fit.start.stream_pass import target
 from dask_nlsq._fit.start.warm_start import optimizer_of
 from dask_nlsq._kernel import MANY_ROWS, kernel, linearity
 from dask_nlsq._model import Loss, Objective, Parameters
-from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowConfig, WorkflowTier, make_plan, settle, whole, with_speeds
+from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowTier, make_plan, with_speeds
 from dask_nlsq._result import FitResult
 from dask_nlsq._solver import Status, TrustRegion, check_bounds
 from dask_nlsq._sweep import Cluster, Executor, group, outside_pool, ship
@@ -256,43 +256,90 @@ def fit(
     >>> result.params.round(2).to_dict()
     {'amplitude': 2.0, 'rate': 0.5}
     """
-    seed = whole("seed", seed, 0)
-    said = locals()
+    options = FitOptions(
+        model=model,
+        x=x,
+        y=y,
+        data=data,
+        sigma=sigma,
+        filters=filters,
+        storage_options=storage_options,
+        version=version,
+        p0=p0,
+        bounds=bounds,
+        fixed=fixed,
+        tied=tied,
+        prior=prior,
+        loss=loss,
+        f_scale=f_scale,
+        jac=jac,
+        absolute_sigma=absolute_sigma,
+        cov_type=cov_type,
+        nan_policy=nan_policy,  # type: ignore[arg-type]
+        missing_chunks=missing_chunks,
+        ftol=ftol,
+        xtol=xtol,
+        gtol=gtol,
+        max_nfev=max_nfev,
+        time_limit=time_limit,
+        callback=callback,
+        tier=tier,
+        goal=goal,
+        workflow=workflow,
+        config=config,
+        memory_limit=memory_limit,
+        cache=cache,
+        precision=precision,
+        n_starts=n_starts,
+        sampler=sampler,
+        method=method,
+        ordered=ordered,
+        seed=seed,
+        checkpoint=checkpoint,
+        checkpoint_interval=checkpoint_interval,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        compression=compression,
+        keep=keep,
+        strict=strict,
+        autotune=autotune,
+        client=client,
+        progress=progress,
+    )
     started = time.perf_counter()
-    config = _settle(said)
-    exact = _draft(said, config)
-    with outside_pool(exact.executor), running(exact, config, said) as run:
-        return _fit(exact, config, said, run, started)
+    resolved = _resolve(options)
+    with outside_pool(resolved.executor), running(resolved, options) as run:
+        return _fit(resolved, options, run, started)
 
 
-def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run, started: float) -> FitResult:
-    """Fit what has been made exact, from the beginning or from where a run goes on."""
-    saved, ended = run.saved, run.ended(config.max_nfev)
+def _fit(resolved: Resolved, options: FitOptions, run: Run, started: float) -> FitResult:
+    """Fit what has been resolved, from the beginning or from where a run goes on."""
+    saved, ended = run.saved, run.ended(options.max_nfev)
     if run.come is not None:
-        exact = dataclasses.replace(exact, parameters=exact.parameters.from_here(run.come))
+        resolved = dataclasses.replace(resolved, parameters=resolved.parameters.from_here(run.come))
     if ended and run.same_files:
-        return _again(_problem(exact, (), None, run), _solver(exact.objective, exact.parameters, said, config), run)
-    source, objective = exact.source, exact.objective
+        return _again(_problem(resolved, (), None, run), _solver(resolved.objective, resolved.parameters, options), run)
+    source, objective = resolved.source, resolved.objective
     wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
-    if wide and not isinstance(exact.executor, Cluster):
+    if wide and not isinstance(resolved.executor, Cluster):
         kernel.prepare(objective)
     saved_pass = saved is not None and saved.passing is not None
-    searches = config.starts > 1 and (saved is None or saved.state is None)
-    decided, executor, groups, sample = _gather(exact, config, saved_pass or searches)
-    exact, others, notes = find_start(exact, said, executor, groups, sample, saved)
-    problem = _problem(dataclasses.replace(exact, executor=executor), groups, decided, run, exact.executor)
-    solver = _solver(exact.objective, exact.parameters, said, config, decided)
+    searches = options.searches and (saved is None or saved.state is None)
+    decided, executor, groups, sample = _gather(resolved, options, saved_pass or searches)
+    resolved, others, notes = find_start(resolved, options, executor, groups, sample, saved)
+    problem = _problem(dataclasses.replace(resolved, executor=executor), groups, decided, run, resolved.executor)
+    solver = _solver(resolved.objective, resolved.parameters, options, decided)
     if ended:
         verify(problem, run)
         return _again(problem, solver, run)
     notes = _notes(problem) + notes if saved is None else saved.notes
     run.know(problem, notes)
-    deadline = None if config.time_limit is None else time.monotonic() + config.time_limit
-    with Progress(len(source.partitions), said["progress"]) as bar:
-        route = find_route(problem, solver, [exact.parameters.start, *others], sample, said, config, run, bar)
+    deadline = None if options.time_limit is None else time.monotonic() + options.time_limit
+    with Progress(len(source.partitions), options.progress) as bar:
+        route = find_route(problem, solver, [resolved.parameters.start, *others], sample, options, run, bar)
         notes += route.notes
         run.know(problem, notes)
-        begun, callback = route.begun, said["callback"]
+        begun, callback = route.begun, options.callback
         if begun is not None and saved is None and begun[0].point is not None and begun[0].status is None:
             begun = (stopped(problem, begun[0], deadline, callback), begun[1])
         first, before = begun or (solver.init(route.starts[0]), [])
@@ -317,18 +364,18 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
             before,
             run=run,
             partial=route.partial,
-            elsewhere=None if config.starts > 1 or callable(problem.objective.loss) else elsewhere,
+            elsewhere=None if options.searches or callable(problem.objective.loss) else elsewhere,
         )
         winner, starts = lowest(team), None
         state = team[winner]
         if run.search is not None:
             assert state.point is not None
-            starts, told = judge(exact.parameters.free, run.search, team, solver, state.point.reduction)
+            starts, told = judge(resolved.parameters.free, run.search, team, solver, state.point.reduction)
             notes += (told,)
             if further := len(seconds) - state.nsweeps:
                 notes += (f"Sweeps over all rows that only other minima needed: {further}.",)
                 seconds = seconds[: state.nsweeps]
-        elif config.starts <= 1:
+        elif not options.searches:
             state, more, told_again = restart(problem, solver, state, sample, bar, deadline, callback)
             seconds += more
             notes += told_again
@@ -345,20 +392,20 @@ def _fit(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any], run: Run
 
 
 def _problem(
-    exact: Draft, groups: Sequence[Any], decided: Plan | None, run: Run, reader: Executor | None = None
+    resolved: Resolved, groups: Sequence[Any], decided: Plan | None, run: Run, reader: Executor | None = None
 ) -> Problem:
     plan = decided if decided is not None else run.plan()
-    objective = exact.objective
+    objective = resolved.objective
     return Problem(
-        exact.source,
-        exact.columns,
+        resolved.source,
+        resolved.columns,
         objective,
         ship(objective),
-        exact.parameters,
-        exact.executor,
+        resolved.parameters,
+        resolved.executor,
         groups,
         plan,
-        reader or exact.executor,
+        reader or resolved.executor,
         run.ledger(),
     )
 
@@ -366,8 +413,7 @@ def _problem(
 def _solver(
     objective: Objective,
     parameters: Parameters,
-    said: Mapping[str, Any],
-    config: WorkflowConfig,
+    options: FitOptions,
     decided: Plan | None = None,
 ) -> TrustRegion:
     return TrustRegion(
@@ -375,11 +421,11 @@ def _solver(
         parameters.upper,
         parameters.prior,
         tolerance=None if decided is None else _TOLERANCE.get(decided.goal),
-        absolute_sigma=said["absolute_sigma"],
-        ftol=config.ftol,
-        xtol=config.xtol,
-        gtol=config.gtol,
-        max_nfev=config.max_nfev or sys.maxsize,
+        absolute_sigma=options.absolute_sigma,
+        ftol=options.ftol,
+        xtol=options.xtol,
+        gtol=options.gtol,
+        max_nfev=options.max_nfev or sys.maxsize,
         linearity=linearity(objective),
         second_order=not objective.robust,
     )
@@ -432,55 +478,47 @@ def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
       sweeps   about 8
       time     about ... a sweep, ... in all
     """
-    bound = inspect.signature(fit).bind(model, x, y, **options)
-    bound.apply_defaults()
-    said = bound.arguments
-    config = _settle(said)
-    exact = _draft(said, config)
-    facts = gather_facts(exact, config.memory_limit)
-    make_plan(facts, config)  # refuses, before anything is read
-    return make_plan(dry_run(exact, facts), config)
+    asked = FitOptions(model, x, y, **options)
+    resolved = _resolve(asked)
+    facts = gather_facts(resolved, asked.memory_limit)
+    make_plan(facts, asked.settings)  # refuses, before anything is read
+    return make_plan(dry_run(resolved, facts), asked.settings)
 
 
-def _settle(said: Mapping[str, Any]) -> WorkflowConfig:
-    """Return the settings that count, of the arguments of a fit and what stands behind them."""
-    own = {field.name: said[field.name] for field in dataclasses.fields(WorkflowConfig)}
-    return settle(WorkflowConfig(**own), said["config"], said["workflow"])
-
-
-def _draft(said: Mapping[str, Any], config: WorkflowConfig) -> Draft:
-    """Make the arguments exact, and refuse to stream what does not add up."""
-    exact = draft(**said)
-    target(exact.parameters.free, config.precision)
-    optimizer_of(said["method"], exact.parameters.bounded)
-    if config.starts > 1:
-        check_bounds(exact.parameters.free, exact.parameters.lower, exact.parameters.upper)
-    whole("seed", said["seed"], 0)
-    streams = config.precision is not None or (isinstance(config.tier, WorkflowTier) and config.tier.streams)
-    if streams and (exact.objective.robust or exact.objective.sandwich):
+def _resolve(options: FitOptions) -> Resolved:
+    """Resolve the arguments, and refuse to stream what does not add up."""
+    resolved = resolve(options)
+    target(resolved.parameters.free, options.precision)
+    optimizer_of(options.method, resolved.parameters.bounded)
+    if options.searches:
+        check_bounds(resolved.parameters.free, resolved.parameters.lower, resolved.parameters.upper)
+    streams = options.precision is not None or (isinstance(options.tier, WorkflowTier) and options.tier.streams)
+    if streams and (resolved.objective.robust or resolved.objective.sandwich):
         raise NlsqError(
             'tier="streaming" and precision= add up squares: they need loss="linear" and cov_type="standard". '
             'Use tier="chunked".'
         )
-    return exact
+    return resolved
 
 
 def _gather(
-    exact: Draft, config: WorkflowConfig, sampled: bool = False
+    resolved: Resolved, options: FitOptions, sampled: bool = False
 ) -> tuple[Plan, Executor, Sequence[Any], Sample | None]:
     """Return the plan, the partitions in groups, held where it says so, and a sample where one is needed."""
-    source, executor = exact.source, exact.executor
+    source, executor = resolved.source, resolved.executor
     if isinstance(executor, Cluster):
         executor.wait_for_workers()
     partitions, sample, read = len(source.partitions), None, 0.0
-    facts = gather_facts(exact, config.memory_limit)
-    decided = None if facts.partition_rows is None else make_plan(facts, config)  # may refuse, before anything is read
+    facts = gather_facts(resolved, options.memory_limit)
+    decided = (
+        None if facts.partition_rows is None else make_plan(facts, options.settings)
+    )  # may refuse, before anything is read
     if source.info.rows is None and not source.shared:
         started = time.perf_counter()
         sample = draw_sample(executor, group(source.partitions, float("inf"), executor.workers), partitions)
         read = time.perf_counter() - started
-        facts, decided = gather_facts(exact, config.memory_limit, sample), None
-    decided = decided or make_plan(facts, config)
+        facts, decided = gather_facts(resolved, options.memory_limit, sample), None
+    decided = decided or make_plan(facts, options.settings)
     groups = arrange(source, executor, decided)
     executor = executor_of(decided, executor)
     sampled = sampled or decided.tier.streams
@@ -490,7 +528,7 @@ def _gather(
         read = time.perf_counter() - started
     if sample is None or (sample.estimated_rows <= MANY_ROWS and not sampled):
         return decided, executor, groups, None
-    facts = dataclasses.replace(facts, **speed(exact.objective, sample.block, exact.parameters.start))
+    facts = dataclasses.replace(facts, **speed(resolved.objective, sample.block, resolved.parameters.start))
     if decided.cache == "none" and read > 0:
         drawn = sample.estimated_rows / partitions * sample.partitions * facts.row_bytes
         facts = dataclasses.replace(facts, bytes_per_second=drawn / read / executor.workers)

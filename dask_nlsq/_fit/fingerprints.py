@@ -13,10 +13,10 @@ import numpy as np
 
 from dask_nlsq._checkpoint import Generation, versions
 from dask_nlsq._errors import CheckpointMismatch, warn
-from dask_nlsq._fit.problem import Draft
+from dask_nlsq._fit.options import FitOptions
+from dask_nlsq._fit.problem import Resolved
 from dask_nlsq._kernel import program
 from dask_nlsq._model import code
-from dask_nlsq._plan import OptimizationGoal, WorkflowConfig
 from dask_nlsq._sources import are_paths, files
 
 _BY_JAX = ("reverse", "forward", "shared")
@@ -26,11 +26,11 @@ _CLOSE = 1e-9
 """Relative difference of the values of a model that another version of JAX may make."""
 
 
-def fingerprint(draft: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprint(resolved: Resolved, options: FitOptions) -> dict[str, Any]:
     """Return what decides about the answer of a fit, as plain values that JSON holds."""
-    parameters, objective, info = draft.parameters, draft.objective, draft.source.info
+    parameters, objective, info = resolved.parameters, resolved.objective, resolved.source.info
     prior = parameters.prior
-    path = said["data"] if are_paths(said["data"]) else None
+    path = options.data if are_paths(options.data) else None
     found = {
         "parameters": list(parameters.names),
         "free": list(parameters.free),
@@ -40,37 +40,21 @@ def fingerprint(draft: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -
         "fixed": dict(parameters.fixed),
         "tied": {name: tie.text for name, tie in parameters.tied.items()},
         "prior": None if prior is None else [prior.mean.tolist(), prior.weight.tolist()],
-        "columns": list(draft.columns.names),
-        "sigma": draft.columns.sigma,
-        "nan_policy": draft.columns.nan_policy,
+        "columns": list(resolved.columns.names),
+        "sigma": resolved.columns.sigma,
+        "nan_policy": resolved.columns.nan_policy,
         "loss": code(objective.loss) if callable(objective.loss) else objective.loss,
         "f_scale": objective.f_scale,
         "jac": "a function" if objective.jac is not None else objective.jacobian,
-        "cov_type": said["cov_type"],
-        "absolute_sigma": said["absolute_sigma"],
-        **{name: getattr(config, name) for name in ("ftol", "xtol", "gtol", "precision")},
-        "goal": str(config.goal or OptimizationGoal.ROBUST),
-        "method": said["method"] if isinstance(said["method"], (str, type(None))) else type(said["method"]).__name__,
-        "ordered": said["ordered"],
-        "seed": said["seed"],
-        "n_starts": config.starts if config.starts > 1 else None,
-        "sampler": config.sampler if config.starts > 1 else None,
-        "filters": None if said["filters"] is None else str(_in_order(said["filters"])),
+        **options.fingerprint(),
         "kind of data": info.kind,
-        "partitions": len(draft.source.partitions),
+        "partitions": len(resolved.source.partitions),
         "bytes of a row": info.row_bytes,  # tells float32 from float64
         "rows": info.rows,
-        "files": info.identity or (None if path is None else files(path, said["storage_options"])),
+        "files": info.identity or (None if path is None else files(path, options.storage_options)),
         "model": program(objective, parameters.start),
     }
     return dict(json.loads(json.dumps(_plain(found))))
-
-
-def _in_order(value: Any) -> Any:
-    """Return filters with sets as lists, whose order is that of no process."""
-    if isinstance(value, (set, frozenset)):
-        return sorted(value, key=repr)
-    return type(value)(map(_in_order, value)) if type(value) in (list, tuple) else value
 
 
 def _plain(value: Any) -> Any:

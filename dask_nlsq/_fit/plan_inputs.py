@@ -12,7 +12,7 @@ import psutil
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 
-from dask_nlsq._fit.problem import Draft
+from dask_nlsq._fit.problem import Resolved
 from dask_nlsq._fit.sample import Sample
 from dask_nlsq._kernel import SLABS, Block, compile_cache, kernel
 from dask_nlsq._model import Objective
@@ -22,7 +22,7 @@ from dask_nlsq._system import time_left
 from dask_nlsq._typing import Vector
 
 
-def gather_facts(draft: Draft, limit: Any, sample: Sample | None = None) -> Facts:
+def gather_facts(resolved: Resolved, limit: Any, sample: Sample | None = None) -> Facts:
     """Look up what is known before the data are read, or after a sample of them was.
 
     Parameters
@@ -30,7 +30,7 @@ def gather_facts(draft: Draft, limit: Any, sample: Sample | None = None) -> Fact
     limit : int or str, optional
         Bytes that a process may hold, where the user says so.
     """
-    info, executor = draft.source.info, draft.executor
+    info, executor = resolved.source.info, resolved.executor
     own = memory_limit()
     home = psutil.Process().memory_info().rss
     cluster = isinstance(executor, Cluster)
@@ -40,25 +40,25 @@ def gather_facts(draft: Draft, limit: Any, sample: Sample | None = None) -> Fact
         own = min(own, allowed, key=lambda each: each.limit)
     rows = info.rows if sample is None or info.rows is not None else sample.estimated_rows
     largest = info.partition_rows if sample is None or info.partition_rows is not None else sample.largest
-    embedded = isinstance(draft.source.partitions[0], Block)
+    embedded = isinstance(resolved.source.partitions[0], Block)
     reader = info.reader or info.kind
     if reader not in READERS or embedded:
         reader = "sent" if cluster else "memory"
     return Facts(
-        model=f"{draft.objective.model.name}({', '.join(draft.parameters.names)})",
-        n_params=draft.parameters.p,
+        model=f"{resolved.objective.model.name}({', '.join(resolved.parameters.names)})",
+        n_params=resolved.parameters.p,
         kind=info.kind,
         reader=reader,
         rows=rows,
         estimated=info.rows is None and rows is not None,
-        columns=len(draft.objective.columns) + draft.objective.weighted,
+        columns=len(resolved.objective.columns) + resolved.objective.weighted,
         row_bytes=info.row_bytes,
-        partitions=len(draft.source.partitions),
+        partitions=len(resolved.source.partitions),
         partition_rows=largest,
         encoded=info.encoded,
         encoded_partition=info.encoded_partition,
-        shared=draft.source.shared,
-        squares=not (draft.objective.robust or draft.objective.sandwich),
+        shared=resolved.source.shared,
+        squares=not (resolved.objective.robust or resolved.objective.sandwich),
         cluster=cluster,
         processes=processes,
         threads=threads,
@@ -85,11 +85,11 @@ def _who(executor: Executor, own: MemoryLimit) -> tuple[int, int, MemoryLimit]:
     return processes, threads, min(shares, key=lambda each: each.limit, default=own)
 
 
-def dry_run(draft: Draft, facts: Facts) -> Facts:
+def dry_run(resolved: Resolved, facts: Facts) -> Facts:
     """Read one partition and reduce some of its rows: how fast both go, and how many rows there may be."""
     if facts.shared:
         return facts
-    block, seconds = _read(draft.source.partitions)
+    block, seconds = _read(resolved.source.partitions)
     found: dict[str, Any] = {}
     if facts.rows is None:
         found |= {"rows": float(block.rows * facts.partitions), "estimated": True}
@@ -97,7 +97,7 @@ def dry_run(draft: Draft, facts: Facts) -> Facts:
         found["partition_rows"] = block.rows
     if READERS[facts.reader].decoded and block.rows:
         found["bytes_per_second"] = block.nbytes / max(seconds, 1e-9)
-    return dataclasses.replace(facts, **found, **speed(draft.objective, block, draft.parameters.start))
+    return dataclasses.replace(facts, **found, **speed(resolved.objective, block, resolved.parameters.start))
 
 
 def _read(partitions: Sequence[Any]) -> tuple[Block, float]:

@@ -15,9 +15,10 @@ import distributed
 import numpy as np
 from dask.base import named_schedulers
 
-from dask_nlsq._errors import DataError, ModelError, NlsqError, one_of, warn
+from dask_nlsq._errors import DataError, ModelError, NlsqError, warn
+from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._kernel import PER_THREAD, SLABS, Block, lay, validate
-from dask_nlsq._model import Loss, Model, Objective, Parameters, check_loss, named
+from dask_nlsq._model import Model, Objective, Parameters, named
 from dask_nlsq._plan import Plan, WorkflowTier
 from dask_nlsq._sources import (
     Columns,
@@ -40,8 +41,8 @@ from dask_nlsq._typing import Vector
 
 
 @dataclasses.dataclass(frozen=True)
-class Draft:
-    """A fit with every argument made exact, and its rows not read yet."""
+class Resolved:
+    """A fit whose arguments are resolved, and whose rows are not read yet."""
 
     source: Source
     columns: Columns
@@ -67,62 +68,24 @@ class Problem:
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
 
-def draft(
-    *,
-    model: Any,
-    x: Any,
-    y: Any,
-    data: Any,
-    sigma: Any,
-    filters: Any,
-    storage_options: dict[str, Any] | None,
-    version: Any,
-    p0: Any,
-    bounds: Any,
-    fixed: Any,
-    tied: Mapping[str, Any] | None,
-    prior: Mapping[str, tuple[float, float]] | None,
-    loss: Loss,
-    f_scale: float,
-    jac: Any,
-    cov_type: str,
-    nan_policy: str,
-    missing_chunks: str,
-    client: Any,
-    **_: Any,
-) -> Draft:
-    """Make the arguments of a fit exact; of the data, only what describes them is read."""
+def resolve(options: FitOptions) -> Resolved:
+    """Resolve the arguments of a fit; of the data, only what describes them is read."""
     check_not_forked()
-    one_of("nan_policy", nan_policy, "raise", "omit", error=DataError)
-    one_of("missing_chunks", missing_chunks, "fill", "raise", error=DataError)
-    one_of("cov_type", cov_type, "standard", "sandwich")
-    data, columns, bound = roles(model, x, y, data, sigma, nan_policy, p0, (filters, storage_options, version))
-    parameters, objective = exact_objective(
-        bound,
-        columns,
-        p0,
-        bounds=bounds,
-        fixed=fixed,
-        tied=tied,
-        prior=prior,
-        jac=jac,
-        loss=loss,
-        f_scale=f_scale,
-        cov_type=cov_type,
-    )
-    source = open_source(data, columns, filters, storage_options, version)
-    source = count_absent(source, _laid_out(x, y, sigma))
+    data, columns, bound = assign_roles(options)
+    parameters, objective = resolve_objective(bound, columns, options)
+    source = open_source(data, columns, options.filters, options.storage_options, options.version)
+    source = count_absent(source, _laid_out(options.x, options.y, options.sigma))
     warn_of_namesakes(bound, source)
-    if missing_chunks == "raise" and source.info.absent:
+    if options.missing_chunks == "raise" and source.info.absent:
         raise DataError(f"{'; '.join(source.info.absent.values())}.", column=next(iter(source.info.absent)))
     if not source.partitions:
         raise DataError("There are no rows to fit.")
-    executor = Serial() if client is False else choose_executor(client, len(source.partitions))
+    executor = Serial() if options.client is False else choose_executor(options.client, len(source.partitions))
     shipped = ship(objective)
     if isinstance(executor, Cluster):
         shipped.bytes()  # refused here, by name, rather than by the scheduler
         check_travels(source)
-    return Draft(source, columns, bound, shipped.value, parameters, executor)
+    return Resolved(source, columns, bound, shipped.value, parameters, executor)
 
 
 def _laid_out(x: Any, y: Any, sigma: Any) -> dict[str, Any]:
@@ -133,34 +96,21 @@ def _laid_out(x: Any, y: Any, sigma: Any) -> dict[str, Any]:
     }
 
 
-def exact_objective(
-    model: Model,
-    columns: Columns,
-    p0: Any = None,
-    *,
-    bounds: Any = None,
-    fixed: Any = None,
-    tied: Mapping[str, Any] | None = None,
-    prior: Mapping[str, tuple[float, float]] | None = None,
-    jac: Any = None,
-    loss: Loss = "linear",
-    f_scale: float = 1.0,
-    cov_type: str = "standard",
-) -> tuple[Parameters, Objective]:
+def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tuple[Parameters, Objective]:
     """Return the parameters of a bound model, and what is to be evaluated of them, looked at before any data."""
-    check_loss(loss, f_scale)
-    parameters = Parameters.of(model, p0, bounds, fixed, tied, prior)
+    given = options.bounds, options.fixed, options.tied, options.prior
+    parameters = Parameters.of(model, options.p0, *given)
     objective = Objective(
         dataclasses.replace(model, guess=None),
         (*columns.x, columns.y),
         columns.sigma is not None,
-        jac=jac if callable(jac) else None,
-        loss=loss,
-        f_scale=f_scale,
-        sandwich=cov_type == "sandwich",
+        jac=options.jac if callable(options.jac) else None,
+        loss=options.loss,
+        f_scale=options.f_scale,
+        sandwich=options.cov_type == "sandwich",
         expansion=parameters.expansion,
     )
-    return parameters, _look(ship(objective).value, parameters.start, jac)
+    return parameters, _look(ship(objective).value, parameters.start, options.jac)
 
 
 def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
@@ -210,19 +160,18 @@ def to_model(model: Any, p0: Any = None) -> Model:
     return Model.from_function(model, n)
 
 
-def roles(
-    model: Any, x: Any, y: Any, data: Any, sigma: Any, nan_policy: Any, p0: Any, reading: tuple[Any, ...]
-) -> tuple[Any, Columns, Model]:
+def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
     """Say which data plays which role, by name whatever the form; return data, columns and the bound model."""
+    data, x, y, sigma = options.data, options.x, options.y, options.sigma
     for given in (data, x, y, sigma):
         check_known(given)
-    model, data = to_model(model, p0), once(data)
-    sigma = exact_sigma(sigma, named=data is not None)
+    model, data = to_model(options.model, options.p0), once(data)
+    sigma = resolve_sigma(sigma, named=data is not None)
     constant = sigma if isinstance(sigma, float) else None
     if data is None:
         if any(arg is None or isinstance(arg, str) for arg in (x, y)):
             raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
-        names, arrays = split(model, x, y, p0)
+        names, arrays = split(model, x, y, options.p0)
         if getattr(y, "ndim", 1) > 1:
             arrays, y, sigma = columns_of(arrays, y, sigma)
         free = ("y", "sigma") if {"y", "sigma"}.isdisjoint(names) else ("fitted y", "sigma of y")
@@ -236,11 +185,13 @@ def roles(
             raise DataError(f"With data=, y must be the name of a column; it is a {type(y).__name__}.")
         names = model.inputs if x is None else _column_names(x)
         if x is None and not names:  # an expression whose columns are those that the data has
-            present = open_source(data, Columns((), y, constant or sigma, nan_policy), *reading).info.present
+            columns = Columns((), y, constant or sigma, options.nan_policy)
+            reading = options.filters, options.storage_options, options.version
+            present = open_source(data, columns, *reading).info.present
             names = model.inputs_among(present, (y, sigma))
     bound = model.bind(names)
     sigma = constant if constant is not None else sigma
-    return data, Columns(tuple(names), y, sigma, nan_policy), bound
+    return data, Columns(tuple(names), y, sigma, options.nan_policy), bound
 
 
 def _column_names(x: Any) -> tuple[Any, ...]:
@@ -254,7 +205,7 @@ def _column_names(x: Any) -> tuple[Any, ...]:
     raise DataError(f"With data=, x must be the name of a column or a list of names; it is {_seen(x)}.")
 
 
-def exact_sigma(sigma: Any, named: bool) -> Any:
+def resolve_sigma(sigma: Any, named: bool) -> Any:
     """Return a number as a float, and all else as it is; where columns are `named`, that must be a name or None."""
     if getattr(sigma, "ndim", None) == 0 and hasattr(sigma, "item"):
         sigma = sigma.item()

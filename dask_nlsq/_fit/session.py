@@ -24,13 +24,13 @@ from dask_nlsq._errors import (
     CheckpointMismatch,
     Interrupted,
     SweepError,
-    one_of,
     warn,
 )
 from dask_nlsq._fit.fingerprints import compare, fingerprint
-from dask_nlsq._fit.problem import Draft, Problem
+from dask_nlsq._fit.options import FitOptions
+from dask_nlsq._fit.problem import Problem, Resolved
 from dask_nlsq._model import Jacobian
-from dask_nlsq._plan import Plan, WorkflowConfig
+from dask_nlsq._plan import Plan
 from dask_nlsq._result import FitResult
 from dask_nlsq._solver import STOPPED, Ends, State, StreamState
 from dask_nlsq._sweep import Finished, Ledger
@@ -156,9 +156,8 @@ class Kept(Run):
         checkpoints: Checkpoints,
         lock: Lock,
         interrupt: Interrupt,
-        config: WorkflowConfig,
+        options: FitOptions,
         fingerprint: Mapping[str, Any],
-        strict: bool,
         saved: Saved | None,
     ) -> None:
         super().__init__()
@@ -167,7 +166,7 @@ class Kept(Run):
         if saved is not None and saved.marks is not None:
             self._ledger = Ledger(saved.marks)
         self._checkpoints, self._lock, self._interrupt = checkpoints, lock, interrupt
-        self._config, self._fingerprint, self._strict = config, fingerprint, strict
+        self._options, self._fingerprint = options, fingerprint
         self._latest: Callable[[], Mapping[str, Any]] | None = None
         self._numbers = [] if lock.held else checkpoints.numbers()
         self._due = 0.0  # the first state is written at once
@@ -183,7 +182,7 @@ class Kept(Run):
         """Commit where an interval has passed or sweeps enough, and leave where a signal has come."""
         self._latest = make
         self._sweeps += swept
-        every = self._config.checkpoint_every
+        every = self._options.checkpoint_every
         due = time.monotonic() >= self._due or (every is not None and self._sweeps >= every)
         if due:
             self.write()
@@ -212,15 +211,15 @@ class Kept(Run):
         }
         try:
             self._check_lock()
-            keys = pack(saved, self._config.compression)
-            keep = KEEP if self._config.keep is None else self._config.keep
+            keys = pack(saved, self._options.compression)
+            keep = KEEP if self._options.keep is None else self._options.keep
             number = self._checkpoints.commit(keys, said, self._fingerprint, keep)
             log.info("committed generation %d at %s", number, self._checkpoints.place)
             self.commits += 1
         except Exception as error:  # whatever a file system or a service raises
             text = f"{type(error).__name__}: {error}"
             self.errors.append(text)
-            if self._strict:
+            if self._options.strict:
                 if isinstance(error, CheckpointError):
                     raise
                 raise CheckpointError(f"The checkpoint could not be written: {text}") from error
@@ -230,7 +229,7 @@ class Kept(Run):
                     "generations are as they were."
                 )
         self.seconds += time.perf_counter() - clock
-        interval = INTERVAL if self._config.checkpoint_interval is None else self._config.checkpoint_interval
+        interval = INTERVAL if self._options.checkpoint_interval is None else self._options.checkpoint_interval
         self._due = time.monotonic() + interval
         self._sweeps = 0
 
@@ -263,7 +262,7 @@ class Kept(Run):
 
 
 @contextlib.contextmanager
-def running(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> Iterator[Run]:
+def running(resolved: Resolved, options: FitOptions) -> Iterator[Run]:
     """Open the run of a fit: take the lock, and find where to go on from.
 
     Raises
@@ -276,17 +275,15 @@ def running(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> It
     CheckpointCorrupt
         Nothing that is there verifies.
     """
-    resume, strict = said["resume"], said["strict"]
-    if not isinstance(resume, bool):
-        one_of("resume", resume, "auto", "force")
-    if config.checkpoint is None:
+    resume, strict, where = options.resume, options.strict, options.checkpoint
+    if where is None:
         if resume is True:
             raise CheckpointError("resume=True needs checkpoint=, where to go on from.")
         yield Run()
         return
-    remote = "://" in str(config.checkpoint)
-    checkpoints = Checkpoints(config.checkpoint, said["storage_options"] if remote else None)
-    own = fingerprint(exact, config, said)
+    remote = "://" in str(where)
+    checkpoints = Checkpoints(where, options.storage_options if remote else None)
+    own = fingerprint(resolved, options)
     with _locked(checkpoints, strict) as lock, Interrupt() as interrupt:
         found = None if resume is False else checkpoints.newest()
         if found is None and resume is True:
@@ -296,7 +293,7 @@ def running(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> It
         if found is not None:
             generation, keys = found
             same = compare(generation, own, force=resume == "force")
-            there, p = unpack(Saved, keys), exact.parameters.p
+            there, p = unpack(Saved, keys), resolved.parameters.p
             if same and (resume != "force" or own["files"] is not None):
                 saved = _sane(there, p)
             else:  # no fingerprint tells rows in no files from others
@@ -308,7 +305,7 @@ def running(exact: Draft, config: WorkflowConfig, said: Mapping[str, Any]) -> It
                     )
                 _sane(there, p)
             log.info("going on from generation %d at %s", generation.number, checkpoints.place)
-        run = Kept(checkpoints, lock, interrupt, config, own, strict, saved)
+        run = Kept(checkpoints, lock, interrupt, options, own, saved)
         run.come = come
         try:
             yield run

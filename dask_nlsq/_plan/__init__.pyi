@@ -22,5 +22,5 @@ from .workflow import PRESETS as PRESETS
 from .workflow import SAMPLERS as SAMPLERS
 from .workflow import WorkflowConfig as WorkflowConfig
 from .workflow import auto_select_workflow as auto_select_workflow
-from .workflow import settle as settle
+from .workflow import merge_config as merge_config
 from .workflow import whole as whole

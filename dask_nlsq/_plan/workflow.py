@@ -156,7 +156,7 @@ class WorkflowConfig:
         return dataclasses.replace(self, **changes)
 
 
-def settle(said: WorkflowConfig, config: Any = None, workflow: str | None = None) -> WorkflowConfig:
+def merge_config(said: WorkflowConfig, config: Any = None, workflow: str | None = None) -> WorkflowConfig:
     """Return what counts of what is said by arguments, a config, a workflow, and Dask's configuration."""
     if isinstance(config, Mapping):
         config = WorkflowConfig.from_dict(config)

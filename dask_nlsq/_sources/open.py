@@ -35,7 +35,7 @@ from dask_nlsq._sources.source import Source
 from dask_nlsq._sources.stored import Stored, StoredPartition
 from dask_nlsq._sources.text import open_text
 from dask_nlsq._sources.variables import is_variable, stored_rows, to_array
-from dask_nlsq._sources.zarr import absent, is_zarr, open_stored, open_zarr, rows_at_a_time, whole
+from dask_nlsq._sources.zarr import absent, as_stored, is_zarr, open_stored, open_zarr, rows_at_a_time, whole
 
 KINDS = (
     "a path or URL of Parquet, Zarr, Delta, Iceberg, Icechunk or CSV, a Dask, pandas, polars or Arrow table, a mapping "

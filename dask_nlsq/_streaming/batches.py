@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._fit import exact_sigma, split
+from dask_nlsq._fit import resolve_sigma, split
 from dask_nlsq._kernel import Block
 from dask_nlsq._model import Model, Objective
 from dask_nlsq._sources import Columns, each_table, is_table
@@ -32,7 +32,7 @@ def blocks(model: Model, columns: Columns, x: Any, y: Any, sigma: Any) -> Iterat
     DataError
         A column is missing, is not numeric or is of another length, sigma is not positive, or y is given twice.
     """
-    sigma = exact_sigma(sigma, named=False)
+    sigma = resolve_sigma(sigma, named=False)
     if not is_table(x):
         yield _block(*_arrays(model, columns, x, y), sigma)
         return

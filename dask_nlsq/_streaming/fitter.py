@@ -17,17 +17,18 @@ import numpy.typing as npt
 import pandas as pd
 
 from dask_nlsq._checkpoint import archive, to_text, versions
-from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, one_of, warn
+from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, warn
 from dask_nlsq._fit import (
+    FitOptions,
     agrees,
     descend,
     differences_taken,
-    exact_objective,
     expand,
     explain,
     guess_start,
     optimizer_of,
     reservations,
+    resolve_objective,
     responds_elsewhere,
     to_model,
     warn_of_open_ends,
@@ -170,6 +171,17 @@ class StreamingFitter:
         robust: bool = False,
         method: Any = None,
     ) -> None:
+        options = FitOptions(
+            model,
+            p0=p0,
+            bounds=bounds,
+            fixed=fixed,
+            tied=tied,
+            prior=prior,
+            absolute_sigma=absolute_sigma,
+            nan_policy=nan_policy,  # type: ignore[arg-type]
+            method=method,
+        )
         model = to_model(model, p0)
         names = model.inputs if x is None else (x,) if isinstance(x, str) else tuple(x)
         if not names:
@@ -177,11 +189,8 @@ class StreamingFitter:
         if not _is_share(forget) and not (isinstance(forget, str) and forget == "auto"):
             raise NlsqError(f'forget is {forget!r}; a number above 0, up to 1, or "auto" is needed.')
         self._model = model.bind(names)
-        self._columns = Columns(tuple(names), y, None, nan_policy)  # type: ignore[arg-type]
-        one_of("nan_policy", nan_policy, "raise", "omit", error=DataError)
-        self._parameters, self._objective = exact_objective(
-            self._model, self._columns, p0, bounds=bounds, fixed=fixed, tied=tied, prior=prior
-        )
+        self._columns = Columns(tuple(names), y, None, options.nan_policy)
+        self._parameters, self._objective = resolve_objective(self._model, self._columns, options)
         self._solver = Streaming(
             self._parameters.lower,
             self._parameters.upper,
@@ -190,7 +199,7 @@ class StreamingFitter:
             None if forget == "auto" else float(forget),
             robust=bool(robust),
         )
-        self._optimizer = optimizer_of(method, self._parameters.bounded)
+        self._optimizer = optimizer_of(options.method, self._parameters.bounded)
         self._state: StreamState | None = None
         self._waiting: list[Block] = []
         self._sample = Reservoir(max(SAMPLE, 2 * WARM_ROWS * self._parameters.p), newest=forget != 1)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dask_nlsq._fit.loop import fit_sample, lowest_first
-from dask_nlsq._fit.problem import Draft, Problem
+from dask_nlsq._fit.options import FitOptions
+from dask_nlsq._fit.problem import Problem, Resolved
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import GUESS_ROWS, Sample, draw_sample, guess_start
 from dask_nlsq._fit.session import Run, Saved
@@ -21,49 +22,49 @@ from dask_nlsq._fit.start.stream_pass import stream, target
 from dask_nlsq._fit.start.warm_start import descend, optimizer_of, words
 from dask_nlsq._kernel import autotune as tuned
 from dask_nlsq._model import Parameters
-from dask_nlsq._plan import SAMPLERS, WorkflowConfig
+from dask_nlsq._plan import SAMPLERS
 from dask_nlsq._solver import State, TrustRegion, draw_starts, final
 from dask_nlsq._sweep import Executor, Partial
 from dask_nlsq._typing import Matrix, Vector
 
 
 def find_start(
-    exact: Draft,
-    said: Mapping[str, Any],
+    resolved: Resolved,
+    options: FitOptions,
     executor: Executor,
     groups: Sequence[Any],
     sample: Sample | None,
     saved: Saved | None,
-) -> tuple[Draft, list[Vector], tuple[str, ...]]:
+) -> tuple[Resolved, list[Vector], tuple[str, ...]]:
     """Return the draft with its start and its kernel settled, other starts, and how they were found."""
-    parameters, objective, partitions = exact.parameters, exact.objective, len(exact.source.partitions)
+    parameters, objective, partitions = resolved.parameters, resolved.objective, len(resolved.source.partitions)
     if saved is not None:
-        guessed = () if exact.model.guess is not None else parameters.guessed
+        guessed = () if resolved.model.guess is not None else parameters.guessed
         parameters = dataclasses.replace(parameters, start=saved.start, guessed=guessed)
         if (objective.jacobian, objective.tile) != (saved.jacobian, saved.tile):
             objective = dataclasses.replace(objective, jacobian=saved.jacobian, tile=saved.tile)
-        return dataclasses.replace(exact, parameters=parameters, objective=objective), [], ()
-    if parameters.guessed and exact.model.guess is not None:
+        return dataclasses.replace(resolved, parameters=parameters, objective=objective), [], ()
+    if parameters.guessed and resolved.model.guess is not None:
         rows = sample or draw_sample(executor, groups, partitions, GUESS_ROWS)
-        parameters = guess_start(exact.model, parameters, rows.block)
-    if said["autotune"]:
+        parameters = guess_start(resolved.model, parameters, rows.block)
+    if options.autotune:
         rows = sample or draw_sample(executor, groups, partitions)
         objective = tuned(objective, rows.block, parameters.start)
     others: list[Vector] = []
     notes: tuple[str, ...] = ()
-    optimizer = optimizer_of(said["method"], parameters.bounded)
+    optimizer = optimizer_of(options.method, parameters.bounded)
     if optimizer is not None:
         rows = sample or draw_sample(executor, groups, partitions)
-        end = descend(objective, parameters, rows.block, optimizer, said["seed"])
+        end = descend(objective, parameters, rows.block, optimizer, options.seed)
         parameters, others = dataclasses.replace(parameters, start=end.theta), [parameters.start]
-        notes = (words(said["method"], end, rows.block),)
-    return dataclasses.replace(exact, parameters=parameters, objective=objective), others, notes
+        notes = (words(options.method, end, rows.block),)
+    return dataclasses.replace(resolved, parameters=parameters, objective=objective), others, notes
 
 
-def _draw(parameters: Parameters, config: WorkflowConfig, seed: int) -> Matrix:
+def _draw(parameters: Parameters, options: FitOptions) -> Matrix:
     """Return the starts of a search."""
-    sampler = config.sampler or SAMPLERS[0]
-    return draw_starts(sampler, config.starts, parameters.lower, parameters.upper, parameters.start, seed)
+    sampler, n = options.sampler or SAMPLERS[0], options.settings.starts
+    return draw_starts(sampler, n, parameters.lower, parameters.upper, parameters.start, options.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,7 @@ def find_route(
     solver: TrustRegion,
     starts: list[Vector],
     sample: Sample | None,
-    said: Mapping[str, Any],
-    config: WorkflowConfig,
+    options: FitOptions,
     run: Run,
     bar: Progress,
 ) -> Route:
@@ -98,8 +98,8 @@ def find_route(
     passing = saved is not None and saved.passing is not None
     streams = passing or problem.plan.tier.streams
     notes: tuple[str, ...] = ()
-    if sample is not None and sample.block.rows and not passing and config.starts > 1:
-        draw = functools.partial(_draw, problem.parameters, config, said["seed"])
+    if sample is not None and sample.block.rows and not passing and options.searches:
+        draw = functools.partial(_draw, problem.parameters, options)
         searched = search(problem, solver, sample, draw, bar, run)
         found = [searched.fitted.theta[i] for i in searched.finalists]
         run.know(problem, (*run.known["notes"], *notes), starts)
@@ -117,9 +117,9 @@ def find_route(
     if saved is not None and saved.others is not None:
         starts = list(saved.others)
     run.know(problem, (*run.known["notes"], *notes), starts)
-    aim = target(problem.parameters.free, config.precision)
+    aim = target(problem.parameters.free, options.precision)
     first, seconds, told = stream(
-        problem, solver, near, sample, bar, seed=said["seed"], ordered=said["ordered"], target=aim, run=run
+        problem, solver, near, sample, bar, seed=options.seed, ordered=options.ordered, target=aim, run=run
     )
     if first is None:
         return Route(lowest_first(problem, starts), notes=(*notes, *told))

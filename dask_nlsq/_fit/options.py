@@ -1,0 +1,129 @@
+"""FitOptions: the arguments of a fit, checked once, and which of them a checkpoint has to agree on."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import field
+from typing import Any, Literal, TypeAlias
+
+from scipy.optimize import OptimizeResult
+
+from dask_nlsq._errors import DataError, one_of
+from dask_nlsq._model import Loss, check_loss
+from dask_nlsq._plan import OptimizationGoal, WorkflowConfig, merge_config, whole
+
+Form: TypeAlias = "Callable[[FitOptions], Any]"
+
+
+def _ordered(value: Any) -> Any:
+    """Return filters with sets as lists, whose order is that of no process."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    return type(value)(map(_ordered, value)) if type(value) in (list, tuple) else value
+
+
+def _text(filters: Any) -> str | None:
+    """Return filters as text."""
+    return None if filters is None else str(_ordered(filters))
+
+
+def _name(method: Any) -> str | None:
+    """Return what a method is called."""
+    return method if isinstance(method, (str, type(None))) else type(method).__name__
+
+
+def _form(form: Form) -> dict[str, Form]:
+    """Return metadata of a field on which the answer depends; `form` is what of it a fingerprint holds."""
+    return {"fingerprint": form}
+
+
+def _value(name: str) -> dict[str, Form]:
+    """Return metadata of a field on whose value the answer depends."""
+    return _form(operator.attrgetter(name))
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOptions:
+    """The arguments of `fit` under their names; `settings` are those that a `WorkflowConfig` may hold, merged.
+
+    Raises
+    ------
+    NlsqError
+        An argument is none of those that are possible; the message names it.
+    """
+
+    model: Any
+    x: Any = None
+    y: Any = None
+    data: Any = None
+    sigma: Any = None
+    filters: Any = field(default=None, metadata=_form(lambda o: _text(o.filters)))
+    storage_options: dict[str, Any] | None = None
+    version: Any = None
+    p0: Any = None
+    bounds: Any = None
+    fixed: Any = None
+    tied: Mapping[str, Any] | None = None
+    prior: Mapping[str, tuple[float, float]] | None = None
+    loss: Loss = "linear"
+    f_scale: float = 1.0
+    jac: Any = None
+    absolute_sigma: bool = field(default=False, metadata=_value("absolute_sigma"))
+    cov_type: str = field(default="standard", metadata=_value("cov_type"))
+    nan_policy: Literal["raise", "omit"] = "raise"
+    missing_chunks: str = "fill"
+    ftol: float | None = field(default=None, metadata=_value("ftol"))
+    xtol: float | None = field(default=None, metadata=_value("xtol"))
+    gtol: float | None = field(default=None, metadata=_value("gtol"))
+    max_nfev: int | None = None
+    time_limit: float | None = None
+    callback: Callable[[OptimizeResult], Any] | None = None
+    tier: Any = None
+    goal: Any = field(default=None, metadata=_form(lambda o: str(o.goal or OptimizationGoal.ROBUST)))
+    workflow: str | None = None
+    config: Any = None
+    memory_limit: int | str | None = None
+    cache: str | None = None
+    precision: float | Mapping[str, float] | None = field(default=None, metadata=_value("precision"))
+    n_starts: int | None = field(default=None, metadata=_form(lambda o: o.settings.starts if o.searches else None))
+    sampler: str | None = field(default=None, metadata=_form(lambda o: o.sampler if o.searches else None))
+    method: Any = field(default=None, metadata=_form(lambda o: _name(o.method)))
+    ordered: bool = field(default=True, metadata=_value("ordered"))
+    seed: int = field(default=0, metadata=_value("seed"))
+    checkpoint: Any = None
+    checkpoint_interval: float | None = None
+    checkpoint_every: int | None = None
+    resume: bool | str = "auto"
+    compression: str | None = None
+    keep: int | None = None
+    strict: bool = False
+    autotune: bool = False
+    client: Any = None
+    progress: bool | None = None
+    settings: WorkflowConfig = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole("seed", self.seed, 0))
+        names = [each.name for each in dataclasses.fields(WorkflowConfig)]
+        given = WorkflowConfig(**{name: getattr(self, name) for name in names})
+        object.__setattr__(self, "settings", merge_config(given, self.config, self.workflow))
+        for name in names:
+            object.__setattr__(self, name, getattr(self.settings, name))
+        one_of("nan_policy", self.nan_policy, "raise", "omit", error=DataError)
+        one_of("missing_chunks", self.missing_chunks, "fill", "raise", error=DataError)
+        one_of("cov_type", self.cov_type, "standard", "sandwich")
+        check_loss(self.loss, self.f_scale)
+        if not isinstance(self.resume, bool):
+            one_of("resume", self.resume, "auto", "force")
+
+    @property
+    def searches(self) -> bool:
+        """Whether the fit begins from several starts."""
+        return self.settings.starts > 1
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what of the options decides about the answer."""
+        forms = {each.name: each.metadata.get("fingerprint") for each in dataclasses.fields(self)}
+        return {name: form(self) for name, form in forms.items() if form is not None}
