@@ -113,7 +113,7 @@ def test_an_outlier_moves_nothing_and_is_counted(options, size, sigmas):
     fed(fitter, t[:400], y[:400], 400 // size)
     before = fitter.result()
     fitter.partial_fit(t[400 : 400 + size], y[400 : 400 + size])
-    assert fitter.result().status is Status.UNSETTLED
+    assert fitter.result().status is Status.NOT_SETTLED
     np.testing.assert_allclose(fitter.params, before.params, rtol=1e-9)
     fitter.partial_fit(t[400 + size :], y[400 + size :])
     assert any("1 batches contradicted the others and were set aside" in note for note in fitter.result().notes)

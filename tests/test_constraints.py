@@ -396,13 +396,13 @@ def test_a_time_limit_in_a_second_attempt_forgets_neither():
     )
     first = solver.step(solver.init(np.array([1.0])), start)
     low = dataclasses.replace(start, cost=40.0)
-    refuge = dataclasses.replace(solver.step(first, low), status=Status.STALLED)
-    second = dataclasses.replace(first, refuge=refuge, history=refuge.history)
+    fallback = dataclasses.replace(solver.step(first, low), status=Status.STALLED)
+    second = dataclasses.replace(first, fallback=fallback, history=fallback.history)
     ended = stop(second, Status.TIME_LIMIT)
     assert (ended.status, ended.point.reduction.cost) == (Status.TIME_LIMIT, 40.0)
     assert solver.go_on(ended) is second
     assert solver.go_on(stop(second, Status.CALLBACK)) is second
-    assert stop(refuge, Status.TIME_LIMIT).point is refuge.point
+    assert stop(fallback, Status.TIME_LIMIT).point is fallback.point
 
 
 @pytest.mark.parametrize(("cost", "answer"), [(50.0, "first"), (40.5, "second"), (30.0, "second")])
@@ -415,8 +415,8 @@ def test_a_second_attempt_that_converged_is_the_answer_unless_it_lies_higher(cos
         found = Reduction(100, 0, height, gram, 100.0, 0.0, 1.0, 0.0, np.zeros(1), np.zeros(2))
         state = solver.init(np.array([1.0]))
         if name == "second":
-            refuge = dataclasses.replace(states["first"], status=Status.STALLED)
-            state = dataclasses.replace(state, refuge=refuge)
+            fallback = dataclasses.replace(states["first"], status=Status.STALLED)
+            state = dataclasses.replace(state, fallback=fallback)
         states[name] = solver.step(state, found)
     assert states["second"].point.reduction.cost == {"first": 40.0, "second": cost}[answer]
     assert states["second"].status is {"first": Status.STALLED, "second": Status.CONVERGED}[answer]

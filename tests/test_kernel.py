@@ -44,7 +44,7 @@ def test_sums_equal_numpy(rows, weighted):
     np.testing.assert_allclose(got.gram, by_hand(t, y, w), rtol=1e-12)
     mean = np.average(y, weights=w**2)
     np.testing.assert_allclose(
-        [got.weight, got.mean, got.spread, got.log_weight],
+        [got.weight, got.mean, got.response_sum_of_squares, got.log_weight],
         [np.sum(w**2), mean, np.sum(w**2 * (y - mean) ** 2), np.sum(np.log(w))],
         rtol=1e-12,
         atol=1e-12,
@@ -103,7 +103,11 @@ def test_cuts_change_only_rounding(cuts, offset):
     folded = fold([kernel.reduce_block(PLAIN[0], part, THETA, None) for part in parts])
     assert folded.rows == whole.rows
     np.testing.assert_allclose(folded.gram, whole.gram, rtol=1e-12)
-    np.testing.assert_allclose([folded.mean, folded.spread], [whole.mean, whole.spread], rtol=1e-6 if offset else 1e-12)
+    np.testing.assert_allclose(
+        [folded.mean, folded.response_sum_of_squares],
+        [whole.mean, whole.response_sum_of_squares],
+        rtol=1e-6 if offset else 1e-12,
+    )
 
 
 def test_checksum_sees_order_and_single_bits():

@@ -31,7 +31,7 @@ from dask_nlsq import (
 )
 from dask_nlsq._plan.limits import memory_limit
 from dask_nlsq._plan.memory import IMPORTS, SHARE, takes_several, tasks_that_fit, workers_that_fit
-from dask_nlsq._plan.plan import Facts, make_plan, with_speeds
+from dask_nlsq._plan.plan import PlanInputs, make_plan, with_speeds
 from dask_nlsq._plan.tiers import RULES
 from dask_nlsq._plan.workflow import PRESETS, settle
 from dask_nlsq._sweep.groups import group
@@ -170,7 +170,7 @@ def test_without_a_limit_it_is_the_machine(tmp_path, listing):
 
 # --- decisions --------------------------------------------------------------------------------------------------------
 
-FACTS = Facts(
+FACTS = PlanInputs(
     model="decay(a, b)",
     n_params=2,
     kind="Parquet",
@@ -192,8 +192,8 @@ FACTS = Facts(
 )
 
 
-def decide(config=None, **facts):
-    return make_plan(dataclasses.replace(FACTS, **facts), config or WorkflowConfig())
+def decide(config=None, **inputs):
+    return make_plan(dataclasses.replace(FACTS, **inputs), config or WorkflowConfig())
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_job_that_ends_before_the_fit_is_said(left, says):
     speeds = {"rows_per_second": 125_000.0, "compile_seconds": 0.0, "time_left": left}  # four threads, two sweeps
     plan = decide(WorkflowConfig(tier="chunked"), **speeds)
     assert plan.seconds == pytest.approx(200.0)
-    again = with_speeds(plan, dataclasses.replace(plan.facts, rows_per_second=250_000.0))
+    again = with_speeds(plan, dataclasses.replace(plan.inputs, rows_per_second=250_000.0))
     assert again.seconds == pytest.approx(100.0)
     said = [advice for advice in again.advice if "job ends in" in advice]
     assert len(said) == says and all("100.0" in text and "checkpoint=" in text for text in said)
@@ -252,8 +252,8 @@ DECISIONS = [
 
 
 @pytest.mark.parametrize(("facts", "config", "expected"), DECISIONS)
-def test_decisions(facts, config, expected):
-    plan = decide(WorkflowConfig(**config), **facts)
+def test_decisions(inputs, config, expected):
+    plan = decide(WorkflowConfig(**config), **inputs)
     assert (plan.tier.name, plan.cache, plan.at_a_time, plan.reads) == expected
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     assert set(plan.reasons) >= {"tier", "goal", "workers", "cache", "reads"}
@@ -281,9 +281,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("config", "facts", "error", "match"), REFUSED)
-def test_refusals(config, facts, error, match):
+def test_refusals(config, inputs, error, match):
     with pytest.raises(error, match=match):
-        decide(WorkflowConfig(**config), **facts)
+        decide(WorkflowConfig(**config), **inputs)
 
 
 def test_a_refused_partition_is_cut_as_the_remedy_says():
@@ -457,7 +457,7 @@ def wave(x, a, w):
 
 def test_a_plan_of_an_unknown_number_of_rows_is_an_estimate():
     plan = counted(8).nlsq.plan(decay)
-    assert plan.facts.estimated and plan.facts.rows == 4000
+    assert plan.inputs.estimated and plan.inputs.rows == 4000
     assert "4,000 rows (estimated) in 8 partitions" in str(plan)
     assert "<table>" in plan._repr_html_() and "dry run" in plan.explain()
 
@@ -486,7 +486,7 @@ def test_filters_change_no_size(tmp_path):
     how = {"data": path, "filters": [("kept", "==", True)], "p0": [2, 1, 0.3]}
     planned, done = dask_nlsq.plan(decay, **how), dask_nlsq.fit(decay, **how).plan
     assert planned.task.encoded == done.task.encoded < 10e6
-    assert done.facts.partition_rows == planned.facts.partition_rows == 400_000
+    assert done.inputs.partition_rows == planned.inputs.partition_rows == 400_000
 
 
 def test_a_second_look_never_ends_higher(monkeypatch):
@@ -504,8 +504,8 @@ def test_workers_without_a_limit_share_that_of_their_host():
     t, y = decay_rows(1000)
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "memory_limit": 0}
     with LocalCluster(**options, dashboard_address=":0") as cluster, Client(cluster):
-        facts = dask_nlsq.plan(decay, t, y).facts
-    assert (facts.processes, facts.limit) == (2, memory_limit().limit // 2)
+        inputs = dask_nlsq.plan(decay, t, y).inputs
+    assert (inputs.processes, inputs.limit) == (2, memory_limit().limit // 2)
 
 
 def test_no_rows_at_all(tmp_path):

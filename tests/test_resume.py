@@ -41,7 +41,7 @@ from dask_nlsq import (
 from dask_nlsq._checkpoint import storage
 from dask_nlsq._checkpoint.codec import unpack
 from dask_nlsq._checkpoint.lock import Lock
-from dask_nlsq._fit.session import Saved
+from dask_nlsq._fit.session import SavedState
 from dask_nlsq._fit.start.stream_pass import Pass
 from dask_nlsq._kernel.reduction import Reduction, fold
 from dask_nlsq._model.source_hash import code
@@ -635,7 +635,7 @@ def test_nan_in_a_state_is_refused(tmp_path):
     run(tmp_path, "chunked", checkpoint_interval=0)
     checkpoints = Checkpoints(tmp_path)
     generation, keys = checkpoints.newest()
-    saved = unpack(Saved, keys)
+    saved = unpack(SavedState, keys)
     state = dataclasses.replace(saved.state, trial=np.full(3, np.nan))
     from dask_nlsq._checkpoint.codec import pack
 
@@ -868,7 +868,7 @@ def test_what_format_1_wrote_is_read_for_ever(tmp_path, name):
     shutil.unpack_archive(Path(__file__).parent / "data" / "checkpoints-format-1.zip", tmp_path)
     checkpoints = Checkpoints(tmp_path / name)
     assert checkpoints.verify() == {}
-    saved = unpack(Saved, checkpoints.newest()[1])
+    saved = unpack(SavedState, checkpoints.newest()[1])
     assert (saved.result is not None, saved.sweep is not None, saved.passing is not None) == (
         name == "ended",
         name == "mid-sweep",

@@ -18,11 +18,11 @@ from test_stream import Reader, frame
 
 import dask_nlsq
 from dask_nlsq import BoundsError, Checkpoints, DataError, FitResult, Model, NlsqError, Status, SweepError
-from dask_nlsq._fit.loop import race
+from dask_nlsq._fit.loop import run_shared
 from dask_nlsq._fit.start.multistart import Explorer, distinct
 from dask_nlsq._kernel.block import Block
 from dask_nlsq._model.objective import Objective
-from dask_nlsq._solver.batched import Ends, fit_many
+from dask_nlsq._solver.batched import LocalMinima, fit_many
 from dask_nlsq._solver.starts import draw_starts
 
 N = 20_000
@@ -304,15 +304,15 @@ def test_a_deadline_stops_rivals_of_one_that_has_ended(monkeypatch):
 
     def seen(*args, **options):
         problem.append(args[0]), solver.append(args[1]), states.append(args[2])
-        return race(*args, **options)
+        return run_shared(*args, **options)
 
-    monkeypatch.setattr("dask_nlsq._fit.api.race", seen)
+    monkeypatch.setattr("dask_nlsq._fit.api.run_shared", seen)
     dask_nlsq.fit(model, **columns, bounds=bounds, n_starts=16, tier="chunked", client=False)
     first = states[0][0]
-    team, seconds = race(problem[0], solver[0], [first], deadline=None)
-    ended = dataclasses.replace(team[0], status=Status.CONVERGED)
-    team, seconds = race(problem[0], solver[0], [ended, solver[0].init(first.trial * 1.01)], deadline=0.0)
-    assert [state.status for state in team] == [Status.CONVERGED, Status.TIME_LIMIT] and len(seconds) == 1
+    states, seconds = run_shared(problem[0], solver[0], [first], deadline=None)
+    ended = dataclasses.replace(states[0], status=Status.CONVERGED)
+    states, seconds = run_shared(problem[0], solver[0], [ended, solver[0].init(first.trial * 1.01)], deadline=0.0)
+    assert [state.status for state in states] == [Status.CONVERGED, Status.TIME_LIMIT] and len(seconds) == 1
 
 
 def test_hpc_keeps_a_checkpoint(tmp_path, monkeypatch):
@@ -451,5 +451,5 @@ def test_where_a_start_ends_is_a_minimum(name):
 def test_ends_within_a_standard_error_are_one_minimum():
     theta = np.array([[1.0, 2.0], [1.05, 2.0], [3.0, 2.0], [np.nan, np.nan], [1.0, 2.0]])
     curvature = np.broadcast_to(np.diag([100.0, 1.0]), (5, 2, 2))
-    ends = Ends(theta, np.array([50.0, 49.0, 60.0, np.inf, 51.0]), curvature, np.full(5, 5))
+    ends = LocalMinima(theta, np.array([50.0, 49.0, 60.0, np.inf, 51.0]), curvature, np.full(5, 5))
     assert distinct(ends, 100) == [[1, 0, 4], [2]]

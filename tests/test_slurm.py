@@ -81,7 +81,7 @@ def test_jobs_fit_parquet_to_the_bits_of_threads(client, tmp_path):
     options = {"data": str(tmp_path / "rows-*.parquet"), "p0": [2.0, 1.0, 0.3], "tier": "chunked", "cache": "none"}
     expected = dask_nlsq.fit(decay, **options)
     result = dask_nlsq.fit(decay, client=client, **options)
-    assert result.provenance["executor"] == "cluster" and result.plan.facts.processes == 2
+    assert result.provenance["executor"] == "cluster" and result.plan.inputs.processes == 2
     assert bits(result) == bits(expected)
 
 

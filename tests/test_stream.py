@@ -18,7 +18,7 @@ from dask_nlsq import BoundsError, DataError, NlsqError, Status
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.problem import resolve_objective, to_model
 from dask_nlsq._fit.start.stream_pass import _unmeasured
-from dask_nlsq._fit.start.warm_start import descend
+from dask_nlsq._fit.start.warm_start import warm_start
 from dask_nlsq._kernel.block import Block
 from dask_nlsq._kernel.kernel import reduce_block
 from dask_nlsq._plan.mini_batches import BATCHES, schedule
@@ -195,7 +195,7 @@ def test_an_optimizer_goes_down_first(whole, method, how):
 
 def test_a_descent_ends_near_the_minimum_inside_its_bounds():
     parameters, objective = bound(FAR, bounds={"amplitude": (0, 2.5)})
-    ends = [descend(objective, parameters, Block((T,), Y), optax.adam(0.05), seed) for seed in (0, 0, 1)]
+    ends = [warm_start(objective, parameters, Block((T,), Y), optax.adam(0.05), seed) for seed in (0, 0, 1)]
     assert (abs(ends[0].theta / [2.5, 1.0, 0.45] - 1) < 0.2).all() and ends[0].theta[0] <= 2.5
     assert ends[0].theta.tobytes() == ends[1].theta.tobytes() != ends[2].theta.tobytes()
 

@@ -32,11 +32,11 @@ from dask_nlsq._kernel.request import Request, Whitening
 from dask_nlsq._model.objective import Objective
 from dask_nlsq._sources.columns import Columns
 from dask_nlsq._sources.open import open_source
-from dask_nlsq._sweep.driver import Ledger, sweep, sweep_each
+from dask_nlsq._sweep.driver import PartitionDigests, sweep, sweep_each
 from dask_nlsq._sweep.executors.distributed import Cluster
 from dask_nlsq._sweep.executors.local import Serial, Threads
 from dask_nlsq._sweep.groups import Group, group
-from dask_nlsq._sweep.payload import ship
+from dask_nlsq._sweep.payload import serialize
 from dask_nlsq._sweep.task import Answer, draw, reduce_group, reduce_partition
 from dask_nlsq._sweep.tree import Partial
 
@@ -44,8 +44,8 @@ THETA = np.array([2.5, 1.1, 0.2])
 REQUESTS = {"plain": Request(THETA), "whitened": Request(THETA, Whitening(np.diag([1.0, 2, 3]), np.eye(3)))}
 
 
-def shipped(func=decay):
-    return ship(Objective(Model.from_function(func).bind(["t"]), ("t", "y")))
+def payload(func=decay):
+    return serialize(Objective(Model.from_function(func).bind(["t"]), ("t", "y")))
 
 
 def bits(reduction):
@@ -58,7 +58,7 @@ def bits(reduction):
 @pytest.mark.parametrize(("pieces", "nbytes"), [(1, 0.0), (7, float("inf")), (70, 0.0)])
 def test_every_executor_gives_the_bits_of_the_loop(store, pieces, nbytes, request_, tmp_path, client):
     source = open_source(STORES[store](*decay_rows(7000), pieces, tmp_path), Columns(("t",), "y"))
-    objective = shipped()
+    objective = payload()
     loop = fold([reduce_partition(p, objective, request_) for p in source.partitions])
     for executor in (Serial(), Threads(3), Cluster(client)):
         groups = group(source.partitions, nbytes, executor.workers)
@@ -123,8 +123,8 @@ class Large:
 @pytest.mark.parametrize(
     ("task", "others"),
     [
-        (lambda g: reduce_group(g, shipped(), [REQUESTS["plain"]]), [0, 1, 1, 1]),
-        (lambda g: reduce_group(dataclasses.replace(g, ahead=False), shipped(), [REQUESTS["plain"]]), [0, 0, 0, 0]),
+        (lambda g: reduce_group(g, payload(), [REQUESTS["plain"]]), [0, 1, 1, 1]),
+        (lambda g: reduce_group(dataclasses.replace(g, ahead=False), payload(), [REQUESTS["plain"]]), [0, 0, 0, 0]),
         (lambda g: draw(g, range(4), 10, 0), [0, 0, 0, 0]),
     ],
     ids=["reading ahead", "not ahead", "sample"],
@@ -179,7 +179,7 @@ def test_what_is_held_lies_evenly_on_the_workers(tmp_path, client):
 @pytest.mark.parametrize("groups", [2, 4])
 def test_what_is_held_is_swept_where_it_lies_however_often(groups, tmp_path, client):
     source = open_source(STORES["parquet"](*decay_rows(700), 70, tmp_path), Columns(("t",), "y"))
-    executor, objective = Cluster(client), shipped()
+    executor, objective = Cluster(client), payload()
     held = executor.hold(group(source.partitions, 0.0, groups, per_thread=1))
     futures = [h.future for h in held]
     wait(futures)
@@ -200,7 +200,7 @@ def test_data_that_were_persisted(store, tmp_path, client):
 
 def test_requests_share_a_sweep(tmp_path, client):
     source = open_source(STORES["parquet"](*decay_rows(700), 40, tmp_path), Columns(("t",), "y"))
-    requests, objective = [Request(THETA), REQUESTS["whitened"], Request(2 * THETA)], shipped()
+    requests, objective = [Request(THETA), REQUESTS["whitened"], Request(2 * THETA)], payload()
     for executor in (Serial(), Cluster(client)):
         groups = group(source.partitions, 0.0, executor.workers)
         together = sweep_each(executor, groups, objective, requests)
@@ -237,7 +237,7 @@ def test_one_trace_a_process_and_kind(origin, processes, tmp_path):
         before = client.run(count_traces)
         result = frame.nlsq.fit(model, cache="none")
         assert result.nsweeps > 2
-        one = ship(Objective(Model.from_function(model).bind(["t"]), ("t", "y")))
+        one = serialize(Objective(Model.from_function(model).bind(["t"]), ("t", "y")))
         parts = open_source(frame, Columns(("t",), "y")).partitions
         theta = np.ones(len(result.popt))
         client.gather([client.submit(reduce_partition, p, one, Request(theta), pure=False) for p in parts])
@@ -258,7 +258,7 @@ def test_a_process_imports_what_its_task_needs(store, needs, request_, tmp_path)
     data = {"t": t, "y": y} if store == "memory" else STORES["parquet" if store == "path" else store](t, y, 1, tmp_path)
     parts = open_source(tmp_path if store == "path" else data, Columns(("t",), "y")).partitions
     model = Model.from_expression("amplitude * exp(-rate * t) + offset").bind(["t"])
-    task = (reduce_group, group(parts, 0.0, 1)[0], ship(Objective(model, ("t", "y"))), [request_])
+    task = (reduce_group, group(parts, 0.0, 1)[0], serialize(Objective(model, ("t", "y"))), [request_])
     code = f"""if True:
         import json, pickle, sys
         def heavy():
@@ -277,7 +277,7 @@ def test_a_process_imports_what_its_task_needs(store, needs, request_, tmp_path)
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_an_answer_travels_whole_and_a_large_one_without_a_copy(p, protocol):
     block = Block((np.arange(8.0),), np.arange(8.0))
-    leaf = dataclasses.replace(reduce_partition(block, shipped(), REQUESTS["plain"]), gram=np.eye(p + 1))
+    leaf = dataclasses.replace(reduce_partition(block, payload(), REQUESTS["plain"]), gram=np.eye(p + 1))
     answer, buffers = Answer((0,), np.ones((1, 4), np.uint64), ((leaf,),), ((0, 0),)), []
     sent = pickle.dumps(answer, protocol, buffer_callback=buffers.append if protocol == 5 else None)
     found = pickle.loads(sent, buffers=buffers)
@@ -298,17 +298,17 @@ def test_a_model_that_cannot_travel_still_fits_here(client):
         dask_nlsq.fit(guarded, t, y, client=client)
     source = open_source({"t": t, "y": y}, Columns(("t",), "y"))
     groups = group(source.partitions, 0.0, 1)
-    assert sweep(Threads(), groups, shipped(guarded), Request(np.ones(2))).rows == 100
+    assert sweep(Threads(), groups, payload(guarded), Request(np.ones(2))).rows == 100
 
 
 def test_data_that_change_are_noticed(tmp_path):
     source = open_source(STORES["parquet"](*decay_rows(100), 3, tmp_path), Columns(("t",), "y"))
-    groups, ledger, objective = group(source.partitions, 0.0, 1), Ledger(), shipped()
-    sweep(Serial(), groups, objective, Request(THETA), ledger=ledger)
-    sweep(Threads(), groups, objective, Request(THETA), ledger=ledger)
+    groups, digests, objective = group(source.partitions, 0.0, 1), PartitionDigests(), payload()
+    sweep(Serial(), groups, objective, Request(THETA), digests=digests)
+    sweep(Threads(), groups, objective, Request(THETA), digests=digests)
     STORES["parquet"](*decay_rows(100, seed=1), 3, tmp_path)
     with pytest.raises(DataError, match="first sweep") as caught:
-        sweep(Serial(), groups, objective, Request(THETA), ledger=ledger)
+        sweep(Serial(), groups, objective, Request(THETA), digests=digests)
     assert caught.value.partition == 0
 
 
@@ -317,7 +317,7 @@ def test_a_registry_forgets_the_oldest(models):
     from dask_nlsq._sweep import payload as module
 
     with dask.config.set({"nlsq.compiled-models": models}):
-        kept = [ship(("value", models, i)) for i in range(models + 5)]
+        kept = [serialize(("value", models, i)) for i in range(models + 5)]
         assert list(module._registry) == [each.token for each in kept[-models:]]
 
 
@@ -327,7 +327,7 @@ def test_a_registry_forgets_the_oldest(models):
 )
 def test_limits_that_are_none_are_refused(name, value):
     with dask.config.set({f"nlsq.compiled-{name}": value}), pytest.raises(NlsqError, match=f"compiled-{name} is"):
-        ship(("value", name, value))
+        serialize(("value", name, value))
 
 
 def numbered(k):
@@ -358,12 +358,12 @@ def test_compiled_models_are_bounded(kept):
 def test_what_was_wrapped_is_not_pickled_again(monkeypatch):
     module = sys.modules["dask_nlsq._sweep.payload"]
     one = Objective(Model.from_function(decay).bind(("t",)), ("t", "y"))
-    shipped = ship(one)
+    payload = serialize(one)
     module.intern("unopened", b"")
-    assert ship(None).value is None  # and not what nobody has opened yet
+    assert serialize(None).value is None  # and not what nobody has opened yet
     del module._registry["unopened"]
     monkeypatch.setattr(module, "_Pickler", None)
-    assert ship(shipped.value) is shipped
+    assert serialize(payload.value) is payload
 
 
 def test_a_module_loaded_again_has_another_model(tmp_path, monkeypatch):
@@ -438,7 +438,7 @@ def test_a_process_that_has_another_text_of_a_module_says_so(tmp_path, monkeypat
     module.model(1.0, 2.0, 3.0)
     file.write_text(SENT[kind])
     process = [sys.executable, "-c", OPENS]
-    done = subprocess.run(process, input=ship((module.model,)).bytes(), cwd=tmp_path, capture_output=True)
+    done = subprocess.run(process, input=serialize((module.model,)).bytes(), cwd=tmp_path, capture_output=True)
     assert (done.returncode == 0) == (edit is None), done.stderr.decode()
     assert edit is None or (b"ModelError: " in done.stderr and b"client.restart()" in done.stderr)
 
@@ -472,7 +472,7 @@ def test_what_a_model_refers_to_is_read_once():
         exec(f"def f{i + 1}(x): return f{i}(x) + 0 * table[0] * loop['k']", module.__dict__)
     sys.modules["by_name"] = module
     try:
-        tokens = {ship((module.f20,)).token for _ in range(2)}
+        tokens = {serialize((module.f20,)).token for _ in range(2)}
     finally:
         del sys.modules["by_name"]
     assert len(tokens) == 1 and Table.reads == 2
@@ -483,7 +483,7 @@ def test_models_that_hold_much_are_not_kept():
 
     with dask.config.set({"nlsq.compiled-models-bytes": "10 kB"}):
         for i in range(4):
-            ship({"table": np.full(600, float(i))})
+            serialize({"table": np.full(600, float(i))})
         assert 0 < sum(each.nbytes for each in module._registry.values()) <= 10_000
 
 
@@ -511,4 +511,4 @@ def test_workers_that_declare_gpus_get_the_tasks():
         lying = {w: len(keys) for w, keys in client.has_what().items()}
         gpu = next(w for w, i in client.scheduler_info()["workers"].items() if i["resources"])
         assert lying == {w: len(kept) if w == gpu else 0 for w in lying}
-        assert sweep(Cluster(client), kept, shipped(), Request(THETA)).rows == 4000
+        assert sweep(Cluster(client), kept, payload(), Request(THETA)).rows == 4000

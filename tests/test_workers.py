@@ -26,7 +26,7 @@ from dask_nlsq._sweep.driver import sweep
 from dask_nlsq._sweep.executors import versions, waiting
 from dask_nlsq._sweep.executors.distributed import Cluster
 from dask_nlsq._sweep.groups import group
-from dask_nlsq._sweep.payload import ship
+from dask_nlsq._sweep.payload import serialize
 
 T, Y = decay_rows(8000)
 HERE = {"n_workers": 0, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
@@ -344,7 +344,7 @@ def sent(monkeypatch):
 
 def test_partitions_are_described_once(sent):
     client, since = sent
-    objective = ship(Objective(Model.from_function(decay).bind(["t"]), ("t", "y")))
+    objective = serialize(Objective(Model.from_function(decay).bind(["t"]), ("t", "y")))
     executor, told = Cluster(client), {}
     for count in (10, 2000):
         groups = executor.describe(group([Described(i) for i in range(count)], 0.0, 2))

@@ -77,8 +77,13 @@ def pack(value: Any, compression: str | None = None) -> Keys:
 
 
 def _write(keys: Keys, path: str, value: Any, compression: str | None) -> None:
-    members = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    members = {_stored_name(field): getattr(value, field.name) for field in dataclasses.fields(value)}
     _put(keys, path, members, compression)
+
+
+def _stored_name(field: dataclasses.Field[Any]) -> str:
+    """Return the name under which a field is stored: its own, or the one that it had when the format was made."""
+    return str(field.metadata.get("stored", field.name))
 
 
 def _put(keys: Keys, path: str, members: Mapping[str, Any], compression: str | None, table: bool = False) -> None:
@@ -144,17 +149,17 @@ def _columns(rows: Sequence[Any]) -> dict[str, Any]:
     """Return a tuple of dataclasses of one kind field by field."""
     found: dict[str, Any] = {_LENGTH: len(rows)}
     for field in dataclasses.fields(rows[0]):
-        values = [getattr(row, field.name) for row in rows]
+        name, values = _stored_name(field), [getattr(row, field.name) for row in rows]
         some = next((v for v in values if v is not None), None)
         if isinstance(some, (np.ndarray, float, int, bool, np.generic)):
             nothing = np.zeros_like(some)
-            found[field.name] = np.stack([np.asarray(nothing if v is None else v) for v in values])
+            found[name] = np.stack([np.asarray(nothing if v is None else v) for v in values])
             if any(v is None for v in values):
-                found[field.name + _ABSENT] = np.array([v is None for v in values])
+                found[name + _ABSENT] = np.array([v is None for v in values])
         elif all(v is None for v in values):
-            found[field.name] = None
+            found[name] = None
         else:
-            found[field.name] = [_plain(v) for v in values]
+            found[name] = [_plain(v) for v in values]
     return found
 
 
@@ -230,12 +235,13 @@ def _read(kind: Any, group: _Group) -> Any:
     hints = typing.get_type_hints(kind)
     values = {}
     for field in dataclasses.fields(kind):
-        if field.name in group.members:
-            values[field.name] = _member(hints[field.name], group.members[field.name])
-        elif field.name in group.attributes:
-            values[field.name] = _value(hints[field.name], group.attributes[field.name])
+        name = _stored_name(field)
+        if name in group.members:
+            values[field.name] = _member(hints[field.name], group.members[name])
+        elif name in group.attributes:
+            values[field.name] = _value(hints[field.name], group.attributes[name])
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise KeyError(field.name)
+            raise KeyError(name)
     return kind(**values)
 
 
@@ -258,18 +264,19 @@ def _rows(kind: Any, group: _Group) -> tuple[Any, ...]:
     if not 0 <= rows <= TABLE_ROWS:
         raise ValueError(f"a table of {rows} rows; {TABLE_ROWS} are the most")
     for field in dataclasses.fields(kind):
-        if field.name in members:
-            array = members[field.name]
+        name = _stored_name(field)
+        if name in members:
+            array = members[name]
             if len(array) > rows:
                 raise ValueError("the columns of a table differ in length")
             column: list[Any] = list(array) if array.ndim > 1 else array.tolist()
-            if field.name + _ABSENT in members:
-                absent = members[field.name + _ABSENT]
+            if name + _ABSENT in members:
+                absent = members[name + _ABSENT]
                 column = [None if gone else v for v, gone in zip(column, absent, strict=True)]
             columns[field.name] = column
-        elif field.name not in attributes and field.default is not dataclasses.MISSING:
+        elif name not in attributes and field.default is not dataclasses.MISSING:
             columns[field.name] = [field.default] * rows  # of a version that did not have it
-        elif (each := attributes[field.name]) is None:
+        elif (each := attributes[name]) is None:
             columns[field.name] = [None] * rows
         else:
             columns[field.name] = [_value(hints[field.name], value) for value in each]

@@ -26,7 +26,7 @@ _RENAMED = {
     Status.STREAMED: Status.XTOL,
     Status.PRECISION: Status.XTOL,
     Status.ROUNDING: Status.BOTH,
-    Status.SILENT: Status.GTOL,
+    Status.UNIDENTIFIABLE: Status.GTOL,
 }
 """SciPy's nearest names for tests that it does not have."""
 
@@ -43,7 +43,7 @@ class Output:
     @property
     def silent(self) -> bool:
         """Whether some parameters move nothing where the fit ended, which SciPy takes for a minimum."""
-        return self.result.status is Status.SILENT
+        return self.result.status is Status.UNIDENTIFIABLE
 
     @property
     def success(self) -> bool:

@@ -15,5 +15,5 @@ from .problem import split as split
 from .problem import to_model as to_model
 from .sample import guess_start as guess_start
 from .start.stream_pass import agrees as agrees
-from .start.warm_start import descend as descend
 from .start.warm_start import optimizer_of as optimizer_of
+from .start.warm_start import warm_start as warm_start

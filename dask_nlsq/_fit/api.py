@@ -17,17 +17,17 @@ from scipy.optimize import OptimizeResult
 from dask_nlsq._checkpoint import from_text
 from dask_nlsq._errors import NlsqError, warn
 from dask_nlsq._fit.checks.identifiability import lost_sensitivity
-from dask_nlsq._fit.checks.perturbed_restarts import second_look
+from dask_nlsq._fit.checks.perturbed_restarts import refit_perturbed
 from dask_nlsq._fit.checks.restarts import find_finite_starts, restart
-from dask_nlsq._fit.loop import lowest, race, stopped, verify
+from dask_nlsq._fit.loop import lowest, run_shared, stopped, verify
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.outcome import build, revive
-from dask_nlsq._fit.plan_inputs import dry_run, gather_facts, speed
+from dask_nlsq._fit.plan_inputs import dry_run, gather_plan_inputs, speed
 from dask_nlsq._fit.problem import Problem, Resolved, arrange, executor_of, resolve
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample, draw_sample
-from dask_nlsq._fit.session import Run, running
-from dask_nlsq._fit.start.multistart import judge
+from dask_nlsq._fit.session import Session, open_session
+from dask_nlsq._fit.start.multistart import summarize_search
 from dask_nlsq._fit.start.select import find_route, find_start
 from dask_nlsq._fit.start.stream_pass import target
 from dask_nlsq._fit.start.warm_start import optimizer_of
@@ -36,7 +36,7 @@ from dask_nlsq._model import Loss, Objective, Parameters
 from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowTier, make_plan, with_speeds
 from dask_nlsq._result import FitResult
 from dask_nlsq._solver import Status, TrustRegion, check_bounds
-from dask_nlsq._sweep import Cluster, Executor, group, outside_pool, ship
+from dask_nlsq._sweep import Cluster, Executor, group, outside_pool, serialize
 from dask_nlsq._typing import Vector
 
 
@@ -308,17 +308,19 @@ def fit(
     )
     started = time.perf_counter()
     resolved = _resolve(options)
-    with outside_pool(resolved.executor), running(resolved, options) as run:
-        return _fit(resolved, options, run, started)
+    with outside_pool(resolved.executor), open_session(resolved, options) as session:
+        return _fit(resolved, options, session, started)
 
 
-def _fit(resolved: Resolved, options: FitOptions, run: Run, started: float) -> FitResult:
+def _fit(resolved: Resolved, options: FitOptions, session: Session, started: float) -> FitResult:
     """Fit what has been resolved, from the beginning or from where a run goes on."""
-    saved, ended = run.saved, run.ended(options.max_nfev)
-    if run.come is not None:
-        resolved = dataclasses.replace(resolved, parameters=resolved.parameters.from_here(run.come))
-    if ended and run.same_files:
-        return _again(_problem(resolved, (), None, run), _solver(resolved.objective, resolved.parameters, options), run)
+    saved, ended = session.saved, session.ended(options.max_nfev)
+    if session.warm_start is not None:
+        resolved = dataclasses.replace(resolved, parameters=resolved.parameters.from_here(session.warm_start))
+    if ended and session.same_files:
+        return _again(
+            _problem(resolved, (), None, session), _solver(resolved.objective, resolved.parameters, options), session
+        )
     source, objective = resolved.source, resolved.objective
     wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
     if wide and not isinstance(resolved.executor, Cluster):
@@ -327,18 +329,18 @@ def _fit(resolved: Resolved, options: FitOptions, run: Run, started: float) -> F
     searches = options.searches and (saved is None or saved.state is None)
     decided, executor, groups, sample = _gather(resolved, options, saved_pass or searches)
     resolved, others, notes = find_start(resolved, options, executor, groups, sample, saved)
-    problem = _problem(dataclasses.replace(resolved, executor=executor), groups, decided, run, resolved.executor)
+    problem = _problem(dataclasses.replace(resolved, executor=executor), groups, decided, session, resolved.executor)
     solver = _solver(resolved.objective, resolved.parameters, options, decided)
     if ended:
-        verify(problem, run)
-        return _again(problem, solver, run)
+        verify(problem, session)
+        return _again(problem, solver, session)
     notes = _notes(problem) + notes if saved is None else saved.notes
-    run.know(problem, notes)
+    session.remember(problem, notes)
     deadline = None if options.time_limit is None else time.monotonic() + options.time_limit
     with Progress(len(source.partitions), options.progress) as bar:
-        route = find_route(problem, solver, [resolved.parameters.start, *others], sample, options, run, bar)
+        route = find_route(problem, solver, [resolved.parameters.start, *others], sample, options, session, bar)
         notes += route.notes
-        run.know(problem, notes)
+        session.remember(problem, notes)
         begun, callback = route.begun, options.callback
         if begun is not None and saved is None and begun[0].point is not None and begun[0].status is None:
             begun = (stopped(problem, begun[0], deadline, callback), begun[1])
@@ -350,27 +352,29 @@ def _fit(resolved: Resolved, options: FitOptions, run: Run, started: float) -> F
             if told:
                 warn(told)
                 notes += (told,)
-            run.know(problem, notes)
+            session.remember(problem, notes)
             return found
 
-        team, seconds = race(
+        states, seconds = run_shared(
             problem,
             solver,
-            [first, *route.rivals],
+            [first, *route.candidates],
             route.starts[1:],
             bar,
             deadline,
             callback,
             before,
-            run=run,
+            session=session,
             partial=route.partial,
             elsewhere=None if options.searches or callable(problem.objective.loss) else elsewhere,
         )
-        winner, starts = lowest(team), None
-        state = team[winner]
-        if run.search is not None:
+        winner, starts = lowest(states), None
+        state = states[winner]
+        if session.search is not None:
             assert state.point is not None
-            starts, told = judge(resolved.parameters.free, run.search, team, solver, state.point.reduction)
+            starts, told = summarize_search(
+                resolved.parameters.free, session.search, states, solver, state.point.reduction
+            )
             notes += (told,)
             if further := len(seconds) - state.nsweeps:
                 notes += (f"Sweeps over all rows that only other minima needed: {further}.",)
@@ -381,32 +385,32 @@ def _fit(resolved: Resolved, options: FitOptions, run: Run, started: float) -> F
             notes += told_again
         whole = state.status is not None and state.status.success and state.status is not Status.PRECISION
         if decided.goal is OptimizationGoal.QUALITY and whole:
-            state, more, note = second_look(problem, solver, state, sample, bar, deadline, callback)
+            state, more, note = refit_perturbed(problem, solver, state, sample, bar, deadline, callback)
             seconds += more
             notes += (note,)
     if state.status is not None and state.status.success and lost_sensitivity(problem, state):
-        state = dataclasses.replace(state, status=Status.SILENT)
+        state = dataclasses.replace(state, status=Status.UNIDENTIFIABLE)
     result = build(problem, solver, state, seconds, time.perf_counter() - started, notes, starts)
-    team[winner] = state
-    return run.finish(team, seconds, result)
+    states[winner] = state
+    return session.finish(states, seconds, result)
 
 
 def _problem(
-    resolved: Resolved, groups: Sequence[Any], decided: Plan | None, run: Run, reader: Executor | None = None
+    resolved: Resolved, groups: Sequence[Any], decided: Plan | None, session: Session, reader: Executor | None = None
 ) -> Problem:
-    plan = decided if decided is not None else run.plan()
+    plan = decided if decided is not None else session.plan()
     objective = resolved.objective
     return Problem(
         resolved.source,
         resolved.columns,
         objective,
-        ship(objective),
+        serialize(objective),
         resolved.parameters,
         resolved.executor,
         groups,
         plan,
         reader or resolved.executor,
-        run.ledger(),
+        session.digests(),
     )
 
 
@@ -431,11 +435,11 @@ def _solver(
     )
 
 
-def _again(problem: Problem, solver: TrustRegion, run: Run) -> FitResult:
+def _again(problem: Problem, solver: TrustRegion, session: Session) -> FitResult:
     """Return the result of a run that has ended, with what it can do in this process."""
-    assert run.saved is not None and run.saved.state is not None and run.saved.result is not None
-    team = [run.saved.state, *run.saved.rivals]
-    return revive(problem, solver, team[lowest(team)], FitResult.from_dict(from_text(run.saved.result)))
+    assert session.saved is not None and session.saved.state is not None and session.saved.result is not None
+    states = [session.saved.state, *session.saved.candidates]
+    return revive(problem, solver, states[lowest(states)], FitResult.from_dict(from_text(session.saved.result)))
 
 
 _TOLERANCE = {OptimizationGoal.FAST: 0.1, OptimizationGoal.QUALITY: 1e-8}
@@ -480,9 +484,9 @@ def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
     """
     asked = FitOptions(model, x, y, **options)
     resolved = _resolve(asked)
-    facts = gather_facts(resolved, asked.memory_limit)
-    make_plan(facts, asked.settings)  # refuses, before anything is read
-    return make_plan(dry_run(resolved, facts), asked.settings)
+    inputs = gather_plan_inputs(resolved, asked.memory_limit)
+    make_plan(inputs, asked.settings)  # refuses, before anything is read
+    return make_plan(dry_run(resolved, inputs), asked.settings)
 
 
 def _resolve(options: FitOptions) -> Resolved:
@@ -509,30 +513,30 @@ def _gather(
     if isinstance(executor, Cluster):
         executor.wait_for_workers()
     partitions, sample, read = len(source.partitions), None, 0.0
-    facts = gather_facts(resolved, options.memory_limit)
+    inputs = gather_plan_inputs(resolved, options.memory_limit)
     decided = (
-        None if facts.partition_rows is None else make_plan(facts, options.settings)
+        None if inputs.partition_rows is None else make_plan(inputs, options.settings)
     )  # may refuse, before anything is read
     if source.info.rows is None and not source.shared:
         started = time.perf_counter()
         sample = draw_sample(executor, group(source.partitions, float("inf"), executor.workers), partitions)
         read = time.perf_counter() - started
-        facts, decided = gather_facts(resolved, options.memory_limit, sample), None
-    decided = decided or make_plan(facts, options.settings)
+        inputs, decided = gather_plan_inputs(resolved, options.memory_limit, sample), None
+    decided = decided or make_plan(inputs, options.settings)
     groups = arrange(source, executor, decided)
     executor = executor_of(decided, executor)
     sampled = sampled or decided.tier.streams
-    if sample is None and (sampled or facts.rows is None or facts.rows > MANY_ROWS):
+    if sample is None and (sampled or inputs.rows is None or inputs.rows > MANY_ROWS):
         started = time.perf_counter()
         sample = draw_sample(executor, groups, partitions)
         read = time.perf_counter() - started
     if sample is None or (sample.estimated_rows <= MANY_ROWS and not sampled):
         return decided, executor, groups, None
-    facts = dataclasses.replace(facts, **speed(resolved.objective, sample.block, resolved.parameters.start))
+    inputs = dataclasses.replace(inputs, **speed(resolved.objective, sample.block, resolved.parameters.start))
     if decided.cache == "none" and read > 0:
-        drawn = sample.estimated_rows / partitions * sample.partitions * facts.row_bytes
-        facts = dataclasses.replace(facts, bytes_per_second=drawn / read / executor.workers)
-    return with_speeds(decided, facts), executor, groups, sample
+        drawn = sample.estimated_rows / partitions * sample.partitions * inputs.row_bytes
+        inputs = dataclasses.replace(inputs, bytes_per_second=drawn / read / executor.workers)
+    return with_speeds(decided, inputs), executor, groups, sample
 
 
 def _notes(problem: Problem) -> tuple[str, ...]:

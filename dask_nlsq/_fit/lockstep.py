@@ -59,9 +59,9 @@ def lockstep(problem: Problem, searches: Sequence[Search[T]], bar: Progress | No
         reductions = sweep_each(
             problem.executor,
             problem.groups,
-            problem.shipped,
+            problem.payload,
             [waiting[i] for i in places],
-            ledger=problem.ledger,
+            digests=problem.digests,
             on_answer=bar.answer,
         )
         for i, reduction in zip(places, reductions, strict=True):

@@ -25,10 +25,10 @@ from dask_nlsq._fit.non_finite import not_finite
 from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample
-from dask_nlsq._fit.session import Run
+from dask_nlsq._fit.session import Session
 from dask_nlsq._kernel import Reduction, Request
 from dask_nlsq._solver import State, Status, TrustRegion, stop
-from dask_nlsq._sweep import Answer, Group, Ledger, Partial, Serial, sweep, sweep_each
+from dask_nlsq._sweep import Answer, Group, Partial, PartitionDigests, Serial, sweep, sweep_each
 from dask_nlsq._typing import Vector
 
 log = logging.getLogger("dask_nlsq")
@@ -47,20 +47,20 @@ def minimise(
     callback: Callable[[OptimizeResult], Any] | None = None,
 ) -> tuple[State, list[float]]:
     """Run the loop to its end from one start; return the last state and the seconds of each sweep."""
-    (state,), seconds = race(problem, solver, [solver.init(start)], bar=bar, deadline=deadline, callback=callback)
+    (state,), seconds = run_shared(problem, solver, [solver.init(start)], bar=bar, deadline=deadline, callback=callback)
     return state, seconds
 
 
-def race(
+def run_shared(
     problem: Problem,
     solver: TrustRegion,
-    states: Sequence[State],
+    begun: Sequence[State],
     spare: Sequence[Vector] = (),
     bar: Progress | None = None,
     deadline: float | None = None,
     callback: Callable[[OptimizeResult], Any] | None = None,
     seconds: Sequence[float] = (),
-    run: Run | None = None,
+    session: Session | None = None,
     partial: Partial | None = None,
     elsewhere: Callable[[Vector], Sequence[Vector]] | None = None,
 ) -> tuple[list[State], list[float]]:
@@ -84,84 +84,84 @@ def race(
     list of State, list of float
         The last states, in the order in which they came, and the seconds of each sweep.
     """
-    team, others, seconds = list(states), list(spare), list(seconds)
-    bar, run = bar or Progress(0, show=False), run or Run()
+    states, others, seconds = list(begun), list(spare), list(seconds)
+    bar, session = bar or Progress(0, show=False), session or Session()
     given: Vector | None = None
-    while active := [i for i, state in enumerate(team) if state.status is None]:
+    while active := [i for i, state in enumerate(states) if state.status is None]:
         clock = time.perf_counter()
-        leader = lowest(team)
-        bar.sweep(team[leader])
+        leader = lowest(states)
+        bar.sweep(states[leader])
         partial = partial or Partial(sum(len(g.partitions) for g in problem.groups), len(active))
         bar.count(int(partial.done.sum()))
-        now = _Written(tuple(team), tuple(others), tuple(seconds))
+        now = _Written(tuple(states), tuple(others), tuple(seconds))
 
         def answered(answer: Answer, now: _Written = now, partial: Partial = partial) -> None:
             bar.answer(answer)
-            run.tick(lambda: now() | {"sweep": partial.finished()})
+            session.checkpoint_if_due(lambda: now() | {"sweep": partial.finished()})
 
         try:
             reductions = sweep_each(
                 problem.executor,
                 problem.groups,
-                problem.shipped,
-                [solver.request(team[i]) for i in active],
-                ledger=problem.ledger,
+                problem.payload,
+                [solver.request(states[i]) for i in active],
+                digests=problem.digests,
                 on_answer=answered,
                 partial=partial,
             )
         except NlsqError as error:
-            raise error.at(sweep=team[leader].nsweeps + 1) from error.__cause__
+            raise error.at(sweep=states[leader].nsweeps + 1) from error.__cause__
         partial = None
-        if not any(team[i].history or reduction.finite for i, reduction in zip(active, reductions, strict=True)):
+        if not any(states[i].history or reduction.finite for i, reduction in zip(active, reductions, strict=True)):
             if not others:
                 validate_rows(problem, reductions[0])
-                given = team[active[0]].trial if given is None else given
+                given = states[active[0]].trial if given is None else given
                 others, elsewhere = [] if elsewhere is None else list(elsewhere(given)), None
             if not others:
-                raise not_finite(problem, team[active[0]].trial if given is None else given)
-            team = [solver.init(others.pop(0))]
+                raise not_finite(problem, states[active[0]].trial if given is None else given)
+            states = [solver.init(others.pop(0))]
             continue
-        if not team[active[0]].history:
+        if not states[active[0]].history:
             validate_rows(problem, reductions[0])
         for i, reduction in zip(active, reductions, strict=True):
-            if team[i].history or reduction.finite:
-                team[i] = solver.step(team[i], reduction)
+            if states[i].history or reduction.finite:
+                states[i] = solver.step(states[i], reduction)
             else:
-                team[i] = dataclasses.replace(team[i], status=Status.NOT_FINITE)
+                states[i] = dataclasses.replace(states[i], status=Status.NOT_FINITE)
         seconds.append(time.perf_counter() - clock)
-        leader = lowest(team)
-        _tell(team[leader], seconds[-1])
-        if team[leader].status is None:
-            team[leader] = stopped(problem, team[leader], deadline, callback)
+        leader = lowest(states)
+        _tell(states[leader], seconds[-1])
+        if states[leader].status is None:
+            states[leader] = stopped(problem, states[leader], deadline, callback)
         else:
-            _asked_to_stop(problem, team[leader], callback)  # who has ended need not stop, and is seen all the same
-        team = _beaten(team, leader, deadline is not None and time.monotonic() > deadline)
-        run.tick(_Written(tuple(team), tuple(others), tuple(seconds)), swept=True)
-    return team, seconds
+            _asked_to_stop(problem, states[leader], callback)  # who has ended need not stop, and is seen all the same
+        states = _beaten(states, leader, deadline is not None and time.monotonic() > deadline)
+        session.checkpoint_if_due(_Written(tuple(states), tuple(others), tuple(seconds)), swept=True)
+    return states, seconds
 
 
-def lowest(team: Sequence[State]) -> int:
+def lowest(states: Sequence[State]) -> int:
     """Return the place of the state with the lowest cost; of those that are alike, the first."""
-    if len(team) == 1:
+    if len(states) == 1:
         return 0
-    costs = [state.lowest for state in team]
+    costs = [state.lowest for state in states]
     return next(i for i, cost in enumerate(costs) if cost <= min(costs) * (1.0 + _ALIKE))
 
 
-def _beaten(team: Sequence[State], leader: int, late: bool) -> list[State]:
+def _beaten(states: Sequence[State], leader: int, late: bool) -> list[State]:
     """Give up the states that cannot win, for their next step would not bring them below the lowest.
 
     Where the lowest was stopped, or it is late, the others are stopped too.
     """
-    first, found = team[leader], list(team)
+    first, found = states[leader], list(states)
     assert first.point is not None
-    for i, state in enumerate(team):
+    for i, state in enumerate(states):
         if i == leader or state.status is not None:
             continue
         if state.point is not None and state.point.believed:
             reach = state.point.reduction.cost - 2.0 * max(state.point.newton.predicted, 0.0)
             if reach > first.point.reduction.cost * (1.0 + _ALIKE):
-                found[i] = dataclasses.replace(state, status=Status.BEATEN)
+                found[i] = dataclasses.replace(state, status=Status.PRUNED)
                 continue
         if first.status in (Status.CALLBACK, Status.TIME_LIMIT) or late:
             found[i] = stop(state, Status.CALLBACK if first.status is Status.CALLBACK else Status.TIME_LIMIT)
@@ -172,17 +172,17 @@ def _beaten(team: Sequence[State], leader: int, late: bool) -> list[State]:
 class _Written:
     """What the loop would write down: where it is between two sweeps."""
 
-    team: tuple[State, ...]
+    states: tuple[State, ...]
     others: tuple[Vector, ...]
     seconds: tuple[float, ...]
 
     def __call__(self) -> dict[str, Any]:
-        first, *rivals = self.team
+        first, *candidates = self.states
         others = np.array(self.others, float) if self.others and not first.history else None
-        return {"state": first, "rivals": tuple(rivals), "others": others, "seconds": np.array(self.seconds, float)}
+        return {"state": first, "rivals": tuple(candidates), "others": others, "seconds": np.array(self.seconds, float)}
 
 
-def verify(problem: Problem, run: Run) -> None:
+def verify(problem: Problem, session: Session) -> None:
     """Read everything once, and see whether it is what a run that has ended had read.
 
     Raises
@@ -190,9 +190,9 @@ def verify(problem: Problem, run: Run) -> None:
     CheckpointMismatch
         It is not.
     """
-    assert run.saved is not None and run.saved.state is not None and run.saved.state.point is not None
-    request = Request(run.saved.state.point.theta)
-    sweep(problem.executor, problem.groups, problem.shipped, request, ledger=problem.ledger)
+    assert session.saved is not None and session.saved.state is not None and session.saved.state.point is not None
+    request = Request(session.saved.state.point.theta)
+    sweep(problem.executor, problem.groups, problem.payload, request, digests=problem.digests)
 
 
 def stopped(
@@ -207,7 +207,9 @@ def stopped(
 
 def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample, start: Vector | None = None) -> State | None:
     """Return how a fit of the sample in this process ends, or None where it leads nowhere."""
-    small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (sample.block,))], ledger=Ledger())
+    small = dataclasses.replace(
+        problem, executor=Serial(), groups=[Group(0, (sample.block,))], digests=PartitionDigests()
+    )
     solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=1000)
     try:
         state, _ = minimise(small, solver, problem.parameters.start if start is None else start)
@@ -220,7 +222,7 @@ def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample, start: Vec
 def lowest_first(problem: Problem, starts: Sequence[Vector]) -> list[Vector]:
     """Return starts in the order of their cost over all rows, which takes one pass."""
     requests = [Request(start, first=True) for start in starts]
-    found = sweep_each(problem.executor, problem.groups, problem.shipped, requests, ledger=problem.ledger)
+    found = sweep_each(problem.executor, problem.groups, problem.payload, requests, digests=problem.digests)
     costs = [reduction.cost if reduction.finite else np.inf for reduction in found]
     return [starts[i] for i in np.argsort(costs, kind="stable")]
 
@@ -252,11 +254,10 @@ def validate_rows(problem: Problem, reduction: Reduction) -> None:
 def _squares_in_range(problem: Problem, reduction: Reduction) -> bool:
     """Whether neither y nor a weight is so large or small that its square has lost digits."""
     with np.errstate(all="ignore"):
-        square = reduction.spread + reduction.weight * np.float64(reduction.mean) ** 2  # Σ w² y²
+        square = reduction.response_sum_of_squares + reduction.weight * np.float64(reduction.mean) ** 2  # Σ w² y²
         weight = reduction.weight / reduction.rows
-    return bool(
-        1e-290 < weight < 1e290 and square < 1e290 and (square > 1e-280 or reduction.mean == reduction.spread == 0)
-    )
+    nothing = reduction.mean == reduction.response_sum_of_squares == 0
+    return bool(1e-290 < weight < 1e290 and square < 1e290 and (square > 1e-280 or nothing))
 
 
 def _tell(state: State, seconds: float) -> None:

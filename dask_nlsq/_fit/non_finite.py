@@ -29,7 +29,7 @@ def describe_not_finite(problem: Problem, theta: Vector) -> str:
 
 def _find_faults(problem: Problem, theta: Vector) -> list[Fault]:
     found: list[Fault] = []
-    for _, answer in problem.executor.run(find_faults, problem.groups, problem.shipped, theta):
+    for _, answer in problem.executor.run(find_faults, problem.groups, problem.payload, theta):
         found += [] if isinstance(answer, Failure) else answer
     return merge_faults(found)
 

@@ -128,7 +128,7 @@ def _living(problem: Problem, solver: TrustRegion, state: State, statistics: inf
     """Return what of a result lives in the process of the fit."""
     assert state.point is not None
     return {
-        "shipped": problem.shipped,
+        "shipped": problem.payload,
         "columns": dataclasses.replace(problem.columns, origins=problem.source.info.origins),
         "factor": state.point.factor,
         "profiler": Profiler.of(problem, solver, state, statistics),
@@ -139,10 +139,10 @@ def _measured(problem: Problem, state: State, seconds: list[float], total: float
     """Return the plan with what the fit came to."""
     assert state.point is not None
     plan, executor = problem.plan, problem.executor
-    facts = dataclasses.replace(
-        plan.facts, rows=float(state.point.reduction.rows + state.point.reduction.dropped), estimated=False
+    inputs = dataclasses.replace(
+        plan.inputs, rows=float(state.point.reduction.rows + state.point.reduction.dropped), estimated=False
     )
-    stored = facts.encoded if facts.encoded is not None else facts.nbytes
+    stored = inputs.encoded if inputs.encoded is not None else inputs.nbytes
     passes = 1.0 if plan.cache == "persist" else state.nsweeps + plan.reads - plan.sweeps
     early = state.status is Status.PRECISION  # of all rows no more is known than of those that were read
     measured = Measured(

@@ -16,13 +16,13 @@ from dask_nlsq._fit.problem import Resolved
 from dask_nlsq._fit.sample import Sample
 from dask_nlsq._kernel import SLABS, Block, compile_cache, kernel
 from dask_nlsq._model import Objective
-from dask_nlsq._plan import IMPORTS, READERS, Facts, MemoryLimit, memory_limit
+from dask_nlsq._plan import IMPORTS, READERS, MemoryLimit, PlanInputs, memory_limit
 from dask_nlsq._sweep import Cluster, Executor, Failure, Serial, load
 from dask_nlsq._system import time_left
 from dask_nlsq._typing import Vector
 
 
-def gather_facts(resolved: Resolved, limit: Any, sample: Sample | None = None) -> Facts:
+def gather_plan_inputs(resolved: Resolved, limit: Any, sample: Sample | None = None) -> PlanInputs:
     """Look up what is known before the data are read, or after a sample of them was.
 
     Parameters
@@ -44,7 +44,7 @@ def gather_facts(resolved: Resolved, limit: Any, sample: Sample | None = None) -
     reader = info.reader or info.kind
     if reader not in READERS or embedded:
         reader = "sent" if cluster else "memory"
-    return Facts(
+    return PlanInputs(
         model=f"{resolved.objective.model.name}({', '.join(resolved.parameters.names)})",
         n_params=resolved.parameters.p,
         kind=info.kind,
@@ -76,7 +76,7 @@ def _who(executor: Executor, own: MemoryLimit) -> tuple[int, int, MemoryLimit]:
     """Return processes, tasks of each at a time, and what each may hold; what workers do not say they are asked."""
     if not isinstance(executor, Cluster):
         return 1, 1 if isinstance(executor, Serial) else executor.workers, own
-    processes, threads, limit = executor.facts()
+    processes, threads, limit = executor.capacity()
     if limit:
         return processes, threads, MemoryLimit(limit, "memory limit of a worker")
     answers = executor.ask(memory_limit)
@@ -85,19 +85,19 @@ def _who(executor: Executor, own: MemoryLimit) -> tuple[int, int, MemoryLimit]:
     return processes, threads, min(shares, key=lambda each: each.limit, default=own)
 
 
-def dry_run(resolved: Resolved, facts: Facts) -> Facts:
+def dry_run(resolved: Resolved, inputs: PlanInputs) -> PlanInputs:
     """Read one partition and reduce some of its rows: how fast both go, and how many rows there may be."""
-    if facts.shared:
-        return facts
+    if inputs.shared:
+        return inputs
     block, seconds = _read(resolved.source.partitions)
     found: dict[str, Any] = {}
-    if facts.rows is None:
-        found |= {"rows": float(block.rows * facts.partitions), "estimated": True}
-    if facts.partition_rows is None:
+    if inputs.rows is None:
+        found |= {"rows": float(block.rows * inputs.partitions), "estimated": True}
+    if inputs.partition_rows is None:
         found["partition_rows"] = block.rows
-    if READERS[facts.reader].decoded and block.rows:
+    if READERS[inputs.reader].decoded and block.rows:
         found["bytes_per_second"] = block.nbytes / max(seconds, 1e-9)
-    return dataclasses.replace(facts, **found, **speed(resolved.objective, block, resolved.parameters.start))
+    return dataclasses.replace(inputs, **found, **speed(resolved.objective, block, resolved.parameters.start))
 
 
 def _read(partitions: Sequence[Any]) -> tuple[Block, float]:

@@ -35,7 +35,18 @@ from dask_nlsq._sources import (
     once,
     open_source,
 )
-from dask_nlsq._sweep import Cluster, Executor, Failure, Group, Ledger, Serial, Shipped, Threads, group, ship
+from dask_nlsq._sweep import (
+    Cluster,
+    Executor,
+    Failure,
+    Group,
+    PartitionDigests,
+    Payload,
+    Serial,
+    Threads,
+    group,
+    serialize,
+)
 from dask_nlsq._system import check_not_forked
 from dask_nlsq._typing import Vector
 
@@ -59,13 +70,13 @@ class Problem:
     source: Source
     columns: Columns
     objective: Objective
-    shipped: Shipped
+    payload: Payload
     parameters: Parameters
     executor: Executor
     groups: Sequence[Any]
     plan: Plan
     reader: Executor  # who reads the partitions, where that is not who reduces them
-    ledger: Ledger = dataclasses.field(default_factory=Ledger)
+    digests: PartitionDigests = dataclasses.field(default_factory=PartitionDigests)
 
 
 def resolve(options: FitOptions) -> Resolved:
@@ -81,11 +92,11 @@ def resolve(options: FitOptions) -> Resolved:
     if not source.partitions:
         raise DataError("There are no rows to fit.")
     executor = Serial() if options.client is False else choose_executor(options.client, len(source.partitions))
-    shipped = ship(objective)
+    payload = serialize(objective)
     if isinstance(executor, Cluster):
-        shipped.bytes()  # refused here, by name, rather than by the scheduler
+        payload.bytes()  # refused here, by name, rather than by the scheduler
         check_travels(source)
-    return Resolved(source, columns, bound, shipped.value, parameters, executor)
+    return Resolved(source, columns, bound, payload.value, parameters, executor)
 
 
 def _laid_out(x: Any, y: Any, sigma: Any) -> dict[str, Any]:
@@ -110,7 +121,7 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
         sandwich=options.cov_type == "sandwich",
         expansion=parameters.expansion,
     )
-    return parameters, _look(ship(objective).value, parameters.start, options.jac)
+    return parameters, _look(serialize(objective).value, parameters.start, options.jac)
 
 
 def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
@@ -329,9 +340,9 @@ def _client_of(scheduler: Any) -> distributed.Client | None:
 def executor_of(plan: Plan, executor: Executor) -> Executor:
     """Return the executor that runs as many tasks at a time as the plan says, and where it says."""
     if isinstance(executor, Cluster) and plan.tier is not WorkflowTier.STANDARD:
-        limited = plan.at_a_time < plan.facts.threads
+        limited = plan.at_a_time < plan.inputs.threads
         return executor.limited(plan.at_a_time) if limited else executor
-    if isinstance(executor, Serial) or plan.facts.partitions == 1:
+    if isinstance(executor, Serial) or plan.inputs.partitions == 1:
         return executor if isinstance(executor, Serial) else Serial()
     return executor.limited(plan.at_a_time) if isinstance(executor, Threads) else Threads()
 
@@ -343,8 +354,8 @@ def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
     to where the kernel takes them as they are, lest each sweep does so.
     """
     check_not_forked()
-    facts = plan.facts
-    nbytes = float("inf") if facts.nbytes is None or source.shared else facts.nbytes
+    inputs = plan.inputs
+    nbytes = float("inf") if inputs.nbytes is None or source.shared else inputs.nbytes
     embedded = isinstance(source.partitions[0], Block)
     here = executor_of(plan, executor)
     if embedded and plan.cache != "none" and not isinstance(here, Cluster) and _few(source.partitions):

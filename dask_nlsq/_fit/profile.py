@@ -209,7 +209,7 @@ def _centre(solver: TrustRegion, state: State) -> dict[str, Any]:
     point = state.point
     assert point is not None
     theta, cost = final(state, solver.lower, solver.upper)
-    noise = cost_noise(point.reduction) + 0.5 * point.grain**2
+    noise = cost_noise(point.reduction) + 0.5 * point.rounding_level**2
     return {
         "theta": theta,
         "cost": cost,

@@ -51,7 +51,7 @@ class Progress:
 
     def answer(self, answer: Any) -> None:
         """Count the partitions of a group."""
-        self._bar.update(len(answer.marks))
+        self._bar.update(len(answer.digests))
 
     def __enter__(self) -> Progress:
         return self

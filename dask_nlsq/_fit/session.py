@@ -32,8 +32,8 @@ from dask_nlsq._fit.problem import Problem, Resolved
 from dask_nlsq._model import Jacobian
 from dask_nlsq._plan import Plan
 from dask_nlsq._result import FitResult
-from dask_nlsq._solver import STOPPED, Ends, State, StreamState
-from dask_nlsq._sweep import Finished, Ledger
+from dask_nlsq._solver import STOPPED, LocalMinima, State, StreamState
+from dask_nlsq._sweep import Finished, PartitionDigests
 from dask_nlsq._system import Interrupt
 from dask_nlsq._typing import Matrix, Vector
 
@@ -46,7 +46,7 @@ INTERVAL = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Passing:
+class PassState:
     """Where a pass in batches stands: its sums, those with the sample, and the batches that are under way."""
 
     own: StreamState
@@ -60,59 +60,60 @@ class Passing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Searched:
+class SearchState:
     """Every start of a search and where it has led, as far as that is known."""
 
     starts: Matrix  # (n, p)
     rows: int  # on which all of them were fitted
-    screened: Ends  # of each
+    screened: LocalMinima  # of each
     chosen: npt.NDArray[np.int64]  # starts whose ends were fitted on the sample; empty before
     sample_rows: int
-    fitted: Ends  # of each that was chosen
+    fitted: LocalMinima  # of each that was chosen
     finalists: npt.NDArray[np.int64]  # of those, the minima that all rows decide between, the lowest first
 
 
 @dataclasses.dataclass(frozen=True)
-class Saved:
+class SavedState:
     """All that a fit must know to go on as if nothing had happened."""
 
     start: Vector  # (p,)
     jacobian: Jacobian  # how the kernel is formed
     tile: int | None
     notes: tuple[str, ...] = ()
-    marks: npt.NDArray[np.uint64] | None = None  # of the ledger
+    digests: npt.NDArray[np.uint64] | None = dataclasses.field(default=None, metadata={"stored": "marks"})
     # The loop.
     state: State | None = None
     others: Matrix | None = None  # starts that have not been tried
-    rivals: tuple[State, ...] = ()  # states that share its sweeps
+    # States that share its sweeps.
+    candidates: tuple[State, ...] = dataclasses.field(default=(), metadata={"stored": "rivals"})
     seconds: Vector | None = None  # of each sweep
     sweep: Finished | None = None
     # The search from many starts.
-    search: Searched | None = None
+    search: SearchState | None = None
     # The pass.
-    passing: Passing | None = None
+    passing: PassState | None = None
     # The end.
     result: Text | None = None
 
 
-class Run:
+class Session:
     """A fit under way, without a checkpoint: it begins at its beginning, and writes nothing down."""
 
-    saved: Saved | None = None
-    search: Searched | None = None
-    come: Vector | None = None  # (p,), where another fit had come, from which this one begins
+    saved: SavedState | None = None
+    search: SearchState | None = None
+    warm_start: Vector | None = None  # (p,), where another fit had come, from which this one begins
 
     def __init__(self) -> None:
         self.known: dict[str, Any] = {}
-        self._ledger = Ledger()
+        self._digests = PartitionDigests()
 
     def ended(self, max_nfev: int | None) -> bool:
         """Whether what was saved is the end, which no wider limit would move."""
         if self.saved is None or self.saved.result is None or self.saved.state is None:
             return False
-        team = (self.saved.state, *self.saved.rivals)
-        farther = (state.beyond is not None and (max_nfev is None or max_nfev > state.nsweeps) for state in team)
-        return not any(farther) and all(state.status not in STOPPED for state in team)
+        states = (self.saved.state, *self.saved.candidates)
+        farther = (state.beyond is not None and (max_nfev is None or max_nfev > state.nsweeps) for state in states)
+        return not any(farther) and all(state.status not in STOPPED for state in states)
 
     @property
     def same_files(self) -> bool:
@@ -124,11 +125,11 @@ class Run:
         assert self.saved is not None and self.saved.result is not None
         return Plan.from_dict(from_text(self.saved.result)["plan"])
 
-    def ledger(self) -> Ledger:
+    def digests(self) -> PartitionDigests:
         """Return what partitions are known to hold."""
-        return self._ledger
+        return self._digests
 
-    def know(self, problem: Problem, notes: tuple[str, ...], starts: Sequence[Vector] = ()) -> None:
+    def remember(self, problem: Problem, notes: tuple[str, ...], starts: Sequence[Vector] = ()) -> None:
         """Take down what does not change on the way, and the starts that a pass falls back on."""
         objective = problem.objective
         self.known = {
@@ -140,15 +141,15 @@ class Run:
             "search": self.search,
         }
 
-    def tick(self, make: Callable[[], Mapping[str, Any]], swept: bool = False) -> None:
+    def checkpoint_if_due(self, make: Callable[[], Mapping[str, Any]], swept: bool = False) -> None:
         """Take notice of what would be written down now: after an answer, or after a sweep."""
 
-    def finish(self, team: Sequence[State], seconds: list[float], result: FitResult) -> FitResult:
+    def finish(self, states: Sequence[State], seconds: list[float], result: FitResult) -> FitResult:
         """Write down the end, and return the result."""
         return result
 
 
-class Kept(Run):
+class CheckpointSession(Session):
     """A run with a checkpoint."""
 
     def __init__(
@@ -158,13 +159,13 @@ class Kept(Run):
         interrupt: Interrupt,
         options: FitOptions,
         fingerprint: Mapping[str, Any],
-        saved: Saved | None,
+        saved: SavedState | None,
     ) -> None:
         super().__init__()
         self.saved = saved
         self.search = None if saved is None else saved.search
-        if saved is not None and saved.marks is not None:
-            self._ledger = Ledger(saved.marks)
+        if saved is not None and saved.digests is not None:
+            self._digests = PartitionDigests(saved.digests)
         self._checkpoints, self._lock, self._interrupt = checkpoints, lock, interrupt
         self._options, self._fingerprint = options, fingerprint
         self._latest: Callable[[], Mapping[str, Any]] | None = None
@@ -178,7 +179,7 @@ class Kept(Run):
         """Whether the data lie in files, which have been compared."""
         return self._fingerprint["files"] is not None
 
-    def tick(self, make: Callable[[], Mapping[str, Any]], swept: bool = False) -> None:
+    def checkpoint_if_due(self, make: Callable[[], Mapping[str, Any]], swept: bool = False) -> None:
         """Commit where an interval has passed or sweeps enough, and leave where a signal has come."""
         self._latest = make
         self._sweeps += swept
@@ -196,8 +197,8 @@ class Kept(Run):
 
     def _commit(self, made: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
         clock = time.perf_counter()
-        marks = self._ledger.marks
-        saved = Saved(**{**self.known, "marks": marks if len(marks) else None, **made})
+        digests = self._digests.digests
+        saved = SavedState(**{**self.known, "marks": digests if len(digests) else None, **made})
         state = saved.state
         point = None if state is None else state.point
         said = {
@@ -242,12 +243,12 @@ class Kept(Run):
         if not self._lock.mine():
             raise CheckpointError("Another process has taken the checkpoint over; this one writes no more.")
 
-    def finish(self, team: Sequence[State], seconds: list[float], result: FitResult) -> FitResult:
+    def finish(self, states: Sequence[State], seconds: list[float], result: FitResult) -> FitResult:
         """Commit the end, and return the result with what the checkpoint has cost."""
         result = self._told(result)
         made = {
-            "state": team[0],
-            "rivals": tuple(team[1:]),
+            "state": states[0],
+            "rivals": tuple(states[1:]),
             "seconds": np.array(seconds, float),
             "result": to_text(result.to_dict()),
         }
@@ -262,7 +263,7 @@ class Kept(Run):
 
 
 @contextlib.contextmanager
-def running(resolved: Resolved, options: FitOptions) -> Iterator[Run]:
+def open_session(resolved: Resolved, options: FitOptions) -> Iterator[Session]:
     """Open the run of a fit: take the lock, and find where to go on from.
 
     Raises
@@ -279,7 +280,7 @@ def running(resolved: Resolved, options: FitOptions) -> Iterator[Run]:
     if where is None:
         if resume is True:
             raise CheckpointError("resume=True needs checkpoint=, where to go on from.")
-        yield Run()
+        yield Session()
         return
     remote = "://" in str(where)
     checkpoints = Checkpoints(where, options.storage_options if remote else None)
@@ -288,29 +289,29 @@ def running(resolved: Resolved, options: FitOptions) -> Iterator[Run]:
         found = None if resume is False else checkpoints.newest()
         if found is None and resume is True:
             raise CheckpointError(f"There is no checkpoint at {checkpoints.place}, and resume=True asks for one.")
-        saved: Saved | None = None
-        come = None
+        saved: SavedState | None = None
+        warm_start = None
         if found is not None:
             generation, keys = found
             same = compare(generation, own, force=resume == "force")
-            there, p = unpack(Saved, keys), resolved.parameters.p
+            there, p = unpack(SavedState, keys), resolved.parameters.p
             if same and (resume != "force" or own["files"] is not None):
                 saved = _sane(there, p)
             else:  # no fingerprint tells rows in no files from others
-                come = _come(there)
-                if len(come) != p:
+                warm_start = _last_estimate(there)
+                if len(warm_start) != p:
                     raise CheckpointMismatch(
-                        f"The fit in the checkpoint has {len(come)} free parameters, this one {p}; resume=False starts "
-                        "anew."
+                        f"The fit in the checkpoint has {len(warm_start)} free parameters, this one {p}; resume=False "
+                        "starts anew."
                     )
                 _sane(there, p)
             log.info("going on from generation %d at %s", generation.number, checkpoints.place)
-        run = Kept(checkpoints, lock, interrupt, options, own, saved)
-        run.come = come
+        session = CheckpointSession(checkpoints, lock, interrupt, options, own, saved)
+        session.warm_start = warm_start
         try:
-            yield run
+            yield session
         except (KeyboardInterrupt, Interrupted, SweepError):
-            run.write()
+            session.write()
             raise
         interrupt.check()  # one that came too late to interrupt anything is not lost
 
@@ -341,19 +342,19 @@ def _unwritable(error: Exception) -> bool:
     return isinstance(error, PermissionError) or getattr(error, "errno", None) in _UNWRITABLE
 
 
-def _come(saved: Saved) -> Vector:
+def _last_estimate(saved: SavedState) -> Vector:
     """Return where a fit had come: of another fit nothing else holds."""
     if saved.state is None:
         return saved.start if saved.passing is None else saved.passing.own.theta
     return saved.state.trial if saved.state.point is None else saved.state.point.theta
 
 
-def _sane(saved: Saved, p: int) -> Saved:
+def _sane(saved: SavedState, p: int) -> SavedState:
     """Refuse a state that no fit of p parameters has: one whose next evaluation is not at finite numbers."""
     state = saved.state
     points = [saved.start]
     points += [] if state is None else [state.trial, *([] if state.point is None else [state.point.theta])]
-    points += [rival.trial for rival in saved.rivals]
+    points += [rival.trial for rival in saved.candidates]
     points += [] if saved.passing is None else [saved.passing.own.theta, *saved.passing.thetas]
     points += [] if saved.search is None else [*saved.search.starts]
     if not all(isinstance(x, np.ndarray) and x.shape == (p,) and np.isfinite(x).all() for x in points):

@@ -157,7 +157,7 @@ def _reduce_piece(
         gram=gram,
         weight=weight,
         mean=mean,
-        spread=float((w2 * (block.y - mean) ** 2).sum()),
+        response_sum_of_squares=float((w2 * (block.y - mean) ** 2).sum()),
         log_weight=float(np.log(w[w > 0]).sum()),
         sums=np.array([c.sum() for c in block.x]),
         checksum=np.array([_hash(c) for c in columns]),

@@ -227,7 +227,7 @@ def _reductions(
             cost=costs[i],
             weight=weight,
             mean=origins[i] + shift,
-            spread=max(second - shift * first, 0.0),  # NaN stays NaN: nothing is larger
+            response_sum_of_squares=max(second - shift * first, 0.0),  # NaN stays NaN: nothing is larger
             log_weight=log_weight,
             differences=differences(*np.split(told, 3)) if len(told) else None,
             **{name: part[i] for name, part in zip(names, (*parts.values(), checksums), strict=True)},

@@ -39,7 +39,8 @@ class Reduction:
     # Weighted moments of y, merged by Chan's formulas so that a large offset costs no digits.
     weight: float  # Σ w²
     mean: float  # Σ w² y / Σ w²
-    spread: float  # Σ w² (y − mean)²
+    # Σ w² (y − mean)².
+    response_sum_of_squares: float = dataclasses.field(metadata={"stored": "spread"})
     log_weight: float  # Σ log w
     # What the rows were: sums that turn NaN when a cell is, as those of y do, and a hash of the bit patterns.
     sums: Vector  # of x, (columns,)
@@ -51,6 +52,11 @@ class Reduction:
     # Derivatives that are differences, for each parameter: how many, partition and row of the first, and how many are
     # 0, (p, 4).
     differences: npt.NDArray[np.int64] | None = None
+
+    @property
+    def weighted_sum_of_squares(self) -> float:
+        """Σ w² y²."""
+        return self.response_sum_of_squares + self.weight * self.mean**2
 
     def with_prior(self, prior: Prior, theta: Vector, whitening: Whitening | None) -> Reduction:
         """Return the reduction with a prior at `theta` (p,) added, in the coordinates of its whitening."""
@@ -92,7 +98,7 @@ class Reduction:
     @property
     def data_finite(self) -> bool:
         """Whether x and y were finite in every row, unless their sums are beyond float64."""
-        return all(map(math.isfinite, (self.spread, *self.sums.tolist())))
+        return all(map(math.isfinite, (self.response_sum_of_squares, *self.sums.tolist())))
 
     def placed(self, partition: int = 0, row: int = 0) -> Reduction:
         """Return the sums with the place of what was counted from 0: its partition, and the row where it begins."""
@@ -113,12 +119,12 @@ def merge(parts: Sequence[Reduction]) -> Reduction:
     dropped, rounded = sum(part.dropped for part in parts), frozenset().union(*(part.rounded for part in parts))
     if len(held) == 1:
         return dataclasses.replace(held[0], dropped=dropped, rounded=rounded)
-    weight, mean, spread = held[0].weight, held[0].mean, held[0].spread
+    weight, mean, squares = held[0].weight, held[0].mean, held[0].response_sum_of_squares
     for part in held[1:]:
         total = weight + part.weight
         share = part.weight / total if total > 0 else 0.0
         step = part.mean - mean
-        spread += part.spread + step * step * weight * share
+        squares += part.response_sum_of_squares + step * step * weight * share
         weight, mean = total, mean + step * share
     with np.errstate(all="ignore"):
         return Reduction(
@@ -128,7 +134,7 @@ def merge(parts: Sequence[Reduction]) -> Reduction:
             gram=_added(part.gram for part in held),
             weight=weight,
             mean=mean,
-            spread=spread,
+            response_sum_of_squares=squares,
             log_weight=_added(part.log_weight for part in held),
             sums=_added(part.sums for part in held),
             checksum=_added(part.checksum for part in held),

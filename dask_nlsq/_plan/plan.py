@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ SERIAL_SECONDS = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class PlanInputs:
     """What is known before a fit."""
 
     # The model.
@@ -135,7 +136,7 @@ class Plan:
     ('STANDARD', 1.0, True)
     """
 
-    facts: Facts
+    inputs: PlanInputs
     tier: WorkflowTier
     wanted: WorkflowTier
     goal: OptimizationGoal
@@ -159,10 +160,10 @@ class Plan:
     @property
     def n_workers(self) -> int:
         """How many workers of one thread suit it on this machine: `local_cluster` starts as many, from one to all."""
-        facts = self.facts
+        inputs = self.inputs
         if self.sweep_seconds is not None and self.sweep_seconds * self.workers < SERIAL_SECONDS:
             return 1
-        return workers_that_fit(facts.cores, float(facts.here), self.task.total + IMPORTS, facts.partitions)
+        return workers_that_fit(inputs.cores, float(inputs.here), self.task.total + IMPORTS, inputs.partitions)
 
     def explain(self) -> str:
         """Return every decision with its reason and its numbers."""
@@ -171,6 +172,12 @@ class Plan:
     def report(self) -> str:
         """Return what was predicted beside what was measured, as text."""
         return render.report(self)
+
+    @property
+    def facts(self) -> PlanInputs:
+        """`inputs` under their old name."""
+        warnings.warn("Plan.facts is now Plan.inputs.", DeprecationWarning, stacklevel=2)
+        return self.inputs
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -186,11 +193,12 @@ class Plan:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """Rebuild a plan from `to_dict`."""
-        measured = values["measured"]
+        values, measured = dict(values), values["measured"]
+        inputs = values.pop("facts" if "facts" in values else "inputs")  # what they were called at first
         return cls(
             **{
                 **values,
-                "facts": Facts(**values["facts"]),
+                "inputs": PlanInputs(**inputs),
                 "tier": member(WorkflowTier, "tier", values["tier"]),
                 "wanted": member(WorkflowTier, "wanted", values["wanted"]),
                 "goal": member(OptimizationGoal, "goal", values["goal"]),
@@ -207,7 +215,7 @@ class Plan:
         return render.html(self)
 
 
-def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
+def make_plan(inputs: PlanInputs, config: WorkflowConfig) -> Plan:
     """Decide what a fit will do.
 
     Raises
@@ -219,37 +227,37 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
     """
     reasons: dict[str, str] = {}
     goal = _goal(config, reasons)
-    tier, wanted = _tier(facts, config, goal, reasons)
-    cache = _cache(facts, config, tier, goal, reasons)
-    gathered = facts.cluster and tier is WorkflowTier.STANDARD  # here, and not on the workers
-    kept = (facts.nbytes or 0.0) / facts.processes if cache == "persist" and _reads_anything(facts) else 0.0
+    tier, wanted = _tier(inputs, config, goal, reasons)
+    cache = _cache(inputs, config, tier, goal, reasons)
+    gathered = inputs.cluster and tier is WorkflowTier.STANDARD  # here, and not on the workers
+    kept = (inputs.nbytes or 0.0) / inputs.processes if cache == "persist" and _reads_anything(inputs) else 0.0
     try:
-        task, ahead, at_a_time = _tasks(facts, 0.0 if gathered else kept, goal, reasons)
+        task, ahead, at_a_time = _tasks(inputs, 0.0 if gathered else kept, goal, reasons)
     except PlanError:
         asked = config.cache == "persist" or (tier is WorkflowTier.STANDARD and reasons["tier"] == _ASKED)
-        if not kept or facts.shared or asked:
+        if not kept or inputs.shared or asked:
             raise
         tier, cache, kept, gathered = WorkflowTier.CHUNKED, "none", 0.0, False
         reasons["tier"] += "; CHUNKED, for rows that are kept would leave too little for reading"
         reasons["cache"] = "rows that are kept would leave too little for reading"
-        task, ahead, at_a_time = _tasks(facts, kept, goal, reasons)
-    workers = min(facts.processes * at_a_time, max(facts.partitions, 1))
+        task, ahead, at_a_time = _tasks(inputs, kept, goal, reasons)
+    workers = min(inputs.processes * at_a_time, max(inputs.partitions, 1))
     # What is kept passes through the tasks: the partitions that they are reading are not there twice.
-    passing = facts.row_bytes * (facts.partition_rows or 0.0) if kept else 0.0
-    growth = int(max(min(at_a_time, facts.partitions) * (task.total - passing) + kept, task.total))
+    passing = inputs.row_bytes * (inputs.partition_rows or 0.0) if kept else 0.0
+    growth = int(max(min(at_a_time, inputs.partitions) * (task.total - passing) + kept, task.total))
     if gathered:
-        growth = int((facts.nbytes or 0.0) + task.slab + task.tile + task.scratch)
-    sweeps, reads = _reads(facts, cache, reasons, config.starts > 1)
+        growth = int((inputs.nbytes or 0.0) + task.slab + task.tile + task.scratch)
+    sweeps, reads = _reads(inputs, cache, reasons, config.starts > 1)
     if config.starts > 1:
         reasons["starts"] = "fitted to some of the rows; minima that these cannot tell apart share the sweeps over all"
     if tier.streams:
         sweeps = 1 if goal is OptimizationGoal.FAST else 2
-        reads = round(sweeps + min(1.0, 16 / max(facts.partitions, 1)), 3)
+        reads = round(sweeps + min(1.0, 16 / max(inputs.partitions, 1)), 3)
         reasons["reads"] = "a sample, one pass in batches" + (", one sweep that certifies" if sweeps == 2 else "")
         reasons["reads"] += "; less where the precision is reached before" if config.precision is not None else ""
-    stored = facts.encoded if facts.encoded is not None else facts.nbytes
+    stored = inputs.encoded if inputs.encoded is not None else inputs.nbytes
     return Plan(
-        facts=facts,
+        inputs=inputs,
         tier=tier,
         wanted=wanted,
         goal=goal,
@@ -258,15 +266,15 @@ def make_plan(facts: Facts, config: WorkflowConfig) -> Plan:
         at_a_time=at_a_time,
         workers=workers,
         task=task,
-        peak=(facts.home if gathered else facts.held) + growth,
+        peak=(inputs.home if gathered else inputs.held) + growth,
         growth=growth,
         sweeps=sweeps,
         reads=reads,
-        read_bytes=None if stored is None or not _reads_anything(facts) else reads * stored,
-        sweep_seconds=_sweep_seconds(facts, sweeps, reads, workers),
-        seconds=(seconds := _seconds(facts, sweeps, reads, workers)),
+        read_bytes=None if stored is None or not _reads_anything(inputs) else reads * stored,
+        sweep_seconds=_sweep_seconds(inputs, sweeps, reads, workers),
+        seconds=(seconds := _seconds(inputs, sweeps, reads, workers)),
         reasons=reasons,
-        advice=(*_advice(facts), *_hurry(facts, seconds)),
+        advice=(*_advice(inputs), *_hurry(inputs, seconds)),
         starts=config.starts,
     )
 
@@ -275,8 +283,8 @@ _ASKED = "asked for"
 _SHARED = 'Partitions that share work are computed together, and cannot be streamed; use tier="chunked".'
 
 
-def _reads_anything(facts: Facts) -> bool:
-    return READERS[facts.reader].decoded > 0
+def _reads_anything(inputs: PlanInputs) -> bool:
+    return READERS[inputs.reader].decoded > 0
 
 
 def _goal(config: WorkflowConfig, reasons: dict[str, str]) -> OptimizationGoal:
@@ -292,33 +300,33 @@ def _goal(config: WorkflowConfig, reasons: dict[str, str]) -> OptimizationGoal:
 
 
 def _tier(
-    facts: Facts, config: WorkflowConfig, goal: OptimizationGoal, reasons: dict[str, str]
+    inputs: PlanInputs, config: WorkflowConfig, goal: OptimizationGoal, reasons: dict[str, str]
 ) -> tuple[WorkflowTier, WorkflowTier]:
     """Return the tier that was asked for, or that of the table as far as it fits and is there; and the table's."""
-    needed = None if facts.rows is None else standard_memory(facts.rows, facts.columns)
-    needed = 0 if needed is not None and not _reads_anything(facts) else needed  # the rows are here already
-    room = int(SHARE * facts.here)
+    needed = None if inputs.rows is None else standard_memory(inputs.rows, inputs.columns)
+    needed = 0 if needed is not None and not _reads_anything(inputs) else needed  # the rows are here already
+    room = int(SHARE * inputs.here)
     if config.tier is not None and config.tier != "auto":
         asked = member(WorkflowTier, "tier", config.tier)
-        _check_asked(facts, config, asked, needed, room)
+        _check_asked(inputs, config, asked, needed, room)
         reasons["tier"] = _ASKED
         return asked, asked
     chunked = WorkflowTier.CHUNKED
-    if facts.shared and config.precision is not None:
+    if inputs.shared and config.precision is not None:
         raise NlsqError(_SHARED)
-    if needed is None or facts.shared:
-        reasons["tier"] = "partitions share work" if facts.shared else "the number of rows is not known"
+    if needed is None or inputs.shared:
+        reasons["tier"] = "partitions share work" if inputs.shared else "the number of rows is not known"
         return chunked, chunked
-    memory = get_memory_tier(facts.limit * facts.processes / 1e9)
-    tier = select_tier(facts.rows or 0, memory, goal)
+    memory = get_memory_tier(inputs.limit * inputs.processes / 1e9)
+    tier = select_tier(inputs.rows or 0, memory, goal)
     saves = f", goal {goal}" if goal is OptimizationGoal.MEMORY_EFFICIENT else ""
-    reasons["tier"] = f"{facts.rows:,.0f} rows, {memory} memory ({memory.description}){saves}"
+    reasons["tier"] = f"{inputs.rows:,.0f} rows, {memory} memory ({memory.description}){saves}"
     if config.precision is not None:
         streaming = WorkflowTier.STREAMING if config.checkpoint is None else WorkflowTier.STREAMING_CHECKPOINT
         reasons["tier"] += f"; {streaming}, for a precision was asked for"
         return streaming, tier
     why_not = None
-    if tier.streams and (why_not := _why_not_stream(facts, config, goal)):
+    if tier.streams and (why_not := _why_not_stream(inputs, config, goal)):
         pass
     elif tier is WorkflowTier.STREAMING_CHECKPOINT and config.checkpoint is None:
         reasons["tier"] += f"; without checkpoint=, {tier} runs as STREAMING"
@@ -333,37 +341,37 @@ def _tier(
     return chunked, tier
 
 
-def _why_not_stream(facts: Facts, config: WorkflowConfig, goal: OptimizationGoal) -> str | None:
+def _why_not_stream(inputs: PlanInputs, config: WorkflowConfig, goal: OptimizationGoal) -> str | None:
     """Return why the rows are better left in partitions, or None."""
-    if not facts.squares:
+    if not inputs.squares:
         return "adds up squares, and this loss or covariance asks for more"
-    fits, _ = _fits(facts)
+    fits, _ = _fits(inputs)
     asked = config.cache in ("persist", "none")
     keeps = config.cache == "persist" if asked else fits and goal is not OptimizationGoal.MEMORY_EFFICIENT
-    if keeps or not _reads_anything(facts):
+    if keeps or not _reads_anything(inputs):
         return "reads the rows twice, and they can be kept after the first read"
     return None
 
 
-def _fits(facts: Facts) -> tuple[bool, int]:
+def _fits(inputs: PlanInputs) -> tuple[bool, int]:
     """Return whether all rows take less than half of the memory, and how much that is."""
-    room = 0.5 * (facts.processes * facts.limit if facts.cluster else min(facts.limit, facts.held + facts.here))
-    return facts.nbytes is not None and facts.nbytes < room, int(room)
+    room = 0.5 * (inputs.processes * inputs.limit if inputs.cluster else min(inputs.limit, inputs.held + inputs.here))
+    return inputs.nbytes is not None and inputs.nbytes < room, int(room)
 
 
-def _check_asked(facts: Facts, config: WorkflowConfig, tier: WorkflowTier, needed: int | None, room: int) -> None:
+def _check_asked(inputs: PlanInputs, config: WorkflowConfig, tier: WorkflowTier, needed: int | None, room: int) -> None:
     """Refuse a tier that was asked for and cannot be had."""
     if tier is WorkflowTier.STREAMING_CHECKPOINT and config.checkpoint is None:
         raise NlsqError('tier="streaming_checkpoint" needs checkpoint=; tier="streaming" does the same without one.')
-    if tier.streams and facts.shared:
+    if tier.streams and inputs.shared:
         raise NlsqError(_SHARED)
-    if tier.streams and config.cache == "persist" and _reads_anything(facts):
+    if tier.streams and config.cache == "persist" and _reads_anything(inputs):
         raise NlsqError('tier="streaming" keeps nothing, and cache="persist" keeps all rows; say one of them.')
     if config.precision is not None and not tier.streams:
         raise NlsqError(f'precision= stops a fit that streams; tier="{tier.value}" does not. Leave tier out.')
     if tier is WorkflowTier.STANDARD and needed is not None and needed > room:
         raise PlanError(
-            f"STANDARD counts {format_bytes(needed)} for {facts.rows:,.0f} rows, and this process may take "
+            f"STANDARD counts {format_bytes(needed)} for {inputs.rows:,.0f} rows, and this process may take "
             f'{format_bytes(room)} more. Use tier="chunked", which gives the same answer.'
         )
     if tier is WorkflowTier.STANDARD and config.cache == "none":
@@ -371,94 +379,96 @@ def _check_asked(facts: Facts, config: WorkflowConfig, tier: WorkflowTier, neede
 
 
 def _cache(
-    facts: Facts, config: WorkflowConfig, tier: WorkflowTier, goal: OptimizationGoal, reasons: dict[str, str]
+    inputs: PlanInputs, config: WorkflowConfig, tier: WorkflowTier, goal: OptimizationGoal, reasons: dict[str, str]
 ) -> str:
     if tier is WorkflowTier.STANDARD:
         reasons["cache"] = "STANDARD keeps all rows in this process"
         return "persist"
     if tier.streams:
         reasons["cache"] = f"{tier} keeps a few batches"
-        return "persist" if not _reads_anything(facts) else "none"
-    if facts.shared:
+        return "persist" if not _reads_anything(inputs) else "none"
+    if inputs.shared:
         reasons["cache"] = "partitions share work, and are computed once"
         return "persist"
     if config.cache in ("persist", "none"):
         reasons["cache"] = _ASKED
         return config.cache
-    if not _reads_anything(facts):
+    if not _reads_anything(inputs):
         reasons["cache"] = "the rows are in memory already"
         return "persist"
     if goal is OptimizationGoal.MEMORY_EFFICIENT:
         reasons["cache"] = f"goal {goal}"
         return "none"
-    fits, room = _fits(facts)
-    rows = "an unknown number of bytes" if facts.nbytes is None else format_bytes(int(facts.nbytes))
+    fits, room = _fits(inputs)
+    rows = "an unknown number of bytes" if inputs.nbytes is None else format_bytes(int(inputs.nbytes))
     reasons["cache"] = f"{rows} {'are below' if fits else 'are not below'} half of the memory, {format_bytes(room)}"
     return "persist" if fits else "none"
 
 
-def _tasks(facts: Facts, kept: float, goal: OptimizationGoal, reasons: dict[str, str]) -> tuple[TaskMemory, bool, int]:
+def _tasks(
+    inputs: PlanInputs, kept: float, goal: OptimizationGoal, reasons: dict[str, str]
+) -> tuple[TaskMemory, bool, int]:
     """Return what a task holds, whether it reads ahead, and how many fit into a process; refuse where none does."""
-    if facts.partition_rows is None:
+    if inputs.partition_rows is None:
         reasons["workers"] = "one task a thread; the size of a partition is not known"
         return (
-            task_memory(0, facts.row_bytes, facts.columns, facts.n_params, facts.reader, ahead=False),
+            task_memory(0, inputs.row_bytes, inputs.columns, inputs.n_params, inputs.reader, ahead=False),
             True,
-            facts.threads,
+            inputs.threads,
         )
-    limit = facts.limit if facts.cluster else min(facts.limit, facts.held + facts.here)
+    limit = inputs.limit if inputs.cluster else min(inputs.limit, inputs.held + inputs.here)
 
     def tried(ahead: bool) -> tuple[TaskMemory, bool, int]:
         task = task_memory(
-            facts.partition_rows or 0,
-            facts.row_bytes,
-            facts.columns,
-            facts.n_params,
-            facts.reader,
-            encoded=facts.encoded_partition,
+            inputs.partition_rows or 0,
+            inputs.row_bytes,
+            inputs.columns,
+            inputs.n_params,
+            inputs.reader,
+            encoded=inputs.encoded_partition,
             several=several,
             ahead=ahead,
-            scratch=facts.scratch,
+            scratch=inputs.scratch,
         )
-        return task, ahead, tasks_that_fit(facts.threads, limit, task.total, facts.held + kept)
+        return task, ahead, tasks_that_fit(inputs.threads, limit, task.total, inputs.held + kept)
 
-    largest, threads = facts.partition_rows * facts.row_bytes, facts.processes * facts.threads
-    several = takes_several(facts.partitions, largest, threads, 1 if facts.cluster and kept else PER_THREAD)
+    largest, threads = inputs.partition_rows * inputs.row_bytes, inputs.processes * inputs.threads
+    several = takes_several(inputs.partitions, largest, threads, 1 if inputs.cluster and kept else PER_THREAD)
     task, ahead, fit = tried(several and goal is not OptimizationGoal.MEMORY_EFFICIENT)
     if fit == 0 and ahead:
         task, ahead, fit = tried(False)
-    if not _reads_anything(facts):  # the rows are here, and a slab more is no reason to refuse them
+    if not _reads_anything(inputs):  # the rows are here, and a slab more is no reason to refuse them
         fit = max(1, fit)
-    room = SHARE * limit - facts.held - kept
+    room = SHARE * limit - inputs.held - kept
     if fit == 0:
         fixed = task.slab + task.tile + task.scratch
-        bearable = int(0.99 * facts.partition_rows * (room - fixed) / max(task.total - fixed, 1.0))
+        bearable = int(0.99 * inputs.partition_rows * (room - fixed) / max(task.total - fixed, 1.0))
         remedy = (
             f"Cut the data into partitions of at most {bearable:,} rows"
             if bearable > TILE
             else "Give the process more memory"
         )
         raise PlanError(
-            f"The largest partition, {facts.partition_rows:,.0f} rows, needs {format_bytes(task.total)} while it is "
-            f"read, and {format_bytes(int(max(room, 0)))} are free of the {format_bytes(facts.limit)} that a process "
-            f"may hold ({facts.limit_source}). {remedy}, or use larger workers."
+            f"The largest partition, {inputs.partition_rows:,.0f} rows, needs {format_bytes(task.total)} while it is "
+            f"read, and {format_bytes(int(max(room, 0)))} are free of the {format_bytes(inputs.limit)} that a process "
+            f"may hold ({inputs.limit_source}). {remedy}, or use larger workers."
         )
-    plural = "s" * (facts.threads != 1)
+    plural = "s" * (inputs.threads != 1)
     reasons["workers"] = (
-        f"{fit} of {facts.threads} thread{plural} a process; a task needs {format_bytes(task.total)} of "
-        f"{format_bytes(int(room))}, {SHARE:g} × {format_bytes(int(limit))} ({facts.limit_source}) less what is held"
+        f"{fit} of {inputs.threads} thread{plural} a process; a task needs {format_bytes(task.total)} of "
+        f"{format_bytes(int(room))}, {SHARE:g} × {format_bytes(int(limit))} ({inputs.limit_source}) less what is held"
     )
     return task, ahead, fit
 
 
-def _reads(facts: Facts, cache: str, reasons: dict[str, str], search: bool = False) -> tuple[int, float]:
+def _reads(inputs: PlanInputs, cache: str, reasons: dict[str, str], search: bool = False) -> tuple[int, float]:
     """Return the sweeps that are expected, and how often all bytes are read in them."""
-    many = facts.rows is None or facts.rows > MANY_ROWS
+    many = inputs.rows is None or inputs.rows > MANY_ROWS
     sweeps = 2 if many else SWEEPS_FROM_NEAR if search else SWEEPS_FROM_AFAR
     # A sample is drawn from what is kept, unless it has to say how many rows there are.
-    sampled = facts.estimated or facts.rows is None or ((many or search) and cache == "none")
-    share = min(1.0, 16 / max(facts.partitions, 1)) if sampled and not facts.shared else 0.0
-    also = f", and a sample of {min(16, facts.partitions)} partitions" if share else ""
+    sampled = inputs.estimated or inputs.rows is None or ((many or search) and cache == "none")
+    share = min(1.0, 16 / max(inputs.partitions, 1)) if sampled and not inputs.shared else 0.0
+    also = f", and a sample of {min(16, inputs.partitions)} partitions" if share else ""
     if cache == "persist":
         reasons["reads"] = f"rows stay in memory after the first read{also}"
         return sweeps, round(1 + share, 3)
@@ -466,64 +476,64 @@ def _reads(facts: Facts, cache: str, reasons: dict[str, str], search: bool = Fal
     return sweeps, round(sweeps + share, 3)
 
 
-def _sweep_seconds(facts: Facts, sweeps: int, reads: float, workers: int) -> float | None:
+def _sweep_seconds(inputs: PlanInputs, sweeps: int, reads: float, workers: int) -> float | None:
     """Return the seconds of a sweep, as far as the speeds are known."""
-    if facts.rows is None or facts.rows_per_second is None:
+    if inputs.rows is None or inputs.rows_per_second is None:
         return None
-    return facts.rows / facts.rows_per_second / workers + _read_seconds(facts, workers) * min(1.0, reads / sweeps)
+    return inputs.rows / inputs.rows_per_second / workers + _read_seconds(inputs, workers) * min(1.0, reads / sweeps)
 
 
-def _seconds(facts: Facts, sweeps: int, reads: float, workers: int) -> float | None:
+def _seconds(inputs: PlanInputs, sweeps: int, reads: float, workers: int) -> float | None:
     """Return the seconds of the fit, as far as the speeds are known."""
-    if facts.rows is None or facts.rows_per_second is None:
+    if inputs.rows is None or inputs.rows_per_second is None:
         return None
-    reducing = facts.rows / facts.rows_per_second / workers
-    return (facts.compile_seconds or 0.0) + sweeps * reducing + reads * _read_seconds(facts, workers)
+    reducing = inputs.rows / inputs.rows_per_second / workers
+    return (inputs.compile_seconds or 0.0) + sweeps * reducing + reads * _read_seconds(inputs, workers)
 
 
-def _read_seconds(facts: Facts, workers: int) -> float:
-    return (facts.nbytes or 0.0) / facts.bytes_per_second / workers if facts.bytes_per_second else 0.0
+def _read_seconds(inputs: PlanInputs, workers: int) -> float:
+    return (inputs.nbytes or 0.0) / inputs.bytes_per_second / workers if inputs.bytes_per_second else 0.0
 
 
-def with_speeds(plan: Plan, facts: Facts) -> Plan:
+def with_speeds(plan: Plan, inputs: PlanInputs) -> Plan:
     """Return a plan with its seconds, once it is known how fast things go; nothing else changes."""
-    seconds = _seconds(facts, plan.sweeps, plan.reads, plan.workers)
-    before = _hurry(plan.facts, plan.seconds)
+    seconds = _seconds(inputs, plan.sweeps, plan.reads, plan.workers)
+    before = _hurry(plan.inputs, plan.seconds)
     advice = tuple(said for said in plan.advice if said not in before)
     return dataclasses.replace(
         plan,
-        facts=facts,
-        sweep_seconds=_sweep_seconds(facts, plan.sweeps, plan.reads, plan.workers),
+        inputs=inputs,
+        sweep_seconds=_sweep_seconds(inputs, plan.sweeps, plan.reads, plan.workers),
         seconds=seconds,
-        advice=(*advice, *_hurry(facts, seconds)),
+        advice=(*advice, *_hurry(inputs, seconds)),
     )
 
 
-def _hurry(facts: Facts, seconds: float | None) -> tuple[str, ...]:
+def _hurry(inputs: PlanInputs, seconds: float | None) -> tuple[str, ...]:
     """Return what to do where the job of this process ends before the fit."""
-    if seconds is None or facts.time_left is None or seconds <= facts.time_left:
+    if seconds is None or inputs.time_left is None or seconds <= inputs.time_left:
         return ()
     return (
-        f"The fit takes about {format_time(seconds)}, and its job ends in {format_time(facts.time_left)}. Give "
+        f"The fit takes about {format_time(seconds)}, and its job ends in {format_time(inputs.time_left)}. Give "
         "checkpoint=, from which the next job goes on (dask_nlsq.cluster.job_script writes such a job), or ask for "
         "more workers or time.",
     )
 
 
-def _advice(facts: Facts) -> tuple[str, ...]:
+def _advice(inputs: PlanInputs) -> tuple[str, ...]:
     """Return what the user may change about the data."""
     said = []
-    if facts.rows and facts.partition_rows and facts.rows_per_second:
-        seconds = facts.partition_rows / facts.rows_per_second
-        if facts.cluster and seconds < TASK_SECONDS and facts.partitions > 8 * facts.processes * facts.threads:
-            wanted = max(facts.processes * facts.threads * 4, math.ceil(facts.rows / 1e6))
+    if inputs.rows and inputs.partition_rows and inputs.rows_per_second:
+        seconds = inputs.partition_rows / inputs.rows_per_second
+        if inputs.cluster and seconds < TASK_SECONDS and inputs.partitions > 8 * inputs.processes * inputs.threads:
+            wanted = max(inputs.processes * inputs.threads * 4, math.ceil(inputs.rows / 1e6))
             said.append(
                 f"A partition takes {1e3 * seconds:.2g} ms, less than it costs to send; cut the data into about "
                 f"{wanted:,} partitions."
             )
-    if facts.partitions < facts.processes * facts.threads and facts.rows and facts.rows > MANY_ROWS:
+    if inputs.partitions < inputs.processes * inputs.threads and inputs.rows and inputs.rows > MANY_ROWS:
         said.append(
-            f"{facts.partitions} partition{'s' * (facts.partitions != 1)} cannot keep "
-            f"{facts.processes * facts.threads} threads busy; cut the data into more."
+            f"{inputs.partitions} partition{'s' * (inputs.partitions != 1)} cannot keep "
+            f"{inputs.processes * inputs.threads} threads busy; cut the data into more."
         )
     return tuple(said)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def page(plan: Plan) -> str:
     """Return the plan as a page of text."""
-    return "\n".join([f"Plan: {plan.facts.model} on {_data(plan)}", *_columns(_lines(plan))])
+    return "\n".join([f"Plan: {plan.inputs.model} on {_data(plan)}", *_columns(_lines(plan))])
 
 
 def explain(plan: Plan) -> str:
@@ -33,11 +33,11 @@ def explain(plan: Plan) -> str:
     }
     held = " + ".join(f"{name} {format_bytes(int(value))}" for name, value in parts.items() if value)
     rows.append(("task", f"{held} = {format_bytes(plan.task.total)}"))
-    facts = plan.facts
-    rows.append(("cluster", f"local_cluster(plan) would start {plan.n_workers} of {facts.cores} possible workers"))
-    if facts.rows_per_second is not None:
-        speed = f"compiled in {_time(facts.compile_seconds)}, {facts.rows_per_second:,.0f} rows a second and thread"
-        reading = facts.bytes_per_second
+    inputs = plan.inputs
+    rows.append(("cluster", f"local_cluster(plan) would start {plan.n_workers} of {inputs.cores} possible workers"))
+    if inputs.rows_per_second is not None:
+        speed = f"compiled in {_time(inputs.compile_seconds)}, {inputs.rows_per_second:,.0f} rows a second and thread"
+        reading = inputs.bytes_per_second
         rows.append(("dry run", speed + (f", {_bytes(reading)} read a second and thread" if reading else "")))
     return "\n".join([page(plan).splitlines()[0], *_columns(rows)])
 
@@ -68,7 +68,7 @@ def html(plan: Plan) -> str:
 
 
 def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
-    facts = plan.facts
+    inputs = plan.inputs
     other = "" if plan.wanted is plan.tier else f"; the table says {plan.wanted}"
     alone = plan.wanted is WorkflowTier.STREAMING_CHECKPOINT and plan.tier is WorkflowTier.STREAMING
     other += ", which needs checkpoint=" if alone else ""
@@ -76,14 +76,14 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "goal", str(plan.goal)
     if plan.starts > 1:
         yield "starts", f"{plan.starts:,}"
-    where = f"{facts.processes} worker{'s' * (facts.processes != 1)}" if facts.cluster else "this process"
-    gathered = facts.cluster and plan.tier is WorkflowTier.STANDARD
+    where = f"{inputs.processes} worker{'s' * (inputs.processes != 1)}" if inputs.cluster else "this process"
+    gathered = inputs.cluster and plan.tier is WorkflowTier.STANDARD
     then = ", which read; then in this process" if gathered else ""
     yield "workers", f"{plan.workers} task{'s' * (plan.workers != 1)} at a time in {where}{then}"
-    of = "in this process" if gathered else f"of {format_bytes(facts.limit)} a process ({facts.limit_source})"
+    of = "in this process" if gathered else f"of {format_bytes(inputs.limit)} a process ({inputs.limit_source})"
     yield "memory", f"{format_bytes(plan.peak)} {of}"
     yield "cache", "partitions stay in memory" if plan.cache == "persist" else "nothing is kept between sweeps"
-    if READERS[facts.reader].decoded:
+    if READERS[inputs.reader].decoded:
         size = "" if plan.read_bytes is None else f", {format_bytes(int(plan.read_bytes))} in all"
         yield "reads", f"the data {_times(plan.reads)}{size}"
     yield "sweeps", f"about {plan.sweeps}"
@@ -94,10 +94,10 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _data(plan: Plan) -> str:
-    facts = plan.facts
-    rows = "rows of an unknown number" if facts.rows is None else f"{facts.rows:,.0f} rows"
-    about = " (estimated)" if facts.estimated else ""
-    return f"{facts.kind}, {rows}{about} in {facts.partitions:,} partition{'s' * (facts.partitions != 1)}"
+    inputs = plan.inputs
+    rows = "rows of an unknown number" if inputs.rows is None else f"{inputs.rows:,.0f} rows"
+    about = " (estimated)" if inputs.estimated else ""
+    return f"{inputs.kind}, {rows}{about} in {inputs.partitions:,} partition{'s' * (inputs.partitions != 1)}"
 
 
 def _columns(rows: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> list[str]:

@@ -26,13 +26,13 @@ from dask_nlsq._sources import (
     select,
     within,
 )
-from dask_nlsq._sweep import Shipped, predict_rows
+from dask_nlsq._sweep import Payload, predict_rows
 from dask_nlsq._typing import Vector
 
 _REMEDY = "Columns are taken by the names that they had in the fit; rename them."
 
 
-def predict(shipped: Shipped, theta: Vector, columns: Columns, data: Any) -> Any:
+def predict(payload: Payload, theta: Vector, columns: Columns, data: Any) -> Any:
     """Return the model's values: a Series for a frame or a Series, an array for all else; lazy where `data` is.
 
     Parameters
@@ -48,9 +48,9 @@ def predict(shipped: Shipped, theta: Vector, columns: Columns, data: Any) -> Any
         check_columns(present, [name for name in columns.x if name in present or name != "index"], remedy=_REMEDY)
     if isinstance(data, dd.DataFrame):
         meta = pd.Series([], dtype="float64", name="predicted")
-        return data.map_partitions(_series, shipped, theta, columns, meta=meta)
+        return data.map_partitions(_series, payload, theta, columns, meta=meta)
     if isinstance(data, pd.DataFrame):
-        return _series(data, shipped, theta, columns)
+        return _series(data, payload, theta, columns)
     if are_paths(data):
         raise DataError(f"predict takes rows, and {data!r} is a path: give dask.dataframe.read_parquet(path), for one.")
     if is_arrow(data):
@@ -61,16 +61,16 @@ def predict(shipped: Shipped, theta: Vector, columns: Columns, data: Any) -> Any
     dims = {tuple(a.dims) for a in raw.values() if is_variable(a) and a.ndim}
     if len(dims) > 1 or any(getattr(a, "ndim", 0) > 1 and not is_series(a) for a in raw.values()):
         flat, shaped = grid.spread(raw)
-        found = shaped(predict(shipped, theta, columns, flat))
+        found = shaped(predict(payload, theta, columns, flat))
         whole = data[columns.y].dims if dims and hasattr(data, "data_vars") and columns.y in data else ()
         return found.transpose(*whole, ...) if set(whole) <= set(getattr(found, "dims", ())) and whole else found
     raw = within(raw)
     long = {name: a for name, a in raw.items() if np.ndim(a)}
     if not any(is_array(a) or is_series(a) for a in long.values()):
         raw |= {name: a[:] for name, a in raw.items() if isinstance(a, Stored)}
-        return _values(*raw.values(), shipped=shipped, theta=theta, columns=columns)
+        return _values(*raw.values(), payload=payload, theta=theta, columns=columns)
     arrays = (raw | align(in_dask({name: _numbers(a, name, columns) for name, a in long.items()}))).values()
-    return da.map_blocks(_values, *arrays, shipped=shipped, theta=theta, columns=columns, dtype="f8", meta=np.empty(0))
+    return da.map_blocks(_values, *arrays, payload=payload, theta=theta, columns=columns, dtype="f8", meta=np.empty(0))
 
 
 def _raw(data: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -99,20 +99,20 @@ def _floats(part: Any, name: str, columns: Columns) -> pd.Series:
     return pd.Series(columns.to_float(name, part.array), dtype="float64")
 
 
-def _series(frame: Any, shipped: Shipped, theta: Vector, columns: Columns) -> Any:
+def _series(frame: Any, payload: Payload, theta: Vector, columns: Columns) -> Any:
     raw = [(frame[name] if name in frame.columns else frame.index).array for name in columns.x]
-    values = _values(*raw, shipped=shipped, theta=theta, columns=columns)
+    values = _values(*raw, payload=payload, theta=theta, columns=columns)
     return pd.Series(values, index=frame.index, name="predicted")
 
 
-def _values(*raw: Any, shipped: Shipped, theta: Vector, columns: Columns) -> Vector:
+def _values(*raw: Any, payload: Payload, theta: Vector, columns: Columns) -> Vector:
     """Evaluate the model in columns of one length, and numbers, which are repeated to it."""
     x = {name: columns.to_float(name, a if np.ndim(a) else _one(a)) for name, a in zip(columns.x, raw, strict=True)}
     rows = {name: len(x[name]) for name, a in zip(columns.x, raw, strict=True) if np.ndim(a)}
     if len(set(rows.values())) > 1:
         raise DataError(f"Columns have unlike lengths: {rows}. They must come from rows that belong together.")
     n = max(rows.values(), default=1)
-    return predict_rows(shipped, theta, tuple(c if name in rows else np.repeat(c, n) for name, c in x.items()))
+    return predict_rows(payload, theta, tuple(c if name in rows else np.repeat(c, n) for name, c in x.items()))
 
 
 def _one(value: Any) -> Any:

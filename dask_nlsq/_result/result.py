@@ -21,7 +21,7 @@ from dask_nlsq._result import predict as prediction
 from dask_nlsq._result.report import report
 from dask_nlsq._solver import Factor, Statistics, Status
 from dask_nlsq._sources import Columns
-from dask_nlsq._sweep import Shipped
+from dask_nlsq._sweep import Payload
 from dask_nlsq._typing import Matrix, Vector
 
 
@@ -99,7 +99,7 @@ class FitResult:
     checkpoint_errors: tuple[str, ...] = ()
     starts: pd.DataFrame | None = None
     # What is needed to evaluate the model again.
-    shipped: Shipped | None = None
+    payload: Payload | None = None
     columns: Columns | None = None
     # The triangle of the weighted Jacobian at the last sweep.
     factor: Factor | None = None
@@ -338,9 +338,9 @@ class FitResult:
         DataError
             A column is missing, or columns have unlike lengths; where chunks are of unknown sizes, when it is computed.
         """
-        if self.shipped is None or self.columns is None:
+        if self.payload is None or self.columns is None:
             raise NlsqError("This result was read from a file and has no model; evaluate your model at params.")
-        return prediction.predict(self.shipped, self.popt, self.columns, data)
+        return prediction.predict(self.payload, self.popt, self.columns, data)
 
     def report(self) -> str:
         """Return the report that ``print(result)`` shows."""

@@ -1,13 +1,13 @@
 from . import inference as inference
 from .batched import ABREAST as ABREAST
 from .batched import SIZES as SIZES
-from .batched import Ends as Ends
+from .batched import LocalMinima as LocalMinima
 from .batched import fit_many as fit_many
 from .factor import EPS as EPS
 from .factor import Factor as Factor
 from .factor import factorise as factorise
-from .first_order import Descent as Descent
 from .first_order import FirstOrder as FirstOrder
+from .first_order import FirstOrderState as FirstOrderState
 from .first_order import GradientTransformation as GradientTransformation
 from .forgetting import FACTORS as FACTORS
 from .forgetting import begin as begin
@@ -31,5 +31,5 @@ from .trust_region import cost_noise as cost_noise
 from .trust_region import final as final
 from .trust_region import lost as lost
 from .trust_region import residual_noise as residual_noise
+from .trust_region import residual_std as residual_std
 from .trust_region import stop as stop
-from .trust_region import unit as unit

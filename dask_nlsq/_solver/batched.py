@@ -53,7 +53,7 @@ UNSEEN = -128
 
 
 @dataclasses.dataclass(frozen=True)
-class Ends:
+class LocalMinima:
     """Where fits have led: a row each, in the order of their starts."""
 
     theta: Matrix  # (n, p)
@@ -62,14 +62,14 @@ class Ends:
     status: npt.NDArray[np.int64]  # (n,), of Status, or UNSEEN
 
     @classmethod
-    def unseen(cls, n: int, p: int) -> Ends:
+    def unseen(cls, n: int, p: int) -> LocalMinima:
         """Return the ends of n fits that nobody has begun."""
         nothing = np.full((n, p), np.nan)
         return cls(nothing, nothing[:, 0].copy(), np.zeros((n, p, p)), np.full(n, UNSEEN))
 
-    def put(self, places: Sequence[int], more: Ends) -> Ends:
+    def put(self, places: Sequence[int], more: LocalMinima) -> LocalMinima:
         """Return the ends with some of them filled in."""
-        return Ends(*(_filled(old, places, new) for old, new in zip(_fields(self), _fields(more), strict=True)))
+        return LocalMinima(*(_filled(old, places, new) for old, new in zip(_fields(self), _fields(more), strict=True)))
 
     @property
     def seen(self) -> npt.NDArray[np.bool_]:
@@ -78,7 +78,7 @@ class Ends:
         return seen
 
 
-def _fields(ends: Ends) -> list[Any]:
+def _fields(ends: LocalMinima) -> list[Any]:
     return [getattr(ends, field.name) for field in dataclasses.fields(ends)]
 
 
@@ -103,7 +103,7 @@ class _Fit(NamedTuple):
 
 def fit_many(
     objective: Objective, block: Block, starts: Matrix, lower: Vector, upper: Vector, prior: Prior | None = None
-) -> Ends:
+) -> LocalMinima:
     """Fit a block of at most `SIZES`[-1] rows from each start (n, p).
 
     A start is led to the same end whatever starts are beside it, to the bit.
@@ -121,7 +121,7 @@ def fit_many(
             fit = run(filled, x, y, weight, float(block.rows), lower, upper, mean, pull)
             parts.append([np.asarray(value)[: len(some)] for value in fit])
     theta, cost, curvature, status = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Ends(theta, cost, curvature, status.astype(np.int64))
+    return LocalMinima(theta, cost, curvature, status.astype(np.int64))
 
 
 def _padded(block: Block, size: int) -> tuple[tuple[Vector, ...], Vector, Vector]:

@@ -85,7 +85,7 @@ class Factor:
         return float(sigma[0] / sigma[-1]) if self.determined.all() else float("inf")
 
     @functools.cached_property
-    def spread(self) -> Vector:
+    def unscaled_stderr(self) -> Vector:
         """Standard errors for s = 1, from the directions that the data see."""
         _, sigma, vt = self.svd
         seen = self.determined

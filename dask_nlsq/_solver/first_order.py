@@ -44,7 +44,7 @@ class GradientTransformation(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Descent:
+class FirstOrderState:
     """Where a descent stands."""
 
     theta: Vector  # (p,)
@@ -70,15 +70,15 @@ class FirstOrder:
     optimizer: GradientTransformation
     most: int = 2000  # steps
 
-    def init(self, theta: Vector) -> Descent:
+    def init(self, theta: Vector) -> FirstOrderState:
         """Return the state before the first batch, at `theta` (p,)."""
-        return Descent(np.asarray(theta, float))
+        return FirstOrderState(np.asarray(theta, float))
 
-    def request(self, state: Descent) -> Request:
+    def request(self, state: FirstOrderState) -> Request:
         """Return where the next batch is to be evaluated."""
         return Request(state.theta)
 
-    def step(self, state: Descent, reduction: Reduction) -> Descent:
+    def step(self, state: FirstOrderState, reduction: Reduction) -> FirstOrderState:
         """Move downhill by what a batch says."""
         p = len(state.theta)
         if not reduction.finite:
@@ -100,7 +100,7 @@ class FirstOrder:
         patience = _PATIENCE if lower else state.patience - 1
         steps = state.steps + 1
         ended = "it no longer went down" if patience <= 0 else "its steps were used up" if steps >= self.most else None
-        return Descent(
+        return FirstOrderState(
             theta=theta,
             scale=state.scale,
             unit=state.unit,
@@ -114,7 +114,7 @@ class FirstOrder:
             status=ended,
         )
 
-    def _shorter(self, state: Descent) -> Descent:
+    def _shorter(self, state: FirstOrderState) -> FirstOrderState:
         """Go back to where the cost was lowest, and take steps of a tenth from there."""
         if state.scale is None or state.best is None or state.refused == _MOST_REFUSED:
             return dataclasses.replace(state, status="the model or the rows were not finite")

@@ -123,7 +123,7 @@ def scaled(sums: Reduction, share: float) -> Reduction:
         cost=share * sums.cost,
         gram=share * sums.gram,
         weight=share * sums.weight,
-        spread=share * sums.spread,
+        response_sum_of_squares=share * sums.response_sum_of_squares,
         log_weight=share * sums.log_weight,
         meat=None if sums.meat is None else share**2 * sums.meat,
     )

@@ -54,7 +54,7 @@ def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool, 
     dof = n - p
     k = p if absolute_sigma else p + 1
     with np.errstate(all="ignore"):
-        n_, chi_, weight, spread = map(np.float64, (n, chisqr, reduction.weight, reduction.spread))
+        n_, chi_, weight, spread = map(np.float64, (n, chisqr, reduction.weight, reduction.response_sum_of_squares))
         if absolute_sigma:
             loglik = -0.5 * chi_ - 0.5 * n_ * np.log(2 * np.pi) + reduction.log_weight
         else:
@@ -107,7 +107,7 @@ def entangled(factor: Factor, theta: Vector, cov: Matrix, free: npt.NDArray[np.b
         return found
     part, variance = factor.only(free), np.diag(cov)[free]
     vague = np.isfinite(variance) & (9 * variance > theta[free] ** 2)
-    found[free] = vague & (part.spread * part.norms > _ENTANGLED)
+    found[free] = vague & (part.unscaled_stderr * part.norms > _ENTANGLED)
     return found
 
 

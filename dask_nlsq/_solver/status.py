@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import enum
+import warnings
+from typing import Any
+
+_RENAMED = {"BEATEN": "PRUNED", "UNSETTLED": "NOT_SETTLED", "SILENT": "UNIDENTIFIABLE"}
+"""Members under the names that they had at first."""
 
 
-class Status(enum.IntEnum):
+class _Renaming(enum.EnumMeta):
+    """Finds members under their old names, with a warning."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name not in _RENAMED:
+            raise AttributeError(name)
+        warnings.warn(f"Status.{name} is now Status.{_RENAMED[name]}.", DeprecationWarning, stacklevel=2)
+        return cls[_RENAMED[name]]
+
+
+class Status(enum.IntEnum, metaclass=_Renaming):
     """Why a fit stopped; positive where a stated test holds.
 
     Examples
@@ -24,13 +39,16 @@ class Status(enum.IntEnum):
         member.sentence = sentence
         return member
 
-    BEATEN = -8, "Another start led to a lower minimum."
+    PRUNED = -8, "Another start led to a lower minimum."
     NOT_FINITE = -7, "The model or its derivative is not finite there."
-    UNSETTLED = (
+    NOT_SETTLED = (
         -6,
         "The estimates still moved by more than a standard error, or far from where batches were linearised.",
     )
-    SILENT = -5, "The model does not respond to some parameters here, although it does elsewhere: start elsewhere."
+    UNIDENTIFIABLE = (
+        -5,
+        "The model does not respond to some parameters here, although it does elsewhere: start elsewhere.",
+    )
     STALLED = (
         -4,
         "The trust region shrank to nothing, or many sweeps gained nothing, and the step that remains is not small.",

@@ -126,11 +126,11 @@ class Streaming:
                 return state
         if self.compare and state.sums is not None:
             length, known = self._contradiction(state, state.sums, new)
-            length = state.contradiction + length / self.spread(state) ** 2
+            length = state.contradiction + length / self.residual_std(state) ** 2
             state = dataclasses.replace(state, contradiction=length, compared=state.compared + known)
         found = self._added(state, new, path)
         estimate = self._estimate(found)
-        moved = float(np.linalg.norm(self.factor(found).r @ (estimate - state.theta))) / self.spread(found)
+        moved = float(np.linalg.norm(self.factor(found).r @ (estimate - state.theta))) / self.residual_std(found)
         return dataclasses.replace(found, theta=estimate, moved=moved)
 
     def _added(self, state: StreamState, new: Reduction, path: Matrix) -> StreamState:
@@ -149,7 +149,7 @@ class Streaming:
         if state.bank is None:
             bank = forgetting.begin(new)
         else:
-            bank = forgetting.advance(state.bank, new, self.spread(state) ** 2, prior)
+            bank = forgetting.advance(state.bank, new, self.residual_std(state) ** 2, prior)
         best = bank.best
         sums = dataclasses.replace(bank.members[best], meat=None)
         path = path if state.path is None else forgetting.FACTORS[best] * state.path + path
@@ -159,7 +159,7 @@ class Streaming:
         """Return the minimiser of the sums inside the bounds, or the mean of those under several factors."""
         delta = gauss_newton(self.factor(state), self.lower - state.origin, self.upper - state.origin).delta
         if state.bank is not None and not self._at_bounds(state.origin + delta):
-            mixed = forgetting.mix(state.bank, self.spread(state) ** 2, self._prior_gram(state)).delta
+            mixed = forgetting.mix(state.bank, self.residual_std(state) ** 2, self._prior_gram(state)).delta
             delta = mixed if state.whitening is None else state.whitening.s @ mixed
         return np.clip(state.origin + delta, self.lower, self.upper)
 
@@ -182,7 +182,7 @@ class Streaming:
         """Compare a batch with the sums; return the state to which it is to be added, or the one that holds it back."""
         assert state.sums is not None
         share = forgetting.FACTORS[state.bank.best] if state.bank is not None else self.forget or 1.0
-        s2 = self.spread(state) ** 2
+        s2 = self.residual_std(state) ** 2
         if not self._surprising(state, scaled(state.sums, share), new, s2):
             return self._without_pending(state), False
         if state.pending is not None:
@@ -298,7 +298,7 @@ class Streaming:
             **{name: getattr(one, name) + getattr(two, name) for name in counts},
         )
         estimate = self._estimate(found)
-        moved = float(np.linalg.norm(self.factor(found).r @ (estimate - one.theta))) / self.spread(found)
+        moved = float(np.linalg.norm(self.factor(found).r @ (estimate - one.theta))) / self.residual_std(found)
         return dataclasses.replace(found, theta=estimate, moved=moved)
 
     def _with_meat(self, sums: Reduction, *states: StreamState) -> Reduction:
@@ -327,13 +327,13 @@ class Streaming:
         step = np.append(coordinates(state.whitening, state.theta - state.origin), 1.0)
         return max(0.5 * float(step @ sums.gram @ step), 0.0)
 
-    def spread(self, state: StreamState) -> float:
+    def residual_std(self, state: StreamState) -> float:
         """Return s, the residual standard deviation behind the standard errors."""
         assert state.sums is not None
         if self.absolute_sigma:
             return 1.0
         sums, s2 = state.sums, self.residual_variance(state)
-        rounding = 4.0 * EPS * float(np.sqrt((sums.spread + sums.weight * sums.mean**2) / max(sums.rows, 1)))
+        rounding = 4.0 * EPS * float(np.sqrt(sums.weighted_sum_of_squares / max(sums.rows, 1)))
         return max(float(np.sqrt(s2)), rounding, 1e-150)
 
     def _taken(self, state: StreamState) -> float:
@@ -358,7 +358,7 @@ class Streaming:
         """Return the covariance (p, p) of the estimates for the residual variance s², NaN for those not `free`."""
         factor = self.factor(state)
         if state.bank is not None and free.all() and factor.determined.all():
-            found = forgetting.mix(state.bank, self.spread(state) ** 2, self._prior_gram(state)).covariance
+            found = forgetting.mix(state.bank, self.residual_std(state) ** 2, self._prior_gram(state)).covariance
             s = np.eye(len(free)) if state.whitening is None else state.whitening.s
             mixed: Matrix = s2 * (s @ found @ s.T)
             return mixed
@@ -370,9 +370,8 @@ class Streaming:
     def known(self, state: StreamState) -> tuple[Vector, Vector]:
         """Return the estimates and their standard errors, infinite as long as a direction is open."""
         factor = self.factor(state)
-        return state.theta, (factor.spread if factor.determined.all() else np.full(factor.p, np.inf)) * self.spread(
-            state
-        )
+        stderr = factor.unscaled_stderr if factor.determined.all() else np.full(factor.p, np.inf)
+        return state.theta, stderr * self.residual_std(state)
 
     def uncertainty(self, state: StreamState) -> Matrix:
         """Return the inverse of the information (p, p) in the coordinates of the sums, zero where it is open."""
@@ -389,7 +388,7 @@ class Streaming:
         if state.path is None:
             return 0.0
         step = np.append(coordinates(state.whitening, state.theta - state.origin), -1.0)
-        return max(float(step @ state.path @ step), 0.0) / self.spread(state) ** 2
+        return max(float(step @ state.path @ step), 0.0) / self.residual_std(state) ** 2
 
     def _point(self, state: StreamState, reduction: Reduction, theta: Vector) -> Matrix:
         """Return where a batch was linearised, in the metric of its own information."""

@@ -123,15 +123,15 @@ class Point:
         return max(self.reduction.cost - self.explained, 0.0)
 
     @property
-    def grain(self) -> float:
+    def rounding_level(self) -> float:
         """What one unit in the last place of the parameters does to the residual."""
         return EPS * lapack.norm(self.factor.norms * self.theta)
 
     @property
     def noise(self) -> float:
         """What rounding leaves uncertain in the cost, that of the parameters included."""
-        return cost_noise(self.reduction) + self.grain * (
-            math.sqrt(2.0 * self.reduction.cost) * _SHARE + 0.5 * self.grain
+        return cost_noise(self.reduction) + self.rounding_level * (
+            math.sqrt(2.0 * self.reduction.cost) * _SHARE + 0.5 * self.rounding_level
         )
 
     @property
@@ -159,7 +159,8 @@ class State:
     point: Point | None = None
     origin: Point | None = None  # the first point
     refused: bool = False  # whether the last trial was rejected
-    refuge: State | None = None  # how a first attempt ended that was not believed
+    # how a first attempt ended that was not believed
+    fallback: State | None = dataclasses.field(default=None, metadata={"stored": "refuge"})
     history: tuple[Record, ...] = ()
     # What is left to try.
     shortest: float = float("inf")
@@ -186,7 +187,7 @@ class State:
     @property
     def lowest(self) -> float:
         """The lowest cost of a point that was accepted; infinite before the first."""
-        known = [state.point.reduction.cost for state in (self, self.refuge) if state is not None and state.point]
+        known = [state.point.reduction.cost for state in (self, self.fallback) if state is not None and state.point]
         return min(known, default=float("inf"))
 
 
@@ -252,7 +253,7 @@ class TrustRegion:
         following = self._next(state)
         if state.nsweeps < self.max_nfev or following.status is not None:
             return following
-        ended = _better(dataclasses.replace(state, status=state.status or Status.MAX_NFEV), state.refuge)
+        ended = _better(dataclasses.replace(state, status=state.status or Status.MAX_NFEV), state.fallback)
         return dataclasses.replace(ended, beyond=following)
 
     def go_on(self, state: State) -> State:
@@ -266,13 +267,13 @@ class TrustRegion:
         point = state.point
         assert point is not None
         doubtful = not point.factor.reliable and state.polish > 0
-        near = state.history[-1].accepted and point.newton.length <= 1e-3 * self._unit(point.reduction)
+        near = state.history[-1].accepted and point.newton.length <= 1e-3 * self._residual_std(point.reduction)
         if doubtful and (near or state.status is not None):
             return self._settle(state, point)
         elif state.status is not None and state.attempt + 1 < len(_RADII) and self._strayed(state):
             state = self._start_again(state)
         if state.status is not None:
-            return _better(state, state.refuge)
+            return _better(state, state.fallback)
         return self._propose(state)
 
     def _settle(self, state: State, point: Point) -> State:
@@ -289,10 +290,10 @@ class TrustRegion:
     def _strayed(self, state: State) -> bool:
         """Whether a fit ended where it may have lost its way: stalled, or blind to what it saw at the start."""
         assert state.point is not None and state.origin is not None
-        blind = state.origin.factor.determined.all() and not state.point.factor.determined.all()
+        insensitive = state.origin.factor.determined.all() and not state.point.factor.determined.all()
         spent = state.nsweeps - state.begun > _SPENT
         idle = state.idle and not spent and not self._projects(state).any()
-        return bool(blind) or (state.status is Status.STALLED and not idle)
+        return bool(insensitive) or (state.status is Status.STALLED and not idle)
 
     def _start_again(self, state: State) -> State:
         """Go back to the start, whose sweep is known, without projection and with another radius."""
@@ -301,7 +302,7 @@ class TrustRegion:
         again = State(
             trial=origin.theta,
             origin=origin,
-            refuge=_better(state, state.refuge),
+            fallback=_better(state, state.fallback),
             history=state.history,
             attempt=state.attempt + 1 if self._projects(state).any() else len(_RADII) - 1,
             begun=state.nsweeps,
@@ -353,7 +354,7 @@ class TrustRegion:
     def _accept(self, state: State, trial: Point, gain: float) -> State:
         reduction = trial.reduction
         point = dataclasses.replace(trial, radius=self._radius(state, trial, gain))
-        remains = point.newton.length / self._unit(reduction)
+        remains = point.newton.length / self._residual_std(reduction)
         patience = _PATIENCE if remains < state.shortest else state.patience - 1
         slow = state.slow + 1 if remains > _HALF * self._remains(state.point) else max(state.slow - 1, 0)
         found = dataclasses.replace(
@@ -375,7 +376,7 @@ class TrustRegion:
         return found
 
     def _remains(self, point: Point | None) -> float:
-        return float("inf") if point is None else point.newton.length / self._unit(point.reduction)
+        return float("inf") if point is None else point.newton.length / self._residual_std(point.reduction)
 
     def _ahead(self, state: State, reduction: Reduction, remains: float) -> bool:
         """Whether an accepted sweep is progress since the last that was; the first of an attempt is."""
@@ -383,7 +384,7 @@ class TrustRegion:
             return True
         if state.point is not None and not state.point.measured:
             return True
-        last, s = state.history[state.milestone], self._unit(reduction)
+        last, s = state.history[state.milestone], self._residual_std(reduction)
         return reduction.cost < last.cost - _PROGRESS * s * s or remains < 0.5 * last.step
 
     def _reject(self, state: State, point: Point, reduction: Reduction, trial: Point | None) -> State:
@@ -405,7 +406,7 @@ class TrustRegion:
 
     def _promises_nothing(self, state: State, point: Point, noise: float) -> bool:
         """Whether the undamped step is next to nothing, or means nothing, for the model has stopped responding."""
-        small = point.newton.length <= _NEXT_TO_NOTHING * self._unit(point.reduction)
+        small = point.newton.length <= _NEXT_TO_NOTHING * self._residual_std(point.reduction)
         return small or point.newton.predicted <= noise or bool(lost(state, self.absolute_sigma).any())
 
     def _propose(self, state: State) -> State:
@@ -485,7 +486,7 @@ class TrustRegion:
         elif now.reduction.rows > MANY_ROWS and remains * shrinks <= _LOOSE:
             if _spread_change(before.point, now) * shrinks <= _LOOSE_SPREAD:
                 return Status.CONVERGED
-        if now.newton.length <= residual_noise(now.reduction) * math.sqrt(now.factor.p) + now.grain:
+        if now.newton.length <= residual_noise(now.reduction) * math.sqrt(now.factor.p) + now.rounding_level:
             return Status.ROUNDING
         if patience <= 0 and now.newton.predicted <= now.noise:
             return Status.ROUNDING
@@ -515,8 +516,8 @@ class TrustRegion:
             return Status.BOTH
         return Status.FTOL if small_gain else Status.XTOL if small_step else None
 
-    def _unit(self, reduction: Reduction) -> float:
-        return unit(reduction, len(self.lower), self.absolute_sigma)
+    def _residual_std(self, reduction: Reduction) -> float:
+        return residual_std(reduction, len(self.lower), self.absolute_sigma)
 
     def _record(self, state: State, reduction: Reduction, remains: float, accepted: bool) -> Record:
         damping = 0.0 if state.proposal is None else state.proposal.damping
@@ -528,7 +529,7 @@ def _spread_change(before: Point | None, now: Point) -> float:
     """Return the largest relative change of a standard error between two points, their unit s aside."""
     if before is None:
         return 1.0
-    old, new = before.factor.spread, now.factor.spread
+    old, new = before.factor.unscaled_stderr, now.factor.unscaled_stderr
     return float(np.max(np.abs(new - old) / np.where(old > 0, old, 1.0)))
 
 
@@ -545,7 +546,7 @@ def _curvature(reduction: Reduction) -> Matrix | None:
 
 def stop(state: State, status: Status) -> State:
     """Return a state that somebody stops: a second attempt, too, ends at the better of both."""
-    ended = _better(dataclasses.replace(state, status=status), state.refuge)
+    ended = _better(dataclasses.replace(state, status=status), state.fallback)
     if ended.point is state.point:
         return ended
     return dataclasses.replace(ended, status=status, beyond=state if status in STOPPED else None)
@@ -557,7 +558,7 @@ def _better(last: State, first: State | None) -> State:
         return last
     assert first.point is not None and last.point is not None
     one, two = first.point.reduction, last.point.reduction
-    s = unit(min(one, two, key=lambda each: each.cost), first.point.factor.p, absolute_sigma=False)
+    s = residual_std(min(one, two, key=lambda each: each.cost), first.point.factor.p, absolute_sigma=False)
     alike = abs(one.cost - two.cost) <= s * s
     before, after = (alike and first.status.success, -one.cost), (alike and last.status.success, -two.cost)
     return last if after >= before else dataclasses.replace(first, history=last.history)
@@ -573,7 +574,7 @@ def final(state: State, lower: Vector, upper: Vector) -> tuple[Vector, float]:
     assert point is not None
     if state.status is None or not state.status.success or state.refused or not point.believed:
         return point.theta, point.reduction.cost
-    near = point.newton.length <= _NEXT_TO_NOTHING * unit(point.reduction, point.factor.p, absolute_sigma=False)
+    near = point.newton.length <= _NEXT_TO_NOTHING * residual_std(point.reduction, point.factor.p, absolute_sigma=False)
     if state.status is not Status.CONVERGED and not (near or point.slight):
         return point.theta, point.reduction.cost
     theta = np.clip(point.theta + point.newton.delta, lower, upper)
@@ -589,13 +590,13 @@ def lost(state: State, absolute_sigma: bool) -> npt.NDArray[np.bool_]:
     """
     point = state.point
     assert point is not None
-    reach = unit(point.reduction, point.factor.p, absolute_sigma) * point.factor.spread * point.scale
+    reach = residual_std(point.reduction, point.factor.p, absolute_sigma) * point.factor.unscaled_stderr * point.scale
     farthest = max(record.radius for record in state.history)
     faded: npt.NDArray[np.bool_] = (point.factor.norms <= _FADED * point.scale) & (reach > farthest)
     return faded
 
 
-def unit(reduction: Reduction, p: int, absolute_sigma: bool) -> float:
+def residual_std(reduction: Reduction, p: int, absolute_sigma: bool) -> float:
     """Return s, the residual standard deviation behind the standard errors."""
     s = math.sqrt(2.0 * reduction.cost / max(reduction.rows - p, 1))
     return max(min(s, 1.0) if absolute_sigma else s, float(np.finfo(float).tiny))
@@ -603,7 +604,7 @@ def unit(reduction: Reduction, p: int, absolute_sigma: bool) -> float:
 
 def residual_noise(reduction: Reduction) -> float:
     """Return what float64 leaves uncertain in one weighted residual: some units in the last place of y."""
-    square = (reduction.spread + reduction.weight * reduction.mean**2) / max(reduction.rows, 1)
+    square = reduction.weighted_sum_of_squares / max(reduction.rows, 1)
     return 4.0 * EPS * math.sqrt(square)
 
 

@@ -13,14 +13,14 @@ from dask_nlsq._fit import resolve_sigma, split
 from dask_nlsq._kernel import Block
 from dask_nlsq._model import Model, Objective
 from dask_nlsq._sources import Columns, each_table, is_table
-from dask_nlsq._sweep import ship
+from dask_nlsq._sweep import serialize
 
 
 def weighing(objective: Objective, weighted: bool) -> Objective:
     """Return the objective of this process that has weights, or has none: with equal ones, kernels are shared."""
     if objective.weighted == weighted:
         return objective
-    found: Objective = ship(dataclasses.replace(objective, weighted=weighted)).value
+    found: Objective = serialize(dataclasses.replace(objective, weighted=weighted)).value
     return found
 
 

@@ -21,7 +21,6 @@ from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, warn
 from dask_nlsq._fit import (
     FitOptions,
     agrees,
-    descend,
     differences_taken,
     expand,
     explain,
@@ -31,6 +30,7 @@ from dask_nlsq._fit import (
     resolve_objective,
     responds_elsewhere,
     to_model,
+    warm_start,
     warn_of_open_ends,
 )
 from dask_nlsq._kernel import Block, Reduction, concatenate, faults, kernel, validate
@@ -52,8 +52,8 @@ from dask_nlsq._streaming.batches import blocks, weighing
 from dask_nlsq._streaming.relinearise import Relinearised, Slices, relinearise
 from dask_nlsq._streaming.reservoir import Drawn, Reservoir
 from dask_nlsq._streaming.saved import Rows, check, differing, identify, read
-from dask_nlsq._streaming.saved import Saved as _Saved
-from dask_nlsq._sweep import non_finite, ship
+from dask_nlsq._streaming.saved import SavedFitter as _Saved
+from dask_nlsq._sweep import non_finite, serialize
 from dask_nlsq._system import peak_memory
 from dask_nlsq._typing import Matrix, Vector
 
@@ -270,7 +270,7 @@ class StreamingFitter:
         validate.check_rows(self._objective, block, parameters.start)
         starts = [parameters.start]
         if self._optimizer is not None:
-            starts.insert(0, descend(self._objective, parameters, block, self._optimizer, 0).theta)
+            starts.insert(0, warm_start(self._objective, parameters, block, self._optimizer, 0).theta)
         begun = self._begin(block, starts, 4 * _SWEEPS)  # where that is refused, the rows wait on
         self._state, self._parameters, self._waiting = begun, parameters, []
         assert begun.sums is not None
@@ -392,7 +392,7 @@ class StreamingFitter:
         return self._solver.strayed(state) / (len(state.theta) * math.log(math.e + state.batches))
 
     def _note(self, state: StreamState) -> None:
-        s2 = self._solver.spread(state) ** 2
+        s2 = self._solver.residual_std(state) ** 2
         covariance = self._solver.covariance(state, s2, self._parameters.side(state.theta) == 0)
         error = np.sqrt(np.maximum(np.diag(covariance), 0.0))
         self._history.append([state.batches, state.rows, state.moved, *state.theta, *error])
@@ -477,7 +477,7 @@ class StreamingFitter:
             sweeps={"cost": [cost], "step": [state.moved], "seconds": [self._seconds]},
             provenance=self._provenance(state),
             notes=notes,
-            shipped=ship(self._objective),
+            payload=serialize(self._objective),
             columns=self._columns,
             factor=factor,
         )
@@ -509,18 +509,18 @@ class StreamingFitter:
         """Judge the estimate, by the sample of the rows too; `open_ends` (p,) are those without a finite variance."""
         sample, state = self._sample.drawn.block(), found.state
         if not found.converged or self._contradicted(state):
-            return Status.UNSETTLED
+            return Status.NOT_SETTLED
         drifts = state.bank is not None and state.bank.best > 0  # then the sample is of what the process was, too
         strayed = not (drifts or found.changed) and self._strayed(state) > _STRAYED
         if strayed or (state.moved > _SETTLED and not found.changed):
-            return Status.UNSETTLED
+            return Status.NOT_SETTLED
         if not drifts and not agrees(self._objective, self._solver, state, sample):
-            return Status.UNSETTLED
+            return Status.NOT_SETTLED
         silent = open_ends & (kernel.reduce_block(self._objective, sample, state.theta, None).gram.diagonal()[:-1] == 0)
         if self._solver.prior is not None:
             silent &= self._solver.prior.weight == 0
         if silent.any() and responds_elsewhere(self._objective, self._parameters, sample, state.theta, silent):
-            return Status.SILENT
+            return Status.UNIDENTIFIABLE
         return Status.STREAMED
 
     def _contradicted(self, state: StreamState) -> bool:

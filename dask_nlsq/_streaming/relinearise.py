@@ -335,7 +335,7 @@ def _spread(solver: Streaming, slices: Slices, found: _Sums, theta: Vector) -> f
 
 def _is_negligible(solver: Streaming, state: StreamState, found: _Sums) -> bool:
     """Whether the sums are as good as relinearised: what the sample adds is noise, and hardly any."""
-    information = solver.with_prior(state).gram[:-1, :-1] * solver.spread(state) ** 2
+    information = solver.with_prior(state).gram[:-1, :-1] * solver.residual_std(state) ** 2
     half, _ = inverse_root(information)
     noise, shift = half.T @ found.noise @ half, half.T @ found.shift
     own, turn = np.linalg.eigh(noise)

@@ -44,7 +44,7 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
-class Saved:
+class SavedFitter:
     """What a file holds."""
 
     identity: Text  # what must be the same for it to be gone on from
@@ -80,7 +80,7 @@ def identify(parameters: Parameters, objective: Objective, columns: Columns, sol
     }
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Saved, dict[str, Any]]:
+def read(path: str | os.PathLike[str]) -> tuple[SavedFitter, dict[str, Any]]:
     """Return what a file holds, in the present format, and what it says must be the same.
 
     Raises
@@ -89,7 +89,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Saved, dict[str, Any]]:
         The file is damaged.
     """
     try:
-        saved = archive.load(Saved, path)
+        saved = archive.load(SavedFitter, path)
         there = dict(from_text(saved.identity))
         saved = _upgraded(saved, there.get("forget"))
     except (CheckpointCorrupt, TypeError, ValueError, IndexError) as error:
@@ -122,7 +122,7 @@ def differing(there: Mapping[str, Any], here: Mapping[str, Any], strict: bool = 
     return "; ".join(f"{name}: {text}" for name, text in differences(there, here, strict).items())
 
 
-def _upgraded(saved: Saved, forget: float | None) -> Saved:
+def _upgraded(saved: SavedFitter, forget: float | None) -> SavedFitter:
     """Return what a file of format 2 holds with what it lacks, as if all rows had been linearised as one batch."""
     state = saved.state
     if state is None or saved.slices is not None or state.sums is None:

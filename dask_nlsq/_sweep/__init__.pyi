@@ -1,4 +1,4 @@
-from .driver import Ledger as Ledger
+from .driver import PartitionDigests as PartitionDigests
 from .driver import sweep as sweep
 from .driver import sweep_each as sweep_each
 from .executors.distributed import Cluster as Cluster
@@ -10,8 +10,8 @@ from .failure import Failure as Failure
 from .failure import load as load
 from .groups import Group as Group
 from .groups import group as group
-from .payload import Shipped as Shipped
-from .payload import ship as ship
+from .payload import Payload as Payload
+from .payload import serialize as serialize
 from .task import Answer as Answer
 from .task import draw as draw
 from .task import explore as explore

@@ -11,8 +11,8 @@ from dask_nlsq._errors import CheckpointMismatch, DataError, Interrupted
 from dask_nlsq._kernel import Reduction, Request
 from dask_nlsq._sweep.executors.local import Executor
 from dask_nlsq._sweep.failure import Failure
-from dask_nlsq._sweep.payload import Shipped
-from dask_nlsq._sweep.task import Answer, Marks, reduce_group
+from dask_nlsq._sweep.payload import Payload
+from dask_nlsq._sweep.task import Answer, Digests, reduce_group
 from dask_nlsq._sweep.tree import Partial
 from dask_nlsq._system import check_not_forked
 
@@ -20,35 +20,35 @@ _UNSEEN = np.uint64(2**64 - 1)
 """Stands for the rows of a partition that no sweep has reached yet."""
 
 
-class Ledger:
+class PartitionDigests:
     """Remembers what each partition held in the first sweep, so that data that change are noticed.
 
     One that goes on from a checkpoint remembers what they held before that.
     """
 
-    def __init__(self, marks: Marks | None = None) -> None:
-        self._resumed = marks is not None
-        self._seen: Marks = np.empty((0, 0), np.uint64) if marks is None else marks
+    def __init__(self, digests: Digests | None = None) -> None:
+        self._resumed = digests is not None
+        self._seen: Digests = np.empty((0, 0), np.uint64) if digests is None else digests
 
     @property
-    def marks(self) -> Marks:
+    def digests(self) -> Digests:
         """What was seen, (partitions, 2 + columns)."""
         return self._seen
 
-    def check(self, numbers: Sequence[int], marks: Marks) -> None:
+    def check(self, numbers: Sequence[int], digests: Digests) -> None:
         """Refuse partitions of these numbers whose rows are not those of the first sweep."""
         end = max(numbers) + 1
         if end > len(self._seen):
-            more = np.full((end - len(self._seen), marks.shape[1]), _UNSEEN)
-            self._seen = np.concatenate([self._seen.reshape(-1, marks.shape[1]), more])
+            more = np.full((end - len(self._seen), digests.shape[1]), _UNSEEN)
+            self._seen = np.concatenate([self._seen.reshape(-1, digests.shape[1]), more])
         places = np.asarray(numbers)
         before = self._seen[places]
-        if (before == marks).all():
+        if (before == digests).all():
             return
         new = before[:, 0] == _UNSEEN
-        self._seen[places[new]] = before[new] = marks[new]
-        for i in np.flatnonzero((before != marks).any(axis=1)).tolist():
-            rows, now = int(before[i, 0]), int(marks[i, 0])
+        self._seen[places[new]] = before[new] = digests[new]
+        for i in np.flatnonzero((before != digests).any(axis=1)).tolist():
+            rows, now = int(before[i, 0]), int(digests[i, 0])
             other = f"{now} rows" if now != rows else "other values"
             if self._resumed:
                 raise CheckpointMismatch(
@@ -67,9 +67,9 @@ class Ledger:
 def sweep_each(
     executor: Executor,
     groups: Sequence[Any],
-    shipped: Shipped,
+    payload: Payload,
     requests: Sequence[Request],
-    ledger: Ledger | None = None,
+    digests: PartitionDigests | None = None,
     on_answer: Callable[[Answer], None] = lambda _: None,
     partial: Partial | None = None,
 ) -> list[Reduction]:
@@ -79,15 +79,15 @@ def sweep_each(
     however the partitions are grouped and whatever executes them. What is in `partial` already is not swept again.
     """
     check_not_forked()
-    ledger = ledger or Ledger()
+    digests = digests or PartitionDigests()
     partial = partial or Partial(sum(len(g.partitions) for g in groups), len(requests))
     left = [g for g in groups if not partial.covers(g.indices)] if partial.done.any() else groups
-    answers = executor.run(reduce_group, left, shipped, tuple(requests)) if left else iter(())
+    answers = executor.run(reduce_group, left, payload, tuple(requests)) if left else iter(())
     try:
         for _, answer in answers:
             if isinstance(answer, Failure):
                 raise answer.error(requests[0].theta)
-            ledger.check(answer.numbers, answer.marks)
+            digests.check(answer.numbers, answer.digests)
             partial.add(answer)
             on_answer(answer)
     except (KeyboardInterrupt, Interrupted) as error:
@@ -97,6 +97,6 @@ def sweep_each(
     return partial.roots()
 
 
-def sweep(executor: Executor, groups: Sequence[Any], shipped: Shipped, request: Request, **options: Any) -> Reduction:
+def sweep(executor: Executor, groups: Sequence[Any], payload: Payload, request: Request, **options: Any) -> Reduction:
     """Reduce every partition for one request."""
-    return sweep_each(executor, groups, shipped, [request], **options)[0]
+    return sweep_each(executor, groups, payload, [request], **options)[0]

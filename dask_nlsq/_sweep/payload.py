@@ -40,18 +40,18 @@ _PYTHON = sys.version_info[:2]
 """Other versions make other code of the same text."""
 
 _lock = threading.Lock()
-_registry: collections.OrderedDict[str, Shipped] = collections.OrderedDict()
+_registry: collections.OrderedDict[str, Payload] = collections.OrderedDict()
 """What this process remembers, the least recently used first; a model's kernels live as long as it is here."""
 
 _forgotten = itertools.count(1)
 
 
-class Shipped:
+class Payload:
     """A value that is unpickled once a process, however often it is sent."""
 
-    def __init__(self, token: str, payload: bytes | None, value: Any = None, why_not: str = "") -> None:
+    def __init__(self, token: str, data: bytes | None, value: Any = None, why_not: str = "") -> None:
         self.token = token
-        self._payload = payload
+        self._data = data
         self._value = value
         self._why_not = why_not
         self._opening = threading.Lock()
@@ -61,14 +61,14 @@ class Shipped:
         """The value, opened at the first call."""
         with self._opening:
             if self._value is None:
-                assert self._payload is not None
-                self._value = cloudpickle.loads(self._payload)
+                assert self._data is not None
+                self._value = cloudpickle.loads(self._data)
         return self._value
 
     @property
     def nbytes(self) -> int:
         """Bytes of what is sent."""
-        return len(self._payload or b"")
+        return len(self._data or b"")
 
     def holds(self, value: Any) -> bool:
         """Whether this is the very object that is wrapped."""
@@ -79,18 +79,18 @@ class Shipped:
 
     def bytes(self) -> bytes:
         """Return what is sent, or say why nothing can be."""
-        if self._payload is None:
+        if self._data is None:
             raise ModelNotPicklable(
                 f"The model cannot be sent to another process: {self._why_not}. Pass what it holds as data or "
                 "constants instead of locks, files and connections, or fit without a distributed client."
             )
-        return self._payload
+        return self._data
 
 
-def ship(value: Any) -> Shipped:
+def serialize(value: Any) -> Payload:
     """Wrap a value, which must not change; one that cannot be pickled still serves in this process."""
     with _lock:
-        known = next((shipped for shipped in _registry.values() if shipped.holds(value)), None)
+        known = next((payload for payload in _registry.values() if payload.holds(value)), None)
     if known is not None:
         return _keep(known)
     file = io.BytesIO()
@@ -98,10 +98,10 @@ def ship(value: Any) -> Shipped:
     try:
         pickler.dump(value)
     except Exception as error:
-        return Shipped(uuid.uuid4().hex, None, value, f"{type(error).__name__}: {error}")
-    payload = file.getvalue()
-    token = hashlib.blake2b(payload + b"".join(pickler.codes) + _settings(value), digest_size=16).hexdigest()
-    return _keep(Shipped(token, payload, value))
+        return Payload(uuid.uuid4().hex, None, value, f"{type(error).__name__}: {error}")
+    data = file.getvalue()
+    token = hashlib.blake2b(data + b"".join(pickler.codes) + _settings(value), digest_size=16).hexdigest()
+    return _keep(Payload(token, data, value))
 
 
 def _settings(value: Any) -> bytes:
@@ -168,17 +168,17 @@ def named(module: str, name: str, python: tuple[int, int], text: str) -> Any:
     return found
 
 
-def intern(token: str, payload: bytes) -> Shipped:
+def intern(token: str, data: bytes) -> Payload:
     """Return this process's own object for a token."""
     with _lock:
         known = _registry.get(token)
-    return known if known is not None else _keep(Shipped(token, payload))
+    return known if known is not None else _keep(Payload(token, data))
 
 
-def _keep(shipped: Shipped) -> Shipped:
+def _keep(payload: Payload) -> Payload:
     with _lock:
-        kept = _registry.setdefault(shipped.token, shipped)
-        _registry.move_to_end(shipped.token)
+        kept = _registry.setdefault(payload.token, payload)
+        _registry.move_to_end(payload.token)
         forgotten = [_registry.popitem(last=False) for _ in range(_surplus())]
     if any(next(_forgotten) % _TRIM_EVERY == 0 for _ in forgotten):
         forgotten.clear()
@@ -189,7 +189,7 @@ def _keep(shipped: Shipped) -> Shipped:
 def _surplus() -> int:
     """Return how many of those least recently used exceed the limits; one that has just been used stays."""
     set_retention(limits := _limits())
-    sizes = [shipped.nbytes for shipped in _registry.values()]
+    sizes = [payload.nbytes for payload in _registry.values()]
     fitting = itertools.takewhile(lambda total: total <= limits.nbytes, itertools.accumulate(reversed(sizes)))
     return len(sizes) - max(1, min(limits.models, sum(1 for _ in fitting)))
 

@@ -15,10 +15,10 @@ from dask_nlsq._errors import DataError
 from dask_nlsq._kernel import FAN_IN, Block, Reduction, Request, merge
 from dask_nlsq._sweep.failure import Failure, load
 from dask_nlsq._sweep.groups import Batch, Group
-from dask_nlsq._sweep.payload import Shipped
+from dask_nlsq._sweep.payload import Payload
 from dask_nlsq._typing import Vector
 
-Marks = npt.NDArray[np.uint64]
+Digests = npt.NDArray[np.uint64]
 """What partitions held, enough to notice that they have changed: rows, rows dropped, checksums; a line each."""
 
 _LARGE = 1 << 16
@@ -30,7 +30,7 @@ class Answer:
     """What came of a group: a mark for each partition, and for each request the nodes of the tree, leaves or above."""
 
     numbers: tuple[int, ...]  # of the partitions
-    marks: Marks  # (partitions, 2 + columns)
+    digests: Digests  # (partitions, 2 + columns)
     parts: tuple[tuple[Reduction, ...], ...]
     nodes: tuple[tuple[int, int], ...]  # what the parts are, by level and place
 
@@ -39,7 +39,7 @@ class Answer:
 
         Large ones it sends as they lie in memory, without the copies that one piece would take.
         """
-        content = self.numbers, self.marks, self.parts, self.nodes
+        content = self.numbers, self.digests, self.parts, self.nodes
         if any(part.gram.nbytes > _LARGE for part in self.parts[0][:1]):
             return Answer, content
         return _opened, (pickle.dumps(content, pickle.HIGHEST_PROTOCOL),)
@@ -49,20 +49,20 @@ def _opened(content: bytes) -> Answer:
     return Answer(*pickle.loads(content))
 
 
-def reduce_group(group: Group, shipped: Shipped, requests: Sequence[Request]) -> Answer | Failure:
+def reduce_group(group: Group, payload: Payload, requests: Sequence[Request]) -> Answer | Failure:
     """Load each partition once and reduce it for each request, small ones together."""
-    marks: list[Any] = []
+    digests: list[Any] = []
     parts: list[list[Reduction]] = [[] for _ in requests]
     for batch in group.batches():
         for request, leaves in zip(requests, parts, strict=True):
-            found = _reduce(batch, shipped, request, look=request.first and not marks)
+            found = _reduce(batch, payload, request, look=request.first and not digests)
             if isinstance(found, Failure):
                 return found
             leaves += found
-        marks += ([r.rows, r.dropped, *r.checksum.tolist()] for r in parts[0][-len(batch) :])
+        digests += ([r.rows, r.dropped, *r.checksum.tolist()] for r in parts[0][-len(batch) :])
         batch.clear()  # before the next is read
     nodes = tuple(tuple(_folded(leaves, group)) for leaves in parts)
-    return Answer(group.indices, np.array(marks, np.uint64), nodes, group.nodes)
+    return Answer(group.indices, np.array(digests, np.uint64), nodes, group.nodes)
 
 
 def _folded(leaves: Iterable[Reduction], group: Group) -> Iterator[Reduction]:
@@ -72,13 +72,13 @@ def _folded(leaves: Iterable[Reduction], group: Group) -> Iterator[Reduction]:
         yield merge(list(itertools.islice(left, FAN_IN**level)))
 
 
-def reduce_partition(partition: Any, shipped: Shipped, request: Request) -> Reduction | Failure:
+def reduce_partition(partition: Any, payload: Payload, request: Request) -> Reduction | Failure:
     """Load a partition and reduce it."""
-    found = _reduce([(0, load(partition))], shipped, request, request.first)
+    found = _reduce([(0, load(partition))], payload, request, request.first)
     return found if isinstance(found, Failure) else found[0]
 
 
-def _reduce(batch: Batch, shipped: Shipped, request: Request, look: bool) -> list[Reduction] | Failure:
+def _reduce(batch: Batch, payload: Payload, request: Request, look: bool) -> list[Reduction] | Failure:
     """Reduce some blocks, of which the first may be looked at; what fails is told with its partition."""
     blocks = []
     for index, block in batch:
@@ -87,14 +87,14 @@ def _reduce(batch: Batch, shipped: Shipped, request: Request, look: bool) -> lis
         blocks.append(block)
     try:
         kernel, validate = _numerics()
-        objective = shipped.value
+        objective = payload.value
         whitening = None if request.whitening is None else request.whitening.s
         found: list[Reduction] = kernel.reduce_blocks(objective, blocks, request.theta, whitening, request.second)
         if look:
             validate.check_rows(objective, blocks[0], request.theta)
     except Exception as error:
         for one in batch if len(batch) > 1 else ():  # which of them was it?
-            if isinstance(alone := _reduce([one], shipped, request, look=False), Failure):
+            if isinstance(alone := _reduce([one], payload, request, look=False), Failure):
                 return alone
         return Failure.of("evaluating the model", error).at(batch[0][0])
     for (index, _), block, reduction in zip(batch, blocks, found, strict=True):
@@ -125,7 +125,7 @@ def _some(block: Block, count: int, seed: int) -> Block:
     return block.take(np.sort(rows))
 
 
-def find_faults(group: Group, shipped: Shipped, theta: Vector) -> list[Any] | Failure:
+def find_faults(group: Group, payload: Payload, theta: Vector) -> list[Any] | Failure:
     """Return the faults of the partitions of a group at `theta` (p,), each with its partition."""
     from dask_nlsq._kernel import faults
 
@@ -134,25 +134,25 @@ def find_faults(group: Group, shipped: Shipped, theta: Vector) -> list[Any] | Fa
         if isinstance(block, Failure):
             return block.at(index)
         try:
-            some = faults.find(shipped.value, block, theta)
+            some = faults.find(payload.value, block, theta)
         except Exception as error:
             return Failure.of("evaluating the model", error).at(index)
         found += (dataclasses.replace(fault, partition=index) for fault in some)
     return found
 
 
-def explore(batch: Any, shipped: Shipped, block: Block) -> Any:
+def explore(batch: Any, payload: Payload, block: Block) -> Any:
     """Call what was shipped, on a batch and a block that came along."""
     try:
-        return shipped.value(batch, block)
+        return payload.value(batch, block)
     except Exception as error:
         return Failure.of("exploring starts", error)
 
 
-def predict_rows(shipped: Shipped, theta: Vector, x: tuple[Vector, ...]) -> Vector:
+def predict_rows(payload: Payload, theta: Vector, x: tuple[Vector, ...]) -> Vector:
     """Evaluate the model at columns x, each of shape (rows,)."""
     kernel, _ = _numerics()
-    values: Vector = kernel.predict_block(shipped.value, Block(x, x[0]), theta)
+    values: Vector = kernel.predict_block(payload.value, Block(x, x[0]), theta)
     return values
 
 

@@ -32,7 +32,7 @@ from dask_nlsq._kernel.block import Block
 from dask_nlsq._kernel.request import Request
 from dask_nlsq._model.model import Model
 from dask_nlsq._model.objective import Objective
-from dask_nlsq._sweep.payload import ship
+from dask_nlsq._sweep.payload import serialize
 
 RATIOS = {
     "faster": (lambda ours, peer: peer / ours, ">="),  # how many times as fast ours is
@@ -309,11 +309,11 @@ def sweep(size):
     partitions, n = size(200, 1000), 10_000
     with cluster(2) as client:
         blocks = client.map(make_block, range(partitions), n=n)
-        shipped, request = ship(bound(decay, 3)), Request(np.array(TRUTH))
-        if delayed_tree(blocks, shipped, request).rows != partitions * n:
+        payload, request = serialize(bound(decay, 3)), Request(np.array(TRUTH))
+        if delayed_tree(blocks, payload, request).rows != partitions * n:
             raise ValueError("The tree has lost rows.")
         frame = rows.frame(partitions, n)
-        yield lambda: last_sweep(frame, client), lambda: delayed_tree(blocks, shipped, request)
+        yield lambda: last_sweep(frame, client), lambda: delayed_tree(blocks, payload, request)
 
 
 def alone(run, workers):

@@ -102,9 +102,9 @@ def levenberg_marquardt(model, rtol=1e-10, most=100):
     return fit
 
 
-def delayed_tree(blocks, shipped, request):
+def delayed_tree(blocks, payload, request):
     """Sweep blocks held by workers in a tree of dask.delayed, with our kernel and our combine."""
-    leaf = delayed(functools.partial(reduce_partition, shipped=shipped, request=request), pure=False)
+    leaf = delayed(functools.partial(reduce_partition, payload=payload, request=request), pure=False)
     node = delayed(fold, pure=False)
     level = [leaf(block) for block in blocks]
     while len(level) > 1:

@@ -19,7 +19,7 @@ from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.sample import draw_sample
 from dask_nlsq._kernel import Block, Reduction, Whitening, kernel
 from dask_nlsq._model import Objective, Parameters
-from dask_nlsq._solver import Factor, State, TrustRegion, draw_in_units, residual_noise, unit
+from dask_nlsq._solver import Factor, State, TrustRegion, draw_in_units, residual_noise, residual_std
 from dask_nlsq._typing import Matrix, Vector
 
 _ROWS = 1024
@@ -175,7 +175,7 @@ def _probe_length(solver: TrustRegion, state: State) -> float:
     assert state.point is not None
     reduction = state.point.reduction
     rounding = residual_noise(reduction) * np.sqrt(reduction.rows)
-    return float(max(unit(reduction, state.point.factor.p, solver.absolute_sigma), _LEAST_CHANGE * rounding))
+    return float(max(residual_std(reduction, state.point.factor.p, solver.absolute_sigma), _LEAST_CHANGE * rounding))
 
 
 def _share_within_bounds(theta: Vector, step: Vector, lower: Vector, upper: Vector) -> Vector:

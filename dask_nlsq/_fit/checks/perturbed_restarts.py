@@ -23,7 +23,7 @@ from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample
 from dask_nlsq._kernel import Block
 from dask_nlsq._solver import State, Status, TrustRegion, final
-from dask_nlsq._sweep import Group, Ledger, Serial
+from dask_nlsq._sweep import Group, PartitionDigests, Serial
 from dask_nlsq._typing import Vector
 
 STARTS = 8
@@ -59,10 +59,10 @@ def look_again(
     assert state.point is not None
     if block is not None:
         groups = [Group(0, (block,))]
-        problem = dataclasses.replace(problem, executor=Serial(), groups=groups, ledger=Ledger())
+        problem = dataclasses.replace(problem, executor=Serial(), groups=groups, digests=PartitionDigests())
     solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
     theta, _ = final(state, solver.lower, solver.upper)
-    size = np.maximum(np.abs(theta), state.point.factor.spread)
+    size = np.maximum(np.abs(theta), state.point.factor.unscaled_stderr)
     moves = np.random.default_rng(0).normal(0.0, _REACH, (STARTS, len(theta))) * size
     starts = [theta, *np.clip(theta + moves, solver.lower, solver.upper)]
     ends = lockstep(problem, [fitted(solver, start, deadline) for start in starts], bar)
@@ -71,7 +71,7 @@ def look_again(
     found = [final(end, solver.lower, solver.upper) if end is not None and end.status else None for end in ends]
     least = found[0][1] if found[0] is not None else np.inf
     reduction = state.point.reduction
-    alike = _ALIKE * least + 1e-20 * (reduction.spread + reduction.weight * reduction.mean**2)
+    alike = _ALIKE * least + 1e-20 * reduction.weighted_sum_of_squares
     others = [end for end in found[1:] if end is not None]
     back = sum(abs(cost - least) <= alike for _, cost in others)
     better = min(others, key=lambda end: end[1], default=None)
@@ -82,7 +82,7 @@ def look_again(
     return None, f"{back} of {STARTS} perturbed starts led back to this minimum{further}, none to a lower one."
 
 
-def second_look(
+def refit_perturbed(
     problem: Problem,
     solver: TrustRegion,
     state: State,

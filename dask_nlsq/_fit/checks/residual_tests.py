@@ -90,9 +90,9 @@ def _bartels_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
 
 def no_better_than_constant(reduction: Reduction, p: int) -> bool:
     """Whether an F-test does not reject that a model of p parameters explains no more than a constant."""
-    if p < 2 or not reduction.spread > 0:
+    if p < 2 or not reduction.response_sum_of_squares > 0:
         return False
-    rest, gained = reduction.rows - p, 1.0 - 2.0 * reduction.cost / reduction.spread
+    rest, gained = reduction.rows - p, 1.0 - 2.0 * reduction.cost / reduction.response_sum_of_squares
     if rest <= 0:
         return gained < 0
     probability = stats.f.sf(max(gained, 0.0) / (p - 1) / max((1.0 - gained) / rest, _LEAST), p - 1, rest)
@@ -101,7 +101,7 @@ def no_better_than_constant(reduction: Reduction, p: int) -> bool:
 
 def exceed_rounding(reduction: Reduction) -> bool:
     """Whether residuals are left that may have structure: more than rounding."""
-    return reduction.cost > _ROUNDING * (reduction.spread + reduction.weight * reduction.mean**2)
+    return reduction.cost > _ROUNDING * reduction.weighted_sum_of_squares
 
 
 def sort_by_column(block: Block) -> Block:

@@ -32,7 +32,7 @@ from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample, draw_sample
 from dask_nlsq._kernel import Block, Reduction, kernel, lay
 from dask_nlsq._solver import STOPPED, State, Status, TrustRegion, draw_in_units, final
-from dask_nlsq._sweep import Group, Ledger, Serial
+from dask_nlsq._sweep import Group, PartitionDigests, Serial
 from dask_nlsq._typing import Matrix, Vector
 
 ROWS = 2048
@@ -192,7 +192,9 @@ def _find_lower_minimum(
 
 def _sample_problem(problem: Problem, solver: TrustRegion, block: Block) -> tuple[Problem, TrustRegion]:
     """Return the problem of the sample in this process, and a solver with a loose tolerance."""
-    small = dataclasses.replace(problem, executor=Serial(), groups=[Group(0, (lay([block])[0],))], ledger=Ledger())
+    small = dataclasses.replace(
+        problem, executor=Serial(), groups=[Group(0, (lay([block])[0],))], digests=PartitionDigests()
+    )
     return small, dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
 
 

@@ -27,12 +27,12 @@ from dask_nlsq._fit.loop import lowest
 from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample
-from dask_nlsq._fit.session import Run, Searched
+from dask_nlsq._fit.session import SearchState, Session
 from dask_nlsq._kernel import Block, Reduction, kernel
 from dask_nlsq._model import Objective, loss
 from dask_nlsq._result import columns_of, starts_frame
-from dask_nlsq._solver import ABREAST, EPS, SIZES, Ends, State, Status, TrustRegion, final, fit_many
-from dask_nlsq._sweep import Executor, Failure, Shipped, explore, ship
+from dask_nlsq._solver import ABREAST, EPS, SIZES, LocalMinima, State, Status, TrustRegion, final, fit_many
+from dask_nlsq._sweep import Executor, Failure, Payload, explore, serialize
 from dask_nlsq._typing import Matrix, Vector
 
 SURVIVORS = 8
@@ -66,22 +66,22 @@ class Batch:
 class Explorer:
     """Fits some rows from the starts of a batch; it travels to the workers."""
 
-    objective: Shipped
+    objective: Payload
     solver: TrustRegion
     abreast: bool
 
-    def __call__(self, batch: Batch, block: Block) -> Ends:
+    def __call__(self, batch: Batch, block: Block) -> LocalMinima:
         """Return where each start leads."""
         objective: Objective = self.objective.value
         if self.abreast:
             solver = self.solver
             return fit_many(objective, block, batch.starts, solver.lower, solver.upper, solver.prior)
-        ends = Ends.unseen(*batch.starts.shape)
+        ends = LocalMinima.unseen(*batch.starts.shape)
         for i, start in enumerate(batch.starts):
             ends = ends.put([i], self._follow(objective, block, start))
         return ends
 
-    def _follow(self, objective: Objective, block: Block, start: Vector) -> Ends:
+    def _follow(self, objective: Objective, block: Block, start: Vector) -> LocalMinima:
         """Run the trust region from one start."""
         search = fitted(self.solver, start)
         request = next(search)
@@ -90,55 +90,57 @@ class Explorer:
                 whitening = None if request.whitening is None else request.whitening.s
                 request = search.send(kernel.reduce_block(objective, block, request.theta, whitening))
         except StopIteration as end:
-            return ends_of([end.value], self.solver)
+            return local_minima([end.value], self.solver)
 
 
 def search(
-    problem: Problem, solver: TrustRegion, sample: Sample, draw: Callable[[], Matrix], bar: Progress, run: Run
-) -> Searched:
+    problem: Problem, solver: TrustRegion, sample: Sample, draw: Callable[[], Matrix], bar: Progress, session: Session
+) -> SearchState:
     """Explore all starts, but for those that the run has saved; `draw` makes them, (n, p), where none are."""
     few = _few(sample.block)
-    if run.search is None:
+    if session.search is None:
         starts = draw()
         nothing, p = np.empty(0, np.int64), starts.shape[1]
-        screened = Ends.unseen(*starts.shape)
-        run.search = Searched(starts, few.rows, screened, nothing, sample.block.rows, Ends.unseen(0, p), nothing)
-    now, p = run.search, run.search.starts.shape[1]
+        screened = LocalMinima.unseen(*starts.shape)
+        session.search = SearchState(
+            starts, few.rows, screened, nothing, sample.block.rows, LocalMinima.unseen(0, p), nothing
+        )
+    now, p = session.search, session.search.starts.shape[1]
     solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
     floor = _floor(kernel.reduce_block(problem.objective, sample.block, problem.parameters.start, None))
-    screen = Explorer(problem.shipped, solver, abreast=problem.objective.jacobian != "numeric")
-    _explore(problem.executor, screen, few, now.starts, "screened", bar, run)
-    now = run.search
+    screen = Explorer(problem.payload, solver, abreast=problem.objective.jacobian != "numeric")
+    _explore(problem.executor, screen, few, now.starts, "screened", bar, session)
+    now = session.search
     if not len(now.chosen):
         chosen = np.array([group[0] for group in distinct(now.screened, now.rows, floor)[:SURVIVORS]], np.int64)
-        now = run.search = dataclasses.replace(now, chosen=chosen, fitted=Ends.unseen(len(chosen), p))
+        now = session.search = dataclasses.replace(now, chosen=chosen, fitted=LocalMinima.unseen(len(chosen), p))
     follow = dataclasses.replace(screen, abreast=False)
-    _explore(problem.executor, follow, sample.block, now.screened.theta[now.chosen], "fitted", bar, run)
-    finalists = np.array(_finalists(problem.objective, sample.block, run.search, floor), np.int64)
-    run.search = dataclasses.replace(run.search, finalists=finalists)
-    return run.search
+    _explore(problem.executor, follow, sample.block, now.screened.theta[now.chosen], "fitted", bar, session)
+    finalists = np.array(_finalists(problem.objective, sample.block, session.search, floor), np.int64)
+    session.search = dataclasses.replace(session.search, finalists=finalists)
+    return session.search
 
 
 def _explore(
-    executor: Executor, explorer: Explorer, block: Block, starts: Matrix, what: str, bar: Progress, run: Run
+    executor: Executor, explorer: Explorer, block: Block, starts: Matrix, what: str, bar: Progress, session: Session
 ) -> None:
     """Explore the starts that nobody has explored; what comes is part of what the run would write down."""
-    assert run.search is not None
-    ends: Ends = getattr(run.search, what)
+    assert session.search is not None
+    ends: LocalMinima = getattr(session.search, what)
     left = np.flatnonzero(~ends.seen).tolist()
     size = ABREAST if explorer.abreast else 1
     batches = [Batch(tuple(left[i : i + size]), starts[left[i : i + size]]) for i in range(0, len(left), size)]
     if not batches:
         return
     bar.begin(f"{len(starts)} starts on {block.rows:,} rows")
-    for i, more in executor.run(explore, batches, ship(explorer), block):
+    for i, more in executor.run(explore, batches, serialize(explorer), block):
         if isinstance(more, Failure):
             numbers = ", ".join(map(str, batches[i].indices))
             raise SweepError(f"Exploring the starts {numbers} failed: {more.exception}") from more.exception
         ends = ends.put(batches[i].indices, more)
         changes: dict[str, Any] = {what: ends}
-        run.search = dataclasses.replace(run.search, **changes)
-        run.tick(functools.partial(dict, search=run.search))
+        session.search = dataclasses.replace(session.search, **changes)
+        session.checkpoint_if_due(functools.partial(dict, search=session.search))
 
 
 def _few(block: Block) -> Block:
@@ -148,10 +150,10 @@ def _few(block: Block) -> Block:
     return block.take(np.sort(np.random.default_rng(0).choice(block.rows, SIZES[-1], replace=False)))
 
 
-def ends_of(states: Sequence[State | None], solver: TrustRegion) -> Ends:
+def local_minima(states: Sequence[State | None], solver: TrustRegion) -> LocalMinima:
     """Return where fits have led, None being one whose start is not finite."""
     p = len(solver.lower)
-    found = Ends.unseen(len(states), p)
+    found = LocalMinima.unseen(len(states), p)
     for i, state in enumerate(states):
         if state is None or state.point is None or state.status is None:
             found.cost[i], found.status[i] = np.inf, Status.NOT_FINITE
@@ -162,7 +164,7 @@ def ends_of(states: Sequence[State | None], solver: TrustRegion) -> Ends:
     return found
 
 
-def distinct(ends: Ends, rows: int, floor: float = 0.0) -> list[list[int]]:
+def distinct(ends: LocalMinima, rows: int, floor: float = 0.0) -> list[list[int]]:
     """Put together the ends that are one minimum, the lowest minimum and its lowest end first.
 
     Two are one where they lie within a standard error of each other in the metric of the lower, or nowhere apart by
@@ -181,7 +183,7 @@ def distinct(ends: Ends, rows: int, floor: float = 0.0) -> list[list[int]]:
     return minima
 
 
-def apart(ends: Ends, i: int, theta: Vector, dof: int, floor: float = 0.0) -> float:
+def apart(ends: LocalMinima, i: int, theta: Vector, dof: int, floor: float = 0.0) -> float:
     """Return how many standard errors `theta` (p,) lies away from an end; 0 where they differ by rounding only."""
     move = theta - ends.theta[i]
     if (np.abs(move) <= 1e-6 * np.maximum(np.abs(theta), np.abs(ends.theta[i]))).all():
@@ -193,11 +195,11 @@ def apart(ends: Ends, i: int, theta: Vector, dof: int, floor: float = 0.0) -> fl
 
 def _floor(reduction: Reduction) -> float:
     """Return the least s² that tells two minima apart: that of residuals which are rounding beside y."""
-    square = _ROUNDING**2 * reduction.spread + (4.0 * EPS * reduction.mean) ** 2 * reduction.weight
+    square = _ROUNDING**2 * reduction.response_sum_of_squares + (4.0 * EPS * reduction.mean) ** 2 * reduction.weight
     return float(square) / max(reduction.rows, 1)
 
 
-def _finalists(objective: Objective, block: Block, found: Searched, floor: float) -> list[int]:
+def _finalists(objective: Objective, block: Block, found: SearchState, floor: float) -> list[int]:
     """Return the places of the fitted minima that may be the lowest over all rows."""
     minima = [group[0] for group in distinct(found.fitted, found.sample_rows, floor)]
     if not minima:
@@ -228,12 +230,12 @@ def row_costs(objective: Objective, block: Block, theta: Vector) -> Vector:
         return 0.5 * objective.f_scale**2 * np.asarray(rho, float)
 
 
-def judge(
-    names: Sequence[str], searched: Searched, team: Sequence[State], solver: TrustRegion, reduction: Reduction
+def summarize_search(
+    names: Sequence[str], searched: SearchState, states: Sequence[State], solver: TrustRegion, reduction: Reduction
 ) -> tuple[pd.DataFrame, str]:
     """Return a table of where every start has led, and a sentence, given how the minima ended on all rows."""
-    finalists = searched.finalists.tolist()[: len(team)]  # all of them, but for what older versions have written
-    last = ends_of([None if state.point is None else state for state in team], solver)
+    finalists = searched.finalists.tolist()[: len(states)]  # all of them, but for what older versions have written
+    last = local_minima([None if state.point is None else state for state in states], solver)
     stages = ((searched.screened, searched.rows), (searched.fitted, searched.sample_rows), (last, reduction.rows))
     floor = _floor(reduction)
     few, sample, every = (_leaders(ends, count, floor) for ends, count in stages)
@@ -246,7 +248,7 @@ def judge(
             if on_sample in finalists and (on_all := int(every[finalists.index(on_sample)])) >= 0:
                 way.append((2, on_all))
         ways.append(way)
-    answer = (2, int(every[lowest(team)]))
+    answer = (2, int(every[lowest(states)]))
     minima = sorted({way[-1] for way in ways if way}, key=lambda m: (m != answer, -m[0], stages[m[0]][0].cost[m[1]]))
     begun, lines = [f"p0_{name}" for name in names], []
     labels = columns_of(names, ("start", *begun, "cost", "rows", "minimum", "status"))
@@ -261,7 +263,7 @@ def judge(
     return starts_frame({name: [line[name] for line in lines] for name in lines[0]}), said
 
 
-def _leaders(ends: Ends, rows: int, floor: float) -> npt.NDArray[np.int64]:
+def _leaders(ends: LocalMinima, rows: int, floor: float) -> npt.NDArray[np.int64]:
     """Return the number of the lowest end of each end's minimum; -1 for none."""
     found = np.full(len(ends.cost), -1)
     for group in distinct(ends, rows, floor):
@@ -272,7 +274,7 @@ def _leaders(ends: Ends, rows: int, floor: float) -> npt.NDArray[np.int64]:
 def _sentence(
     ways: Sequence[Sequence[tuple[int, int]]],
     minima: Sequence[tuple[int, int]],
-    stages: Sequence[tuple[Ends, int]],
+    stages: Sequence[tuple[LocalMinima, int]],
     floor: float,
 ) -> str:
     """Say how often the lowest minimum was found, and how far the next is."""

@@ -16,10 +16,10 @@ from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.problem import Problem, Resolved
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import GUESS_ROWS, Sample, draw_sample, guess_start
-from dask_nlsq._fit.session import Run, Saved
+from dask_nlsq._fit.session import SavedState, Session
 from dask_nlsq._fit.start.multistart import search
 from dask_nlsq._fit.start.stream_pass import stream, target
-from dask_nlsq._fit.start.warm_start import descend, optimizer_of, words
+from dask_nlsq._fit.start.warm_start import optimizer_of, warm_start, words
 from dask_nlsq._kernel import autotune as tuned
 from dask_nlsq._model import Parameters
 from dask_nlsq._plan import SAMPLERS
@@ -34,7 +34,7 @@ def find_start(
     executor: Executor,
     groups: Sequence[Any],
     sample: Sample | None,
-    saved: Saved | None,
+    saved: SavedState | None,
 ) -> tuple[Resolved, list[Vector], tuple[str, ...]]:
     """Return the draft with its start and its kernel settled, other starts, and how they were found."""
     parameters, objective, partitions = resolved.parameters, resolved.objective, len(resolved.source.partitions)
@@ -55,7 +55,7 @@ def find_start(
     optimizer = optimizer_of(options.method, parameters.bounded)
     if optimizer is not None:
         rows = sample or draw_sample(executor, groups, partitions)
-        end = descend(objective, parameters, rows.block, optimizer, options.seed)
+        end = warm_start(objective, parameters, rows.block, optimizer, options.seed)
         parameters, others = dataclasses.replace(parameters, start=end.theta), [parameters.start]
         notes = (words(options.method, end, rows.block),)
     return dataclasses.replace(resolved, parameters=parameters, objective=objective), others, notes
@@ -73,7 +73,7 @@ class Route:
 
     starts: list[Vector]
     begun: tuple[State, list[float]] | None = None
-    rivals: tuple[State, ...] = ()
+    candidates: tuple[State, ...] = ()
     partial: Partial | None = None
     notes: tuple[str, ...] = ()
 
@@ -84,25 +84,25 @@ def find_route(
     starts: list[Vector],
     sample: Sample | None,
     options: FitOptions,
-    run: Run,
+    session: Session,
     bar: Progress,
 ) -> Route:
     """Return where the loop begins: what a run has saved, the end of a pass, the fit of a sample, the start."""
-    saved, near = run.saved, None
+    saved, near = session.saved, None
     if saved is not None and saved.state is not None:
         state = solver.go_on(saved.state)
         partial = None if saved.sweep is None else Partial.of(saved.sweep)
         rest = [] if saved.others is None else list(saved.others)
         seconds = [] if saved.seconds is None else saved.seconds.tolist()
-        return Route([state.trial, *rest], (state, seconds), tuple(map(solver.go_on, saved.rivals)), partial)
+        return Route([state.trial, *rest], (state, seconds), tuple(map(solver.go_on, saved.candidates)), partial)
     passing = saved is not None and saved.passing is not None
     streams = passing or problem.plan.tier.streams
     notes: tuple[str, ...] = ()
     if sample is not None and sample.block.rows and not passing and options.searches:
         draw = functools.partial(_draw, problem.parameters, options)
-        searched = search(problem, solver, sample, draw, bar, run)
+        searched = search(problem, solver, sample, draw, bar, session)
         found = [searched.fitted.theta[i] for i in searched.finalists]
-        run.know(problem, (*run.known["notes"], *notes), starts)
+        session.remember(problem, (*session.known["notes"], *notes), starts)
         if len(found) > 1:
             return Route(starts, (solver.init(found[0]), []), tuple(solver.init(theta) for theta in found[1:]))
         starts = [*found, *starts]
@@ -116,10 +116,10 @@ def find_route(
         return Route(starts, notes=("A sample of the rows could not be fitted, so that nothing was streamed.",))
     if saved is not None and saved.others is not None:
         starts = list(saved.others)
-    run.know(problem, (*run.known["notes"], *notes), starts)
+    session.remember(problem, (*session.known["notes"], *notes), starts)
     aim = target(problem.parameters.free, options.precision)
     first, seconds, told = stream(
-        problem, solver, near, sample, bar, seed=options.seed, ordered=options.ordered, target=aim, run=run
+        problem, solver, near, sample, bar, seed=options.seed, ordered=options.ordered, target=aim, session=session
     )
     if first is None:
         return Route(lowest_first(problem, starts), notes=(*notes, *told))

@@ -24,7 +24,7 @@ from dask_nlsq._fit.loop import validate_first_sweep
 from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample
-from dask_nlsq._fit.session import Passing, Run
+from dask_nlsq._fit.session import PassState, Session
 from dask_nlsq._kernel import Block, Request, Whitening, fold, kernel
 from dask_nlsq._model import Objective
 from dask_nlsq._plan import BATCHES, WINDOW, OptimizationGoal, schedule
@@ -75,8 +75,8 @@ def one_pass(
     ordered: bool = True,
     enough: Callable[[Pass], bool] = lambda _: False,
     on_answer: Callable[[Answer], None] = lambda _: None,
-    begun: Passing | None = None,
-    run: Run | None = None,
+    begun: PassState | None = None,
+    session: Session | None = None,
 ) -> Pass:
     """Pass over the partitions in batches, from a start that was found on a sample of their rows.
 
@@ -93,7 +93,7 @@ def one_pass(
     run : Run, optional
         Told after each batch what there is to be written down.
     """
-    run = run or Run()
+    session = session or Session()
     partitions = problem.source.partitions
     total = min(len(partitions), BATCHES)
     if begun is None:
@@ -115,7 +115,7 @@ def one_pass(
             group = Group(places[0], tuple(partitions[i] for i in places), ahead=problem.plan.ahead, numbers=places)
             request = Request(label.theta, own.whitening, first=label.number == 0)
             under_way[label.number] = label
-            window.send(label, reduce_group, group, problem.shipped, (request,))
+            window.send(label, reduce_group, group, problem.payload, (request,))
 
         for number, places in itertools.islice(batches, own.batches + len(sent)):
             if number in under_way:
@@ -126,7 +126,7 @@ def one_pass(
             label, answer = window.receive()
             if isinstance(answer, Failure):
                 raise answer.error(label.theta)
-            problem.ledger.check(answer.numbers, answer.marks)
+            problem.digests.check(answer.numbers, answer.digests)
             del under_way[label.number]
             reduction = fold(answer.parts[0])
             ahead = solver.step(ahead, reduction, label.theta)
@@ -141,7 +141,7 @@ def one_pass(
             on_answer(answer)
             if own.skipped or enough(found):
                 break
-            run.tick(functools.partial(_passing, found, ahead, tuple(under_way.values())))
+            session.checkpoint_if_due(functools.partial(_passing, found, ahead, tuple(under_way.values())))
     return found
 
 
@@ -159,7 +159,7 @@ def _passing(found: Pass, ahead: StreamState, sent: tuple[_Sent, ...]) -> dict[s
     """Return what there is to be written down of a pass."""
     p = len(ahead.theta)
     return {
-        "passing": Passing(
+        "passing": PassState(
             found.own,
             ahead,
             found.staleness,
@@ -189,7 +189,7 @@ def precise(solver: Streaming, found: Pass, precision: Callable[[Vector, Vector]
         some = factor.only(free)
         if not some.determined.all():
             return False
-        error[free] = some.spread * solver.spread(own)
+        error[free] = some.unscaled_stderr * solver.residual_std(own)
     return precision(own.theta, error)
 
 
@@ -213,7 +213,7 @@ def stream(
     seed: int,
     ordered: bool = True,
     target: Callable[[Vector, Vector], bool] | None = None,
-    run: Run | None = None,
+    session: Session | None = None,
 ) -> tuple[State | None, list[float], tuple[str, ...]]:
     """Pass over the data in batches; return the state that certifies next, or the last one where nothing is left to do.
 
@@ -224,7 +224,7 @@ def stream(
     """
     clock = time.perf_counter()
     online = Streaming(solver.lower, solver.upper, solver.prior, solver.absolute_sigma, compare=target is not None)
-    begun = None if run is None or run.saved is None else run.saved.passing
+    begun = None if session is None or session.saved is None else session.saved.passing
     if begun is not None:
         origin, whitening = begun.own.origin, begun.own.whitening
     else:
@@ -247,7 +247,7 @@ def stream(
         enough=enough,
         on_answer=bar.answer,
         begun=begun,
-        run=run,
+        session=session,
     )
     own, seconds = found.own, [time.perf_counter() - clock]
     if own.skipped:
@@ -287,7 +287,7 @@ def agrees(
     """
     here = kernel.reduce_block(objective, block, own.theta, None)
     there = kernel.reduce_block(objective, block, own.origin if elsewhere is None else elsewhere, None)
-    rise = 2.0 * (here.cost - there.cost) / online.spread(own) ** 2
+    rise = 2.0 * (here.cost - there.cost) / online.residual_std(own) ** 2
     if here.finite and here.cost <= _HARDLY * there.cost:
         return True
     return bool(here.finite and rise <= stats.chi2.isf(_CHANCE, len(own.theta)))

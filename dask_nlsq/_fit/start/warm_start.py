@@ -11,7 +11,7 @@ import numpy as np
 from dask_nlsq._errors import BoundsError, NlsqError, one_of
 from dask_nlsq._kernel import Block, kernel
 from dask_nlsq._model import Objective, Parameters
-from dask_nlsq._solver import Descent, FirstOrder, GradientTransformation
+from dask_nlsq._solver import FirstOrder, FirstOrderState, GradientTransformation
 
 ROWS = 1024
 """Rows of a mini-batch."""
@@ -49,15 +49,15 @@ def optimizer_of(method: Any, bounded: bool) -> GradientTransformation | None:
     return found
 
 
-def words(method: Any, end: Descent, block: Block) -> str:
+def words(method: Any, end: FirstOrderState, block: Block) -> str:
     """Return how a descent went."""
     name = method if isinstance(method, str) else "the optimizer"
     return f"From p0, {name} went down on {block.rows:,} rows for {end.steps} steps: {end.status}."
 
 
-def descend(
+def warm_start(
     objective: Objective, parameters: Parameters, block: Block, optimizer: GradientTransformation, seed: int
-) -> Descent:
+) -> FirstOrderState:
     """Go down from the start of the parameters, in mini-batches drawn from some rows: a function of the seed.
 
     Raises

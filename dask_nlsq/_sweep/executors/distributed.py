@@ -99,7 +99,7 @@ class Cluster:
         gpus = {worker: int(w["resources"].get(_GPU, 0)) for worker, w in workers.items()}
         return {worker: min(count, workers[worker]["nthreads"]) for worker, count in gpus.items() if count}
 
-    def facts(self) -> tuple[int, int, int]:
+    def capacity(self) -> tuple[int, int, int]:
         """Return how many workers get tasks, the most that one runs at a time, and the smallest memory limit, or 0."""
         workers, places = self.client.scheduler_info(n_workers=-1)["workers"], self._places()
         limits = [workers[w]["memory_limit"] or 0 for w in places if w in workers]
