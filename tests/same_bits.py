@@ -100,8 +100,9 @@ def loops(folder):
 
     rows = stored(folder)["parquet"] | {"p0": START, "client": False}
     whole = dask_nlsq.fit(decay, **rows)
-    yield "robust loss, bounds, sandwich", bits(
-        dask_nlsq.fit(decay, **rows, loss="huber", f_scale=0.1, bounds=BOUNDS, cov_type="sandwich")
+    yield (
+        "robust loss, bounds, sandwich",
+        bits(dask_nlsq.fit(decay, **rows, loss="huber", f_scale=0.1, bounds=BOUNDS, cov_type="sandwich")),
     )
     yield "a stream", bits(dask_nlsq.fit(decay, **rows, tier="streaming"))
     yield "a stream to a precision", bits(dask_nlsq.fit(decay, **rows, tier="streaming", precision=0.01))

@@ -33,7 +33,7 @@ from dask_nlsq._plan.limits import memory_limit
 from dask_nlsq._plan.memory import IMPORTS, SHARE, takes_several, tasks_that_fit, workers_that_fit
 from dask_nlsq._plan.plan import PlanInputs, make_plan, with_speeds
 from dask_nlsq._plan.tiers import RULES
-from dask_nlsq._plan.workflow import PRESETS, settle
+from dask_nlsq._plan.workflow import PRESETS, merge_config
 from dask_nlsq._sweep.groups import group
 
 GB, MB, MIB = 10**9, 10**6, 2**20
@@ -213,7 +213,7 @@ def test_a_job_that_ends_before_the_fit_is_said(left, says):
 
 def test_a_plan_of_before_jobs_were_known_is_read():
     values = decide().to_dict()
-    del values["facts"]["time_left"]
+    del values["inputs"]["time_left"]
     assert Plan.from_dict(values) == decide()
 
 
@@ -251,7 +251,7 @@ DECISIONS = [
 ]
 
 
-@pytest.mark.parametrize(("facts", "config", "expected"), DECISIONS)
+@pytest.mark.parametrize(("inputs", "config", "expected"), DECISIONS)
 def test_decisions(inputs, config, expected):
     plan = decide(WorkflowConfig(**config), **inputs)
     assert (plan.tier.name, plan.cache, plan.at_a_time, plan.reads) == expected
@@ -261,7 +261,7 @@ def test_decisions(inputs, config, expected):
 
 def test_seconds_change_no_decision():
     slow, fast = (decide(rows_per_second=s, compile_seconds=1.0, bytes_per_second=s) for s in (1e4, 1e9))
-    same = {"sweep_seconds", "seconds", "facts"}
+    same = {"sweep_seconds", "seconds", "inputs"}
     assert {k: v for k, v in vars(slow).items() if k not in same} == {
         k: v for k, v in vars(fast).items() if k not in same
     }
@@ -280,7 +280,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("config", "facts", "error", "match"), REFUSED)
+@pytest.mark.parametrize(("config", "inputs", "error", "match"), REFUSED)
 def test_refusals(config, inputs, error, match):
     with pytest.raises(error, match=match):
         decide(WorkflowConfig(**config), **inputs)
@@ -301,7 +301,7 @@ def test_a_refused_partition_is_cut_as_the_remedy_says():
 
 def test_an_argument_counts_before_config_before_workflow_before_dask():
     with dask.config.set({"nlsq.max-nfev": 4, "nlsq.cache": "none", "nlsq.goal": "fast", "nlsq.ftol": 1e-3}):
-        found = settle(WorkflowConfig(max_nfev=1), {"max_nfev": 2, "cache": "persist"}, "quality")
+        found = merge_config(WorkflowConfig(max_nfev=1), {"max_nfev": 2, "cache": "persist"}, "quality")
     assert (found.max_nfev, found.cache, found.goal, found.ftol) == (1, "persist", OptimizationGoal.QUALITY, 1e-3)
 
 

@@ -179,7 +179,12 @@ class _Written:
     def __call__(self) -> dict[str, Any]:
         first, *candidates = self.states
         others = np.array(self.others, float) if self.others and not first.history else None
-        return {"state": first, "rivals": tuple(candidates), "others": others, "seconds": np.array(self.seconds, float)}
+        return {
+            "state": first,
+            "candidates": tuple(candidates),
+            "others": others,
+            "seconds": np.array(self.seconds, float),
+        }
 
 
 def verify(problem: Problem, session: Session) -> None:

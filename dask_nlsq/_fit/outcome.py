@@ -128,7 +128,7 @@ def _living(problem: Problem, solver: TrustRegion, state: State, statistics: inf
     """Return what of a result lives in the process of the fit."""
     assert state.point is not None
     return {
-        "shipped": problem.payload,
+        "payload": problem.payload,
         "columns": dataclasses.replace(problem.columns, origins=problem.source.info.origins),
         "factor": state.point.factor,
         "profiler": Profiler.of(problem, solver, state, statistics),

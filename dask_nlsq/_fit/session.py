@@ -198,7 +198,7 @@ class CheckpointSession(Session):
     def _commit(self, made: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
         clock = time.perf_counter()
         digests = self._digests.digests
-        saved = SavedState(**{**self.known, "marks": digests if len(digests) else None, **made})
+        saved = SavedState(**{**self.known, "digests": digests if len(digests) else None, **made})
         state = saved.state
         point = None if state is None else state.point
         said = {
@@ -248,7 +248,7 @@ class CheckpointSession(Session):
         result = self._told(result)
         made = {
             "state": states[0],
-            "rivals": tuple(states[1:]),
+            "candidates": tuple(states[1:]),
             "seconds": np.array(seconds, float),
             "result": to_text(result.to_dict()),
         }
