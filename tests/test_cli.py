@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import zarr
 from click.testing import CliRunner
-from dask_nlsq.cli.main import main
+from dask_nlsq.cli import main
 
 from dask_nlsq import FitResult
 

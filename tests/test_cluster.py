@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import dask
 import pytest
 from click.testing import CliRunner
-from dask_nlsq.cli.main import main
+from dask_nlsq.cli import main
 from hypothesis import given
 from hypothesis import strategies as st
 

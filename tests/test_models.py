@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from dask_nlsq.cli.main import main
+from dask_nlsq.cli import main
 
 import dask_nlsq
 from dask_nlsq import Model, ModelError, models

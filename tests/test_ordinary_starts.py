@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.optimize
 from click.testing import CliRunner
-from dask_nlsq.cli.main import main
+from dask_nlsq.cli import main
 
 import dask_nlsq
 
