@@ -13,6 +13,7 @@ from ._errors import ModelError as ModelError
 from ._errors import ModelNotPicklable as ModelNotPicklable
 from ._errors import NlsqError as NlsqError
 from ._errors import NlsqWarning as NlsqWarning
+from ._errors import NotFiniteError as NotFiniteError
 from ._errors import PlanError as PlanError
 from ._errors import SweepError as SweepError
 from ._errors import TooFewRows as TooFewRows

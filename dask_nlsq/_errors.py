@@ -6,6 +6,7 @@
     ├─ ModelError(ValueError)         the model: shape, dtype, cannot be traced, non-finite at the start
     │  └─ ModelNotPicklable(TypeError)   cannot travel to a worker process
     ├─ DataError(ValueError)          columns, lengths, NaN under nan_policy="raise"
+    │  ├─ NotFiniteError                 a cell of x or y is NaN or infinite
     │  └─ TooFewRows(TypeError)          fewer rows than parameters
     ├─ BoundsError(ValueError)        lower > upper, start outside
     ├─ PlanError(MemoryError)         something does not fit into memory
@@ -71,6 +72,10 @@ class ModelNotPicklable(ModelError, TypeError):
 
 class DataError(NlsqError, ValueError):
     """A column is missing, not numeric, not finite, or not as long as the others."""
+
+
+class NotFiniteError(DataError):
+    """A cell of x or y is NaN or infinite, under ``nan_policy="raise"``."""
 
 
 class TooFewRows(DataError, TypeError):

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import zarr
 from click.testing import CliRunner
-from dask_nlsq.cli import main
 
 from dask_nlsq import FitResult
+from dask_nlsq.cli import main
 
 MODELS = """
 import jax.numpy as jnp

@@ -12,13 +12,13 @@ from types import SimpleNamespace
 import dask
 import pytest
 from click.testing import CliRunner
-from dask_nlsq.cli import main
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_nlsq import NlsqError, cluster
 from dask_nlsq._checkpoint.lock import job as lock_job
 from dask_nlsq._system import batch_job
+from dask_nlsq.cli import main
 from dask_nlsq.cluster import Job, detect, gpu_preload, job_script
 
 TESTS = Path(__file__).parent

@@ -14,7 +14,7 @@ from scipy.optimize import least_squares
 import dask_nlsq
 from dask_nlsq import BoundsError, ModelError, Status
 from dask_nlsq._checkpoint.codec import pack, unpack
-from dask_nlsq._fit.lockstep import fitted, lockstep
+from dask_nlsq._fit.loop import fitted, run_searches
 from dask_nlsq._fit.problem import arrange
 from dask_nlsq._kernel.reduction import Reduction
 from dask_nlsq._solver.factor import Factor, factorise
@@ -244,7 +244,7 @@ def gone_on(result):
     profiler = result.profiler
     groups = arrange(profiler.problem.source, profiler.problem.reader, profiler.problem.plan)
     search = fitted(dataclasses.replace(profiler.solver, tolerance=1e-9), result.popt)
-    (state,) = lockstep(dataclasses.replace(profiler.problem, groups=groups), [search])
+    (state,) = run_searches(dataclasses.replace(profiler.problem, groups=groups), [search])
     return final(state, profiler.solver.lower, profiler.solver.upper)[0]
 
 
@@ -383,7 +383,7 @@ def test_of_two_attempts_the_lower_is_the_answer(p0, stopped_after):
 
 
 def test_a_time_limit_ends_a_second_look(monkeypatch):
-    for room in ("lockstep", "checks.perturbed_restarts"):
+    for room in ("loop", "checks.perturbed_restarts"):
         monkeypatch.setattr(f"dask_nlsq._fit.{room}.time", types.SimpleNamespace(monotonic=lambda: np.inf))
     result = rows().nlsq.fit(decay, p0=START, goal="quality", time_limit=3600.0)
     assert result.success and result.notes[-1] == "The time limit ended the look from perturbed starts."

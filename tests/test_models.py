@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from dask_nlsq.cli import main
 
 import dask_nlsq
 from dask_nlsq import Model, ModelError, models
@@ -18,6 +17,7 @@ from dask_nlsq._kernel.block import Block
 from dask_nlsq._model import library
 from dask_nlsq._sweep.executors.local import Serial, Threads
 from dask_nlsq._sweep.groups import group
+from dask_nlsq.cli import main
 from dask_nlsq.models import LIBRARY
 
 ROWS = 4000

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import scipy.optimize
 from click.testing import CliRunner
-from dask_nlsq.cli import main
 
 import dask_nlsq
+from dask_nlsq.cli import main
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::scipy.optimize.OptimizeWarning"),

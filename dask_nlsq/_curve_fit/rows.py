@@ -19,7 +19,7 @@ from dask_nlsq._curve_fit.call import Call
 from dask_nlsq._curve_fit.data import Data, is_dask
 from dask_nlsq._curve_fit.output import Output
 from dask_nlsq._curve_fit.sigma import deviation
-from dask_nlsq._errors import DataError
+from dask_nlsq._errors import NotFiniteError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,9 @@ def fit_rows(call: Call, data: Data) -> Output:
         options["sigma"] = abs(sigma)
     try:
         result = call.fit(Rows(call.bounded, lead), columns, y, jac, **options)
-    except DataError as error:
-        if call.policy == "raise" and "not finite" in str(error):
-            raise DataError(f"The input contains nan values: {error}") from error
+    except NotFiniteError as error:
+        if call.policy == "raise":
+            raise NotFiniteError(f"The input contains nan values: {error}") from error
         raise
 
     def fvec() -> Any:

@@ -3,6 +3,8 @@ from .api import plan as plan
 from .checks.identifiability import responds_elsewhere as responds_elsewhere
 from .fingerprints import differences as differences
 from .fingerprints import other_writers as other_writers
+from .loop import fitted as fitted
+from .loop import run_in_memory as run_in_memory
 from .non_finite import explain as explain
 from .options import FitOptions as FitOptions
 from .outcome import differences_taken as differences_taken

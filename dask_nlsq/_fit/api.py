@@ -36,7 +36,7 @@ from dask_nlsq._model import Loss, Objective, Parameters
 from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowTier, make_plan, with_speeds
 from dask_nlsq._result import FitResult
 from dask_nlsq._solver import Status, TrustRegion, check_bounds
-from dask_nlsq._sweep import Cluster, Executor, group, outside_pool, serialize
+from dask_nlsq._sweep import Executor, group, outside_pool, serialize
 from dask_nlsq._typing import Vector
 
 
@@ -323,7 +323,7 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
         )
     source, objective = resolved.source, resolved.objective
     wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
-    if wide and not isinstance(resolved.executor, Cluster):
+    if wide and not resolved.executor.remote:
         kernel.prepare(objective)
     saved_pass = saved is not None and saved.passing is not None
     searches = options.searches and (saved is None or saved.state is None)
@@ -510,8 +510,7 @@ def _gather(
 ) -> tuple[Plan, Executor, Sequence[Any], Sample | None]:
     """Return the plan, the partitions in groups, held where it says so, and a sample where one is needed."""
     source, executor = resolved.source, resolved.executor
-    if isinstance(executor, Cluster):
-        executor.wait_for_workers()
+    executor.wait_for_workers()
     partitions, sample, read = len(source.partitions), None, 0.0
     inputs = gather_plan_inputs(resolved, options.memory_limit)
     decided = (

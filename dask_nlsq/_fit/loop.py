@@ -1,21 +1,25 @@
-"""minimise: the loop, and what is asked and said on its way.
+"""The loop of a fit, of several that share sweeps, and of one over rows in memory.
 
 ::
 
     state = solver.init(start)
-    while state.status is None:
+    while not solver.terminate(state):
         state = solver.step(state, sweep(source, solver.request(state)))
 
-`race` is that loop for states that share their sweeps; of one alone it is `minimise`.
+`fitted` is that loop as a generator, which yields what it wants evaluated and is sent the reduction, so that
+``state = yield from fitted(solver, theta)`` is a whole fit inside a larger search. `run_searches` runs any number of
+them over the same sweeps, `run_in_memory` runs one over a block. `run_shared` is the loop for states that compete: it
+stops those that cannot win, and tells a session and a progress bar how far it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.optimize import OptimizeResult
@@ -26,16 +30,72 @@ from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample
 from dask_nlsq._fit.session import Session
-from dask_nlsq._kernel import Reduction, Request
+from dask_nlsq._kernel import Block, Reduction, Request, kernel
+from dask_nlsq._model import Objective
 from dask_nlsq._solver import State, Status, TrustRegion, stop
-from dask_nlsq._sweep import Answer, Group, Partial, PartitionDigests, Serial, sweep, sweep_each
+from dask_nlsq._sweep import Answer, Partial
 from dask_nlsq._typing import Vector
+
+T = TypeVar("T")
 
 log = logging.getLogger("dask_nlsq")
 
 
 _ALIKE = 1e-9
 """Relative difference of two costs that is none: that of a model whose parts can change places."""
+
+
+Search = Generator[Request, Reduction, T]
+"""Yields requests, is sent their reductions, returns what it has found."""
+
+
+def fitted(solver: TrustRegion, theta: Vector, deadline: float | None = None) -> Search[State | None]:
+    """Fit from `theta` (p,) to the end; None where the model is not finite there, or the deadline has passed."""
+    state = solver.init(theta)
+    while not solver.terminate(state):
+        if deadline is not None and time.monotonic() > deadline:
+            return None
+        reduction = yield solver.request(state)
+        if state.point is None and not reduction.finite:
+            return None
+        state = solver.step(state, reduction)
+    return state
+
+
+def run_in_memory(objective: Objective, block: Block, search: Search[T]) -> T:
+    """Run a search over the rows of a block."""
+    request = next(search)
+    try:
+        while True:
+            whitening = None if request.whitening is None else request.whitening.s
+            request = search.send(kernel.reduce_block(objective, block, request.theta, whitening))
+    except StopIteration as end:
+        found: T = end.value
+    return found
+
+
+def run_searches(problem: Problem, searches: Sequence[Search[T]], bar: Progress | None = None) -> list[T]:
+    """Run searches over the same sweeps, and return what each has found, in their order."""
+    found: dict[int, Any] = {}
+    waiting: dict[int, Request] = {}
+    bar = bar or Progress(0, show=False)
+
+    def resume(i: int, go_on: Callable[[], Request]) -> None:
+        try:
+            waiting[i] = go_on()
+        except StopIteration as end:
+            waiting.pop(i, None)
+            found[i] = end.value
+
+    for i, search in enumerate(searches):
+        resume(i, search.__next__)
+    while waiting:
+        places = list(waiting)
+        bar.begin(f"{len(places)} of {len(searches)} searches under way")
+        reductions = problem.sweep([waiting[i] for i in places], on_answer=bar.answer)
+        for i, reduction in zip(places, reductions, strict=True):
+            resume(i, functools.partial(searches[i].send, reduction))
+    return [found[i] for i in range(len(searches))]
 
 
 def minimise(
@@ -100,15 +160,8 @@ def run_shared(
             session.checkpoint_if_due(lambda: now() | {"sweep": partial.finished()})
 
         try:
-            reductions = sweep_each(
-                problem.executor,
-                problem.groups,
-                problem.payload,
-                [solver.request(states[i]) for i in active],
-                digests=problem.digests,
-                on_answer=answered,
-                partial=partial,
-            )
+            requests = [solver.request(states[i]) for i in active]
+            reductions = problem.sweep(requests, on_answer=answered, partial=partial)
         except NlsqError as error:
             raise error.at(sweep=states[leader].nsweeps + 1) from error.__cause__
         partial = None
@@ -196,8 +249,7 @@ def verify(problem: Problem, session: Session) -> None:
         It is not.
     """
     assert session.saved is not None and session.saved.state is not None and session.saved.state.point is not None
-    request = Request(session.saved.state.point.theta)
-    sweep(problem.executor, problem.groups, problem.payload, request, digests=problem.digests)
+    problem.sweep([Request(session.saved.state.point.theta)])
 
 
 def stopped(
@@ -212,12 +264,11 @@ def stopped(
 
 def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample, start: Vector | None = None) -> State | None:
     """Return how a fit of the sample in this process ends, or None where it leads nowhere."""
-    small = dataclasses.replace(
-        problem, executor=Serial(), groups=[Group(0, (sample.block,))], digests=PartitionDigests()
-    )
     solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=1000)
     try:
-        state, _ = minimise(small, solver, problem.parameters.start if start is None else start)
+        state, _ = minimise(
+            problem.in_memory(sample.block), solver, problem.parameters.start if start is None else start
+        )
     except NlsqError as error:
         log.info("the sample could not be fitted: %s", error)
         return None
@@ -226,8 +277,7 @@ def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample, start: Vec
 
 def lowest_first(problem: Problem, starts: Sequence[Vector]) -> list[Vector]:
     """Return starts in the order of their cost over all rows, which takes one pass."""
-    requests = [Request(start, first=True) for start in starts]
-    found = sweep_each(problem.executor, problem.groups, problem.payload, requests, digests=problem.digests)
+    found = problem.sweep([Request(start, first=True) for start in starts])
     costs = [reduction.cost if reduction.finite else np.inf for reduction in found]
     return [starts[i] for i in np.argsort(costs, kind="stable")]
 

@@ -28,7 +28,6 @@ from dask_nlsq._model import Objective, Parameters
 from dask_nlsq._plan import Measured, Plan
 from dask_nlsq._result import FitResult, columns_of
 from dask_nlsq._solver import Factor, Point, State, Status, TrustRegion, final, inference
-from dask_nlsq._sweep import Cluster
 from dask_nlsq._system import peak_memory
 from dask_nlsq._typing import Matrix, Vector
 
@@ -150,7 +149,7 @@ def _measured(problem: Problem, state: State, seconds: list[float], total: float
         sweep_seconds=sum(seconds) / max(len(seconds), 1),
         seconds=total,
         read_bytes=None if plan.read_bytes is None or stored is None or early else passes * stored,
-        peak=executor.peak() if isinstance(executor, Cluster) else peak,
+        peak=executor.peak() if executor.remote else peak,
     )
     return dataclasses.replace(plan, measured=measured)
 

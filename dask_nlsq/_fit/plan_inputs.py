@@ -17,7 +17,7 @@ from dask_nlsq._fit.sample import Sample
 from dask_nlsq._kernel import SLABS, Block, compile_cache, kernel
 from dask_nlsq._model import Objective
 from dask_nlsq._plan import IMPORTS, READERS, MemoryLimit, PlanInputs, memory_limit
-from dask_nlsq._sweep import Cluster, Executor, Failure, Serial, load
+from dask_nlsq._sweep import Executor, Failure, load
 from dask_nlsq._system import time_left
 from dask_nlsq._typing import Vector
 
@@ -33,7 +33,7 @@ def gather_plan_inputs(resolved: Resolved, limit: Any, sample: Sample | None = N
     info, executor = resolved.source.info, resolved.executor
     own = memory_limit()
     home = psutil.Process().memory_info().rss
-    cluster = isinstance(executor, Cluster)
+    cluster = executor.remote
     processes, threads, allowed = _who(executor, own)
     if limit is not None:
         allowed = MemoryLimit(int(parse_bytes(limit)), "memory_limit")
@@ -41,8 +41,8 @@ def gather_plan_inputs(resolved: Resolved, limit: Any, sample: Sample | None = N
     rows = info.rows if sample is None or info.rows is not None else sample.estimated_rows
     largest = info.partition_rows if sample is None or info.partition_rows is not None else sample.largest
     embedded = isinstance(resolved.source.partitions[0], Block)
-    reader = info.reader or info.kind
-    if reader not in READERS or embedded:
+    reader = info.reader
+    if reader is None or embedded:
         reader = "sent" if cluster else "memory"
     return PlanInputs(
         model=f"{resolved.objective.model.name}({', '.join(resolved.parameters.names)})",
@@ -74,8 +74,8 @@ def gather_plan_inputs(resolved: Resolved, limit: Any, sample: Sample | None = N
 
 def _who(executor: Executor, own: MemoryLimit) -> tuple[int, int, MemoryLimit]:
     """Return processes, tasks of each at a time, and what each may hold; what workers do not say they are asked."""
-    if not isinstance(executor, Cluster):
-        return 1, 1 if isinstance(executor, Serial) else executor.workers, own
+    if not executor.remote:
+        return 1, executor.workers, own
     processes, threads, limit = executor.capacity()
     if limit:
         return processes, threads, MemoryLimit(limit, "memory limit of a worker")

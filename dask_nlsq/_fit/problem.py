@@ -17,7 +17,7 @@ from dask.base import named_schedulers
 
 from dask_nlsq._errors import DataError, ModelError, NlsqError, warn
 from dask_nlsq._fit.options import FitOptions
-from dask_nlsq._kernel import PER_THREAD, SLABS, Block, lay, validate
+from dask_nlsq._kernel import PER_THREAD, SLABS, Block, Reduction, Request, lay, validate
 from dask_nlsq._model import Model, Objective, Parameters, named
 from dask_nlsq._plan import Plan, WorkflowTier
 from dask_nlsq._sources import (
@@ -46,6 +46,7 @@ from dask_nlsq._sweep import (
     Threads,
     group,
     serialize,
+    sweep_each,
 )
 from dask_nlsq._system import check_not_forked
 from dask_nlsq._typing import Vector
@@ -78,6 +79,15 @@ class Problem:
     reader: Executor  # who reads the partitions, where that is not who reduces them
     digests: PartitionDigests = dataclasses.field(default_factory=PartitionDigests)
 
+    def sweep(self, requests: Sequence[Request], **options: Any) -> list[Reduction]:
+        """Reduce every partition for each request, in one pass over the data."""
+        return sweep_each(self.executor, self.groups, self.payload, requests, digests=self.digests, **options)
+
+    def in_memory(self, *blocks: Block) -> Problem:
+        """Return the same fit to the rows of some blocks alone, in this process."""
+        groups = [Group(0, blocks)]
+        return dataclasses.replace(self, executor=Serial(), groups=groups, digests=PartitionDigests())
+
 
 def resolve(options: FitOptions) -> Resolved:
     """Resolve the arguments of a fit; of the data, only what describes them is read."""
@@ -93,7 +103,7 @@ def resolve(options: FitOptions) -> Resolved:
         raise DataError("There are no rows to fit.")
     executor = Serial() if options.client is False else choose_executor(options.client, len(source.partitions))
     payload = serialize(objective)
-    if isinstance(executor, Cluster):
+    if executor.remote:
         payload.bytes()  # refused here, by name, rather than by the scheduler
         check_travels(source)
     return Resolved(source, columns, bound, payload.value, parameters, executor)
@@ -128,7 +138,7 @@ def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
     """Look at the model before any data are read, and say how its Jacobian will be formed."""
     if not callable(jac) and jac not in (None, "jax", "2-point", "3-point"):
         raise ModelError(f'jac is {jac!r}; "jax", "2-point", "3-point" or a function is needed.')
-    objective, obstacle, single = validate.look(objective, start)
+    objective, obstacle, single, traceable = validate.look(objective, start)
     name = objective.model.name
     if single:
         warn(
@@ -140,7 +150,7 @@ def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
             objective if jac in (None, "jax") or callable(jac) else dataclasses.replace(objective, jacobian="numeric")
         )
     message = f"The model {name!r} {obstacle}"
-    if "traced" in obstacle:
+    if not traceable:
         message += (
             ". Write it with jax.numpy: jnp.exp for np.exp, jnp.where(condition, a, b) for an if on a parameter or a "
             "column"
@@ -339,12 +349,12 @@ def _client_of(scheduler: Any) -> distributed.Client | None:
 
 def executor_of(plan: Plan, executor: Executor) -> Executor:
     """Return the executor that runs as many tasks at a time as the plan says, and where it says."""
-    if isinstance(executor, Cluster) and plan.tier is not WorkflowTier.STANDARD:
+    if executor.remote and plan.tier is not WorkflowTier.STANDARD:
         limited = plan.at_a_time < plan.inputs.threads
         return executor.limited(plan.at_a_time) if limited else executor
-    if isinstance(executor, Serial) or plan.inputs.partitions == 1:
-        return executor if isinstance(executor, Serial) else Serial()
-    return executor.limited(plan.at_a_time) if isinstance(executor, Threads) else Threads()
+    if executor.serial or plan.inputs.partitions == 1:
+        return executor if executor.serial else Serial()
+    return Threads() if executor.remote else executor.limited(plan.at_a_time)
 
 
 def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
@@ -358,15 +368,15 @@ def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
     nbytes = float("inf") if inputs.nbytes is None or source.shared else inputs.nbytes
     embedded = isinstance(source.partitions[0], Block)
     here = executor_of(plan, executor)
-    if embedded and plan.cache != "none" and not isinstance(here, Cluster) and _few(source.partitions):
+    if embedded and plan.cache != "none" and not here.remote and _few(source.partitions):
         return [Group(0, tuple(lay(source.partitions)))]
-    stays = isinstance(here, Cluster) and plan.cache != "none"  # on its worker: more tasks would even nothing out
+    stays = here.remote and plan.cache != "none"  # on its worker: more tasks would even nothing out
     each = (here.workers, 1) if stays else (executor.workers, PER_THREAD)
     groups: Sequence[Any] = group(source.partitions, nbytes, *each)
-    if isinstance(here, Cluster) or not isinstance(executor, Cluster):
-        if plan.cache == "none" or (embedded and not isinstance(here, Cluster)):
+    if here.remote or not executor.remote:
+        if plan.cache == "none" or (embedded and not here.remote):
             groups = [dataclasses.replace(g, ahead=plan.ahead) for g in groups]
-            return here.describe(groups) if isinstance(here, Cluster) and not embedded else groups
+            return groups if embedded else here.describe(groups)
         return here.hold(groups, source.shared)
     if embedded:
         return group(source.partitions, nbytes, here.workers)

@@ -22,7 +22,7 @@ import pandas as pd
 from scipy import stats
 
 from dask_nlsq._errors import NlsqError
-from dask_nlsq._fit.lockstep import Search, fitted, lockstep
+from dask_nlsq._fit.loop import Search, fitted, run_searches
 from dask_nlsq._fit.problem import Problem, arrange
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._result import columns_of
@@ -137,7 +137,7 @@ class Profiler:
         problem = self.problem
         groups = arrange(problem.source, problem.reader, problem.plan)
         with Progress(len(problem.source.partitions), None) as bar:
-            return lockstep(dataclasses.replace(problem, groups=groups), searches, bar)
+            return run_searches(dataclasses.replace(problem, groups=groups), searches, bar)
 
     def _estimate(self, j: int) -> Conditional:
         """Return the fit itself as a point of the profile."""

@@ -36,6 +36,7 @@ class Look(NamedTuple):
     objective: Objective  # with its Jacobian chosen
     obstacle: str | None = None  # what keeps JAX from it, to be read behind the model's name
     single: tuple[str, ...] = ()  # constants that have float32 digits only
+    traceable: bool = True
 
 
 def look(objective: Objective, theta: Vector) -> Look:
@@ -144,7 +145,7 @@ def _check_numpy(objective: Objective, theta: Vector, error: Exception) -> Look:
             dataclasses.replace(objective, jacobian="numeric"),
             traced.single(reached(objective.model.func)),
         )
-        return Look(objective, f"cannot be traced by JAX: {_where(error)}", tuple(map(_said, single)))
+        return Look(objective, f"cannot be traced by JAX: {_where(error)}", tuple(map(_said, single)), False)
     needs_integers = any(isinstance(e, (TypeError, IndexError)) and "integer" in str(e) for e in (error, failed))
     if needs_integers and (whole := _whole(objective)) is not None:
         return check(whole, theta)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dask_nlsq._kernel import Reduction, Request
+from dask_nlsq._solver.base import Solver
 from dask_nlsq._typing import Vector
 
 _PATIENCE = 200
@@ -62,7 +63,7 @@ class FirstOrderState:
 
 
 @dataclasses.dataclass(frozen=True)
-class FirstOrder:
+class FirstOrder(Solver[FirstOrderState]):
     """Options of the solver; bounds are arrays of shape (p,)."""
 
     lower: Vector
@@ -77,6 +78,10 @@ class FirstOrder:
     def request(self, state: FirstOrderState) -> Request:
         """Return where the next batch is to be evaluated."""
         return Request(state.theta)
+
+    def terminate(self, state: FirstOrderState) -> bool:
+        """Return whether the descent has ended."""
+        return state.status is not None
 
     def step(self, state: FirstOrderState, reduction: Reduction) -> FirstOrderState:
         """Move downhill by what a batch says."""

@@ -38,6 +38,7 @@ from scipy import stats
 from dask_nlsq._kernel import Reduction, Request, Whitening
 from dask_nlsq._model import Prior
 from dask_nlsq._solver import forgetting, inference
+from dask_nlsq._solver.base import Solver
 from dask_nlsq._solver.factor import EPS, Factor, factorise
 from dask_nlsq._solver.forgetting import Bank, scaled
 from dask_nlsq._solver.subproblem import gauss_newton
@@ -90,7 +91,7 @@ class StreamState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Streaming:
+class Streaming(Solver[StreamState]):
     """Options of the solver; bounds are arrays of shape (p,)."""
 
     lower: Vector
@@ -109,6 +110,10 @@ class Streaming:
     def request(self, state: StreamState) -> Request:
         """Return where the next batch is to be evaluated."""
         return Request(state.theta, state.whitening)
+
+    def terminate(self, state: StreamState) -> bool:
+        """Return False: a stream ends with its data."""
+        return False
 
     def step(self, state: StreamState, reduction: Reduction, theta: Vector | None = None) -> StreamState:
         """Add a batch that was evaluated at `theta` (p,), by default at the estimate, and move the estimate."""

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from dask_nlsq._kernel import MANY_ROWS, Linearity, Reduction, Request, Whitening
 from dask_nlsq._model import Prior
 from dask_nlsq._solver import lapack
+from dask_nlsq._solver.base import Solver
 from dask_nlsq._solver.factor import EPS, Factor, factorise
 from dask_nlsq._solver.projection import Projection, project, project_many
 from dask_nlsq._solver.status import STOPPED, Status
@@ -192,7 +193,7 @@ class State:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrustRegion:
+class TrustRegion(Solver[State]):
     """Options of the solver; bounds are arrays of shape (p,)."""
 
     lower: Vector
@@ -255,6 +256,10 @@ class TrustRegion:
             return following
         ended = _better(dataclasses.replace(state, status=state.status or Status.MAX_NFEV), state.fallback)
         return dataclasses.replace(ended, beyond=following)
+
+    def terminate(self, state: State) -> bool:
+        """Return whether the fit has ended."""
+        return state.status is not None
 
     def go_on(self, state: State) -> State:
         """Return a state that a limit had stopped as if it had not, where the limit is farther now."""

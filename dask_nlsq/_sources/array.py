@@ -42,6 +42,7 @@ def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
         columns.origins,
         partition_rows=None if known is None else max(arrays[columns.y].chunks[0], default=0),
         row_bytes=columns.row_bytes({name: a.dtype for name, a in arrays.items()}),
+        reader="Dask arrays",
     )
     token = tokenize(*(a.name for a in arrays.values()), columns)
     if parts is None:

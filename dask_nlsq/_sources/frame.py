@@ -33,7 +33,9 @@ def open_frame(frame: Any, columns: Columns, present: tuple[str, ...] = ()) -> S
     reads = (read_again(frame.partitions[i].compute) for i in range(frame.npartitions))
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     width = columns.row_bytes(dict(frame.dtypes))
-    info = Info("Dask DataFrame", None, columns.names, present, columns.origins, row_bytes=width)
+    info = Info(
+        "Dask DataFrame", None, columns.names, present, columns.origins, row_bytes=width, reader="Dask DataFrame"
+    )
     if parts is None:
         to_block = dask.delayed(_to_block, pure=True)
         return Source([to_block(part, columns) for part in frame.to_delayed()], frame._name, info, shared=True)

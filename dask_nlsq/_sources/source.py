@@ -20,7 +20,7 @@ class Partition(Protocol):
 class Info:
     """What is known of the data without reading it."""
 
-    kind: str  # "Parquet", "Zarr", "Dask DataFrame", …
+    kind: str  # for people to read
     rows: int | None  # None: not known before a sweep
     columns: tuple[str, ...]  # that are read
     present: tuple[str, ...] = ()  # that there are
@@ -33,7 +33,7 @@ class Info:
     encoded: int | None = None  # bytes stored, of the columns that are read
     encoded_partition: int | None = None  # that are in memory as stored while a partition is read, at most
     row_bytes: int = 8  # of a row in a block
-    reader: str | None = None  # where one kind has several, which hold more or less
+    reader: str | None = None  # what a plan knows of its memory; None for rows that are in memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,7 @@ def open_stored(
         partition_rows=max((b - a for a, b in cuts), default=0),
         encoded=sum(a.array.nbytes for a in arrays.values()) if plain else None,
         row_bytes=columns.row_bytes({name: a.dtype for name, a in arrays.items()}),
+        reader="Zarr",
         notes=(*notes, *(text for a in arrays.values() for text in remarks(a.name, dict(a.array.attrs)))),
     )
     token = tokenize([a.place for a in arrays.values()], shapes, columns)

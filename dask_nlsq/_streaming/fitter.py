@@ -24,11 +24,13 @@ from dask_nlsq._fit import (
     differences_taken,
     expand,
     explain,
+    fitted,
     guess_start,
     optimizer_of,
     reservations,
     resolve_objective,
     responds_elsewhere,
+    run_in_memory,
     to_model,
     warm_start,
     warn_of_open_ends,
@@ -659,15 +661,10 @@ class StreamingFitter:
 
 
 def _fit_rows(objective: Objective, names: Sequence[str], solver: TrustRegion, block: Block, start: Vector) -> State:
-    """Fit rows in memory from a start (p,): the loop as it reads."""
-    state = solver.init(start)
-    while state.status is None:
-        request = solver.request(state)
-        whitening = None if request.whitening is None else request.whitening.s
-        reduction = kernel.reduce_block(objective, block, request.theta, whitening)
-        if state.point is None and not reduction.finite:
-            raise explain(objective, names, start, faults.find(objective, block, start), part="batch")
-        state = solver.step(state, reduction)
+    """Fit rows in memory from a start (p,)."""
+    state = run_in_memory(objective, block, fitted(solver, start))
+    if state is None:
+        raise explain(objective, names, start, faults.find(objective, block, start), part="batch")
     return state
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dask_nlsq._errors import DataError
+from dask_nlsq._errors import DataError, NotFiniteError
 from dask_nlsq._kernel import FAN_IN, Block, Reduction, Request, merge
 from dask_nlsq._sweep.failure import Failure, load
 from dask_nlsq._sweep.groups import Batch, Group
@@ -169,7 +169,7 @@ def non_finite(block: Block, names: tuple[str, ...]) -> DataError | None:
         bad = ~np.isfinite(column)
         if bad.any():
             row = int(np.argmax(bad))
-            return DataError(
+            return NotFiniteError(
                 f"{int(bad.sum())} of {len(bad)} cells are not finite; the first is row {row} with {column[row]}. "
                 'nan_policy="omit" drops such rows and counts them.',
                 column=name,

@@ -16,14 +16,12 @@ import numpy as np
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import NlsqError
-from dask_nlsq._fit.lockstep import fitted, lockstep
-from dask_nlsq._fit.loop import minimise
+from dask_nlsq._fit.loop import fitted, minimise, run_searches
 from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample
 from dask_nlsq._kernel import Block
 from dask_nlsq._solver import State, Status, TrustRegion, final
-from dask_nlsq._sweep import Group, PartitionDigests, Serial
 from dask_nlsq._typing import Vector
 
 STARTS = 8
@@ -58,14 +56,13 @@ def look_again(
     """
     assert state.point is not None
     if block is not None:
-        groups = [Group(0, (block,))]
-        problem = dataclasses.replace(problem, executor=Serial(), groups=groups, digests=PartitionDigests())
+        problem = problem.in_memory(block)
     solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
     theta, _ = final(state, solver.lower, solver.upper)
     size = np.maximum(np.abs(theta), state.point.factor.unscaled_stderr)
     moves = np.random.default_rng(0).normal(0.0, _REACH, (STARTS, len(theta))) * size
     starts = [theta, *np.clip(theta + moves, solver.lower, solver.upper)]
-    ends = lockstep(problem, [fitted(solver, start, deadline) for start in starts], bar)
+    ends = run_searches(problem, [fitted(solver, start, deadline) for start in starts], bar)
     if deadline is not None and time.monotonic() > deadline:
         return None, "The time limit ended the look from perturbed starts."
     found = [final(end, solver.lower, solver.upper) if end is not None and end.status else None for end in ends]

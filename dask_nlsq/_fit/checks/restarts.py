@@ -24,15 +24,13 @@ from dask_nlsq._fit.checks.residual_tests import (
     sort_by_column,
     weighted_residuals,
 )
-from dask_nlsq._fit.lockstep import fitted, lockstep
-from dask_nlsq._fit.loop import minimise
+from dask_nlsq._fit.loop import fitted, minimise, run_searches
 from dask_nlsq._fit.non_finite import describe_not_finite
 from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample, draw_sample
 from dask_nlsq._kernel import Block, Reduction, kernel, lay
 from dask_nlsq._solver import STOPPED, State, Status, TrustRegion, draw_in_units, final
-from dask_nlsq._sweep import Group, PartitionDigests, Serial
 from dask_nlsq._typing import Matrix, Vector
 
 ROWS = 2048
@@ -192,9 +190,7 @@ def _find_lower_minimum(
 
 def _sample_problem(problem: Problem, solver: TrustRegion, block: Block) -> tuple[Problem, TrustRegion]:
     """Return the problem of the sample in this process, and a solver with a loose tolerance."""
-    small = dataclasses.replace(
-        problem, executor=Serial(), groups=[Group(0, (lay([block])[0],))], digests=PartitionDigests()
-    )
+    small = problem.in_memory(*lay([block]))
     return small, dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
 
 
@@ -239,7 +235,7 @@ def _fit_each(
 ) -> list[State | None]:
     """Return the last states of fits from some starts; None for one in which the model raised."""
     try:
-        return lockstep(problem, [fitted(solver, start, deadline) for start in starts], bar)
+        return run_searches(problem, [fitted(solver, start, deadline) for start in starts], bar)
     except NlsqError:  # the model raised in one of them
         return [_fit_one(problem, solver, start, bar, deadline) for start in starts]
 
@@ -248,7 +244,7 @@ def _fit_one(
     problem: Problem, solver: TrustRegion, start: Vector, bar: Progress, deadline: float | None
 ) -> State | None:
     try:
-        return lockstep(problem, [fitted(solver, start, deadline)], bar)[0]
+        return run_searches(problem, [fitted(solver, start, deadline)], bar)[0]
     except NlsqError:
         return None
 

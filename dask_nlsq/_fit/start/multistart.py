@@ -22,8 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dask_nlsq._errors import SweepError
-from dask_nlsq._fit.lockstep import fitted
-from dask_nlsq._fit.loop import lowest
+from dask_nlsq._fit.loop import fitted, lowest, run_in_memory
 from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample
@@ -78,19 +77,9 @@ class Explorer:
             return fit_many(objective, block, batch.starts, solver.lower, solver.upper, solver.prior)
         ends = LocalMinima.unseen(*batch.starts.shape)
         for i, start in enumerate(batch.starts):
-            ends = ends.put([i], self._follow(objective, block, start))
+            end = run_in_memory(objective, block, fitted(self.solver, start))
+            ends = ends.put([i], local_minima([end], self.solver))
         return ends
-
-    def _follow(self, objective: Objective, block: Block, start: Vector) -> LocalMinima:
-        """Run the trust region from one start."""
-        search = fitted(self.solver, start)
-        request = next(search)
-        try:
-            while True:
-                whitening = None if request.whitening is None else request.whitening.s
-                request = search.send(kernel.reduce_block(objective, block, request.theta, whitening))
-        except StopIteration as end:
-            return local_minima([end.value], self.solver)
 
 
 def search(

@@ -69,7 +69,7 @@ def warm_start(
     rng = np.random.default_rng([seed, 1])
     state = solver.init(parameters.start)
     with jax.enable_x64(True):  # for the optimizer; the kernel sees to itself
-        while state.status is None:
+        while not solver.terminate(state):
             some = block.take(np.sort(rng.integers(0, block.rows, min(ROWS, block.rows))))
             reduction = kernel.reduce_block(objective, some, solver.request(state).theta, None)
             try:

@@ -15,7 +15,7 @@ from typing import Any
 from dask_nlsq._errors import NlsqError, SweepError
 from dask_nlsq._kernel import Block
 from dask_nlsq._sweep.executors import versions
-from dask_nlsq._sweep.executors.local import Task, Window
+from dask_nlsq._sweep.executors.local import Executor, Task, Window
 from dask_nlsq._sweep.executors.waiting import WorkerWatch, seceded
 from dask_nlsq._sweep.failure import Failure, remedy
 from dask_nlsq._sweep.groups import Group, Packed
@@ -65,13 +65,15 @@ class Held:
         return self.group.partitions
 
 
-class Cluster:
+class Cluster(Executor):
     """A distributed client: one task a group, parameters as task arguments, nothing scattered.
 
     What is lost with a worker, Dask itself runs again on another. Where workers declare GPUs, tasks go to those alone,
     one a GPU; asking for a resource that nobody declares would wait for ever. A worker process runs at most `at_a_time`
     tasks at a time where memory has room for no more.
     """
+
+    remote = True
 
     def __init__(self, client: Any, at_a_time: int | None = None) -> None:
         self.client = client
@@ -350,9 +352,9 @@ class Cluster:
         return self._hold("load", groups, _together, [dataclasses.replace(g, partitions=()) for g in groups], pieces)
 
 
-def outside_pool(executor: Any) -> contextlib.AbstractContextManager[None]:
+def outside_pool(executor: Executor) -> contextlib.AbstractContextManager[None]:
     """Leave the pool of the worker whose task this is for as long as tasks of its cluster are waited for."""
-    return seceded() if isinstance(executor, Cluster) else contextlib.nullcontext()
+    return seceded() if executor.remote else contextlib.nullcontext()
 
 
 def _cancelled(error: BaseException) -> SweepError:

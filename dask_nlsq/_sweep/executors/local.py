@@ -6,6 +6,7 @@ order of arrival; `opened` sends tasks off one by one; `hold` loads the partitio
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import itertools
@@ -13,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Protocol
+from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
@@ -21,6 +22,7 @@ from dask.system import CPU_COUNT
 from dask_nlsq._errors import Interrupted, NlsqError, SweepError
 from dask_nlsq._sweep.groups import Group
 from dask_nlsq._sweep.groups import group as group_of
+from dask_nlsq._system import peak_memory
 
 Task = Callable[..., Any]
 
@@ -69,31 +71,69 @@ class Window:
             del self._sent[place]
 
 
-class Executor(Protocol):
+class Executor(abc.ABC):
     """Runs a task on every group of partitions."""
 
+    remote = False
+    """Whether tasks run in other processes."""
+
+    serial = False
+    """Whether tasks run one after the other, in the thread that asks."""
+
     @property
+    @abc.abstractmethod
     def workers(self) -> int:
         """How many tasks run at a time."""
 
+    @abc.abstractmethod
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` in any order."""
 
+    @abc.abstractmethod
     def opened(self, ordered: bool = True) -> contextlib.AbstractContextManager[Window]:
         """Return a way to send ``task(group, *args)`` off, one by one, and to wait for it later."""
 
+    @abc.abstractmethod
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
         """Load every partition once and return what stands for its group from now on."""
 
+    def describe(self, groups: Sequence[Group]) -> Sequence[Any]:
+        """Return groups that each task can be sent at little cost."""
+        return groups
 
-class Serial:
+    def limited(self, at_a_time: int) -> Executor:
+        """Return the same with at most so many tasks at a time in a process."""
+        return self
+
+    def capacity(self) -> tuple[int, int, int]:
+        """Return how many processes run tasks, how many each runs at a time, and its memory limit, or 0."""
+        return 1, self.workers, 0
+
+    def ask(self, question: Callable[[], Any]) -> list[tuple[str, Any]]:
+        """Return the host of each process and what it answers."""
+        return [("here", question())]
+
+    def peak(self) -> int:
+        """Return the largest resident size that a process has had, in bytes."""
+        return peak_memory()
+
+    def wait_for_workers(self) -> None:  # noqa: B027  (there is always this process)
+        """Wait until there is somebody to run tasks."""
+
+
+class Serial(Executor):
     """This thread, one group after the other; it is `alone` where no other may read ahead for it."""
 
-    workers = 1
+    serial = True
 
     def __init__(self, alone: bool = False) -> None:
         self.scheduler = "synchronous" if alone else "threads"
         self._alone = alone
+
+    @property
+    def workers(self) -> int:
+        """One task at a time."""
+        return 1
 
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` in order."""
@@ -115,7 +155,7 @@ class Serial:
         return _hold_here(self, groups, shared)
 
 
-class Threads:
+class Threads(Executor):
     """A pool of threads in this process; reading and XLA both let go of Python's lock.
 
     Their number is what is given, else Dask's setting `num_workers`, that of its `pool`, or of the CPUs. The threads
@@ -127,14 +167,19 @@ class Threads:
     def __init__(self, workers: int | None = None, pool: ThreadPoolExecutor | None = None) -> None:
         found = pool or dask.config.get("pool", None)
         theirs = getattr(found, "_max_workers", None) or getattr(found, "_processes", None)  # as Dask itself counts
-        self.workers: int = workers or dask.config.get("num_workers", None) or theirs or CPU_COUNT
+        self._workers: int = workers or dask.config.get("num_workers", None) or theirs or CPU_COUNT
         # One pool for all sweeps, for Arrow keeps what it has to spare thread by thread; it ends with this object.
         own = not isinstance(found, ThreadPoolExecutor)
-        self._pool = ThreadPoolExecutor(self.workers, "nlsq") if own else found
+        self._pool = ThreadPoolExecutor(self._workers, "nlsq") if own else found
 
-    def limited(self, workers: int) -> Threads:
+    @property
+    def workers(self) -> int:
+        """How many threads there are."""
+        return self._workers
+
+    def limited(self, at_a_time: int) -> Threads:
         """Return so many threads, where these are more."""
-        return self if workers >= self.workers else Threads(workers, ThreadPoolExecutor(workers, "nlsq"))
+        return self if at_a_time >= self.workers else Threads(at_a_time, ThreadPoolExecutor(at_a_time, "nlsq"))
 
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` as they arrive, with few more under way than threads."""
