@@ -19,7 +19,7 @@ from dask_nlsq import NlsqError, cluster
 from dask_nlsq._checkpoint.lock import job as lock_job
 from dask_nlsq._system import batch_job
 from dask_nlsq.cli import main
-from dask_nlsq.cluster import Job, detect, gpu_preload, job_script
+from dask_nlsq.cluster import Job, detect, gpu_preload, job_script, workers
 
 TESTS = Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples"
@@ -302,7 +302,7 @@ def test_without_dask_jobqueue_the_extra_is_named(monkeypatch):
 
 @pytest.mark.parametrize("walltime", [5, 30, 60, 600, 3600, 10**6])
 def test_workers_leave_before_their_wall_time(walltime):
-    lives, varies = cluster.lifetime(walltime)
+    lives, varies = workers.lifetime(walltime)
     assert lives - varies >= 0 and lives + varies < walltime
 
 

@@ -11,7 +11,7 @@ SCRIPT = """
 import json, sys
 import dask, dask.dataframe as dd, jax, numpy as np, pandas as pd
 import dask_nlsq
-from dask_nlsq._numerics import compiled, device
+from dask_nlsq._kernel import compile_cache, device
 from problems import decay, decay_rows
 
 keeps, cache = json.loads(sys.argv[1])
@@ -22,7 +22,7 @@ t, y = decay_rows(40_000)
 frame = dd.from_pandas(pd.DataFrame({"t": t, "y": y}), npartitions=12, sort=False)
 with dask.config.set(num_workers=6):
     result = frame.nlsq.fit(decay, p0=[2, 1, 0.1], cache=cache)
-used = {kind[3].id for kinds in compiled._compiled.values() for kind in kinds if len(kind) == 7}
+used = {kind[3].id for kinds in compile_cache._compiled.values() for kind in kinds if len(kind) == 7}
 print(json.dumps([result.popt.tobytes().hex(), result.nsweeps, sorted(used), put]))
 """
 
@@ -60,7 +60,7 @@ def test_several_devices_share_the_blocks_and_give_the_bits_of_one(one_device, k
 
 TOLD = """
 import jax
-from dask_nlsq._numerics import device
+from dask_nlsq._kernel import device
 second = jax.devices()[1]
 with jax.default_device(second):
     assert device.own() == second

@@ -200,7 +200,7 @@ def test_a_small_stack_is_enough(form):
     program = f"""if True:
         import threading
         from dask_nlsq import ModelError
-        from dask_nlsq._numerics.expression import Expression
+        from dask_nlsq._model.expression import Expression
         def read():
             try:
                 Expression({form!r})
@@ -220,7 +220,7 @@ import pickle, sys, warnings
 import numpy as np
 import scipy.special
 from dask_nlsq import ModelError
-from dask_nlsq._numerics.expression import Expression
+from dask_nlsq._model.expression import Expression
 
 warnings.simplefilter("ignore")
 texts = pickle.load(sys.stdin.buffer)

@@ -25,7 +25,7 @@ import gc, json, os, sys
 os.environ["JAX_PLATFORMS"] = "cpu"
 import dask, numpy as np, psutil
 import dask_nlsq
-from dask_nlsq._peak import peak_memory
+from dask_nlsq._system import peak_memory
 
 path, columns, p, options = json.loads(sys.argv[1])
 x = [f"x{i}" for i in range(columns - 1)]

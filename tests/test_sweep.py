@@ -281,7 +281,7 @@ def test_an_answer_travels_whole_and_a_large_one_without_a_copy(p, protocol):
     answer, buffers = Answer((0,), np.ones((1, 4), np.uint64), ((leaf,),), ((0, 0),)), []
     sent = pickle.dumps(answer, protocol, buffer_callback=buffers.append if protocol == 5 else None)
     found = pickle.loads(sent, buffers=buffers)
-    assert (found.numbers, found.nodes) == (answer.numbers, answer.nodes) and (found.marks == answer.marks).all()
+    assert (found.numbers, found.nodes) == (answer.numbers, answer.nodes) and (found.digests == answer.digests).all()
     assert bits(found.parts[0][0]) == bits(leaf)
     assert (len(buffers) > 0) is (p == 100 and protocol == 5)
 

@@ -114,7 +114,7 @@ class Expression:
 
     Examples
     --------
-    >>> from dask_nlsq._numerics.expression import Expression
+    >>> from dask_nlsq._model.expression import Expression
     >>> line = Expression("a + b*x")
     >>> line.names
     ('a', 'b', 'x')

@@ -1,5 +1,4 @@
 from .driver import PartitionDigests as PartitionDigests
-from .driver import sweep as sweep
 from .driver import sweep_each as sweep_each
 from .executors.distributed import Cluster as Cluster
 from .executors.distributed import outside_pool as outside_pool

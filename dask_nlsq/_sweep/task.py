@@ -86,7 +86,7 @@ def _reduce(batch: Batch, payload: Payload, request: Request, look: bool) -> lis
             return block.at(index)
         blocks.append(block)
     try:
-        kernel, validate = _numerics()
+        kernel, validate = _kernels()
         objective = payload.value
         whitening = None if request.whitening is None else request.whitening.s
         found: list[Reduction] = kernel.reduce_blocks(objective, blocks, request.theta, whitening, request.second)
@@ -151,12 +151,12 @@ def explore(batch: Any, payload: Payload, block: Block) -> Any:
 
 def predict_rows(payload: Payload, theta: Vector, x: tuple[Vector, ...]) -> Vector:
     """Evaluate the model at columns x, each of shape (rows,)."""
-    kernel, _ = _numerics()
+    kernel, _ = _kernels()
     values: Vector = kernel.predict_block(payload.value, Block(x, x[0]), theta)
     return values
 
 
-def _numerics() -> tuple[Any, Any]:
+def _kernels() -> tuple[Any, Any]:
     """Import what needs JAX at its first use: the scheduler imports this module too, and must not start XLA."""
     from dask_nlsq._kernel import kernel, validate
 
