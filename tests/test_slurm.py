@@ -17,7 +17,6 @@ from resumed import bits, decay, rows, run
 
 import dask_nlsq
 from dask_nlsq import cluster
-from dask_nlsq.cluster import workers
 
 TESTS = Path(__file__).parent
 ENDS = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
@@ -53,7 +52,7 @@ def _slurm():
 @pytest.fixture
 def client(tmp_path, monkeypatch):
     """Two workers, each a job of Slurm, whose logs and files stay in a folder of the test."""
-    monkeypatch.setattr(workers, "RENEWAL", 1.0)
+    monkeypatch.setattr("dask_nlsq.cluster.workers.RENEWAL", 1.0)
     options = {"memory": "1 GB", "walltime": "00:10:00", "log_directory": str(tmp_path), "job_name": "nlsq-workers"}
     options["job_script_prologue"] = ["export JAX_PLATFORMS=cpu", f"export PYTHONPATH={TESTS}"]
     with cluster.slurm(2, **options) as jobs, Client(jobs, set_as_default=False) as client:
@@ -99,7 +98,7 @@ def test_a_job_that_is_cancelled_changes_no_bit_and_is_replaced(client):
 
 def test_jobs_that_end_at_their_time_change_no_bit(tmp_path, monkeypatch):
     """Both jobs of the workers end in the middle of the fit, and others come in their place."""
-    monkeypatch.setattr(workers, "RENEWAL", 1.0)
+    monkeypatch.setattr("dask_nlsq.cluster.workers.RENEWAL", 1.0)
     options = {"memory": "1 GB", "walltime": "00:01:00", "log_directory": str(tmp_path), "job_name": "nlsq-short"}
     options["job_script_prologue"] = ["export JAX_PLATFORMS=cpu", f"export PYTHONPATH={TESTS}"]
     expected = bits(run(None, "chunked"))
