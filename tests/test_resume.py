@@ -36,6 +36,7 @@ from dask_nlsq import (
     Interrupted,
     NlsqError,
     NlsqWarning,
+    Status,
     SweepError,
 )
 from dask_nlsq._checkpoint import storage
@@ -884,6 +885,46 @@ def test_what_format_1_wrote_is_read_for_ever(tmp_path, name):
     np.testing.assert_allclose(again.popt, whole.popt, rtol=1e-8)
     if name == "ended":
         np.testing.assert_allclose(FitResult.load(tmp_path / name).popt, whole.popt, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ended", "mid-sweep", "mid-search", "mid-pass"])
+def test_what_names_of_before_wrote_is_read(tmp_path, name):
+    """Fields of the state have other names since, and are stored under the old ones."""
+    shutil.unpack_archive(Path(__file__).parent / "data" / "checkpoints-release-0.1.zip", tmp_path)
+    saved = unpack(SavedState, Checkpoints(tmp_path / name).newest()[1])
+    assert saved.digests.shape[1] == 4 and (saved.search is not None) == (name == "mid-search")
+    t, y = np.load(tmp_path / "rows.npy")
+    rows = {"t": da.from_array(t, chunks=500), "y": da.from_array(y, chunks=500)}
+    options = {"data": rows, "p0": [2, 1, 0.3], "tier": "streaming" if name == "mid-pass" else "chunked"}
+    if name == "mid-search":
+        bounds = {"amplitude": (0, 10), "rate": (0.01, 20), "offset": (-5, 5)}
+        options |= {"n_starts": 8, "bounds": bounds}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it was written elsewhere
+        again = dask_nlsq.fit(decay, **options, checkpoint=tmp_path / name, resume="force")
+    np.testing.assert_allclose(again.popt, dask_nlsq.fit(decay, **options).popt, rtol=1e-7)
+    if name == "ended":
+        assert FitResult.load(tmp_path / name).plan.inputs.partitions == 8
+
+
+RENAMED = {"SILENT": Status.UNIDENTIFIABLE, "UNSETTLED": Status.NOT_SETTLED, "BEATEN": Status.PRUNED}
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_an_old_name_of_a_status_warns(name):
+    with pytest.warns(DeprecationWarning, match=RENAMED[name].name):
+        assert getattr(Status, name) is RENAMED[name]
+    with pytest.raises(AttributeError):
+        Status.NEVER  # noqa: B018
+
+
+def test_the_old_name_of_what_a_plan_is_made_from_warns():
+    plan = dask_nlsq.plan(decay, T, Y)
+    with pytest.warns(DeprecationWarning, match="inputs"):
+        assert plan.facts is plan.inputs
+    old = plan.to_dict()
+    old["facts"] = old.pop("inputs")
+    assert dask_nlsq.Plan.from_dict(old) == plan
 
 
 @pytest.mark.parametrize("options", [{"resume": "auto"}, {"max_nfev": 500}, {"callback": None}], ids=str)

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from dask_nlsq._errors import DataError, NlsqError, SweepError
 from dask_nlsq._kernel import Block
@@ -234,7 +233,17 @@ def _decimals(array: AnyArray) -> AnyArray:
 
 def _first(array: AnyArray) -> Any:
     """Return the first value of an array of objects that is one."""
-    return next((value for value in array.ravel()[:1000].tolist() if not pd.isna(value)), None)
+    return next((value for value in array.ravel()[:1000].tolist() if not _is_missing(value)), None)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value stands for a missing cell; a worker that reads Zarr has no pandas to ask."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas' NA is neither equal to itself nor unequal
+        return True
+    except ValueError:  # an array in a cell
+        return False
 
 
 def _seen(array: AnyArray) -> str:
