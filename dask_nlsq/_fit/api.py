@@ -20,6 +20,7 @@ from dask_nlsq._fit.checks.identifiability import lost_sensitivity
 from dask_nlsq._fit.checks.perturbed_restarts import refit_perturbed
 from dask_nlsq._fit.checks.restarts import find_finite_starts, restart
 from dask_nlsq._fit.loop import lowest, run_shared, stopped, verify
+from dask_nlsq._fit.observer import Observers
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.outcome import build, revive
 from dask_nlsq._fit.plan_inputs import dry_run, gather_plan_inputs, speed
@@ -335,12 +336,13 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
         verify(problem, session)
         return _again(problem, solver, session)
     notes = _notes(problem) + notes if saved is None else saved.notes
-    session.remember(problem, notes)
+    session.remember(problem, notes, search=None if saved is None else saved.search)
     deadline = None if options.time_limit is None else time.monotonic() + options.time_limit
     with Progress(len(source.partitions), options.progress) as bar:
-        route = find_route(problem, solver, [resolved.parameters.start, *others], sample, options, session, bar)
+        observer = Observers(bar, session)
+        route = find_route(problem, solver, [resolved.parameters.start, *others], sample, options, session, observer)
         notes += route.notes
-        session.remember(problem, notes)
+        session.remember(problem, notes, search=route.search)
         begun, callback = route.begun, options.callback
         if begun is not None and saved is None and begun[0].point is not None and begun[0].status is None:
             begun = (stopped(problem, begun[0], deadline, callback), begun[1])
@@ -352,7 +354,7 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
             if told:
                 warn(told)
                 notes += (told,)
-            session.remember(problem, notes)
+            session.remember(problem, notes, search=route.search)
             return found
 
         states, seconds = run_shared(
@@ -360,20 +362,19 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
             solver,
             [first, *route.candidates],
             route.starts[1:],
-            bar,
+            observer,
             deadline,
             callback,
             before,
-            session=session,
             partial=route.partial,
             elsewhere=None if options.searches or callable(problem.objective.loss) else elsewhere,
         )
         winner, starts = lowest(states), None
         state = states[winner]
-        if session.search is not None:
+        if route.search is not None:
             assert state.point is not None
             starts, told = summarize_search(
-                resolved.parameters.free, session.search, states, solver, state.point.reduction
+                resolved.parameters.free, route.search, states, solver, state.point.reduction
             )
             notes += (told,)
             if further := len(seconds) - state.nsweeps:

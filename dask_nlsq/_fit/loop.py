@@ -9,7 +9,7 @@
 `fitted` is that loop as a generator, which yields what it wants evaluated and is sent the reduction, so that
 ``state = yield from fitted(solver, theta)`` is a whole fit inside a larger search. `run_searches` runs any number of
 them over the same sweeps, `run_in_memory` runs one over a block. `run_shared` is the loop for states that compete: it
-stops those that cannot win, and tells a session and a progress bar how far it is.
+stops those that cannot win, and tells an observer how far it is.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import DataError, NlsqError, TooFewRows, warn
 from dask_nlsq._fit.non_finite import not_finite
+from dask_nlsq._fit.observer import Observer, SweepBegin, SweepEnd, TaskEnd
 from dask_nlsq._fit.problem import Problem
-from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample
 from dask_nlsq._fit.session import Session
 from dask_nlsq._kernel import Block, Reduction, Request, kernel
@@ -74,11 +74,14 @@ def run_in_memory(objective: Objective, block: Block, search: Search[T]) -> T:
     return found
 
 
-def run_searches(problem: Problem, searches: Sequence[Search[T]], bar: Progress | None = None) -> list[T]:
+def run_searches(problem: Problem, searches: Sequence[Search[T]], observer: Observer | None = None) -> list[T]:
     """Run searches over the same sweeps, and return what each has found, in their order."""
     found: dict[int, Any] = {}
     waiting: dict[int, Request] = {}
-    bar = bar or Progress(0, show=False)
+    observer = observer or Observer()
+
+    def answered(answer: Answer) -> None:
+        observer.notify(TaskEnd(len(answer.digests)))
 
     def resume(i: int, go_on: Callable[[], Request]) -> None:
         try:
@@ -91,8 +94,8 @@ def run_searches(problem: Problem, searches: Sequence[Search[T]], bar: Progress 
         resume(i, search.__next__)
     while waiting:
         places = list(waiting)
-        bar.begin(f"{len(places)} of {len(searches)} searches under way")
-        reductions = problem.sweep([waiting[i] for i in places], on_answer=bar.answer)
+        observer.notify(SweepBegin(f"{len(places)} of {len(searches)} searches under way"))
+        reductions = problem.sweep([waiting[i] for i in places], on_answer=answered)
         for i, reduction in zip(places, reductions, strict=True):
             resume(i, functools.partial(searches[i].send, reduction))
     return [found[i] for i in range(len(searches))]
@@ -102,12 +105,12 @@ def minimise(
     problem: Problem,
     solver: TrustRegion,
     start: Vector,
-    bar: Progress | None = None,
+    observer: Observer | None = None,
     deadline: float | None = None,
     callback: Callable[[OptimizeResult], Any] | None = None,
 ) -> tuple[State, list[float]]:
     """Run the loop to its end from one start; return the last state and the seconds of each sweep."""
-    (state,), seconds = run_shared(problem, solver, [solver.init(start)], bar=bar, deadline=deadline, callback=callback)
+    (state,), seconds = run_shared(problem, solver, [solver.init(start)], (), observer, deadline, callback)
     return state, seconds
 
 
@@ -116,11 +119,10 @@ def run_shared(
     solver: TrustRegion,
     begun: Sequence[State],
     spare: Sequence[Vector] = (),
-    bar: Progress | None = None,
+    observer: Observer | None = None,
     deadline: float | None = None,
     callback: Callable[[OptimizeResult], Any] | None = None,
     seconds: Sequence[float] = (),
-    session: Session | None = None,
     partial: Partial | None = None,
     elsewhere: Callable[[Vector], Sequence[Vector]] | None = None,
 ) -> tuple[list[State], list[float]]:
@@ -132,8 +134,8 @@ def run_shared(
         Starts that are tried where the model is not finite at any of the states.
     seconds : sequence of float
         Of the sweeps before.
-    run : Run, optional
-        Told after every answer and every sweep what there is to be written down.
+    observer : Observer, optional
+        Told of every task and every sweep, and what would be written down then.
     partial : Partial, optional
         What of the first sweep is finished.
     elsewhere : callable, optional
@@ -145,19 +147,18 @@ def run_shared(
         The last states, in the order in which they came, and the seconds of each sweep.
     """
     states, others, seconds = list(begun), list(spare), list(seconds)
-    bar, session = bar or Progress(0, show=False), session or Session()
+    observer = observer or Observer()
     given: Vector | None = None
     while active := [i for i, state in enumerate(states) if state.status is None]:
         clock = time.perf_counter()
         leader = lowest(states)
-        bar.sweep(states[leader])
         partial = partial or Partial(sum(len(g.partitions) for g in problem.groups), len(active))
-        bar.count(int(partial.done.sum()))
+        title = f"sweep {states[leader].nsweeps + 1}"
+        observer.notify(SweepBegin(title, states[leader], int(partial.done.sum())))
         now = _Written(tuple(states), tuple(others), tuple(seconds))
 
         def answered(answer: Answer, now: _Written = now, partial: Partial = partial) -> None:
-            bar.answer(answer)
-            session.checkpoint_if_due(lambda: now() | {"sweep": partial.finished()})
+            observer.notify(TaskEnd(len(answer.digests), lambda: now() | {"sweep": partial.finished()}))
 
         try:
             requests = [solver.request(states[i]) for i in active]
@@ -189,7 +190,7 @@ def run_shared(
         else:
             _asked_to_stop(problem, states[leader], callback)  # who has ended need not stop, and is seen all the same
         states = _beaten(states, leader, deadline is not None and time.monotonic() > deadline)
-        session.checkpoint_if_due(_Written(tuple(states), tuple(others), tuple(seconds)), swept=True)
+        observer.notify(SweepEnd(_Written(tuple(states), tuple(others), tuple(seconds))))
     return states, seconds
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
 
 from tqdm import TqdmExperimentalWarning
 
@@ -13,13 +11,13 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmExperimentalWarning)
     from tqdm.auto import tqdm
 
-from dask_nlsq._typing import Vector
+from dask_nlsq._fit.observer import Estimates, Event, Observer, SweepBegin, TaskEnd
 
 _SHOWN = 4
 """Estimates that a bar has room for."""
 
 
-class Progress:
+class Progress(Observer):
     """A bar over the partitions of the sweep under way; `show` None means on a terminal only."""
 
     def __init__(self, partitions: int, show: bool | None) -> None:
@@ -27,31 +25,23 @@ class Progress:
         delay = 0.0 if show else 1.0
         self._bar = tqdm(total=partitions, unit="partition", disable=hidden, delay=delay, leave=False)
 
-    def sweep(self, state: Any) -> None:
-        """Begin a sweep of a fit."""
-        self.begin(f"sweep {state.nsweeps + 1}")
-        if state.history and not self._bar.disable:
-            last = state.history[-1]
-            self._bar.set_postfix_str(f"cost {last.cost:.6g}, {last.step:.1g} se to go", refresh=False)
-
-    def begin(self, what: str) -> None:
-        """Begin a sweep."""
-        self._bar.reset()
-        self._bar.set_description(what, refresh=False)
-
-    def estimates(self, names: Sequence[str], values: Callable[[], tuple[Vector, Vector]]) -> None:
-        """Show estimates and standard errors, which are only asked for where there is a bar."""
-        if not self._bar.disable:
-            shown = [f"{n} {v:.4g} ± {e:.1g}" for n, v, e in zip(names, *values(), strict=True)]
+    def notify(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, SweepBegin):
+            self._begin(event)
+        elif isinstance(event, TaskEnd):
+            self._bar.update(event.partitions)
+        elif isinstance(event, Estimates) and not self._bar.disable:
+            shown = [f"{n} {v:.4g} ± {e:.1g}" for n, v, e in zip(event.names, *event.values(), strict=True)]
             self._bar.set_postfix_str(", ".join(shown[:_SHOWN] + ["…"] * (len(shown) > _SHOWN)), refresh=False)
 
-    def count(self, partitions: int) -> None:
-        """Count partitions that were finished before."""
-        self._bar.update(partitions)
-
-    def answer(self, answer: Any) -> None:
-        """Count the partitions of a group."""
-        self._bar.update(len(answer.digests))
+    def _begin(self, event: SweepBegin) -> None:
+        self._bar.reset()
+        self._bar.set_description(event.title, refresh=False)
+        if event.state is not None and event.state.history and not self._bar.disable:
+            last = event.state.history[-1]
+            self._bar.set_postfix_str(f"cost {last.cost:.6g}, {last.step:.1g} se to go", refresh=False)
+        self._bar.update(event.done)
 
     def __enter__(self) -> Progress:
         return self

@@ -27,6 +27,7 @@ from dask_nlsq._errors import (
     warn,
 )
 from dask_nlsq._fit.fingerprints import compare, fingerprint
+from dask_nlsq._fit.observer import Event, Observer, SweepEnd, TaskEnd
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.problem import Problem, Resolved
 from dask_nlsq._model import Jacobian
@@ -96,11 +97,10 @@ class SavedState:
     result: Text | None = None
 
 
-class Session:
+class Session(Observer):
     """A fit under way, without a checkpoint: it begins at its beginning, and writes nothing down."""
 
     saved: SavedState | None = None
-    search: SearchState | None = None
     warm_start: Vector | None = None  # (p,), where another fit had come, from which this one begins
 
     def __init__(self) -> None:
@@ -129,7 +129,13 @@ class Session:
         """Return what partitions are known to hold."""
         return self._digests
 
-    def remember(self, problem: Problem, notes: tuple[str, ...], starts: Sequence[Vector] = ()) -> None:
+    def remember(
+        self,
+        problem: Problem,
+        notes: tuple[str, ...],
+        starts: Sequence[Vector] = (),
+        search: SearchState | None = None,
+    ) -> None:
         """Take down what does not change on the way, and the starts that a pass falls back on."""
         objective = problem.objective
         self.known = {
@@ -138,11 +144,8 @@ class Session:
             "tile": objective.tile,
             "notes": notes,
             "others": np.array(starts, float) if len(starts) else None,
-            "search": self.search,
+            "search": search,
         }
-
-    def checkpoint_if_due(self, make: Callable[[], Mapping[str, Any]], swept: bool = False) -> None:
-        """Take notice of what would be written down now: after an answer, or after a sweep."""
 
     def finish(self, states: Sequence[State], seconds: list[float], result: FitResult) -> FitResult:
         """Write down the end, and return the result."""
@@ -163,7 +166,6 @@ class CheckpointSession(Session):
     ) -> None:
         super().__init__()
         self.saved = saved
-        self.search = None if saved is None else saved.search
         if saved is not None and saved.digests is not None:
             self._digests = PartitionDigests(saved.digests)
         self._checkpoints, self._lock, self._interrupt = checkpoints, lock, interrupt
@@ -179,10 +181,12 @@ class CheckpointSession(Session):
         """Whether the data lie in files, which have been compared."""
         return self._fingerprint["files"] is not None
 
-    def checkpoint_if_due(self, make: Callable[[], Mapping[str, Any]], swept: bool = False) -> None:
+    def notify(self, event: Event) -> None:
         """Commit where an interval has passed or sweeps enough, and leave where a signal has come."""
-        self._latest = make
-        self._sweeps += swept
+        if not isinstance(event, (TaskEnd, SweepEnd)) or event.saved is None:
+            return
+        self._latest = event.saved
+        self._sweeps += isinstance(event, SweepEnd)
         every = self._options.checkpoint_every
         due = time.monotonic() >= self._due or (every is not None and self._sweeps >= every)
         if due:

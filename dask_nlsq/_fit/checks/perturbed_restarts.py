@@ -17,8 +17,8 @@ from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._fit.loop import fitted, minimise, run_searches
+from dask_nlsq._fit.observer import Observer
 from dask_nlsq._fit.problem import Problem
-from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample
 from dask_nlsq._kernel import Block
 from dask_nlsq._solver import State, Status, TrustRegion, final
@@ -44,7 +44,7 @@ def look_again(
     solver: TrustRegion,
     state: State,
     block: Block | None,
-    bar: Progress,
+    observer: Observer,
     deadline: float | None = None,
 ) -> tuple[Vector | None, str]:
     """Fit from perturbed starts; return a better one where there is one, and what was found in words.
@@ -62,7 +62,7 @@ def look_again(
     size = np.maximum(np.abs(theta), state.point.factor.unscaled_stderr)
     moves = np.random.default_rng(0).normal(0.0, _REACH, (STARTS, len(theta))) * size
     starts = [theta, *np.clip(theta + moves, solver.lower, solver.upper)]
-    ends = run_searches(problem, [fitted(solver, start, deadline) for start in starts], bar)
+    ends = run_searches(problem, [fitted(solver, start, deadline) for start in starts], observer)
     if deadline is not None and time.monotonic() > deadline:
         return None, "The time limit ended the look from perturbed starts."
     found = [final(end, solver.lower, solver.upper) if end is not None and end.status else None for end in ends]
@@ -84,17 +84,17 @@ def refit_perturbed(
     solver: TrustRegion,
     state: State,
     sample: Sample | None,
-    bar: Progress,
+    observer: Observer,
     deadline: float | None,
     callback: Callable[[OptimizeResult], Any] | None,
 ) -> tuple[State, list[float], str]:
     """Try the answer from perturbed starts, and go on from a lower minimum where all rows agree that it is lower."""
-    better, note = look_again(problem, solver, state, None if sample is None else sample.block, bar, deadline)
+    better, note = look_again(problem, solver, state, None if sample is None else sample.block, observer, deadline)
     if better is None:
         return state, [], note
     assert state.point is not None
     try:
-        second, seconds = minimise(problem, solver, better, bar, deadline, callback)
+        second, seconds = minimise(problem, solver, better, observer, deadline, callback)
     except NlsqError as error:
         return state, [], f"A perturbed start led lower on a sample, but not on all rows: {error}"
     history = (*state.history, *second.history)

@@ -26,8 +26,8 @@ from dask_nlsq._fit.checks.residual_tests import (
 )
 from dask_nlsq._fit.loop import fitted, minimise, run_searches
 from dask_nlsq._fit.non_finite import describe_not_finite
+from dask_nlsq._fit.observer import Observer
 from dask_nlsq._fit.problem import Problem
-from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample, draw_sample
 from dask_nlsq._kernel import Block, Reduction, kernel, lay
 from dask_nlsq._solver import STOPPED, State, Status, TrustRegion, draw_in_units, final
@@ -65,7 +65,7 @@ def restart(
     solver: TrustRegion,
     state: State,
     sample: Sample | None,
-    bar: Progress,
+    observer: Observer,
     deadline: float | None,
     callback: Callable[[OptimizeResult], Any] | None,
 ) -> tuple[State, list[float], tuple[str, ...]]:
@@ -92,14 +92,16 @@ def restart(
     left = solver.max_nfev - state.nsweeps
     if left <= 0:
         return _resumable(state), [], (f"{doubt}; max_nfev left no sweeps for other starts.",)
-    better, tried = _find_lower_minimum(problem, solver, state, block, bar, deadline)
+    better, tried = _find_lower_minimum(problem, solver, state, block, observer, deadline)
     if _past_deadline(deadline):
         return state, [], (f"{doubt}; the time limit was reached before other starts had been tried.",)
     if better is None:
         note = f"{doubt}; none of {tried} other starts, tried on {block.rows:,} rows, explains more."
         return state, [], (note,)
     try:
-        second, seconds = minimise(problem, dataclasses.replace(solver, max_nfev=left), better, bar, deadline, callback)
+        second, seconds = minimise(
+            problem, dataclasses.replace(solver, max_nfev=left), better, observer, deadline, callback
+        )
     except ModelError:  # not finite on rows outside the sample
         note = f"{doubt}; a start with a lower cost on {block.rows:,} rows is not finite on all of them."
         return state, [], (note,)
@@ -118,7 +120,12 @@ def restart(
 
 
 def find_finite_starts(
-    problem: Problem, solver: TrustRegion, theta: Vector, sample: Sample | None, bar: Progress, deadline: float | None
+    problem: Problem,
+    solver: TrustRegion,
+    theta: Vector,
+    sample: Sample | None,
+    observer: Observer,
+    deadline: float | None,
 ) -> tuple[list[Vector], str]:
     """Return starts in place of `theta` (p,), where the model is not finite, and a note.
 
@@ -130,7 +137,7 @@ def find_finite_starts(
         return [], ""
     small, quick = _sample_problem(problem, solver, block)
     points = _draw_points(problem, block)
-    found = _refine_lowest(small, quick, points, bar, deadline)
+    found = _refine_lowest(small, quick, points, observer, deadline)
     if not found:
         return [], ""
     return [
@@ -169,14 +176,14 @@ def _reason_to_doubt(state: State) -> str | None:
 
 
 def _find_lower_minimum(
-    problem: Problem, solver: TrustRegion, state: State, block: Block, bar: Progress, deadline: float | None
+    problem: Problem, solver: TrustRegion, state: State, block: Block, observer: Observer, deadline: float | None
 ) -> tuple[Vector | None, int]:
     """Return a lower minimum on the sample, where there is one, and how many starts were tried."""
     assert state.point is not None and state.status is not None
     small, quick = _sample_problem(problem, solver, block)
     points = _draw_points(problem, block)
     tried = np.concatenate([state.history[0].theta[None], points])
-    found = _refine_lowest(small, quick, tried, bar, deadline, first=state.point.theta)
+    found = _refine_lowest(small, quick, tried, observer, deadline, first=state.point.theta)
     current = _cost(small, quick, state.point.theta)
     parameters = problem.parameters
     chosen = state.status.success and (not parameters.guessed or bool(parameters.sampled))
@@ -198,7 +205,7 @@ def _refine_lowest(
     problem: Problem,
     solver: TrustRegion,
     points: Matrix,
-    bar: Progress,
+    observer: Observer,
     deadline: float | None,
     first: Vector | None = None,
 ) -> list[tuple[Vector, float]]:
@@ -206,7 +213,7 @@ def _refine_lowest(
     levels, points = _projected_costs(problem, solver, points, deadline)
     starts = [points[i] for i in _lowest_distinct(levels, _counts(problem)[1])]
     starts = starts if first is None else [first, *starts]
-    ends = _fit_each(problem, solver, starts, bar, deadline)
+    ends = _fit_each(problem, solver, starts, observer, deadline)
     found = [final(end, solver.lower, solver.upper)[0] for end in ends if end is not None and end.status is not None]
     costs = [(theta, _cost(problem, solver, theta)) for theta in found]
     return sorted((end for end in costs if np.isfinite(end[1])), key=lambda end: end[1])
@@ -231,20 +238,20 @@ def _cost(problem: Problem, solver: TrustRegion, theta: Vector) -> float:
 
 
 def _fit_each(
-    problem: Problem, solver: TrustRegion, starts: Sequence[Vector], bar: Progress, deadline: float | None
+    problem: Problem, solver: TrustRegion, starts: Sequence[Vector], observer: Observer, deadline: float | None
 ) -> list[State | None]:
     """Return the last states of fits from some starts; None for one in which the model raised."""
     try:
-        return run_searches(problem, [fitted(solver, start, deadline) for start in starts], bar)
+        return run_searches(problem, [fitted(solver, start, deadline) for start in starts], observer)
     except NlsqError:  # the model raised in one of them
-        return [_fit_one(problem, solver, start, bar, deadline) for start in starts]
+        return [_fit_one(problem, solver, start, observer, deadline) for start in starts]
 
 
 def _fit_one(
-    problem: Problem, solver: TrustRegion, start: Vector, bar: Progress, deadline: float | None
+    problem: Problem, solver: TrustRegion, start: Vector, observer: Observer, deadline: float | None
 ) -> State | None:
     try:
-        return run_searches(problem, [fitted(solver, start, deadline)], bar)[0]
+        return run_searches(problem, [fitted(solver, start, deadline)], observer)[0]
     except NlsqError:
         return None
 

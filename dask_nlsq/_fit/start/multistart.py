@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,10 +23,10 @@ import pandas as pd
 
 from dask_nlsq._errors import SweepError
 from dask_nlsq._fit.loop import fitted, lowest, run_in_memory
+from dask_nlsq._fit.observer import Observer, SweepBegin, TaskEnd
 from dask_nlsq._fit.problem import Problem
-from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample
-from dask_nlsq._fit.session import SearchState, Session
+from dask_nlsq._fit.session import SearchState
 from dask_nlsq._kernel import Block, Reduction, kernel
 from dask_nlsq._model import Objective, loss
 from dask_nlsq._result import columns_of, starts_frame
@@ -83,53 +83,55 @@ class Explorer:
 
 
 def search(
-    problem: Problem, solver: TrustRegion, sample: Sample, draw: Callable[[], Matrix], bar: Progress, session: Session
+    problem: Problem,
+    solver: TrustRegion,
+    sample: Sample,
+    draw: Callable[[], Matrix],
+    observer: Observer,
+    begun: SearchState | None = None,
 ) -> SearchState:
-    """Explore all starts, but for those that the run has saved; `draw` makes them, (n, p), where none are."""
+    """Explore all starts, but for those that `begun` has explored; `draw` makes them, (n, p), where there are none."""
     few = _few(sample.block)
-    if session.search is None:
+    if begun is None:
         starts = draw()
         nothing, p = np.empty(0, np.int64), starts.shape[1]
         screened = LocalMinima.unseen(*starts.shape)
-        session.search = SearchState(
-            starts, few.rows, screened, nothing, sample.block.rows, LocalMinima.unseen(0, p), nothing
-        )
-    now, p = session.search, session.search.starts.shape[1]
+        begun = SearchState(starts, few.rows, screened, nothing, sample.block.rows, LocalMinima.unseen(0, p), nothing)
+    now, p = begun, begun.starts.shape[1]
     solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
     floor = _floor(kernel.reduce_block(problem.objective, sample.block, problem.parameters.start, None))
     screen = Explorer(problem.payload, solver, abreast=problem.objective.jacobian != "numeric")
-    _explore(problem.executor, screen, few, now.starts, "screened", bar, session)
-    now = session.search
+    for found in _explore(problem.executor, screen, few, now.starts, now.screened, observer):
+        now = dataclasses.replace(now, screened=found)
+        observer.notify(TaskEnd(saved=functools.partial(dict, search=now)))
     if not len(now.chosen):
         chosen = np.array([group[0] for group in distinct(now.screened, now.rows, floor)[:SURVIVORS]], np.int64)
-        now = session.search = dataclasses.replace(now, chosen=chosen, fitted=LocalMinima.unseen(len(chosen), p))
+        now = dataclasses.replace(now, chosen=chosen, fitted=LocalMinima.unseen(len(chosen), p))
     follow = dataclasses.replace(screen, abreast=False)
-    _explore(problem.executor, follow, sample.block, now.screened.theta[now.chosen], "fitted", bar, session)
-    finalists = np.array(_finalists(problem.objective, sample.block, session.search, floor), np.int64)
-    session.search = dataclasses.replace(session.search, finalists=finalists)
-    return session.search
+    starts = now.screened.theta[now.chosen]
+    for found in _explore(problem.executor, follow, sample.block, starts, now.fitted, observer):
+        now = dataclasses.replace(now, fitted=found)
+        observer.notify(TaskEnd(saved=functools.partial(dict, search=now)))
+    finalists = np.array(_finalists(problem.objective, sample.block, now, floor), np.int64)
+    return dataclasses.replace(now, finalists=finalists)
 
 
 def _explore(
-    executor: Executor, explorer: Explorer, block: Block, starts: Matrix, what: str, bar: Progress, session: Session
-) -> None:
-    """Explore the starts that nobody has explored; what comes is part of what the run would write down."""
-    assert session.search is not None
-    ends: LocalMinima = getattr(session.search, what)
-    left = np.flatnonzero(~ends.seen).tolist()
+    executor: Executor, explorer: Explorer, block: Block, starts: Matrix, known: LocalMinima, observer: Observer
+) -> Iterator[LocalMinima]:
+    """Explore the starts whose ends are not known; yield all ends whenever there are more."""
+    left = np.flatnonzero(~known.seen).tolist()
     size = ABREAST if explorer.abreast else 1
     batches = [Batch(tuple(left[i : i + size]), starts[left[i : i + size]]) for i in range(0, len(left), size)]
     if not batches:
         return
-    bar.begin(f"{len(starts)} starts on {block.rows:,} rows")
+    observer.notify(SweepBegin(f"{len(starts)} starts on {block.rows:,} rows"))
     for i, more in executor.run(explore, batches, serialize(explorer), block):
         if isinstance(more, Failure):
             numbers = ", ".join(map(str, batches[i].indices))
             raise SweepError(f"Exploring the starts {numbers} failed: {more.exception}") from more.exception
-        ends = ends.put(batches[i].indices, more)
-        changes: dict[str, Any] = {what: ends}
-        session.search = dataclasses.replace(session.search, **changes)
-        session.checkpoint_if_due(functools.partial(dict, search=session.search))
+        known = known.put(batches[i].indices, more)
+        yield known
 
 
 def _few(block: Block) -> Block:

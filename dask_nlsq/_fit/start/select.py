@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from dask_nlsq._fit.loop import fit_sample, lowest_first
+from dask_nlsq._fit.observer import Observer
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.problem import Problem, Resolved
-from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import GUESS_ROWS, Sample, draw_sample, guess_start
-from dask_nlsq._fit.session import SavedState, Session
+from dask_nlsq._fit.session import SavedState, SearchState, Session
 from dask_nlsq._fit.start.multistart import search
 from dask_nlsq._fit.start.stream_pass import stream, target
 from dask_nlsq._fit.start.warm_start import optimizer_of, warm_start, words
@@ -76,6 +76,7 @@ class Route:
     candidates: tuple[State, ...] = ()
     partial: Partial | None = None
     notes: tuple[str, ...] = ()
+    search: SearchState | None = None
 
 
 def find_route(
@@ -85,42 +86,55 @@ def find_route(
     sample: Sample | None,
     options: FitOptions,
     session: Session,
-    bar: Progress,
+    observer: Observer,
 ) -> Route:
     """Return where the loop begins: what a run has saved, the end of a pass, the fit of a sample, the start."""
     saved, near = session.saved, None
+    searched = None if saved is None else saved.search
     if saved is not None and saved.state is not None:
         state = solver.go_on(saved.state)
         partial = None if saved.sweep is None else Partial.of(saved.sweep)
         rest = [] if saved.others is None else list(saved.others)
         seconds = [] if saved.seconds is None else saved.seconds.tolist()
-        return Route([state.trial, *rest], (state, seconds), tuple(map(solver.go_on, saved.candidates)), partial)
+        candidates = tuple(map(solver.go_on, saved.candidates))
+        return Route([state.trial, *rest], (state, seconds), candidates, partial, search=saved.search)
     passing = saved is not None and saved.passing is not None
     streams = passing or problem.plan.tier.streams
     notes: tuple[str, ...] = ()
     if sample is not None and sample.block.rows and not passing and options.searches:
         draw = functools.partial(_draw, problem.parameters, options)
-        searched = search(problem, solver, sample, draw, bar, session)
+        searched = search(problem, solver, sample, draw, observer, None if saved is None else saved.search)
         found = [searched.fitted.theta[i] for i in searched.finalists]
-        session.remember(problem, (*session.known["notes"], *notes), starts)
+        session.remember(problem, (*session.known["notes"], *notes), starts, searched)
         if len(found) > 1:
-            return Route(starts, (solver.init(found[0]), []), tuple(solver.init(theta) for theta in found[1:]))
+            lowest, *others = map(solver.init, found)
+            return Route(starts, (lowest, []), tuple(others), search=searched)
         starts = [*found, *starts]
         near = fit_sample(problem, solver, sample, starts[0]) if streams else None
     elif sample is not None and not passing and (near := fit_sample(problem, solver, sample)) is not None:
         starts = [final(near, solver.lower, solver.upper)[0], *starts]
         notes = (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
     if not streams:
-        return Route(starts, notes=notes)
+        return Route(starts, notes=notes, search=searched)
     if sample is None or (near is None and not passing):
-        return Route(starts, notes=("A sample of the rows could not be fitted, so that nothing was streamed.",))
+        return Route(
+            starts, notes=("A sample of the rows could not be fitted, so that nothing was streamed.",), search=searched
+        )
     if saved is not None and saved.others is not None:
         starts = list(saved.others)
-    session.remember(problem, (*session.known["notes"], *notes), starts)
+    session.remember(problem, (*session.known["notes"], *notes), starts, searched)
     aim = target(problem.parameters.free, options.precision)
     first, seconds, told = stream(
-        problem, solver, near, sample, bar, seed=options.seed, ordered=options.ordered, target=aim, session=session
+        problem,
+        solver,
+        near,
+        sample,
+        observer,
+        seed=options.seed,
+        ordered=options.ordered,
+        target=aim,
+        begun=None if saved is None else saved.passing,
     )
     if first is None:
-        return Route(lowest_first(problem, starts), notes=(*notes, *told))
-    return Route(starts, (first, seconds), notes=(*notes, *told))
+        return Route(lowest_first(problem, starts), notes=(*notes, *told), search=searched)
+    return Route(starts, (first, seconds), notes=(*notes, *told), search=searched)

@@ -21,15 +21,15 @@ from scipy import stats
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._fit.loop import validate_first_sweep
+from dask_nlsq._fit.observer import Estimates, Observer, SweepBegin, TaskEnd
 from dask_nlsq._fit.problem import Problem
-from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample
-from dask_nlsq._fit.session import PassState, Session
+from dask_nlsq._fit.session import PassState
 from dask_nlsq._kernel import Block, Request, Whitening, fold, kernel
 from dask_nlsq._model import Objective
 from dask_nlsq._plan import BATCHES, WINDOW, OptimizationGoal, schedule
 from dask_nlsq._solver import State, Status, Streaming, StreamState, TrustRegion, final
-from dask_nlsq._sweep import Answer, Failure, Group, reduce_group
+from dask_nlsq._sweep import Failure, Group, reduce_group
 from dask_nlsq._typing import Matrix, Vector
 
 _FEWEST = 4
@@ -74,9 +74,8 @@ def one_pass(
     seed: int,
     ordered: bool = True,
     enough: Callable[[Pass], bool] = lambda _: False,
-    on_answer: Callable[[Answer], None] = lambda _: None,
     begun: PassState | None = None,
-    session: Session | None = None,
+    observer: Observer | None = None,
 ) -> Pass:
     """Pass over the partitions in batches, from a start that was found on a sample of their rows.
 
@@ -88,12 +87,12 @@ def one_pass(
         Fold batches in the order in which they were sent, or else as they come.
     enough : callable
         Called after each batch; True ends the pass.
-    begun : Passing, optional
+    begun : PassState, optional
         Where the pass stood when it was written down.
-    run : Run, optional
-        Told after each batch what there is to be written down.
+    observer : Observer, optional
+        Told after each batch, and what would be written down then.
     """
-    session = session or Session()
+    observer = observer or Observer()
     partitions = problem.source.partitions
     total = min(len(partitions), BATCHES)
     if begun is None:
@@ -138,10 +137,10 @@ def one_pass(
                 solver.strayed(own),
                 found.expected + float(np.sum(reduction.gram[:-1, :-1] * label.uncertainty)),
             )
-            on_answer(answer)
             if own.skipped or enough(found):
                 break
-            session.checkpoint_if_due(functools.partial(_passing, found, ahead, tuple(under_way.values())))
+            saved = functools.partial(_passing, found, ahead, tuple(under_way.values()))
+            observer.notify(TaskEnd(len(answer.digests), saved))
     return found
 
 
@@ -208,12 +207,12 @@ def stream(
     solver: TrustRegion,
     near: State | None,
     sample: Sample,
-    bar: Progress,
+    observer: Observer,
     *,
     seed: int,
     ordered: bool = True,
     target: Callable[[Vector, Vector], bool] | None = None,
-    session: Session | None = None,
+    begun: PassState | None = None,
 ) -> tuple[State | None, list[float], tuple[str, ...]]:
     """Pass over the data in batches; return the state that certifies next, or the last one where nothing is left to do.
 
@@ -224,7 +223,6 @@ def stream(
     """
     clock = time.perf_counter()
     online = Streaming(solver.lower, solver.upper, solver.prior, solver.absolute_sigma, compare=target is not None)
-    begun = None if session is None or session.saved is None else session.saved.passing
     if begun is not None:
         origin, whitening = begun.own.origin, begun.own.whitening
     else:
@@ -233,10 +231,10 @@ def stream(
 
     def enough(found: Pass) -> bool:
         if found.own.sums is not None:
-            bar.estimates(problem.parameters.free, lambda: online.known(found.own))
+            observer.notify(Estimates(problem.parameters.free, lambda: online.known(found.own)))
         return target is not None and sample.block.rows >= _ROWS * len(origin) and precise(online, found, target)
 
-    bar.begin("batches")
+    observer.notify(SweepBegin("batches"))
     start = (origin, whitening, sample.block)
     found = one_pass(
         problem,
@@ -245,9 +243,8 @@ def stream(
         seed=seed,
         ordered=ordered,
         enough=enough,
-        on_answer=bar.answer,
         begun=begun,
-        session=session,
+        observer=observer,
     )
     own, seconds = found.own, [time.perf_counter() - clock]
     if own.skipped:
