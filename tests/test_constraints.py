@@ -383,8 +383,11 @@ def test_of_two_attempts_the_lower_is_the_answer(p0, stopped_after):
 
 
 def test_a_time_limit_ends_a_second_look(monkeypatch):
-    for room in ("loop", "checks.perturbed_restarts"):
-        monkeypatch.setattr(f"dask_nlsq._fit.{room}.time", types.SimpleNamespace(monotonic=lambda: np.inf))
+    late = types.SimpleNamespace(monotonic=lambda: np.inf)
+    monkeypatch.setattr("dask_nlsq._fit.checks.perturbed_restarts.time", late)
+    monkeypatch.setattr(
+        "dask_nlsq._fit.checks.perturbed_restarts.fitted", lambda solver, start, _: fitted(solver, start, -np.inf)
+    )
     result = rows().nlsq.fit(decay, p0=START, goal="quality", time_limit=3600.0)
     assert result.success and result.notes[-1] == "The time limit ended the look from perturbed starts."
 
