@@ -372,10 +372,7 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
         winner, starts = lowest(states), None
         state = states[winner]
         if route.search is not None:
-            assert state.point is not None
-            starts, told = summarize_search(
-                resolved.parameters.free, route.search, states, solver, state.point.reduction
-            )
+            starts, told = summarize_search(resolved.parameters.free, route.search, states, solver, state.at.reduction)
             notes += (told,)
             if further := len(seconds) - state.nsweeps:
                 notes += (f"Sweeps over all rows that only other minima needed: {further}.",)

@@ -208,13 +208,12 @@ def _beaten(states: Sequence[State], leader: int, late: bool) -> list[State]:
     Where the lowest was stopped, or it is late, the others are stopped too.
     """
     first, found = states[leader], list(states)
-    assert first.point is not None
     for i, state in enumerate(states):
         if i == leader or state.status is not None:
             continue
         if state.point is not None and state.point.believed:
             reach = state.point.reduction.cost - 2.0 * max(state.point.newton.predicted, 0.0)
-            if reach > first.point.reduction.cost * (1.0 + _ALIKE):
+            if reach > first.at.reduction.cost * (1.0 + _ALIKE):
                 found[i] = dataclasses.replace(state, status=Status.PRUNED)
                 continue
         if first.status in (Status.CALLBACK, Status.TIME_LIMIT) or late:

@@ -43,8 +43,8 @@ def build(
     notes: tuple[str, ...],
     starts: pd.DataFrame | None = None,
 ) -> FitResult:
-    point = state.point
-    assert point is not None and state.status is not None
+    point = state.at
+    assert state.status is not None
     parameters = problem.parameters
     theta, cost = final(state, parameters.lower, parameters.upper)
     side = parameters.side(theta)
@@ -125,21 +125,19 @@ def revive(problem: Problem, solver: TrustRegion, state: State, result: FitResul
 
 def _living(problem: Problem, solver: TrustRegion, state: State, statistics: inference.Statistics) -> dict[str, Any]:
     """Return what of a result lives in the process of the fit."""
-    assert state.point is not None
     return {
         "payload": problem.payload,
         "columns": dataclasses.replace(problem.columns, origins=problem.source.info.origins),
-        "factor": state.point.factor,
+        "factor": state.at.factor,
         "profiler": Profiler.of(problem, solver, state, statistics),
     }
 
 
 def _measured(problem: Problem, state: State, seconds: list[float], total: float, peak: int) -> Plan:
     """Return the plan with what the fit came to."""
-    assert state.point is not None
     plan, executor = problem.plan, problem.executor
     inputs = dataclasses.replace(
-        plan.inputs, rows=float(state.point.reduction.rows + state.point.reduction.dropped), estimated=False
+        plan.inputs, rows=float(state.at.reduction.rows + state.at.reduction.dropped), estimated=False
     )
     stored = inputs.encoded if inputs.encoded is not None else inputs.nbytes
     passes = 1.0 if plan.cache == "persist" else state.nsweeps + plan.reads - plan.sweeps
@@ -195,7 +193,6 @@ _TOLD = ("cost", "step", "damping", "radius", "accepted")
 
 
 def _provenance(problem: Problem, state: State, seconds: float, total: float, peak: int) -> dict[str, Any]:
-    assert state.point is not None
     executor = problem.executor
     return {
         "model": problem.objective.model.name,
@@ -207,7 +204,7 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float, pe
         "workers": executor.workers,
         "seconds": seconds,
         "total_seconds": total,
-        "rows_per_second": state.nsweeps * state.point.reduction.rows / max(seconds, 1e-9),
+        "rows_per_second": state.nsweeps * state.at.reduction.rows / max(seconds, 1e-9),
         "peak_memory": peak,
         "device": jax.default_backend(),
         "kernel": {

@@ -206,8 +206,7 @@ class Profiler:
 
 def _centre(solver: TrustRegion, state: State) -> dict[str, Any]:
     """Return the end of a fit, and how well its cost is known, as a Profiler holds them."""
-    point = state.point
-    assert point is not None
+    point = state.at
     theta, cost = final(state, solver.lower, solver.upper)
     noise = cost_noise(point.reduction) + 0.5 * point.rounding_level**2
     return {

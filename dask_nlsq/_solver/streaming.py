@@ -89,6 +89,13 @@ class StreamState:
     contradiction: float = 0.0
     compared: int = 0
 
+    @property
+    def totals(self) -> Reduction:
+        """The sums, of a state that has seen rows."""
+        if self.sums is None:
+            raise RuntimeError("No batch with rows has been seen yet.")
+        return self.sums
+
 
 @dataclasses.dataclass(frozen=True)
 class Streaming(Solver[StreamState]):
@@ -185,10 +192,9 @@ class Streaming(Solver[StreamState]):
 
     def _gate(self, state: StreamState, new: Reduction) -> tuple[StreamState, bool]:
         """Compare a batch with the sums; return the state to which it is to be added, or the one that holds it back."""
-        assert state.sums is not None
         share = forgetting.FACTORS[state.bank.best] if state.bank is not None else self.forget or 1.0
         s2 = self.residual_std(state) ** 2
-        if not self._surprising(state, scaled(state.sums, share), new, s2):
+        if not self._surprising(state, scaled(state.totals, share), new, s2):
             return self._without_pending(state), False
         if state.pending is not None:
             faint = self._faint(state, state.pending.rows)
@@ -228,8 +234,7 @@ class Streaming(Solver[StreamState]):
 
     def _faint(self, state: StreamState, rows: float) -> Reduction:
         """Return the old sums with hardly any weight beside so many rows."""
-        assert state.sums is not None
-        sums = dataclasses.replace(state.sums, meat=None)
+        sums = dataclasses.replace(state.totals, meat=None)
         return scaled(sums, min(1.0, _FAINT * rows / max(sums.rows, 1)))
 
     def _surprising(self, state: StreamState, sums: Reduction, new: Reduction, s2: float) -> bool:
@@ -279,12 +284,11 @@ class Streaming(Solver[StreamState]):
                 meat = self.about(state, target, np.pad(meat, (0, 1)))[:-1, :-1]
             return dataclasses.replace(sums, gram=gram, meat=meat, cost=0.5 * float(gram[-1, -1]))
 
-        assert state.sums is not None
         bank = state.bank and dataclasses.replace(state.bank, members=tuple(map(turned, state.bank.members)))
         path = None if state.path is None else self.about(state, target, state.path, -1.0)
         origin, whitening = target.origin, target.whitening
         return dataclasses.replace(
-            state, origin=origin, whitening=whitening, sums=turned(state.sums), path=path, bank=bank
+            state, origin=origin, whitening=whitening, sums=turned(state.totals), path=path, bank=bank
         )
 
     def merge(self, one: StreamState, two: StreamState) -> StreamState:
@@ -321,10 +325,9 @@ class Streaming(Solver[StreamState]):
 
     def with_prior(self, state: StreamState) -> Reduction:
         """Return the sums, with what was known beforehand."""
-        assert state.sums is not None
         if self.prior is None:
-            return state.sums
-        return state.sums.with_prior(self.prior, state.origin, state.whitening)
+            return state.totals
+        return state.totals.with_prior(self.prior, state.origin, state.whitening)
 
     def cost(self, state: StreamState) -> float:
         """Return the cost of all batches at the estimate, as the linear models give it."""
@@ -334,30 +337,26 @@ class Streaming(Solver[StreamState]):
 
     def residual_std(self, state: StreamState) -> float:
         """Return s, the residual standard deviation behind the standard errors."""
-        assert state.sums is not None
         if self.absolute_sigma:
             return 1.0
-        sums, s2 = state.sums, self.residual_variance(state)
+        sums, s2 = state.totals, self.residual_variance(state)
         rounding = 4.0 * EPS * float(np.sqrt(sums.weighted_sum_of_squares / max(sums.rows, 1)))
         return max(float(np.sqrt(s2)), rounding, 1e-150)
 
     def _taken(self, state: StreamState) -> float:
         """Return the degrees of freedom that the parameters take, of rows that count by their weights."""
-        assert state.sums is not None
-        p, rows = len(state.theta), max(state.sums.rows, 1e-300)
+        p, rows = len(state.theta), max(state.totals.rows, 1e-300)
         return p * state.squares / rows if self.forget != 1 and state.squares > 0 else float(p)
 
     def effective_rows(self, state: StreamState) -> float:
         """Return the number of rows of equal weight that would tell as much."""
-        assert state.sums is not None
         if self.forget == 1 or not state.squares > 0:
-            return float(state.sums.rows)
-        return float(state.sums.rows) ** 2 / state.squares
+            return float(state.totals.rows)
+        return float(state.totals.rows) ** 2 / state.squares
 
     def residual_variance(self, state: StreamState) -> float:
         """Return the sum of squares over its degrees of freedom."""
-        assert state.sums is not None
-        return 2.0 * self.cost(state) / max(state.sums.rows - self._taken(state), 1)
+        return 2.0 * self.cost(state) / max(state.totals.rows - self._taken(state), 1)
 
     def covariance(self, state: StreamState, s2: float, free: npt.NDArray[np.bool_]) -> Matrix:
         """Return the covariance (p, p) of the estimates for the residual variance s², NaN for those not `free`."""
@@ -380,7 +379,6 @@ class Streaming(Solver[StreamState]):
 
     def uncertainty(self, state: StreamState) -> Matrix:
         """Return the inverse of the information (p, p) in the coordinates of the sums, zero where it is open."""
-        assert state.sums is not None
         information = self.with_prior(state).gram[:-1, :-1]
         scale = np.sqrt(np.where(np.diag(information) > 0, np.diag(information), 1.0))
         values, vectors = np.linalg.eigh(information / scale / scale[:, None])

@@ -176,6 +176,13 @@ class State:
     beyond: State | None = None  # where it goes on from, had a limit been wider
 
     @property
+    def at(self) -> Point:
+        """The last accepted point, of a state that has seen a sweep."""
+        if self.point is None:
+            raise RuntimeError("No sweep has been taken yet.")
+        return self.point
+
+    @property
     def nsweeps(self) -> int:
         """Sweeps so far."""
         return len(self.history)
@@ -249,8 +256,7 @@ class TrustRegion(Solver[State]):
         if trial is not None and (state.point is None or gain > 1e-4):
             state = self._accept(state, trial, gain)
         else:
-            assert state.point is not None
-            state = self._reject(state, state.point, reduction, trial)
+            state = self._reject(state, state.at, reduction, trial)
         following = self._next(state)
         if state.nsweeps < self.max_nfev or following.status is not None:
             return following
@@ -269,8 +275,7 @@ class TrustRegion(Solver[State]):
 
     def _next(self, state: State) -> State:
         """Propose what to sweep next, or end."""
-        point = state.point
-        assert point is not None
+        point = state.at
         doubtful = not point.factor.reliable and state.polish > 0
         near = state.history[-1].accepted and point.newton.length <= 1e-3 * self._residual_std(point.reduction)
         if doubtful and (near or state.status is not None):
@@ -294,8 +299,8 @@ class TrustRegion(Solver[State]):
 
     def _strayed(self, state: State) -> bool:
         """Whether a fit ended where it may have lost its way: stalled, or blind to what it saw at the start."""
-        assert state.point is not None and state.origin is not None
-        insensitive = state.origin.factor.determined.all() and not state.point.factor.determined.all()
+        assert state.origin is not None
+        insensitive = state.origin.factor.determined.all() and not state.at.factor.determined.all()
         spent = state.nsweeps - state.begun > _SPENT
         idle = state.idle and not spent and not self._projects(state).any()
         return bool(insensitive) or (state.status is Status.STALLED and not idle)
@@ -561,9 +566,8 @@ def _better(last: State, first: State | None) -> State:
     """Return the lower of two endings, or, where the costs are within s², the one that converged; history of both."""
     if first is None or first.status is None or last.status is None:
         return last
-    assert first.point is not None and last.point is not None
-    one, two = first.point.reduction, last.point.reduction
-    s = residual_std(min(one, two, key=lambda each: each.cost), first.point.factor.p, absolute_sigma=False)
+    one, two = first.at.reduction, last.at.reduction
+    s = residual_std(min(one, two, key=lambda each: each.cost), first.at.factor.p, absolute_sigma=False)
     alike = abs(one.cost - two.cost) <= s * s
     before, after = (alike and first.status.success, -one.cost), (alike and last.status.success, -two.cost)
     return last if after >= before else dataclasses.replace(first, history=last.history)
@@ -575,8 +579,7 @@ def final(state: State, lower: Vector, upper: Vector) -> tuple[Vector, float]:
     No sweep looks at that step. Where another test than its length ended the fit, it is added only if it is next to
     nothing: at the rounding level, parameters of a term that has vanished may move far.
     """
-    point = state.point
-    assert point is not None
+    point = state.at
     if state.status is None or not state.status.success or state.refused or not point.believed:
         return point.theta, point.reduction.cost
     near = point.newton.length <= _NEXT_TO_NOTHING * residual_std(point.reduction, point.factor.p, absolute_sigma=False)
@@ -593,8 +596,7 @@ def lost(state: State, absolute_sigma: bool) -> npt.NDArray[np.bool_]:
     than any trust region did: a square or a product whose best value is zero, a rate whose amplitude has
     vanished. The triangle then says nothing of how far they may go.
     """
-    point = state.point
-    assert point is not None
+    point = state.at
     reach = residual_std(point.reduction, point.factor.p, absolute_sigma) * point.factor.unscaled_stderr * point.scale
     farthest = max(record.radius for record in state.history)
     faded: npt.NDArray[np.bool_] = (point.factor.norms <= _FADED * point.scale) & (reach > farthest)

@@ -275,15 +275,13 @@ class StreamingFitter:
             starts.insert(0, warm_start(self._objective, parameters, block, self._optimizer, 0).theta)
         begun = self._begin(block, starts, 4 * _SWEEPS)  # where that is refused, the rows wait on
         self._state, self._parameters, self._waiting = begun, parameters, []
-        assert begun.sums is not None
-        self._remember(block, begun.sums.gram, begun.origin)
+        self._remember(block, begun.totals.gram, begun.origin)
         self._note(begun)
 
     def _begin(self, block: Block, starts: list[Vector], sweeps: int = _SWEEPS) -> StreamState:
         """Return the state that an ordinary fit of some rows leads to, from the start that leads lowest."""
         theta, state = self._fit_block(block, starts, sweeps)
-        assert state.point is not None
-        stream = self._solver.init(theta, preconditioner(state.point.factor))
+        stream = self._solver.init(theta, preconditioner(state.at.factor))
         begun = self._solver.step(stream, self._reduce(block, stream).placed(1))
         return begun if self._falls(block, theta, begun.theta) else dataclasses.replace(begun, theta=theta)
 
@@ -314,8 +312,7 @@ class StreamingFitter:
             raise refused
         state = min(ends, key=_cost)
         theta = final(state, lower, upper)[0]
-        assert state.point is not None
-        return (theta if self._falls(block, state.point.theta, theta) else state.point.theta), state
+        return (theta if self._falls(block, state.at.theta, theta) else state.at.theta), state
 
     def _learn(self, state: StreamState, block: Block) -> None:
         reduction, theta = self._evaluate(state, block)
@@ -452,7 +449,6 @@ class StreamingFitter:
         assert self._state is not None
         relinearised = self._now(self._state)
         state, solver, parameters = relinearised.state, self._solver, self._parameters
-        assert state.sums is not None
         cost, theta = solver.cost(state), state.theta.copy()
         side = parameters.side(theta)
         statistics = self._statistics(state, cost, int((side == 0).sum()))
@@ -461,7 +457,7 @@ class StreamingFitter:
         free_cov = solver.covariance(state, s2, side == 0)
         notes = self._notes(state)
         notes += reservations(parameters.free, side, inference.entangled(factor, theta, free_cov, side == 0))
-        notes += differences_taken(parameters.free, state.sums, "batch")
+        notes += differences_taken(parameters.free, state.totals, "batch")
         popt, pcov, active = expand(parameters, self._objective, theta, free_cov, side)
         warn_of_open_ends(parameters.names, pcov)
         gradient = factor.r.T @ (factor.z + factor.r @ (theta - state.origin))
@@ -670,8 +666,7 @@ def _fit_rows(objective: Objective, names: Sequence[str], solver: TrustRegion, b
 
 def _cost(state: State) -> float:
     """Return the cost where the fit of some rows has ended, as measured and not as predicted a step ahead."""
-    assert state.point is not None
-    return state.point.reduction.cost
+    return state.at.reduction.cost
 
 
 def _is_share(value: Any) -> bool:

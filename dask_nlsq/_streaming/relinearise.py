@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from dask_nlsq._kernel import Block, Reduction, evaluate_rows
+from dask_nlsq._kernel import Block, evaluate_rows
 from dask_nlsq._model import Objective
 from dask_nlsq._solver import Factor, Streaming, StreamState, coordinates, gauss_newton, inverse_root, triangle
 from dask_nlsq._streaming.reservoir import Drawn
@@ -195,8 +195,8 @@ def _relinearise(
             break
     found = _estimate(rows, there, theta, used)
     after = _restated(solver, state, rows, there, theta, found)
-    assert after.sums is not None and after.sums.meat is not None
-    finite = bool(np.isfinite(after.sums.gram).all() and np.isfinite(after.sums.meat).all())
+    totals = after.totals
+    finite = bool(np.isfinite(totals.gram).all() and (totals.meat is None or np.isfinite(totals.meat).all()))
     return Relinearised(after if finite else state, finite and bool(step < 1e-2), finite)
 
 
@@ -363,15 +363,10 @@ def _factor(solver: Streaming, state: StreamState, rows: _Rows, there: Matrix, t
     """Return the triangle of all rows at `theta`, with the prior."""
     gram = found.gram.copy()
     gram[:-1, :-1] = _information(rows, there, found)
-    sums = dataclasses.replace(_kept(state), gram=gram)
+    sums = dataclasses.replace(state.totals, gram=gram)
     if solver.prior is not None:
         sums = dataclasses.replace(sums, meat=None).with_prior(solver.prior, theta, state.whitening)
     return triangle(sums.gram, state.whitening, rows.slices.total)
-
-
-def _kept(state: StreamState) -> Reduction:
-    assert state.sums is not None
-    return state.sums
 
 
 def _restated(
@@ -381,7 +376,7 @@ def _restated(
     information = _information(rows, there, found)
     gram = np.block([[information, found.gram[:-1, -1:]], [found.gram[-1:, :-1], np.array([[2.0 * found.cost]])]])
     sums = dataclasses.replace(
-        _kept(state),
+        state.totals,
         rows=int(rows.slices.total),
         gram=gram,
         cost=found.cost,

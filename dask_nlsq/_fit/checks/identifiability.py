@@ -51,8 +51,7 @@ def identifiable_factor(problem: Problem, solver: TrustRegion, state: State) -> 
     :math:`\theta \pm (s / \sigma) v`. It is kept where the cost changes by the quadratic prediction, within a factor
     of ten. A Jacobian of finite differences says nothing of directions below its own error.
     """
-    point = state.point
-    assert point is not None
+    point = state.at
     factor = point.factor.without(vanishing_columns(problem, solver, state))
     u, sigma, vt = factor.svd
     kept = sigma.copy()
@@ -68,8 +67,7 @@ def _contradicted(
     problem: Problem, solver: TrustRegion, state: State, factor: Factor, weak: npt.NDArray[np.intp]
 ) -> list[int]:
     """Return those of the `weak` singular directions along which the cost does not change as predicted."""
-    assert state.point is not None
-    block, theta = _sample_rows(problem), state.point.theta
+    block, theta = _sample_rows(problem), state.at.theta
     if not block.rows:
         return []
     _, sigma, vt = factor.svd
@@ -95,8 +93,7 @@ def vanishing_columns(problem: Problem, solver: TrustRegion, state: State) -> np
     standard deviation in all. Where the cost does not change by the quadratic prediction, within a factor of ten, the
     column is one: a square whose best root is zero, or a frequency whose amplitude has vanished.
     """
-    point = state.point
-    assert point is not None
+    point = state.at
     found, norms = np.zeros(len(point.theta), bool), np.linalg.norm(point.factor.r, axis=0)
     linear = found if solver.linearity is None else solver.linearity.linear
     steps = np.divide(_probe_length(solver, state), norms, out=np.zeros_like(norms), where=norms > 0)
@@ -122,11 +119,10 @@ def lost_sensitivity(problem: Problem, state: State) -> bool:
     Where other parameters suppress it (a product of two zeros, the exponential of a large number), the gradient is
     zero without a minimum.
     """
-    assert state.point is not None
-    silent = ~state.point.factor.r.any(axis=0)
+    silent = ~state.at.factor.r.any(axis=0)
     if not silent.any():
         return False
-    return responds_elsewhere(problem.objective, problem.parameters, _sample_rows(problem), state.point.theta, silent)
+    return responds_elsewhere(problem.objective, problem.parameters, _sample_rows(problem), state.at.theta, silent)
 
 
 def responds_elsewhere(objective: Objective, parameters: Parameters, block: Block, theta: Vector, silent: Any) -> bool:
@@ -172,10 +168,9 @@ def _reduced(
 
 def _probe_length(solver: TrustRegion, state: State) -> float:
     """Return the norm of the change of the residuals that a probe aims at."""
-    assert state.point is not None
-    reduction = state.point.reduction
+    reduction = state.at.reduction
     rounding = residual_noise(reduction) * np.sqrt(reduction.rows)
-    return float(max(residual_std(reduction, state.point.factor.p, solver.absolute_sigma), _LEAST_CHANGE * rounding))
+    return float(max(residual_std(reduction, state.at.factor.p, solver.absolute_sigma), _LEAST_CHANGE * rounding))
 
 
 def _share_within_bounds(theta: Vector, step: Vector, lower: Vector, upper: Vector) -> Vector:

@@ -54,12 +54,11 @@ def look_again(
     block : Block, optional
         A sample of the rows; without it, all rows are fitted again.
     """
-    assert state.point is not None
     if block is not None:
         problem = problem.in_memory(block)
     solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
     theta, _ = final(state, solver.lower, solver.upper)
-    size = np.maximum(np.abs(theta), state.point.factor.unscaled_stderr)
+    size = np.maximum(np.abs(theta), state.at.factor.unscaled_stderr)
     moves = np.random.default_rng(0).normal(0.0, _REACH, (STARTS, len(theta))) * size
     starts = [theta, *np.clip(theta + moves, solver.lower, solver.upper)]
     ends = run_searches(problem, [fitted(solver, start, deadline) for start in starts], observer)
@@ -67,7 +66,7 @@ def look_again(
         return None, "The time limit ended the look from perturbed starts."
     found = [final(end, solver.lower, solver.upper) if end is not None and end.status else None for end in ends]
     least = found[0][1] if found[0] is not None else np.inf
-    reduction = state.point.reduction
+    reduction = state.at.reduction
     alike = _ALIKE * least + 1e-20 * reduction.weighted_sum_of_squares
     others = [end for end in found[1:] if end is not None]
     back = sum(abs(cost - least) <= alike for _, cost in others)
@@ -92,13 +91,12 @@ def refit_perturbed(
     better, note = look_again(problem, solver, state, None if sample is None else sample.block, observer, deadline)
     if better is None:
         return state, [], note
-    assert state.point is not None
     try:
         second, seconds = minimise(problem, solver, better, observer, deadline, callback)
     except NlsqError as error:
         return state, [], f"A perturbed start led lower on a sample, but not on all rows: {error}"
     history = (*state.history, *second.history)
-    lower = second.point is not None and second.point.reduction.cost < state.point.reduction.cost
+    lower = second.point is not None and second.point.reduction.cost < state.at.reduction.cost
     if second.status is None or not second.status.success or not lower:
         note = "A perturbed start led lower on a sample, but not on all rows"
         note += f", as far as it went ({second.status.name})." if second.status in _LIMITS else "."

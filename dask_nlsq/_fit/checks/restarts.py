@@ -162,15 +162,15 @@ def _rows(problem: Problem, sample: Sample | None) -> Block:
 
 def _reason_to_doubt(state: State) -> str | None:
     """Return why the last reduction gives cause to try other starts; None where it gives none."""
-    assert state.point is not None and state.status is not None
+    assert state.status is not None
     if not state.status.success:
         return f"The fit ended as {state.status.name}"
-    reduction = state.point.reduction
+    reduction = state.at.reduction
     if not exceed_rounding(reduction):
         return None
-    if no_better_than_constant(reduction, state.point.factor.p):
+    if no_better_than_constant(reduction, state.at.factor.p):
         return "The fit explains no more than a constant"
-    if not state.point.factor.r.any(axis=0).all():
+    if not state.at.factor.r.any(axis=0).all():
         return "Some parameters have no effect where the fit ended"
     return None
 
@@ -179,12 +179,12 @@ def _find_lower_minimum(
     problem: Problem, solver: TrustRegion, state: State, block: Block, observer: Observer, deadline: float | None
 ) -> tuple[Vector | None, int]:
     """Return a lower minimum on the sample, where there is one, and how many starts were tried."""
-    assert state.point is not None and state.status is not None
+    assert state.status is not None
     small, quick = _sample_problem(problem, solver, block)
     points = _draw_points(problem, block)
     tried = np.concatenate([state.history[0].theta[None], points])
-    found = _refine_lowest(small, quick, tried, observer, deadline, first=state.point.theta)
-    current = _cost(small, quick, state.point.theta)
+    found = _refine_lowest(small, quick, tried, observer, deadline, first=state.at.theta)
+    current = _cost(small, quick, state.at.theta)
     parameters = problem.parameters
     chosen = state.status.success and (not parameters.guessed or bool(parameters.sampled))
     for theta, cost in found:

@@ -194,12 +194,11 @@ def precise(solver: Streaming, found: Pass, precision: Callable[[Vector, Vector]
 
 def at_estimate(solver: Streaming, state: StreamState) -> Any:
     """Return the sums as a sweep at the estimate would have brought them."""
-    assert state.sums is not None
     shift = np.eye(len(state.theta) + 1)
     delta = state.theta - state.origin
     shift[:-1, -1] = delta if state.whitening is None else state.whitening.inverse @ delta
-    gram = shift.T @ state.sums.gram @ shift
-    return dataclasses.replace(state.sums, gram=gram, cost=0.5 * float(gram[-1, -1]), dropped=state.dropped)
+    gram = shift.T @ state.totals.gram @ shift
+    return dataclasses.replace(state.totals, gram=gram, cost=0.5 * float(gram[-1, -1]), dropped=state.dropped)
 
 
 def stream(
@@ -226,8 +225,8 @@ def stream(
     if begun is not None:
         origin, whitening = begun.own.origin, begun.own.whitening
     else:
-        assert near is not None and near.point is not None
-        origin, whitening = final(near, solver.lower, solver.upper)[0], near.point.factor.whitening()
+        assert near is not None
+        origin, whitening = final(near, solver.lower, solver.upper)[0], near.at.factor.whitening()
 
     def enough(found: Pass) -> bool:
         if found.own.sums is not None:
@@ -265,10 +264,9 @@ def stream(
         last = dataclasses.replace(last, status=Status.PRECISION if reached else Status.STREAMED)
         return last, seconds, (f"{100 * found.read:.3g} % of the batches were read, {how}.",)
     state = solver.step(dataclasses.replace(solver.init(origin), whitening=whitening), own.sums)
-    assert state.point is not None
     if state.status is not None and state.status is not Status.MAX_NFEV:  # not even then is the sweep left out
-        trial, whitening = final(state, solver.lower, solver.upper)[0], state.point.factor.whitening()
-        state = dataclasses.replace(state, trial=trial, whitening=whitening, proposal=state.point.newton, status=None)
+        trial, whitening = final(state, solver.lower, solver.upper)[0], state.at.factor.whitening()
+        state = dataclasses.replace(state, trial=trial, whitening=whitening, proposal=state.at.newton, status=None)
     unlike = "The partitions differ by more than noise, so that no part of them stands for all: everything was read."
     missed = "The precision was not reached by reading everything once."
     left = () if target is None else (unlike if online.unlike(own) else missed,)
@@ -292,8 +290,8 @@ def agrees(
 
 def _unmeasured(state: State) -> State:
     """Say that no sweep has measured the cost at the point of a state, so that the next one finds no rise in it."""
-    assert state.point is not None and state.origin is not None
-    point, origin = (dataclasses.replace(each, measured=False) for each in (state.point, state.origin))
+    assert state.origin is not None
+    point, origin = (dataclasses.replace(each, measured=False) for each in (state.at, state.origin))
     return dataclasses.replace(state, point=point, origin=origin)
 
 
