@@ -10,4 +10,4 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ = sorted(__all__)
 
 _accessors.config.register()
-_accessors.accessor.register(__getattr__)
+_accessors.accessor.register()

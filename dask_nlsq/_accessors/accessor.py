@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import wrapt
+
+from dask_nlsq import _fit, _plan, _result
 
 
 class NlsqAccessor:
@@ -22,26 +23,23 @@ class NlsqAccessor:
     [2.0, 1.0]
     """
 
-    lookup: Callable[[str], Any]  # finds a public name of the package, and imports JAX only then
-
     def __init__(self, frame: Any) -> None:
         self._frame = frame
 
-    def fit(self, model: Any, x: Any = None, y: Any = None, **options: Any) -> Any:
+    def fit(self, model: Any, x: Any = None, y: Any = None, **options: Any) -> _result.FitResult:
         """Fit `model` to this frame's columns; ``dask_nlsq.fit(model, x, y, data=frame, **options)``."""
-        return type(self).lookup("fit")(model, x, y, data=self._frame, **options)
+        return _fit.fit(model, x, y, data=self._frame, **options)
 
-    def plan(self, model: Any, x: Any = None, y: Any = None, **options: Any) -> Any:
+    def plan(self, model: Any, x: Any = None, y: Any = None, **options: Any) -> _plan.Plan:
         """Say what `fit` would do; ``dask_nlsq.plan(model, x, y, data=frame, **options)``."""
-        return type(self).lookup("plan")(model, x, y, data=self._frame, **options)
+        return _fit.plan(model, x, y, data=self._frame, **options)
 
 
-def register(lookup: Callable[[str], Any]) -> None:
+def register() -> None:
     """Add ``.nlsq`` to Dask's and pandas' frames, now or when they are imported.
 
     Neither is imported for that: a worker imports what its partitions need.
     """
-    NlsqAccessor.lookup = staticmethod(lookup)
     for module in ("pandas", "dask.dataframe"):
         if sys.modules.get(module) is not None:
             importlib.import_module(module)  # another thread may be in the middle of it

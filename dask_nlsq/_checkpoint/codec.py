@@ -1,4 +1,4 @@
-"""Tree: plain dataclasses as the keys of a Zarr group, and back to the bit.
+"""Codec: plain dataclasses as the keys of a Zarr group, and back to the bit.
 
 A dataclass is a group. Its arrays are arrays, each in one chunk; its numbers, texts and flags are attributes; its
 dataclasses are groups again. A tuple of dataclasses is a table: a group with one array a field, a row each; where they

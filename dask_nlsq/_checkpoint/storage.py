@@ -1,4 +1,4 @@
-"""Place: where a checkpoint lies (a local folder, an fsspec URL, a Zarr store), with the verbs that a commit needs.
+"""Storage: where a checkpoint lies (a local folder, an fsspec URL, a Zarr store), with the verbs that a commit needs.
 
 Names are relative, with slashes. On a disk every file and folder is synced before the next thing is built upon it; an
 object store takes a file whole or not at all.

@@ -1,4 +1,4 @@
-"""Call: a call of `curve_fit` with every argument but the data made exact.
+"""Call: a call of `curve_fit` with every argument but the data resolved.
 
 `curve_fit` makes one; `fit_rows` and `fit_whole` hand it the function and the data in the form that `fit` takes.
 """

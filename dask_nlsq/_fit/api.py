@@ -1,6 +1,6 @@
-"""fit and plan: from friendly arguments to a result, in the order in which it happens.
+"""fit and plan: from arguments to a result, in the order in which it happens.
 
-Arguments are made exact, the data opened, a plan decided; a sample says where to begin; the loop runs; the last state
+Arguments are resolved, the data opened, a plan decided; a sample says where to begin; the loop runs; the last state
 becomes a result. The one module that knows both the numerics and the world.
 """
 

@@ -1,4 +1,4 @@
-"""Fingerprint: what must be the same for a fit to go on from a checkpoint, and what differs where it is not.
+"""Fingerprints: what must be the same for a fit to go on from a checkpoint, and what differs where it is not.
 
 Data at a path are known by their files. Other data are known by what each partition held, which the next sweep checks.
 """

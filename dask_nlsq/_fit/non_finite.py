@@ -1,4 +1,4 @@
-"""Refusal: why a fit cannot begin where it was told to, with the rows that stand in its way."""
+"""Why a fit cannot begin at a start where the model is not finite, with the rows that stand in its way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts: what a plan is made from, looked up in the metadata and measured where something was run."""
+"""Plan inputs: what a plan is made from, looked up in the metadata and measured where something was run."""
 
 from __future__ import annotations
 

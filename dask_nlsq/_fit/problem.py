@@ -1,4 +1,4 @@
-"""Problem: a fit with every argument made exact; here friendly arguments become one, and its rows are laid out."""
+"""Problem: a fit with every argument resolved; here arguments become one, and its rows are laid out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Run: a fit that leaves its state in a checkpoint on its way, and goes on from there.
+"""Session: a fit that leaves its state in a checkpoint on its way, and goes on from there.
 
-The loop tells the run after every answer and every sweep what it would have to write down; the run writes it when it is
-due, when a signal comes, and when the fit fails. A run without a checkpoint does nothing of that.
+The loop tells the session after every task and every sweep what there is to be written down; the session writes it when
+it is due, when a signal comes, and when the fit fails. A session without a checkpoint does nothing of that.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Session(Observer):
 
 
 class CheckpointSession(Session):
-    """A run with a checkpoint."""
+    """A session with a checkpoint."""
 
     def __init__(
         self,
@@ -268,7 +268,7 @@ class CheckpointSession(Session):
 
 @contextlib.contextmanager
 def open_session(resolved: Resolved, options: FitOptions) -> Iterator[Session]:
-    """Open the run of a fit: take the lock, and find where to go on from.
+    """Open the session of a fit: take the lock, and find where to go on from.
 
     Raises
     ------

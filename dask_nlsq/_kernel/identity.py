@@ -1,4 +1,4 @@
-"""Program: what a model computes, as text and numbers that are the same in every process.
+"""Identity: what a model computes, as text and numbers that are the same in every process.
 
 A model that JAX can trace is known by its traced program and the constants in it, which sees a changed helper function
 and no changed comment. One that JAX cannot trace is known by its code, its constants and what it refers to. Values at a

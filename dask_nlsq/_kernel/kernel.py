@@ -4,7 +4,8 @@ A tile of rows is sliced out of the slab, and what `tile` makes of it is added t
 end of a block repeat its first row with the weight zero, so that neither they nor their derivatives can make a NaN.
 
 Where the sums of a block show that derivatives are not finite although the model is, that block is swept again by a
-second kernel, compiled at its first use, which takes such derivatives by differences (see `difference`).
+second kernel, compiled at its first use, which takes such derivatives by differences (see
+`safeguarded_difference`).
 
 Everything runs in float64 inside ``jax.enable_x64``, and takes and returns NumPy.
 """

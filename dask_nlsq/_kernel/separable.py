@@ -1,4 +1,4 @@
-r"""Linearity: in which parameters a model is linear while the others stand still.
+r"""Separable: in which parameters a model is linear while the others stand still.
 
 Most models are a sum :math:`f(x; \alpha, \beta) = \phi_0(x; \alpha) + \sum_k \beta_k \phi_k(x; \alpha)` with
 amplitudes and levels :math:`\beta`. Which parameters those are follows from the traced program: each operation says

@@ -1,4 +1,4 @@
-"""Autotune: the formulation of the kernel that this machine runs fastest, by the clock and once, on request.
+"""Tuning: the formulation of the kernel that this machine runs fastest, by the clock and once, on request.
 
 By default a rule decides, so that the same fit gives the same bits on the next run. A clock may decide otherwise from
 run to run; what it has decided is therefore recorded with the result.

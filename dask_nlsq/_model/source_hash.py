@@ -1,4 +1,4 @@
-"""Code: a hash of a function, of what it is made of and what it refers to, without running it."""
+"""Source hash: a hash of a function, of what it is made of and what it refers to, without running it."""
 
 from __future__ import annotations
 

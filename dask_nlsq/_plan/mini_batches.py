@@ -1,4 +1,4 @@
-"""Schedule: which partitions make up each batch of a streaming pass, a pure function of their number and a seed."""
+"""Mini-batches: which partitions make up each batch of a streaming pass, a pure function of their number and a seed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Plan: what a fit is going to do, decided from facts by arithmetic alone, before anything is read.
+"""Plan: what a fit is going to do, decided from its inputs by arithmetic alone, before anything is read.
 
-`make_plan` takes `Facts` and `WorkflowConfig` and knows no clock, no file and no Dask. What it decides from is in the
-plan, so that a plan can be made again, printed, sent and compared.
+`make_plan` takes `PlanInputs` and `WorkflowConfig` and knows no clock, no file and no Dask. What it decides from is in
+the plan, so that a plan can be made again, printed, sent and compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Words: a plan as a page that a person reads, as decisions with reasons, as HTML, and beside what was measured."""
+"""Render: a plan as a page that a person reads, as decisions with reasons, as HTML, and beside what was measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Many: fits of the same few rows from many starts, abreast in one compiled loop.
+r"""Batched: fits of the same few rows from many starts, side by side in one compiled loop.
 
 Each is Levenberg-Marquardt on the normal equations: with :math:`H = J^T J`, :math:`g = J^T r` and D² the diagonal
 of H, the step solves

@@ -1,4 +1,4 @@
-"""Files: which files data at a path consist of, each with its size and when or as what it was written."""
+"""File stamps: which files data at a path consist of, each with its size and when or as what it was written."""
 
 from __future__ import annotations
 

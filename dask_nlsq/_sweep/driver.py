@@ -1,4 +1,4 @@
-"""The sweep itself: run, check, fold."""
+"""Driver of a sweep: run, check, fold."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def sweep_each(
 ) -> list[Reduction]:
     """Reduce every partition for each request, in one pass over the data.
 
-    ``fold(reduce_partition(p, shipped, request) for p in partitions)`` is what each answer is, to the bit,
+    ``fold(reduce_partition(p, payload, request) for p in partitions)`` is what each answer is, to the bit,
     however the partitions are grouped and whatever executes them. What is in `partial` already is not swept again.
     """
     check_not_forked()

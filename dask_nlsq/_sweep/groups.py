@@ -1,4 +1,4 @@
-"""Group: neighbouring partitions that one task takes, read one ahead.
+"""Groups: neighbouring partitions that one task takes, read one ahead.
 
 A task has a price of about a millisecond on a cluster, whatever it does. Partitions of a few thousand rows are
 therefore taken many at a time; how many is a matter of speed and of memory alone, for the leaves of the tree are

@@ -1,4 +1,4 @@
-"""What travels to workers in an objective's stead: a token and bytes that a process opens once.
+"""Payload: what travels to workers in an objective's stead: a token and bytes that a process opens once.
 
 Dask unpickles the arguments of every task anew, so an objective sent as it is would be a new object in each
 task, and its kernel would be compiled in each. This stand-in unpickles to the one object that the process

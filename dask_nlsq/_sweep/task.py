@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ _LARGE = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came of a group: a mark for each partition, and for each request the nodes of the tree, leaves or above."""
+    """What came of a group: digests of each partition, and for each request the nodes of the tree, leaves or above."""
 
     numbers: tuple[int, ...]  # of the partitions
     digests: Digests  # (partitions, 2 + columns)
@@ -156,7 +157,7 @@ def predict_rows(payload: Payload, theta: Vector, x: tuple[Vector, ...]) -> Vect
     return values
 
 
-def _kernels() -> tuple[Any, Any]:
+def _kernels() -> tuple[ModuleType, ModuleType]:
     """Import what needs JAX at its first use: the scheduler imports this module too, and must not start XLA."""
     from dask_nlsq._kernel import kernel, validate
 

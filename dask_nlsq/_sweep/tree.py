@@ -1,4 +1,4 @@
-"""Partial: what of a sweep is finished, nodes of its tree and leaves that wait for their neighbours.
+"""Tree: what of a sweep is finished, nodes of its tree and leaves that wait for their neighbours.
 
 A sweep that is interrupted goes on from here. The shape of the tree is that of `fold`, so the root has the same bits in
 whatever order its leaves came, and however often the sweep was interrupted.

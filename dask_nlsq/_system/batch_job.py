@@ -1,4 +1,4 @@
-"""Job: the batch job that this process runs in, as its queue describes it.
+"""Batch job: the job that this process runs in, as its queue describes it.
 
 A queue says most in environment variables. The time that is left, and the memory, some say only to a command that asks;
 it gets a few seconds, and what it does not say is not known. Nothing here raises because of what a queue says.

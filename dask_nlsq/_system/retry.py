@@ -1,4 +1,4 @@
-"""Reading: what a file system fails to read is tried again."""
+"""Retry: what a file system fails to read is tried again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interrupt: signals that ask a fit to write down what it has and to leave."""
+"""Signals that ask a fit to write down what it has and to leave."""
 
 from __future__ import annotations
 

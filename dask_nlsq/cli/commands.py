@@ -1,4 +1,4 @@
-"""The command line: ``dask-nlsq``, and ``dask nlsq`` among Dask's own commands.
+"""Commands: ``dask-nlsq``, and ``dask nlsq`` among Dask's own commands.
 
 Dask loads this module for each of its commands, so it imports no JAX; the commands that compute do. Exit status: 0 the
 fit converged, 1 an error, 2 the command line was not understood, 3 the fit did not converge, 75 a signal interrupted a

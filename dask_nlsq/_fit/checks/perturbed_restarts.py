@@ -1,4 +1,4 @@
-"""Second look: whether fits from perturbed starts lead back to the minimum that was found.
+"""Perturbed restarts: whether fits from perturbed starts lead back to the minimum that was found.
 
 A fit goes where its start leads. Under the goal QUALITY the answer is tried: from a few starts some way off, the same
 solver fits again, all of them sharing sweeps, on the sample where there is one. A start that ends lower says that the

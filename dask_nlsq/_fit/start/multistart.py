@@ -1,4 +1,4 @@
-r"""Search: from many starts to the few minima that deserve to be fitted to all rows.
+r"""Multi-start: from many starts to the few minima that deserve to be fitted to all rows.
 
 Every start is fitted to a couple of thousand rows. Ends that lie within a standard error of one another are one
 minimum; the lowest few minima are fitted to the sample. Which of those may be the lowest over all rows is decided by

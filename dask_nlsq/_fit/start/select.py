@@ -1,4 +1,4 @@
-"""Route: from where a fit begins, or goes on.
+"""Select: from where a fit begins, or goes on.
 
 What was saved comes first; then the end of a pass in batches; then the best of many starts, or the fit of a sample;
 then the start that was given, guessed, or reached by an optimizer.
@@ -36,7 +36,7 @@ def find_start(
     sample: Sample | None,
     saved: SavedState | None,
 ) -> tuple[Resolved, list[Vector], tuple[str, ...]]:
-    """Return the draft with its start and its kernel settled, other starts, and how they were found."""
+    """Return the fit with its start and its kernel chosen, other starts, and how they were found."""
     parameters, objective, partitions = resolved.parameters, resolved.objective, len(resolved.source.partitions)
     if saved is not None:
         guessed = () if resolved.model.guess is not None else parameters.guessed

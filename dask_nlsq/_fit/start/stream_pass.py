@@ -1,4 +1,4 @@
-"""Stream: one pass in mini-batches of scattered partitions, the estimate moving as they come.
+"""Stream pass: one pass in mini-batches of scattered partitions, the estimate moving as they come.
 
 A batch is a few partitions drawn at random, so that sorted data do not bounce the estimate; the order is a function of
 the seed alone. A bounded window of batches is under way: batch i is evaluated at the estimate that stood once batch

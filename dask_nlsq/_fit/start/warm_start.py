@@ -1,4 +1,4 @@
-"""Descent: a first-order optimizer goes down from a start that is too far for Gauss-Newton, on a sample of the rows."""
+"""Warm start: an optimizer goes down from a start that is too far for Gauss-Newton, on a sample of the rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who runs the tasks: this thread or a pool of threads; `cluster` has the third, a distributed client.
+"""Who runs the tasks: this thread or a pool of threads; `distributed` has the third, the client of a cluster.
 
 Each offers the same verbs. `run` calls a function on every group of partitions and yields ``(index, value)`` in the
 order of arrival; `opened` sends tasks off one by one; `hold` loads the partitions once and keeps their blocks.
