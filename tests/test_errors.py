@@ -16,7 +16,7 @@ from problems import decay, decay_rows
 from scipy.optimize import OptimizeWarning
 
 import dask_nlsq
-from dask_nlsq import DataError, ModelError, NlsqError, SweepError, TooFewRows
+from dask_nlsq import DataError, ModelError, NlsqError, NotFiniteError, SweepError, TooFewRows
 
 
 @pytest.fixture(params=["threads", "cluster"])
@@ -41,7 +41,7 @@ class TestData:
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("column", ["t", "y"])
     def test_one_cell_of_the_last_partition(self, column, value):
-        with pytest.raises(DataError, match=r'1 of 100 cells.*row 99.*nan_policy="omit"') as caught:
+        with pytest.raises(NotFiniteError, match=r'1 of 100 cells.*row 99.*nan_policy="omit"') as caught:
             frame(**{column: (399, value)}).nlsq.fit(decay)
         assert (caught.value.partition, caught.value.column) == (3, column)
 

@@ -38,6 +38,11 @@ def test_import_is_quiet():
     assert json.loads(run.stdout) == {"heavy": [], "environ": [], "x64": False}
 
 
+def test_everything_can_be_imported_at_once():
+    """EAGER_IMPORT makes every lazy face import all that it hands out."""
+    subprocess.run([sys.executable, "-c", "import dask_nlsq"], env=os.environ | {"EAGER_IMPORT": "1"}, check=True)
+
+
 @pytest.mark.crossed
 @pytest.mark.parametrize("order", list(itertools.permutations(["pandas", "dask.dataframe", "dask_nlsq"])), ids=" ".join)
 def test_frames_have_the_accessor_in_whatever_order_they_are_imported(order):

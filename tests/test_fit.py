@@ -1,5 +1,7 @@
 """fit against SciPy at tight tolerances: every store, every cut, every executor, one answer."""
 
+import dataclasses
+import inspect
 import re
 
 import dask.array as da
@@ -16,6 +18,7 @@ from scipy.optimize import curve_fit
 
 import dask_nlsq
 from dask_nlsq import DataError, Model, NlsqWarning, Status
+from dask_nlsq._fit.options import FitOptions
 
 
 def assert_equals_scipy(result, reference, parameters=1e-8, errors=1e-8):
@@ -489,3 +492,19 @@ def test_predict_takes_tables_by_name(kind, rows, two_columns):
 def test_predict_refuses_paths(data, two_columns):
     with pytest.raises(DataError, match="predict takes rows"):
         two_columns.predict(data)
+
+
+def test_the_options_are_the_arguments_of_fit():
+    arguments = inspect.signature(dask_nlsq.fit).parameters.values()
+    fields = [f for f in dataclasses.fields(FitOptions) if f.init]
+    empty = inspect.Parameter.empty
+    assert [(a.name, a.default) for a in arguments] == [
+        (f.name, empty if f.default is dataclasses.MISSING else f.default) for f in fields
+    ]
+
+
+@pytest.mark.parametrize("ask", [dask_nlsq.fit, dask_nlsq.plan])
+def test_an_argument_that_there_is_not_is_named(ask):
+    with pytest.raises(TypeError, match="an unexpected keyword argument 'sigmas'") as caught:
+        ask(decay, *decay_rows(10), sigmas=1.0)
+    assert "FitOptions" not in str(caught.value)

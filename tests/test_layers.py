@@ -25,7 +25,8 @@ LEVELS = [
     "cli",  # comes in by the front door, as a user does: the package does not import it
 ]
 LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units.split()}
-JAX_FREE = {"_sources", "_plan", "_checkpoint", "_accessors", "__init__", "cli"}  # in a scheduler, and in any `dask`
+JAX_FREE = {"_system", "_sources", "_plan", "_checkpoint", "_sweep", "_accessors", "cluster", "__init__", "cli"}
+"""What a scheduler process loads, and every `dask` command."""
 NUMERIC = {"jax", "jaxlib", "numpy", "scipy"}
 THIRD_PARTIES = {  # what a folder may import of others, where that is limited
     "_errors": set(),
@@ -115,6 +116,8 @@ def objection(module, door, target, when):
     there = unit(target)
     if here == there:
         return None
+    if there == "_solver" and LEVEL["_solver"] < LEVEL[here] < LEVEL["_result"]:
+        return "only the fit knows a solver"
     if LEVEL[there] >= LEVEL[here]:
         return f"level {LEVEL[here]} sees level {LEVEL[there]}"
     return None if door.count(".") <= 1 else f"from behind the face of {there}"

@@ -213,7 +213,7 @@ def test_a_job_that_ends_before_the_fit_is_said(left, says):
 
 def test_a_plan_of_before_jobs_were_known_is_read():
     values = decide().to_dict()
-    del values["inputs"]["time_left"]
+    del values["facts"]["time_left"]
     assert Plan.from_dict(values) == decide()
 
 
@@ -261,7 +261,7 @@ def test_decisions(inputs, config, expected):
 
 def test_seconds_change_no_decision():
     slow, fast = (decide(rows_per_second=s, compile_seconds=1.0, bytes_per_second=s) for s in (1e4, 1e9))
-    same = {"sweep_seconds", "seconds", "inputs"}
+    same = {"sweep_seconds", "seconds", "facts"}
     assert {k: v for k, v in vars(slow).items() if k not in same} == {
         k: v for k, v in vars(fast).items() if k not in same
     }

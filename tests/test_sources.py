@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import pickle
 import re
+from decimal import Decimal
 
 import dask
 import dask.array as da
@@ -23,11 +24,12 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 import zarr
-from problems import decay, decay_rows
+from problems import STORES, decay, decay_rows
 
 import dask_nlsq
 from dask_nlsq import DataError, Model
 from dask_nlsq._kernel.block import ALIGNMENT, SLABS, Block, concatenate
+from dask_nlsq._plan import READERS
 from dask_nlsq._sources.columns import Columns
 from dask_nlsq._sources.file_stamps import files
 from dask_nlsq._sources.open import open_source
@@ -1100,3 +1102,33 @@ def test_a_reader_of_batches_is_read_once(make, model, tmp_path):
         Model.from_expression(model) if isinstance(model, str) else model, data=reader, p0=[1.0, 1.0]
     )
     np.testing.assert_allclose(result.popt, [2, 3], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("store", "reader"), [("parquet", "Dask DataFrame"), ("arrays", "Dask arrays"), ("zarr", "Zarr")]
+)
+def test_a_plan_knows_what_reading_takes(store, reader, tmp_path):
+    data = STORES[store](*decay_rows(100), 2, tmp_path)
+    assert open_source(data, Columns(("t",), "y")).info.reader == reader in READERS
+
+
+def test_a_plan_knows_what_reading_hdf5_takes(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "rows.h5", "w") as file:
+        file["t"], file["y"] = decay_rows(100)
+        found = open_source({"t": file["t"], "y": file["y"]}, Columns(("t",), "y")).info.reader
+    assert found in READERS
+
+
+CELLS = {
+    "decimals": [Decimal("1.5"), None, Decimal("2")],
+    "missing": [None, np.nan, pd.NA],
+    "later": [None] * 2000 + [Decimal(1)],
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_decimals_and_missing_cells_are_numbers(name):
+    found = Columns(("t",), "y").to_float("y", np.array(CELLS[name], object))
+    missing = [cell is None or cell is pd.NA or cell != cell for cell in CELLS[name]]
+    np.testing.assert_array_equal(np.isnan(found), missing)

@@ -7,6 +7,7 @@ becomes a result. The one module that knows both the numerics and the world.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -316,8 +317,8 @@ def fit(
 def _fit(resolved: Resolved, options: FitOptions, session: Session, started: float) -> FitResult:
     """Fit what has been resolved, from the beginning or from where a run goes on."""
     saved, ended = session.saved, session.ended(options.max_nfev)
-    if session.warm_start is not None:
-        resolved = dataclasses.replace(resolved, parameters=resolved.parameters.from_here(session.warm_start))
+    if session.earlier_estimate is not None:
+        resolved = dataclasses.replace(resolved, parameters=resolved.parameters.from_here(session.earlier_estimate))
     if ended and session.same_files:
         return _again(
             _problem(resolved, (), None, session), _solver(resolved.objective, resolved.parameters, options), session
@@ -480,7 +481,7 @@ def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
       sweeps   about 8
       time     about ... a sweep, ... in all
     """
-    asked = FitOptions(model, x, y, **options)
+    asked = FitOptions(**inspect.signature(fit).bind(model, x, y, **options).arguments)
     resolved = _resolve(asked)
     inputs = gather_plan_inputs(resolved, asked.memory_limit)
     make_plan(inputs, asked.settings)  # refuses, before anything is read

@@ -103,12 +103,13 @@ class FitOptions:
     client: Any = None
     progress: bool | None = None
     settings: WorkflowConfig = field(init=False)
+    configured: dataclasses.InitVar[bool] = True  # whether Dask's configuration counts
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, configured: bool) -> None:
         object.__setattr__(self, "seed", whole("seed", self.seed, 0))
         names = [each.name for each in dataclasses.fields(WorkflowConfig)]
         given = WorkflowConfig(**{name: getattr(self, name) for name in names})
-        object.__setattr__(self, "settings", merge_config(given, self.config, self.workflow))
+        object.__setattr__(self, "settings", merge_config(given, self.config, self.workflow, configured))
         for name in names:
             object.__setattr__(self, name, getattr(self.settings, name))
         one_of("nan_policy", self.nan_policy, "raise", "omit", error=DataError)

@@ -74,8 +74,6 @@ def gather_plan_inputs(resolved: Resolved, limit: Any, sample: Sample | None = N
 
 def _who(executor: Executor, own: MemoryLimit) -> tuple[int, int, MemoryLimit]:
     """Return processes, tasks of each at a time, and what each may hold; what workers do not say they are asked."""
-    if not executor.remote:
-        return 1, executor.workers, own
     processes, threads, limit = executor.capacity()
     if limit:
         return processes, threads, MemoryLimit(limit, "memory limit of a worker")

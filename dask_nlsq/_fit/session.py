@@ -101,7 +101,7 @@ class Session(Observer):
     """A fit under way, without a checkpoint: it begins at its beginning, and writes nothing down."""
 
     saved: SavedState | None = None
-    warm_start: Vector | None = None  # (p,), where another fit had come, from which this one begins
+    earlier_estimate: Vector | None = None  # (p,), where another fit had come, from which this one begins
 
     def __init__(self) -> None:
         self.known: dict[str, Any] = {}
@@ -294,7 +294,7 @@ def open_session(resolved: Resolved, options: FitOptions) -> Iterator[Session]:
         if found is None and resume is True:
             raise CheckpointError(f"There is no checkpoint at {checkpoints.place}, and resume=True asks for one.")
         saved: SavedState | None = None
-        warm_start = None
+        estimate = None
         if found is not None:
             generation, keys = found
             same = compare(generation, own, force=resume == "force")
@@ -302,16 +302,16 @@ def open_session(resolved: Resolved, options: FitOptions) -> Iterator[Session]:
             if same and (resume != "force" or own["files"] is not None):
                 saved = _sane(there, p)
             else:  # no fingerprint tells rows in no files from others
-                warm_start = _last_estimate(there)
-                if len(warm_start) != p:
+                estimate = _last_estimate(there)
+                if len(estimate) != p:
                     raise CheckpointMismatch(
-                        f"The fit in the checkpoint has {len(warm_start)} free parameters, this one {p}; resume=False "
+                        f"The fit in the checkpoint has {len(estimate)} free parameters, this one {p}; resume=False "
                         "starts anew."
                     )
                 _sane(there, p)
             log.info("going on from generation %d at %s", generation.number, checkpoints.place)
         session = CheckpointSession(checkpoints, lock, interrupt, options, own, saved)
-        session.warm_start = warm_start
+        session.earlier_estimate = estimate
         try:
             yield session
         except (KeyboardInterrupt, Interrupted, SweepError):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -263,7 +263,8 @@ def _random(objective: Objective, x: tuple[Vector, ...], theta: Vector) -> bool:
 def _where(error: BaseException) -> str:
     """Return the line of the user's code on which tracing failed."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and os.path.dirname(__file__) not in f.filename]
+    ours = str(Path(__file__).parents[1])
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(ours)]
     last = (own or list(frames))[-1]
     return f"{type(error).__name__} at {last.filename}:{last.lineno}, {last.line!r}"
 

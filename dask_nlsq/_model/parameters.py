@@ -1,4 +1,4 @@
-"""Parameters: names, start and bounds, made exact from every form that a user may give them in."""
+"""Parameters: names, start and bounds, resolved from every form that a user may give them in."""
 
 from __future__ import annotations
 

@@ -182,6 +182,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
         values = dataclasses.asdict(self)
+        values["facts"] = values.pop("inputs")  # as they were called when the format was made
         return values | {
             "tier": self.tier.value,
             "wanted": self.wanted.value,
@@ -194,7 +195,7 @@ class Plan:
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """Rebuild a plan from `to_dict`."""
         values, measured = dict(values), values["measured"]
-        inputs = values.pop("facts" if "facts" in values else "inputs")  # what they were called at first
+        inputs = values.pop("facts")
         return cls(
             **{
                 **values,

@@ -156,18 +156,20 @@ class WorkflowConfig:
         return dataclasses.replace(self, **changes)
 
 
-def merge_config(said: WorkflowConfig, config: Any = None, workflow: str | None = None) -> WorkflowConfig:
-    """Return what counts of what is said by arguments, a config, a workflow, and Dask's configuration."""
+def merge_config(
+    arguments: WorkflowConfig, config: Any = None, workflow: str | None = None, configured: bool = True
+) -> WorkflowConfig:
+    """Return what counts of arguments, a config, a workflow, and, where `configured`, Dask's configuration."""
     if isinstance(config, Mapping):
         config = WorkflowConfig.from_dict(config)
     if not isinstance(config, (WorkflowConfig, type(None))):
         raise NlsqError(f"config is a {type(config).__name__}; a WorkflowConfig or a mapping is needed.")
     names = [field.name for field in dataclasses.fields(WorkflowConfig)]
-    known = {name: dask.config.get(f"nlsq.{name}", None) for name in names}
+    known = {name: dask.config.get(f"nlsq.{name}", None) for name in names} if configured else {}
     for more in (
         WorkflowConfig() if workflow is None else WorkflowConfig.from_preset(workflow),
         config or WorkflowConfig(),
-        said,
+        arguments,
     ):
         known |= more.to_dict()
     return WorkflowConfig.from_dict(known)

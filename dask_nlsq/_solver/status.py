@@ -15,9 +15,12 @@ class _Renaming(enum.EnumMeta):
 
     def __getattr__(cls, name: str) -> Any:
         if name not in _RENAMED:
-            raise AttributeError(name)
+            raise AttributeError(f"Status has no member {name!r}.")
         warnings.warn(f"Status.{name} is now Status.{_RENAMED[name]}.", DeprecationWarning, stacklevel=2)
-        return cls[_RENAMED[name]]
+        return super().__getitem__(_RENAMED[name])
+
+    def __getitem__(cls, name: str) -> Any:
+        return getattr(cls, name) if name in _RENAMED else super().__getitem__(name)
 
 
 class Status(enum.IntEnum, metaclass=_Renaming):

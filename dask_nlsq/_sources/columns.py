@@ -221,19 +221,22 @@ def _plain(name: str, values: Any) -> AnyArray:
 
 
 def _decimals(array: AnyArray) -> AnyArray:
-    """Return an array of decimals, as pandas holds those of Arrow and Parquet, as float64; others as they are."""
-    kinds = {type(value) for value in array.ravel()[:1000]} - {type(None)}
-    if decimal.Decimal not in kinds or not kinds <= {decimal.Decimal, float}:
+    """Return decimals, as pandas holds those of Arrow and Parquet, and cells that are all missing as float64.
+
+    Other objects stay as they are.
+    """
+    first = _first(array)
+    if array.ndim != 1 or not isinstance(first, (decimal.Decimal, type(None))):
         return array
-    try:
-        return np.array([np.nan if value is None else float(value) for value in array], float)
-    except (TypeError, ValueError):  # of what comes later
+    values = array.tolist()
+    if not all(isinstance(value, (decimal.Decimal, float, int)) or _is_missing(value) for value in values):
         return array
+    return np.array([np.nan if _is_missing(value) else float(value) for value in values], float)
 
 
 def _first(array: AnyArray) -> Any:
-    """Return the first value of an array of objects that is one."""
-    return next((value for value in array.ravel()[:1000].tolist() if not _is_missing(value)), None)
+    """Return the first value of an array of objects that is not missing, or None."""
+    return next((value for value in array.ravel().tolist() if not _is_missing(value)), None)
 
 
 def _is_missing(value: Any) -> bool:

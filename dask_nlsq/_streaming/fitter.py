@@ -183,6 +183,7 @@ class StreamingFitter:
             absolute_sigma=absolute_sigma,
             nan_policy=nan_policy,  # type: ignore[arg-type]
             method=method,
+            configured=False,
         )
         model = to_model(model, p0)
         names = model.inputs if x is None else (x,) if isinstance(x, str) else tuple(x)

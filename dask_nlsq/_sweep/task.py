@@ -143,7 +143,7 @@ def find_faults(group: Group, payload: Payload, theta: Vector) -> list[Any] | Fa
 
 
 def explore(batch: Any, payload: Payload, block: Block) -> Any:
-    """Call what was shipped, on a batch and a block that came along."""
+    """Call the payload on a batch and a block that came along."""
     try:
         return payload.value(batch, block)
     except Exception as error:

@@ -1,0 +1,1 @@
+"""Who runs tasks: this process, or the workers of a cluster."""
