@@ -32,7 +32,7 @@ from dask_nlsq._kernel.request import Request, Whitening
 from dask_nlsq._model.objective import Objective
 from dask_nlsq._sources.columns import Columns
 from dask_nlsq._sources.open import open_source
-from dask_nlsq._sweep.driver import PartitionDigests, sweep, sweep_each
+from dask_nlsq._sweep.driver import PartitionDigests, sweep_each
 from dask_nlsq._sweep.executors.distributed import Cluster
 from dask_nlsq._sweep.executors.local import Serial, Threads
 from dask_nlsq._sweep.groups import Group, group
@@ -42,6 +42,11 @@ from dask_nlsq._sweep.tree import Partial
 
 THETA = np.array([2.5, 1.1, 0.2])
 REQUESTS = {"plain": Request(THETA), "whitened": Request(THETA, Whitening(np.diag([1.0, 2, 3]), np.eye(3)))}
+
+
+def sweep(executor, groups, payload, request, **options):
+    """The sum of all partitions for one request."""
+    return sweep_each(executor, groups, payload, [request], **options)[0]
 
 
 def payload(func=decay):

@@ -22,7 +22,7 @@ from dask_nlsq import Model, NlsqError, NlsqWarning, SweepError
 from dask_nlsq._kernel.block import Block
 from dask_nlsq._kernel.request import Request
 from dask_nlsq._model.objective import Objective
-from dask_nlsq._sweep.driver import sweep
+from dask_nlsq._sweep.driver import sweep_each
 from dask_nlsq._sweep.executors import versions, waiting
 from dask_nlsq._sweep.executors.distributed import Cluster
 from dask_nlsq._sweep.groups import group
@@ -350,7 +350,7 @@ def test_partitions_are_described_once(sent):
         groups = executor.describe(group([Described(i) for i in range(count)], 0.0, 2))
         told[count] = []
         for _ in range(3):
-            sweep(executor, groups, objective, Request(np.ones(3)))
+            sweep_each(executor, groups, objective, [Request(np.ones(3))])
             told[count].append(since())
     assert told[2000][0] > 2000 * 800
     assert max(told[2000][1:]) < 1.2 * min(told[10][1:]) < 20_000

@@ -153,12 +153,12 @@ class Checkpoints:
             record = json.loads(data)
             text, digest = record["record"], record["sha256"]
             whole = isinstance(text, str) and hashlib.sha256(text.encode()).hexdigest() == digest
-            said = json.loads(text) if whole else {}
+            contents = json.loads(text) if whole else {}
         except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
             raise CheckpointCorrupt(f"{name} is no record of a commit.") from error
         if not whole or set(record) != {"record", "sha256"}:
             raise CheckpointCorrupt(f"{name} does not hash to what it says.")
-        return _generation(said, number, name)
+        return _generation(contents, number, name)
 
     def read(self, generation: Generation) -> Keys:
         """Return the files of a generation, each hashed, and none decoded.
@@ -215,9 +215,9 @@ class Checkpoints:
                 warn(f"The checkpoint {self.place} goes on from generation {number}. Not used: {'; '.join(faults)}.")
             return generation, keys
         if faults or any(number > 1 for number in self._torn()):
-            said = "; ".join(faults) or "the records of its commits are missing"
+            contents = "; ".join(faults) or "the records of its commits are missing"
             raise CheckpointCorrupt(
-                f"No generation of the checkpoint {self.place} can be used: {said}. resume=False starts anew."
+                f"No generation of the checkpoint {self.place} can be used: {contents}. resume=False starts anew."
             )
         if self._torn():
             warn(f"The first generation of the checkpoint {self.place} was not committed; the fit starts anew.")
@@ -376,14 +376,14 @@ def machine() -> str:
     return " ".join([platform.machine(), *sorted(wide)])
 
 
-def _generation(said: Any, number: int, name: str) -> Generation:
+def _generation(contents: Any, number: int, name: str) -> Generation:
     """Return what a record says, or refuse what no record would say."""
     try:
-        if said["format"] > FORMAT:
-            raise CheckpointError(f"{name} is of format {said['format']}; this version reads up to {FORMAT}.")
-        folder, files = said["folder"], said["files"]
+        if contents["format"] > FORMAT:
+            raise CheckpointError(f"{name} is of format {contents['format']}; this version reads up to {FORMAT}.")
+        folder, files = contents["folder"], contents["files"]
         match = _GENERATION.fullmatch(folder)
-        if not match or int(match[1]) != number or said["generation"] != number:
+        if not match or int(match[1]) != number or contents["generation"] != number:
             raise CheckpointCorrupt(f"{name} is of another generation.")
         sizes = {key: (size, digest) for key, (size, digest) in files.items()}
         sane = all(type(s) is int and s >= 0 and isinstance(d, str) for s, d in sizes.values())
@@ -391,10 +391,10 @@ def _generation(said: Any, number: int, name: str) -> Generation:
             raise CheckpointCorrupt(f"{name} lists more than a checkpoint holds.")
         for key in sizes:
             check_key(key)
-        about, fingerprint, made_by = said["about"], said["fingerprint"], said["versions"]
+        about, fingerprint, made_by = contents["about"], contents["fingerprint"], contents["versions"]
         if not all(isinstance(part, dict) for part in (about, fingerprint, made_by)):
             raise CheckpointCorrupt(f"{name} is no record of a commit.")
-        return Generation(number, folder, str(said["created"]), about, fingerprint, made_by, sizes)
+        return Generation(number, folder, str(contents["created"]), about, fingerprint, made_by, sizes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, NlsqError):
             raise

@@ -277,7 +277,7 @@ def fit(
         jac=jac,
         absolute_sigma=absolute_sigma,
         cov_type=cov_type,
-        nan_policy=nan_policy,  # type: ignore[arg-type]
+        nan_policy=nan_policy,
         missing_chunks=missing_chunks,
         ftol=ftol,
         xtol=xtol,

@@ -87,8 +87,8 @@ def compare(generation: Generation, own: Mapping[str, Any], *, force: bool = Fal
             )
         warn(f"The fit goes on from a checkpoint of another fit. {what}.")
     if writers:
-        said = ", ".join(f"{name} {there.get(name)} there and {here[name]} here" for name in writers)
-        warn(f"The checkpoint was written elsewhere ({said}); the last bits of the answer may differ.")
+        listed = ", ".join(f"{name} {there.get(name)} there and {here[name]} here" for name in writers)
+        warn(f"The checkpoint was written elsewhere ({listed}); the last bits of the answer may differ.")
     return not differs
 
 

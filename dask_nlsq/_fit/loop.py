@@ -189,7 +189,7 @@ def run_shared(
             states[leader] = stopped(problem, states[leader], deadline, callback)
         else:
             _asked_to_stop(problem, states[leader], callback)  # who has ended need not stop, and is seen all the same
-        states = _beaten(states, leader, deadline is not None and time.monotonic() > deadline)
+        states = _prune(states, leader, deadline is not None and time.monotonic() > deadline)
         observer.notify(SweepEnd(_Written(tuple(states), tuple(others), tuple(seconds))))
     return states, seconds
 
@@ -202,7 +202,7 @@ def lowest(states: Sequence[State]) -> int:
     return next(i for i, cost in enumerate(costs) if cost <= min(costs) * (1.0 + _ALIKE))
 
 
-def _beaten(states: Sequence[State], leader: int, late: bool) -> list[State]:
+def _prune(states: Sequence[State], leader: int, late: bool) -> list[State]:
     """Give up the states that cannot win, for their next step would not bring them below the lowest.
 
     Where the lowest was stopped, or it is late, the others are stopped too.

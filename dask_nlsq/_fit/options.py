@@ -6,7 +6,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from scipy.optimize import OptimizeResult
 
@@ -72,7 +72,7 @@ class FitOptions:
     jac: Any = None
     absolute_sigma: bool = field(default=False, metadata=_value("absolute_sigma"))
     cov_type: str = field(default="standard", metadata=_value("cov_type"))
-    nan_policy: Literal["raise", "omit"] = "raise"
+    nan_policy: str = "raise"
     missing_chunks: str = "fill"
     ftol: float | None = field(default=None, metadata=_value("ftol"))
     xtol: float | None = field(default=None, metadata=_value("xtol"))

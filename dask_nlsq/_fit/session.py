@@ -205,7 +205,7 @@ class CheckpointSession(Session):
         saved = SavedState(**{**self.known, "digests": digests if len(digests) else None, **made})
         state = saved.state
         point = None if state is None else state.point
-        said = {
+        summary = {
             "sweeps": 0 if state is None else state.nsweeps,
             "cost": None if point is None or not np.isfinite(point.reduction.cost) else float(point.reduction.cost),
             "status": None if state is None or state.status is None else state.status.name,
@@ -218,7 +218,7 @@ class CheckpointSession(Session):
             self._check_lock()
             keys = pack(saved, self._options.compression)
             keep = KEEP if self._options.keep is None else self._options.keep
-            number = self._checkpoints.commit(keys, said, self._fingerprint, keep)
+            number = self._checkpoints.commit(keys, summary, self._fingerprint, keep)
             log.info("committed generation %d at %s", number, self._checkpoints.place)
             self.commits += 1
         except Exception as error:  # whatever a file system or a service raises

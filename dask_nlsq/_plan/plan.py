@@ -500,7 +500,7 @@ def with_speeds(plan: Plan, inputs: PlanInputs) -> Plan:
     """Return a plan with its seconds, once it is known how fast things go; nothing else changes."""
     seconds = _seconds(inputs, plan.sweeps, plan.reads, plan.workers)
     before = _hurry(plan.inputs, plan.seconds)
-    advice = tuple(said for said in plan.advice if said not in before)
+    advice = tuple(text for text in plan.advice if text not in before)
     return dataclasses.replace(
         plan,
         inputs=inputs,
@@ -523,18 +523,18 @@ def _hurry(inputs: PlanInputs, seconds: float | None) -> tuple[str, ...]:
 
 def _advice(inputs: PlanInputs) -> tuple[str, ...]:
     """Return what the user may change about the data."""
-    said = []
+    advice = []
     if inputs.rows and inputs.partition_rows and inputs.rows_per_second:
         seconds = inputs.partition_rows / inputs.rows_per_second
         if inputs.cluster and seconds < TASK_SECONDS and inputs.partitions > 8 * inputs.processes * inputs.threads:
             wanted = max(inputs.processes * inputs.threads * 4, math.ceil(inputs.rows / 1e6))
-            said.append(
+            advice.append(
                 f"A partition takes {1e3 * seconds:.2g} ms, less than it costs to send; cut the data into about "
                 f"{wanted:,} partitions."
             )
     if inputs.partitions < inputs.processes * inputs.threads and inputs.rows and inputs.rows > MANY_ROWS:
-        said.append(
+        advice.append(
             f"{inputs.partitions} partition{'s' * (inputs.partitions != 1)} cannot keep "
             f"{inputs.processes * inputs.threads} threads busy; cut the data into more."
         )
-    return tuple(said)
+    return tuple(advice)

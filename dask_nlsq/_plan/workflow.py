@@ -148,8 +148,8 @@ class WorkflowConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is said, as plain values."""
-        said = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: getattr(value, "value", value) for name, value in said.items() if value is not None}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: getattr(value, "value", value) for name, value in values.items() if value is not None}
 
     def replace(self, **changes: Any) -> WorkflowConfig:
         """Return the settings with some of them changed."""
@@ -217,7 +217,7 @@ PRESETS: Mapping[str, WorkflowConfig] = {
     "global": WorkflowConfig(goal=_G.GLOBAL),
     "auto_global": WorkflowConfig(tier="auto", goal=_G.GLOBAL),
     "hpc": WorkflowConfig(tier="auto", goal=_G.GLOBAL, checkpoint="nlsq-checkpoint"),
-    "spectroscopy": WorkflowConfig(goal=_G.QUALITY),  # many peaks, small noise: all digits, and a second look
+    "spectroscopy": WorkflowConfig(goal=_G.QUALITY),  # many peaks, small noise: all digits, and perturbed restarts
     "timeseries": WorkflowConfig(tier=_T.CHUNKED, cache="auto"),  # long tables in the order of time
 }
 """Settings by name."""

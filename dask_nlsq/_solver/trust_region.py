@@ -298,7 +298,7 @@ class TrustRegion(Solver[State]):
         )
 
     def _strayed(self, state: State) -> bool:
-        """Whether a fit ended where it may have lost its way: stalled, or blind to what it saw at the start."""
+        """Whether a fit ended where it may have lost its way: stalled, or with a parameter that no longer responds."""
         assert state.origin is not None
         insensitive = state.origin.factor.determined.all() and not state.at.factor.determined.all()
         spent = state.nsweeps - state.begun > _SPENT

@@ -7,15 +7,13 @@ import dataclasses
 import datetime
 import decimal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from dask_nlsq._errors import DataError, NlsqError, SweepError
 from dask_nlsq._kernel import Block
 from dask_nlsq._typing import AnyArray, Vector
-
-NanPolicy = Literal["raise", "omit"]
 
 SECOND = np.timedelta64(1, "s")
 
@@ -31,7 +29,7 @@ class Columns:
     x: tuple[str, ...]
     y: str
     sigma: str | float | None = None
-    nan_policy: NanPolicy = "raise"
+    nan_policy: str = "raise"  # or "omit"
     origins: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

@@ -72,3 +72,8 @@ def base_folder(root: str) -> str:
     """Return the folder below which the names of folders are keys, of a path or a pattern."""
     fixed, *pattern = re.split(r"[*?[]", root, maxsplit=1)
     return fixed.rpartition("/")[0] if pattern else fixed
+
+
+def files_were(count: int) -> str:
+    """Return the beginning of a sentence about so many files."""
+    return "1 file was" if count == 1 else f"{count} files were"

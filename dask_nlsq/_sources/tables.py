@@ -18,6 +18,7 @@ from dask_nlsq._errors import DataError
 from dask_nlsq._kernel import Block
 from dask_nlsq._sources.arrow import arrays
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
+from dask_nlsq._sources.file_stamps import files_were
 from dask_nlsq._sources.parquet import Rows, open_rows
 from dask_nlsq._sources.source import Info, Source
 from dask_nlsq._sources.zarr import open_zarr
@@ -51,7 +52,7 @@ def open_delta(table: Any, columns: Columns, filters: Any = None) -> Source:
     dataset = _with_vectors(table) if kept else _dataset(table)
     deleted = sum(int((~keep).sum()) for keep in kept.values())
     but = f", but for {deleted} deleted rows" if deleted else ""
-    notes = (f"{identity}: {len(table.file_uris())} files were read{but}.",)
+    notes = (f"{identity}: {files_were(len(table.file_uris()))} read{but}.",)
     rows = Rows(dataset, _root(table) is not None, table.table_uri, kept, "Delta", notes, identity)
     return open_rows(rows, columns, filters)
 
@@ -202,7 +203,7 @@ def open_iceberg(table: Any, columns: Columns, version: Any = None) -> Source:
         encoded_partition=max(task.file.file_size_in_bytes for task in tasks),
         row_bytes=columns.row_bytes({field.name: str(field.type) for field in types}),
         reader="scanned Parquet",
-        notes=(f"{identity}: {len(tasks)} files were read, and {len(deletes)} files of deletes.",),
+        notes=(f"{identity}: {files_were(len(tasks))} read, and {len(deletes)} files of deletes.",),
         identity=identity,
     )
     return Source(partitions, tokenize(identity, str(scan.row_filter), columns), info)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._sources.columns import Columns, check_columns
+from dask_nlsq._sources.file_stamps import files_were
 from dask_nlsq._sources.frame import open_frame
 from dask_nlsq._sources.places import TEXTS, check_above
 from dask_nlsq._sources.source import Source
@@ -47,7 +48,7 @@ def open_text(path: str | Sequence[str], columns: Columns, storage_options: dict
         **how,
     )
     source = open_frame(frame[list(columns.names)], columns, tuple(present))
-    notes = (f"{left_out} files were left out, by their names.",) if left_out else ()
+    notes = (f"{files_were(left_out)} left out, by their names.",) if left_out else ()
     return dataclasses.replace(source, info=dataclasses.replace(source.info, notes=(*source.info.notes, *notes)))
 
 

@@ -181,7 +181,7 @@ class StreamingFitter:
             tied=tied,
             prior=prior,
             absolute_sigma=absolute_sigma,
-            nan_policy=nan_policy,  # type: ignore[arg-type]
+            nan_policy=nan_policy,
             method=method,
             configured=False,
         )
@@ -355,7 +355,7 @@ class StreamingFitter:
         if self._solver.forget == 1 and not far and self._solver.factor(state).condition > _VAGUE:
             far = not agrees(self._objective, self._solver, state, self._sample.drawn.block())
         if self._doubled(state):
-            far = far or self._beaten(state)
+            far = far or self._contradicted_by_sample(state)
         if self._solver.forget is None or not far:  # batches that mislead are forgotten as those of another process
             return state
         starts, sample = [state.origin], self._sample.drawn.block()
@@ -380,7 +380,7 @@ class StreamingFitter:
         before = 0 if self._state is None else self._state.rows
         return self._solver.forget == 1 and state.rows.bit_length() > before.bit_length()
 
-    def _beaten(self, state: StreamState) -> bool:
+    def _contradicted_by_sample(self, state: StreamState) -> bool:
         """Whether the sample lies lower at p0 than at the estimate: the first rows have led to another minimum."""
         return not agrees(self._objective, self._solver, state, self._sample.drawn.block(), self._parameters.start)
 
@@ -485,7 +485,7 @@ class StreamingFitter:
         """Return what is known, relinearised at the estimate where nothing is to be forgotten."""
         if self._solver.forget == 1:
             found = self._relinearise(state, None) if state.restarts == 0 else None
-            if found is not None and found.converged and not self._beaten(found.state):
+            if found is not None and found.converged and not self._contradicted_by_sample(found.state):
                 return found
             starts, sample = [state.theta, state.origin, self._parameters.start], self._sample.drawn.block()
             with contextlib.suppress(ModelError):  # which leaves it as it is, and not converged

@@ -95,8 +95,3 @@ def sweep_each(
             answers.throw(error)  # or it would wait for the tasks that have begun
         raise
     return partial.roots()
-
-
-def sweep(executor: Executor, groups: Sequence[Any], payload: Payload, request: Request, **options: Any) -> Reduction:
-    """Reduce every partition for one request."""
-    return sweep_each(executor, groups, payload, [request], **options)[0]
