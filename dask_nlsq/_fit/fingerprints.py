@@ -57,7 +57,7 @@ def fingerprint(resolved: Resolved, options: FitOptions) -> dict[str, Any]:
     return dict(json.loads(json.dumps(_plain(found))))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return a value with numbers that are not finite as texts."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -117,12 +117,12 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], strict: bool)
     return found
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _same_model(one: Any, two: Any, strict: bool) -> bool:
+def _same_model(one: object, two: object, strict: bool) -> bool:
     """Whether two models compute the same: the same program, or, of other versions, the same values."""
     if not isinstance(one, Mapping) or not isinstance(two, Mapping) or strict:
         return bool(one == two)

@@ -24,12 +24,12 @@ def _ordered(value: Any) -> Any:
     return type(value)(map(_ordered, value)) if type(value) in (list, tuple) else value
 
 
-def _text(filters: Any) -> str | None:
+def _text(filters: object) -> str | None:
     """Return filters as text."""
     return None if filters is None else str(_ordered(filters))
 
 
-def _name(method: Any) -> str | None:
+def _name(method: object) -> str | None:
     """Return what a method is called."""
     return method if isinstance(method, (str, type(None))) else type(method).__name__
 

@@ -153,7 +153,7 @@ def _measured(problem: Problem, state: State, seconds: list[float], total: float
 
 
 def _covariance(
-    point: Point, factor: Factor, statistics: inference.Statistics, free: Any, absolute_sigma: bool
+    point: Point, factor: Factor, statistics: inference.Statistics, free: npt.NDArray[np.bool_], absolute_sigma: bool
 ) -> Matrix:
     """Return the covariance of the free parameters, (p, p)."""
     dof = statistics.dof
@@ -166,8 +166,8 @@ def _covariance(
 
 
 def expand(
-    parameters: Parameters, objective: Objective, theta: Vector, pcov: Matrix, side: Any
-) -> tuple[Vector, Matrix, Any]:
+    parameters: Parameters, objective: Objective, theta: Vector, pcov: Matrix, side: npt.NDArray[np.int64]
+) -> tuple[Vector, Matrix, npt.NDArray[np.int64]]:
     """Return all parameters, their covariance by the delta method, and which are at a bound."""
     if parameters.expansion is None:
         return theta, pcov, side

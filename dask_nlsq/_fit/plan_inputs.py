@@ -22,7 +22,7 @@ from dask_nlsq._system import time_left
 from dask_nlsq._typing import Vector
 
 
-def gather_plan_inputs(resolved: Resolved, limit: Any, sample: Sample | None = None) -> PlanInputs:
+def gather_plan_inputs(resolved: Resolved, limit: int | str | None, sample: Sample | None = None) -> PlanInputs:
     """Look up what is known before the data are read, or after a sample of them was.
 
     Parameters

@@ -109,7 +109,7 @@ def resolve(options: FitOptions) -> Resolved:
     return Resolved(source, columns, bound, payload.value, parameters, executor)
 
 
-def _laid_out(x: Any, y: Any, sigma: Any) -> dict[str, Any]:
+def _laid_out(x: object, y: object, sigma: object) -> dict[str, Any]:
     """Return the Zarr arrays of several dimensions, of which columns were made before the source was opened."""
     several = {f"x[{i}]": a for i, a in enumerate(x)} if isinstance(x, (list, tuple)) and len(x) <= 100 else {"x": x}
     return {
@@ -134,7 +134,7 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
     return parameters, _look(serialize(objective).value, parameters.start, options.jac)
 
 
-def _look(objective: Objective, start: Vector, jac: Any) -> Objective:
+def _look(objective: Objective, start: Vector, jac: object) -> Objective:
     """Look at the model before any data are read, and say how its Jacobian will be formed."""
     if not callable(jac) and jac not in (None, "jax", "2-point", "3-point"):
         raise ModelError(f'jac is {jac!r}; "jax", "2-point", "3-point" or a function is needed.')
@@ -167,7 +167,7 @@ def _listed(texts: Sequence[str]) -> str:
     return ", ".join(texts[:3]) + more
 
 
-def to_model(model: Any, p0: Any = None) -> Model:
+def to_model(model: object, p0: object = None) -> Model:
     """Return a model from a function, a model or the name of one; p0 counts the parameters of ``*theta``."""
     if isinstance(model, str):
         model = named(model)
@@ -177,7 +177,8 @@ def to_model(model: Any, p0: Any = None) -> Model:
         raise ModelError(
             f"model is a {type(model).__name__}; a function f(x, *parameters), a Model or the name of one is needed."
         )
-    n = len(p0) if isinstance(p0, Mapping) else None if p0 is None else np.size(getattr(p0, "popt", p0))
+    values: Any = getattr(p0, "popt", p0)
+    n = len(p0) if isinstance(p0, Mapping) else None if p0 is None else np.size(values)
     return Model.from_function(model, n)
 
 
@@ -215,7 +216,7 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
     return data, Columns(tuple(names), y, sigma, options.nan_policy), bound
 
 
-def _column_names(x: Any) -> tuple[Any, ...]:
+def _column_names(x: object) -> tuple[Any, ...]:
     """Return the names that x= gives with data=."""
     if isinstance(x, str):
         return (x,)
@@ -226,7 +227,7 @@ def _column_names(x: Any) -> tuple[Any, ...]:
     raise DataError(f"With data=, x must be the name of a column or a list of names; it is {_seen(x)}.")
 
 
-def resolve_sigma(sigma: Any, named: bool) -> Any:
+def resolve_sigma(sigma: object, named: bool) -> Any:
     """Return a number as a float, and all else as it is; where columns are `named`, that must be a name or None."""
     if getattr(sigma, "ndim", None) == 0 and hasattr(sigma, "item"):
         sigma = sigma.item()
@@ -243,7 +244,7 @@ def resolve_sigma(sigma: Any, named: bool) -> Any:
     return sigma
 
 
-def _seen(value: Any) -> str:
+def _seen(value: object) -> str:
     """Say what an argument is, and its shape where it has one."""
     shape = getattr(value, "shape", None)
     return f"a {type(value).__name__}{'' if shape is None else f' of shape {shape}'}"
@@ -259,7 +260,7 @@ def warn_of_namesakes(model: Model, source: Source) -> None:
             )
 
 
-def split(model: Model, x: Any, y: Any, p0: Any = None) -> tuple[tuple[str, ...], Sequence[Any]]:
+def split(model: Model, x: Any, y: Any, p0: object = None) -> tuple[tuple[str, ...], Sequence[Any]]:
     """Return names and columns of an x given as arrays, which stand beside y."""
     if isinstance(x, Mapping):
         return tuple(x), list(x.values())
@@ -283,7 +284,7 @@ def split(model: Model, x: Any, y: Any, p0: Any = None) -> tuple[tuple[str, ...]
     return model.array_names(len(arrays), p0), arrays
 
 
-def choose_executor(client: Any, partitions: int) -> Executor:
+def choose_executor(client: distributed.Client | None, partitions: int) -> Executor:
     """Return who runs the tasks: a client that was given, else whom Dask itself would take.
 
     That is its setting `scheduler`, then the cluster of the task that this is, the open client, threads.
@@ -304,7 +305,7 @@ def choose_executor(client: Any, partitions: int) -> Executor:
     return executor
 
 
-def local_executor(scheduler: Any) -> Executor | None:
+def local_executor(scheduler: object) -> Executor | None:
     """Return who stands in this process for a scheduler of Dask, or None for one of a cluster.
 
     Raises
@@ -341,7 +342,7 @@ def _no_processes() -> Executor:
     return Serial(alone=True)
 
 
-def _client_of(scheduler: Any) -> distributed.Client | None:
+def _client_of(scheduler: object) -> distributed.Client | None:
     """Return the client that a scheduler is, or whose method that computes graphs it is."""
     found = getattr(scheduler, "__self__", scheduler)
     return found if isinstance(found, distributed.Client) else None

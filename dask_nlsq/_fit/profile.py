@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
@@ -108,7 +109,7 @@ class Profiler:
         names = self.problem.parameters.free
         return {names[j]: (ends[2 * i], ends[2 * i + 1]) for i, j in enumerate(known)}
 
-    def curve(self, name: str, values: Any = None) -> pd.DataFrame:
+    def curve(self, name: str, values: npt.ArrayLike | None = None) -> pd.DataFrame:
         """Return τ, the cost and the other parameters at some values of one parameter."""
         free = self.problem.parameters.free
         if name not in free:
@@ -217,7 +218,7 @@ def _centre(solver: TrustRegion, state: State) -> dict[str, Any]:
     }
 
 
-def _numbers(name: str, values: Any) -> Vector:
+def _numbers(name: str, values: npt.ArrayLike) -> Vector:
     """Return the values at which a parameter is to be held, or refuse them."""
     try:
         found = np.asarray(values, float)

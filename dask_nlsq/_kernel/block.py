@@ -268,7 +268,7 @@ def _tiled(rows: int, tile: int) -> int:
     return -(-rows // tile) * tile
 
 
-def _aligned(size: int, dtype: Any) -> Vector:
+def _aligned(size: int, dtype: np.dtype[np.float64]) -> Vector:
     """Return an array that begins at a multiple of `ALIGNMENT`, which NumPy's own do not."""
     memory = np.empty(size * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT

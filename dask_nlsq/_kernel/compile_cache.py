@@ -8,8 +8,8 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import jax
 
@@ -17,14 +17,16 @@ from dask_nlsq._kernel.retention import retention
 from dask_nlsq._model import Objective
 from dask_nlsq._system import check_not_forked
 
-_compiled: weakref.WeakKeyDictionary[Objective, dict[Any, Any]] = weakref.WeakKeyDictionary()
+T = TypeVar("T")
+
+_compiled: weakref.WeakKeyDictionary[Objective, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 _OBJECTIVES = 2
 """Objectives of one model that a fit evaluates by turns: with second derivatives, and without."""
 
 
-def once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any:
+def once(objective: Objective, kind: Hashable, compile_it: Callable[[], T]) -> T:
     """Return what was compiled or found for an objective: once whatever the threads, unlike kinds side by side."""
     check_not_forked()
     with _lock:
@@ -34,10 +36,11 @@ def once(objective: Objective, kind: Any, compile_it: Callable[[], Any]) -> Any:
         with lock:
             if kind not in known:
                 known[kind] = compile_it()
-    return known[kind]
+    made: T = known[kind]
+    return made
 
 
-def _used(objective: Objective) -> dict[Any, Any]:
+def _used(objective: Objective) -> dict[Hashable, Any]:
     """Return what is known of an objective, which is the one used last now, and drop that of the first ones."""
     _compiled[objective] = known = _compiled.pop(objective, {})
     surplus = len(_compiled) - _OBJECTIVES * retention().models

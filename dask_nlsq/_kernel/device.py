@@ -11,7 +11,6 @@ import itertools
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,9 +19,9 @@ from dask_nlsq._kernel.block import SLABS, TILE, Block, Slab, slabs
 
 _slots = itertools.count()
 _thread = threading.local()
-_resident: weakref.WeakKeyDictionary[Block, tuple[Any, list[Slab]]] = weakref.WeakKeyDictionary()
+_resident: weakref.WeakKeyDictionary[Block, tuple[jax.Device, list[Slab]]] = weakref.WeakKeyDictionary()
 
-Placed = tuple[Any, list[int], Slab]
+Placed = tuple[jax.Device, list[int], Slab]
 """A device, the blocks by number, and the slab that holds them there."""
 
 
@@ -43,14 +42,14 @@ def place(blocks: Sequence[Block], rows: int | None, room: int) -> Iterator[Plac
         yield from ((where, [i], slab) for slab in found)
 
 
-def _alone(block: Block, device: Any, rows: int | None) -> Iterator[Slab]:
+def _alone(block: Block, device: jax.Device, rows: int | None) -> Iterator[Slab]:
     size = SLABS[0] if block.rows <= SLABS[0] else SLABS[1]
     return (slab for _, slab in slabs([block], size, min(rows or tile(device, size), size)))
 
 
-def own() -> Any:
+def own() -> jax.Device:
     """Return the device of this thread: the one that JAX was told to use, or one of all in turn."""
-    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]  # public, but made at run time
+    chosen: jax.Device | str | None = jax.config.jax_default_device  # type: ignore[attr-defined]  # public, but made at run time
     if chosen is not None and not isinstance(chosen, str):
         return chosen
     devices = jax.local_devices(backend=chosen)
@@ -61,17 +60,17 @@ def own() -> Any:
     return devices[_thread.slot % len(devices)]
 
 
-def keeps(device: Any) -> bool:
+def keeps(device: jax.Device) -> bool:
     """Whether a device has a memory of its own."""
     return bool(device.platform != "cpu")
 
 
-def tile(device: Any, rows: int) -> int:
+def tile(device: jax.Device, rows: int) -> int:
     """Return the rows of a tile for slabs of so many rows: what fits a core's cache, or all, for many cores at once."""
     return TILE if device.platform == "cpu" else rows
 
 
-def parts(device: Any, rows: int) -> list[int]:
+def parts(device: jax.Device, rows: int) -> list[int]:
     """Return the parts, by their rows, in which a matrix of so many rows is best kept to be multiplied by itself.
 
     On a CPU these are parts of 8 rows, of which the last may have 4 or 12; up to 3 rows are added to that end.
@@ -82,7 +81,7 @@ def parts(device: Any, rows: int) -> list[int]:
     return [4] if fours == 1 else [8] * (fours // 2 - fours % 2) + [12] * (fours % 2)
 
 
-def _put(slab: Slab, device: Any) -> Slab:
+def _put(slab: Slab, device: jax.Device) -> Slab:
     columns = jax.tree.map(np.copy, (slab.x, slab.y, slab.weight))  # the slab's memory is the next one's too
     x, y, weight = jax.device_put(columns, device)
     return slab._replace(x=x, y=y, weight=weight)

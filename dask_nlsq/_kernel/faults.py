@@ -6,11 +6,11 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from dask_nlsq._kernel import finite_difference, safeguarded_difference
 from dask_nlsq._kernel.block import SLABS, TILE, Block, slabs
@@ -58,19 +58,21 @@ def merge_faults(found: Sequence[Fault]) -> list[Fault]:
     return [fault for fault in whole if not fault.flat or fault.count == most]
 
 
-def _fault(block: Block, values: Vector, bad: Any, parameter: int | None = None, flat: bool = False) -> Fault:
+def _fault(
+    block: Block, values: Vector, bad: npt.NDArray[np.bool_], parameter: int | None = None, flat: bool = False
+) -> Fault:
     row = int(np.argmax(bad))
     return Fault(int(bad.sum()), row, tuple(float(c[row]) for c in block.x), float(values[row]), parameter, flat)
 
 
-def _numeric(objective: Objective, block: Block, theta: Vector) -> tuple[Vector, Matrix, Any]:
+def _numeric(objective: Objective, block: Block, theta: Vector) -> tuple[Vector, Matrix, npt.NDArray[np.bool_]]:
     f = finite_difference.values(objective, block.x, list(objective.expand(theta.tolist())))
     w = np.ones(block.rows) if block.weight is None else block.weight
     jac, taken = finite_difference.whole_jacobian(objective, block.x, theta, f, w)
     return f, jac, taken & (jac == 0)
 
 
-def _traced(objective: Objective, block: Block, theta: Vector) -> tuple[Vector, Matrix, Any]:
+def _traced(objective: Objective, block: Block, theta: Vector) -> tuple[Vector, Matrix, npt.NDArray[np.bool_]]:
     size, p = SLABS[0], objective.n_parameters
     run = once(objective, ("faults", size), functools.partial(_compile, objective, size))
     found = [np.asarray(run(theta, slab.x))[:, : slab.places[0, 2]] for _, slab in slabs([block], size, TILE)]
@@ -80,13 +82,13 @@ def _traced(objective: Objective, block: Block, theta: Vector) -> tuple[Vector, 
     return whole[0], whole[1 : p + 1], whole[p + 1 :] > 0
 
 
-def _compile(objective: Objective, rows: int) -> Any:
+def _compile(objective: Objective, rows: int) -> jax.stages.Compiled:
     p = objective.n_parameters
 
-    def look(theta: Any, x: Any) -> Any:
+    def look(theta: jax.Array, x: Sequence[jax.Array]) -> jax.Array:
         nothing, one = jnp.zeros(rows), jnp.ones(rows)
-        a = jacobian_and_residual(objective, theta, x, nothing, one, [jnp.zeros((p + 1, rows))])
-        (a,), _, flat = safeguarded_difference.mend_tile(objective, theta, x, one, a)
+        parts = jacobian_and_residual(objective, theta, x, nothing, one, [jnp.zeros((p + 1, rows))])
+        (a,), _, flat = safeguarded_difference.mend_tile(objective, theta, x, one, parts)
         return jnp.concatenate([a[p:], a[:p], flat.astype(jnp.float64)])
 
     column = jax.ShapeDtypeStruct((rows,), np.float64)

@@ -23,9 +23,9 @@ each piece has its own steps: they depend on its rows and the parameters alone.
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dask_nlsq._errors import ModelError
 from dask_nlsq._kernel import safeguarded_difference
@@ -169,7 +169,7 @@ def _reduce_piece(
 
 def whole_jacobian(
     objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector, w: Vector
-) -> tuple[Matrix, Any]:
+) -> tuple[Matrix, npt.NDArray[np.bool_]]:
     """Return the Jacobian, and which entries of one that is given are differences, for they were not finite."""
     jac = _jacobian(objective, x, theta, f)
     if objective.jac is None or np.isfinite(jac).all():
@@ -253,7 +253,14 @@ def _stretch(first: float, second: float, size: float, h: float, value: float) -
 
 
 def _shorter(
-    objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector, j: int, h: float, slope: Vector, rows: Any
+    objective: Objective,
+    x: tuple[Vector, ...],
+    theta: Vector,
+    f: Vector,
+    j: int,
+    h: float,
+    slope: Vector,
+    rows: npt.NDArray[np.bool_],
 ) -> float:
     """Return the step that suits differences of one side better, which some rows have the slope of."""
     slope, size, half = slope[rows], float(np.linalg.norm(f[rows])), []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,8 +32,9 @@ def program(objective: Objective, theta: Vector) -> dict[str, Any]:
     scalar = jax.ShapeDtypeStruct((), np.float64)
     arguments = ([column] * objective.n_columns, [scalar] * len(theta))
 
-    def model(x: Any, t: Any) -> Any:
-        return objective.evaluate(x, t, jnp.stack)
+    def model(x: Sequence[jax.Array], t: Sequence[jax.Array]) -> jax.Array:
+        values: jax.Array = objective.evaluate(x, t, jnp.stack)
+        return values
 
     digest = hashlib.sha256()
     with jax.enable_x64(True):

@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
 
 from dask_nlsq._kernel import device, finite_difference, safeguarded_difference, validate
@@ -102,7 +103,12 @@ def grams(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
 
 
 def _mend(
-    objective: Objective, theta: Vector, whitening: Matrix | None, slab: Slab, where: Any, pieces: list[Reduction]
+    objective: Objective,
+    theta: Vector,
+    whitening: Matrix | None,
+    slab: Slab,
+    where: jax.Device,
+    pieces: list[Reduction],
 ) -> list[Reduction]:
     """Sweep the pieces of a slab again whose derivatives alone are not finite, with differences in their stead."""
     bad = [i for i, piece in enumerate(pieces) if piece.model_finite and not piece.finite]
@@ -132,7 +138,7 @@ def _take_back() -> None:
 
 
 @jax.jit
-def _call(nothing: Any) -> Any:
+def _call(nothing: jax.Array) -> jax.Array:
     return nothing + nothing
 
 
@@ -152,7 +158,7 @@ def prepare(objective: Objective) -> None:
         once(objective, ("prepared", where), lambda: _prepare(objective, where))
 
 
-def _prepare(objective: Objective, where: Any) -> None:
+def _prepare(objective: Objective, where: jax.Device) -> None:
     one = np.zeros(1)
     block = Block((one,) * objective.n_columns, one, one if objective.weighted else None)
     _, slab = next(slabs([block], SLABS[1], TILE, _room(objective)))
@@ -202,7 +208,7 @@ def _layout(objective: Objective) -> dict[str, tuple[int, ...]]:
 
 
 def _reductions(
-    objective: Objective, slab: Slab, sums: Matrix, checksums: Any, whitening: Matrix | None
+    objective: Objective, slab: Slab, sums: Matrix, checksums: npt.NDArray[np.uint64], whitening: Matrix | None
 ) -> Iterator[Reduction]:
     """Turn the sums of each block of a slab, about its first y, into a mean and a spread."""
     n, start = int(slab.blocks), 0
@@ -239,23 +245,22 @@ def _kernel(
     objective: Objective,
     slab: Slab,
     whitened: bool,
-    where: Any,
+    where: jax.Device,
     traced: Callable[[], None] = lambda: None,
     mended: bool = False,
-) -> Callable[..., Any]:
+) -> jax.stages.Compiled:
     """Return the executable for slabs of this shape on a device, or the one that mends derivatives."""
     kind = (len(slab.y), len(slab.places), whitened, where, mended, *(c.dtype.char for c in (*slab.x, slab.y)))
-    run: Callable[..., Any] = once(objective, kind, lambda: _compile(objective, slab, whitened, where, traced, mended))
-    return run
+    return once(objective, kind, lambda: _compile(objective, slab, whitened, where, traced, mended))
 
 
 def _compile(
-    objective: Objective, slab: Slab, whitened: bool, where: Any, traced: Callable[[], None], mended: bool
-) -> Any:
+    objective: Objective, slab: Slab, whitened: bool, where: jax.Device, traced: Callable[[], None], mended: bool
+) -> jax.stages.Compiled:
     p, size = objective.n_parameters, len(slab.y)
     tile, parts = min(objective.tile or device.tile(where, size), size), device.parts(where, p + 1)
 
-    def kernel(theta: Any, s: Any, slab: Slab) -> Any:
+    def kernel(theta: jax.Array, s: jax.Array | None, slab: Slab) -> tuple[jax.Array, jax.Array]:
         traces[objective.model.name, size, whitened] += 1
         return _sweep_slab(objective, theta, s, slab, tile, parts, mended)
 
@@ -284,8 +289,8 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _compile_predict(objective: Objective, rows: int) -> Any:
-    def predict(theta: Any, x: Any) -> Any:
+def _compile_predict(objective: Objective, rows: int) -> jax.stages.Compiled:
+    def predict(theta: jax.Array, x: Sequence[jax.Array]) -> jax.Array:
         return jnp.asarray(objective.model(x, objective.with_whole(list(theta)), jnp.stack), jnp.float64)
 
     column = jax.ShapeDtypeStruct((rows,), np.float64)
@@ -294,29 +299,44 @@ def _compile_predict(objective: Objective, rows: int) -> Any:
 
 
 def _sweep_slab(
-    objective: Objective, theta: Any, s: Any, slab: Slab, size: int, parts: Sequence[int], mended: bool
-) -> Any:
+    objective: Objective,
+    theta: jax.Array,
+    s: jax.Array | None,
+    slab: Slab,
+    size: int,
+    parts: Sequence[int],
+    mended: bool,
+) -> tuple[jax.Array, jax.Array]:
     """Loop over the blocks of a slab; return their sums, (room, sums), and checksums, (room, columns)."""
     room, columns = len(slab.places), len(slab.x) + 1 + objective.weighted
     width = sum(map(math.prod, _layout(objective).values())) + 1 + 3 * objective.n_parameters * mended
 
-    def body(k: Any, found: Any) -> Any:
+    def body(k: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         one = _sweep_block(objective, theta, s, slab, size, parts, slab.places[k], mended)
         return tuple(lax.dynamic_update_index_in_dim(all_, new, k, 0) for all_, new in zip(found, one, strict=True))
 
-    return lax.fori_loop(0, slab.blocks, body, (jnp.zeros((room, width)), jnp.zeros((room, columns), jnp.uint64)))
+    start = jnp.zeros((room, width)), jnp.zeros((room, columns), jnp.uint64)
+    sums: tuple[jax.Array, jax.Array] = lax.fori_loop(0, slab.blocks, body, start)
+    return sums
 
 
 def _sweep_block(
-    objective: Objective, theta: Any, s: Any, slab: Slab, size: int, parts: Sequence[int], place: Any, mended: bool
-) -> tuple[Any, Any]:
+    objective: Objective,
+    theta: jax.Array,
+    s: jax.Array | None,
+    slab: Slab,
+    size: int,
+    parts: Sequence[int],
+    place: jax.Array,
+    mended: bool,
+) -> tuple[jax.Array, jax.Array]:
     """Loop over the tiles, of `size` rows, of a block at its place: the first, the one past the last, and its rows."""
     first, end, rows = place
     columns = (*slab.x, slab.y) if slab.weight is None else (*slab.x, slab.y, slab.weight)
     # About a value of the data, sums keep the digits an offset would cost.
     origin = slab.y[first * size].astype(jnp.float64)
 
-    def body(i: Any, carry: Any) -> Any:
+    def body(i: jax.Array, carry: dict[str, Any]) -> dict[str, Any]:
         tile = [lax.dynamic_slice(c, (i * size,), (size,)).astype(jnp.float64) for c in columns]
         x, y = tile[: len(slab.x)], tile[len(slab.x)]
         filled = jnp.clip((i - first + 1) * size - rows, 0, size)  # rows past the end of the block
@@ -332,7 +352,8 @@ def _sweep_block(
             found["second"] = [second_derivatives(objective, theta, x, y, weight)]
         added = {"products": found, "lanes": lanes}
         chained = list(map(chain, carry.pop("chained"), tile))
-        return jax.tree.map(jnp.add, carry, added) | {"chained": chained, "a": a} | told
+        sums: dict[str, Any] = jax.tree.map(jnp.add, carry, added)
+        return sums | {"chained": chained, "a": a} | told
 
     real = jnp.concatenate([jnp.ones(size), jnp.zeros(size)])
     shapes = _layout(objective)
@@ -360,7 +381,9 @@ def _sweep_block(
     return jnp.concatenate(sums), jnp.stack([checksum(chained) for chained in found["chained"]])
 
 
-def _tally(told: tuple[Any, Any, Any], taken: Any, flat: Any, start: Any) -> tuple[Any, Any, Any]:
+def _tally(
+    told: tuple[jax.Array, jax.Array, jax.Array], taken: jax.Array, flat: jax.Array, start: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Add a tile to how many derivatives are differences, the first row where one is, and how many are 0, each (p,)."""
     rows = start + jnp.arange(taken.shape[1])
     first = jnp.min(jnp.where(taken, rows.astype(jnp.float64), jnp.inf), axis=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -53,22 +53,24 @@ def evaluate_rows(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
     return np.concatenate(found)
 
 
-def _filled(column: Any) -> Any:
+def _filled(column: Vector) -> Vector:
     """Return a column of `_SIZE` rows whose last value is repeated."""
     return np.pad(column, (0, _SIZE - len(column)), mode="edge")
 
 
-def _arguments(objective: Objective, columns: list[Any]) -> tuple[Any, ...]:
+def _arguments(
+    objective: Objective, columns: list[Vector]
+) -> tuple[tuple[Vector, ...], Vector, Vector, tuple[Vector, ...]]:
     """Return x, y, weight and parameters as the compiled function takes them."""
     k = objective.n_columns
     weight, rest = (columns[k + 1], columns[k + 2 :]) if objective.weighted else (np.ones(_SIZE), columns[k + 1 :])
     return tuple(columns[:k]), columns[k], weight, tuple(rest)
 
 
-def _compile(objective: Objective) -> Any:
+def _compile(objective: Objective) -> jax.stages.Compiled:
     p, column = objective.n_parameters, jax.ShapeDtypeStruct((_SIZE,), np.float64)
 
-    def run(x: Any, y: Any, weight: Any, theta: Any) -> Any:
+    def run(x: Sequence[jax.Array], y: jax.Array, weight: jax.Array, theta: Sequence[jax.Array]) -> jax.Array:
         return jacobian_and_residual(objective, theta, x, y, weight, [jnp.zeros((p + 1, _SIZE))])[0]
 
     return jax.jit(run).lower((column,) * objective.n_columns, column, column, (column,) * p).compile()

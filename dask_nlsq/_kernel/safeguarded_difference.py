@@ -26,16 +26,20 @@ The same rule serves NumPy and JAX: `refine` is handed the array module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
 
 from dask_nlsq._model import Objective
 from dask_nlsq._typing import Matrix, Vector
+
+A = TypeVar("A", npt.NDArray[Any], jax.Array)
 
 EPS = float(np.finfo(float).eps)
 
@@ -54,31 +58,35 @@ _SETTLED, _ACCEPTED = 1e-9, 1e-4
 :math:`h^{-a}` changes by far more from step to step."""
 
 
-class Search(NamedTuple):
+class Search(NamedTuple, Generic[A]):
     """What is known of some derivatives, each (rows,), after some steps."""
 
-    slope: Any  # of the last step
-    value: Any  # extrapolated from it
-    best: Any
-    error: Any  # of the best
-    grain: Any  # what rounding makes of the best
-    flat: Any  # steps in a row that changed nothing
-    open: Any  # whether more steps are needed
+    slope: A  # of the last step
+    value: A  # extrapolated from it
+    best: A
+    error: A  # of the best
+    grain: A  # what rounding makes of the best
+    flat: A  # steps in a row that changed nothing
+    open: A  # whether more steps are needed
 
     @property
-    def accepted(self) -> Any:
+    def accepted(self) -> A:
         """Whether the best is a derivative."""
         size = abs(self.best)
         return (self.error <= _ACCEPTED * size) | (self.error <= 1e3 * self.grain)
 
 
-def begin(xp: Any, wanted: Any) -> Search:
+_Carry: TypeAlias = tuple[int | jax.Array, Search[jax.Array]]
+"""Number of steps that were tried, and the search, in a loop of JAX."""
+
+
+def begin(xp: ModuleType, wanted: A) -> Search[A]:
     """Return the search for the derivatives that are wanted, (rows,)."""
     nothing, far = xp.full(wanted.shape, xp.nan), xp.full(wanted.shape, xp.inf)
     return Search(nothing, nothing, nothing, far, xp.zeros(wanted.shape), xp.zeros(wanted.shape, int), wanted)
 
 
-def refine(xp: Any, search: Search, f: Any, up: Any, down: Any, ahead: Any, behind: Any) -> Search:
+def refine(xp: ModuleType, search: Search[A], f: A, up: A, down: A, ahead: float | A, behind: float | A) -> Search[A]:
     """Return the search after one more step.
 
     Parameters
@@ -107,17 +115,19 @@ def refine(xp: Any, search: Search, f: Any, up: Any, down: Any, ahead: Any, behi
     return Search(slope, value, best, least, rounding, flat, search.open & ~settled)
 
 
-def steps(xp: Any, value: Any) -> Any:
+def steps(xp: ModuleType, value: float | A) -> A:
     """Return the steps to be tried from a parameter of this value, the longest first."""
     size = abs(value)
     long = xp.maximum(size, 1.0) * np.logspace(-1, -_LONG, _LONG)
-    return xp.concatenate([long, xp.minimum(size, 1.0) * np.logspace(-1, -_SHORT, _SHORT)])
+    tried: A = xp.concatenate([long, xp.minimum(size, 1.0) * np.logspace(-1, -_SHORT, _SHORT)])
+    return tried
 
 
-def filled(xp: Any, search: Search, column: Any) -> Any:
+def filled(xp: ModuleType, search: Search[A], column: A) -> A:
     """Return a column of the Jacobian with the derivatives that were found."""
     found = xp.where(abs(search.best) <= search.grain, 0.0, search.best)
-    return xp.where(xp.isfinite(column) | ~search.accepted, column, found)
+    mended: A = xp.where(xp.isfinite(column) | ~search.accepted, column, found)
+    return mended
 
 
 def mend(evaluate: Callable[[Vector], Vector], theta: Vector, f: Vector, jac: Matrix) -> Matrix:
@@ -136,7 +146,9 @@ def mend(evaluate: Callable[[Vector], Vector], theta: Vector, f: Vector, jac: Ma
     return jac
 
 
-def mend_tile(objective: Objective, theta: Any, x: Any, weight: Any, a: Any) -> tuple[list[Any], Any, Any]:
+def mend_tile(
+    objective: Objective, theta: jax.Array, x: Sequence[jax.Array], weight: jax.Array, a: Sequence[jax.Array]
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
     """Do to the parts of A what `mend` does to a Jacobian, as JAX traces it.
 
     Rows of weight 0, those that fill up a tile among them, have the derivative 0.
@@ -148,7 +160,7 @@ def mend_tile(objective: Objective, theta: Any, x: Any, weight: Any, a: Any) -> 
     """
     p, sizes = objective.n_parameters, np.cumsum([len(part) for part in a])
 
-    def at(theta: Any) -> Any:
+    def at(theta: jax.Array) -> jax.Array:
         return values(objective, theta, x)
 
     whole, f = jnp.concatenate(a), at(theta)
@@ -156,18 +168,19 @@ def mend_tile(objective: Objective, theta: Any, x: Any, weight: Any, a: Any) -> 
     jac = jnp.where(bad & (weight == 0), 0.0, whole[:p])
     wanted = bad & jnp.isfinite(f) & (weight > 0)
 
-    def column(j: Any, jac: Any) -> Any:
+    def column(j: jax.Array, jac: jax.Array) -> jax.Array:
         tried = steps(jnp, theta[j])
 
-        def step(carry: Any) -> Any:
+        def step(carry: _Carry) -> _Carry:
             k, search = carry
             up, down = theta.at[j].add(tried[k]), theta.at[j].add(-tried[k])
             return k + 1, refine(jnp, search, f, at(up), at(down), up[j] - theta[j], theta[j] - down[j])
 
-        def more(carry: Any) -> Any:
+        def more(carry: _Carry) -> jax.Array | bool:
             return (carry[0] < len(tried)) & carry[1].open.any()
 
-        _, search = lax.while_loop(more, step, (0, begin(jnp, wanted[j])))
+        start: _Carry = 0, begin(jnp, wanted[j])
+        _, search = lax.while_loop(more, step, start)
         found = filled(jnp, search, jac[j] / jnp.where(weight > 0, weight, 1.0)) * weight
         return jac.at[j].set(jnp.where(wanted[j], found, jac[j]))
 
@@ -175,10 +188,10 @@ def mend_tile(objective: Objective, theta: Any, x: Any, weight: Any, a: Any) -> 
     return jnp.split(whole.at[:p].set(jac), sizes[:-1]), wanted & jnp.isfinite(jac), wanted & (jac == 0)
 
 
-def values(objective: Objective, theta: Any, x: Any) -> Any:
+def values(objective: Objective, theta: jax.Array, x: Sequence[jax.Array]) -> jax.Array:
     """Return the model at the rows of a tile, each row by itself, as JAX traces it."""
 
-    def one_row(x_row: Any) -> Any:
+    def one_row(x_row: Sequence[jax.Array]) -> jax.Array:
         value = objective.evaluate([c[None] for c in x_row], list(theta), jnp.stack)
         return jnp.asarray(value, jnp.float64)[0]
 

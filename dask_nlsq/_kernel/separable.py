@@ -79,8 +79,7 @@ class _Value(NamedTuple):
 
 def linearity(objective: Objective) -> Linearity:
     """Return the parameters in which the model is linear, from its traced program; none where it cannot be traced."""
-    found: Linearity = once(objective, "linearity", lambda: _find(objective))
-    return found
+    return once(objective, "linearity", lambda: _find(objective))
 
 
 def none_linear(p: int) -> Linearity:
@@ -99,7 +98,7 @@ def _find(objective: Objective) -> Linearity:
     return find(lambda t, *x: objective.evaluate(x, t, jnp.stack), p, [column] * objective.n_columns)
 
 
-def find(evaluate: Callable[..., Any], p: int, columns: Sequence[Any] = ()) -> Linearity:
+def find(evaluate: Callable[..., Any], p: int, columns: Sequence[jax.ShapeDtypeStruct] = ()) -> Linearity:
     """Return the parameters in which ``evaluate(parameters, *columns)`` is linear, from its traced program."""
     scalars = [jax.ShapeDtypeStruct((), np.float64)] * p
     with jax.enable_x64(True):
@@ -127,12 +126,12 @@ def _constant(p: int) -> _Value:
     return _Value(np.zeros(p, bool), np.zeros((p, p), bool))
 
 
-def _walk(jaxpr: Any, arguments: Sequence[_Value], p: int) -> list[_Value]:
+def _walk(jaxpr: core.Jaxpr, arguments: Sequence[_Value], p: int) -> list[_Value]:
     """Return what the results of a program depend on, given what its arguments do."""
-    known: dict[Any, _Value] = {var: _constant(p) for var in jaxpr.constvars}
+    known: dict[core.Var, _Value] = {var: _constant(p) for var in jaxpr.constvars}
     known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
-    def of(atom: Any) -> _Value:
+    def of(atom: core.Var | core.Literal) -> _Value:
         return _constant(p) if isinstance(atom, core.Literal) else known[atom]
 
     for eqn in jaxpr.eqns:

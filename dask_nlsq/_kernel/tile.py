@@ -40,16 +40,23 @@ _EXPONENT, _MANTISSA, _ONE = np.uint64(52), np.uint64(2**52 - 1), np.uint64(1023
 """A float64 is made of a sign, 11 bits of exponent counted from 1023, and 52 bits of mantissa."""
 
 
-def jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weight: Any, a: Sequence[Any]) -> list[Any]:
+def jacobian_and_residual(
+    objective: Objective,
+    theta: jax.Array | Sequence[jax.Array],
+    x: Sequence[jax.Array],
+    y: jax.Array,
+    weight: jax.Array,
+    a: Sequence[jax.Array],
+) -> list[jax.Array]:
     """Write the columns of the Jacobian and the residual, all times the weight, over the parts of A, each (n, tile).
 
     The parts have p + 1 rows together, or a few more, which stay as they are.
     """
     if objective.jacobian == "shared":
-        f, jacobian = _shared(objective, theta, x)
-        return _columns([*(jacobian * weight), (f - y) * weight], a)
+        f, slopes = _shared(objective, theta, x)
+        return _columns([*(slopes * weight), (f - y) * weight], a)
 
-    def one_row(x_row: Any, *theta_row: Any) -> Any:
+    def one_row(x_row: Sequence[jax.Array], *theta_row: jax.Array) -> jax.Array:
         value = objective.evaluate([c[None] for c in x_row], theta_row, jnp.stack)
         return jnp.asarray(value, jnp.float64)[0]
 
@@ -65,41 +72,48 @@ def jacobian_and_residual(objective: Objective, theta: Any, x: Any, y: Any, weig
     return _columns([*jacobian, (f - y) * weight], a)
 
 
-def _shared(objective: Objective, theta: Any, x: Any) -> tuple[Any, Any]:
+def _shared(
+    objective: Objective, theta: jax.Array | Sequence[jax.Array], x: Sequence[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     """Return the values of all rows at once, (rows,), and their derivatives by a forward pass each, (p, rows)."""
 
-    def rows(theta: Any) -> Any:
+    def rows(theta: jax.Array) -> jax.Array:
         return jnp.asarray(objective.evaluate(x, list(theta), jnp.stack), jnp.float64)
 
     f, push = jax.linearize(rows, theta)
     return f, jax.vmap(push)(jnp.eye(len(theta)))
 
 
-def _columns(columns: Sequence[Any], a: Sequence[Any]) -> list[Any]:
+def _columns(columns: Sequence[jax.Array], a: Sequence[jax.Array]) -> list[jax.Array]:
     """Write columns over the rows of the parts, in order."""
     left = iter(columns)
     return [_write(part, itertools.islice(left, len(part))) for part in a]
 
 
-def second_derivatives(objective: Objective, theta: Any, x: Any, y: Any, weight: Any) -> Any:
+def second_derivatives(
+    objective: Objective, theta: jax.Array, x: Sequence[jax.Array], y: jax.Array, weight: jax.Array
+) -> jax.Array:
     """Return the second derivatives of the model times residual and squared weight, summed over a tile: (p, p)."""
 
-    def values(t: Any) -> Any:
+    def values(t: jax.Array) -> jax.Array:
         return jnp.asarray(objective.evaluate(x, list(t), jnp.stack), jnp.float64)
 
     residual = lax.stop_gradient((values(theta) - y) * weight**2)
     gradient = (jax.grad if objective.jacobian == "reverse" else jax.jacfwd)(lambda t: jnp.sum(residual * values(t)))
-    return jax.jacfwd(gradient)(theta)
+    hessian: jax.Array = jax.jacfwd(gradient)(theta)
+    return hessian
 
 
-def _write(part: Any, columns: Iterable[Any]) -> Any:
+def _write(part: jax.Array, columns: Iterable[jax.Array]) -> jax.Array:
     """Write columns over the first rows, one behind another: stacked, they would be a choice for each element."""
     for j, column in enumerate(columns):
         part = lax.dynamic_update_slice(part, column[None], (j, 0))
     return part
 
 
-def products(objective: Objective, a: Sequence[Any], weight: Any, s: Any) -> dict[str, list[Any]]:
+def products(
+    objective: Objective, a: Sequence[jax.Array], weight: jax.Array, s: jax.Array | None
+) -> dict[str, list[jax.Array]]:
     """Return what is summed of products of A, as blocks (see `blocks`), and the cost where the Gram matrix lacks it.
 
     The Jacobian is multiplied by s (p, p) before, where given.
@@ -124,23 +138,23 @@ def products(objective: Objective, a: Sequence[Any], weight: Any, s: Any) -> dic
     return found
 
 
-def _residual_row(a: Sequence[Any], p: int) -> int:
+def _residual_row(a: Sequence[jax.Array], p: int) -> int:
     """Return where in the last part the residual lies, counted from its end: rows that fill it up come behind."""
     return p - sum(map(len, a))
 
 
-def _whiten(a: Sequence[Any], s: Any) -> list[Any]:
+def _whiten(a: Sequence[jax.Array], s: jax.Array) -> list[jax.Array]:
     """Return A with s (p, p) times its Jacobian, and the residual as it is."""
     p, ends, last = len(s), np.cumsum([len(part) for part in a]), _residual_row(a, len(s))
     whole = jnp.zeros((ends[-1], ends[-1])).at[:p, :p].set(s)
-    found = [
+    found: list[Any] = [  # sum() begins with the number 0
         sum(block @ part for block, part in zip(jnp.split(row, ends[:-1], axis=1), a, strict=True))
         for row in jnp.split(whole, ends[:-1])
     ]
     return [*found[:-1], found[-1].at[last].set(a[-1][last])]
 
 
-def _product(a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+def _product(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> list[jax.Array]:
     return [left @ right.T for i, left in enumerate(a) for right in b[: i + 1]]
 
 
@@ -152,7 +166,7 @@ def blocks(shape: tuple[int, ...], parts: Sequence[int]) -> list[tuple[int, ...]
     return [(m, n) for i, m in enumerate(parts) for n in parts[: i + 1]] if shape else [shape]
 
 
-def assemble(found: Sequence[Any], shape: tuple[int, ...]) -> Any:
+def assemble(found: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
     """Return the symmetric matrix that some blocks stand for, cut to its shape, or the number."""
     if not shape:
         return found[0]
@@ -162,7 +176,7 @@ def assemble(found: Sequence[Any], shape: tuple[int, ...]) -> Any:
     return jnp.block(whole)[: shape[0], : shape[1]]
 
 
-def moments(y: Any, weight: Any) -> list[Any]:
+def moments(y: jax.Array, weight: jax.Array | None) -> list[jax.Array]:
     """Return Σ w² y, Σ w² y², Σ w² and Σ log w over a tile, in lanes; the first two where there are no weights.
 
     Rows past the end have the weight 0, or y = 0, so that they do not count.
@@ -173,7 +187,7 @@ def moments(y: Any, weight: Any) -> list[Any]:
     return [in_lanes(w2 * y), in_lanes(w2 * y * y), in_lanes(w2), log_sum(jnp.where(weight > 0, weight, 1.0))]
 
 
-def log_sum(values: Any) -> Any:
+def log_sum(values: jax.Array) -> jax.Array:
     """Return the sum of the logarithms of positive values, in lanes.
 
     Of the mantissas, 1 to 2, eight are multiplied first; the product of a thousand would be beyond float64.
@@ -183,28 +197,30 @@ def log_sum(values: Any) -> Any:
     mantissas = lax.bitcast_convert_type(bits & _MANTISSA | _ONE, jnp.float64)
     together = math.gcd(8, len(values) // LANES)
     logarithms = jnp.log(jnp.prod(mantissas.reshape(-1, together, LANES), axis=1))
-    return in_lanes(exponents) * np.log(2.0) + jnp.sum(logarithms, axis=0)
+    sums: jax.Array = in_lanes(exponents) * np.log(2.0) + jnp.sum(logarithms, axis=0)
+    return sums
 
 
-def in_lanes(values: Any) -> Any:
+def in_lanes(values: jax.Array) -> jax.Array:
     """Return the sums of every 256th value, or of fewer lanes where the values are fewer."""
     return jnp.sum(values.reshape(-1, math.gcd(LANES, len(values))), axis=0)
 
 
-def total(values: Any) -> Any:
+def total(values: jax.Array) -> jax.Array:
     """Return the sum of a tile or of lanes, in two steps.
 
     What XLA does of its own accord, sums of 32 and sums of these, takes longer to compile.
     """
-    return jnp.sum(lax.optimization_barrier(jnp.sum(values.reshape(-1, 16, 16), axis=(0, 1))))
+    partial: jax.Array = lax.optimization_barrier(jnp.sum(values.reshape(-1, 16, 16), axis=(0, 1)))
+    return jnp.sum(partial)
 
 
-def chain(before: Any, column: Any) -> Any:
+def chain(before: jax.Array, column: jax.Array) -> jax.Array:
     """Return the checksums of a column, one for each row of a tile, with those of the tiles before."""
     bits = lax.bitcast_convert_type(column, jnp.uint64)
     return before * _CHAIN + (bits ^ (bits >> np.uint64(32)))  # products carry a bit upwards only
 
 
-def checksum(chained: Any) -> Any:
+def checksum(chained: jax.Array) -> jax.Array:
     """Return the one checksum of what has been chained."""
     return total(chained * (np.arange(len(chained), dtype=np.uint64) * _GOLDEN | np.uint64(1)))

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.extend import core
 
 from dask_nlsq._model import Objective
@@ -36,14 +37,14 @@ _EXACT = 2**24
 _SINGLE = (np.dtype(np.float32), np.dtype(np.complex64))
 
 
-def trace(objective: Objective) -> tuple[Any, Any]:
+def trace(objective: Objective) -> tuple[core.ClosedJaxpr, Any]:
     """Return the program of a model and what it returns, as shapes.
 
     Its inputs are the columns, each (ROWS,), then the free parameters.
     """
     column, scalar = jax.ShapeDtypeStruct((ROWS,), np.float64), jax.ShapeDtypeStruct((), np.float64)
 
-    def model(x: Any, theta: Any) -> Any:
+    def model(x: Sequence[jax.Array], theta: Sequence[jax.Array]) -> Any:
         return objective.evaluate(x, theta, jnp.stack)
 
     with jax.enable_x64(True):
@@ -68,7 +69,7 @@ class Work:
             self.shared += values
 
 
-def work(program: Any, columns: int) -> Work:
+def work(program: core.ClosedJaxpr, columns: int) -> Work:
     """Return how much of a program is done once for all rows and how much for each, in values per row."""
     found = Work()
     depends = [_COLUMNS] * columns + [_PARAMETERS] * (len(program.jaxpr.invars) - columns)
@@ -76,7 +77,7 @@ def work(program: Any, columns: int) -> Work:
     return dataclasses.replace(found, rows=found.rows / ROWS)
 
 
-def shares(program: Any, columns: int) -> bool:
+def shares(program: core.ClosedJaxpr, columns: int) -> bool:
     r"""Whether the rows of a tile should share what depends on the parameters alone.
 
     A reverse pass costs about three evaluations, in which each row computes it anew; p forward passes and an evaluation
@@ -87,11 +88,11 @@ def shares(program: Any, columns: int) -> bool:
     return found.shared > _NOTICEABLE and 2.0 * (found.rows + found.shared) > (p + 1) * found.rows
 
 
-def _walk(jaxpr: Any, depends: Sequence[int], times: float, found: Work) -> list[int]:
+def _walk(jaxpr: core.Jaxpr, depends: Sequence[int], times: float, found: Work) -> list[int]:
     """Count the values of each equation, `times` over; return what each output depends on."""
     known = dict(zip(jaxpr.invars, depends, strict=True))
 
-    def of(atom: Any) -> int:
+    def of(atom: core.Var | core.Literal) -> int:
         return 0 if isinstance(atom, core.Literal) else known.get(atom, 0)
 
     for equation in jaxpr.eqns:
@@ -100,7 +101,7 @@ def _walk(jaxpr: Any, depends: Sequence[int], times: float, found: Work) -> list
     return list(map(of, jaxpr.outvars))
 
 
-def _equation(equation: Any, depends: list[int], times: float, found: Work) -> list[int]:
+def _equation(equation: core.JaxprEqn, depends: list[int], times: float, found: Work) -> list[int]:
     together = 0
     for one in depends:
         together |= one
@@ -124,7 +125,7 @@ def _equation(equation: Any, depends: list[int], times: float, found: Work) -> l
     return outputs
 
 
-def _scan(equation: Any, jaxpr: Any, depends: list[int], times: float, found: Work) -> list[int]:
+def _scan(equation: core.JaxprEqn, jaxpr: core.Jaxpr, depends: list[int], times: float, found: Work) -> list[int]:
     """Count a loop of known length; what it carries depends on all that any pass puts there.
 
     Its inputs are constants, what it carries, and what it takes one by one, which has a dimension more outside; its
@@ -141,46 +142,46 @@ def _scan(equation: Any, jaxpr: Any, depends: list[int], times: float, found: Wo
     return _walk(jaxpr, depends, times * equation.params["length"], found)
 
 
-def _as_deep(outside: Any, inside: Any) -> bool:
+def _as_deep(outside: core.Var | core.Literal, inside: core.Var | core.Literal) -> bool:
     """Whether a value has as many dimensions in a loop as around it."""
-    return bool(outside.aval.ndim == inside.aval.ndim)
+    return len(getattr(outside.aval, "shape", ())) == len(getattr(inside.aval, "shape", ()))
 
 
-def _inner(equation: Any) -> Iterator[Any]:
+def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
     """Yield the programs that an equation holds: of a function, a loop, or branches."""
     for part in _held(equation):
         if isinstance(part, (core.ClosedJaxpr, core.Jaxpr)):
-            yield getattr(part, "jaxpr", part)
+            yield part.jaxpr if isinstance(part, core.ClosedJaxpr) else part
 
 
-def _closed(equation: Any) -> list[Any]:
+def _closed(equation: core.JaxprEqn) -> list[core.ClosedJaxpr]:
     return [part for part in _held(equation) if isinstance(part, core.ClosedJaxpr)]
 
 
-def _held(equation: Any) -> list[Any]:
+def _held(equation: core.JaxprEqn) -> list[object]:
     values = equation.params.values()
     return [part for value in values for part in (value if isinstance(value, (tuple, list)) else (value,))]
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
     for equation in jaxpr.eqns:
         yield equation
         for part in _inner(equation):
             yield from _equations(part)
 
 
-def draws(program: Any) -> bool:
+def draws(program: core.ClosedJaxpr) -> bool:
     """Whether a program draws random numbers."""
     return any(e.primitive.name.startswith(("random_", "threefry", "rng_")) for e in _equations(program.jaxpr))
 
 
-def constants(program: Any) -> list[Any]:
+def constants(program: core.ClosedJaxpr) -> list[Any]:
     """Return the arrays that a program holds, those of inner functions included."""
     held = [program, *(part for e in _equations(program.jaxpr) for part in _closed(e))]
     return [constant for part in held for constant in part.consts]
 
 
-def single(constants: Iterable[Any]) -> list[Any]:
+def single(constants: Iterable[object]) -> list[jax.Array]:
     """Return which constants are arrays of JAX with float32 digits only, where that may have cost some.
 
     Whole numbers up to 2**24, and numbers that float32 writes as they are, such as 0.5, have lost nothing. An array of
@@ -189,7 +190,7 @@ def single(constants: Iterable[Any]) -> list[Any]:
     return [c for c in constants if isinstance(c, jax.Array) and c.dtype in _SINGLE and not _as_meant(np.asarray(c))]
 
 
-def _as_meant(values: Any) -> bool:
+def _as_meant(values: npt.NDArray[Any]) -> bool:
     """Whether every number is what its shortest decimal says: 0.5 is, and 0.1 of float32 is not."""
     parts = np.unique(np.stack([values.real, values.imag]) if values.dtype.kind == "c" else values)
     if (np.abs(parts[np.isfinite(parts)]) >= _EXACT).any():

@@ -41,8 +41,7 @@ class Look(NamedTuple):
 
 def look(objective: Objective, theta: Vector) -> Look:
     """Return what `check` says, which is asked once for each objective."""
-    found: Look = once(objective, "look", lambda: check(objective, theta))
-    return found
+    return once(objective, "look", lambda: check(objective, theta))
 
 
 def check(objective: Objective, theta: Vector) -> Look:
@@ -132,7 +131,7 @@ def _direction(objective: Objective, directions: Sequence[Jacobian]) -> tuple[Ja
     return "numeric", obstacle
 
 
-def _said(constant: Any) -> str:
+def _said(constant: jax.Array) -> str:
     """Describe a constant by its shape, or its value if it is a single one."""
     return f"{float(constant):.9g}" if constant.size == 1 and constant.dtype.kind == "f" else f"shape {constant.shape}"
 
@@ -269,20 +268,21 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__} at {last.filename}:{last.lineno}, {last.line!r}"
 
 
-def compiled_rows(objective: Objective) -> Any:
+def compiled_rows(objective: Objective) -> jax.stages.Compiled:
     """Return the compiled model at two points, on all rows at once and on each row as a block of its own."""
     return once(objective, "rows", functools.partial(_compile_rows, objective))
 
 
-def _compile_rows(objective: Objective) -> Any:
-    def look(x: Any, points: Any) -> Any:
-        def both(theta: Any) -> Any:
-            def one_row(row: Any) -> Any:
+def _compile_rows(objective: Objective) -> jax.stages.Compiled:
+    def look(x: Sequence[jax.Array], points: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def both(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
+            def one_row(row: Sequence[jax.Array]) -> jax.Array:
                 return jnp.asarray(objective.evaluate([c[None] for c in row], list(theta), jnp.stack), jnp.float64)[0]
 
             return jnp.asarray(objective.evaluate(x, list(theta), jnp.stack), jnp.float64), jax.vmap(one_row)(x)
 
-        return lax.map(both, points)
+        values: tuple[jax.Array, jax.Array] = lax.map(both, points)
+        return values
 
     column = jax.ShapeDtypeStruct((_LOOK,), np.float64)
     points = jax.ShapeDtypeStruct((2, objective.n_parameters), np.float64)

@@ -13,20 +13,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from dask_nlsq._errors import ModelError
 from dask_nlsq._model.expression import CONSTANTS, Expression
+from dask_nlsq._model.guess import Guess
+from dask_nlsq._model.parametric_function import ParametricFunction
 from dask_nlsq._typing import Vector
 
-if TYPE_CHECKING:
-    from dask_nlsq._model.model import Model
-
-Guess: TypeAlias = "Callable[[Sequence[Vector], Vector], Mapping[str, float]]"
-"""Starting values from columns of x and from y, each (rows,)."""
+M = TypeVar("M", bound=ParametricFunction)
 
 ROWS = 500
 """Rows to which the start of a sum is fitted."""
@@ -47,9 +46,9 @@ _NAME = re.compile(r"(?<![\w.])[A-Za-z]\w*", re.ASCII)
 class Sum:
     """A sum of functions of the same column; each part takes its parameters under its own names."""
 
-    parts: tuple[tuple[Model, tuple[str, ...]], ...]  # with the names of its parameters in the sum
+    parts: tuple[tuple[ParametricFunction, tuple[str, ...]], ...]  # with the names of its parameters in the sum
 
-    def __call__(self, column: Any, /, **values: Any) -> Any:
+    def __call__(self, column: npt.ArrayLike, /, **values: Any) -> Any:
         """Evaluate every part and add up."""
         first, *others = (part((column,), [values[name] for name in names], np.stack) for part, names in self.parts)
         return sum(others, first)
@@ -71,7 +70,7 @@ class Renamed:
 class SumGuess:
     """A start for a sum, from the guesses of its parts."""
 
-    parts: tuple[Model, ...]
+    parts: tuple[ParametricFunction, ...]
 
     def __call__(self, x: Sequence[Vector], y: Vector) -> dict[str, float]:
         """Guess in several orders, improve the best of them, and keep the best."""
@@ -98,7 +97,7 @@ class SumGuess:
 class _Columns:
     """Columns at which the parts of a sum are evaluated; NaN where they cannot be."""
 
-    def __init__(self, parts: Sequence[Model], x: Sequence[Vector]) -> None:
+    def __init__(self, parts: Sequence[ParametricFunction], x: Sequence[Vector]) -> None:
         self.parts = [_bound(part, len(x)) for part in parts]
         self.x = x
 
@@ -132,7 +131,7 @@ class _Columns:
         return dict(zip(start, fit.x.tolist(), strict=True))
 
 
-def _bound(part: Model, count: int) -> Model:
+def _bound(part: ParametricFunction, count: int) -> ParametricFunction:
     """Bind a part to so many columns, in the order of its inputs."""
     if len(part.inputs) == 1:
         return dataclasses.replace(part, columns={part.inputs[0]: tuple(range(count))})
@@ -145,7 +144,7 @@ def _cost(residual: Vector) -> float:
     return cost if np.isfinite(cost) else np.inf
 
 
-def add(left: Model, right: Model) -> Model:
+def add(left: M, right: M) -> M:
     """Return the sum of two models of the same columns."""
     left, right = _closed(left, right), _closed(right, left)
     _check_columns(left, right)
@@ -176,7 +175,7 @@ def add(left: Model, right: Model) -> Model:
     )
 
 
-def prefix(model: Model, text: str) -> Model:
+def prefix(model: M, text: str) -> M:
     """Return the same model with every parameter's name behind a prefix."""
     if not isinstance(text, str) or not f"{text}a".isidentifier():
         raise ModelError(f"The prefix is {text!r}; letters, digits and _ are needed, such as 'p1_'.")
@@ -215,7 +214,7 @@ def renamed(expression: Expression, names: Mapping[str, str]) -> Expression:
     return Expression(_NAME.sub(lambda word: names.get(word[0], word[0]), expression.text))
 
 
-def _closed(model: Model, other: Model) -> Model:
+def _closed(model: M, other: ParametricFunction) -> M:
     """Return a model whose columns are known, from the other one where it leaves them open."""
     if model.inputs:
         return model
@@ -227,7 +226,7 @@ def _closed(model: Model, other: Model) -> Model:
     )
 
 
-def _check_columns(left: Model, right: Model) -> None:
+def _check_columns(left: ParametricFunction, right: ParametricFunction) -> None:
     alike = len(left.inputs) == len(right.inputs) == 1 or left.inputs == right.inputs
     if not alike:
         raise ModelError(
@@ -238,12 +237,12 @@ def _check_columns(left: Model, right: Model) -> None:
         raise ModelError("A function and an expression of several columns cannot be added; write one function.")
 
 
-def _part(model: Model) -> tuple[Model, tuple[str, ...]]:
+def _part(model: ParametricFunction) -> tuple[ParametricFunction, tuple[str, ...]]:
     """Return what a `Sum` holds of a model: bound to the sum's column, with its names."""
     return dataclasses.replace(model, columns={model.inputs[0]: (0,)}, guess=None), model.parameters
 
 
-def _parts(model: Model) -> tuple[Model, ...]:
+def _parts(model: ParametricFunction) -> tuple[ParametricFunction, ...]:
     return model.guess.parts if isinstance(model.guess, SumGuess) else (model,)
 
 

@@ -17,7 +17,8 @@ import operator
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from types import ModuleType
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -297,13 +298,13 @@ def _names(node: Node) -> Iterable[str]:
             yield from _names(argument)
 
 
-def _value(node: Node, values: Mapping[str, Any], xp: Any) -> Any:
+def _value(node: Node, values: Mapping[str, Any], xp: ModuleType) -> Any:
     if isinstance(node, Call):
         return _apply(node.function, [_value(argument, values, xp) for argument in node.arguments], xp)
     return values[node] if isinstance(node, str) else node
 
 
-def _apply(function: str, arguments: Sequence[Any], xp: Any) -> Any:
+def _apply(function: str, arguments: Sequence[Any], xp: ModuleType) -> Any:
     """Evaluate one operator or function of the array module `xp`."""
     if function in _ARITHMETIC:
         return _ARITHMETIC[function](*arguments)
@@ -321,13 +322,19 @@ def _apply(function: str, arguments: Sequence[Any], xp: Any) -> Any:
     return getattr(xp, name)(*arguments)
 
 
-def _power(base: Any, exponent: Any) -> Any:
+class _Power(Protocol):
+    """What can be raised to a power."""
+
+    def __pow__(self, exponent: object, /) -> Any: ...
+
+
+def _power(base: _Power, exponent: object) -> Any:
     if isinstance(exponent, float) and exponent.is_integer() and abs(exponent) <= _MULTIPLIED:
         return base ** int(exponent)
     return base**exponent
 
 
-def _array_module(values: Iterable[Any]) -> Any:
+def _array_module(values: Iterable[Any]) -> ModuleType:
     """Return jax.numpy where a value is a JAX array, which knows its own module; else NumPy."""
     for value in values:
         module = value.__array_namespace__() if hasattr(value, "__array_namespace__") else np
@@ -336,7 +343,7 @@ def _array_module(values: Iterable[Any]) -> Any:
     return np
 
 
-def _real(value: Any, xp: Any) -> Any:
+def _real(value: object, xp: ModuleType) -> Any:
     """Return a value as a floating-point array or scalar."""
     if getattr(getattr(value, "dtype", None), "kind", "") == "f":
         return value

@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from dask_nlsq._model.expression import Expression
 from dask_nlsq._typing import Matrix, Vector
+
+Guess: TypeAlias = Callable[[Sequence[Vector], Vector], Mapping[str, float]]
+"""Starting values from columns of x and from y, each (rows,)."""
 
 POINTS = 400
 """Most points of a smoothed curve."""

@@ -13,11 +13,11 @@ from typing import SupportsIndex
 import numpy as np
 
 from dask_nlsq._errors import ModelError
-from dask_nlsq._model.composition import Guess
 from dask_nlsq._model.expression import Expression
 from dask_nlsq._model.guess import (
     POINTS,
     Grids,
+    Guess,
     Scan,
     curve,
     decades,

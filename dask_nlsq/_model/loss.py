@@ -23,11 +23,16 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from dask_nlsq._errors import ModelError
+
+if TYPE_CHECKING:
+    import jax
+
+A = TypeVar("A", np.ndarray, "jax.Array")
 
 Loss: TypeAlias = str | Callable[[Any], Any]
 """A name in the table above, or a function of z that returns (ρ, ρ', ρ''), or ρ alone for JAX to differentiate."""
@@ -35,7 +40,7 @@ Loss: TypeAlias = str | Callable[[Any], Any]
 NAMES = ("linear", "soft_l1", "huber", "cauchy", "arctan", "tukey")
 
 
-def check_loss(loss: Any, f_scale: Any) -> None:
+def check_loss(loss: object, f_scale: float | str | None) -> None:
     """Refuse a loss that is not known.
 
     Raises
@@ -49,7 +54,7 @@ def check_loss(loss: Any, f_scale: Any) -> None:
         raise ModelError(f"f_scale is {f_scale!r}; a positive number is needed.")
 
 
-def evaluate(loss: Loss, z: Any) -> tuple[Any, Any, Any]:
+def evaluate(loss: Loss, z: A) -> tuple[Any, Any, Any]:
     """Return ρ, ρ' and ρ'' at z, each of z's shape."""
     if callable(loss):
         found = loss(z)
@@ -60,20 +65,21 @@ def evaluate(loss: Loss, z: Any) -> tuple[Any, Any, Any]:
     return _differentiate(functools.partial(_rho, loss), z)
 
 
-def curvature(z: Any, slope: Any, bend: Any) -> Any:
+def curvature(z: A, slope: A, bend: A) -> A:
     """Return ρ' + 2 z ρ'', which is ρ' at z = 0 however large ρ'' is there."""
     jnp = importlib.import_module("jax.numpy") if not isinstance(z, np.ndarray) else np
-    return slope + jnp.where(z > 0, 2.0 * z * bend, 0.0)
+    curved: A = slope + jnp.where(z > 0, 2.0 * z * bend, 0.0)
+    return curved
 
 
-def _differentiate(rho: Callable[[Any], Any], z: Any) -> tuple[Any, Any, Any]:
-    jax, jnp = importlib.import_module("jax"), importlib.import_module("jax.numpy")
+def _differentiate(rho: Callable[[Any], Any], z: np.ndarray | jax.Array) -> tuple[Any, Any, Any]:
+    jvp, jnp = importlib.import_module("jax").jvp, importlib.import_module("jax.numpy")
     one = jnp.ones_like(z)
-    first = lambda v: jax.jvp(rho, (v,), (one,))[1]  # noqa: E731
-    return (rho(z), *jax.jvp(first, (z,), (one,)))
+    first = lambda v: jvp(rho, (v,), (one,))[1]  # noqa: E731
+    return (rho(z), *jvp(first, (z,), (one,)))
 
 
-def _rho(name: str, z: Any) -> Any:
+def _rho(name: str, z: A) -> Any:
     jnp = importlib.import_module("jax.numpy")
     near = jnp.minimum(z, 1.0)
     far = jnp.maximum(z, 1.0)  # keeps the square root's slope finite where it is not taken

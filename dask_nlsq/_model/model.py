@@ -15,20 +15,21 @@ import dataclasses
 import functools
 import inspect
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 from dask_nlsq._errors import ModelError
 from dask_nlsq._model import composition
-from dask_nlsq._model.composition import Guess
 from dask_nlsq._model.expression import Expression
+from dask_nlsq._model.guess import Guess
+from dask_nlsq._model.parametric_function import ParametricFunction
 
 _BY_PLACE_ONLY = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class Model(ParametricFunction):
     r"""A model function :math:`f(x; \theta)` with named parameters.
 
     Parameters
@@ -59,15 +60,6 @@ class Model:
     >>> Model.from_function(decay).parameters
     ('amplitude', 'rate', 'offset')
     """
-
-    func: Callable[..., Any]
-    arguments: tuple[str, ...]
-    inputs: tuple[str, ...]
-    keywords: frozenset[str] = frozenset()
-    defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    columns: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    name: str = "model"
-    guess: Guess | None = None
 
     @classmethod
     def from_function(cls, func: Callable[..., Any], n_parameters: int | None = None) -> Model:
@@ -176,15 +168,6 @@ class Model:
                 raise ModelError(f"{said}= names {unknown}; the names in {text!r} are {list(expression.names)}.")
         return cls(expression, expression.names, inputs, frozenset(expression.names), starts, {}, name or text, guess)
 
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the parameters, in the order of the signature or of the text.
-
-        Of an expression that leaves its columns to the data, these are all names until the data is there.
-        """
-        columns = self.columns or self.inputs
-        return tuple(a for a in self.arguments if a not in columns)
-
     def __add__(self, other: Model) -> Model:
         """Add two models of the same columns; the right one's column takes the name of the left one's.
 
@@ -238,7 +221,7 @@ class Model:
             )
         return found
 
-    def array_names(self, count: int, p0: Any = None) -> tuple[str, ...]:
+    def array_names(self, count: int, p0: object = None) -> tuple[str, ...]:
         """Name so many columns that are given as arrays, without names.
 
         The first argument of a function takes them all, as in SciPy; or each of the first arguments takes one, where p0
@@ -258,10 +241,10 @@ class Model:
             )
         return names
 
-    def _leaves(self, count: int, p0: Any) -> bool:
+    def _leaves(self, count: int, p0: object) -> bool:
         """Whether p0 has a number for each parameter behind the first `count` arguments, and no other."""
         numbered = isinstance(p0, Sequence) or getattr(p0, "ndim", 0) == 1
-        return numbered and 0 < len(p0) == len(self.arguments) - count
+        return numbered and isinstance(p0, Sized) and 0 < len(p0) == len(self.arguments) - count
 
     def bind(self, names: Sequence[str]) -> Model:
         """Say which argument takes which of the columns called `names`.
@@ -300,35 +283,15 @@ class Model:
             )
         return same | {name: (i,) for name, i in zip(open_inputs, strangers, strict=True)}
 
-    def replace(self, func: Callable[..., Any]) -> Model:
-        """Return a model that hands the same arguments to another function."""
-        return dataclasses.replace(self, func=func)
 
-    def __call__(self, x: Sequence[Any], theta: Sequence[Any], stack: Callable[..., Any]) -> Any:
-        """Evaluate at columns `x`, each of shape (rows,), and parameters `theta`, each a scalar."""
-        values = iter(theta)
-        args, kwargs = [], {}
-        for argument in self.arguments:
-            taken = self.columns.get(argument)
-            if taken is None:
-                value = next(values)
-            else:
-                value = x[taken[0]] if len(taken) == 1 else stack([x[i] for i in taken])
-            if argument in self.keywords:
-                kwargs[argument] = value
-            else:
-                args.append(value)
-        return self.func(*args, **kwargs)
-
-
-def _is_option(default: Any) -> bool:
+def _is_option(default: object) -> bool:
     """Whether a default marks an argument as an option rather than a parameter."""
     if default is inspect.Parameter.empty:
         return False
     return isinstance(default, bool) or not isinstance(default, numbers.Real)
 
 
-def _held(func: Any) -> set[str]:
+def _held(func: Callable[..., Any]) -> set[str]:
     """Return the arguments that `functools.partial` holds by name, also beneath what wraps it, such as `jax.jit`."""
     held: set[str] = set()
     while isinstance(func := inspect.unwrap(func), functools.partial):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import graphlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,21 @@ from dask_nlsq._model.model import Model
 from dask_nlsq._model.objective import Expansion
 from dask_nlsq._model.prior import Prior
 from dask_nlsq._typing import Vector
+
+
+@runtime_checkable
+class _Sides(Protocol):
+    """Bounds as `scipy.optimize.Bounds` holds them; SciPy's optimizers are not imported for them."""
+
+    @property
+    def lb(self) -> npt.ArrayLike: ...
+
+    @property
+    def ub(self) -> npt.ArrayLike: ...
+
+
+Bounds: TypeAlias = Mapping[str, Iterable[float]] | Iterable[npt.ArrayLike] | _Sides | None
+"""Bounds by name, or those of all parameters, below and above."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +56,13 @@ class Parameters:
 
     @classmethod
     def of(
-        cls, model: Model, p0: Any = None, bounds: Any = None, fixed: Any = None, tied: Any = None, prior: Any = None
+        cls,
+        model: Model,
+        p0: object = None,
+        bounds: Bounds = None,
+        fixed: object = None,
+        tied: Mapping[str, object] | None = None,
+        prior: Mapping[str, Iterable[float]] | None = None,
     ) -> Parameters:
         """Bring start, bounds and constraints into one form.
 
@@ -141,7 +162,7 @@ class Parameters:
         return Expansion(self.names, self.free, self.fixed, self.tied) if self.fixed or self.tied else None
 
 
-def _held(names: Sequence[str], fixed: Any, values: Mapping[str, float]) -> dict[str, float]:
+def _held(names: Sequence[str], fixed: object, values: Mapping[str, float]) -> dict[str, float]:
     """Return the value of each fixed parameter."""
     if fixed is None:
         return {}
@@ -159,7 +180,7 @@ def _held(names: Sequence[str], fixed: Any, values: Mapping[str, float]) -> dict
     return held
 
 
-def _ties(names: Sequence[str], tied: Mapping[str, Any]) -> dict[str, Expression]:
+def _ties(names: Sequence[str], tied: Mapping[str, object]) -> dict[str, Expression]:
     """Return the expressions of tied parameters in an order in which each needs only earlier ones."""
     if not hasattr(tied, "items"):
         raise ModelError(f'tied is {tied!r}; {{name: "expression"}} is needed.')
@@ -174,7 +195,7 @@ def _ties(names: Sequence[str], tied: Mapping[str, Any]) -> dict[str, Expression
     return {name: ties[name] for name in order if name in ties}
 
 
-def _prior(free: Sequence[str], prior: Mapping[str, Any]) -> Prior:
+def _prior(free: Sequence[str], prior: Mapping[str, Iterable[float]]) -> Prior:
     if not hasattr(prior, "items"):
         raise ModelError(f"prior is {prior!r}; {{name: (mean, standard deviation)}} is needed.")
     _known(free, prior, "prior")
@@ -196,17 +217,17 @@ def _known(names: Sequence[str], used: Iterable[str], what: str) -> None:
         raise ModelError(f"{what} names {unknown}; the parameters are {list(names)}.")
 
 
-def _start(names: Sequence[str], p0: Any) -> dict[str, float]:
+def _start(names: Sequence[str], p0: object) -> dict[str, float]:
     if p0 is None:
         return {}
-    p0 = getattr(p0, "params", p0)
-    if isinstance(p0, Mapping) or hasattr(p0, "to_dict"):
-        given = dict(p0)
+    starts: Any = getattr(p0, "params", p0)
+    if isinstance(starts, Mapping) or hasattr(starts, "to_dict"):
+        given = dict(starts)
         unknown = [name for name in given if name not in names]
         if unknown:
             raise ModelError(f"p0 names {unknown}; the parameters are {list(names)}.")
         return dict(zip(given, _real(list(given.values())).tolist(), strict=True))
-    values = np.atleast_1d(_real(p0))
+    values = np.atleast_1d(_real(starts))
     if values.shape != (len(names),):
         raise ModelError(
             f"p0 has shape {values.shape}; the parameters are {list(names)}, so ({len(names)},) is needed."
@@ -214,7 +235,7 @@ def _start(names: Sequence[str], p0: Any) -> dict[str, float]:
     return dict(zip(names, values.tolist(), strict=True))
 
 
-def _real(p0: Any) -> Vector:
+def _real(p0: npt.ArrayLike) -> Vector:
     """Return starting values as float64; NumPy would drop an imaginary part."""
     try:
         if np.iscomplexobj(p0):
@@ -224,15 +245,19 @@ def _real(p0: Any) -> Vector:
         raise ModelError(f"p0 must be real numbers; it is {p0!r}.") from error
 
 
-def _meant(names: Sequence[str], bounds: Any) -> Sequence[str]:
+def _meant(names: Sequence[str], bounds: Bounds) -> Sequence[str]:
     """Return the parameters whose bounds somebody has said: two numbers for all are for those that are free."""
     if bounds is None or isinstance(bounds, Mapping):
         return list(bounds or ())
-    pair = (bounds.lb, bounds.ub) if hasattr(bounds, "lb") else bounds
-    return names if any(np.ndim(side) for side in pair) else []
+    return names if any(np.ndim(side) for side in _sides(bounds)) else []
 
 
-def _bounds(names: Sequence[str], bounds: Any) -> tuple[Vector, Vector]:
+def _sides(bounds: Iterable[npt.ArrayLike] | _Sides) -> Iterable[npt.ArrayLike]:
+    """Return the bounds below and above."""
+    return (bounds.lb, bounds.ub) if isinstance(bounds, _Sides) else bounds
+
+
+def _bounds(names: Sequence[str], bounds: Bounds) -> tuple[Vector, Vector]:
     p = len(names)
     lower, upper = np.full(p, -np.inf), np.full(p, np.inf)
     if isinstance(bounds, Mapping):
@@ -247,7 +272,7 @@ def _bounds(names: Sequence[str], bounds: Any) -> tuple[Vector, Vector]:
                 raise BoundsError(f"The bounds of {name!r} are {pair!r}; a pair (lower, upper) is needed.") from error
     elif bounds is not None:
         try:
-            low, high = (bounds.lb, bounds.ub) if hasattr(bounds, "lb") else bounds
+            low, high = _sides(bounds)
             lower, upper = (np.broadcast_to(np.asarray(b, float), (p,)).copy() for b in (low, high))
         except (TypeError, ValueError) as error:
             raise BoundsError(

@@ -33,7 +33,7 @@ MOST = 20_000
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 
 
-def code(value: Any, known: Known | None = None) -> str:
+def code(value: object, known: Known | None = None) -> str:
     """Return a hash of a function: its code, its constants, and what it refers to, functions and arrays included.
 
     What is in `known` is not read again; it may be given to several calls, as long as nothing changes between them.
@@ -41,7 +41,7 @@ def code(value: Any, known: Known | None = None) -> str:
     return _digest(value, {} if known is None else known).hex()
 
 
-def settings(value: Any) -> bytes:
+def settings(value: object) -> bytes:
     """Return a hash of the values that a function may read when it is called: containers, objects, and what these hold.
 
     It is of this process: of two alike whose globals are not the same, each may see other values later.
@@ -66,13 +66,13 @@ def settings(value: Any) -> bytes:
     return digest.digest()
 
 
-def reached(value: Any) -> list[Any]:
+def reached(value: object) -> list[Any]:
     """Return the arrays that a function refers to, also as parts of what it refers to."""
     found = itertools.islice(_reach(value, limited=False), MOST)
     return [part for part in found if hasattr(part, "__array__") and not isinstance(part, type)]
 
 
-def _reach(value: Any, limited: bool = True) -> Iterator[Any]:
+def _reach(value: object, limited: bool = True) -> Iterator[Any]:
     """Yield a value and all that it holds or refers to, each once, numbers and texts as often as they are met."""
     todo, seen, count = [value], {}, 0
     while todo:
@@ -88,7 +88,7 @@ def _reach(value: Any, limited: bool = True) -> Iterator[Any]:
         todo += _held(part)
 
 
-def _held(value: Any) -> list[Any]:
+def _held(value: object) -> list[Any]:
     """Return what a value holds or refers to, as far as that may be changed from outside."""
     if isinstance(value, types.FunctionType):
         defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
@@ -132,7 +132,7 @@ def attributes(function: types.FunctionType) -> list[Any]:
     return [vars(module)[name] for module in own for name in names if name in vars(module)]
 
 
-def definition(value: Any, known: Known | None = None) -> str:
+def definition(value: object, known: Known | None = None) -> str:
     """Return a hash of what the text of modules says of a function or class; nothing where all of it is installed.
 
     That is its code, the code of what it calls, and the constants that they refer to; not what may be another one since
@@ -153,7 +153,7 @@ def definition(value: Any, known: Known | None = None) -> str:
     return digest.hexdigest() if fed else ""
 
 
-def _parts(value: Any) -> list[Any]:
+def _parts(value: object) -> list[Any]:
     """Return what the text of a module says of a value, and what that refers to."""
     if isinstance(value, types.FunctionType):
         if _installed(value.__code__.co_filename):
@@ -174,7 +174,7 @@ def _parts(value: Any) -> list[Any]:
     return []
 
 
-def _is_constant(value: Any) -> bool:
+def _is_constant(value: object) -> bool:
     return isinstance(value, _PLAIN) or (hasattr(value, "__array__") and not isinstance(value, type))
 
 
@@ -185,7 +185,7 @@ def _assigned(globe: dict[str, Any]) -> set[str]:
     return {step.argval for code in codes for step in dis.get_instructions(code) if step.opcode == _STORES}
 
 
-def _digest(value: Any, known: Known) -> bytes:
+def _digest(value: object, known: Known) -> bytes:
     """Read a value once; what holds itself is no further read."""
     if id(value) not in known:
         known[id(value)] = value, b"itself"
@@ -203,7 +203,7 @@ def _feed(values: Iterable[Any], update: Callable[[bytes], None], known: Known) 
             update(_digest(value, known))
 
 
-def _read(value: Any, update: Callable[[bytes], None], known: Known) -> None:
+def _read(value: object, update: Callable[[bytes], None], known: Known) -> None:
     parts: Iterable[Any] = ()
     if isinstance(value, types.ModuleType):
         update(value.__name__.encode())
@@ -234,12 +234,12 @@ def _read(value: Any, update: Callable[[bytes], None], known: Known) -> None:
     _feed(parts, update, known)
 
 
-def _lasting(value: Any) -> list[tuple[str, Any]]:
+def _lasting(value: object) -> list[tuple[str, Any]]:
     """Return the attributes of an instance that last, with their names: not caches, locks and files."""
     return [(n, v) for n, v in _attributes(value) if isinstance(v, types.FunctionType) or _is_constant(v)]
 
 
-def _attributes(value: Any) -> list[tuple[str, Any]]:
+def _attributes(value: object) -> list[tuple[str, Any]]:
     """Return the attributes of an instance, with their names."""
     slots = (vars(kind).get("__slots__", ()) for kind in type(value).__mro__)
     names = {name for some in slots for name in ((some,) if isinstance(some, str) else some)}

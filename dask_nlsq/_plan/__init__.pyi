@@ -1,3 +1,5 @@
+from .decisions import Measured as Measured
+from .decisions import PlanInputs as PlanInputs
 from .figures import plot_memory as plot_memory
 from .figures import plot_tiers as plot_tiers
 from .limits import MemoryLimit as MemoryLimit
@@ -8,9 +10,7 @@ from .memory import estimate_memory as estimate_memory
 from .mini_batches import BATCHES as BATCHES
 from .mini_batches import WINDOW as WINDOW
 from .mini_batches import schedule as schedule
-from .plan import Measured as Measured
 from .plan import Plan as Plan
-from .plan import PlanInputs as PlanInputs
 from .plan import make_plan as make_plan
 from .plan import with_speeds as with_speeds
 from .tiers import DatasetSizeTier as DatasetSizeTier

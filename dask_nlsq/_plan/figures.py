@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dask_nlsq._plan.memory import estimate_memory
 from dask_nlsq._plan.tiers import RULES, MemoryTier, WorkflowTier
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _COLOURS = dict(zip(WorkflowTier, ("#a8d5a2", "#ffd28a", "#f5a089", "#d69ad6"), strict=True))
 
 
-def plot_tiers(ax: Any = None) -> Any:
+def plot_tiers(ax: Axes | None = None) -> Axes:
     """Draw which tier the table chooses, as a tree of rows and memory.
 
     Parameters
@@ -62,7 +65,7 @@ def plot_tiers(ax: Any = None) -> Any:
     return ax
 
 
-def plot_memory(n_params: int = 5, *, n_columns: int = 2, threads: int = 1, ax: Any = None) -> Any:
+def plot_memory(n_params: int = 5, *, n_columns: int = 2, threads: int = 1, ax: Axes | None = None) -> Axes:
     """Draw the memory that each tier takes against the number of rows.
 
     Parameters
@@ -103,7 +106,7 @@ def plot_memory(n_params: int = 5, *, n_columns: int = 2, threads: int = 1, ax: 
     return ax
 
 
-def _axes(ax: Any, size: tuple[float, float]) -> Any:
+def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt

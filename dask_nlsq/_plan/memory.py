@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dask_nlsq._errors import one_of
 from dask_nlsq._kernel import GROUP_BYTES, PER_THREAD, SLABS, TILE, TOGETHER
@@ -143,7 +143,7 @@ def workers_that_fit(cores: int, available: float, task: float, partitions: int)
 def estimate_memory(
     n_points: int,
     n_params: int,
-    tier: Any = "chunked",
+    tier: str | WorkflowTier = "chunked",
     *,
     n_columns: int = 2,
     partition_rows: int = 1_000_000,

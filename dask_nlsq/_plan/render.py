@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import html as escaping
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from dask.utils import format_bytes, format_time
 
+from dask_nlsq._plan.decisions import Decisions
 from dask_nlsq._plan.memory import READERS
 from dask_nlsq._plan.tiers import WorkflowTier
 
-if TYPE_CHECKING:
-    from dask_nlsq._plan.plan import Plan
 
-
-def page(plan: Plan) -> str:
+def page(plan: Decisions) -> str:
     """Return the plan as a page of text."""
     return "\n".join([f"Plan: {plan.inputs.model} on {_data(plan)}", *_columns(_lines(plan))])
 
 
-def explain(plan: Plan) -> str:
+def explain(plan: Decisions) -> str:
     """Return every decision with its reason, and what a task holds part by part."""
     rows = [(name, f"{value}: {plan.reasons[name]}" if name in plan.reasons else value) for name, value in _lines(plan)]
     parts = {
@@ -42,7 +39,7 @@ def explain(plan: Plan) -> str:
     return "\n".join([page(plan).splitlines()[0], *_columns(rows)])
 
 
-def report(plan: Plan) -> str:
+def report(plan: Decisions) -> str:
     """Return what was predicted beside what was measured."""
     now = plan.measured
     table = [
@@ -56,7 +53,7 @@ def report(plan: Plan) -> str:
     return "\n".join(f"{name:<16}  {before:>12}  {after or '-':>12}" for name, before, after in table)
 
 
-def html(plan: Plan) -> str:
+def html(plan: Decisions) -> str:
     """Return the decisions as a table of HTML."""
     left = "style='text-align:left'"
     cells = [[escaping.escape(text) for text in (*line, plan.reasons.get(line[0], ""))] for line in _lines(plan)]
@@ -67,7 +64,7 @@ def html(plan: Plan) -> str:
     return f"<table><caption>{title}</caption>{rows}</table>"
 
 
-def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
+def _lines(plan: Decisions) -> Iterator[tuple[str, str]]:
     inputs = plan.inputs
     other = "" if plan.wanted is plan.tier else f"; the table says {plan.wanted}"
     alone = plan.wanted is WorkflowTier.STREAMING_CHECKPOINT and plan.tier is WorkflowTier.STREAMING
@@ -93,7 +90,7 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "advice", advice
 
 
-def _data(plan: Plan) -> str:
+def _data(plan: Decisions) -> str:
     inputs = plan.inputs
     rows = "rows of an unknown number" if inputs.rows is None else f"{inputs.rows:,.0f} rows"
     about = " (estimated)" if inputs.estimated else ""

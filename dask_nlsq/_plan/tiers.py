@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dask_nlsq._errors import NlsqError, one_of
 
@@ -179,7 +179,7 @@ def select_tier(rows: float, memory: MemoryTier, goal: OptimizationGoal = Optimi
     return next(tiers[column] for below, tiers in RULES if rows < below)
 
 
-def member(kind: type[E], name: str, value: Any) -> E:
+def member(kind: type[E], name: str, value: object) -> E:
     """Return a member from itself or its name in either case."""
     if isinstance(value, kind):
         return value

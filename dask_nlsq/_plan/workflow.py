@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 import dask
 from dask.utils import parse_bytes
@@ -157,7 +157,7 @@ class WorkflowConfig:
 
 
 def merge_config(
-    arguments: WorkflowConfig, config: Any = None, workflow: str | None = None, configured: bool = True
+    arguments: WorkflowConfig, config: object = None, workflow: str | None = None, configured: bool = True
 ) -> WorkflowConfig:
     """Return what counts of arguments, a config, a workflow, and, where `configured`, Dask's configuration."""
     if isinstance(config, Mapping):
@@ -175,7 +175,7 @@ def merge_config(
     return WorkflowConfig.from_dict(known)
 
 
-def whole(name: str, given: Any, least: int) -> int:
+def whole(name: str, given: SupportsIndex, least: int) -> int:
     """Return a whole number that was given, as Python's.
 
     Raises
@@ -192,7 +192,7 @@ def whole(name: str, given: Any, least: int) -> int:
     return found
 
 
-def _real(name: str, given: Any) -> float:
+def _real(name: str, given: SupportsFloat | str) -> float:
     try:
         found = float(given)
     except (TypeError, ValueError):
@@ -223,7 +223,9 @@ PRESETS: Mapping[str, WorkflowConfig] = {
 """Settings by name."""
 
 
-def auto_select_workflow(n_points: int, n_params: int, memory: float | None = None, goal: Any = None) -> WorkflowConfig:
+def auto_select_workflow(
+    n_points: int, n_params: int, memory: float | None = None, goal: str | OptimizationGoal | None = None
+) -> WorkflowConfig:
     """Choose a tier from the number of rows, the memory and the goal.
 
     Parameters

@@ -8,6 +8,7 @@ from typing import Any
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dask_nlsq._errors import DataError
@@ -95,11 +96,11 @@ def _numbers(a: Any, name: str, columns: Columns) -> Any:
     return a if is_array(a) or isinstance(a, Stored) else columns.to_float(name, a)
 
 
-def _floats(part: Any, name: str, columns: Columns) -> pd.Series:
+def _floats(part: pd.Series, name: str, columns: Columns) -> pd.Series:
     return pd.Series(columns.to_float(name, part.array), dtype="float64")
 
 
-def _series(frame: Any, payload: Payload, theta: Vector, columns: Columns) -> Any:
+def _series(frame: pd.DataFrame, payload: Payload, theta: Vector, columns: Columns) -> Any:
     raw = [(frame[name] if name in frame.columns else frame.index).array for name in columns.x]
     values = _values(*raw, payload=payload, theta=theta, columns=columns)
     return pd.Series(values, index=frame.index, name="predicted")
@@ -115,7 +116,7 @@ def _values(*raw: Any, payload: Payload, theta: Vector, columns: Columns) -> Vec
     return predict_rows(payload, theta, tuple(c if name in rows else np.repeat(c, n) for name, c in x.items()))
 
 
-def _one(value: Any) -> Any:
+def _one(value: npt.ArrayLike) -> Any:
     """Return a number or date as a column of it."""
     array = np.atleast_1d(value)
     return pd.Series(list(array)).array if array.dtype == object else array  # a Timestamp, perhaps of a time zone

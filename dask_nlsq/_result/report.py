@@ -2,60 +2,72 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from dask.utils import format_bytes, format_time
 
-if TYPE_CHECKING:
-    from dask_nlsq._result.result import FitResult
+from dask_nlsq._solver import Statistics, Status
+from dask_nlsq._typing import Vector
 
 
-def report(result: FitResult) -> str:
-    """Return the report as lines of plain text."""
-    title = f"{result.provenance['model']}({', '.join(result.names)})"
-    ending = "converged" if result.success else "NOT converged"
+def report(
+    names: Sequence[str],
+    popt: Vector,
+    stderr: Iterable[float],
+    statistics: Statistics,
+    status: Status,
+    *,
+    n_dropped: int,
+    condition_number: float,
+    nsweeps: int,
+    provenance: Mapping[str, Any],
+    notes: Sequence[str],
+) -> str:
+    """Return the report as lines of plain text; arguments are named as in `FitResult`."""
+    title = f"{provenance['model']}({', '.join(names)})"
+    ending = "converged" if status.success else "NOT converged"
     lines = [
         f"Nonlinear least squares: {title}",
-        f"  {ending} ({result.status.name}): {result.message}",
+        f"  {ending} ({status.name}): {status.sentence}",
         "",
-        *_parameters(result),
+        *_parameters(names, popt, stderr),
         "",
-        *_statistics(result),
-        *_run(result),
+        *_statistics(statistics, n_dropped, condition_number),
+        *_run(provenance, nsweeps),
     ]
-    lines += [f"  note: {note}" for note in result.notes]
+    lines += [f"  note: {note}" for note in notes]
     return "\n".join(lines)
 
 
-def _parameters(result: FitResult) -> list[str]:
-    width = max(map(len, result.names))
+def _parameters(names: Sequence[str], popt: Vector, stderr: Iterable[float]) -> list[str]:
+    width = max(map(len, names))
     rows = []
-    for name, value, error in zip(result.names, result.popt, result.stderr, strict=True):
+    for name, value, error in zip(names, popt, stderr, strict=True):
         share = abs(error / value) if value else np.inf
         relative = f"  ({100 * share:.2g} %)" if share < 1 else ""
         rows.append(f"  {name:<{width}}  {value:>17.10g}  ± {error:<11.4g}{relative}".rstrip())
     return rows
 
 
-def _statistics(result: FitResult) -> list[str]:
-    dropped = f", {result.n_dropped:,} dropped" if result.n_dropped else ""
+def _statistics(statistics: Statistics, n_dropped: int, condition_number: float) -> list[str]:
+    dropped = f", {n_dropped:,} dropped" if n_dropped else ""
     return [
-        f"  rows                {result.n_obs:,}{dropped}",
-        f"  degrees of freedom  {result.dof:,}",
-        f"  chi-square          {result.chisqr:.8g}  (reduced {result.redchi:.6g})",
-        f"  R²                  {result.rsquared:.8g}",
-        f"  RMSE                {result.rmse:.6g}",
-        f"  AIC, BIC            {result.aic:.10g}, {result.bic:.10g}",
-        f"  condition number    {result.condition_number:.3g}",
+        f"  rows                {statistics.n_obs:,}{dropped}",
+        f"  degrees of freedom  {statistics.dof:,}",
+        f"  chi-square          {statistics.chisqr:.8g}  (reduced {statistics.redchi:.6g})",
+        f"  R²                  {statistics.rsquared:.8g}",
+        f"  RMSE                {statistics.rmse:.6g}",
+        f"  AIC, BIC            {statistics.aic:.10g}, {statistics.bic:.10g}",
+        f"  condition number    {condition_number:.3g}",
     ]
 
 
-def _run(result: FitResult) -> list[str]:
-    run = result.provenance
+def _run(run: Mapping[str, Any], nsweeps: int) -> list[str]:
     return [
         f"  data                {run['data']}, {run['partitions']:,} partition{'s' * (run['partitions'] != 1)}",
-        f"  sweeps              {result.nsweeps} in {format_time(run['seconds'])}, "
+        f"  sweeps              {nsweeps} in {format_time(run['seconds'])}, "
         f"{run['rows_per_second']:,.0f} rows a second",
         f"  peak memory         {format_bytes(run['peak_memory'])} in this process",
     ]

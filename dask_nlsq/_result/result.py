@@ -6,10 +6,12 @@ import dataclasses
 import functools
 import json
 import numbers
+import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 from scipy.optimize import OptimizeWarning
@@ -23,6 +25,9 @@ from dask_nlsq._solver import Factor, Statistics, Status
 from dask_nlsq._sources import Columns
 from dask_nlsq._sweep import Payload
 from dask_nlsq._typing import Matrix, Vector
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -270,7 +275,7 @@ class FitResult:
         ends[held] = self.params[held].to_numpy()[:, None]
         return ends
 
-    def profile(self, name: str, values: Any = None) -> pd.DataFrame:
+    def profile(self, name: str, values: npt.ArrayLike | None = None) -> pd.DataFrame:
         r"""Hold one parameter at some values, fit the others again, and return how the cost rises.
 
         Parameters
@@ -344,7 +349,18 @@ class FitResult:
 
     def report(self) -> str:
         """Return the report that ``print(result)`` shows."""
-        return report(self)
+        return report(
+            self.names,
+            self.popt,
+            self.stderr,
+            self.statistics,
+            self.status,
+            n_dropped=self.n_dropped,
+            condition_number=self.condition_number,
+            nsweeps=self.nsweeps,
+            provenance=self.provenance,
+            notes=self.notes,
+        )
 
     def summary(self) -> pd.DataFrame:
         """Return a table of estimates, standard errors and 95 % intervals."""
@@ -409,7 +425,11 @@ class FitResult:
         )
 
     def save(
-        self, where: Any, *, storage_options: dict[str, Any] | None = None, compression: str | None = None
+        self,
+        where: str | os.PathLike[str] | Store,
+        *,
+        storage_options: dict[str, Any] | None = None,
+        compression: str | None = None,
     ) -> None:
         """Write the result, without the model, as one generation of a checkpoint; see `dask_nlsq.Checkpoints`.
 
@@ -422,7 +442,7 @@ class FitResult:
         Checkpoints(where, storage_options).commit(pack(_Written(to_text(self.to_dict())), compression), about, {})
 
     @classmethod
-    def load(cls, where: Any, *, storage_options: dict[str, Any] | None = None) -> FitResult:
+    def load(cls, where: str | os.PathLike[str] | Store, *, storage_options: dict[str, Any] | None = None) -> FitResult:
         """Read a result that `save` or a fit with a checkpoint wrote; it has no model, and cannot predict.
 
         Raises
@@ -465,7 +485,7 @@ class FitResult:
         return f"<FitResult {self.status.name} {values}>"
 
 
-def _check_level(level: Any) -> None:
+def _check_level(level: object) -> None:
     """Refuse what is no probability that an interval covers, and what is meant as the probability that it does not."""
     if not isinstance(level, numbers.Real) or not 0 < float(level) < 100:
         raise NlsqError(f"level is {level!r}; a number from 0.5 to 1 is needed, such as 0.95.")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -119,13 +118,15 @@ def lost_sensitivity(problem: Problem, state: State) -> bool:
     Where other parameters suppress it (a product of two zeros, the exponential of a large number), the gradient is
     zero without a minimum.
     """
-    silent = ~state.at.factor.r.any(axis=0)
+    silent: npt.NDArray[np.bool_] = np.logical_not(state.at.factor.r.any(axis=0))
     if not silent.any():
         return False
     return responds_elsewhere(problem.objective, problem.parameters, _sample_rows(problem), state.at.theta, silent)
 
 
-def responds_elsewhere(objective: Objective, parameters: Parameters, block: Block, theta: Vector, silent: Any) -> bool:
+def responds_elsewhere(
+    objective: Objective, parameters: Parameters, block: Block, theta: Vector, silent: npt.NDArray[np.bool_]
+) -> bool:
     """Whether the `silent` parameters (p,), which have no effect at `theta` (p,), have one elsewhere."""
     here = _evaluate(objective, block, theta)
     noise = 1e-9 * np.abs(here[np.isfinite(here)]).max(initial=0.0)

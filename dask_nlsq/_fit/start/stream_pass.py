@@ -295,7 +295,9 @@ def _unmeasured(state: State) -> State:
     return dataclasses.replace(state, point=point, origin=origin)
 
 
-def target(names: Sequence[str], precision: Any) -> Callable[[Vector, Vector], bool] | None:
+def target(
+    names: Sequence[str], precision: float | Mapping[str, float] | None
+) -> Callable[[Vector, Vector], bool] | None:
     """Return whether estimates (p,) and standard errors (p,) of so named parameters are as precise as was asked for.
 
     Raises

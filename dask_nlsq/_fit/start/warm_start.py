@@ -22,7 +22,7 @@ LEARNING_RATE = 0.05
 _SECOND_ORDER = ("lm", "trf", "dogbox")
 
 
-def optimizer_of(method: Any, bounded: bool) -> GradientTransformation | None:
+def optimizer_of(method: object, bounded: bool) -> GradientTransformation | None:
     """Return the optimizer that a method stands for; None where it stands for the trust region alone.
 
     Raises
@@ -49,7 +49,7 @@ def optimizer_of(method: Any, bounded: bool) -> GradientTransformation | None:
     return found
 
 
-def words(method: Any, end: FirstOrderState, block: Block) -> str:
+def words(method: object, end: FirstOrderState, block: Block) -> str:
     """Return how a descent went."""
     name = method if isinstance(method, str) else "the optimizer"
     return f"From p0, {name} went down on {block.rows:,} rows for {end.steps} steps: {end.status}."
