@@ -15,7 +15,6 @@ from typing import Any
 
 from scipy.optimize import OptimizeResult
 
-from dask_nlsq._checkpoint import from_text
 from dask_nlsq._errors import NlsqError, warn
 from dask_nlsq._fit.checks.identifiability import lost_sensitivity
 from dask_nlsq._fit.checks.perturbed_restarts import refit_perturbed
@@ -28,7 +27,7 @@ from dask_nlsq._fit.plan_inputs import dry_run, gather_plan_inputs, speed
 from dask_nlsq._fit.problem import Problem, Resolved, arrange, executor_of, resolve
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._fit.sample import Sample, draw_sample
-from dask_nlsq._fit.session import Session, open_session
+from dask_nlsq._fit.session import EndedRun, Session, open_session
 from dask_nlsq._fit.start.multistart import summarize_search
 from dask_nlsq._fit.start.select import find_route, find_start
 from dask_nlsq._fit.start.stream_pass import target
@@ -319,11 +318,12 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
     saved, ended = session.saved, session.ended(options.max_nfev)
     if session.earlier_estimate is not None:
         resolved = dataclasses.replace(resolved, parameters=resolved.parameters.from_here(session.earlier_estimate))
-    if ended and session.same_files:
-        return _again(
-            _problem(resolved, (), None, session), _solver(resolved.objective, resolved.parameters, options), session
-        )
+    if ended is not None and session.same_files:
+        problem = _problem(resolved, (), Plan.from_dict(ended.result["plan"]), session)
+        return _again(problem, _solver(resolved.objective, resolved.parameters, options), ended)
     source, objective = resolved.source, resolved.objective
+    # The kernel that is compiled ahead takes columns of float64; float32 columns have another. Compiling goes on while
+    # a sample is read, for XLA does not hold Python's lock.
     wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
     if wide and not resolved.executor.remote:
         kernel.prepare(objective)
@@ -333,9 +333,9 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
     resolved, others, notes = find_start(resolved, options, executor, groups, sample, saved)
     problem = _problem(dataclasses.replace(resolved, executor=executor), groups, decided, session, resolved.executor)
     solver = _solver(resolved.objective, resolved.parameters, options, decided)
-    if ended:
-        verify(problem, session)
-        return _again(problem, solver, session)
+    if ended is not None:
+        verify(problem, ended)
+        return _again(problem, solver, ended)
     notes = _notes(problem) + notes if saved is None else saved.notes
     session.remember(problem, notes, search=None if saved is None else saved.search)
     deadline = None if options.time_limit is None else time.monotonic() + options.time_limit
@@ -377,11 +377,13 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
             notes += (told,)
             if further := len(seconds) - state.nsweeps:
                 notes += (f"Sweeps over all rows that only other minima needed: {further}.",)
+                # The history of the result is that of the winner, and has a line for each of its sweeps.
                 seconds = seconds[: state.nsweeps]
         elif not options.searches:
             state, more, told_again = restart(problem, solver, state, sample, bar, deadline, callback)
             seconds += more
             notes += told_again
+        # With `precision=` the estimate rests on part of the rows, and is not certified by fits of all of them.
         whole = state.status is not None and state.status.success and state.status is not Status.PRECISION
         if decided.goal is OptimizationGoal.QUALITY and whole:
             state, more, note = refit_perturbed(problem, solver, state, sample, bar, deadline, callback)
@@ -395,9 +397,8 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
 
 
 def _problem(
-    resolved: Resolved, groups: Sequence[Any], decided: Plan | None, session: Session, reader: Executor | None = None
+    resolved: Resolved, groups: Sequence[Any], plan: Plan, session: Session, reader: Executor | None = None
 ) -> Problem:
-    plan = decided if decided is not None else session.plan()
     objective = resolved.objective
     return Problem(
         resolved.source,
@@ -434,11 +435,9 @@ def _solver(
     )
 
 
-def _again(problem: Problem, solver: TrustRegion, session: Session) -> FitResult:
+def _again(problem: Problem, solver: TrustRegion, ended: EndedRun) -> FitResult:
     """Return the result of a run that has ended, with what it can do in this process."""
-    assert session.saved is not None and session.saved.state is not None and session.saved.result is not None
-    states = [session.saved.state, *session.saved.candidates]
-    return revive(problem, solver, states[lowest(states)], FitResult.from_dict(from_text(session.saved.result)))
+    return revive(problem, solver, ended.states[lowest(ended.states)], FitResult.from_dict(ended.result))
 
 
 _TOLERANCE = {OptimizationGoal.FAST: 0.1, OptimizationGoal.QUALITY: 1e-8}
@@ -531,6 +530,7 @@ def _gather(
     if sample is None or (sample.estimated_rows <= MANY_ROWS and not sampled):
         return decided, executor, groups, None
     inputs = dataclasses.replace(inputs, **speed(resolved.objective, sample.block, resolved.parameters.start))
+    # Rows that are kept were in memory when the sample was drawn, so that its seconds say nothing of reading.
     if decided.cache == "none" and read > 0:
         drawn = sample.estimated_rows / partitions * sample.partitions * inputs.row_bytes
         inputs = dataclasses.replace(inputs, bytes_per_second=drawn / read / executor.workers)

@@ -54,6 +54,7 @@ def fingerprint(resolved: Resolved, options: FitOptions) -> dict[str, Any]:
         "files": info.identity or (None if path is None else files(path, options.storage_options)),
         "model": program(objective, parameters.start),
     }
+    # As a checkpoint will give it back: tuples are lists there, and keys are texts.
     return dict(json.loads(json.dumps(_plain(found))))
 
 

@@ -29,7 +29,7 @@ from dask_nlsq._fit.non_finite import not_finite
 from dask_nlsq._fit.observer import Observer, SweepBegin, SweepEnd, TaskEnd
 from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.sample import Sample
-from dask_nlsq._fit.session import Session
+from dask_nlsq._fit.session import EndedRun
 from dask_nlsq._kernel import Block, Reduction, Request, kernel
 from dask_nlsq._model import Objective
 from dask_nlsq._solver import State, Status, TrustRegion, stop
@@ -70,6 +70,7 @@ def run_in_memory(objective: Objective, block: Block, search: Search[T]) -> T:
             whitening = None if request.whitening is None else request.whitening.s
             request = search.send(kernel.reduce_block(objective, block, request.theta, whitening))
     except StopIteration as end:
+        # What a generator returns is the value of the StopIteration that ends it.
         found: T = end.value
     return found
 
@@ -164,11 +165,13 @@ def run_shared(
             requests = [solver.request(states[i]) for i in active]
             reductions = problem.sweep(requests, on_answer=answered, partial=partial)
         except NlsqError as error:
+            # The cause is what failed in the block.
             raise error.at(sweep=states[leader].nsweeps + 1) from error.__cause__
         partial = None
         if not any(states[i].history or reduction.finite for i, reduction in zip(active, reductions, strict=True)):
             if not others:
                 validate_rows(problem, reductions[0])
+                # The error names the start that was given, and not the last of those tried in its place.
                 given = states[active[0]].trial if given is None else given
                 others, elsewhere = [] if elsewhere is None else list(elsewhere(given)), None
             if not others:
@@ -212,6 +215,8 @@ def _prune(states: Sequence[State], leader: int, late: bool) -> list[State]:
         if i == leader or state.status is not None:
             continue
         if state.point is not None and state.point.believed:
+            # Twice the decrease that the linear model promises, for a step may gain more than that; where this does not
+            # reach the lowest cost, the state cannot win.
             reach = state.point.reduction.cost - 2.0 * max(state.point.newton.predicted, 0.0)
             if reach > first.at.reduction.cost * (1.0 + _ALIKE):
                 found[i] = dataclasses.replace(state, status=Status.PRUNED)
@@ -240,7 +245,7 @@ class _Written:
         }
 
 
-def verify(problem: Problem, session: Session) -> None:
+def verify(problem: Problem, ended: EndedRun) -> None:
     """Read everything once, and see whether it is what a run that has ended had read.
 
     Raises
@@ -248,8 +253,7 @@ def verify(problem: Problem, session: Session) -> None:
     CheckpointMismatch
         It is not.
     """
-    assert session.saved is not None and session.saved.state is not None and session.saved.state.point is not None
-    problem.sweep([Request(session.saved.state.point.theta)])
+    problem.sweep([Request(ended.states[0].at.theta)])
 
 
 def stopped(
@@ -309,6 +313,7 @@ def validate_rows(problem: Problem, reduction: Reduction) -> None:
 def _squares_in_range(problem: Problem, reduction: Reduction) -> bool:
     """Whether neither y nor a weight is so large or small that its square has lost digits."""
     with np.errstate(all="ignore"):
+        # NumPy's float overflows to infinity, where Python's raises an OverflowError.
         square = reduction.response_sum_of_squares + reduction.weight * np.float64(reduction.mean) ** 2  # Σ w² y²
         weight = reduction.weight / reduction.rows
     nothing = reduction.mean == reduction.response_sum_of_squares == 0

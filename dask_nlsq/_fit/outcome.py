@@ -43,8 +43,7 @@ def build(
     notes: tuple[str, ...],
     starts: pd.DataFrame | None = None,
 ) -> FitResult:
-    point = state.at
-    assert state.status is not None
+    point, status = state.at, state.ending
     parameters = problem.parameters
     theta, cost = final(state, parameters.lower, parameters.upper)
     side = parameters.side(theta)
@@ -58,7 +57,7 @@ def build(
     gradient = np.where(free, point.factor.gradient, 0.0)
     theta, pcov, active = expand(parameters, problem.objective, theta, pcov, side)
     warn_of_open_ends(parameters.names, pcov)
-    if state.status is Status.MAX_NFEV:
+    if status is Status.MAX_NFEV:
         log.warning("the fit stopped after %d sweeps without converging", state.nsweeps)
     peak = peak_memory()
     return FitResult(
@@ -71,7 +70,7 @@ def build(
         n_dropped=point.reduction.dropped,
         condition_number=factor.condition,
         active_mask=active,
-        status=state.status,
+        status=status,
         sweeps=_sweeps(state, parameters.free, seconds),
         provenance=_provenance(problem, state, sum(seconds), total, peak),
         notes=notes,
@@ -161,6 +160,7 @@ def _covariance(
         s2 = 1.0 if absolute_sigma else statistics.redchi if dof > 0 else np.inf
         return inference.covariance(factor, s2, free)
     inverse = np.eye(len(free)) if point.whitening is None else point.whitening.inverse
+    # The sums are in the coordinates of the S of their sweep.
     meat = inverse.T @ point.reduction.meat @ inverse
     return inference.covariance(factor, statistics.n_obs / dof if dof > 0 else np.inf, free, meat)
 

@@ -40,6 +40,7 @@ def gather_plan_inputs(resolved: Resolved, limit: int | str | None, sample: Samp
         own = min(own, allowed, key=lambda each: each.limit)
     rows = info.rows if sample is None or info.rows is not None else sample.estimated_rows
     largest = info.partition_rows if sample is None or info.partition_rows is not None else sample.largest
+    # Rows that are in this process already are not read, but sent to workers.
     embedded = isinstance(resolved.source.partitions[0], Block)
     reader = info.reader
     if reader is None or embedded:
@@ -67,6 +68,7 @@ def gather_plan_inputs(resolved: Resolved, limit: int | str | None, sample: Samp
         limit_source=allowed.source,
         held=IMPORTS if cluster else home,
         home=home,
+        # What the limit leaves may be more than the machine has.
         here=int(max(0, min(own.limit - home, psutil.virtual_memory().available))),
         time_left=time_left(),
     )
@@ -78,6 +80,7 @@ def _who(executor: Executor, own: MemoryLimit) -> tuple[int, int, MemoryLimit]:
     if limit:
         return processes, threads, MemoryLimit(limit, "memory limit of a worker")
     answers = executor.ask(memory_limit)
+    # Workers of one host share its memory.
     sharing = collections.Counter(host for host, _ in answers)
     shares = [MemoryLimit(found.limit // sharing[host], found.source) for host, found in answers]
     return processes, threads, min(shares, key=lambda each: each.limit, default=own)
@@ -114,6 +117,7 @@ def speed(objective: Objective, block: Block, theta: Vector) -> dict[str, Any]:
     if not block.rows:
         return {}
     some = block.take(slice(0, SLABS[1]))
+    # The first call compiles, and the second is timed.
     times = []
     for _ in range(2):
         started = time.perf_counter()

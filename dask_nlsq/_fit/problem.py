@@ -122,6 +122,7 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
     given = options.bounds, options.fixed, options.tied, options.prior
     parameters = Parameters.of(model, options.p0, *given)
     objective = Objective(
+        # Only this process guesses, so that the guess of a model need not be one that can be sent.
         dataclasses.replace(model, guess=None),
         (*columns.x, columns.y),
         columns.sigma is not None,
@@ -294,8 +295,9 @@ def choose_executor(client: distributed.Client | None, partitions: int) -> Execu
         return local
     if client is None:
         try:
+            # Inside a task this is the client of its worker, whose cluster runs the fit as well.
             client = _client_of(named) or distributed.get_client()
-        except ValueError:
+        except ValueError:  # no client is open
             return Threads() if partitions > 1 else Serial()
     if client.asynchronous:
         raise NlsqError("The client is asynchronous, and fit waits for its answers: use a synchronous Client.")
@@ -382,6 +384,7 @@ def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
     if embedded:
         return group(source.partitions, nbytes, here.workers)
     groups = executor.hold(groups, shared=True) if source.shared else groups
+    # Groups come as they are read; the tree of reductions goes by their places.
     read = sorted(executor.run(Group.load, groups), key=lambda found: found[0])
     for _, found in read:
         if isinstance(found, Failure):

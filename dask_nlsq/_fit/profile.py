@@ -80,6 +80,7 @@ class Profiler:
     @classmethod
     def of(cls, problem: Problem, solver: TrustRegion, state: State, statistics: Statistics) -> Profiler:
         """Return what profiles the end of a fit."""
+        # Limits and tolerances that were set for the fit would end fits of the profile short of their minima.
         solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=TrustRegion.max_nfev)
         at = _centre(solver, state)
         s2 = max(1.0 if solver.absolute_sigma else statistics.redchi, at["noise"], float(np.finfo(float).tiny))
@@ -121,6 +122,7 @@ class Profiler:
             if not estimate.slope > 0:
                 raise NlsqError(f"The data do not determine {name!r}; say with values= where to hold it.")
             values = estimate.value + np.linspace(-3, 3, 13) / estimate.slope
+        # Values beyond a bound are on it, and there one fit will do.
         tried = np.unique(np.clip(values, self.solver.lower[j], self.solver.upper[j]))
         found = self._run([at._conditional(j, value, estimate) for value in tried.tolist()])
         names = self.problem.parameters.names
@@ -136,6 +138,7 @@ class Profiler:
 
     def _run(self, searches: Sequence[Search[T]]) -> list[T]:
         problem = self.problem
+        # Rows are held while a profile runs, and not for as long as the result lives.
         groups = arrange(problem.source, problem.reader, problem.plan)
         with Progress(len(problem.source.partitions), None) as bar:
             return run_searches(dataclasses.replace(problem, groups=groups), searches, bar)
@@ -167,6 +170,7 @@ class Profiler:
                 "the fit had ended in a local minimum, or ftol, xtol or gtol had ended it before it came to one. Fit "
                 f"again from p0={p0}."
             )
+        # At the estimate itself this is 0 / 0.
         slope = gradient / (self.s2 * tau) if tau else near.slope
         return Conditional(value, tau, slope, theta, _follow(factor, j)[0], cost)
 
@@ -175,10 +179,12 @@ class Profiler:
         centre = here = inner = self._estimate(j)
         side, reach = float(np.sign(aim)), abs(aim) / centre.slope
         bound = float(self.solver.upper[j] if side > 0 else self.solver.lower[j])
+        # Where the data have no noise, τ is known no better than rounding lets the cost be.
         far, close = side * np.inf, max(_CLOSE, self.noise / self.s2)
         for _ in range(_ROUNDS):
             value = here.value + (aim - here.tau) / here.slope if here.slope > 0 else np.nan
             if np.isfinite(far):
+                # Newton's value where it lies in the bracket, and else the middle, which always halves it.
                 between = min(inner.value, far) < value < max(inner.value, far)
                 value = value if between else 0.5 * (inner.value + far)
             else:

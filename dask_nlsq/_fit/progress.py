@@ -8,6 +8,7 @@ from types import TracebackType
 from tqdm import TqdmExperimentalWarning
 
 with warnings.catch_warnings():
+    # `tqdm.auto` warns that its bar for notebooks is experimental.
     warnings.simplefilter("ignore", TqdmExperimentalWarning)
     from tqdm.auto import tqdm
 

@@ -88,5 +88,6 @@ def _useful(block: Block) -> Block:
     keep = np.logical_and.reduce([np.isfinite(column) for column in (*block.x, block.y)])
     rows = np.flatnonzero(keep if block.weight is None else keep & (block.weight > 0))
     if len(rows) > GUESS_ROWS:
+        # A fixed seed, so that the same rows give the same start.
         rows = np.sort(np.random.default_rng(0).choice(rows, GUESS_ROWS, replace=False))
     return block.take(rows)

@@ -31,7 +31,6 @@ from dask_nlsq._fit.observer import Event, Observer, SweepEnd, TaskEnd
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.problem import Problem, Resolved
 from dask_nlsq._model import Jacobian
-from dask_nlsq._plan import Plan
 from dask_nlsq._result import FitResult
 from dask_nlsq._solver import STOPPED, LocalMinima, State, StreamState
 from dask_nlsq._sweep import Finished, PartitionDigests
@@ -40,7 +39,7 @@ from dask_nlsq._typing import Matrix, Vector
 
 log = logging.getLogger("dask_nlsq")
 
-_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # a full disk, a full quota, a file system that is read-only
 
 INTERVAL = 60.0
 """Seconds between two commits, where nobody says."""
@@ -97,6 +96,14 @@ class SavedState:
     result: Text | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class EndedRun:
+    """A run that has ended: the states that shared its last sweep, and its result as plain values."""
+
+    states: tuple[State, ...]
+    result: Mapping[str, Any]
+
+
 class Session(Observer):
     """A fit under way, without a checkpoint: it begins at its beginning, and writes nothing down."""
 
@@ -107,23 +114,20 @@ class Session(Observer):
         self.known: dict[str, Any] = {}
         self._digests = PartitionDigests()
 
-    def ended(self, max_nfev: int | None) -> bool:
-        """Whether what was saved is the end, which no wider limit would move."""
+    def ended(self, max_nfev: int | None) -> EndedRun | None:
+        """Return what was saved where that is the end, which no wider limit would move."""
         if self.saved is None or self.saved.result is None or self.saved.state is None:
-            return False
+            return None
         states = (self.saved.state, *self.saved.candidates)
         farther = (state.beyond is not None and (max_nfev is None or max_nfev > state.nsweeps) for state in states)
-        return not any(farther) and all(state.status not in STOPPED for state in states)
+        if any(farther) or any(state.status in STOPPED for state in states):
+            return None
+        return EndedRun(states, from_text(self.saved.result))
 
     @property
     def same_files(self) -> bool:
         """Whether it is known without reading that the data are those of what was saved."""
         return False
-
-    def plan(self) -> Plan:
-        """Return the plan of a fit that has ended."""
-        assert self.saved is not None and self.saved.result is not None
-        return Plan.from_dict(from_text(self.saved.result)["plan"])
 
     def digests(self) -> PartitionDigests:
         """Return what partitions are known to hold."""
@@ -170,7 +174,9 @@ class CheckpointSession(Session):
             self._digests = PartitionDigests(saved.digests)
         self._checkpoints, self._lock, self._interrupt = checkpoints, lock, interrupt
         self._options, self._fingerprint = options, fingerprint
+        # A function that makes the state, which costs something, where it is to be written down.
         self._latest: Callable[[], Mapping[str, Any]] | None = None
+        # Where the lock could not be written, what others have written meanwhile is told by the numbers of generations.
         self._numbers = [] if lock.held else checkpoints.numbers()
         self._due = 0.0  # the first state is written at once
         self._sweeps = 0
@@ -197,6 +203,7 @@ class CheckpointSession(Session):
         """Commit the latest state; what fails is warned of once, and the fit goes on."""
         if self._latest is not None:
             made = self._latest()
+            # A signal that comes meanwhile waits, so that what it leaves is a whole generation.
             self._interrupt.held(lambda: self._commit(made))
 
     def _commit(self, made: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
@@ -228,6 +235,7 @@ class CheckpointSession(Session):
                 if isinstance(error, CheckpointError):
                     raise
                 raise CheckpointError(f"The checkpoint could not be written: {text}") from error
+            # One warning is enough; all are in `result.checkpoint_errors`.
             if len(self.errors) == 1:
                 warn(
                     f"The checkpoint {self._checkpoints.place} could not be written ({text}). The fit goes on; older "
@@ -235,6 +243,7 @@ class CheckpointSession(Session):
                 )
         self.seconds += time.perf_counter() - clock
         interval = INTERVAL if self._options.checkpoint_interval is None else self._options.checkpoint_interval
+        # Counted from the end of a commit, so that a slow place does not take all of the time.
         self._due = time.monotonic() + interval
         self._sweeps = 0
 
@@ -249,6 +258,7 @@ class CheckpointSession(Session):
 
     def finish(self, states: Sequence[State], seconds: list[float], result: FitResult) -> FitResult:
         """Commit the end, and return the result with what the checkpoint has cost."""
+        # Written with what the commits before have cost, and returned with the cost of this one too.
         result = self._told(result)
         made = {
             "state": states[0],
@@ -287,6 +297,7 @@ def open_session(resolved: Resolved, options: FitOptions) -> Iterator[Session]:
         yield Session()
         return
     remote = "://" in str(where)
+    # The options of fsspec may be those of the data; a local folder takes none.
     checkpoints = Checkpoints(where, options.storage_options if remote else None)
     own = fingerprint(resolved, options)
     with _locked(checkpoints, strict) as lock, Interrupt() as interrupt:

@@ -123,6 +123,7 @@ class Memory:
         self.columns = columns
 
     def __reduce__(self) -> Any:
+        # The blocks of a pickle bring their own columns; what lies beside them here would travel for nothing.
         return type(None), ()
 
 
@@ -166,6 +167,7 @@ def slabs(blocks: Sequence[Block], size: int, tile: int, room: int = 1) -> Itera
     for i, block in enumerate(blocks):
         for piece in block.cut(size):
             tiles, now = -(-piece.rows // tile), [c.dtype for c in piece.columns]
+            # A compiled kernel takes one type a column, so that blocks of another type begin a slab of their own.
             if pieces and (used + tiles > size // tile or len(pieces) == room or now != kind):
                 yield _gather(pieces, size, tile, room)
                 pieces, used = [], 0
@@ -182,6 +184,7 @@ def _gather(pieces: Sequence[tuple[int, Block]], size: int, tile: int, room: int
     )
     rows = [block.rows for block in blocks]
     ends = list(itertools.accumulate((-(-n // tile) for n in rows), initial=0))
+    # The kernel loops over the first `blocks` of the places, and never looks at the zeros behind them.
     places = np.zeros((room, 3), np.int64)
     places[: len(blocks)] = list(zip(ends, ends[1:], rows, strict=False))
     x, y, weight = _split(parts, len(blocks[0].x))
@@ -196,6 +199,8 @@ def _split(columns: Sequence[Vector], k: int) -> tuple[tuple[Vector, ...], Vecto
 def _columns(blocks: Sequence[Block]) -> Iterator[tuple[list[Vector], float | None]]:
     """Yield each column, block by block, and what fills up a tile of it; None is its first row."""
     for i, column in enumerate(zip(*(block.columns for block in blocks), strict=True)):
+        # Rows that fill up a tile repeat a real row, at which the model has a value; the weight 0 takes them out of the
+        # sums.
         yield list(column), None if i <= len(blocks[0].x) else 0.0
 
 

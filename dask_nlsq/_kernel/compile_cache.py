@@ -28,13 +28,14 @@ _OBJECTIVES = 2
 
 def once(objective: Objective, kind: Hashable, compile_it: Callable[[], T]) -> T:
     """Return what was compiled or found for an objective: once whatever the threads, unlike kinds side by side."""
+    # XLA's threads are not copied by a fork: a computation in the child would wait for them for ever.
     check_not_forked()
     with _lock:
         known = _used(objective)
         lock = known.setdefault(("lock", kind), threading.RLock())
     if kind not in known:
         with lock:
-            if kind not in known:
+            if kind not in known:  # no other thread has compiled it while this one waited
                 known[kind] = compile_it()
     made: T = known[kind]
     return made
@@ -42,6 +43,7 @@ def once(objective: Objective, kind: Hashable, compile_it: Callable[[], T]) -> T
 
 def _used(objective: Objective) -> dict[Hashable, Any]:
     """Return what is known of an objective, which is the one used last now, and drop that of the first ones."""
+    # A dictionary keeps the order of insertion, so that what is put back is behind all that was used before.
     _compiled[objective] = known = _compiled.pop(objective, {})
     surplus = len(_compiled) - _OBJECTIVES * retention().models
     for oldest in list(itertools.islice(_compiled.keys(), max(0, surplus))):
@@ -52,5 +54,6 @@ def _used(objective: Objective) -> dict[Hashable, Any]:
 def scratch(objective: Objective) -> float:
     """Return the bytes that the compiled kernels of an objective need for themselves, as the compiler says."""
     known = _compiled.get(objective, {})
+    # A copy of the items, for another thread may add to them. The analysis is None where a backend has none.
     sizes = [run.memory_analysis() for kind, run in list(known.items()) if isinstance(run, jax.stages.Compiled)]
     return float(max((size.temp_size_in_bytes for size in sizes if size is not None), default=0))

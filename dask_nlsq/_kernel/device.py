@@ -37,6 +37,7 @@ def place(blocks: Sequence[Block], rows: int | None, room: int) -> Iterator[Plac
         return
     for i, block in enumerate(blocks):
         if block.held and block not in _resident:
+            # Two threads may get here with one block; setdefault keeps the slabs of the first.
             _resident.setdefault(block, (device, [_put(slab, device) for slab in _alone(block, device, rows)]))
         where, found = _resident.get(block) or (device, _alone(block, device, rows))
         yield from ((where, [i], slab) for slab in found)
@@ -50,6 +51,7 @@ def _alone(block: Block, device: jax.Device, rows: int | None) -> Iterator[Slab]
 def own() -> jax.Device:
     """Return the device of this thread: the one that JAX was told to use, or one of all in turn."""
     chosen: jax.Device | str | None = jax.config.jax_default_device  # type: ignore[attr-defined]  # public, but made at run time
+    # The setting holds a device, or the name of a platform that may have several.
     if chosen is not None and not isinstance(chosen, str):
         return chosen
     devices = jax.local_devices(backend=chosen)

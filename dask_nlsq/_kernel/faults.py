@@ -78,6 +78,7 @@ def _traced(objective: Objective, block: Block, theta: Vector) -> tuple[Vector, 
     found = [np.asarray(run(theta, slab.x))[:, : slab.places[0, 2]] for _, slab in slabs([block], size, TILE)]
     whole = np.concatenate(found, axis=1)
     if block.weight is not None:
+        # A row without weight has no derivative that counts, finite or not.
         whole[1:, block.weight == 0] = 0.0
     return whole[0], whole[1 : p + 1], whole[p + 1 :] > 0
 

@@ -23,6 +23,8 @@ each piece has its own steps: they depend on its rows and the parameters alone.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -174,6 +176,7 @@ def whole_jacobian(
     jac = _jacobian(objective, x, theta, f)
     if objective.jac is None or np.isfinite(jac).all():
         return jac, np.zeros(jac.shape, bool)
+    # NaN times the weight 0 would still be NaN in the sums.
     jac = np.where((w == 0) & ~np.isfinite(jac), 0.0, jac)
 
     def evaluate(theta: Vector) -> Vector:
@@ -194,19 +197,21 @@ def second_derivatives(
     found = np.empty((len(theta), len(theta)))
     for j, value in enumerate(theta):
         ends = theta + np.array([[-1.0], [1.0]]) * np.where(np.arange(len(theta)) == j, _BEND * reach[j], 0.0)
+        # The column is zero, or the step is lost in the rounding of the parameter: step as for a first derivative.
         if ends[1, j] == ends[0, j]:
             ends[:, j] += (-_STEP * (abs(value) or 1.0), _STEP * (abs(value) or 1.0))
         behind, ahead = (
             _jacobian(objective, x, end, values(objective, x, list(objective.expand(end.tolist())))) for end in ends
         )
         found[j] = (ahead - behind) @ residual / (ends[1, j] - ends[0, j])
+    # Each mixed derivative was formed twice, and differs by the errors of the two differences.
     return 0.5 * (found + found.T) if np.isfinite(found).all() else None
 
 
 def _jacobian(objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector) -> Matrix:
     """Return the derivative of the model with respect to the free parameters, (p, rows)."""
     if objective.jac is not None:
-        return _given(objective, x, theta, len(f))
+        return _given(objective, objective.jac, x, theta, len(f))
     jac = np.empty((len(theta), len(f)))
     for j, value in enumerate(theta):
         h = _STEP * (abs(value) or 1.0)
@@ -226,6 +231,8 @@ def _difference(
     ahead[j] += h
     behind[j] -= h
     up, down = (values(objective, x, list(objective.expand(t.tolist()))) for t in (ahead, behind))
+    # Divided by the distance of the two points as float64 holds them, which differs from 2 h by rounding of the
+    # parameter.
     both = (up - down) / (ahead[j] - behind[j])
     one_sided = np.where(np.isfinite(up), (up - f) / (ahead[j] - theta[j]), (f - down) / (theta[j] - behind[j]))
     seen = np.isfinite(both) | ~np.isfinite(f)
@@ -246,6 +253,7 @@ def _stretch(first: float, second: float, size: float, h: float, value: float) -
     if first > _DROWNED * size and second <= max(_BENT * first, 1e3 * _EPS * size):
         return 1.0
     straight = first / max(second, _ROUNDING * size)
+    # h*/h by the formula at the top, with g = d₁ / 2h and L = h d₁ / 2d₂.
     best: float = (1.5 * _EPS * size / first * straight**2) ** (1 / 3)
     if 1.0 / _NEAR <= best <= _NEAR:
         return 1.0
@@ -276,11 +284,12 @@ def _shorter(
     return h if np.linalg.norm(there - slope) <= _BENT_ONCE * np.linalg.norm(there) else _SHORTER * h
 
 
-def _given(objective: Objective, x: tuple[Vector, ...], theta: Vector, rows: int) -> Matrix:
+def _given(
+    objective: Objective, function: Callable[..., Any], x: tuple[Vector, ...], theta: Vector, rows: int
+) -> Matrix:
     """Return the user's Jacobian, taken through what is fixed and tied."""
-    assert objective.jac is not None
     everything = list(objective.expand(theta.tolist()))
-    jac = np.asarray(objective.model.replace(objective.jac)(x, everything, np.stack), float)
+    jac = np.asarray(objective.model.replace(function)(x, everything, np.stack), float)
     if jac.shape != (rows, len(everything)):
         raise ModelError(f"jac returns the shape {jac.shape}; (rows, parameters) = {rows, len(everything)} is needed.")
     if objective.expansion is None:
@@ -290,5 +299,6 @@ def _given(objective: Objective, x: tuple[Vector, ...], theta: Vector, rows: int
 
 def _hash(column: Vector) -> np.uint64:
     position = np.arange(len(column), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
+    # An odd multiplier can be inverted modulo 2⁶⁴, so that a change of any single value changes the sum.
     bits = np.ascontiguousarray(column).view(np.uint64)
     return np.uint64(((bits ^ (bits >> np.uint64(32))) * position).sum())

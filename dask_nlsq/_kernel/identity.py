@@ -23,7 +23,7 @@ from dask_nlsq._typing import Vector
 
 _ROWS = 8
 
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function in the text of a program; it differs from process to process
 
 
 def program(objective: Objective, theta: Vector) -> dict[str, Any]:
@@ -53,4 +53,5 @@ def program(objective: Objective, theta: Vector) -> dict[str, Any]:
     with np.errstate(all="ignore"):
         every = np.array([float(v) for v in objective.expand(theta.tolist())])
         values = kernel.predict_block(objective, Block(tuple(x), x[0]), every)
+    # Hexadecimal floats keep every bit through the JSON of a checkpoint.
     return {"program": digest.hexdigest(), "values": [float(v).hex() for v in values]}

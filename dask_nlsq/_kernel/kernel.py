@@ -68,10 +68,12 @@ def reduce_blocks(
     second = second and not objective.robust
     if second and objective.jacobian != "numeric":
         objective = once(objective, "second", lambda: dataclasses.replace(objective, second=True))
+    # The setting is of the thread, so that every task enters it. Outside, JAX makes float32 of float64 without a word.
     with jax.enable_x64(True):
         if objective.jacobian == "numeric":
             return [finite_difference.reduce_block(objective, block, theta, whitening, second) for block in blocks]
         found: list[list[Reduction]] = [[] for _ in blocks]
+        # The columns of J are rows of A, so that S comes in from the left, transposed.
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
         for where, numbers, slab in device.place(blocks, objective.tile, _room(objective)):
             sums, checksums = map(np.asarray, _kernel(objective, slab, s is not None, where)(theta, s, slab))
@@ -80,6 +82,7 @@ def reduce_blocks(
                 pieces = _mend(objective, theta, whitening, slab, where, pieces)
             for i, piece in zip(numbers, pieces, strict=True):
                 found[i].append(piece.placed(row=sum(before.rows for before in found[i])))
+        # A block of a whole slab is lent to XLA without a copy, and so is not released before XLA has dropped it.
         if any(block.rows >= SLABS[1] and not block.held for block in blocks):
             del slab
             _take_back()
@@ -225,6 +228,7 @@ def _reductions(
     moments, origins = parts.pop("moments").tolist(), sums[:n, start].tolist()
     names = (*parts, "checksum")
     for i, ((_, _, rows), (first, second, *rest)) in enumerate(zip(slab.places[:n].tolist(), moments, strict=True)):
+        # Without weights each row counts 1, whose logarithm is 0.
         weight, log_weight = rest or (float(rows), 0.0)
         shift = first / weight if weight > 0 else 0.0
         told = sums[i, start + 1 :]  # of the second kernel, see `_tally`
@@ -250,6 +254,7 @@ def _kernel(
     mended: bool = False,
 ) -> jax.stages.Compiled:
     """Return the executable for slabs of this shape on a device, or the one that mends derivatives."""
+    # All that a compiled program is specialised on: it takes no other shapes, types or device.
     kind = (len(slab.y), len(slab.places), whitened, where, mended, *(c.dtype.char for c in (*slab.x, slab.y)))
     return once(objective, kind, lambda: _compile(objective, slab, whitened, where, traced, mended))
 
@@ -315,6 +320,7 @@ def _sweep_slab(
         one = _sweep_block(objective, theta, s, slab, size, parts, slab.places[k], mended)
         return tuple(lax.dynamic_update_index_in_dim(all_, new, k, 0) for all_, new in zip(found, one, strict=True))
 
+    # Not `lax.scan`, which copies its inputs and reduces half as many rows a second (jax 0.10, one core).
     start = jnp.zeros((room, width)), jnp.zeros((room, columns), jnp.uint64)
     sums: tuple[jax.Array, jax.Array] = lax.fori_loop(0, slab.blocks, body, start)
     return sums

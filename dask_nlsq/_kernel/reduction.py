@@ -122,10 +122,12 @@ def merge(parts: Sequence[Reduction]) -> Reduction:
     weight, mean, squares = held[0].weight, held[0].mean, held[0].response_sum_of_squares
     for part in held[1:]:
         total = weight + part.weight
+        # Every row of two parts may have the weight 0.
         share = part.weight / total if total > 0 else 0.0
         step = part.mean - mean
         squares += part.response_sum_of_squares + step * step * weight * share
         weight, mean = total, mean + step * share
+    # Sums that overflow are no warning of NumPy's: `finite` says so to the solver, which refuses the point.
     with np.errstate(all="ignore"):
         return Reduction(
             rows=sum(part.rows for part in held),

@@ -81,6 +81,7 @@ def _differences(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
     found = np.empty((block.rows, thetas.shape[1] + 1))
     distinct, which = np.unique(thetas, axis=0, return_inverse=True)
     for i, theta in enumerate(distinct):
+        # The inverse has the shape (rows, 1) under NumPy 2.0.
         rows = np.flatnonzero(which.ravel() == i)
         part = block.take(rows)
         weight = np.ones(part.rows) if part.weight is None else part.weight

@@ -99,6 +99,8 @@ def refine(xp: ModuleType, search: Search[A], f: A, up: A, down: A, ahead: float
     width = xp.where(right, ahead, 0.0) + xp.where(left, behind, 0.0)
     width = xp.where(width > 0, width, xp.nan)
     slope = (up - down) / width
+    # Richardson's extrapolation for steps that shrink by 10: the error of a central slope goes as h², which gives 10² −
+    # 1, that of a slope of one side as h, which gives 10 − 1.
     value = slope + (slope - search.slope) / xp.where(right & left, 99.0, 9.0)
     grain = _GRAIN * xp.maximum(abs(f), xp.maximum(abs(up), abs(down))) / width
     error = abs(value - search.value) + grain
@@ -125,6 +127,7 @@ def steps(xp: ModuleType, value: float | A) -> A:
 
 def filled(xp: ModuleType, search: Search[A], column: A) -> A:
     """Return a column of the Jacobian with the derivatives that were found."""
+    # A slope that is all rounding is 0, and not a small number of either sign.
     found = xp.where(abs(search.best) <= search.grain, 0.0, search.best)
     mended: A = xp.where(xp.isfinite(column) | ~search.accepted, column, found)
     return mended
@@ -181,6 +184,7 @@ def mend_tile(
 
         start: _Carry = 0, begin(jnp, wanted[j])
         _, search = lax.while_loop(more, step, start)
+        # The columns of A are weighted already, and the search works on the model itself.
         found = filled(jnp, search, jac[j] / jnp.where(weight > 0, weight, 1.0)) * weight
         return jac.at[j].set(jnp.where(wanted[j], found, jac[j]))
 

@@ -60,6 +60,7 @@ _INDEXED = frozenset(("gather", "dynamic_slice"))
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 """Names under which an operation that calls a program holds it."""
 
+# One walk through their programs would miss what an iteration feeds back, and which branch is taken.
 _CONTROL = frozenset(("while", "scan", "cond"))
 
 
@@ -155,6 +156,7 @@ def _apply(name: str, params: Mapping[str, Any], operands: Sequence[_Value], res
 def _result(name: str, params: Mapping[str, Any], operands: Sequence[_Value], p: int) -> _Value:
     first = np.logical_or.reduce([value.first for value in operands])
     second = np.logical_or.reduce([value.second for value in operands])
+    # Conversion to an integer is a step function, and so not linear.
     if name in _LINEAR or (name == "convert_element_type" and np.dtype(params["new_dtype"]).kind in "fc"):
         return _Value(first, second)
     if name in _BILINEAR:
@@ -163,6 +165,7 @@ def _result(name: str, params: Mapping[str, Any], operands: Sequence[_Value], p:
         above, below = (value.first for value in operands)
         return _Value(first, second | _pairs(above, below) | _pairs(below, below))
     if name == "select_n":
+        # Which case is selected may depend on a parameter too.
         return _Value(first, second | _pairs(operands[0].first, first))
     if name in _INDEXED:
         chosen = np.logical_or.reduce([value.first for value in operands[1:]])

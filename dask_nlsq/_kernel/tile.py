@@ -98,7 +98,9 @@ def second_derivatives(
     def values(t: jax.Array) -> jax.Array:
         return jnp.asarray(objective.evaluate(x, list(t), jnp.stack), jnp.float64)
 
+    # Only the model is differentiated; the residual that it is multiplied by is a constant here.
     residual = lax.stop_gradient((values(theta) - y) * weight**2)
+    # A loop of unknown length has no reverse derivative.
     gradient = (jax.grad if objective.jacobian == "reverse" else jax.jacfwd)(lambda t: jnp.sum(residual * values(t)))
     hessian: jax.Array = jax.jacfwd(gradient)(theta)
     return hessian
@@ -130,6 +132,8 @@ def products(
         rho, slope, bend = loss.evaluate(objective.loss, z)
         found = {
             "cost": [0.5 * scale**2 * jnp.sum(in_lanes(jnp.where(weight > 0, rho, 0.0)))],
+            # The factor stands on one side of the product only: on both, XLA computes the scaled operands anew for each
+            # block of it, up to seven times slower.
             "gram": _product([part * slope for part in a], a),
             "curvature": _product([part * loss.curvature(z, slope, bend) for part in a], a),
         }

@@ -58,6 +58,7 @@ def check(objective: Objective, theta: Vector) -> Look:
             program, out = traced.trace(objective)
         except Exception as error:
             return _check_numpy(objective, theta, error)
+        # A model may return anything, such as a list or None, and is told so below.
         shape, dtype = getattr(out, "shape", None), np.dtype(getattr(out, "dtype", object))
         if shape != (rows,):
             raise ModelError(
@@ -227,6 +228,8 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
             if np.array_equal(whole, single, equal_nan=True):
                 continue
             size = np.abs(single[np.isfinite(single)]).max(initial=0.0)
+            # XLA may compile one row to other instructions than many, so that the last bits differ for a model that is
+            # right.
             apart = ~np.isclose(whole, single, rtol=1e-9, atol=1e-9 * size, equal_nan=True)
             if apart.any():
                 i = int(np.argmax(apart))

@@ -50,6 +50,7 @@ class Sum:
 
     def __call__(self, column: npt.ArrayLike, /, **values: Any) -> Any:
         """Evaluate every part and add up."""
+        # sum() would begin with the number 0, which a trace would add too.
         first, *others = (part((column,), [values[name] for name in names], np.stack) for part, names in self.parts)
         return sum(others, first)
 
@@ -87,6 +88,7 @@ class SumGuess:
         found: dict[str, float] = {}
         for i in order:
             part = self.parts[i]
+            # A part without a guess starts at 1, as a fit does.
             own = dict.fromkeys(part.parameters, 1.0) | dict(part.defaults)
             own |= {} if part.guess is None else dict(part.guess(columns.x, y))
             found |= own
@@ -120,8 +122,10 @@ class _Columns:
 
         def residual(theta: Vector) -> Vector:
             values = self.total(dict(zip(start, theta.tolist(), strict=True)))
+            # `least_squares` raises where residuals are not finite; large ones make it refuse the step.
             return np.nan_to_num(values - y, nan=1e100, posinf=1e100, neginf=-1e100)
 
+        # SciPy's "lm" refuses fewer rows than parameters.
         if len(y) < len(first):
             return dict(start)
         evaluations = STEPS * (len(first) + 1)
@@ -158,6 +162,7 @@ def add(left: M, right: M) -> M:
             f"model.prefix('p1_') calls it 'p1_{clash[0]}'."
         )
     if isinstance(left.func, Expression) and isinstance(right.func, Expression):
+        # A formula in place of a `Sum` keeps what is known of formulas: its text, and columns by name.
         func: Any = Expression(f"{_term(left.func)} + {_term(renamed(right.func, column))}")
         arguments, keywords = func.names, frozenset(func.names)
     else:
@@ -171,6 +176,7 @@ def add(left: M, right: M) -> M:
         defaults={**left.defaults, **right.defaults},
         columns={},
         name=f"{left.name} + {right.name}",
+        # A sum of sums is guessed flat, so that parts are tried in all orders.
         guess=SumGuess((*_parts(left), *_parts(right))),
     )
 
@@ -247,5 +253,6 @@ def _parts(model: ParametricFunction) -> tuple[ParametricFunction, ...]:
 
 
 def _term(expression: Expression) -> str:
+    # A comparison binds less tightly than the + behind it.
     compares = any(sign in expression.text for sign in "<>=!")
     return f"({expression.text})" if compares else expression.text

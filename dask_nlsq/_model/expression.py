@@ -164,6 +164,7 @@ def parse(text: str) -> Node:
         raise ModelError(f"The expression is a {type(text).__name__}; text is needed, such as 'a*exp(-b*t)'.")
     if len(text) > LENGTH:
         raise ModelError(f"The expression has {len(text)} characters; at most {LENGTH} are allowed. Write a function.")
+    # A blank for each character, so that positions in messages are those of the text.
     flat = re.sub(r"[\t\r\n]", " ", text)
     _check_characters(flat)
     _check_words(flat)
@@ -230,6 +231,7 @@ class _Reader:
         if depth > DEPTH:
             self.refuse(tree, f"this is nested more than {DEPTH} deep (every term of a sum counts)")
         match tree:
+            # True is an int to Python.
             case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
                 return self.number(tree, value)
             case ast.Name(id=name):
@@ -280,6 +282,7 @@ class _Reader:
         if len(numbers) < len(nodes):
             return Call(function, nodes)
         with np.errstate(all="ignore"):
+            # What holds numbers alone is the same for all rows, and a mistake where it is not finite.
             value = float(_apply(function, numbers, np))
         if not np.isfinite(value):
             self.refuse(tree, f"this part is {value}, whatever the data")
@@ -337,6 +340,7 @@ def _power(base: _Power, exponent: object) -> Any:
 def _array_module(values: Iterable[Any]) -> ModuleType:
     """Return jax.numpy where a value is a JAX array, which knows its own module; else NumPy."""
     for value in values:
+        # Other arrays than JAX's, such as those of NumPy 2, say here that they are NumPy's.
         module = value.__array_namespace__() if hasattr(value, "__array_namespace__") else np
         if module is not np:
             return module
@@ -347,4 +351,5 @@ def _real(value: object, xp: ModuleType) -> Any:
     """Return a value as a floating-point array or scalar."""
     if getattr(getattr(value, "dtype", None), "kind", "") == "f":
         return value
+    # Indexed by (), an array of no dimensions becomes a scalar, as it does in NumPy's own functions.
     return xp.asarray(value, float)[()]

@@ -55,6 +55,7 @@ class Scan:
             return {}
         grids = self.grids(t)
         mesh = np.meshgrid(*grids.values(), indexing="ij")
+        # As columns, so that the formula is evaluated at all candidates and rows in one call.
         points = {name: axis.reshape(-1, 1) for name, axis in zip(grids, mesh, strict=True)}
         gain, amplitude = projection(self.formula(x=t, **{self.amplitude: 1.0}, **points), v)
         best = int(np.argmax(gain))
@@ -74,6 +75,7 @@ def projection(basis: Matrix, y: Vector) -> tuple[Vector, Vector]:
         What is to be explained.
     """
     with np.errstate(all="ignore"):
+        # Squares of a basis in small or large units would leave the range of float64.
         scale = np.abs(basis).max(axis=1)
         basis = basis / scale[:, None]
         size, along = np.square(basis).sum(axis=1), basis @ y
@@ -107,6 +109,7 @@ def peak(x: Vector, y: Vector) -> tuple[float, float, float] | None:
     if len(t) < 3:
         return None
     wide = min(WINDOW, len(t))
+    # Divided by the number of points in the window, which is smaller at both ends.
     smooth = np.convolve(v, np.ones(wide), "same") / np.convolve(np.ones(len(v)), np.ones(wide), "same")
     top = int(np.argmax(np.abs(smooth)))
     height = float(smooth[top])
@@ -114,6 +117,7 @@ def peak(x: Vector, y: Vector) -> tuple[float, float, float] | None:
     sides = [abs(float(t[i] - t[top])) for i in (*below[below < top][-1:], *below[below > top][:1])]
     span = float(t[-1] - t[0]) or 1.0
     width = min(sides) if sides else span / 2
+    # A peak is no narrower than rows are apart, or none of them would show it.
     return height or 1.0, float(t[top]), max(width, span / len(x))
 
 
@@ -136,9 +140,12 @@ def frequencies(x: Vector, y: Vector) -> Vector:
     length, y = span(x), y - y.mean()
     cells = PERIODOGRAM * int(2 ** np.ceil(np.log2(len(x))))
     place = np.minimum(((x - x[0]) / length * cells).round().astype(int), cells - 1)
+    # Zeros behind the cells sample the spectrum four times as finely, so that no peak is missed between two
+    # frequencies.
     padded = 4 * cells
     power = np.abs(np.fft.rfft(np.bincount(place, y, cells), padded)) ** 2
     power = power[1 : 2 * cells // PERIODOGRAM * 2]
+    # Aliases are equally high but for noise and rounding; the first of them is the lowest frequency.
     highest = int(np.flatnonzero(power >= 0.98 * power.max())[0]) + 1
     return np.maximum((highest + np.linspace(-4, 4, 33)) * cells / padded / length, 0.01 / length)
 
@@ -164,17 +171,19 @@ def wave(x: Vector, y: Vector, starts: Iterable[Vector], rates: Vector) -> dict[
     ss, sc, cc = s**2 @ e**2, (s * c) @ e**2, c**2 @ e**2
     sy, cy = (s * y) @ e, (c * y) @ e
     det = ss * cc - sc**2
+    # Where sine and cosine are nearly one curve on these rows, no pair of amplitudes is determined: they are given
+    # none.
     det = np.where(det > 1e-9 * ss * cc, det, np.inf)
     a, b = (cc * sy - sc * cy) / det, (ss * cy - sc * sy) / det  # of sine and cosine, (frequencies, rates)
     i, j = np.unravel_index(int(np.argmax(a * sy + b * cy)), a.shape)
     frequency, rate = float(f[i]), float(rates[j])
     phase = np.arctan2(b[i, j], a[i, j]) - 2 * np.pi * frequency * x[0]
-    growth = np.exp(np.clip(rate * x[0], -700, 700))
+    growth = np.exp(np.clip(rate * x[0], -700, 700))  # exp overflows from 710 on
     return {
         "amplitude": float(np.hypot(a[i, j], b[i, j]) * growth),
         "rate": rate,
         "frequency": frequency,
-        "phase": float(np.angle(np.exp(1j * phase))),
+        "phase": float(np.angle(np.exp(1j * phase))),  # in −π to π
     }
 
 
@@ -186,5 +195,7 @@ def robust_line(x: Vector, y: Vector) -> Vector:
     for _ in range(20):
         line = np.asarray(np.linalg.lstsq(design * weight[:, None], y * weight, rcond=None)[0], float)
         distance = np.abs(y - design @ line)
+        # Least squares with the weights 1/√|r| minimise Σ |r|; the floor keeps a row that the line meets from taking
+        # all weight.
         weight = 1 / np.sqrt(np.maximum(distance, 1e-3 * distance.mean() + 1e-300))
     return line

@@ -49,7 +49,7 @@ def _scanned(name: str, formula: str, grids: Grids) -> Model:
 
 
 def _constant(x: Sequence[Vector], y: Vector) -> dict[str, float]:
-    return {"offset": float(np.median(y))}
+    return {"offset": float(np.median(y))}  # unlike the mean, outliers hardly move it
 
 
 def _line(x: Sequence[Vector], y: Vector) -> dict[str, float]:
@@ -120,9 +120,11 @@ def _widths(x: Vector) -> Vector:
     return np.concatenate([-widths, widths])
 
 
+# `0*x` makes the number a column, for a model returns one value a row.
 constant = _model("constant", "offset + 0*x", _constant)
 line = _model("line", "intercept + slope*x", _line)
 
+# A Gaussian's half width at half height is σ √(2 log 2).
 gaussian = _model(
     "gaussian",
     "amplitude*exp(-((x - center)/sigma)**2/2)",

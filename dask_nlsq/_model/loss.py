@@ -58,6 +58,7 @@ def evaluate(loss: Loss, z: A) -> tuple[Any, Any, Any]:
     """Return ρ, ρ' and ρ'' at z, each of z's shape."""
     if callable(loss):
         found = loss(z)
+        # A callable of `scipy.optimize.least_squares` returns an array of shape (3, rows).
         if isinstance(found, (tuple, list)) or getattr(found, "ndim", 1) == 2:
             rho, first, second = found
             return rho, first, second
@@ -67,6 +68,7 @@ def evaluate(loss: Loss, z: A) -> tuple[Any, Any, Any]:
 
 def curvature(z: A, slope: A, bend: A) -> A:
     """Return ρ' + 2 z ρ'', which is ρ' at z = 0 however large ρ'' is there."""
+    # JAX is imported where it is needed, for `import dask_nlsq` must not import it.
     jnp = importlib.import_module("jax.numpy") if not isinstance(z, np.ndarray) else np
     curved: A = slope + jnp.where(z > 0, 2.0 * z * bend, 0.0)
     return curved
@@ -74,6 +76,7 @@ def curvature(z: A, slope: A, bend: A) -> A:
 
 def _differentiate(rho: Callable[[Any], Any], z: np.ndarray | jax.Array) -> tuple[Any, Any, Any]:
     jvp, jnp = importlib.import_module("jax").jvp, importlib.import_module("jax.numpy")
+    # ρ acts on each value by itself, so that one tangent of ones gives ρ' of all of them.
     one = jnp.ones_like(z)
     first = lambda v: jvp(rho, (v,), (one,))[1]  # noqa: E731
     return (rho(z), *jvp(first, (z,), (one,)))

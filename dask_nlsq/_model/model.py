@@ -115,7 +115,7 @@ class Model(ParametricFunction):
                 f"The model {name!r} takes the arguments {tuple(arguments)}; a first one for the data and at "
                 "least one parameter are needed: def model(x, a, b): return ..., or give p0 for *args."
             )
-        defaults.pop(arguments[0], None)
+        defaults.pop(arguments[0], None)  # the first argument is a column, whatever its default
         return model
 
     @classmethod
@@ -244,6 +244,7 @@ class Model(ParametricFunction):
     def _leaves(self, count: int, p0: object) -> bool:
         """Whether p0 has a number for each parameter behind the first `count` arguments, and no other."""
         numbered = isinstance(p0, Sequence) or getattr(p0, "ndim", 0) == 1
+        # A scalar array has no length, and a mapping names its parameters itself.
         return numbered and isinstance(p0, Sized) and 0 < len(p0) == len(self.arguments) - count
 
     def bind(self, names: Sequence[str]) -> Model:
@@ -288,6 +289,7 @@ def _is_option(default: object) -> bool:
     """Whether a default marks an argument as an option rather than a parameter."""
     if default is inspect.Parameter.empty:
         return False
+    # True is a number to Python, and a flag to whoever wrote the model.
     return isinstance(default, bool) or not isinstance(default, numbers.Real)
 
 

@@ -45,6 +45,7 @@ class Expansion:
             ahead, behind = theta.copy(), theta.copy()
             ahead[j], behind[j] = value + h, value - h
             up, down = (np.array(self(t.tolist()), float) for t in (ahead, behind))
+            # Divided by the distance of the points as float64 holds them, not by 2 h.
             columns.append((up - down) / (ahead[j] - behind[j]))
         return np.stack(columns, axis=1)
 

@@ -220,6 +220,7 @@ def _known(names: Sequence[str], used: Iterable[str], what: str) -> None:
 def _start(names: Sequence[str], p0: object) -> dict[str, float]:
     if p0 is None:
         return {}
+    # A FitResult, or what has `params` by name as one has.
     starts: Any = getattr(p0, "params", p0)
     if isinstance(starts, Mapping) or hasattr(starts, "to_dict"):
         given = dict(starts)
@@ -295,6 +296,7 @@ def make_feasible(start: Vector, lower: Vector, upper: Vector) -> Vector:
     a distance of 1 from the finite one.
     """
     with np.errstate(invalid="ignore"):
+        # Halved first, for the sum of two large bounds may overflow; −inf + inf is NaN, and is looked for below.
         middle = 0.5 * lower + 0.5 * upper
     beside = np.where(np.isfinite(lower), lower + 1.0, np.where(np.isfinite(upper), upper - 1.0, start))
     well = np.where(np.isfinite(middle), middle, beside)

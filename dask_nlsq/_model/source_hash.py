@@ -180,7 +180,9 @@ def _is_constant(value: object) -> bool:
 
 def _assigned(globe: dict[str, Any]) -> set[str]:
     """Return the globals that functions of their module assign."""
+    # Functions that were imported assign the globals of another module. The copy is for threads that import meanwhile.
     own = [f for f in list(globe.values()) if isinstance(f, types.FunctionType) and f.__globals__ is globe]
+    # An instruction has two bytes, of which the first says what it does.
     codes = [code for function in own for code in _codes(function.__code__) if _STORES in code.co_code[::2]]
     return {step.argval for code in codes for step in dis.get_instructions(code) if step.opcode == _STORES}
 
@@ -210,6 +212,7 @@ def _read(value: object, update: Callable[[bytes], None], known: Known) -> None:
     elif isinstance(value, (types.BuiltinFunctionType, type)):
         update(f"{value.__module__}.{value.__qualname__}".encode())
     elif isinstance(value, types.CodeType):
+        # Without line numbers and names of files: code that was moved is the same code.
         update(value.co_code)
         parts = (*value.co_names, *value.co_consts)
     elif isinstance(value, types.FunctionType):
@@ -218,10 +221,12 @@ def _read(value: object, update: Callable[[bytes], None], known: Known) -> None:
         update(repr(value.__dask_tokenize__()).encode())  # by its name, not by what it would come to
     elif hasattr(value, "__array__"):
         array = np.asarray(value)
+        # The bytes of an array of objects are addresses.
         update(f"{array.dtype}{array.shape}".encode() + (b"" if array.dtype.hasobject else array.tobytes()))
     elif isinstance(value, (tuple, list)):
         parts = value
     elif isinstance(value, (set, frozenset)):
+        # The order of a set is another one in each process.
         parts = sorted(_digest(part, known) for part in value)
     elif isinstance(value, functools.partial):
         parts = (value.func, value.args, value.keywords)
@@ -248,6 +253,7 @@ def _attributes(value: object) -> list[tuple[str, Any]]:
 
 
 def _cells(function: types.FunctionType) -> list[Any]:
+    # A cell is empty until its variable is assigned, and cannot be read then; only empty ones equal an empty one.
     return [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
 
 

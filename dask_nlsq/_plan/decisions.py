@@ -97,4 +97,5 @@ class Decisions:
         inputs = self.inputs
         if self.sweep_seconds is not None and self.sweep_seconds * self.workers < SERIAL_SECONDS:
             return 1
+        # Each worker is a process of its own, whose imports count beside its one task.
         return workers_that_fit(inputs.cores, float(inputs.here), self.task.total + IMPORTS, inputs.partitions)

@@ -109,7 +109,7 @@ def plot_memory(n_params: int = 5, *, n_columns: int = 2, threads: int = 1, ax: 
 def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     if ax is not None:
         return ax
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot as plt  # an extra
 
     return plt.subplots(figsize=size, layout="constrained")[1]
 

@@ -48,6 +48,7 @@ def _groups(root: Path, pid: str) -> Iterator[MemoryLimit]:
     lines = _read(os.path.join(root, "proc", pid, "cgroup")).splitlines()  # none where this is not Linux
     top = os.path.join(root, "sys", "fs", "cgroup")
     for line in lines:
+        # A line of version 2 names no controllers: "0::/path". In a path there may be colons too.
         _, controllers, path = line.split(":", 2)
         if not controllers:
             yield from _walk(top, path, "memory.max", "cgroup v2")
@@ -60,6 +61,7 @@ def _walk(top: str, path: str, name: str, source: str) -> Iterator[MemoryLimit]:
     inside = path.strip("/")
     while True:
         text = _read(os.path.join(top, inside, name)).strip()
+        # Version 2 writes "max" where there is no limit.
         if text.isdigit() and int(text) < _UNLIMITED:
             yield MemoryLimit(int(text), source)
         if not inside:

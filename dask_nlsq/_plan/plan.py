@@ -165,6 +165,7 @@ def make_plan(inputs: PlanInputs, config: WorkflowConfig) -> Plan:
     if config.starts > 1:
         reasons["starts"] = "fitted to some of the rows; minima that these cannot tell apart share the sweeps over all"
     if tier.streams:
+        # `goal="fast"` leaves out the sweep that certifies the end of the pass.
         sweeps = 1 if goal is OptimizationGoal.FAST else 2
         reads = round(sweeps + min(1.0, 16 / max(inputs.partitions, 1)), 3)
         reasons["reads"] = "a sample, one pass in batches" + (", one sweep that certifies" if sweeps == 2 else "")
@@ -381,6 +382,7 @@ def _reads(inputs: PlanInputs, cache: str, reasons: dict[str, str], search: bool
     sweeps = 2 if many else SWEEPS_FROM_NEAR if search else SWEEPS_FROM_AFAR
     # A sample is drawn from what is kept, unless it has to say how many rows there are.
     sampled = inputs.estimated or inputs.rows is None or ((many or search) and cache == "none")
+    # A sample is drawn from 16 partitions, `PARTITIONS` of `_fit/sample.py`, which a plan may not import.
     share = min(1.0, 16 / max(inputs.partitions, 1)) if sampled and not inputs.shared else 0.0
     also = f", and a sample of {min(16, inputs.partitions)} partitions" if share else ""
     if cache == "persist":
@@ -440,6 +442,8 @@ def _advice(inputs: PlanInputs) -> tuple[str, ...]:
     if inputs.rows and inputs.partition_rows and inputs.rows_per_second:
         seconds = inputs.partition_rows / inputs.rows_per_second
         if inputs.cluster and seconds < TASK_SECONDS and inputs.partitions > 8 * inputs.processes * inputs.threads:
+            # Four tasks a thread even out unlike tasks; above that, about a million rows a partition read and reduce
+            # well.
             wanted = max(inputs.processes * inputs.threads * 4, math.ceil(inputs.rows / 1e6))
             advice.append(
                 f"A partition takes {1e3 * seconds:.2g} ms, less than it costs to send; cut the data into about "

@@ -149,6 +149,7 @@ class WorkflowConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return what is said, as plain values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        # A member of an enumeration is written as its value, which JSON holds and `member` reads.
         return {name: getattr(value, "value", value) for name, value in values.items() if value is not None}
 
     def replace(self, **changes: Any) -> WorkflowConfig:
@@ -171,6 +172,7 @@ def merge_config(
         config or WorkflowConfig(),
         arguments,
     ):
+        # Only what is said overrides what was said before: `to_dict` leaves out what is None.
         known |= more.to_dict()
     return WorkflowConfig.from_dict(known)
 
@@ -184,6 +186,7 @@ def whole(name: str, given: SupportsIndex, least: int) -> int:
         It is none, or too small.
     """
     try:
+        # Unlike int(), this refuses 2.5 and the text "3".
         found = operator.index(given)
     except TypeError as error:
         raise NlsqError(f"{name} is {given!r}; a whole number is needed.") from error
@@ -197,6 +200,7 @@ def _real(name: str, given: SupportsFloat | str) -> float:
         found = float(given)
     except (TypeError, ValueError):
         found = float("nan")
+    # NaN is not at least 0 either.
     if not found >= 0:
         raise NlsqError(f"{name} is {given!r}; a number that is not negative is needed.")
     return found

@@ -46,8 +46,10 @@ def predict(payload: Payload, theta: Vector, columns: Columns, data: Any) -> Any
         data = data.to_frame(name=columns.x[0])
     if isinstance(data, (dd.DataFrame, pd.DataFrame)):
         present = list(data.columns)
+        # A column called "index" may be the index of the frame.
         check_columns(present, [name for name in columns.x if name in present or name != "index"], remedy=_REMEDY)
     if isinstance(data, dd.DataFrame):
+        # Given, for Dask would otherwise call the model on made-up rows to learn it.
         meta = pd.Series([], dtype="float64", name="predicted")
         return data.map_partitions(_series, payload, theta, columns, meta=meta)
     if isinstance(data, pd.DataFrame):
@@ -68,6 +70,7 @@ def predict(payload: Payload, theta: Vector, columns: Columns, data: Any) -> Any
     raw = within(raw)
     long = {name: a for name, a in raw.items() if np.ndim(a)}
     if not any(is_array(a) or is_series(a) for a in long.values()):
+        # No Dask collection is among the columns, so that the values are wanted now.
         raw |= {name: a[:] for name, a in raw.items() if isinstance(a, Stored)}
         return _values(*raw.values(), payload=payload, theta=theta, columns=columns)
     arrays = (raw | align(in_dask({name: _numbers(a, name, columns) for name, a in long.items()}))).values()
@@ -97,6 +100,7 @@ def _numbers(a: Any, name: str, columns: Columns) -> Any:
 
 
 def _floats(part: pd.Series, name: str, columns: Columns) -> pd.Series:
+    # The array and not the values, which lose the type of what pandas stores in a way of its own.
     return pd.Series(columns.to_float(name, part.array), dtype="float64")
 
 

@@ -112,6 +112,7 @@ class FitResult:
     profiler: Any = dataclasses.field(default=None, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
+        # It holds the source and the executor of the fit, which live in its process only.
         return self.__dict__ | {"profiler": None}
 
     @functools.cached_property
@@ -135,6 +136,7 @@ class FitResult:
         """Correlation of the estimates."""
         error = self.stderr.to_numpy()
         with np.errstate(all="ignore"):
+            # Divided one after the other, for the product of two small errors may underflow.
             values = self.pcov / error / error[:, None]
         return pd.DataFrame(values, index=list(self.names), columns=list(self.names))
 
@@ -266,11 +268,13 @@ class FitResult:
         _check_level(level)
         one_of("method", method, "t", "profile")
         if method == "t":
+            # Student's t has no quantile at 0 degrees of freedom; the standard errors are not finite there anyway.
             reach = stats.t.ppf(0.5 + level / 2, max(self.dof, 1)) * self.stderr
             return pd.DataFrame({"lower": self.params - reach, "upper": self.params + reach})
         ends = pd.DataFrame(np.nan, index=list(self.names), columns=["lower", "upper"])
         for name, (lower, upper) in self._profiler().intervals(level).items():
             ends.loc[name] = [lower, upper]
+        # A fixed parameter has no error: both ends are its value.
         held = self.stderr == 0
         ends[held] = self.params[held].to_numpy()[:, None]
         return ends
@@ -419,6 +423,7 @@ class FitResult:
             sweeps={name: list(column) for name, column in values["history"].items()},
             provenance=values["provenance"],
             notes=tuple(values["notes"]),
+            # Results of earlier versions lack what is looked up with a default.
             checkpoint_errors=tuple(values.get("checkpoint_errors", ())),
             plan=None if values.get("plan") is None else Plan.from_dict(values["plan"]),
             starts=None if values.get("starts") is None else starts_frame(values["starts"]),
@@ -487,6 +492,7 @@ class FitResult:
 
 def _check_level(level: object) -> None:
     """Refuse what is no probability that an interval covers, and what is meant as the probability that it does not."""
+    # Percentages get this far, and a message of their own below.
     if not isinstance(level, numbers.Real) or not 0 < float(level) < 100:
         raise NlsqError(f"level is {level!r}; a number from 0.5 to 1 is needed, such as 0.95.")
     level = float(level)

@@ -88,26 +88,26 @@ class FirstOrder(Solver[FirstOrderState]):
         p = len(state.theta)
         if not reduction.finite:
             return self._shorter(state)
-        if state.scale is None:
+        scale = state.scale
+        if scale is None:
             squares = np.diag(reduction.gram)
             c = np.sqrt(squares[p] / np.where(squares[:p] > 0, squares[:p], np.inf))
             size = np.maximum(np.abs(state.theta), 1.0)
             scale = np.where(c > 0, np.minimum(c, _FARTHEST * size), size)
             unit = max(reduction.cost / max(reduction.rows, 1), np.finfo(float).tiny)
             state = dataclasses.replace(state, scale=scale, unit=unit, memory=self.optimizer.init(state.theta / scale))
-        assert state.scale is not None
         cost = reduction.cost / max(reduction.rows, 1) / state.unit
         mean = cost if state.steps == 0 else (1 - _MEMORY) * state.cost + _MEMORY * cost
         lower = mean < _LOWER * state.lowest
-        gradient = reduction.gram[:p, p] / max(reduction.rows, 1) / state.unit * state.scale
-        update, memory = self.optimizer.update(gradient, state.memory, state.theta / state.scale, value=cost)
-        theta = np.clip(state.theta + np.asarray(update, float) * state.scale, self.lower, self.upper)
+        gradient = reduction.gram[:p, p] / max(reduction.rows, 1) / state.unit * scale
+        update, memory = self.optimizer.update(gradient, state.memory, state.theta / scale, value=cost)
+        theta = np.clip(state.theta + np.asarray(update, float) * scale, self.lower, self.upper)
         patience = _PATIENCE if lower else state.patience - 1
         steps = state.steps + 1
         ended = "it no longer went down" if patience <= 0 else "its steps were used up" if steps >= self.most else None
         return FirstOrderState(
             theta=theta,
-            scale=state.scale,
+            scale=scale,
             unit=state.unit,
             memory=memory,
             steps=steps,

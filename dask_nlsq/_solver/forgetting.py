@@ -125,6 +125,7 @@ def scaled(sums: Reduction, share: float) -> Reduction:
         weight=share * sums.weight,
         response_sum_of_squares=share * sums.response_sum_of_squares,
         log_weight=share * sums.log_weight,
+        # The meat sums squares of scores, in which a weight counts twice.
         meat=None if sums.meat is None else share**2 * sums.meat,
     )
 

@@ -22,6 +22,8 @@ _DECADES = 1000.0
 
 def draw_starts(sampler: str, n: int, lower: Vector, upper: Vector, first: Vector, seed: int) -> Matrix:
     """Return `n` starts inside the bounds, (n, p), the `first` among them; the sampler is a name in `qmc`."""
+    # The second number keeps this stream apart from those of the warm start, 1, and of points on the scales of the
+    # data, 3.
     p, rng = len(first), np.random.default_rng([seed, 2])
     if sampler == "sobol":  # in powers of 2, where it is even; the first n of them
         cube = qmc.Sobol(p, seed=rng).random_base2(max(n - 2, 0).bit_length())

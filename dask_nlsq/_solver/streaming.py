@@ -294,9 +294,8 @@ class Streaming(Solver[StreamState]):
     def merge(self, one: StreamState, two: StreamState) -> StreamState:
         """Return the state of two streams together, whose sums are about one origin and in one coordinates."""
         one, two = self._without_pending(one), self._without_pending(two)
-        sums, paths = (state.sums for state in (one, two)), [s.path for s in (one, two) if s.path is not None]
-        first, second = (None if each is None else self._with_meat(each, one, two) for each in sums)
-        assert first is not None and second is not None
+        first, second = (self._with_meat(state.totals, one, two) for state in (one, two))
+        paths = [state.path for state in (one, two) if state.path is not None]
         bank = None if one.bank is None or two.bank is None else forgetting.merge(one.bank, two.bank)
         counts = ("batches", "rows", "dropped", "skipped", "forgotten", "restarts", "set_aside", "squares")
         found = dataclasses.replace(

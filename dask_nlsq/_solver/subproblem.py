@@ -47,6 +47,7 @@ def solve(factor: Factor, newton: Step, scale: Vector, radius: float, lower: Vec
         Bounds, counted from the current point.
     """
     reach = lapack.norm(scale * newton.delta)
+    # A tenth beyond the radius is near enough, as in Moré's algorithm.
     if reach <= 1.1 * radius:
         return newton
     u, sigma, vt = lapack.svd(factor.r / scale)

@@ -183,6 +183,20 @@ class State:
         return self.point
 
     @property
+    def start(self) -> Point:
+        """The first point, of a state that has seen a sweep."""
+        if self.origin is None:
+            raise RuntimeError("No sweep has been taken yet.")
+        return self.origin
+
+    @property
+    def ending(self) -> Status:
+        """How the fit ended, of a state in which it has."""
+        if self.status is None:
+            raise RuntimeError("The fit has not ended yet.")
+        return self.status
+
+    @property
     def nsweeps(self) -> int:
         """Sweeps so far."""
         return len(self.history)
@@ -226,6 +240,11 @@ class TrustRegion(Solver[State]):
             return np.zeros(p, bool)
         return np.isinf(self.lower) & np.isinf(self.upper) & self.linearity.linear
 
+    @property
+    def _coupled(self) -> npt.NDArray[np.bool_]:
+        """Which parameters scale the derivative with respect to another one and are linear, (p,)."""
+        return np.zeros(len(self.lower), bool) if self.linearity is None else self.linearity.coupled
+
     def init(self, theta: Vector) -> State:
         """Return the state before the first sweep, at `theta` (p,)."""
         return State(trial=np.asarray(theta, float))
@@ -253,6 +272,7 @@ class TrustRegion(Solver[State]):
             reduction = reduction.with_prior(self.prior, state.trial, state.whitening)
         trial = self._trial(state, reduction) if state.point is None or reduction.finite else None
         gain = self._gain(state, trial)
+        # The thresholds of the gain, 1e-4 here and 0.25 and 0.75 of the radius, are those of MINPACK's lmder.
         if trial is not None and (state.point is None or gain > 1e-4):
             state = self._accept(state, trial, gain)
         else:
@@ -299,16 +319,14 @@ class TrustRegion(Solver[State]):
 
     def _strayed(self, state: State) -> bool:
         """Whether a fit ended where it may have lost its way: stalled, or with a parameter that no longer responds."""
-        assert state.origin is not None
-        insensitive = state.origin.factor.determined.all() and not state.at.factor.determined.all()
+        insensitive = state.start.factor.determined.all() and not state.at.factor.determined.all()
         spent = state.nsweeps - state.begun > _SPENT
         idle = state.idle and not spent and not self._projects(state).any()
         return bool(insensitive) or (state.status is Status.STALLED and not idle)
 
     def _start_again(self, state: State) -> State:
         """Go back to the start, whose sweep is known, without projection and with another radius."""
-        assert state.origin is not None
-        origin = dataclasses.replace(state.origin, scale=state.origin.factor.norms, explained=0.0)
+        origin = dataclasses.replace(state.start, scale=state.start.factor.norms, explained=0.0)
         again = State(
             trial=origin.theta,
             origin=origin,
@@ -420,8 +438,7 @@ class TrustRegion(Solver[State]):
         return small or point.newton.predicted <= noise or bool(lost(state, self.absolute_sigma).any())
 
     def _propose(self, state: State) -> State:
-        point, linear = state.point, self._projects(state)
-        assert point is not None
+        point, linear = state.at, self._projects(state)
         lower, upper = self.lower - point.theta, self.upper - point.theta
         if linear.any():
             step = self._projected_step(state, point, linear, lower, upper)
@@ -453,21 +470,19 @@ class TrustRegion(Solver[State]):
 
     def _tempered(self, point: Point, projection: Projection, delta: Vector) -> Vector:
         """Keep amplitudes near their best at the point: their linear prediction may change signs where it is poor."""
-        assert self.linearity is not None
         linear = projection.linear
         best = point.theta[linear] + projection.best
         ends = np.sort([best / _TEMPER, best * _TEMPER], axis=0)
         kept = np.clip(point.theta[linear] + delta[linear], *ends)
         delta = delta.copy()
-        delta[linear] = np.where(self.linearity.coupled[linear], kept - point.theta[linear], delta[linear])
+        delta[linear] = np.where(self._coupled[linear], kept - point.theta[linear], delta[linear])
         return delta
 
     def _recentres(self, state: State, point: Point, projection: Projection) -> bool:
         """Whether the linear parameters are so far from their best that they scale the other derivatives wrongly."""
         if state.proposal is not None and state.proposal.recentres:
             return False
-        assert self.linearity is not None
-        coupled = self.linearity.coupled[projection.linear]
+        coupled = self._coupled[projection.linear]
         here = point.theta[projection.linear]
         far = np.abs(projection.best) > _RECENTRE * np.minimum(np.abs(here), np.abs(here + projection.best))
         return bool((coupled & far).any()) and projection.explained > 0.5 * point.newton.predicted

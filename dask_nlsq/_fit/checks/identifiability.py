@@ -55,6 +55,7 @@ def identifiable_factor(problem: Problem, solver: TrustRegion, state: State) -> 
     u, sigma, vt = factor.svd
     kept = sigma.copy()
     if problem.objective.jacobian == "numeric" and problem.objective.jac is None:
+        # Differences have some eight to ten right digits; a direction below that is made of their errors.
         kept[sigma < _DIFFERENCES * sigma[0]] = 0.0
     weak = np.flatnonzero(factor.determined & (kept > 0) & (sigma < _WEAK * sigma[0]))
     if len(weak):
@@ -70,6 +71,7 @@ def _contradicted(
     if not block.rows:
         return []
     _, sigma, vt = factor.svd
+    # Divided by below also where a direction is zero, which is then not among the weak ones.
     sigma = np.maximum(sigma, np.finfo(float).tiny)
     whitening = Whitening((vt.T / sigma) / factor.norms[:, None], (sigma[:, None] * vt) * factor.norms)
     cost = functools.partial(_reduced, problem.objective, solver, block)
@@ -155,6 +157,7 @@ def _matches_quadratic(
         rise = sum(cost(end).cost - here.cost for end in ends)
     except Exception:  # whatever the model raises: it has no value there
         return False
+    # Of two opposite moves the gradient cancels, unless a bound cuts one of them short.
     predicted = float(here.gram[i, -1] * moves.sum() + 0.5 * here.gram[i, i] * np.sum(moves**2))
     return bool(predicted / _FACTOR <= rise <= _FACTOR * predicted)
 

@@ -59,6 +59,7 @@ def look_again(
     solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
     theta, _ = final(state, solver.lower, solver.upper)
     size = np.maximum(np.abs(theta), state.at.factor.unscaled_stderr)
+    # A fixed seed, so that the same fit is looked at from the same starts.
     moves = np.random.default_rng(0).normal(0.0, _REACH, (STARTS, len(theta))) * size
     starts = [theta, *np.clip(theta + moves, solver.lower, solver.upper)]
     ends = run_searches(problem, [fitted(solver, start, deadline) for start in starts], observer)
@@ -67,6 +68,7 @@ def look_again(
     found = [final(end, solver.lower, solver.upper) if end is not None and end.status else None for end in ends]
     least = found[0][1] if found[0] is not None else np.inf
     reduction = state.at.reduction
+    # Where the model fits without noise, costs are rounding, which is in proportion to y.
     alike = _ALIKE * least + 1e-20 * reduction.weighted_sum_of_squares
     others = [end for end in found[1:] if end is not None]
     back = sum(abs(cost - least) <= alike for _, cost in others)

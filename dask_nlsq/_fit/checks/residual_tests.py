@@ -57,6 +57,7 @@ def _chow_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
         return 1.0
     bounds = np.linspace(0, n, count + 1).astype(int)
     runs = [block.take(slice(a, b)) for a, b in itertools.pairwise(bounds.tolist())]
+    # Each run gains what a step of its own parameters would, so that no run has to be fitted.
     gained = total = ranks = 0.0
     for part in kernel.reduce_blocks(objective, runs, theta, None):
         if not part.finite:
@@ -68,6 +69,7 @@ def _chow_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
         ranks += int(seen.sum())
         total += 2.0 * part.cost
     left, dof, rest = total - gained, ranks - p, n - ranks
+    # Where separate fits leave nothing but rounding, their ratio to the whole says nothing.
     if dof <= 0 or rest <= 0 or left <= 1e-14 * total:
         return 1.0
     return float(stats.f.sf((gained / dof) / (left / rest), dof, rest))
@@ -84,6 +86,7 @@ def _bartels_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
     if not np.isfinite(residual).all() or spread == 0:
         return 1.0
     ratio = np.sum(np.diff(ranks) ** 2) / spread
+    # Both parameters of the beta distribution that has the mean and the variance of the ratio (Bartels 1982).
     shape = 5.0 * n * (n + 1.0) * (n - 1.0) ** 2 / (2.0 * (n - 2.0) * (5.0 * n**2 - 2.0 * n - 9.0)) - 0.5
     return float(stats.beta.cdf(ratio / 4.0, shape, shape))
 

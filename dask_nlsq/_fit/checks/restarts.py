@@ -162,9 +162,8 @@ def _rows(problem: Problem, sample: Sample | None) -> Block:
 
 def _reason_to_doubt(state: State) -> str | None:
     """Return why the last reduction gives cause to try other starts; None where it gives none."""
-    assert state.status is not None
-    if not state.status.success:
-        return f"The fit ended as {state.status.name}"
+    if not state.ending.success:
+        return f"The fit ended as {state.ending.name}"
     reduction = state.at.reduction
     if not exceed_rounding(reduction):
         return None
@@ -179,14 +178,15 @@ def _find_lower_minimum(
     problem: Problem, solver: TrustRegion, state: State, block: Block, observer: Observer, deadline: float | None
 ) -> tuple[Vector | None, int]:
     """Return a lower minimum on the sample, where there is one, and how many starts were tried."""
-    assert state.status is not None
     small, quick = _sample_problem(problem, solver, block)
     points = _draw_points(problem, block)
     tried = np.concatenate([state.history[0].theta[None], points])
     found = _refine_lowest(small, quick, tried, observer, deadline, first=state.at.theta)
     current = _cost(small, quick, state.at.theta)
     parameters = problem.parameters
-    chosen = state.status.success and (not parameters.guessed or bool(parameters.sampled))
+    # Of several peaks, the one that a given start points to is kept: a lower minimum replaces it only where that
+    # explains the rows.
+    chosen = state.ending.success and (not parameters.guessed or bool(parameters.sampled))
     for theta, cost in found:
         if cost >= (1 - _LOWER) * current:
             break
@@ -197,6 +197,7 @@ def _find_lower_minimum(
 
 def _sample_problem(problem: Problem, solver: TrustRegion, block: Block) -> tuple[Problem, TrustRegion]:
     """Return the problem of the sample in this process, and a solver with a loose tolerance."""
+    # Laid out as the kernel takes it, for these rows are swept hundreds of times.
     small = problem.in_memory(*lay([block]))
     return small, dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
 

@@ -138,6 +138,7 @@ def _few(block: Block) -> Block:
     """Return as many rows of a sample as are fitted from every start."""
     if block.rows <= SIZES[-1]:
         return block
+    # A fixed seed, so that a search that goes on sees the rows that it began with.
     return block.take(np.sort(np.random.default_rng(0).choice(block.rows, SIZES[-1], replace=False)))
 
 
@@ -163,6 +164,7 @@ def distinct(ends: LocalMinima, rows: int, floor: float = 0.0) -> list[list[int]
     """
     p = ends.theta.shape[1]
     minima: list[list[int]] = []
+    # Stable, so that of ends with equal costs that of the earliest start stands for the minimum.
     order = np.argsort(ends.cost, kind="stable")
     for i in order[np.isfinite(ends.cost[order])].tolist():
         for group in minima:
@@ -211,6 +213,7 @@ def _finalists(objective: Objective, block: Block, found: SearchState, floor: fl
 def row_costs(objective: Objective, block: Block, theta: Vector) -> Vector:
     """Return what each row adds to the cost, (rows,)."""
     block = block.wide()
+    # JAX would compute the loss in float32 outside.
     with np.errstate(all="ignore"), jax.enable_x64(True):
         everything = np.array([float(v) for v in objective.expand(theta.tolist())])
         residual = kernel.predict_block(objective, block, everything) - block.y

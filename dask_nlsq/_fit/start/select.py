@@ -109,6 +109,7 @@ def find_route(
         if len(found) > 1:
             lowest, *others = map(solver.init, found)
             return Route(starts, (lowest, []), tuple(others), search=searched)
+        # Those behind the first are tried where the model is not finite at the first on all rows.
         starts = [*found, *starts]
         near = fit_sample(problem, solver, sample, starts[0]) if streams else None
     elif sample is not None and not passing and (near := fit_sample(problem, solver, sample)) is not None:
@@ -116,7 +117,8 @@ def find_route(
         notes = (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
     if not streams:
         return Route(starts, notes=notes, search=searched)
-    if sample is None or (near is None and not passing):
+    begun = saved.passing if saved is not None and saved.passing is not None else near
+    if sample is None or begun is None:
         return Route(
             starts, notes=("A sample of the rows could not be fitted, so that nothing was streamed.",), search=searched
         )
@@ -127,13 +129,12 @@ def find_route(
     first, seconds, told = stream(
         problem,
         solver,
-        near,
+        begun,
         sample,
         observer,
         seed=options.seed,
         ordered=options.ordered,
         target=aim,
-        begun=None if saved is None else saved.passing,
     )
     if first is None:
         return Route(lowest_first(problem, starts), notes=(*notes, *told), search=searched)

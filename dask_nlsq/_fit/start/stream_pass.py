@@ -99,6 +99,8 @@ def one_pass(
         theta, whitening, sample = start
         own = solver.init(theta, whitening)
         s = None if whitening is None else whitening.s
+        # `own` holds the batches alone and becomes the answer; `ahead` counts the sample too, and says where batches
+        # are evaluated, for the first few alone would send the estimate astray.
         ahead = solver.step(own, kernel.reduce_block(problem.objective, sample, theta, s))
         found, sent = Pass(own, 0.0, 0, 0.0, 0.0), []
     else:
@@ -116,6 +118,7 @@ def one_pass(
             under_way[label.number] = label
             window.send(label, reduce_group, group, problem.payload, (request,))
 
+        # What was under way when the pass was written down is sent again, to be evaluated at the estimates of then.
         for number, places in itertools.islice(batches, own.batches + len(sent)):
             if number in under_way:
                 send(under_way[number], places)
@@ -204,14 +207,13 @@ def at_estimate(solver: Streaming, state: StreamState) -> Any:
 def stream(
     problem: Problem,
     solver: TrustRegion,
-    near: State | None,
+    begun: State | PassState,
     sample: Sample,
     observer: Observer,
     *,
     seed: int,
     ordered: bool = True,
     target: Callable[[Vector, Vector], bool] | None = None,
-    begun: PassState | None = None,
 ) -> tuple[State | None, list[float], tuple[str, ...]]:
     """Pass over the data in batches; return the state that certifies next, or the last one where nothing is left to do.
 
@@ -219,14 +221,18 @@ def stream(
     lost its way.
 
     The sums of the pass are those of a sweep at the estimate of the sample, but linearised nearer to the end.
+
+    Parameters
+    ----------
+    begun : State or PassState
+        The fit of the sample, from whose estimate the pass begins, or where a pass stood when it was written down.
     """
     clock = time.perf_counter()
     online = Streaming(solver.lower, solver.upper, solver.prior, solver.absolute_sigma, compare=target is not None)
-    if begun is not None:
+    if isinstance(begun, PassState):
         origin, whitening = begun.own.origin, begun.own.whitening
     else:
-        assert near is not None
-        origin, whitening = final(near, solver.lower, solver.upper)[0], near.at.factor.whitening()
+        origin, whitening = final(begun, solver.lower, solver.upper)[0], begun.at.factor.whitening()
 
     def enough(found: Pass) -> bool:
         if found.own.sums is not None:
@@ -242,7 +248,7 @@ def stream(
         seed=seed,
         ordered=ordered,
         enough=enough,
-        begun=begun,
+        begun=begun if isinstance(begun, PassState) else None,
         observer=observer,
     )
     own, seconds = found.own, [time.perf_counter() - clock]
@@ -290,8 +296,7 @@ def agrees(
 
 def _unmeasured(state: State) -> State:
     """Say that no sweep has measured the cost at the point of a state, so that the next one finds no rise in it."""
-    assert state.origin is not None
-    point, origin = (dataclasses.replace(each, measured=False) for each in (state.at, state.origin))
+    point, origin = (dataclasses.replace(each, measured=False) for each in (state.at, state.start))
     return dataclasses.replace(state, point=point, origin=origin)
 
 

@@ -45,6 +45,7 @@ def optimizer_of(method: object, bounded: bool) -> GradientTransformation | None
         import optax
     except ImportError as error:
         raise NlsqError('method="adam" needs optax: pip install "dask-nlsq[optax]".') from error
+    # An optimizer that takes the cost as `value=` gets it, and another is not told.
     found: GradientTransformation = optax.with_extra_args_support(method if own else optax.adam(LEARNING_RATE))
     return found
 
@@ -66,6 +67,7 @@ def warm_start(
         The optimizer wants to know more than gradients and cost.
     """
     solver = FirstOrder(parameters.lower, parameters.upper, _compiled(optimizer))
+    # The second number keeps this stream apart from that of the starts of a search, 2.
     rng = np.random.default_rng([seed, 1])
     state = solver.init(parameters.start)
     with jax.enable_x64(True):  # for the optimizer; the kernel sees to itself
