@@ -336,6 +336,7 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
     if ended is not None:
         verify(problem, ended)
         return _again(problem, solver, ended)
+    # A run that goes on keeps the notes of its beginning.
     notes = _notes(problem) + notes if saved is None else saved.notes
     session.remember(problem, notes, search=None if saved is None else saved.search)
     deadline = None if options.time_limit is None else time.monotonic() + options.time_limit
@@ -351,12 +352,12 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
 
         def elsewhere(theta: Vector) -> Sequence[Vector]:
             nonlocal notes
-            found, told = find_finite_starts(problem, solver, theta, sample, bar, deadline)
-            if told:
-                warn(told)
-                notes += (told,)
+            finite, note = find_finite_starts(problem, solver, theta, sample, bar, deadline)
+            if note:
+                warn(note)
+                notes += (note,)
             session.remember(problem, notes, search=route.search)
-            return found
+            return finite
 
         states, seconds = run_shared(
             problem,
@@ -373,22 +374,23 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
         winner, starts = lowest(states), None
         state = states[winner]
         if route.search is not None:
-            starts, told = summarize_search(resolved.parameters.free, route.search, states, solver, state.at.reduction)
-            notes += (told,)
+            starts, note = summarize_search(resolved.parameters.free, route.search, states, solver, state.at.reduction)
+            notes += (note,)
             if further := len(seconds) - state.nsweeps:
                 notes += (f"Sweeps over all rows that only other minima needed: {further}.",)
                 # The history of the result is that of the winner, and has a line for each of its sweeps.
                 seconds = seconds[: state.nsweeps]
         elif not options.searches:
-            state, more, told_again = restart(problem, solver, state, sample, bar, deadline, callback)
+            state, more, more_notes = restart(problem, solver, state, sample, bar, deadline, callback)
             seconds += more
-            notes += told_again
+            notes += more_notes
         # With `precision=` the estimate rests on part of the rows, and is not certified by fits of all of them.
         whole = state.status is not None and state.status.success and state.status is not Status.PRECISION
         if decided.goal is OptimizationGoal.QUALITY and whole:
             state, more, note = refit_perturbed(problem, solver, state, sample, bar, deadline, callback)
             seconds += more
             notes += (note,)
+    # Where parameters have lost their effect on the way, the gradient is zero without a minimum.
     if state.status is not None and state.status.success and lost_sensitivity(problem, state):
         state = dataclasses.replace(state, status=Status.UNIDENTIFIABLE)
     result = build(problem, solver, state, seconds, time.perf_counter() - started, notes, starts)
@@ -480,6 +482,7 @@ def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
       sweeps   about 8
       time     about ... a sweep, ... in all
     """
+    # Bound to the signature of `fit`, so that a name or place that it does not have is refused alike.
     asked = FitOptions(**inspect.signature(fit).bind(model, x, y, **options).arguments)
     resolved = _resolve(asked)
     inputs = gather_plan_inputs(resolved, asked.memory_limit)
@@ -490,6 +493,7 @@ def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
 def _resolve(options: FitOptions) -> Resolved:
     """Resolve the arguments, and refuse to stream what does not add up."""
     resolved = resolve(options)
+    # These three are called for what they refuse, before anything is read.
     target(resolved.parameters.free, options.precision)
     optimizer_of(options.method, resolved.parameters.bounded)
     if options.searches:

@@ -31,7 +31,7 @@ def fingerprint(resolved: Resolved, options: FitOptions) -> dict[str, Any]:
     parameters, objective, info = resolved.parameters, resolved.objective, resolved.source.info
     prior = parameters.prior
     path = options.data if are_paths(options.data) else None
-    found = {
+    values = {
         "parameters": list(parameters.names),
         "free": list(parameters.free),
         "start": parameters.start.tolist(),
@@ -55,7 +55,7 @@ def fingerprint(resolved: Resolved, options: FitOptions) -> dict[str, Any]:
         "model": program(objective, parameters.start),
     }
     # As a checkpoint will give it back: tuples are lists there, and keys are texts.
-    return dict(json.loads(json.dumps(_plain(found))))
+    return dict(json.loads(json.dumps(_plain(values))))
 
 
 def _plain(value: object) -> Any:
@@ -69,7 +69,7 @@ def _plain(value: object) -> Any:
     return value if isinstance(value, (int, str, type(None))) else str(value)
 
 
-def compare(generation: Generation, own: Mapping[str, Any], *, force: bool = False) -> bool:
+def compare(generation: Generation, current: Mapping[str, Any], *, force: bool = False) -> bool:
     """Refuse a generation of another fit, and warn where its bits may differ here; return whether it is the same fit.
 
     Raises
@@ -79,7 +79,7 @@ def compare(generation: Generation, own: Mapping[str, Any], *, force: bool = Fal
     """
     there, here = generation.versions, versions()
     writers = other_writers(there)
-    if differs := differences(generation.fingerprint, own, strict=not writers):
+    if differs := differences(generation.fingerprint, current, strict=not writers):
         what = "; ".join(f"{name}: {text}" for name, text in differs.items())
         if not force:
             raise CheckpointMismatch(
@@ -95,27 +95,27 @@ def compare(generation: Generation, own: Mapping[str, Any], *, force: bool = Fal
 
 def other_writers(there: Mapping[str, str]) -> list[str]:
     """Return of what the bits of a model depend on what was of another version there."""
-    return [name for name, own in versions().items() if there.get(name) != own and name != "dask-nlsq"]
+    return [name for name, version in versions().items() if there.get(name) != version and name != "dask-nlsq"]
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], strict: bool) -> dict[str, str]:
     """Return what differs between two fits, in words; models may be other programs of the same values if not strict."""
-    found = {}
+    differing = {}
     for name in sorted(set(there) | set(here)):
-        one, two = there.get(name), here.get(name)
-        if one == two or (name == "model" and _same_model(one, two, strict)):
+        stored, current = there.get(name), here.get(name)
+        if stored == current or (name == "model" and _same_model(stored, current, strict)):
             continue
-        if name == "jac" and {one, two} <= set(_BY_JAX):  # which of them is by rule, and goes on as it was
+        if name == "jac" and {stored, current} <= set(_BY_JAX):  # which of them is by rule, and goes on as it was
             continue
         if name == "model":
-            found[name] = "it computes something else"
-        elif isinstance(one, Mapping) and isinstance(two, Mapping):
-            keys = sorted(k for k in set(one) | set(two) if one.get(k) != two.get(k))
+            differing[name] = "it computes something else"
+        elif isinstance(stored, Mapping) and isinstance(current, Mapping):
+            keys = sorted(k for k in set(stored) | set(current) if stored.get(k) != current.get(k))
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            found[name] = ", ".join(f"{k} ({one.get(k)} there, {two.get(k)} here)" for k in keys[:3]) + more
+            differing[name] = ", ".join(f"{k} ({stored.get(k)} there, {current.get(k)} here)" for k in keys[:3]) + more
         else:
-            found[name] = f"{_short(one)} there, {_short(two)} here"
-    return found
+            differing[name] = f"{_short(stored)} there, {_short(current)} here"
+    return differing
 
 
 def _short(value: object) -> str:
@@ -123,9 +123,9 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _same_model(one: object, two: object, strict: bool) -> bool:
+def _same_model(stored: object, current: object, strict: bool) -> bool:
     """Whether two models compute the same: the same program, or, of other versions, the same values."""
-    if not isinstance(one, Mapping) or not isinstance(two, Mapping) or strict:
-        return bool(one == two)
-    a, b = (np.array([float.fromhex(v) for v in model["values"]]) for model in (one, two))
+    if not isinstance(stored, Mapping) or not isinstance(current, Mapping) or strict:
+        return bool(stored == current)
+    a, b = (np.array([float.fromhex(v) for v in model["values"]]) for model in (stored, current))
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=_CLOSE, atol=0.0, equal_nan=True))

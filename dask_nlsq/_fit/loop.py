@@ -71,13 +71,13 @@ def run_in_memory(objective: Objective, block: Block, search: Search[T]) -> T:
             request = search.send(kernel.reduce_block(objective, block, request.theta, whitening))
     except StopIteration as end:
         # What a generator returns is the value of the StopIteration that ends it.
-        found: T = end.value
-    return found
+        result: T = end.value
+    return result
 
 
 def run_searches(problem: Problem, searches: Sequence[Search[T]], observer: Observer | None = None) -> list[T]:
     """Run searches over the same sweeps, and return what each has found, in their order."""
-    found: dict[int, Any] = {}
+    results: dict[int, Any] = {}
     waiting: dict[int, Request] = {}
     observer = observer or Observer()
 
@@ -89,7 +89,7 @@ def run_searches(problem: Problem, searches: Sequence[Search[T]], observer: Obse
             waiting[i] = go_on()
         except StopIteration as end:
             waiting.pop(i, None)
-            found[i] = end.value
+            results[i] = end.value
 
     for i, search in enumerate(searches):
         resume(i, search.__next__)
@@ -99,7 +99,7 @@ def run_searches(problem: Problem, searches: Sequence[Search[T]], observer: Obse
         reductions = problem.sweep([waiting[i] for i in places], on_answer=answered)
         for i, reduction in zip(places, reductions, strict=True):
             resume(i, functools.partial(searches[i].send, reduction))
-    return [found[i] for i in range(len(searches))]
+    return [results[i] for i in range(len(searches))]
 
 
 def minimise(
@@ -210,7 +210,7 @@ def _prune(states: Sequence[State], leader: int, late: bool) -> list[State]:
 
     Where the lowest was stopped, or it is late, the others are stopped too.
     """
-    first, found = states[leader], list(states)
+    first, pruned = states[leader], list(states)
     for i, state in enumerate(states):
         if i == leader or state.status is not None:
             continue
@@ -219,11 +219,11 @@ def _prune(states: Sequence[State], leader: int, late: bool) -> list[State]:
             # reach the lowest cost, the state cannot win.
             reach = state.point.reduction.cost - 2.0 * max(state.point.newton.predicted, 0.0)
             if reach > first.at.reduction.cost * (1.0 + _ALIKE):
-                found[i] = dataclasses.replace(state, status=Status.PRUNED)
+                pruned[i] = dataclasses.replace(state, status=Status.PRUNED)
                 continue
         if first.status in (Status.CALLBACK, Status.TIME_LIMIT) or late:
-            found[i] = stop(state, Status.CALLBACK if first.status is Status.CALLBACK else Status.TIME_LIMIT)
-    return found
+            pruned[i] = stop(state, Status.CALLBACK if first.status is Status.CALLBACK else Status.TIME_LIMIT)
+    return pruned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,8 +281,8 @@ def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample, start: Vec
 
 def lowest_first(problem: Problem, starts: Sequence[Vector]) -> list[Vector]:
     """Return starts in the order of their cost over all rows, which takes one pass."""
-    found = problem.sweep([Request(start, first=True) for start in starts])
-    costs = [reduction.cost if reduction.finite else np.inf for reduction in found]
+    reductions = problem.sweep([Request(start, first=True) for start in starts])
+    costs = [reduction.cost if reduction.finite else np.inf for reduction in reductions]
     return [starts[i] for i in np.argsort(costs, kind="stable")]
 
 

@@ -21,17 +21,17 @@ def not_finite(problem: Problem, theta: Vector) -> ModelError:
 
 def describe_not_finite(problem: Problem, theta: Vector) -> str:
     """Return a sentence that names the rows in which the model is not finite at `theta` (p,)."""
-    start, found = _as_mapping(problem.parameters.free, theta), _find_faults(problem, theta)
-    if not found:
+    start, faults = _as_mapping(problem.parameters.free, theta), _find_faults(problem, theta)
+    if not faults:
         return f"{_subject(problem.objective)} is not finite at the start p0={start}."
-    return _say(problem.objective, problem.parameters.free, found[0], start, "partition")
+    return _say(problem.objective, problem.parameters.free, faults[0], start, "partition")
 
 
 def _find_faults(problem: Problem, theta: Vector) -> list[Fault]:
-    found: list[Fault] = []
+    faults: list[Fault] = []
     for _, answer in problem.executor.run(find_faults, problem.groups, problem.payload, theta):
-        found += [] if isinstance(answer, Failure) else answer
-    return merge_faults(found)
+        faults += [] if isinstance(answer, Failure) else answer
+    return merge_faults(faults)
 
 
 def _as_mapping(names: Sequence[str], theta: Vector) -> dict[str, float]:
@@ -46,7 +46,7 @@ def explain(
     objective: Objective,
     names: Sequence[str],
     theta: Vector,
-    found: Sequence[Fault],
+    faults: Sequence[Fault],
     origins: Mapping[str, Any] | None = None,
     part: str = "partition",
 ) -> ModelError:
@@ -60,13 +60,13 @@ def explain(
         What a partition is called.
     """
     start = _as_mapping(names, theta)
-    if not found:
+    if not faults:
         sentences = [
             f"{_subject(objective)} is not finite at the start p0={start}, although the data are. Start elsewhere "
             "with p0=, or keep the model away from such values with bounds=."
         ]
     else:
-        sentences = [_say(objective, names, fault, start, part) for fault in found]
+        sentences = [_say(objective, names, fault, start, part) for fault in faults]
         sentences.append(
             "Start elsewhere with p0=, or keep the model away from such values with bounds=. Where no start helps, "
             'leave such rows out of the data, or write the model so that it has a value there: nan_policy="omit" drops '

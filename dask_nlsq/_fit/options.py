@@ -21,6 +21,7 @@ def _ordered(value: Any) -> Any:
     """Return filters with sets as lists, whose order is that of no process."""
     if isinstance(value, (set, frozenset)):
         return sorted(value, key=repr)
+    # Of these two types only: a subclass, such as a named tuple, may be made of other arguments.
     return type(value)(map(_ordered, value)) if type(value) in (list, tuple) else value
 
 

@@ -54,6 +54,7 @@ def build(
     pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
     notes += reservations(parameters.free, side, inference.entangled(factor, theta, pcov, free))
     notes += differences_taken(parameters.free, point.reduction)
+    # At a bound the gradient need not vanish at a minimum.
     gradient = np.where(free, point.factor.gradient, 0.0)
     theta, pcov, active = expand(parameters, problem.objective, theta, pcov, side)
     warn_of_open_ends(parameters.names, pcov)
@@ -182,10 +183,10 @@ def expand(
 
 def _sweeps(state: State, names: Sequence[str], seconds: list[float]) -> dict[str, list[Any]]:
     """Return the columns of the history."""
-    told = {name: [getattr(record, name) for record in state.history] for name in _TOLD}
+    recorded = {name: [getattr(record, name) for record in state.history] for name in _TOLD}
     labels = columns_of(names, ("sweep", *_TOLD, "seconds"))
     thetas = {label: [float(record.theta[i]) for record in state.history] for i, label in enumerate(labels)}
-    return told | thetas | {"seconds": seconds}
+    return recorded | thetas | {"seconds": seconds}
 
 
 _TOLD = ("cost", "step", "damping", "radius", "accepted")

@@ -31,13 +31,13 @@ def gather_plan_inputs(resolved: Resolved, limit: int | str | None, sample: Samp
         Bytes that a process may hold, where the user says so.
     """
     info, executor = resolved.source.info, resolved.executor
-    own = memory_limit()
+    process_limit = memory_limit()
     home = psutil.Process().memory_info().rss
     cluster = executor.remote
-    processes, threads, allowed = _who(executor, own)
+    processes, threads, allowed = _who(executor, process_limit)
     if limit is not None:
         allowed = MemoryLimit(int(parse_bytes(limit)), "memory_limit")
-        own = min(own, allowed, key=lambda each: each.limit)
+        process_limit = min(process_limit, allowed, key=lambda each: each.limit)
     rows = info.rows if sample is None or info.rows is not None else sample.estimated_rows
     largest = info.partition_rows if sample is None or info.partition_rows is not None else sample.largest
     # Rows that are in this process already are not read, but sent to workers.
@@ -66,15 +66,16 @@ def gather_plan_inputs(resolved: Resolved, limit: int | str | None, sample: Samp
         cores=CPU_COUNT,
         limit=allowed.limit,
         limit_source=allowed.source,
+        # Workers are not asked what they hold: before the first fit that is their imports.
         held=IMPORTS if cluster else home,
         home=home,
         # What the limit leaves may be more than the machine has.
-        here=int(max(0, min(own.limit - home, psutil.virtual_memory().available))),
+        here=int(max(0, min(process_limit.limit - home, psutil.virtual_memory().available))),
         time_left=time_left(),
     )
 
 
-def _who(executor: Executor, own: MemoryLimit) -> tuple[int, int, MemoryLimit]:
+def _who(executor: Executor, process_limit: MemoryLimit) -> tuple[int, int, MemoryLimit]:
     """Return processes, tasks of each at a time, and what each may hold; what workers do not say they are asked."""
     processes, threads, limit = executor.capacity()
     if limit:
@@ -82,8 +83,8 @@ def _who(executor: Executor, own: MemoryLimit) -> tuple[int, int, MemoryLimit]:
     answers = executor.ask(memory_limit)
     # Workers of one host share its memory.
     sharing = collections.Counter(host for host, _ in answers)
-    shares = [MemoryLimit(found.limit // sharing[host], found.source) for host, found in answers]
-    return processes, threads, min(shares, key=lambda each: each.limit, default=own)
+    shares = [MemoryLimit(worker_limit.limit // sharing[host], worker_limit.source) for host, worker_limit in answers]
+    return processes, threads, min(shares, key=lambda each: each.limit, default=process_limit)
 
 
 def dry_run(resolved: Resolved, inputs: PlanInputs) -> PlanInputs:
@@ -91,14 +92,14 @@ def dry_run(resolved: Resolved, inputs: PlanInputs) -> PlanInputs:
     if inputs.shared:
         return inputs
     block, seconds = _read(resolved.source.partitions)
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     if inputs.rows is None:
-        found |= {"rows": float(block.rows * inputs.partitions), "estimated": True}
+        measured |= {"rows": float(block.rows * inputs.partitions), "estimated": True}
     if inputs.partition_rows is None:
-        found["partition_rows"] = block.rows
+        measured["partition_rows"] = block.rows
     if READERS[inputs.reader].decoded and block.rows:
-        found["bytes_per_second"] = block.nbytes / max(seconds, 1e-9)
-    return dataclasses.replace(inputs, **found, **speed(resolved.objective, block, resolved.parameters.start))
+        measured["bytes_per_second"] = block.nbytes / max(seconds, 1e-9)
+    return dataclasses.replace(inputs, **measured, **speed(resolved.objective, block, resolved.parameters.start))
 
 
 def _read(partitions: Sequence[Any]) -> tuple[Block, float]:
@@ -116,6 +117,7 @@ def speed(objective: Objective, block: Block, theta: Vector) -> dict[str, Any]:
     """Return how long the kernel takes to compile, the rows that a thread then reduces in a second, and its memory."""
     if not block.rows:
         return {}
+    # At most a slab, which is what one call of the kernel takes.
     some = block.take(slice(0, SLABS[1]))
     # The first call compiles, and the second is timed.
     times = []

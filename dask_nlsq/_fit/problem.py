@@ -197,6 +197,7 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
         names, arrays = split(model, x, y, options.p0)
         if getattr(y, "ndim", 1) > 1:
             arrays, y, sigma = columns_of(arrays, y, sigma)
+        # An argument of the model may have one of these names already.
         free = ("y", "sigma") if {"y", "sigma"}.isdisjoint(names) else ("fitted y", "sigma of y")
         data = dict(zip(names, arrays, strict=True)) | {free[0]: y}
         if sigma is not None and constant is None:
@@ -323,6 +324,7 @@ def local_executor(scheduler: object) -> Executor | None:
         return None
     if isinstance(scheduler, str) and scheduler.lower() in ("distributed", "dask.distributed"):
         return None
+    # Dask's names of schedulers stand for functions that compute graphs, and one may be given itself.
     get = named_schedulers.get(scheduler.lower()) if isinstance(scheduler, str) else scheduler
     if get is dask.multiprocessing.get:
         return _no_processes()
@@ -346,8 +348,8 @@ def _no_processes() -> Executor:
 
 def _client_of(scheduler: object) -> distributed.Client | None:
     """Return the client that a scheduler is, or whose method that computes graphs it is."""
-    found = getattr(scheduler, "__self__", scheduler)
-    return found if isinstance(found, distributed.Client) else None
+    owner = getattr(scheduler, "__self__", scheduler)
+    return owner if isinstance(owner, distributed.Client) else None
 
 
 def executor_of(plan: Plan, executor: Executor) -> Executor:
@@ -368,6 +370,7 @@ def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
     """
     check_not_forked()
     inputs = plan.inputs
+    # Partitions of an unknown size may be large: each is a group by itself then.
     nbytes = float("inf") if inputs.nbytes is None or source.shared else inputs.nbytes
     embedded = isinstance(source.partitions[0], Block)
     here = executor_of(plan, executor)
@@ -385,11 +388,11 @@ def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:
         return group(source.partitions, nbytes, here.workers)
     groups = executor.hold(groups, shared=True) if source.shared else groups
     # Groups come as they are read; the tree of reductions goes by their places.
-    read = sorted(executor.run(Group.load, groups), key=lambda found: found[0])
-    for _, found in read:
-        if isinstance(found, Failure):
-            raise found.error()
-    return group([block for _, one in read for block in one.partitions], nbytes, here.workers)
+    read = sorted(executor.run(Group.load, groups), key=lambda loaded: loaded[0])
+    for _, loaded in read:
+        if isinstance(loaded, Failure):
+            raise loaded.error()
+    return group([block for _, part in read for block in part.partitions], nbytes, here.workers)
 
 
 def _few(blocks: Sequence[Block]) -> bool:

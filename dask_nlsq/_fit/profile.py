@@ -124,12 +124,12 @@ class Profiler:
             values = estimate.value + np.linspace(-3, 3, 13) / estimate.slope
         # Values beyond a bound are on it, and there one fit will do.
         tried = np.unique(np.clip(values, self.solver.lower[j], self.solver.upper[j]))
-        found = self._run([at._conditional(j, value, estimate) for value in tried.tolist()])
+        conditionals = self._run([at._conditional(j, value, estimate) for value in tried.tolist()])
         names = self.problem.parameters.names
         labels = columns_of(names, ("tau", "cost"))
-        own = labels[names.index(name)]
-        rows, index = [self._row(held) for held in found], pd.Index(tried, name=own)
-        return pd.DataFrame(rows, index=index, columns=["tau", "cost", *labels]).drop(columns=own)
+        label = labels[names.index(name)]
+        rows, index = [self._row(held) for held in conditionals], pd.Index(tried, name=label)
+        return pd.DataFrame(rows, index=index, columns=["tau", "cost", *labels]).drop(columns=label)
 
     def _row(self, held: Conditional | None) -> list[float]:
         if held is None:
@@ -227,12 +227,12 @@ def _centre(solver: TrustRegion, state: State) -> dict[str, Any]:
 def _numbers(name: str, values: npt.ArrayLike) -> Vector:
     """Return the values at which a parameter is to be held, or refuse them."""
     try:
-        found = np.asarray(values, float)
+        numbers = np.asarray(values, float)
     except (TypeError, ValueError):
-        found = np.empty(0)
-    if not found.size or not np.isfinite(found).all():
+        numbers = np.empty(0)
+    if not numbers.size or not np.isfinite(numbers).all():
         raise NlsqError(f"values is {values!r:.200}; one or more finite numbers are needed, where to hold {name!r}.")
-    return found
+    return numbers
 
 
 def _follow(factor: Factor, j: int) -> tuple[Vector, float]:

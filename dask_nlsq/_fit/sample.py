@@ -59,10 +59,10 @@ def _draw(executor: Executor, groups: Sequence[Any], partitions: int, count: int
     wanted = np.linspace(0, partitions - 1, count).round().astype(int).tolist()
     groups = [g for g in groups if any(i in wanted for i in range(g.start, g.start + len(g.partitions)))]
     drawn: list[Any] = [()] * len(groups)
-    for i, found in executor.run(draw, groups, wanted, -(-rows // count), seed):
-        if isinstance(found, Failure):
-            raise found.error()
-        drawn[i] = found
+    for i, answer in executor.run(draw, groups, wanted, -(-rows // count), seed):
+        if isinstance(answer, Failure):
+            raise answer.error()
+        drawn[i] = answer
     blocks, totals = zip(*itertools.chain.from_iterable(drawn), strict=True)
     return Sample(concatenate(list(blocks)), count, sum(totals) / count * partitions, max(totals))
 
@@ -74,13 +74,13 @@ def guess_start(model: Model, parameters: Parameters, sample: Block) -> Paramete
         return parameters
     taken = (model.columns[name] for name in model.inputs or model.columns)
     try:
-        found = model.guess([block.x[i] for places in taken for i in places], block.y)
+        guess = model.guess([block.x[i] for places in taken for i in places], block.y)
     except Exception as error:
         raise ModelError(
             f"The guess of {model.name!r} failed on {block.rows} rows ({type(error).__name__}: {error}). Give p0 for "
             f"{', '.join(parameters.guessed)}."
         ) from error
-    return parameters.with_guess(found, block.rows)
+    return parameters.with_guess(guess, block.rows)
 
 
 def _useful(block: Block) -> Block:

@@ -191,6 +191,7 @@ class CheckpointSession(Session):
         """Commit where an interval has passed or sweeps enough, and leave where a signal has come."""
         if not isinstance(event, (TaskEnd, SweepEnd)) or event.saved is None:
             return
+        # Kept also where nothing is due, for a signal or an error that comes before the next event.
         self._latest = event.saved
         self._sweeps += isinstance(event, SweepEnd)
         every = self._options.checkpoint_every
@@ -299,18 +300,18 @@ def open_session(resolved: Resolved, options: FitOptions) -> Iterator[Session]:
     remote = "://" in str(where)
     # The options of fsspec may be those of the data; a local folder takes none.
     checkpoints = Checkpoints(where, options.storage_options if remote else None)
-    own = fingerprint(resolved, options)
+    current = fingerprint(resolved, options)
     with _locked(checkpoints, strict) as lock, Interrupt() as interrupt:
-        found = None if resume is False else checkpoints.newest()
-        if found is None and resume is True:
+        newest = None if resume is False else checkpoints.newest()
+        if newest is None and resume is True:
             raise CheckpointError(f"There is no checkpoint at {checkpoints.place}, and resume=True asks for one.")
         saved: SavedState | None = None
         estimate = None
-        if found is not None:
-            generation, keys = found
-            same = compare(generation, own, force=resume == "force")
+        if newest is not None:
+            generation, keys = newest
+            same = compare(generation, current, force=resume == "force")
             there, p = unpack(SavedState, keys), resolved.parameters.p
-            if same and (resume != "force" or own["files"] is not None):
+            if same and (resume != "force" or current["files"] is not None):
                 saved = _sane(there, p)
             else:  # no fingerprint tells rows in no files from others
                 estimate = _last_estimate(there)
@@ -321,7 +322,7 @@ def open_session(resolved: Resolved, options: FitOptions) -> Iterator[Session]:
                     )
                 _sane(there, p)
             log.info("going on from generation %d at %s", generation.number, checkpoints.place)
-        session = CheckpointSession(checkpoints, lock, interrupt, options, own, saved)
+        session = CheckpointSession(checkpoints, lock, interrupt, options, current, saved)
         session.earlier_estimate = estimate
         try:
             yield session

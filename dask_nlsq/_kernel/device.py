@@ -39,8 +39,8 @@ def place(blocks: Sequence[Block], rows: int | None, room: int) -> Iterator[Plac
         if block.held and block not in _resident:
             # Two threads may get here with one block; setdefault keeps the slabs of the first.
             _resident.setdefault(block, (device, [_put(slab, device) for slab in _alone(block, device, rows)]))
-        where, found = _resident.get(block) or (device, _alone(block, device, rows))
-        yield from ((where, [i], slab) for slab in found)
+        where, placed = _resident.get(block) or (device, _alone(block, device, rows))
+        yield from ((where, [i], slab) for slab in placed)
 
 
 def _alone(block: Block, device: jax.Device, rows: int | None) -> Iterator[Slab]:

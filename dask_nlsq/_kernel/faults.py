@@ -42,16 +42,16 @@ def find(objective: Objective, block: Block, theta: Vector) -> list[Fault]:
         f, jac, flat = (_numeric if objective.jacobian == "numeric" else _traced)(objective, block, theta)
     if not np.isfinite(f).all():
         return [_fault(block, f, ~np.isfinite(f))]
-    found = [_fault(block, jac[j], ~np.isfinite(jac[j]), j) for j in range(len(jac))]
-    found += [_fault(block, jac[j], flat[j], j, flat=True) for j in range(len(jac))]
-    return [fault for fault in found if fault.count]
+    faults = [_fault(block, jac[j], ~np.isfinite(jac[j]), j) for j in range(len(jac))]
+    faults += [_fault(block, jac[j], flat[j], j, flat=True) for j in range(len(jac))]
+    return [fault for fault in faults if fault.count]
 
 
-def merge_faults(found: Sequence[Fault]) -> list[Fault]:
+def merge_faults(faults: Sequence[Fault]) -> list[Fault]:
     """Return faults of several partitions as that of the model, or else one a parameter."""
-    by_model = [fault for fault in found if fault.parameter is None]
-    by_derivative = [fault for fault in found if not fault.flat]
-    kept = sorted(by_model or by_derivative or found, key=lambda fault: (fault.parameter or 0, fault.partition))
+    by_model = [fault for fault in faults if fault.parameter is None]
+    by_derivative = [fault for fault in faults if not fault.flat]
+    kept = sorted(by_model or by_derivative or faults, key=lambda fault: (fault.parameter or 0, fault.partition))
     groups = [list(group) for _, group in itertools.groupby(kept, key=lambda fault: fault.parameter)]
     whole = [dataclasses.replace(group[0], count=sum(fault.count for fault in group)) for group in groups]
     most = max((fault.count for fault in whole), default=0)
@@ -75,8 +75,8 @@ def _numeric(objective: Objective, block: Block, theta: Vector) -> tuple[Vector,
 def _traced(objective: Objective, block: Block, theta: Vector) -> tuple[Vector, Matrix, npt.NDArray[np.bool_]]:
     size, p = SLABS[0], objective.n_parameters
     run = once(objective, ("faults", size), functools.partial(_compile, objective, size))
-    found = [np.asarray(run(theta, slab.x))[:, : slab.places[0, 2]] for _, slab in slabs([block], size, TILE)]
-    whole = np.concatenate(found, axis=1)
+    pieces = [np.asarray(run(theta, slab.x))[:, : slab.places[0, 2]] for _, slab in slabs([block], size, TILE)]
+    whole = np.concatenate(pieces, axis=1)
     if block.weight is not None:
         # A row without weight has no derivative that counts, finite or not.
         whole[1:, block.weight == 0] = 0.0
@@ -87,9 +87,9 @@ def _compile(objective: Objective, rows: int) -> jax.stages.Compiled:
     p = objective.n_parameters
 
     def look(theta: jax.Array, x: Sequence[jax.Array]) -> jax.Array:
-        nothing, one = jnp.zeros(rows), jnp.ones(rows)
-        parts = jacobian_and_residual(objective, theta, x, nothing, one, [jnp.zeros((p + 1, rows))])
-        (a,), _, flat = safeguarded_difference.mend_tile(objective, theta, x, one, parts)
+        nothing, ones = jnp.zeros(rows), jnp.ones(rows)
+        parts = jacobian_and_residual(objective, theta, x, nothing, ones, [jnp.zeros((p + 1, rows))])
+        (a,), _, flat = safeguarded_difference.mend_tile(objective, theta, x, ones, parts)
         return jnp.concatenate([a[p:], a[:p], flat.astype(jnp.float64)])
 
     column = jax.ShapeDtypeStruct((rows,), np.float64)

@@ -194,7 +194,7 @@ def second_derivatives(
     They are central differences of the Jacobian; None where those are not finite.
     """
     reach = np.linalg.norm(f) / np.where(jac.any(axis=1), np.linalg.norm(jac, axis=1), np.inf)
-    found = np.empty((len(theta), len(theta)))
+    hessian = np.empty((len(theta), len(theta)))
     for j, value in enumerate(theta):
         ends = theta + np.array([[-1.0], [1.0]]) * np.where(np.arange(len(theta)) == j, _BEND * reach[j], 0.0)
         # The column is zero, or the step is lost in the rounding of the parameter: step as for a first derivative.
@@ -203,9 +203,9 @@ def second_derivatives(
         behind, ahead = (
             _jacobian(objective, x, end, values(objective, x, list(objective.expand(end.tolist())))) for end in ends
         )
-        found[j] = (ahead - behind) @ residual / (ends[1, j] - ends[0, j])
+        hessian[j] = (ahead - behind) @ residual / (ends[1, j] - ends[0, j])
     # Each mixed derivative was formed twice, and differs by the errors of the two differences.
-    return 0.5 * (found + found.T) if np.isfinite(found).all() else None
+    return 0.5 * (hessian + hessian.T) if np.isfinite(hessian).all() else None
 
 
 def _jacobian(objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector) -> Matrix:

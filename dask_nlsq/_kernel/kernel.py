@@ -65,6 +65,7 @@ def reduce_blocks(
 
     With `second`, the sums hold the curvature with the second derivatives of the model too.
     """
+    # The one curvature of a reduction holds that of the loss then.
     second = second and not objective.robust
     if second and objective.jacobian != "numeric":
         objective = once(objective, "second", lambda: dataclasses.replace(objective, second=True))
@@ -72,7 +73,7 @@ def reduce_blocks(
     with jax.enable_x64(True):
         if objective.jacobian == "numeric":
             return [finite_difference.reduce_block(objective, block, theta, whitening, second) for block in blocks]
-        found: list[list[Reduction]] = [[] for _ in blocks]
+        reductions: list[list[Reduction]] = [[] for _ in blocks]
         # The columns of J are rows of A, so that S comes in from the left, transposed.
         s = None if whitening is None else np.ascontiguousarray(whitening.T)
         for where, numbers, slab in device.place(blocks, objective.tile, _room(objective)):
@@ -81,12 +82,12 @@ def reduce_blocks(
             if not all(piece.finite for piece in pieces):
                 pieces = _mend(objective, theta, whitening, slab, where, pieces)
             for i, piece in zip(numbers, pieces, strict=True):
-                found[i].append(piece.placed(row=sum(before.rows for before in found[i])))
+                reductions[i].append(piece.placed(row=sum(before.rows for before in reductions[i])))
         # A block of a whole slab is lent to XLA without a copy, and so is not released before XLA has dropped it.
         if any(block.rows >= SLABS[1] and not block.held for block in blocks):
             del slab
             _take_back()
-    return [_whole(objective, block, pieces) for block, pieces in zip(blocks, found, strict=True)]
+    return [_whole(objective, block, pieces) for block, pieces in zip(blocks, reductions, strict=True)]
 
 
 def grams(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
@@ -96,13 +97,13 @@ def grams(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
     replaced by differences.
     """
     size = objective.n_parameters + 1
-    found = np.zeros((len(thetas), size, size))
+    matrices = np.zeros((len(thetas), size, size))
     with jax.enable_x64(True):
         for where, _, slab in device.place([block], objective.tile, _room(objective)):
             run = _kernel(objective, slab, False, where)
-            for total, theta in zip(found, thetas, strict=True):
+            for total, theta in zip(matrices, thetas, strict=True):
                 total += np.asarray(run(theta, None, slab)[0])[0, : size * size].reshape(size, size)
-    return found
+    return matrices
 
 
 def _mend(
@@ -122,10 +123,10 @@ def _mend(
     places[: len(bad)] = slab.places[bad]
     some = slab._replace(places=places, blocks=np.int64(len(bad)))
     sums, checksums = map(np.asarray, _kernel(objective, some, s is not None, where, mended=True)(theta, s, some))
-    found = list(pieces)
+    replaced = list(pieces)
     for i, piece in zip(bad, _reductions(objective, some, sums, checksums, whitening), strict=True):
-        found[i] = piece
-    return found
+        replaced[i] = piece
+    return replaced
 
 
 def _take_back() -> None:
@@ -162,8 +163,8 @@ def prepare(objective: Objective) -> None:
 
 
 def _prepare(objective: Objective, where: jax.Device) -> None:
-    one = np.zeros(1)
-    block = Block((one,) * objective.n_columns, one, one if objective.weighted else None)
+    row = np.zeros(1)
+    block = Block((row,) * objective.n_columns, row, row if objective.weighted else None)
     _, slab = next(slabs([block], SLABS[1], TILE, _room(objective)))
     rows = functools.partial(validate.compiled_rows, objective)
     _aside(lambda: _kernel(objective, slab, False, where, traced=lambda: _aside(rows)))
@@ -231,7 +232,7 @@ def _reductions(
         # Without weights each row counts 1, whose logarithm is 0.
         weight, log_weight = rest or (float(rows), 0.0)
         shift = first / weight if weight > 0 else 0.0
-        told = sums[i, start + 1 :]  # of the second kernel, see `_tally`
+        tally = sums[i, start + 1 :]  # of the second kernel, see `_tally`
         yield Reduction(
             rows=rows,
             dropped=0,
@@ -240,7 +241,7 @@ def _reductions(
             mean=origins[i] + shift,
             response_sum_of_squares=max(second - shift * first, 0.0),  # NaN stays NaN: nothing is larger
             log_weight=log_weight,
-            differences=differences(*np.split(told, 3)) if len(told) else None,
+            differences=differences(*np.split(tally, 3)) if len(tally) else None,
             **{name: part[i] for name, part in zip(names, (*parts.values(), checksums), strict=True)},
         )
 
@@ -316,11 +317,13 @@ def _sweep_slab(
     room, columns = len(slab.places), len(slab.x) + 1 + objective.weighted
     width = sum(map(math.prod, _layout(objective).values())) + 1 + 3 * objective.n_parameters * mended
 
-    def body(k: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        one = _sweep_block(objective, theta, s, slab, size, parts, slab.places[k], mended)
-        return tuple(lax.dynamic_update_index_in_dim(all_, new, k, 0) for all_, new in zip(found, one, strict=True))
+    def body(k: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        block_sums = _sweep_block(objective, theta, s, slab, size, parts, slab.places[k], mended)
+        return tuple(
+            lax.dynamic_update_index_in_dim(slab_sums, new, k, 0)
+            for slab_sums, new in zip(carry, block_sums, strict=True)
+        )
 
-    # Not `lax.scan`, which copies its inputs and reduces half as many rows a second (jax 0.10, one core).
     start = jnp.zeros((room, width)), jnp.zeros((room, columns), jnp.uint64)
     sums: tuple[jax.Array, jax.Array] = lax.fori_loop(0, slab.blocks, body, start)
     return sums
@@ -348,18 +351,18 @@ def _sweep_block(
         filled = jnp.clip((i - first + 1) * size - rows, 0, size)  # rows past the end of the block
         weight = lax.dynamic_slice(real, (filled,), (size,)) if slab.weight is None else tile[-1]
         a = jacobian_and_residual(objective, theta, x, y, weight, carry.pop("a"))
-        told = {}
+        tally = {}
         if mended:
             a, taken, flat = safeguarded_difference.mend_tile(objective, theta, x, weight, a)
-            told = {"told": _tally(carry.pop("told"), taken, flat, (i - first) * size)}
+            tally = {"tally": _tally(carry.pop("tally"), taken, flat, (i - first) * size)}
         lanes = [*moments(y - origin, slab.weight if slab.weight is None else weight), *map(in_lanes, x)]
-        found = products(objective, a, weight, s)
+        terms = products(objective, a, weight, s)
         if objective.second:
-            found["second"] = [second_derivatives(objective, theta, x, y, weight)]
-        added = {"products": found, "lanes": lanes}
+            terms["second"] = [second_derivatives(objective, theta, x, y, weight)]
+        added = {"products": terms, "lanes": lanes}
         chained = list(map(chain, carry.pop("chained"), tile))
         sums: dict[str, Any] = jax.tree.map(jnp.add, carry, added)
-        return sums | {"chained": chained, "a": a} | told
+        return sums | {"chained": chained, "a": a} | tally
 
     real = jnp.concatenate([jnp.ones(size), jnp.zeros(size)])
     shapes = _layout(objective)
@@ -376,21 +379,22 @@ def _sweep_block(
     }
     if mended:
         none = jnp.zeros(objective.n_parameters)
-        start["told"] = (none, none + jnp.inf, none)
-    found = lax.fori_loop(first, end, body, start)
+        start["tally"] = (none, none + jnp.inf, none)
+    # Not `lax.scan` over tiles, which copies its inputs and reduces half as many rows a second (jax 0.10, one core).
+    totals = lax.fori_loop(first, end, body, start)
     sums = [
-        (found["products"][name][0] if name == "second" else assemble(found["products"][name], shape)).ravel()
+        (totals["products"][name][0] if name == "second" else assemble(totals["products"][name], shape)).ravel()
         for name, shape in shapes.items()
     ]
-    sums += [total(lane)[None] for lane in found["lanes"]]
-    sums += [origin[None], *found.get("told", ())]
-    return jnp.concatenate(sums), jnp.stack([checksum(chained) for chained in found["chained"]])
+    sums += [total(lane)[None] for lane in totals["lanes"]]
+    sums += [origin[None], *totals.get("tally", ())]
+    return jnp.concatenate(sums), jnp.stack([checksum(chained) for chained in totals["chained"]])
 
 
 def _tally(
-    told: tuple[jax.Array, jax.Array, jax.Array], taken: jax.Array, flat: jax.Array, start: jax.Array
+    tally: tuple[jax.Array, jax.Array, jax.Array], taken: jax.Array, flat: jax.Array, start: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Add a tile to how many derivatives are differences, the first row where one is, and how many are 0, each (p,)."""
     rows = start + jnp.arange(taken.shape[1])
     first = jnp.min(jnp.where(taken, rows.astype(jnp.float64), jnp.inf), axis=1)
-    return told[0] + jnp.sum(taken, axis=1), jnp.minimum(told[1], first), told[2] + jnp.sum(flat, axis=1)
+    return tally[0] + jnp.sum(taken, axis=1), jnp.minimum(tally[1], first), tally[2] + jnp.sum(flat, axis=1)

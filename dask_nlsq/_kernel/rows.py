@@ -45,12 +45,12 @@ def evaluate_rows(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
         if objective.jacobian == "numeric":
             return _differences(objective, wide, thetas)
         run = once(objective, ("single rows", _SIZE), functools.partial(_compile, objective))
-        found = [np.empty((0, thetas.shape[1] + 1))]
+        pieces = [np.empty((0, thetas.shape[1] + 1))]
         for start in range(0, wide.rows, _SIZE):
             part = slice(start, start + _SIZE)
             columns = [_filled(c[part]) for c in (*wide.columns, *thetas.T)]
-            found.append(np.asarray(run(*_arguments(objective, columns))).T[: len(wide.y[part])])
-    return np.concatenate(found)
+            pieces.append(np.asarray(run(*_arguments(objective, columns))).T[: len(wide.y[part])])
+    return np.concatenate(pieces)
 
 
 def _filled(column: Vector) -> Vector:
@@ -78,7 +78,7 @@ def _compile(objective: Objective) -> jax.stages.Compiled:
 
 def _differences(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
     """Evaluate a model that JAX cannot trace, once for each distinct parameter vector."""
-    found = np.empty((block.rows, thetas.shape[1] + 1))
+    result = np.empty((block.rows, thetas.shape[1] + 1))
     distinct, which = np.unique(thetas, axis=0, return_inverse=True)
     for i, theta in enumerate(distinct):
         # The inverse has the shape (rows, 1) under NumPy 2.0.
@@ -88,9 +88,9 @@ def _differences(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
         steps = _STEP * np.where(theta == 0, 1.0, np.abs(theta)) * np.eye(len(theta))
         slopes = [(_values(objective, part, theta + h) - _values(objective, part, theta - h)) / 2 for h in steps]
         residual = _values(objective, part, theta) - part.y
-        found[rows] = np.column_stack([*(slope / h.sum() for slope, h in zip(slopes, steps, strict=True)), residual])
-        found[rows] *= weight[:, None]
-    return found
+        result[rows] = np.column_stack([*(slope / h.sum() for slope, h in zip(slopes, steps, strict=True)), residual])
+        result[rows] *= weight[:, None]
+    return result
 
 
 def _values(objective: Objective, block: Block, theta: Vector) -> Vector:

@@ -128,8 +128,8 @@ def steps(xp: ModuleType, value: float | A) -> A:
 def filled(xp: ModuleType, search: Search[A], column: A) -> A:
     """Return a column of the Jacobian with the derivatives that were found."""
     # A slope that is all rounding is 0, and not a small number of either sign.
-    found = xp.where(abs(search.best) <= search.grain, 0.0, search.best)
-    mended: A = xp.where(xp.isfinite(column) | ~search.accepted, column, found)
+    derivative = xp.where(abs(search.best) <= search.grain, 0.0, search.best)
+    mended: A = xp.where(xp.isfinite(column) | ~search.accepted, column, derivative)
     return mended
 
 
@@ -185,8 +185,8 @@ def mend_tile(
         start: _Carry = 0, begin(jnp, wanted[j])
         _, search = lax.while_loop(more, step, start)
         # The columns of A are weighted already, and the search works on the model itself.
-        found = filled(jnp, search, jac[j] / jnp.where(weight > 0, weight, 1.0)) * weight
-        return jac.at[j].set(jnp.where(wanted[j], found, jac[j]))
+        derivative = filled(jnp, search, jac[j] / jnp.where(weight > 0, weight, 1.0)) * weight
+        return jac.at[j].set(jnp.where(wanted[j], derivative, jac[j]))
 
     jac = lax.fori_loop(0, p, column, jac)
     return jnp.split(whole.at[:p].set(jac), sizes[:-1]), wanted & jnp.isfinite(jac), wanted & (jac == 0)

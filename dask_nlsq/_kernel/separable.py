@@ -175,6 +175,6 @@ def _result(name: str, params: Mapping[str, Any], operands: Sequence[_Value], p:
     return _Value(first, second | _pairs(first, first))
 
 
-def _pairs(one: Flags, two: Flags) -> Flags:
-    both: Flags = np.outer(one, two)
+def _pairs(left: Flags, right: Flags) -> Flags:
+    both: Flags = np.outer(left, right)
     return both | both.T

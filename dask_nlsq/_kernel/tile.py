@@ -124,22 +124,22 @@ def products(
     if s is not None:
         a = _whiten(a, s)
     if not objective.robust:
-        found, slope = {"gram": _product(a, a)}, jnp.ones(())
+        sums, slope = {"gram": _product(a, a)}, jnp.ones(())
     else:
         scale = objective.f_scale
         # Rows past the end would have z = 0, where a loss may have infinite derivatives, and 0 times infinity is NaN.
         z = jnp.where(weight > 0, (residual / scale) ** 2, 1.0)
         rho, slope, bend = loss.evaluate(objective.loss, z)
-        found = {
+        sums = {
             "cost": [0.5 * scale**2 * jnp.sum(in_lanes(jnp.where(weight > 0, rho, 0.0)))],
-            # The factor stands on one side of the product only: on both, XLA computes the scaled operands anew for each
-            # block of it, up to seven times slower.
+            # The factor stands on one side of the product only: on both, XLA computes the fusion anew for each operand,
+            # up to seven times slower.
             "gram": _product([part * slope for part in a], a),
             "curvature": _product([part * loss.curvature(z, slope, bend) for part in a], a),
         }
     if objective.sandwich:
-        found["meat"] = _product([part * (slope * residual) ** 2 for part in a], a)
-    return found
+        sums["meat"] = _product([part * (slope * residual) ** 2 for part in a], a)
+    return sums
 
 
 def _residual_row(a: Sequence[jax.Array], p: int) -> int:
@@ -151,11 +151,11 @@ def _whiten(a: Sequence[jax.Array], s: jax.Array) -> list[jax.Array]:
     """Return A with s (p, p) times its Jacobian, and the residual as it is."""
     p, ends, last = len(s), np.cumsum([len(part) for part in a]), _residual_row(a, len(s))
     whole = jnp.zeros((ends[-1], ends[-1])).at[:p, :p].set(s)
-    found: list[Any] = [  # sum() begins with the number 0
+    whitened: list[Any] = [  # sum() begins with the number 0
         sum(block @ part for block, part in zip(jnp.split(row, ends[:-1], axis=1), a, strict=True))
         for row in jnp.split(whole, ends[:-1])
     ]
-    return [*found[:-1], found[-1].at[last].set(a[-1][last])]
+    return [*whitened[:-1], whitened[-1].at[last].set(a[-1][last])]
 
 
 def _product(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> list[jax.Array]:
@@ -170,12 +170,12 @@ def blocks(shape: tuple[int, ...], parts: Sequence[int]) -> list[tuple[int, ...]
     return [(m, n) for i, m in enumerate(parts) for n in parts[: i + 1]] if shape else [shape]
 
 
-def assemble(found: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+def assemble(parts: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
     """Return the symmetric matrix that some blocks stand for, cut to its shape, or the number."""
     if not shape:
-        return found[0]
-    n = math.isqrt(2 * len(found))
-    rows = [found[i * (i + 1) // 2 :][: i + 1] for i in range(n)]
+        return parts[0]
+    n = math.isqrt(2 * len(parts))
+    rows = [parts[i * (i + 1) // 2 :][: i + 1] for i in range(n)]
     whole = [[rows[i][j] if j <= i else rows[j][i].T for j in range(n)] for i in range(n)]
     return jnp.block(whole)[: shape[0], : shape[1]]
 

@@ -71,10 +71,10 @@ class Work:
 
 def work(program: core.ClosedJaxpr, columns: int) -> Work:
     """Return how much of a program is done once for all rows and how much for each, in values per row."""
-    found = Work()
+    counted = Work()
     depends = [_COLUMNS] * columns + [_PARAMETERS] * (len(program.jaxpr.invars) - columns)
-    _walk(program.jaxpr, depends, 1.0, found)
-    return dataclasses.replace(found, rows=found.rows / ROWS)
+    _walk(program.jaxpr, depends, 1.0, counted)
+    return dataclasses.replace(counted, rows=counted.rows / ROWS)
 
 
 def shares(program: core.ClosedJaxpr, columns: int) -> bool:
@@ -84,11 +84,11 @@ def shares(program: core.ClosedJaxpr, columns: int) -> bool:
     in which a tile computes it once cost p + 1 times what is left. With R values per row that depend on columns and S
     that do not, the latter is better where :math:`3 (R + S) > (p + 1) R`, and clearly so with 2 in place of 3.
     """
-    found, p = work(program, columns), len(program.jaxpr.invars) - columns
-    return found.shared > _NOTICEABLE and 2.0 * (found.rows + found.shared) > (p + 1) * found.rows
+    counted, p = work(program, columns), len(program.jaxpr.invars) - columns
+    return counted.shared > _NOTICEABLE and 2.0 * (counted.rows + counted.shared) > (p + 1) * counted.rows
 
 
-def _walk(jaxpr: core.Jaxpr, depends: Sequence[int], times: float, found: Work) -> list[int]:
+def _walk(jaxpr: core.Jaxpr, depends: Sequence[int], times: float, counted: Work) -> list[int]:
     """Count the values of each equation, `times` over; return what each output depends on."""
     known = dict(zip(jaxpr.invars, depends, strict=True))
 
@@ -96,36 +96,36 @@ def _walk(jaxpr: core.Jaxpr, depends: Sequence[int], times: float, found: Work) 
         return 0 if isinstance(atom, core.Literal) else known.get(atom, 0)
 
     for equation in jaxpr.eqns:
-        outputs = _equation(equation, list(map(of, equation.invars)), times, found)
+        outputs = _equation(equation, list(map(of, equation.invars)), times, counted)
         known.update(zip(equation.outvars, outputs, strict=True))
     return list(map(of, jaxpr.outvars))
 
 
-def _equation(equation: core.JaxprEqn, depends: list[int], times: float, found: Work) -> list[int]:
+def _equation(equation: core.JaxprEqn, depends: list[int], times: float, counted: Work) -> list[int]:
     together = 0
-    for one in depends:
-        together |= one
+    for dependence in depends:
+        together |= dependence
     inner = list(_inner(equation))
     if not inner:
         shapes = [getattr(out.aval, "shape", ()) for out in equation.outvars]
         outputs = [together | (_COLUMNS if together and ROWS in shape else 0) for shape in shapes]
-        for one, shape in zip(outputs, shapes, strict=True):
-            found.add(one, times * math.prod(shape))
+        for dependence, shape in zip(outputs, shapes, strict=True):
+            counted.add(dependence, times * math.prod(shape))
         return outputs
     if equation.primitive.name == "scan":
-        return _scan(equation, inner[0], depends, times, found)
+        return _scan(equation, inner[0], depends, times, counted)
     outputs, turns = [0] * len(equation.outvars), _TURNS if equation.primitive.name == "while" else 1
     for jaxpr in inner:
         more = len(depends) - len(jaxpr.invars)  # a branch is not given what chooses it
         exact = turns == 1 and more in (0, 1)
         given = depends[more:] if exact else [together] * len(jaxpr.invars)
-        ends = _walk(jaxpr, given, times * turns, found)
+        ends = _walk(jaxpr, given, times * turns, counted)
         ends = ends if exact and more == 0 and len(ends) == len(outputs) else [together] * len(outputs)
         outputs = [a | b for a, b in zip(outputs, ends, strict=True)]
     return outputs
 
 
-def _scan(equation: core.JaxprEqn, jaxpr: core.Jaxpr, depends: list[int], times: float, found: Work) -> list[int]:
+def _scan(equation: core.JaxprEqn, jaxpr: core.Jaxpr, depends: list[int], times: float, counted: Work) -> list[int]:
     """Count a loop of known length; what it carries depends on all that any pass puts there.
 
     Its inputs are constants, what it carries, and what it takes one by one, which has a dimension more outside; its
@@ -139,7 +139,7 @@ def _scan(equation: core.JaxprEqn, jaxpr: core.Jaxpr, depends: list[int], times:
         if carry == depends[first : first + carried]:
             break
         depends = [*depends[:first], *carry, *depends[first + carried :]]
-    return _walk(jaxpr, depends, times * equation.params["length"], found)
+    return _walk(jaxpr, depends, times * equation.params["length"], counted)
 
 
 def _as_deep(outside: core.Var | core.Literal, inside: core.Var | core.Literal) -> bool:

@@ -219,12 +219,12 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
         away = 0.1 * np.cos(np.arange(len(theta)))
         for beside in (theta + (1.0 + np.abs(theta)) * away, theta * (1.0 + away), theta):
             try:
-                found = [np.asarray(a) for a in run(x, np.stack([theta, beside]))]
+                values = [np.asarray(a) for a in run(x, np.stack([theta, beside]))]
                 break
             except Exception:
                 if beside is theta:
                     raise
-        for whole, single in zip(*found, strict=True):
+        for whole, single in zip(*values, strict=True):
             if np.array_equal(whole, single, equal_nan=True):
                 continue
             size = np.abs(single[np.isfinite(single)]).max(initial=0.0)
@@ -251,8 +251,8 @@ def _random(objective: Objective, x: tuple[Vector, ...], theta: Vector) -> bool:
     """Whether a model draws random numbers: its program says so, or two evaluations differ."""
     if objective.jacobian == "numeric":
         everything = list(objective.expand(theta.tolist()))
-        one, two = (finite_difference.values(objective, x, everything) for _ in range(2))
-        return not np.array_equal(one, two, equal_nan=True)
+        first, second = (finite_difference.values(objective, x, everything) for _ in range(2))
+        return not np.array_equal(first, second, equal_nan=True)
     (program, _), (again, _) = traced.trace(objective), traced.trace(objective)
     values = zip(traced.constants(program), traced.constants(again), strict=False)
     return (
@@ -266,8 +266,8 @@ def _where(error: BaseException) -> str:
     """Return the line of the user's code on which tracing failed."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = str(Path(__file__).parents[1])
-    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(ours)]
-    last = (own or list(frames))[-1]
+    user_frames = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(ours)]
+    last = (user_frames or list(frames))[-1]
     return f"{type(error).__name__} at {last.filename}:{last.lineno}, {last.line!r}"
 
 

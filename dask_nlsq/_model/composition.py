@@ -85,15 +85,15 @@ class SumGuess:
         return min(trials, key=lambda start: _cost(few.total(start) - few_y))
 
     def _in_order(self, order: Sequence[int], columns: _Columns, y: Vector) -> dict[str, float]:
-        found: dict[str, float] = {}
+        starts: dict[str, float] = {}
         for i in order:
             part = self.parts[i]
             # A part without a guess starts at 1, as a fit does.
-            own = dict.fromkeys(part.parameters, 1.0) | dict(part.defaults)
-            own |= {} if part.guess is None else dict(part.guess(columns.x, y))
-            found |= own
-            y = y - columns.value(i, own)
-        return {name: found[name] for part in self.parts for name in part.parameters}
+            values = dict.fromkeys(part.parameters, 1.0) | dict(part.defaults)
+            values |= {} if part.guess is None else dict(part.guess(columns.x, y))
+            starts |= values
+            y = y - columns.value(i, values)
+        return {name: starts[name] for part in self.parts for name in part.parameters}
 
 
 class _Columns:

@@ -320,6 +320,7 @@ def _apply(function: str, arguments: Sequence[Any], xp: ModuleType) -> Any:
         return xp.where(condition != 0, *branches)
     _, name = FUNCTIONS[function]
     if name.startswith("special."):
+        # `scipy.special` for NumPy, and `jax.scipy.special` for jax.numpy.
         module = importlib.import_module(xp.__name__.replace("numpy", "scipy.special"))
         return getattr(module, name.removeprefix("special."))(*arguments)
     return getattr(xp, name)(*arguments)

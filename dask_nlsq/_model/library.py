@@ -64,17 +64,17 @@ def _polynomial(x: Sequence[Vector], y: Vector, degree: int) -> dict[str, float]
 
 def _peak(x: Sequence[Vector], y: Vector, width: str, factor: float = 1.0, **others: float) -> dict[str, float]:
     """Guess a peak; `factor` is what the width parameter is of the half width at half height."""
-    found = peak(x[0], y)
-    if found is None:
+    extremum = peak(x[0], y)
+    if extremum is None:
         return {}
-    height, center, half = found
+    height, center, half = extremum
     return {"amplitude": height, "center": center, width: float(factor * half)} | others
 
 
 def _sinusoid(x: Sequence[Vector], y: Vector) -> dict[str, float]:
     t, v = _few(*ordered(x[0], y))
-    found = wave(t, v, [_slow(t), frequencies(t, v)], np.zeros(1))
-    return {name: value for name, value in found.items() if name != "rate"}
+    parameters = wave(t, v, [_slow(t), frequencies(t, v)], np.zeros(1))
+    return {name: value for name, value in parameters.items() if name != "rate"}
 
 
 def _damped_sinusoid(x: Sequence[Vector], y: Vector) -> dict[str, float]:

@@ -57,10 +57,10 @@ def check_loss(loss: object, f_scale: float | str | None) -> None:
 def evaluate(loss: Loss, z: A) -> tuple[Any, Any, Any]:
     """Return ρ, ρ' and ρ'' at z, each of z's shape."""
     if callable(loss):
-        found = loss(z)
+        result = loss(z)
         # A callable of `scipy.optimize.least_squares` returns an array of shape (3, rows).
-        if isinstance(found, (tuple, list)) or getattr(found, "ndim", 1) == 2:
-            rho, first, second = found
+        if isinstance(result, (tuple, list)) or getattr(result, "ndim", 1) == 2:
+            rho, first, second = result
             return rho, first, second
         return _differentiate(loss, z)
     return _differentiate(functools.partial(_rho, loss), z)
@@ -77,9 +77,9 @@ def curvature(z: A, slope: A, bend: A) -> A:
 def _differentiate(rho: Callable[[Any], Any], z: np.ndarray | jax.Array) -> tuple[Any, Any, Any]:
     jvp, jnp = importlib.import_module("jax").jvp, importlib.import_module("jax.numpy")
     # ρ acts on each value by itself, so that one tangent of ones gives ρ' of all of them.
-    one = jnp.ones_like(z)
-    first = lambda v: jvp(rho, (v,), (one,))[1]  # noqa: E731
-    return (rho(z), *jvp(first, (z,), (one,)))
+    ones = jnp.ones_like(z)
+    first = lambda v: jvp(rho, (v,), (ones,))[1]  # noqa: E731
+    return (rho(z), *jvp(first, (z,), (ones,)))
 
 
 def _rho(name: str, z: A) -> Any:

@@ -162,10 +162,10 @@ class Model(ParametricFunction):
         expression = Expression(text)
         inputs = (columns,) if isinstance(columns, str) else tuple(columns or ())
         starts = {key: float(value) for key, value in (defaults or {}).items()}
-        for said, given in {"columns": inputs, "defaults": starts}.items():
+        for argument, given in {"columns": inputs, "defaults": starts}.items():
             unknown = [key for key in given if key not in expression.names]
             if unknown:
-                raise ModelError(f"{said}= names {unknown}; the names in {text!r} are {list(expression.names)}.")
+                raise ModelError(f"{argument}= names {unknown}; the names in {text!r} are {list(expression.names)}.")
         return cls(expression, expression.names, inputs, frozenset(expression.names), starts, {}, name or text, guess)
 
     def __add__(self, other: Model) -> Model:
@@ -184,6 +184,7 @@ class Model(ParametricFunction):
         >>> (models.gaussian + models.line).parameters
         ('amplitude', 'center', 'sigma', 'intercept', 'slope')
         """
+        # With NotImplemented, Python asks the other operand, and then raises its own TypeError.
         return composition.add(self, other) if isinstance(other, Model) else NotImplemented
 
     def prefix(self, text: str) -> Model:
@@ -207,19 +208,19 @@ class Model(ParametricFunction):
         taken : sequence of str
             Those that play another part, as y or sigma.
         """
-        found = tuple(name for name in self.arguments if name in present)
-        clash = [name for name in found if name in taken]
+        inputs = tuple(name for name in self.arguments if name in present)
+        clash = [name for name in inputs if name in taken]
         if clash:
             raise ModelError(
                 f"{clash[0]!r} stands in {self.name!r} and is also the column given as y or sigma. Say which names are "
                 "columns with columns=, or name the fitted column with y=."
             )
-        if not found:
+        if not inputs:
             raise ModelError(
                 f"None of the names in {self.name!r}, which are {list(self.arguments)}, is a column of the data, which "
                 f"has {list(present)}. Say which are columns with columns= and x=."
             )
-        return found
+        return inputs
 
     def array_names(self, count: int, p0: object = None) -> tuple[str, ...]:
         """Name so many columns that are given as arrays, without names.

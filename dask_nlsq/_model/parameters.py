@@ -166,6 +166,7 @@ def _held(names: Sequence[str], fixed: object, values: Mapping[str, float]) -> d
     """Return the value of each fixed parameter."""
     if fixed is None:
         return {}
+    # A text is a sequence of letters to Python.
     fixed = [fixed] if isinstance(fixed, str) else fixed
     if not isinstance(fixed, Iterable):
         raise ModelError(f"fixed is {fixed!r}; {{name: value}} or a list of names is needed.")

@@ -23,13 +23,13 @@ class Prior:
 
     def add_to_grams(self, grams: Matrix, thetas: Matrix) -> Matrix:
         """Return sums at many points, (k, p + 1, p + 1) at (k, p), with the prior added."""
-        residuals, found = self.weight * (thetas - self.mean), grams.copy()
+        residuals, sums = self.weight * (thetas - self.mean), grams.copy()
         i = np.arange(len(self.weight))
-        found[:, i, i] += self.weight**2
-        found[:, :-1, -1] += self.weight * residuals
-        found[:, -1, :-1] += self.weight * residuals
-        found[:, -1, -1] += np.sum(residuals**2, axis=1)
-        return found
+        sums[:, i, i] += self.weight**2
+        sums[:, :-1, -1] += self.weight * residuals
+        sums[:, -1, :-1] += self.weight * residuals
+        sums[:, -1, -1] += np.sum(residuals**2, axis=1)
+        return sums
 
     def chisqr(self, theta: Vector) -> float:
         """Return the part of χ² that comes from here at `theta` (p,)."""

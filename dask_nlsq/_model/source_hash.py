@@ -68,8 +68,8 @@ def settings(value: object) -> bytes:
 
 def reached(value: object) -> list[Any]:
     """Return the arrays that a function refers to, also as parts of what it refers to."""
-    found = itertools.islice(_reach(value, limited=False), MOST)
-    return [part for part in found if hasattr(part, "__array__") and not isinstance(part, type)]
+    parts = itertools.islice(_reach(value, limited=False), MOST)
+    return [part for part in parts if hasattr(part, "__array__") and not isinstance(part, type)]
 
 
 def _reach(value: object, limited: bool = True) -> Iterator[Any]:
@@ -107,9 +107,9 @@ def _held(value: object) -> list[Any]:
     if isinstance(value, (property, staticmethod, classmethod)):
         return [getattr(value, name) for name in ("__func__", "fget") if hasattr(value, name)]
     if isinstance(value, type):
-        own = [] if _foreign(value) else [(n, part) for n, part in vars(value).items() if not n.startswith("__")]
-        call = [value.__call__] if own and isinstance(value.__call__, types.FunctionType) else []
-        return [*(part for _, part in own), *call, *(base for base in value.__bases__ if own)]
+        members = [] if _foreign(value) else [(n, part) for n, part in vars(value).items() if not n.startswith("__")]
+        call = [value.__call__] if members and isinstance(value.__call__, types.FunctionType) else []
+        return [*(part for _, part in members), *call, *(base for base in value.__bases__ if members)]
     if hasattr(value, "__array__") or isinstance(value, types.ModuleType):
         return []
     if isinstance(value, _NAMESPACES) or not _foreign(type(value)):
@@ -128,8 +128,8 @@ def attributes(function: types.FunctionType) -> list[Any]:
         return []
     names = _names(function)
     modules = [function.__globals__.get(name) for name in names]
-    own = [m for m in modules if isinstance(m, types.ModuleType) and not _installed(getattr(m, "__file__", None))]
-    return [vars(module)[name] for module in own for name in names if name in vars(module)]
+    editable = [m for m in modules if isinstance(m, types.ModuleType) and not _installed(getattr(m, "__file__", None))]
+    return [vars(module)[name] for module in editable for name in names if name in vars(module)]
 
 
 def definition(value: object, known: Known | None = None) -> str:
@@ -181,9 +181,9 @@ def _is_constant(value: object) -> bool:
 def _assigned(globe: dict[str, Any]) -> set[str]:
     """Return the globals that functions of their module assign."""
     # Functions that were imported assign the globals of another module. The copy is for threads that import meanwhile.
-    own = [f for f in list(globe.values()) if isinstance(f, types.FunctionType) and f.__globals__ is globe]
+    functions = [f for f in list(globe.values()) if isinstance(f, types.FunctionType) and f.__globals__ is globe]
     # An instruction has two bytes, of which the first says what it does.
-    codes = [code for function in own for code in _codes(function.__code__) if _STORES in code.co_code[::2]]
+    codes = [code for function in functions for code in _codes(function.__code__) if _STORES in code.co_code[::2]]
     return {step.argval for code in codes for step in dis.get_instructions(code) if step.opcode == _STORES}
 
 

@@ -187,23 +187,23 @@ def whole(name: str, given: SupportsIndex, least: int) -> int:
     """
     try:
         # Unlike int(), this refuses 2.5 and the text "3".
-        found = operator.index(given)
+        number = operator.index(given)
     except TypeError as error:
         raise NlsqError(f"{name} is {given!r}; a whole number is needed.") from error
-    if found < least:
-        raise NlsqError(f"{name} is {found}; {least} is the least.")
-    return found
+    if number < least:
+        raise NlsqError(f"{name} is {number}; {least} is the least.")
+    return number
 
 
 def _real(name: str, given: SupportsFloat | str) -> float:
     try:
-        found = float(given)
+        number = float(given)
     except (TypeError, ValueError):
-        found = float("nan")
+        number = float("nan")
     # NaN is not at least 0 either.
-    if not found >= 0:
+    if not number >= 0:
         raise NlsqError(f"{name} is {given!r}; a number that is not negative is needed.")
-    return found
+    return number
 
 
 _T, _G = WorkflowTier, OptimizationGoal

@@ -5,6 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 
-def columns_of(names: Iterable[str], own: Collection[str]) -> list[str]:
+def columns_of(names: Iterable[str], taken: Collection[str]) -> list[str]:
     """Return a label for each parameter, another than those of the columns that the table has of its own."""
-    return [f"{name} (parameter)" if name in own else name for name in names]
+    return [f"{name} (parameter)" if name in taken else name for name in names]

@@ -64,9 +64,9 @@ def predict(payload: Payload, theta: Vector, columns: Columns, data: Any) -> Any
     dims = {tuple(a.dims) for a in raw.values() if is_variable(a) and a.ndim}
     if len(dims) > 1 or any(getattr(a, "ndim", 0) > 1 and not is_series(a) for a in raw.values()):
         flat, shaped = grid.spread(raw)
-        found = shaped(predict(payload, theta, columns, flat))
+        values = shaped(predict(payload, theta, columns, flat))
         whole = data[columns.y].dims if dims and hasattr(data, "data_vars") and columns.y in data else ()
-        return found.transpose(*whole, ...) if set(whole) <= set(getattr(found, "dims", ())) and whole else found
+        return values.transpose(*whole, ...) if set(whole) <= set(getattr(values, "dims", ())) and whole else values
     raw = within(raw)
     long = {name: a for name, a in raw.items() if np.ndim(a)}
     if not any(is_array(a) or is_series(a) for a in long.values()):

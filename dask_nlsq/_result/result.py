@@ -268,7 +268,7 @@ class FitResult:
         _check_level(level)
         one_of("method", method, "t", "profile")
         if method == "t":
-            # Student's t has no quantile at 0 degrees of freedom; the standard errors are not finite there anyway.
+            # Student's t has no quantile at 0 degrees of freedom.
             reach = stats.t.ppf(0.5 + level / 2, max(self.dof, 1)) * self.stderr
             return pd.DataFrame({"lower": self.params - reach, "upper": self.params + reach})
         ends = pd.DataFrame(np.nan, index=list(self.names), columns=["lower", "upper"])
@@ -444,6 +444,7 @@ class FitResult:
             A folder, an fsspec URL, or a Zarr store.
         """
         about = {"sweeps": self.nsweeps, "cost": self.cost, "status": self.status.name, "finished": True}
+        # Without a fingerprint, for no fit goes on from a result alone.
         Checkpoints(where, storage_options).commit(pack(_Written(to_text(self.to_dict())), compression), about, {})
 
     @classmethod
@@ -456,10 +457,10 @@ class FitResult:
             There is none, or the fit has not ended, or what is there does not verify.
         """
         checkpoints = Checkpoints(where, storage_options)
-        found = checkpoints.newest()
-        if found is None:
+        newest = checkpoints.newest()
+        if newest is None:
             raise CheckpointError(f"There is no checkpoint at {checkpoints.place}.")
-        generation, keys = found
+        generation, keys = newest
         text = unpack(_Written, keys).result
         if text is None:
             raise CheckpointError(

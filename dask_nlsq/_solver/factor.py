@@ -105,8 +105,8 @@ class Factor:
         scaled = self.r[:, order] / self.norms[order]
         r: Matrix = np.linalg.qr(scaled)[1]
         least = EPS * max(float(np.linalg.norm(r, axis=0).max(initial=0.0)), EPS)
-        own = r.diagonal()
-        r[np.diag_indices(self.p)] = np.where(np.abs(own) < least, np.where(own < 0, -least, least), own)
+        diagonal = r.diagonal()
+        r[np.diag_indices(self.p)] = np.where(np.abs(diagonal) < least, np.where(diagonal < 0, -least, least), diagonal)
         s, inverse = np.zeros((self.p, self.p)), np.zeros((self.p, self.p))
         s[order] = np.linalg.solve(r, np.eye(self.p)) / self.norms[order][:, None]
         inverse[:, order] = r * self.norms[order]

@@ -79,11 +79,11 @@ def advance(bank: Bank, new: Reduction, s2: float, prior: Matrix) -> Bank:
     return Bank(members, squares, weights / weights.sum())
 
 
-def merge(one: Bank, two: Bank) -> Bank:
+def merge(left: Bank, right: Bank) -> Bank:
     """Return the bank of two streams together, about one origin."""
-    members = tuple(a.combine(b) for a, b in zip(one.members, two.members, strict=True))
-    weights = one.weights * two.weights / _beforehand()
-    return Bank(members, one.squares + two.squares, weights / weights.sum())
+    members = tuple(a.combine(b) for a, b in zip(left.members, right.members, strict=True))
+    weights = left.weights * right.weights / _beforehand()
+    return Bank(members, left.squares + right.squares, weights / weights.sum())
 
 
 def log_likelihood(grams: npt.NDArray[np.float64], new: Matrix, s2: float) -> Vector:
@@ -94,8 +94,8 @@ def log_likelihood(grams: npt.NDArray[np.float64], new: Matrix, s2: float) -> Ve
     score = step @ new[:, :p]
     squares = np.einsum("ki,ij,kj->k", step, new, step)
     gain = np.einsum("ki,ki->k", score, _solve(after, score))
-    found: Vector = 0.5 * (_log_determinant(before) - _log_determinant(after) + (gain - squares) / s2)
-    return found
+    likelihood: Vector = 0.5 * (_log_determinant(before) - _log_determinant(after) + (gain - squares) / s2)
+    return likelihood
 
 
 def mix(bank: Bank, s2: float, prior: Matrix) -> Mixture:
@@ -144,8 +144,8 @@ def inverse_root(matrices: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.floa
 
 def _solve(matrices: npt.NDArray[np.float64], vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     half = inverse_root(matrices)[0]
-    found: npt.NDArray[np.float64] = np.einsum("kij,klj,kl->ki", half, half, vectors)
-    return found
+    solution: npt.NDArray[np.float64] = np.einsum("kij,klj,kl->ki", half, half, vectors)
+    return solution
 
 
 def _log_determinant(matrices: npt.NDArray[np.float64]) -> Vector:

@@ -102,13 +102,13 @@ def entangled(factor: Factor, theta: Vector, cov: Matrix, free: npt.NDArray[np.b
     Such a parameter lies within three standard errors of zero, and its standard error is over :math:`10^4` times what
     it would be were the others known: :math:`s` over the length of its column of J, whatever covariance was asked for.
     """
-    found = np.zeros(factor.p, bool)
+    mask = np.zeros(factor.p, bool)
     if not free.any():
-        return found
+        return mask
     part, variance = factor.only(free), np.diag(cov)[free]
     vague = np.isfinite(variance) & (9 * variance > theta[free] ** 2)
-    found[free] = vague & (part.unscaled_stderr * part.norms > _ENTANGLED)
-    return found
+    mask[free] = vague & (part.unscaled_stderr * part.norms > _ENTANGLED)
+    return mask
 
 
 def propagate(cov: Matrix, jacobian: Matrix) -> Matrix:

@@ -50,7 +50,7 @@ def norm(v: Vector) -> float:
 
 
 def _call(routine: Callable[..., Any], a: Matrix, **options: Any) -> Any:
-    *found, info = routine(a, **options)
+    *results, info = routine(a, **options)
     if info:
         raise np.linalg.LinAlgError(f"LAPACK's {routine.__name__} ended with {info}.")
-    return found
+    return results

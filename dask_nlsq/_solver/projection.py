@@ -55,12 +55,12 @@ def project(factor: Factor, linear: npt.NDArray[np.bool_]) -> Projection:
     columns = factor.r[:, ~linear]
     z1, inside = u.T @ factor.z, u.T @ columns
     outside = columns - u @ inside
-    own = np.linalg.norm(columns, axis=0)
+    column_norms = np.linalg.norm(columns, axis=0)
     projected = np.linalg.norm(outside, axis=0)
-    zero = projected <= _NOTHING * own
+    zero = projected <= _NOTHING * column_norms
     outside[:, zero] = 0.0
     q, r = np.linalg.qr(outside)
-    norms = np.where(zero, np.where(own > 0, own, 1.0), projected)
+    norms = np.where(zero, np.where(column_norms > 0, column_norms, 1.0), projected)
     inverse = (vt.T / sigma) / lengths[:, None]
     return Projection(
         linear,

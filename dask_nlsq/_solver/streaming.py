@@ -140,10 +140,10 @@ class Streaming(Solver[StreamState]):
             length, known = self._contradiction(state, state.sums, new)
             length = state.contradiction + length / self.residual_std(state) ** 2
             state = dataclasses.replace(state, contradiction=length, compared=state.compared + known)
-        found = self._added(state, new, path)
-        estimate = self._estimate(found)
-        moved = float(np.linalg.norm(self.factor(found).r @ (estimate - state.theta))) / self.residual_std(found)
-        return dataclasses.replace(found, theta=estimate, moved=moved)
+        updated = self._added(state, new, path)
+        estimate = self._estimate(updated)
+        moved = float(np.linalg.norm(self.factor(updated).r @ (estimate - state.theta))) / self.residual_std(updated)
+        return dataclasses.replace(updated, theta=estimate, moved=moved)
 
     def _added(self, state: StreamState, new: Reduction, path: Matrix) -> StreamState:
         """Return the state with a batch added to its sums, about the origin, and the estimate as it was."""
@@ -217,13 +217,13 @@ class Streaming(Solver[StreamState]):
         """Return the state in which the process has changed, and only what came since counts."""
         if self.forget is None:
             bank = forgetting.begin(sums)
-            found = dataclasses.replace(state, bank=bank)
+            changed = dataclasses.replace(state, bank=bank)
         else:
-            found = state
+            changed = state
             if self.forget < 1:
                 sums = dataclasses.replace(sums, meat=sums.gram[:-1, :-1])
         return dataclasses.replace(
-            found,
+            changed,
             sums=sums,
             path=None,
             squares=float(sums.rows),
@@ -248,9 +248,9 @@ class Streaming(Solver[StreamState]):
         half, _ = forgetting.inverse_root(whole[:p, :p])
         step = np.append(-half @ (half.T @ whole[:p, p]), 1.0)
         score, information = (new.gram @ step)[:p], new.gram[:p, :p]
-        own, turn = np.linalg.eigh(half.T @ information @ half)
-        known = own > 1e-9 * max(float(own[-1]), 0.0)
-        length = (turn.T @ (half.T @ score))[known] ** 2 / (own[known] + own[known] ** 2)
+        eigenvalues, turn = np.linalg.eigh(half.T @ information @ half)
+        known = eigenvalues > 1e-9 * max(float(eigenvalues[-1]), 0.0)
+        length = (turn.T @ (half.T @ score))[known] ** 2 / (eigenvalues[known] + eigenvalues[known] ** 2)
         return float(length.sum()), int(known.sum())
 
     def unlike(self, state: StreamState) -> bool:
@@ -271,8 +271,8 @@ class Streaming(Solver[StreamState]):
         s = np.eye(p) if target.whitening is None else target.whitening.s
         turn[:-1, :-1] = coordinates(state.whitening, s)
         turn[:-1, -1] = sign * coordinates(state.whitening, target.origin - state.origin)
-        found: npt.NDArray[np.float64] = turn.T @ grams @ turn
-        return found
+        turned: npt.NDArray[np.float64] = turn.T @ grams @ turn
+        return turned
 
     def moved(self, state: StreamState, target: StreamState) -> StreamState:
         """Return a state about the origin and in the coordinates of another, without batches that wait."""
@@ -291,23 +291,23 @@ class Streaming(Solver[StreamState]):
             state, origin=origin, whitening=whitening, sums=turned(state.totals), path=path, bank=bank
         )
 
-    def merge(self, one: StreamState, two: StreamState) -> StreamState:
+    def merge(self, left: StreamState, right: StreamState) -> StreamState:
         """Return the state of two streams together, whose sums are about one origin and in one coordinates."""
-        one, two = self._without_pending(one), self._without_pending(two)
-        first, second = (self._with_meat(state.totals, one, two) for state in (one, two))
-        paths = [state.path for state in (one, two) if state.path is not None]
-        bank = None if one.bank is None or two.bank is None else forgetting.merge(one.bank, two.bank)
+        left, right = self._without_pending(left), self._without_pending(right)
+        first, second = (self._with_meat(state.totals, left, right) for state in (left, right))
+        paths = [state.path for state in (left, right) if state.path is not None]
+        bank = None if left.bank is None or right.bank is None else forgetting.merge(left.bank, right.bank)
         counts = ("batches", "rows", "dropped", "skipped", "forgotten", "restarts", "set_aside", "squares")
-        found = dataclasses.replace(
-            one,
+        merged = dataclasses.replace(
+            left,
             sums=dataclasses.replace(bank.members[bank.best], meat=None) if bank else first.combine(second),
             path=np.add.reduce(paths) if paths else None,
             bank=bank,
-            **{name: getattr(one, name) + getattr(two, name) for name in counts},
+            **{name: getattr(left, name) + getattr(right, name) for name in counts},
         )
-        estimate = self._estimate(found)
-        moved = float(np.linalg.norm(self.factor(found).r @ (estimate - one.theta))) / self.residual_std(found)
-        return dataclasses.replace(found, theta=estimate, moved=moved)
+        estimate = self._estimate(merged)
+        moved = float(np.linalg.norm(self.factor(merged).r @ (estimate - left.theta))) / self.residual_std(merged)
+        return dataclasses.replace(merged, theta=estimate, moved=moved)
 
     def _with_meat(self, sums: Reduction, *states: StreamState) -> Reduction:
         """Return sums with the meat that those of one of two states have."""
@@ -361,9 +361,9 @@ class Streaming(Solver[StreamState]):
         """Return the covariance (p, p) of the estimates for the residual variance s², NaN for those not `free`."""
         factor = self.factor(state)
         if state.bank is not None and free.all() and factor.determined.all():
-            found = forgetting.mix(state.bank, self.residual_std(state) ** 2, self._prior_gram(state)).covariance
+            mixture = forgetting.mix(state.bank, self.residual_std(state) ** 2, self._prior_gram(state)).covariance
             s = np.eye(len(free)) if state.whitening is None else state.whitening.s
-            mixed: Matrix = s2 * (s @ found @ s.T)
+            mixed: Matrix = s2 * (s @ mixture @ s.T)
             return mixed
         meat = self.with_prior(state).meat
         if meat is not None and state.whitening is not None:
@@ -382,8 +382,8 @@ class Streaming(Solver[StreamState]):
         scale = np.sqrt(np.where(np.diag(information) > 0, np.diag(information), 1.0))
         values, vectors = np.linalg.eigh(information / scale / scale[:, None])
         inverse = np.where(values > 1e-12 * max(float(values[-1]), 0.0), 1.0 / np.where(values > 0, values, 1.0), 0.0)
-        found: Matrix = (vectors * inverse) @ vectors.T / scale / scale[:, None]
-        return found
+        covariance: Matrix = (vectors * inverse) @ vectors.T / scale / scale[:, None]
+        return covariance
 
     def strayed(self, state: StreamState) -> float:
         r"""Return how far the estimate is from where batches were linearised: the sum of |J_b (θ − θ_b)|² / s²."""
@@ -396,8 +396,8 @@ class Streaming(Solver[StreamState]):
         """Return where a batch was linearised, in the metric of its own information."""
         p = len(theta)
         frame = np.column_stack([np.eye(p), coordinates(state.whitening, theta - state.origin)])
-        found: Matrix = frame.T @ reduction.gram[:p, :p] @ frame
-        return found
+        metric: Matrix = frame.T @ reduction.gram[:p, :p] @ frame
+        return metric
 
     def about_origin(self, state: StreamState, reduction: Reduction, theta: Vector) -> Reduction:
         """Return a batch with its residual taken back to the origin along its Jacobian."""

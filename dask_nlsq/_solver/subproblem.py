@@ -116,9 +116,9 @@ def _bounded(factor: Factor, scale: Vector, damping: float, lower: Vector, upper
     free = low < high
     delta = np.zeros(p)
     if free.any():
-        found = lsq_linear(a[:, free], b, (low[free], high[free]), method="bvls", tol=1e-14).x
+        scaled = lsq_linear(a[:, free], b, (low[free], high[free]), method="bvls", tol=1e-14).x
         nearly = 1.0 - 8 * EPS  # what reaches a bound beside another may stop a rounding before it
-        at_low, at_high = found <= nearly * low[free], found >= nearly * high[free]
-        exact = np.where(at_low, lower[free], np.where(at_high, upper[free], found / scale[free]))
+        at_low, at_high = scaled <= nearly * low[free], scaled >= nearly * high[free]
+        exact = np.where(at_low, lower[free], np.where(at_high, upper[free], scaled / scale[free]))
         delta[free] = exact
     return delta

@@ -385,7 +385,7 @@ class TrustRegion(Solver[State]):
         remains = point.newton.length / self._residual_std(reduction)
         patience = _PATIENCE if remains < state.shortest else state.patience - 1
         slow = state.slow + 1 if remains > _HALF * self._remains(state.point) else max(state.slow - 1, 0)
-        found = dataclasses.replace(
+        accepted = dataclasses.replace(
             state,
             point=point,
             origin=state.origin or point,
@@ -397,11 +397,11 @@ class TrustRegion(Solver[State]):
             history=(*state.history, self._record(state, reduction, remains, True)),
             status=self._judge(state, point, remains, patience, gain),
         )
-        spent = found.nsweeps - state.begun > _SPENT and self.linearity is not None
+        spent = accepted.nsweeps - state.begun > _SPENT and self.linearity is not None
         spent = spent and (self.second_order or state.attempt < len(_RADII) - 1)
-        if found.status is None and (found.idle or spent):
-            return dataclasses.replace(found, status=Status.STALLED)
-        return found
+        if accepted.status is None and (accepted.idle or spent):
+            return dataclasses.replace(accepted, status=Status.STALLED)
+        return accepted
 
     def _remains(self, point: Point | None) -> float:
         return float("inf") if point is None else point.newton.length / self._residual_std(point.reduction)
@@ -461,9 +461,11 @@ class TrustRegion(Solver[State]):
             return dataclasses.replace(
                 measure(point.model, projection.lift(np.zeros((~linear).sum())), 0.0), recentres=True
             )
-        own = ~linear
-        newton = measure(projection.factor, point.newton.delta[own], 0.0)
-        step = solve(projection.factor, newton, point.scale[own], point.radius, lower[own], upper[own])
+        nonlinear = ~linear
+        newton = measure(projection.factor, point.newton.delta[nonlinear], 0.0)
+        step = solve(
+            projection.factor, newton, point.scale[nonlinear], point.radius, lower[nonlinear], upper[nonlinear]
+        )
         delta = point.newton.delta if step is newton else projection.lift(step.delta)
         delta = self._tempered(point, projection, delta)
         return Step(delta, step.damping, step.predicted, lapack.norm(point.model.r @ delta))
@@ -581,10 +583,10 @@ def _better(last: State, first: State | None) -> State:
     """Return the lower of two endings, or, where the costs are within s², the one that converged; history of both."""
     if first is None or first.status is None or last.status is None:
         return last
-    one, two = first.at.reduction, last.at.reduction
-    s = residual_std(min(one, two, key=lambda each: each.cost), first.at.factor.p, absolute_sigma=False)
-    alike = abs(one.cost - two.cost) <= s * s
-    before, after = (alike and first.status.success, -one.cost), (alike and last.status.success, -two.cost)
+    earlier, later = first.at.reduction, last.at.reduction
+    s = residual_std(min(earlier, later, key=lambda each: each.cost), first.at.factor.p, absolute_sigma=False)
+    alike = abs(earlier.cost - later.cost) <= s * s
+    before, after = (alike and first.status.success, -earlier.cost), (alike and last.status.success, -later.cost)
     return last if after >= before else dataclasses.replace(first, history=last.history)
 
 

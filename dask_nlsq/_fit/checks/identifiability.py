@@ -75,7 +75,7 @@ def _contradicted(
     sigma = np.maximum(sigma, np.finfo(float).tiny)
     whitening = Whitening((vt.T / sigma) / factor.norms[:, None], (sigma[:, None] * vt) * factor.norms)
     cost = functools.partial(_reduced, problem.objective, solver, block)
-    here, s, found = cost(theta, whitening), _probe_length(solver, state), []
+    here, s, contradicted = cost(theta, whitening), _probe_length(solver, state), []
     for i in weak.tolist():
         step = s * whitening.s[:, i]
         shares = _share_within_bounds(theta, step, solver.lower, solver.upper)
@@ -83,8 +83,8 @@ def _contradicted(
             continue
         ends = theta + np.array([[-1.0], [1.0]]) * shares[:, None] * step
         if not _matches_quadratic(cost, here, i, ends, s * shares * (-1.0, 1.0)):
-            found.append(i)
-    return found
+            contradicted.append(i)
+    return contradicted
 
 
 def vanishing_columns(problem: Problem, solver: TrustRegion, state: State) -> npt.NDArray[np.bool_]:
@@ -95,22 +95,22 @@ def vanishing_columns(problem: Problem, solver: TrustRegion, state: State) -> np
     column is one: a square whose best root is zero, or a frequency whose amplitude has vanished.
     """
     point = state.at
-    found, norms = np.zeros(len(point.theta), bool), np.linalg.norm(point.factor.r, axis=0)
-    linear = found if solver.linearity is None else solver.linearity.linear
+    vanishing, norms = np.zeros(len(point.theta), bool), np.linalg.norm(point.factor.r, axis=0)
+    linear = vanishing if solver.linearity is None else solver.linearity.linear
     steps = np.divide(_probe_length(solver, state), norms, out=np.zeros_like(norms), where=norms > 0)
     tried = np.flatnonzero((np.abs(point.theta) < 0.1 * steps) & ~linear & np.isfinite(steps))
     if not len(tried):
-        return found
+        return vanishing
     block = _sample_rows(problem)
     if not block.rows:
-        return found
+        return vanishing
     cost = functools.partial(_reduced, problem.objective, solver, block)
     here = cost(point.theta)
     for j in tried.tolist():
-        ends = point.theta + np.array([[-1.0], [1.0]]) * np.where(np.arange(len(found)) == j, steps, 0.0)
+        ends = point.theta + np.array([[-1.0], [1.0]]) * np.where(np.arange(len(vanishing)) == j, steps, 0.0)
         ends = np.clip(ends, solver.lower, solver.upper)
-        found[j] = not _matches_quadratic(cost, here, j, ends, ends[:, j] - point.theta[j])
-    return found
+        vanishing[j] = not _matches_quadratic(cost, here, j, ends, ends[:, j] - point.theta[j])
+    return vanishing
 
 
 def lost_sensitivity(problem: Problem, state: State) -> bool:
@@ -134,8 +134,8 @@ def responds_elsewhere(
     noise = 1e-9 * np.abs(here[np.isfinite(here)]).max(initial=0.0)
     for point in draw_in_units(_PROBES, parameters.lower, parameters.upper, parameters.start, block):
         there = np.where(silent, point, theta)
-        found = _evaluate(objective, block, there)
-        if (np.isfinite(found) & (np.abs(found - here) > noise)).any():
+        response = _evaluate(objective, block, there)
+        if (np.isfinite(response) & (np.abs(response - here) > noise)).any():
             return True
     return False
 
@@ -166,8 +166,8 @@ def _reduced(
     objective: Objective, solver: TrustRegion, block: Block, theta: Vector, whitening: Whitening | None = None
 ) -> Reduction:
     """Return the reduction of some rows, with the prior added."""
-    found = kernel.reduce_block(objective, block, theta, None if whitening is None else whitening.s)
-    return found if solver.prior is None else found.with_prior(solver.prior, theta, whitening)
+    reduction = kernel.reduce_block(objective, block, theta, None if whitening is None else whitening.s)
+    return reduction if solver.prior is None else reduction.with_prior(solver.prior, theta, whitening)
 
 
 def _probe_length(solver: TrustRegion, state: State) -> float:

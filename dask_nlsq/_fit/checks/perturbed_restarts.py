@@ -56,8 +56,10 @@ def look_again(
     """
     if block is not None:
         problem = problem.in_memory(block)
+    # The tolerances of the user are for the answer; these fits only have to tell minima apart.
     solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
     theta, _ = final(state, solver.lower, solver.upper)
+    # A parameter near zero says nothing of its scale, which its standard error then does.
     size = np.maximum(np.abs(theta), state.at.factor.unscaled_stderr)
     # A fixed seed, so that the same fit is looked at from the same starts.
     moves = np.random.default_rng(0).normal(0.0, _REACH, (STARTS, len(theta))) * size
@@ -65,12 +67,12 @@ def look_again(
     ends = run_searches(problem, [fitted(solver, start, deadline) for start in starts], observer)
     if deadline is not None and time.monotonic() > deadline:
         return None, "The time limit ended the look from perturbed starts."
-    found = [final(end, solver.lower, solver.upper) if end is not None and end.status else None for end in ends]
-    least = found[0][1] if found[0] is not None else np.inf
+    minima = [final(end, solver.lower, solver.upper) if end is not None and end.status else None for end in ends]
+    least = minima[0][1] if minima[0] is not None else np.inf
     reduction = state.at.reduction
     # Where the model fits without noise, costs are rounding, which is in proportion to y.
     alike = _ALIKE * least + 1e-20 * reduction.weighted_sum_of_squares
-    others = [end for end in found[1:] if end is not None]
+    others = [end for end in minima[1:] if end is not None]
     back = sum(abs(cost - least) <= alike for _, cost in others)
     better = min(others, key=lambda end: end[1], default=None)
     if better is not None and better[1] < least - alike:

@@ -137,11 +137,11 @@ def find_finite_starts(
         return [], ""
     small, quick = _sample_problem(problem, solver, block)
     points = _draw_points(problem, block)
-    found = _refine_lowest(small, quick, points, observer, deadline)
-    if not found:
+    minima = _refine_lowest(small, quick, points, observer, deadline)
+    if not minima:
         return [], ""
     return [
-        end for end, _ in found
+        end for end, _ in minima
     ], f"{describe_not_finite(problem, theta)} One of {len(points)} other starts was used."
 
 
@@ -181,13 +181,13 @@ def _find_lower_minimum(
     small, quick = _sample_problem(problem, solver, block)
     points = _draw_points(problem, block)
     tried = np.concatenate([state.history[0].theta[None], points])
-    found = _refine_lowest(small, quick, tried, observer, deadline, first=state.at.theta)
+    minima = _refine_lowest(small, quick, tried, observer, deadline, first=state.at.theta)
     current = _cost(small, quick, state.at.theta)
     parameters = problem.parameters
     # Of several peaks, the one that a given start points to is kept: a lower minimum replaces it only where that
     # explains the rows.
     chosen = state.ending.success and (not parameters.guessed or bool(parameters.sampled))
-    for theta, cost in found:
+    for theta, cost in minima:
         if cost >= (1 - _LOWER) * current:
             break
         if not chosen or noise_pvalue(problem.objective, block, theta) > _LIKELY:
@@ -215,8 +215,8 @@ def _refine_lowest(
     starts = [points[i] for i in _lowest_distinct(levels, _counts(problem)[1])]
     starts = starts if first is None else [first, *starts]
     ends = _fit_each(problem, solver, starts, observer, deadline)
-    found = [final(end, solver.lower, solver.upper)[0] for end in ends if end is not None and end.status is not None]
-    costs = [(theta, _cost(problem, solver, theta)) for theta in found]
+    thetas = [final(end, solver.lower, solver.upper)[0] for end in ends if end is not None and end.status is not None]
+    costs = [(theta, _cost(problem, solver, theta)) for theta in thetas]
     return sorted((end for end in costs if np.isfinite(end[1])), key=lambda end: end[1])
 
 
@@ -280,24 +280,24 @@ def _grams(problem: Problem, points: Matrix, deadline: float | None) -> Matrix:
     if objective.jacobian == "numeric" or objective.robust:
         return np.stack([_gram(problem, theta, deadline) for theta in points])
     ((block,),) = [group.partitions for group in problem.groups]
-    found = kernel.grams(objective, block, points)
-    for i in np.flatnonzero(np.isfinite(found[:, -1, -1]) & ~np.isfinite(found).all(axis=(1, 2))):
-        found[i] = _gram(problem, points[i], deadline)  # with finite differences for derivatives that are not finite
-    return found
+    grams = kernel.grams(objective, block, points)
+    for i in np.flatnonzero(np.isfinite(grams[:, -1, -1]) & ~np.isfinite(grams).all(axis=(1, 2))):
+        grams[i] = _gram(problem, points[i], deadline)  # with finite differences for derivatives that are not finite
+    return grams
 
 
 def _gram(problem: Problem, theta: Vector, deadline: float | None) -> Matrix:
     size = len(theta) + 1
-    found = np.full((size, size), np.nan)
+    gram = np.full((size, size), np.nan)
     if _past_deadline(deadline):
-        return found
+        return gram
     try:
         reduction = _reduce(problem, theta)
     except Exception:  # whatever the model raises
-        return found
-    found[:] = reduction.gram
-    found[-1, -1] = 2.0 * reduction.cost  # of a robust loss
-    return found
+        return gram
+    gram[:] = reduction.gram
+    gram[-1, -1] = 2.0 * reduction.cost  # of a robust loss
+    return gram
 
 
 def _by_differences(problem: Problem) -> bool:

@@ -98,19 +98,20 @@ def search(
         screened = LocalMinima.unseen(*starts.shape)
         begun = SearchState(starts, few.rows, screened, nothing, sample.block.rows, LocalMinima.unseen(0, p), nothing)
     now, p = begun, begun.starts.shape[1]
+    # The tolerances of the user are for the answer; these fits only have to tell minima apart.
     solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
     floor = _floor(kernel.reduce_block(problem.objective, sample.block, problem.parameters.start, None))
     screen = Explorer(problem.payload, solver, abreast=problem.objective.jacobian != "numeric")
-    for found in _explore(problem.executor, screen, few, now.starts, now.screened, observer):
-        now = dataclasses.replace(now, screened=found)
+    for minima in _explore(problem.executor, screen, few, now.starts, now.screened, observer):
+        now = dataclasses.replace(now, screened=minima)
         observer.notify(TaskEnd(saved=functools.partial(dict, search=now)))
     if not len(now.chosen):
         chosen = np.array([group[0] for group in distinct(now.screened, now.rows, floor)[:SURVIVORS]], np.int64)
         now = dataclasses.replace(now, chosen=chosen, fitted=LocalMinima.unseen(len(chosen), p))
     follow = dataclasses.replace(screen, abreast=False)
     starts = now.screened.theta[now.chosen]
-    for found in _explore(problem.executor, follow, sample.block, starts, now.fitted, observer):
-        now = dataclasses.replace(now, fitted=found)
+    for minima in _explore(problem.executor, follow, sample.block, starts, now.fitted, observer):
+        now = dataclasses.replace(now, fitted=minima)
         observer.notify(TaskEnd(saved=functools.partial(dict, search=now)))
     finalists = np.array(_finalists(problem.objective, sample.block, now, floor), np.int64)
     return dataclasses.replace(now, finalists=finalists)
@@ -145,15 +146,15 @@ def _few(block: Block) -> Block:
 def local_minima(states: Sequence[State | None], solver: TrustRegion) -> LocalMinima:
     """Return where fits have led, None being one whose start is not finite."""
     p = len(solver.lower)
-    found = LocalMinima.unseen(len(states), p)
+    minima = LocalMinima.unseen(len(states), p)
     for i, state in enumerate(states):
         if state is None or state.point is None or state.status is None:
-            found.cost[i], found.status[i] = np.inf, Status.NOT_FINITE
+            minima.cost[i], minima.status[i] = np.inf, Status.NOT_FINITE
             continue
-        found.theta[i], found.cost[i] = final(state, solver.lower, solver.upper)
-        found.curvature[i] = state.point.factor.r.T @ state.point.factor.r
-        found.status[i] = state.status
-    return found
+        minima.theta[i], minima.cost[i] = final(state, solver.lower, solver.upper)
+        minima.curvature[i] = state.point.factor.r.T @ state.point.factor.r
+        minima.status[i] = state.status
+    return minima
 
 
 def distinct(ends: LocalMinima, rows: int, floor: float = 0.0) -> list[list[int]]:
@@ -192,19 +193,19 @@ def _floor(reduction: Reduction) -> float:
     return float(square) / max(reduction.rows, 1)
 
 
-def _finalists(objective: Objective, block: Block, found: SearchState, floor: float) -> list[int]:
+def _finalists(objective: Objective, block: Block, searched: SearchState, floor: float) -> list[int]:
     """Return the places of the fitted minima that may be the lowest over all rows."""
-    minima = [group[0] for group in distinct(found.fitted, found.sample_rows, floor)]
+    minima = [group[0] for group in distinct(searched.fitted, searched.sample_rows, floor)]
     if not minima:
         return []
-    cost = found.fitted.cost
-    few = _leaders(found.screened, found.rows, floor).tolist()
+    cost = searched.fitted.cost
+    few = _leaders(searched.screened, searched.rows, floor).tolist()
     alike = [i for i in minima if cost[i] <= (1.0 + _ALIKE) * cost[minima[0]]]
-    alike.sort(key=lambda i: few.index(found.chosen[i]))  # of equal ones that to which the earliest start leads
-    least = row_costs(objective, block, found.fitted.theta[alike[0]])
+    alike.sort(key=lambda i: few.index(searched.chosen[i]))  # of equal ones that to which the earliest start leads
+    least = row_costs(objective, block, searched.fitted.theta[alike[0]])
     kept = alike
     for i in minima[len(alike) :]:
-        more = row_costs(objective, block, found.fitted.theta[i]) - least
+        more = row_costs(objective, block, searched.fitted.theta[i]) - least
         if more.sum() <= _DOUBT * np.sqrt(len(more)) * more.std():
             kept.append(i)
     return kept[:FINALISTS]
@@ -253,16 +254,16 @@ def summarize_search(
         line |= dict(zip(labels, ends.theta[at].tolist(), strict=True))
         line |= {"cost": float(ends.cost[at]), "rows": count, "minimum": minima.index(way[-1]) if way else -1}
         lines.append(line | {"status": Status.of(int(ends.status[at])).name})
-    said = _sentence(ways, minima, stages, floor) if minima else f"None of {len(ways)} starts led anywhere."
-    return starts_frame({name: [line[name] for line in lines] for name in lines[0]}), said
+    sentence = _sentence(ways, minima, stages, floor) if minima else f"None of {len(ways)} starts led anywhere."
+    return starts_frame({name: [line[name] for line in lines] for name in lines[0]}), sentence
 
 
 def _leaders(ends: LocalMinima, rows: int, floor: float) -> npt.NDArray[np.int64]:
     """Return the number of the lowest end of each end's minimum; -1 for none."""
-    found = np.full(len(ends.cost), -1)
+    leaders = np.full(len(ends.cost), -1)
     for group in distinct(ends, rows, floor):
-        found[group] = group[0]
-    return found
+        leaders[group] = group[0]
+    return leaders
 
 
 def _sentence(
@@ -273,13 +274,13 @@ def _sentence(
 ) -> str:
     """Say how often the lowest minimum was found, and how far the next is."""
     mine = [way for way in ways if way and way[-1] == minima[0]]
-    said = f"{len(mine)} of {len(ways)} starts led to this minimum"
+    sentence = f"{len(mine)} of {len(ways)} starts led to this minimum"
     if len(minima) == 1:
-        return f"{said}, and none to another."
-    (stage, at), (own_stage, own) = minima[1], minima[0]
-    ends, (own_ends, rows) = stages[stage][0], stages[own_stage]
+        return f"{sentence}, and none to another."
+    (stage, at), (lead_stage, lead) = minima[1], minima[0]
+    ends, (lead_ends, rows) = stages[stage][0], stages[lead_stage]
     least = min(ends.cost[way[stage][1]] for way in mine)
     ratio = float(ends.cost[at] / least) if least > 0 else np.inf
-    distance = apart(own_ends, own, ends.theta[at], rows - own_ends.theta.shape[1], floor)
+    distance = apart(lead_ends, lead, ends.theta[at], rows - lead_ends.theta.shape[1], floor)
     cost = "the same cost" if ratio < 1 + 1e-9 else f"{ratio:.4g} times the cost"
-    return f"{said}; the next lies {distance:.3g} standard errors away, at {cost}."
+    return f"{sentence}; the next lies {distance:.3g} standard errors away, at {cost}."

@@ -41,6 +41,7 @@ def find_start(
     if saved is not None:
         guessed = () if resolved.model.guess is not None else parameters.guessed
         parameters = dataclasses.replace(parameters, start=saved.start, guessed=guessed)
+        # The kernel is formed as it was, whatever the rules of this version say: another one has other bits.
         if (objective.jacobian, objective.tile) != (saved.jacobian, saved.tile):
             objective = dataclasses.replace(objective, jacobian=saved.jacobian, tile=saved.tile)
         return dataclasses.replace(resolved, parameters=parameters, objective=objective), [], ()
@@ -56,6 +57,7 @@ def find_start(
     if optimizer is not None:
         rows = sample or draw_sample(executor, groups, partitions)
         end = warm_start(objective, parameters, rows.block, optimizer, options.seed)
+        # The start that was given is tried where the model is not finite at the end of the descent on all rows.
         parameters, others = dataclasses.replace(parameters, start=end.theta), [parameters.start]
         notes = (words(options.method, end, rows.block),)
     return dataclasses.replace(resolved, parameters=parameters, objective=objective), others, notes
@@ -104,13 +106,13 @@ def find_route(
     if sample is not None and sample.block.rows and not passing and options.searches:
         draw = functools.partial(_draw, problem.parameters, options)
         searched = search(problem, solver, sample, draw, observer, None if saved is None else saved.search)
-        found = [searched.fitted.theta[i] for i in searched.finalists]
+        finalists = [searched.fitted.theta[i] for i in searched.finalists]
         session.remember(problem, (*session.known["notes"], *notes), starts, searched)
-        if len(found) > 1:
-            lowest, *others = map(solver.init, found)
+        if len(finalists) > 1:
+            lowest, *others = map(solver.init, finalists)
             return Route(starts, (lowest, []), tuple(others), search=searched)
         # Those behind the first are tried where the model is not finite at the first on all rows.
-        starts = [*found, *starts]
+        starts = [*finalists, *starts]
         near = fit_sample(problem, solver, sample, starts[0]) if streams else None
     elif sample is not None and not passing and (near := fit_sample(problem, solver, sample)) is not None:
         starts = [final(near, solver.lower, solver.upper)[0], *starts]
@@ -126,7 +128,7 @@ def find_route(
         starts = list(saved.others)
     session.remember(problem, (*session.known["notes"], *notes), starts, searched)
     aim = target(problem.parameters.free, options.precision)
-    first, seconds, told = stream(
+    first, seconds, more_notes = stream(
         problem,
         solver,
         begun,
@@ -137,5 +139,5 @@ def find_route(
         target=aim,
     )
     if first is None:
-        return Route(lowest_first(problem, starts), notes=(*notes, *told), search=searched)
-    return Route(starts, (first, seconds), notes=(*notes, *told), search=searched)
+        return Route(lowest_first(problem, starts), notes=(*notes, *more_notes), search=searched)
+    return Route(starts, (first, seconds), notes=(*notes, *more_notes), search=searched)

@@ -102,10 +102,10 @@ def one_pass(
         # `own` holds the batches alone and becomes the answer; `ahead` counts the sample too, and says where batches
         # are evaluated, for the first few alone would send the estimate astray.
         ahead = solver.step(own, kernel.reduce_block(problem.objective, sample, theta, s))
-        found, sent = Pass(own, 0.0, 0, 0.0, 0.0), []
+        current, sent = Pass(own, 0.0, 0, 0.0, 0.0), []
     else:
         own, ahead = begun.own, begun.ahead
-        found = Pass(own, own.batches / total, begun.staleness, solver.strayed(own), begun.expected)
+        current = Pass(own, own.batches / total, begun.staleness, solver.strayed(own), begun.expected)
         labels = zip(begun.numbers.tolist(), begun.stood.tolist(), begun.thetas, begun.uncertainties, strict=True)
         sent = [_Sent(*label) for label in labels]
     batches = enumerate(schedule(len(partitions), seed))
@@ -122,9 +122,9 @@ def one_pass(
         for number, places in itertools.islice(batches, own.batches + len(sent)):
             if number in under_way:
                 send(under_way[number], places)
-        while found.own.batches < total:
+        while current.own.batches < total:
             for number, places in itertools.islice(batches, WINDOW - len(window)):
-                send(_Sent(number, found.own.batches, ahead.theta, solver.uncertainty(ahead)), places)
+                send(_Sent(number, current.own.batches, ahead.theta, solver.uncertainty(ahead)), places)
             label, answer = window.receive()
             if isinstance(answer, Failure):
                 raise answer.error(label.theta)
@@ -132,19 +132,19 @@ def one_pass(
             del under_way[label.number]
             reduction = fold(answer.parts[0])
             ahead = solver.step(ahead, reduction, label.theta)
-            own = solver.step(found.own, reduction, label.theta)
-            found = Pass(
+            own = solver.step(current.own, reduction, label.theta)
+            current = Pass(
                 own,
                 own.batches / total,
-                max(found.staleness, own.batches - 1 - label.stood),
+                max(current.staleness, own.batches - 1 - label.stood),
                 solver.strayed(own),
-                found.expected + float(np.sum(reduction.gram[:-1, :-1] * label.uncertainty)),
+                current.expected + float(np.sum(reduction.gram[:-1, :-1] * label.uncertainty)),
             )
-            if own.skipped or enough(found):
+            if own.skipped or enough(current):
                 break
-            saved = functools.partial(_passing, found, ahead, tuple(under_way.values()))
+            saved = functools.partial(_passing, current, ahead, tuple(under_way.values()))
             observer.notify(TaskEnd(len(answer.digests), saved))
-    return found
+    return current
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,15 +157,15 @@ class _Sent:
     uncertainty: Matrix
 
 
-def _passing(found: Pass, ahead: StreamState, sent: tuple[_Sent, ...]) -> dict[str, Any]:
+def _passing(current: Pass, ahead: StreamState, sent: tuple[_Sent, ...]) -> dict[str, Any]:
     """Return what there is to be written down of a pass."""
     p = len(ahead.theta)
     return {
         "passing": PassState(
-            found.own,
+            current.own,
             ahead,
-            found.staleness,
-            found.expected,
+            current.staleness,
+            current.expected,
             np.array([label.number for label in sent], np.int64),
             np.array([label.stood for label in sent], np.int64),
             np.array([label.theta for label in sent], float).reshape(-1, p),
@@ -174,29 +174,35 @@ def _passing(found: Pass, ahead: StreamState, sent: tuple[_Sent, ...]) -> dict[s
     }
 
 
-def precise(solver: Streaming, found: Pass, precision: Callable[[Vector, Vector], bool]) -> bool:
+def precise(solver: Streaming, current: Pass, precision: Callable[[Vector, Vector], bool]) -> bool:
     """Whether enough is known: the pass has settled, no direction is open, and the standard errors are small enough.
 
     Where the batches contradict each other, the standard errors, which are those of independent rows, say too little.
     """
-    own = found.own
-    if solver.unlike(own):
+    state = current.own
+    if solver.unlike(state):
         return False
-    if own.sums is None or own.batches < _FEWEST or own.sums.rows < _ROWS * len(own.theta) or not found.settled:
+    if (
+        state.sums is None
+        or state.batches < _FEWEST
+        or state.sums.rows < _ROWS * len(state.theta)
+        or not current.settled
+    ):
         return False
-    factor = solver.factor(own)
-    free = (own.theta > solver.lower) & (own.theta < solver.upper)
+    factor = solver.factor(state)
+    free = (state.theta > solver.lower) & (state.theta < solver.upper)
     error = np.zeros(len(free))  # what is held at a bound has none
     if free.any():
         some = factor.only(free)
         if not some.determined.all():
             return False
-        error[free] = some.unscaled_stderr * solver.residual_std(own)
-    return precision(own.theta, error)
+        error[free] = some.unscaled_stderr * solver.residual_std(state)
+    return precision(state.theta, error)
 
 
 def at_estimate(solver: Streaming, state: StreamState) -> Any:
     """Return the sums as a sweep at the estimate would have brought them."""
+    # With r(θ) = r₀ + J (θ − θ₀), the sums at θ have J (θ − θ₀) added to their last row and column.
     shift = np.eye(len(state.theta) + 1)
     delta = state.theta - state.origin
     shift[:-1, -1] = delta if state.whitening is None else state.whitening.inverse @ delta
@@ -234,14 +240,14 @@ def stream(
     else:
         origin, whitening = final(begun, solver.lower, solver.upper)[0], begun.at.factor.whitening()
 
-    def enough(found: Pass) -> bool:
-        if found.own.sums is not None:
-            observer.notify(Estimates(problem.parameters.free, lambda: online.known(found.own)))
-        return target is not None and sample.block.rows >= _ROWS * len(origin) and precise(online, found, target)
+    def enough(current: Pass) -> bool:
+        if current.own.sums is not None:
+            observer.notify(Estimates(problem.parameters.free, lambda: online.known(current.own)))
+        return target is not None and sample.block.rows >= _ROWS * len(origin) and precise(online, current, target)
 
     observer.notify(SweepBegin("batches"))
     start = (origin, whitening, sample.block)
-    found = one_pass(
+    ended = one_pass(
         problem,
         online,
         start,
@@ -251,47 +257,49 @@ def stream(
         begun=begun if isinstance(begun, PassState) else None,
         observer=observer,
     )
-    own, seconds = found.own, [time.perf_counter() - clock]
-    if own.skipped:
-        note = f"The model was not finite on batch {own.batches} of a first pass, which was given up."
+    streamed, seconds = ended.own, [time.perf_counter() - clock]
+    if streamed.skipped:
+        note = f"The model was not finite on batch {streamed.batches} of a first pass, which was given up."
         return None, [], (note,)
-    if own.sums is None:
-        raise DataError(f"There are no rows to fit ({own.dropped} were dropped by the NaN policy).")
-    validate_first_sweep(problem, own.sums)
-    if not found.settled or not agrees(problem.objective, online, own, sample.block):
+    if streamed.sums is None:
+        raise DataError(f"There are no rows to fit ({streamed.dropped} were dropped by the NaN policy).")
+    validate_first_sweep(problem, streamed.sums)
+    if not ended.settled or not agrees(problem.objective, online, streamed, sample.block):
         note = "A first pass in batches led away from where they were linearised, and was not used."
         return None, [], (note,)
-    how = f"{own.batches} batches, each evaluated at an estimate at most {found.staleness} updates old"
+    how = f"{streamed.batches} batches, each evaluated at an estimate at most {ended.staleness} updates old"
     how += "" if ordered else " and folded as it came, so that another run will differ a little"
     fast = problem.plan.goal is OptimizationGoal.FAST and sample.block.rows >= _ROWS * len(origin)
-    reached = enough(found)
+    reached = enough(ended)
     if reached or fast:
-        last = solver.step(dataclasses.replace(solver.init(own.theta), whitening=whitening), at_estimate(online, own))
+        last = solver.step(
+            dataclasses.replace(solver.init(streamed.theta), whitening=whitening), at_estimate(online, streamed)
+        )
         last = dataclasses.replace(last, status=Status.PRECISION if reached else Status.STREAMED)
-        return last, seconds, (f"{100 * found.read:.3g} % of the batches were read, {how}.",)
-    state = solver.step(dataclasses.replace(solver.init(origin), whitening=whitening), own.sums)
+        return last, seconds, (f"{100 * ended.read:.3g} % of the batches were read, {how}.",)
+    state = solver.step(dataclasses.replace(solver.init(origin), whitening=whitening), streamed.sums)
     if state.status is not None and state.status is not Status.MAX_NFEV:  # not even then is the sweep left out
         trial, whitening = final(state, solver.lower, solver.upper)[0], state.at.factor.whitening()
         state = dataclasses.replace(state, trial=trial, whitening=whitening, proposal=state.at.newton, status=None)
     unlike = "The partitions differ by more than noise, so that no part of them stands for all: everything was read."
     missed = "The precision was not reached by reading everything once."
-    left = () if target is None else (unlike if online.unlike(own) else missed,)
+    left = () if target is None else (unlike if online.unlike(streamed) else missed,)
     return _unmeasured(state), seconds, (f"One pass came first, in {how}.", *left)
 
 
 def agrees(
-    objective: Objective, online: Streaming, own: StreamState, block: Block, elsewhere: Vector | None = None
+    objective: Objective, online: Streaming, streamed: StreamState, block: Block, elsewhere: Vector | None = None
 ) -> bool:
     """Whether a sample lies hardly higher at the estimate than elsewhere (p,), or as noise has it.
 
     Elsewhere is where the sums began, by default.
     """
-    here = kernel.reduce_block(objective, block, own.theta, None)
-    there = kernel.reduce_block(objective, block, own.origin if elsewhere is None else elsewhere, None)
-    rise = 2.0 * (here.cost - there.cost) / online.residual_std(own) ** 2
+    here = kernel.reduce_block(objective, block, streamed.theta, None)
+    there = kernel.reduce_block(objective, block, streamed.origin if elsewhere is None else elsewhere, None)
+    rise = 2.0 * (here.cost - there.cost) / online.residual_std(streamed) ** 2
     if here.finite and here.cost <= _HARDLY * there.cost:
         return True
-    return bool(here.finite and rise <= stats.chi2.isf(_CHANCE, len(own.theta)))
+    return bool(here.finite and rise <= stats.chi2.isf(_CHANCE, len(streamed.theta)))
 
 
 def _unmeasured(state: State) -> State:
@@ -318,6 +326,7 @@ def target(
     if isinstance(precision, Mapping):
         if unknown := [name for name in precision if name not in names]:
             raise NlsqError(f"precision names {unknown}; the free parameters are {list(names)}.")
+        # A parameter that is not named may have any error.
         absolute = np.array([float(precision.get(name, np.inf)) for name in names])
         return lambda _, error: bool((error <= absolute).all())
     return lambda theta, error: bool((error <= float(precision) * np.abs(theta)).all())

@@ -36,8 +36,8 @@ def optimizer_of(method: object, bounded: bool) -> GradientTransformation | None
         if method == "lm" and bounded:
             raise BoundsError('method="lm" knows no bounds, as in SciPy; leave method out.')
         return None
-    own = hasattr(method, "init") and hasattr(method, "update")
-    if not own:
+    is_optimizer = hasattr(method, "init") and hasattr(method, "update")
+    if not is_optimizer:
         if callable(method):
             raise NlsqError("method is a function; optax's optimizers are made by a call, such as optax.adam(0.05).")
         one_of("method", method, *_SECOND_ORDER, "adam")
@@ -45,9 +45,11 @@ def optimizer_of(method: object, bounded: bool) -> GradientTransformation | None
         import optax
     except ImportError as error:
         raise NlsqError('method="adam" needs optax: pip install "dask-nlsq[optax]".') from error
-    # An optimizer that takes the cost as `value=` gets it, and another is not told.
-    found: GradientTransformation = optax.with_extra_args_support(method if own else optax.adam(LEARNING_RATE))
-    return found
+    # An optimizer that takes the cost as `value=` gets it; another is left as it is.
+    optimizer: GradientTransformation = optax.with_extra_args_support(
+        method if is_optimizer else optax.adam(LEARNING_RATE)
+    )
+    return optimizer
 
 
 def words(method: object, end: FirstOrderState, block: Block) -> str:
