@@ -10,23 +10,26 @@ import io
 import os
 import zipfile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dask_nlsq._checkpoint.codec import pack, unpack
 from dask_nlsq._checkpoint.storage import Folder
 from dask_nlsq._errors import CheckpointCorrupt
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
-def save(path: str | os.PathLike[str], value: Any) -> None:
+def save(path: str | os.PathLike[str], value: DataclassInstance) -> None:
     """Write a dataclass to a file: the whole of it, or what was there stays."""
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w") as archive:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
         for key, data in pack(value).items():
             archive.writestr(zipfile.ZipInfo(key), data)
     target = Path(path)
-    Folder(target.parent).replace(target.name, held.getvalue())
+    Folder(target.parent).replace(target.name, file.getvalue())
 
 
 def load(kind: type[T], path: str | os.PathLike[str]) -> T:

@@ -21,18 +21,22 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from dask_nlsq._checkpoint.codec import GROUP, TOTAL_BYTES, Keys, check_group, check_key
 from dask_nlsq._checkpoint.storage import Place, open_place
 from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, NlsqError, warn
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 log = logging.getLogger("dask_nlsq")
 
@@ -111,7 +115,7 @@ class Checkpoints:
     (True, {})
     """
 
-    def __init__(self, where: Any, storage_options: dict[str, Any] | None = None) -> None:
+    def __init__(self, where: str | os.PathLike[str] | Store, storage_options: dict[str, Any] | None = None) -> None:
         self.place: Place = open_place(where, storage_options)
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -337,7 +341,12 @@ class Checkpoints:
                     self.place.remove(folder + name)
         return tuple(old)
 
-    def export(self, where: Any, number: int | None = None, storage_options: dict[str, Any] | None = None) -> None:
+    def export(
+        self,
+        where: str | os.PathLike[str] | Store,
+        number: int | None = None,
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
         """Copy a generation that verifies, by default the newest, to another place, where it is the first one.
 
         Raises
@@ -376,7 +385,7 @@ def machine() -> str:
     return " ".join([platform.machine(), *sorted(wide)])
 
 
-def _generation(contents: Any, number: int, name: str) -> Generation:
+def _generation(contents: Mapping[str, Any], number: int, name: str) -> Generation:
     """Return what a record says, or refuse what no record would say."""
     try:
         if contents["format"] > FORMAT:

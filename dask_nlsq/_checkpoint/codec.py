@@ -21,14 +21,17 @@ import types
 import typing
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._errors import CheckpointCorrupt, NlsqError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 Keys = dict[str, bytes]
 """Names below a Zarr group, and what they hold."""
@@ -67,7 +70,7 @@ GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def pack(value: Any, compression: str | None = None) -> Keys:
+def pack(value: DataclassInstance, compression: str | None = None) -> Keys:
     """Return a dataclass as the keys of a Zarr group."""
     if compression not in (None, "gzip"):
         raise NlsqError(f'compression is {compression!r}; None or "gzip" is needed.')
@@ -76,7 +79,7 @@ def pack(value: Any, compression: str | None = None) -> Keys:
     return keys
 
 
-def _write(keys: Keys, path: str, value: Any, compression: str | None) -> None:
+def _write(keys: Keys, path: str, value: DataclassInstance, compression: str | None) -> None:
     members = {_stored_name(field): getattr(value, field.name) for field in dataclasses.fields(value)}
     _put(keys, path, members, compression)
 
@@ -139,7 +142,7 @@ def _chunk(path: str, shape: Sequence[int]) -> str:
     return "/".join([path, "c", *("0" for _ in shape)])
 
 
-def _is_group(member: Any) -> bool:
+def _is_group(member: object) -> bool:
     return dataclasses.is_dataclass(member) or (
         isinstance(member, tuple) and bool(member) and dataclasses.is_dataclass(member[0])
     )
@@ -163,7 +166,7 @@ def _columns(rows: Sequence[Any]) -> dict[str, Any]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return what JSON can hold."""
     if isinstance(value, np.generic):
         return {str(value.dtype): _plain(value.item())}
@@ -231,7 +234,7 @@ def _array(keys: Mapping[str, bytes], path: str, about: Mapping[str, Any]) -> np
     return np.asfortranarray(array) if about.get("attributes", {}).get("order") == "F" else array
 
 
-def _read(kind: Any, group: _Group) -> Any:
+def _read(kind: type[T], group: _Group) -> T:
     hints = typing.get_type_hints(kind)
     values = {}
     for field in dataclasses.fields(kind):
@@ -245,16 +248,16 @@ def _read(kind: Any, group: _Group) -> Any:
     return kind(**values)
 
 
-def _member(hint: Any, member: Any) -> Any:
-    hint = _bare(hint)
+def _member(hint: object, member: npt.NDArray[Any] | _Group) -> Any:
     if isinstance(member, np.ndarray):
         return member
-    if typing.get_origin(hint) is tuple:
-        return _rows(typing.get_args(hint)[0], member)
-    return _read(hint, member)
+    kind = _bare(hint)
+    if typing.get_origin(kind) is tuple:
+        return _rows(typing.get_args(kind)[0], member)
+    return _read(kind, member)
 
 
-def _rows(kind: Any, group: _Group) -> tuple[Any, ...]:
+def _rows(kind: type[T], group: _Group) -> tuple[T, ...]:
     hints = typing.get_type_hints(kind)
     attributes, members = group
     if _COUNT in attributes:
@@ -285,7 +288,7 @@ def _rows(kind: Any, group: _Group) -> tuple[Any, ...]:
     return tuple(kind(**{name: column[i] for name, column in columns.items()}) for i in range(rows))
 
 
-def _value(hint: Any, value: Any) -> Any:
+def _value(hint: object, value: Any) -> Any:
     """Return a value as its type says."""
     if value is None:
         return None
@@ -305,14 +308,14 @@ def _value(hint: Any, value: Any) -> Any:
     return value
 
 
-def _bare(hint: Any) -> Any:
+def _bare(hint: object) -> Any:
     """Return a type without its ``| None``."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         (hint,) = (each for each in typing.get_args(hint) if each is not type(None))
     return hint
 
 
-def to_text(values: Any) -> Text:
+def to_text(values: object) -> Text:
     """Return plain values as JSON, in an array."""
     return np.frombuffer(json.dumps(values).encode(), np.uint8).copy()
 

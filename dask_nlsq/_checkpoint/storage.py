@@ -50,7 +50,9 @@ class Place(Protocol):
         """Remove a file or a folder with all that is in it; nothing where there is none."""
 
 
-def open_place(where: Any, storage_options: dict[str, Any] | None = None) -> Place:
+def open_place(
+    where: str | os.PathLike[str] | zarr.abc.store.Store, storage_options: dict[str, Any] | None = None
+) -> Place:
     """Return the place that a path, a URL or a Zarr store names."""
     if isinstance(where, zarr.abc.store.Store):
         return Store(where)
@@ -202,7 +204,7 @@ def _sync(folder: Path) -> None:
 class Remote:
     """A folder behind an fsspec URL; every file is one request."""
 
-    def __init__(self, fs: Any, path: str, url: str) -> None:
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str) -> None:
         self.fs, self.path, self.url = fs, path.rstrip("/"), url
 
     def __str__(self) -> str:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dask_nlsq._typing import Vector
+
+if TYPE_CHECKING:
+    from scipy.optimize import Bounds
 
 _LEASTSQ = {"col_deriv", "ftol", "xtol", "gtol", "maxfev", "epsfcn", "factor", "diag"}
 """Keywords that SciPy hands to `leastsq`."""
@@ -26,7 +30,7 @@ _HEEDED = ("ftol", "xtol", "gtol", "max_nfev", "loss", "f_scale", "callback")
 """Those that mean something here; the rest steer SciPy's own algorithms."""
 
 
-def read_names(f: Any, p: int | None) -> tuple[str, ...]:
+def read_names(f: Callable[..., Any], p: int | None) -> tuple[str, ...]:
     """Return the names of the data and of the parameters, by signature where that has as many."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
@@ -38,9 +42,11 @@ def read_names(f: Any, p: int | None) -> tuple[str, ...]:
     return names if p in (None, len(names) - 1) else ("x", *(f"p{i + 1}" for i in range(p or 0)))
 
 
-def read_bounds(bounds: Any, p: int) -> tuple[Vector, Vector]:
+def read_bounds(bounds: tuple[npt.ArrayLike, npt.ArrayLike] | Bounds, p: int) -> tuple[Vector, Vector]:
     """Return lower and upper bounds, each of shape (p,)."""
-    pair = (bounds.lb, bounds.ub) if hasattr(bounds, "lb") else bounds
+    pair: Any = bounds
+    if hasattr(bounds, "lb"):
+        pair = pair.lb, pair.ub
     if len(pair) != 2:
         raise ValueError("`bounds` must contain 2 elements.")
     sides = [np.asarray(side, float) for side in pair]
@@ -62,7 +68,7 @@ def choose_method(method: str | None, bounded: bool) -> str:
     return method
 
 
-def choose_start(p0: Any, lower: Vector, upper: Vector) -> Vector:
+def choose_start(p0: npt.ArrayLike | None, lower: Vector, upper: Vector) -> Vector:
     """Return p0, or SciPy's start: the middle of two bounds, 1 away from a single one, 1 without."""
     if p0 is None:
         below, above = np.isfinite(lower), np.isfinite(upper)
@@ -74,7 +80,7 @@ def choose_start(p0: Any, lower: Vector, upper: Vector) -> Vector:
     return start
 
 
-def choose_jacobian(jac: Any, transposed: bool) -> Callable[..., Any] | str | None:
+def choose_jacobian(jac: Callable[..., Any] | str | None, transposed: bool) -> Callable[..., Any] | str | None:
     """Return a function of shape (n, p), "3-point" for any scheme of differences, or None."""
     if not callable(jac):
         if jac not in (None, "2-point", "3-point", "cs"):

@@ -6,11 +6,12 @@ needs all of them; `fit_whole` asks for the checks that SciPy makes of arrays in
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import dask.array as da
 import jax
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import psutil
 
@@ -33,7 +34,7 @@ class Data(NamedTuple):
         return cls(*(a.to_dask_array() if hasattr(a, "to_dask_array") else a for a in given))
 
 
-def is_dask(a: Any) -> bool:
+def is_dask(a: object) -> TypeGuard[da.Array]:
     return isinstance(a, da.Array)
 
 
@@ -80,7 +81,7 @@ def check(data: Data, policy: str | None) -> Data:
     return _without(data, missing) if missing.any() else data
 
 
-def _without_mask(name: str, a: Any, policy: str | None) -> Any:
+def _without_mask(name: str, a: object, policy: str | None) -> Any:
     """Return an array with NaN where it is masked: a masked cell is a missing one."""
     if isinstance(a, (list, tuple)) and any(isinstance(part, np.ma.MaskedArray) for part in a):
         a = np.ma.stack(a)
@@ -95,7 +96,7 @@ def _without_mask(name: str, a: Any, policy: str | None) -> Any:
     return np.where(np.ma.getmaskarray(a), np.nan, np.asarray(a.data, float)) if masked else a.data
 
 
-def _widened(x: Any) -> Any:
+def _widened(x: object) -> object:
     """Return a Series, a frame or an array of another library with its short floats as float64.
 
     In float32 a model would be computed in float32, too coarse for differences.
@@ -109,17 +110,18 @@ def _widened(x: Any) -> Any:
         return x.astype(np.float64)
 
 
-def _is_short(dtype: Any) -> bool:
-    return getattr(dtype, "kind", "") == "f" and dtype.itemsize < 8
+def _is_short(dtype: object) -> bool:
+    return getattr(dtype, "kind", "") == "f" and getattr(dtype, "itemsize", 8) < 8
 
 
-def _missing(data: Data) -> Any:
+def _missing(data: Data) -> npt.NDArray[np.bool_]:
     """Say which rows hold NaN in y, or in an x that is an array."""
     x = data.x if isinstance(data.x, np.ndarray) else np.zeros(1)
-    return np.isnan(x).any(axis=tuple(range(x.ndim - 1))) | np.isnan(data.y)
+    missing: npt.NDArray[np.bool_] = np.isnan(x).any(axis=tuple(range(x.ndim - 1))) | np.isnan(data.y)
+    return missing
 
 
-def _without(data: Data, missing: Any) -> Data:
+def _without(data: Data, missing: npt.NDArray[np.bool_]) -> Data:
     """Drop rows, of a covariance rows and columns."""
     x, y, sigma = data
     if sigma is not None and sigma.shape == missing.shape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import dask
 import dask.array as da
@@ -15,10 +15,12 @@ from dask.highlevelgraph import HighLevelGraph
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._kernel import Block
+from dask_nlsq._sources.cf import Decoder
 from dask_nlsq._sources.columns import Columns, first_instants
 from dask_nlsq._sources.graph import GraphPartition, cut, on_workers
 from dask_nlsq._sources.source import Info, Source
 from dask_nlsq._system import read_again
+from dask_nlsq._typing import AnyArray
 
 
 def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
@@ -88,11 +90,14 @@ def _to_block(values: Sequence[Any], columns: Columns) -> Block:
     return columns.block(_raw(values, columns.names))
 
 
-def decoded(values: Any, decode: Any) -> Any:
+def decoded(values: AnyArray | da.Array, decode: Decoder) -> AnyArray | da.Array:
     """Decode an array at once, or block by block where it is one of Dask."""
-    return values.map_blocks(decode, dtype=decode.dtype(values.dtype)) if is_array(values) else decode(values)
+    if isinstance(values, da.Array):
+        blocks: da.Array = da.map_blocks(decode, values, dtype=decode.dtype(values.dtype))
+        return blocks
+    return decode(values)
 
 
-def is_array(data: Any) -> bool:
+def is_array(data: object) -> TypeGuard[da.Array]:
     """Whether this is a Dask array."""
     return isinstance(data, da.Array)

@@ -108,7 +108,7 @@ def remarks(name: str, attrs: Mapping[str, Any]) -> list[str]:
     return [f"The array {name!r} has {seen}, which is not applied."] if seen else []
 
 
-def _scalar(value: Any) -> Any:
+def _scalar(value: object) -> object:
     """Return the one value of an attribute as netCDF, HDF5 and JSON hold it, as plain Python."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.ravel()[0]
@@ -119,26 +119,27 @@ def _scalar(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _fills(value: Any, dtype: np.dtype[Any]) -> AnyArray:
+def _fills(value: object, dtype: np.dtype[Any]) -> AnyArray:
     """Return the numbers in an attribute that values of a type can have; xarray writes floats in Base64."""
-    values = [_number(one) for one in (value if isinstance(value, (list, tuple, np.ndarray)) else [value])]
-    held = [one for one in values if one is not None and one == one and _holds(dtype, one)]
-    return np.array(held, dtype)
+    listed = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
+    numbers = [number for each in listed if (number := _number(each)) is not None]
+    return np.array([number for number in numbers if number == number and _holds(dtype, number)], dtype)
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> float | None:
     """Return a number as it is, so that large integers keep their digits; None where there is none."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, (int, float)):
-        return value
+    number: Any = value.item() if isinstance(value, np.generic) else value
+    if isinstance(number, (int, float)):
+        return number
     with contextlib.suppress(TypeError, ValueError):
-        return float(value)
+        return float(number)
     with contextlib.suppress(TypeError, ValueError, struct.error):
-        return struct.unpack("<d", base64.b64decode(value))[0]
+        decoded: float = struct.unpack("<d", base64.b64decode(number))[0]
+        return decoded
     return None
 
 
-def _holds(dtype: np.dtype[Any], value: Any) -> bool:
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
     """Whether a value of a type can be this number."""
     if dtype.kind not in "iu":
         return dtype.kind == "f"

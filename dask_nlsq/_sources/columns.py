@@ -79,7 +79,7 @@ class Columns:
             )
         return 1.0 / sigma.astype(np.float64)
 
-    def to_float(self, name: str, values: Any) -> Vector:
+    def to_float(self, name: str, values: object) -> Vector:
         """Convert one column to contiguous float64, or leave it float32; refuse what has no order on the real line."""
         array = _plain(name, values)
         if array.dtype.kind == "O":
@@ -194,7 +194,7 @@ def _told(reads: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         partition += 1
 
 
-def _plain(name: str, values: Any) -> AnyArray:
+def _plain(name: str, values: object) -> AnyArray:
     """Return a NumPy array, with missing cells of pandas' nullable and Arrow types as NaN."""
     if isinstance(values, np.ma.MaskedArray):
         if values.dtype.kind in "mM":
@@ -237,7 +237,7 @@ def _first(array: AnyArray) -> Any:
     return next((value for value in array.ravel().tolist() if not _is_missing(value)), None)
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     """Whether a value stands for a missing cell; a worker that reads Zarr has no pandas to ask."""
     try:
         return value is None or bool(value != value)
@@ -268,7 +268,7 @@ def _remedy(name: str, array: AnyArray) -> str:
     return f"pandas.to_numeric(data[{name!r}])"
 
 
-def _rounded(raw: Any, values: Vector) -> bool:
+def _rounded(raw: object, values: Vector) -> bool:
     """Whether integers have become float64 that has no room for all their digits."""
     dtype = getattr(raw, "dtype", None)
     wide = getattr(dtype, "kind", "O") in "iu" and getattr(dtype, "itemsize", 0) == 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import dask
 import dask.dataframe as dd
@@ -18,7 +18,7 @@ from dask_nlsq._sources.source import Info, Source
 from dask_nlsq._system import read_again
 
 
-def open_frame(frame: Any, columns: Columns, present: tuple[str, ...] = ()) -> Source:
+def open_frame(frame: dd.DataFrame, columns: Columns, present: tuple[str, ...] = ()) -> Source:
     """Take a Dask DataFrame; ``"index"`` names its index where no column does."""
     if "index" in columns.names and "index" not in frame.columns:
         frame = frame.rename_axis(index="index").reset_index()
@@ -70,15 +70,15 @@ def _raw(values: Sequence[Any], names: tuple[str, ...]) -> Mapping[str, Any]:
     return {name: frame[name] for name in names}
 
 
-def _to_block(frame: Any, columns: Columns) -> Block:
+def _to_block(frame: pd.DataFrame, columns: Columns) -> Block:
     return columns.block({name: frame[name] for name in columns.names})
 
 
-def is_frame(data: Any) -> bool:
+def is_frame(data: object) -> TypeGuard[dd.DataFrame]:
     """Whether this is a Dask DataFrame."""
     return isinstance(data, dd.DataFrame)
 
 
-def is_series(data: Any) -> bool:
+def is_series(data: object) -> TypeGuard[dd.Series]:
     """Whether this is a Dask Series, or an Index."""
     return isinstance(data, dd.Series)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
+import numpy.typing as npt
 import zarr
 from dask.array.core import normalize_chunks
 from dask.base import tokenize
@@ -23,12 +24,16 @@ from dask_nlsq._sources.hdf5 import is_hdf5
 from dask_nlsq._sources.stored import ROWS, Stored
 from dask_nlsq._sources.variables import is_variable, to_array
 from dask_nlsq._sources.zarr import as_stored
+from dask_nlsq._typing import AnyArray
+
+if TYPE_CHECKING:
+    import xarray
 
 Shaped = Callable[[Any], Any]
 """Gives a column the shape of the arrays, and their coordinates, back."""
 
 
-def columns_of(x: Sequence[Any], y: Any, sigma: Any) -> tuple[list[Any], Any, Any]:
+def columns_of(x: Sequence[npt.ArrayLike], y: npt.ArrayLike, sigma: npt.ArrayLike | None) -> tuple[list[Any], Any, Any]:
     """Return x, y and sigma as columns, where y has several dimensions over which the others are repeated.
 
     Raises
@@ -41,7 +46,7 @@ def columns_of(x: Sequence[Any], y: Any, sigma: Any) -> tuple[list[Any], Any, An
     return [columns[f"x[{i}]"] for i in range(len(x))], columns["y"], columns.get("sigma", sigma)
 
 
-def _is_number(sigma: Any) -> bool:
+def _is_number(sigma: npt.ArrayLike | None) -> bool:
     return sigma is None or not np.ndim(sigma)
 
 
@@ -67,7 +72,7 @@ def spread(arrays: Mapping[str, Any], like: str | None = None) -> tuple[dict[str
     return columns, lambda values: da.reshape_blockwise(values, shape, chunks=chunks)
 
 
-def _lazy_or_plain(name: str, array: Any) -> Any:
+def _lazy_or_plain(name: str, array: npt.ArrayLike | zarr.Array[Any]) -> AnyArray | da.Array:
     """Return an array as one of NumPy or Dask; what lies in a store or file is read block by block, and decoded."""
     if isinstance(array, zarr.Array):
         return _blocks(as_stored(name, array))
@@ -81,15 +86,15 @@ def _lazy_or_plain(name: str, array: Any) -> Any:
     return found
 
 
-def _blocks(array: Stored) -> Any:
+def _blocks(array: Stored) -> da.Array:
     """Return a stored array as a Dask array, cut along its first dimension alone."""
     chunks = getattr(array.array, "chunks", None)
     first, row = (chunks[0] if chunks else 1), max(math.prod(array.shape[1:]), 1)
     step = first * max(1, ROWS // (first * row))
     name = f"stored-{tokenize(array.place, array.shape, step)}"
-    return da.from_array(
-        array, (step, *array.shape[1:]), name, meta=np.empty((0,) * array.ndim, array.dtype), inline_array=True
-    )
+    meta = np.empty((0,) * array.ndim, array.dtype)
+    blocks: da.Array = da.from_array(array, (step, *array.shape[1:]), name, meta=meta, inline_array=True)
+    return blocks
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], like: str | None) -> tuple[int, ...]:
@@ -106,7 +111,7 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], like: str | None) -> tuple[int
     return shape
 
 
-def _repeat(array: Any, shape: tuple[int, ...]) -> Any:
+def _repeat(array: AnyArray, shape: tuple[int, ...]) -> AnyArray:
     """Return an array of NumPy repeated to a shape, with its mask."""
     if not isinstance(array, np.ma.MaskedArray):
         return np.broadcast_to(array, shape)
@@ -161,7 +166,7 @@ def _spread_variables(arrays: Mapping[str, Any], like: str | None) -> tuple[dict
     return columns, lambda values: xarray.DataArray(shaped(values), coordinates, dims, name="predicted")
 
 
-def _named(name: str, array: Any, whole: Any) -> Any:
+def _named(name: str, array: npt.ArrayLike, whole: xarray.Variable | xarray.DataArray) -> xarray.DataArray:
     """Return an array as a DataArray; one without names has those of `whole`, whose shape it needs."""
     import xarray
 

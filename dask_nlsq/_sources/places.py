@@ -6,9 +6,12 @@ import contextlib
 import posixpath
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dask_nlsq._errors import DataError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 """Folders of which one lies in the root of a table of a format."""
@@ -81,7 +84,7 @@ _UP = 5
 ZARR = ("zarr.json", ".zgroup", ".zarray")
 
 
-def kind_at(fs: Any, root: str) -> str:
+def kind_at(fs: AbstractFileSystem, root: str) -> str:
     """Return the format of what lies at a path: that of a table, Zarr, Icechunk, text, another, or else Parquet."""
     root = root.rstrip("/")
     if any(sign in root for sign in "*?["):
@@ -113,12 +116,12 @@ def kind_by_name(path: str) -> str | None:
     return "Parquet" if path.lower().endswith(PARQUET) else "text" if path.lower().endswith(TEXTS) else None
 
 
-def _has_metadata(fs: Any, root: str) -> bool:
+def _has_metadata(fs: AbstractFileSystem, root: str) -> bool:
     """Whether a folder is the root of an Iceberg table."""
     return any(name.endswith(".metadata.json") for name in _names(fs, f"{root}/metadata") or ())
 
 
-def _names(fs: Any, root: str) -> set[str] | None:
+def _names(fs: AbstractFileSystem, root: str) -> set[str] | None:
     """Return the names in a folder; None where this is none, or is not listed."""
     try:
         if fs.isfile(root):
@@ -129,13 +132,13 @@ def _names(fs: Any, root: str) -> set[str] | None:
     return {posixpath.basename(str(name).replace("\\", "/").rstrip("/")) for name in found} or None
 
 
-def _exists(fs: Any, path: str) -> bool:
+def _exists(fs: AbstractFileSystem, path: str) -> bool:
     with contextlib.suppress(Exception):
         return bool(fs.exists(path))
     return False
 
 
-def _of_file(fs: Any, root: str) -> str:
+def _of_file(fs: AbstractFileSystem, root: str) -> str:
     """Return the format of a file by its first bytes, or its name."""
     with contextlib.suppress(Exception):  # what cannot be read is told by who reads it
         head = fs.cat_file(root, start=0, end=16)
@@ -148,7 +151,7 @@ def _of_file(fs: Any, root: str) -> str:
     return "Parquet"
 
 
-def check_above(fs: Any, roots: Sequence[str], path: Any) -> None:
+def check_above(fs: AbstractFileSystem, roots: Sequence[str], path: str | Sequence[str]) -> None:
     """Refuse paths inside of a table of a format, whose log alone says which of its rows there are.
 
     Each folder above is looked at once; a server of plain HTTP is not asked, which may answer whatever it is asked.
@@ -169,14 +172,14 @@ def check_above(fs: Any, roots: Sequence[str], path: Any) -> None:
             raise _inside(path, found or "Iceberg", folder)
 
 
-def _inside(path: Any, format_: str, table: str) -> DataError:
+def _inside(path: str | Sequence[str], format_: str, table: str) -> DataError:
     return DataError(
         f"{path!r} lies in the {format_} table {table!r}, and may hold rows that are no longer in the table. Give "
         f"the table, {READERS[format_]}, with a filter for some of its rows."
     )
 
 
-def check_below(names: Sequence[str], path: Any) -> None:
+def check_below(names: Sequence[str], path: str | Sequence[str]) -> None:
     """Refuse a folder that holds tables of a format, given all files that lie below it."""
     for name in names:
         inside = _IN_TABLE.fullmatch(name)

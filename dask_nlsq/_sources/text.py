@@ -52,7 +52,7 @@ def open_text(path: str | Sequence[str], columns: Columns, storage_options: dict
     return dataclasses.replace(source, info=dataclasses.replace(source.info, notes=(*source.info.notes, *notes)))
 
 
-def _files(fs: Any, roots: Sequence[str]) -> tuple[list[str], int]:
+def _files(fs: fsspec.AbstractFileSystem, roots: Sequence[str]) -> tuple[list[str], int]:
     """Return the files of text that are named, or lie in a folder, and how many others lie there."""
     found, others = [], 0
     for root in roots:

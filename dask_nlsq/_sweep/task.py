@@ -7,7 +7,7 @@ import itertools
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from dask_nlsq._sweep.failure import Failure, load
 from dask_nlsq._sweep.groups import Batch, Group
 from dask_nlsq._sweep.payload import Payload
 from dask_nlsq._typing import Vector
+
+if TYPE_CHECKING:
+    from dask_nlsq._sources import Partition
 
 Digests = npt.NDArray[np.uint64]
 """What partitions held, enough to notice that they have changed: rows, rows dropped, checksums; a line each."""
@@ -73,7 +76,7 @@ def _folded(leaves: Iterable[Reduction], group: Group) -> Iterator[Reduction]:
         yield merge(list(itertools.islice(left, FAN_IN**level)))
 
 
-def reduce_partition(partition: Any, payload: Payload, request: Request) -> Reduction | Failure:
+def reduce_partition(partition: Partition, payload: Payload, request: Request) -> Reduction | Failure:
     """Load a partition and reduce it."""
     found = _reduce([(0, load(partition))], payload, request, request.first)
     return found if isinstance(found, Failure) else found[0]
@@ -142,7 +145,7 @@ def find_faults(group: Group, payload: Payload, theta: Vector) -> list[Any] | Fa
     return found
 
 
-def explore(batch: Any, payload: Payload, block: Block) -> Any:
+def explore(batch: object, payload: Payload, block: Block) -> Any:
     """Call the payload on a batch and a block that came along."""
     try:
         return payload.value(batch, block)

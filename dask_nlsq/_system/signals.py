@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from dask_nlsq._errors import Interrupted
@@ -43,7 +44,7 @@ class Interrupt:
         for number, before in self._before.items():
             signal.signal(number, before if before is not None else signal.SIG_DFL)
 
-    def _come(self, signum: int, _: Any) -> None:
+    def _come(self, signum: int, _: FrameType | None) -> None:
         if self._signum is None:
             self._signum = signum
             self._timer = threading.Timer(self._grace, self._hurry)

@@ -8,7 +8,7 @@ import itertools
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import dask
@@ -18,6 +18,8 @@ from dask_nlsq._system import SCHEDULERS
 from dask_nlsq.cli.terminal import plainly
 from dask_nlsq.cluster import WARN
 from dask_nlsq.cluster import job_script as write_script
+
+T = TypeVar("T", bound=Callable[..., None])
 
 PATIENCE = 30
 """Seconds that workers are waited for once the first has arrived."""
@@ -44,15 +46,15 @@ CLUSTER = (
 """What `fit` is told about a cluster."""
 
 
-def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+def with_options(options: Sequence[Callable[[T], T]]) -> Callable[[T], T]:
     """Give a command all of some options."""
 
-    def given(command: Any) -> Any:
+    def decorate(command: T) -> T:
         for option in reversed(options):
             command = option(command)
         return command
 
-    return given
+    return decorate
 
 
 def take(options: dict[str, Any]) -> dict[str, Any]:

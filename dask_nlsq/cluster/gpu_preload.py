@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distributed import Nanny
 
 
-def dask_setup(nanny: Any) -> None:
+def dask_setup(nanny: Nanny) -> None:
     """Show the worker process of a nanny one GPU of those that the job may use: the first to name-0, and so on."""
     form = re.search(r"-(\d+)$", str(nanny.name))
     number = int(form[1]) if form else 0

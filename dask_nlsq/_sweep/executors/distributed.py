@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_nlsq._errors import NlsqError, SweepError
 from dask_nlsq._kernel import Block
@@ -21,6 +21,13 @@ from dask_nlsq._sweep.failure import Failure, remedy
 from dask_nlsq._sweep.groups import Group, Packed
 from dask_nlsq._sweep.groups import group as group_of
 from dask_nlsq._system import peak_memory
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+    from dask_nlsq._sources import Partition
+
+T = TypeVar("T")
 
 _GPU = "GPU"
 """The resource that workers with GPUs declare, by the custom of dask-cuda's and dask-jobqueue's documents."""
@@ -47,7 +54,7 @@ class Held:
     """A group that a worker holds, read or only described: the group as it was cut, and what stands for it."""
 
     group: Group
-    future: Any
+    future: Future[Any]
 
     @property
     def start(self) -> int:
@@ -60,7 +67,7 @@ class Held:
         return self.group.indices
 
     @property
-    def partitions(self) -> tuple[Any, ...]:
+    def partitions(self) -> tuple[Partition | Failure, ...]:
         """The partitions, not read."""
         return self.group.partitions
 
@@ -75,11 +82,11 @@ class Cluster(Executor):
 
     remote = True
 
-    def __init__(self, client: Any, at_a_time: int | None = None) -> None:
+    def __init__(self, client: Client, at_a_time: int | None = None) -> None:
         self.client = client
         self._at_a_time = at_a_time
-        self._spent: list[Any] = []  # futures of the last sweeps, whose values are here
-        self._again: Any = None  # the future of a task that is run once more
+        self._spent: list[Future[Any]] = []  # futures of the last sweeps, whose values are here
+        self._again: Future[Any] | None = None  # the future of a task that is run once more
         declared = (w["resources"].get(_GPU) for w in client.scheduler_info(n_workers=-1)["workers"].values())
         self._resources = {_GPU: 1} if any(declared) else None
 
@@ -223,7 +230,7 @@ class Cluster(Executor):
             done = next(iter(as_completed(futures, raise_errors=False, loop=self.client.loop)))
             return next(i for i, future in enumerate(futures) if future is done)
 
-        def submit(task: Task, group: Any, *args: Any) -> Any:
+        def submit(task: Task, group: object, *args: Any) -> Future[Any]:
             return self.client.submit(
                 _call,
                 _packed(group),
@@ -243,7 +250,7 @@ class Cluster(Executor):
             finally:
                 self.client.cancel(window.left())
 
-    def _value(self, future: Any, group: Any) -> Any:
+    def _value(self, future: Future[Any], group: Group | Held) -> Any:
         """Return what a task came to, or a failure where Dask gave it up.
 
         A task whose workers died is run once more: Dask suspects all that ran beside the one that kills.
@@ -375,7 +382,7 @@ def _name(what: str) -> str:
 
 
 def _call(
-    group: Any, task: Task, args: tuple[Any, ...], at_a_time: int | None, driver: versions.Versions | None = None
+    group: object, task: Task, args: tuple[Any, ...], at_a_time: int | None, driver: versions.Versions | None = None
 ) -> Any:
     """Run a task on a worker, where it is that of the `driver`: one that came late nobody has asked."""
     if driver is not None and driver != versions.own():
@@ -399,11 +406,11 @@ _turns: dict[int, threading.BoundedSemaphore] = {}
 _turns_lock = threading.Lock()
 
 
-def _itself(value: Any) -> Any:
+def _itself(value: T) -> T:
     return value
 
 
-def _given_up(group: Any, cause: Exception, why: str) -> Failure:
+def _given_up(group: Group | Held, cause: Exception, why: str) -> Failure:
     first, *more = group.indices
     apart = more and more[-1] - first != len(more)
     several = ", ".join(map(str, group.indices)) if apart else f"{first} to {more[-1]}" if more else ""
@@ -415,21 +422,22 @@ def _given_up(group: Any, cause: Exception, why: str) -> Failure:
     return Failure("running on a worker", error)
 
 
-def _size(block: Any) -> int:
+def _size(block: Block) -> int:
     return int(block.nbytes)
 
 
-def _packed(group: Any) -> Any:
+def _packed(group: T) -> T | Packed:
     """Return what is sent of a group: rows as they are, and what is not read as bytes."""
-    unread = isinstance(group, Group) and not isinstance(group.partitions[0], Block)
-    return Packed.of(group) if unread else group
-
-
-def _described(group: Any, at_a_time: int | None) -> Any:
+    if isinstance(group, Group) and not isinstance(group.partitions[0], Block):
+        return Packed.of(group)
     return group
 
 
-def _load(group: Any, at_a_time: int | None) -> Group | Failure:
+def _described(group: Group | Packed, at_a_time: int | None) -> Group | Packed:
+    return group
+
+
+def _load(group: Group | Packed, at_a_time: int | None) -> Group | Failure:
     loaded: Group | Failure = _call(group, Group.load, (), at_a_time)
     return loaded
 

@@ -47,7 +47,7 @@ class Window:
     def __len__(self) -> int:
         return len(self._sent)
 
-    def send(self, label: Any, task: Task, group: Any, *args: Any) -> None:
+    def send(self, label: object, task: Task, group: object, *args: Any) -> None:
         """Send ``task(group, *args)`` off, under a label."""
         self._sent.append((label, group, self._submit(task, group, *args)))
 
@@ -140,7 +140,7 @@ class Serial(Executor):
         for i, group in enumerate(groups):
             yield i, self._call(task, group, *args)
 
-    def _call(self, task: Task, group: Any, *args: Any) -> Any:
+    def _call(self, task: Task, group: object, *args: Any) -> Any:
         if self._alone and isinstance(group, Group):
             group = dataclasses.replace(group, ahead=False)
         return task(group, *args)
@@ -203,7 +203,7 @@ class Threads(Executor):
             done = _done(futures)
             return next(i for i, future in enumerate(futures) if future in done)
 
-        def value(future: Future[Any], _: Any) -> Any:
+        def value(future: Future[Any], _: object) -> Any:
             _done([future])
             return future.result()
 
