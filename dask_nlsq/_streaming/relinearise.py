@@ -221,12 +221,11 @@ def _cost(solver: Streaming, theta: Vector, there: Matrix) -> float:
 
 def _sample(objective: Objective, state: StreamState, drawn: Drawn, slices: Slices) -> _Rows:
     """Return the finite rows of a sample, and slices of which each holds enough of them."""
-    assert drawn.place is not None and drawn.theta is not None
     block = drawn.block()
-    linear = evaluate_rows(objective, block, drawn.theta)
-    linear[:, -1] += np.einsum("ij,ij->i", linear[:, :-1], state.origin - drawn.theta)
+    linear = evaluate_rows(objective, block, drawn.thetas)
+    linear[:, -1] += np.einsum("ij,ij->i", linear[:, :-1], state.origin - drawn.thetas)
     keep: npt.NDArray[np.bool_] = np.asarray(np.isfinite(linear).all(axis=1))
-    which = np.minimum(np.searchsorted(slices.last, drawn.place), len(slices.last) - 1)[keep]
+    which = np.minimum(np.searchsorted(slices.last, drawn.places), len(slices.last) - 1)[keep]
     starts = _starts(np.bincount(which, minlength=len(slices.rows)))
     which = np.searchsorted(starts, which, side="right") - 1
     return _Rows(objective, block.take(keep), state, slices.merged(starts), which, _in_coordinates(state, linear[keep]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 
 from dask_nlsq._kernel import Block
 from dask_nlsq._typing import Matrix, Vector
@@ -30,16 +31,25 @@ class Drawn:
         weight = columns[-1] if self.weighted else None
         return Block(tuple(columns[: self.columns]), columns[self.columns], weight)
 
-    def take(self, rows: Vector) -> Drawn:
+    @property
+    def places(self) -> Vector:
+        """The same as `place`; none where there are no rows."""
+        return np.empty(0) if self.place is None else self.place
+
+    @property
+    def thetas(self) -> Matrix:
+        """The same as `theta`; none where there are no rows."""
+        return np.empty((0, 0)) if self.theta is None else self.theta
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Drawn:
         """Return some of the rows, by their positions."""
-        assert self.place is not None and self.theta is not None
-        return dataclasses.replace(self, rows=self.rows[rows], place=self.place[rows], theta=self.theta[rows])
+        return dataclasses.replace(self, rows=self.rows[rows], place=self.places[rows], theta=self.thetas[rows])
 
     def join(self, other: Drawn) -> Drawn:
         """Return the rows of both."""
         if not len(self.rows):
             return other
-        pairs = [(getattr(self, name), getattr(other, name)) for name in ("rows", "place", "theta")]
+        pairs = [(self.rows, other.rows), (self.places, other.places), (self.thetas, other.thetas)]
         rows, place, theta = (np.concatenate(pair) for pair in pairs)
         return dataclasses.replace(self, rows=rows, place=place, theta=theta)
 
@@ -66,13 +76,12 @@ class Reservoir:
 
         Its keys are drawn anew, as the smallest of so many, since both streams have used the same seed.
         """
-        assert other.place is not None
         rows = other.rows.copy()
         if not self._newest:
             gaps = np.random.default_rng([1, of, after]).exponential(size=len(rows))
             rest = np.random.default_rng([2, of, after]).gamma(of + 1 - len(rows))
             rows[np.argsort(rows[:, 0]), 0] = np.cumsum(gaps) / (gaps.sum() + rest)
-        self._keep(self.drawn.join(dataclasses.replace(other, rows=rows, place=other.place + after)))
+        self._keep(self.drawn.join(dataclasses.replace(other, rows=rows, place=other.places + after)))
 
     def _keep(self, drawn: Drawn) -> None:
         if len(drawn.rows) > self._size:

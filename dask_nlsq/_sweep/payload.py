@@ -49,10 +49,10 @@ _forgotten = itertools.count(1)
 class Payload:
     """A value that is unpickled once a process, however often it is sent."""
 
-    def __init__(self, token: str, data: bytes | None, value: Any = None, why_not: str = "") -> None:
+    def __init__(self, token: str, data: bytes | None, value: object = None, why_not: str = "") -> None:
         self.token = token
         self._data = data
-        self._value = value
+        self._value: Any = value
         self._why_not = why_not
         self._opening = threading.Lock()
 
@@ -61,8 +61,7 @@ class Payload:
         """The value, opened at the first call."""
         with self._opening:
             if self._value is None:
-                assert self._data is not None
-                self._value = cloudpickle.loads(self._data)
+                self._value = cloudpickle.loads(self.bytes())
         return self._value
 
     @property
@@ -70,7 +69,7 @@ class Payload:
         """Bytes of what is sent."""
         return len(self._data or b"")
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether this is the very object that is wrapped."""
         return self._value is value and value is not None
 
@@ -87,7 +86,7 @@ class Payload:
         return self._data
 
 
-def serialize(value: Any) -> Payload:
+def serialize(value: object) -> Payload:
     """Wrap a value, which must not change; one that cannot be pickled still serves in this process."""
     with _lock:
         known = next((payload for payload in _registry.values() if payload.holds(value)), None)
@@ -104,7 +103,7 @@ def serialize(value: Any) -> Payload:
     return _keep(Payload(token, data, value))
 
 
-def _settings(value: Any) -> bytes:
+def _settings(value: object) -> bytes:
     """Return what tells one state of what the functions of an objective refer to from another, in this process."""
     functions = [
         getattr(getattr(value, "model", None), "func", None),
@@ -129,7 +128,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         self.codes: list[bytes] = []
         self._known: Known = {}
 
-    def reducer_override(self, obj: Any) -> Any:
+    def reducer_override(self, obj: object) -> Any:
         found = super().reducer_override(obj)
         by_name = found is NotImplemented
         try:
