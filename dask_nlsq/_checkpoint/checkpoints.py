@@ -122,8 +122,8 @@ class Checkpoints:
 
     def numbers(self) -> list[int]:
         """Return the numbers of the generations whose record is there."""
-        found = (_COMMIT.fullmatch(name) for name in self.place.names("commits"))
-        return [int(match[1]) for match in found if match]
+        matches = (_COMMIT.fullmatch(name) for name in self.place.names("commits"))
+        return [int(match[1]) for match in matches if match]
 
     def __iter__(self) -> Iterator[Generation]:
         for number in self.numbers():
@@ -239,9 +239,9 @@ class Checkpoints:
 
     def _torn(self) -> list[int]:
         """Return the numbers of generations that have no record."""
-        found = [_GENERATION.fullmatch(name) for name in self.place.names("state.zarr")]
+        matches = [_GENERATION.fullmatch(name) for name in self.place.names("state.zarr")]
         numbers = set(self.numbers())
-        return [int(match[1]) for match in found if match and int(match[1]) not in numbers]
+        return [int(match[1]) for match in matches if match and int(match[1]) not in numbers]
 
     def list(self) -> pd.DataFrame:
         """Return a table of the generations: when, how many sweeps, cost, status, bytes; damaged records are named."""
@@ -249,8 +249,13 @@ class Checkpoints:
         for number in self.numbers():
             try:
                 with self._listed(number):
-                    found = self.describe(number)
-                rows[number] = {"created": found.created, **found.about, "bytes": found.nbytes, "fault": ""}
+                    generation = self.describe(number)
+                rows[number] = {
+                    "created": generation.created,
+                    **generation.about,
+                    "bytes": generation.nbytes,
+                    "fault": "",
+                }
             except _Gone:
                 continue
             except CheckpointCorrupt as error:
@@ -358,10 +363,10 @@ class Checkpoints:
         if target.numbers():
             raise CheckpointError(f"There are checkpoints at {target.place} already.")
         if number is None:
-            found = self.newest()
-            if found is None:
+            newest = self.newest()
+            if newest is None:
                 raise CheckpointError(f"There is no checkpoint at {self.place}.")
-            generation, keys = found
+            generation, keys = newest
         else:
             generation = self.describe(number)
             keys = self.read(generation)
@@ -370,8 +375,8 @@ class Checkpoints:
 
 def versions() -> dict[str, str]:
     """Return what the bits of a fit depend on, beside what it was asked."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "machine": machine(), **found}
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "machine": machine(), **packages}
 
 
 def machine() -> str:

@@ -150,20 +150,20 @@ def _is_group(member: object) -> bool:
 
 def _columns(rows: Sequence[Any]) -> dict[str, Any]:
     """Return a tuple of dataclasses of one kind field by field."""
-    found: dict[str, Any] = {_LENGTH: len(rows)}
+    columns: dict[str, Any] = {_LENGTH: len(rows)}
     for field in dataclasses.fields(rows[0]):
         name, values = _stored_name(field), [getattr(row, field.name) for row in rows]
-        some = next((v for v in values if v is not None), None)
-        if isinstance(some, (np.ndarray, float, int, bool, np.generic)):
-            nothing = np.zeros_like(some)
-            found[name] = np.stack([np.asarray(nothing if v is None else v) for v in values])
+        example = next((v for v in values if v is not None), None)
+        if isinstance(example, (np.ndarray, float, int, bool, np.generic)):
+            nothing = np.zeros_like(example)
+            columns[name] = np.stack([np.asarray(nothing if v is None else v) for v in values])
             if any(v is None for v in values):
-                found[name + _ABSENT] = np.array([v is None for v in values])
+                columns[name + _ABSENT] = np.array([v is None for v in values])
         elif all(v is None for v in values):
-            found[name] = None
+            columns[name] = None
         else:
-            found[name] = [_plain(v) for v in values]
-    return found
+            columns[name] = [_plain(v) for v in values]
+    return columns
 
 
 def _plain(value: object) -> Any:
@@ -198,10 +198,10 @@ def unpack(kind: type[T], keys: Mapping[str, bytes]) -> T:
     """
     check_group(keys)
     try:
-        found: T = _read(kind, _open(keys))
+        value: T = _read(kind, _open(keys))
     except Exception as error:
         raise CheckpointCorrupt(f"The state cannot be read: {type(error).__name__}: {error}") from error
-    return found
+    return value
 
 
 class _Group(NamedTuple):
@@ -213,17 +213,17 @@ class _Group(NamedTuple):
 
 def _open(keys: Mapping[str, bytes]) -> _Group:
     """Decode what has been looked at."""
-    found: dict[str, _Group] = {}
+    groups: dict[str, _Group] = {}
     for key in sorted((key for key in keys if key.endswith("zarr.json")), key=len):  # a group before its members
         path, about = key.removesuffix("zarr.json").rstrip("/"), json.loads(keys[key])
         above, _, name = path.rpartition("/")
         if about["node_type"] == "array":
-            found[above].members[name] = _array(keys, path, about)
+            groups[above].members[name] = _array(keys, path, about)
             continue
-        found[path] = _Group(about.get("attributes", {}), {})
+        groups[path] = _Group(about.get("attributes", {}), {})
         if path:
-            found[above].members[name] = found[path]
-    return found[""]
+            groups[above].members[name] = groups[path]
+    return groups[""]
 
 
 def _array(keys: Mapping[str, bytes], path: str, about: Mapping[str, Any]) -> npt.NDArray[Any]:
@@ -393,12 +393,12 @@ def parse(data: bytes, name: str) -> dict[str, Any]:
     if len(data) > METADATA_BYTES:
         raise CheckpointCorrupt(f"{name} holds {len(data)} bytes of metadata; {METADATA_BYTES} are the most.")
     try:
-        found = json.loads(data)
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CheckpointCorrupt(f"{name} is no JSON: {type(error).__name__}.") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise CheckpointCorrupt(f"{name} is no JSON object.")
-    return found
+    return value
 
 
 def _check_array(key: str, about: Mapping[str, Any]) -> tuple[str, int]:

@@ -118,8 +118,8 @@ def _boot_id() -> str | None:
 
 
 def _namespaces() -> list[str] | None:
-    found = [_link(f"/proc/self/ns/{name}") for name in _NAMESPACES]
-    return None if found[0] is None else [link or "" for link in found]  # old kernels have none of time
+    links = [_link(f"/proc/self/ns/{name}") for name in _NAMESPACES]
+    return None if links[0] is None else [link or "" for link in links]  # old kernels have none of time
 
 
 def _start_ticks() -> int | None:

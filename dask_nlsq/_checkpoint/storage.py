@@ -107,10 +107,10 @@ class Folder:
         """Write new files and sync them, and then the folders that name them."""
         folders: set[Path] = set()
         todo = iter(files.items())
-        while some := list(itertools.islice(todo, 64)):  # a disk syncs several sooner than one after the other
+        while batch := list(itertools.islice(todo, 64)):  # a disk syncs several sooner than one after the other
             with contextlib.ExitStack() as stack:
                 opened = []
-                for name, data in some:
+                for name, data in batch:
                     path = self.root / name
                     self._make(path.parent, folders)
                     opened.append(stack.enter_context(_create(path)))
@@ -214,10 +214,10 @@ class Remote:
         """Return the names in a folder, sorted; none where there is no folder."""
         self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(f"{self.path}/{folder}", detail=False)
+            paths = self.fs.ls(f"{self.path}/{folder}", detail=False)
         except FileNotFoundError:
             return []
-        return sorted({name.rstrip("/").rpartition("/")[2] for name in found} - {folder.rpartition("/")[2], ""})
+        return sorted({name.rstrip("/").rpartition("/")[2] for name in paths} - {folder.rpartition("/")[2], ""})
 
     def read(self, name: str, most: int) -> bytes | None:
         """Return what a file holds, or None where there is none."""

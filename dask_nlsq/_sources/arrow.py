@@ -57,20 +57,20 @@ def once(data: object) -> Any:
 
 def open_arrow(data: ArrowStream | LazyFrame, columns: Columns) -> Source:
     """Take a table in memory, of which only the columns of the fit are converted, or copied."""
-    present, found = select(data, columns.names)
-    return open_memory(found, columns, f"{_kind(data)} in memory", present)
+    present, values = select(data, columns.names)
+    return open_memory(values, columns, f"{_kind(data)} in memory", present)
 
 
 def select(
     data: ArrowStream | LazyFrame, names: Sequence[str], remedy: str | None = None
 ) -> tuple[tuple[str, ...], Mapping[str, AnyArray]]:
     """Return the names of all columns of a table, and some columns as arrays."""
-    told = {} if remedy is None else {"remedy": remedy}
+    options = {} if remedy is None else {"remedy": remedy}
     present: tuple[str, ...] = ()
     if is_lazy(data):
         try:
             present = tuple(data.collect_schema().names())
-            check_columns(present, names, **told)
+            check_columns(present, names, **options)
             data = data.select(list(names)).collect()
         except Exception as error:  # which polars has of many kinds
             if isinstance(error, NlsqError):
@@ -78,7 +78,7 @@ def select(
             raise DataError(f"The lazy frame cannot be collected: {type(error).__name__}: {error}") from error
     reader = pa.RecordBatchReader.from_stream(data)
     present = present or tuple(reader.schema.names)
-    check_columns(present, names, **told)
+    check_columns(present, names, **options)
     for name, kind in unlike_numbers(reader.schema, names).items():
         raise DataError(
             f"The column has the type {kind}; numbers or dates are needed. Cast it first, for example with "
@@ -110,8 +110,8 @@ def to_numpy(column: pa.ChunkedArray) -> AnyArray:
         column = column.cast("uint8")  # whose nulls NumPy gets as NaN
     if column.null_count and str(column.type) in ("int64", "uint64"):
         return np.ma.masked_array(column.fill_null(0).to_numpy(), column.is_null().to_numpy())
-    found: AnyArray = column.to_numpy()
-    return found
+    values: AnyArray = column.to_numpy()
+    return values
 
 
 def unlike_numbers(schema: pa.Schema, names: Sequence[str]) -> dict[str, str]:

@@ -92,14 +92,14 @@ def decoder(name: str, attrs: Mapping[str, Any], dtype: np.dtype[Any], times: bo
         codes |= {key: attrs[key] for key in ("units", "dtype") if key in attrs}
     if not codes:
         return None
-    found = Decoder(name, codes)
+    decode = Decoder(name, codes)
     try:
-        found.dtype(dtype)
+        decode.dtype(dtype)
     except ImportError:
         raise DataError(
-            f"The array is encoded ({found}), and xarray decodes it: pip install 'dask-nlsq[xarray]'.", column=name
+            f"The array is encoded ({decode}), and xarray decodes it: pip install 'dask-nlsq[xarray]'.", column=name
         ) from None
-    return found
+    return decode
 
 
 def remarks(name: str, attrs: Mapping[str, Any]) -> list[str]:

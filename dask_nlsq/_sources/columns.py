@@ -164,26 +164,26 @@ def first_instants(names: Sequence[str], reads: Iterable[Mapping[str, Any]]) -> 
     SweepError
         A partition cannot be read.
     """
-    found: dict[str, Any] = {}
-    for raw in _told(reads) if names else ():
-        for name in set(names) - found.keys():
+    origins: dict[str, Any] = {}
+    for raw in _read_each(reads) if names else ():
+        for name in set(names) - origins.keys():
             array = _plain(name, raw[name])
             if array.dtype.kind != "M":  # a partition without a value may be of no type
                 continue
             instants = array[~np.isnat(array)]
             if len(instants):
-                found[name] = instants[0]
-        if len(found) == len(names):
+                origins[name] = instants[0]
+        if len(origins) == len(names):
             break
-    return {name: found.get(name, np.datetime64(0, "s")) for name in names}
+    return {name: origins.get(name, np.datetime64(0, "s")) for name in names}
 
 
-def _told(reads: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Read partition by partition; what fails is told as a sweep tells it."""
-    left, partition = iter(reads), 0
+def _read_each(reads: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Read partition by partition; what fails is reported as a sweep reports it."""
+    remaining, partition = iter(reads), 0
     while True:
         try:
-            raw = next(left)
+            raw = next(remaining)
         except StopIteration:
             return
         except NlsqError as error:
@@ -280,5 +280,5 @@ def _finite(*columns: Vector) -> AnyArray | None:
     with np.errstate(all="ignore"):
         if all(np.isfinite(c.sum()) for c in columns):
             return None
-    found: AnyArray = np.logical_and.reduce([np.isfinite(c) for c in columns])
-    return found
+    finite: AnyArray = np.logical_and.reduce([np.isfinite(c) for c in columns])
+    return finite

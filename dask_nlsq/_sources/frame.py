@@ -58,10 +58,10 @@ def open_series(raw: Mapping[str, Any], columns: Columns) -> Source:
 
 
 def _beside(*series: Any, names: tuple[str, ...]) -> pd.DataFrame:
-    lengths = {name: len(one) for name, one in zip(names, series, strict=True)}
+    lengths = {name: len(column) for name, column in zip(names, series, strict=True)}
     if len(set(lengths.values())) > 1:
         raise DataError(f"The Series have unlike lengths in one partition: {lengths}. Take them from one DataFrame.")
-    return pd.DataFrame({name: one.array for name, one in zip(names, series, strict=True)}, copy=False)
+    return pd.DataFrame({name: column.array for name, column in zip(names, series, strict=True)}, copy=False)
 
 
 def _raw(values: Sequence[Any], names: tuple[str, ...]) -> Mapping[str, Any]:

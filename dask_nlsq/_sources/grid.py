@@ -62,12 +62,12 @@ def spread(arrays: Mapping[str, Any], like: str | None = None) -> tuple[dict[str
     """
     if any(is_variable(a) for a in arrays.values()):
         return _spread_variables(arrays, like)
-    found = {name: _lazy_or_plain(name, a) for name, a in arrays.items()}
-    shape = _shape({name: a.shape for name, a in found.items()}, like)
-    if not any(isinstance(a, da.Array) for a in found.values()) or not math.prod(shape):
-        return {n: _repeat(np.asanyarray(a), shape).ravel() for n, a in found.items()}, lambda v: v.reshape(shape)
-    chunks = _chunks(found, shape, like)
-    blocks = {name: da.broadcast_to(da.asanyarray(a), shape).rechunk(chunks) for name, a in found.items()}
+    plain = {name: _lazy_or_plain(name, a) for name, a in arrays.items()}
+    shape = _shape({name: a.shape for name, a in plain.items()}, like)
+    if not any(isinstance(a, da.Array) for a in plain.values()) or not math.prod(shape):
+        return {n: _repeat(np.asanyarray(a), shape).ravel() for n, a in plain.items()}, lambda v: v.reshape(shape)
+    chunks = _chunks(plain, shape, like)
+    blocks = {name: da.broadcast_to(da.asanyarray(a), shape).rechunk(chunks) for name, a in plain.items()}
     columns = {name: da.reshape_blockwise(a, math.prod(shape)) for name, a in blocks.items()}
     return columns, lambda values: da.reshape_blockwise(values, shape, chunks=chunks)
 
@@ -80,10 +80,10 @@ def _lazy_or_plain(name: str, array: npt.ArrayLike | zarr.Array[Any]) -> AnyArra
         return _blocks(hdf5.as_stored(name, array))
     if is_series(array):
         raise DataError("A Series beside arrays of several dimensions is not supported; give an array.", column=name)
-    found = array if isinstance(array, da.Array) else np.asanyarray(array)
-    if any(np.isnan(n) for n in found.shape):
+    plain = array if isinstance(array, da.Array) else np.asanyarray(array)
+    if any(np.isnan(n) for n in plain.shape):
         raise DataError("Its chunk sizes are not known: call compute_chunk_sizes() on it.", column=name)
-    return found
+    return plain
 
 
 def _blocks(array: Stored) -> da.Array:
@@ -148,10 +148,11 @@ def _spread_variables(arrays: Mapping[str, Any], like: str | None) -> tuple[dict
         raise DataError(f"The coordinates of the arrays differ: {str(error).splitlines()[0]}") from error
     dims = tuple(dict.fromkeys((*whole.dims, *(dim for a in aligned for dim in a.dims))))
     if like is not None and dims != tuple(whole.dims):
-        said = {name: a.dims for name, a in named.items()}
+        dimensions = {name: a.dims for name, a in named.items()}
         beyond = next(name for name, a in named.items() if not set(a.dims) <= set(whole.dims))
         raise DataError(
-            f"The variables must lie along dimensions of {like!r}; the dimensions are {said}. Choose with data.isel().",
+            f"The variables must lie along dimensions of {like!r}; the dimensions are {dimensions}. Choose with "
+            "data.isel().",
             column=beyond,
         )
     sizes = {dim: size for a in aligned for dim, size in a.sizes.items()}

@@ -105,8 +105,8 @@ def open_source(
 def check_known(data: object, column: str | None = None) -> None:
     """Refuse lazy objects whose length and type are not known before they are computed."""
     if isinstance(data, (list, tuple)):
-        for one in data[:100]:  # columns, and not numbers
-            check_known(one, column)
+        for each in data[:100]:  # columns, and not numbers
+            check_known(each, column)
     lazily = isinstance(data, Delayed) or library(data) in ("dask_awkward", "awkward") or type(data).__name__ == "Bag"
     if lazily:
         where = {} if column is None else {"column": column}
@@ -214,19 +214,19 @@ def _open_paths(paths: Sequence[str], columns: Columns, reading: Reading) -> Sou
     if reading.version is not None:
         raise DataError("version= needs one Delta, Iceberg or Icechunk table, and data is a list of paths.")
     try:
-        found = {kind_by_name(path) or kind_at(*fsspec.core.url_to_fs(path, **options)) for path in paths}
-        if found == {"text"} and reading.filters is None:
+        kinds = {kind_by_name(path) or kind_at(*fsspec.core.url_to_fs(path, **options)) for path in paths}
+        if kinds == {"text"} and reading.filters is None:
             return open_text(list(paths), columns, options)
-        if found == {"Parquet"}:
+        if kinds == {"Parquet"}:
             return open_parquet(list(paths), columns, reading.filters, options)
     except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
         if isinstance(error, NlsqError):
             raise
         raise DataError(f"The paths cannot be read: {type(error).__name__}: {error}") from error
-    if found == {"text"}:
+    if kinds == {"text"}:
         raise DataError("filters= needs Parquet or Delta; data is a list of CSV. Filter a collection instead.")
     raise DataError(
-        f"data is a list of paths of {' and '.join(sorted(found))}; several of Parquet, or several of CSV, are read as "
+        f"data is a list of paths of {' and '.join(sorted(kinds))}; several of Parquet, or several of CSV, are read as "
         "one table. xarray.open_mfdataset(paths) joins those of Zarr and netCDF: give that as data=."
     )
 
@@ -298,15 +298,15 @@ def _open_arrays(raw: Mapping[str, Any], columns: Columns) -> Source:
 
 def within(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return arrays as they are read: those of stores and files as `Stored`, those inside variables of xarray bare."""
-    found = dict(raw)
+    arrays = dict(raw)
     for name, a in raw.items():
         if isinstance(a, zarr.Array):
-            found[name] = as_stored(name, a)
+            arrays[name] = as_stored(name, a)
         elif is_hdf5(a):
-            found[name] = hdf5.as_stored(name, a)
+            arrays[name] = hdf5.as_stored(name, a)
         else:
             check_known(a, name)
-    return found | _variables({name: a for name, a in found.items() if is_variable(a)})
+    return arrays | _variables({name: a for name, a in arrays.items() if is_variable(a)})
 
 
 def _variables(variables: Mapping[str, Any]) -> dict[str, Any]:

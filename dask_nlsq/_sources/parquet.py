@@ -91,8 +91,8 @@ class ParquetPartition:
         where = {"filesystem": self.fragment.filesystem, "metadata": self.fragment.metadata}
         how = {"buffer_size": BUFFER if self.near else 0, "pre_buffer": not self.near}
         with pq.ParquetFile(self.fragment.path, **where, **how) as file:
-            for some in ([name] for name in names) if self.near else [names]:
-                arrays |= to_arrays(file.read_row_groups(groups, columns=some, use_threads=False))
+            for group_of_names in ([name] for name in names) if self.near else [names]:
+                arrays |= to_arrays(file.read_row_groups(groups, columns=group_of_names, use_threads=False))
         return arrays
 
 
@@ -104,10 +104,10 @@ def open_parquet(
 ) -> Source:
     """Take a file, a folder or a pattern, at a path or an fsspec URL, or a list of them."""
     options = storage_options or {}
-    fs, found, notes, roots = _find(path, options)
+    fs, files, notes, roots = _find(path, options)
     local = type(fs).__name__ == "LocalFileSystem"
     base = base_folder(fsspec.core.url_to_fs(path if isinstance(path, str) else path[0], **options)[1])
-    rows = Rows(_dataset(found, base, fs, local), local, str(path), notes=tuple(notes))
+    rows = Rows(_dataset(files, base, fs, local), local, str(path), notes=tuple(notes))
     source = open_rows(rows, columns, filters)
     if len(roots) == 1 and filters is None and (stale := _older_metadata(fs, roots[0], source.info.rows)):
         return dataclasses.replace(source, info=dataclasses.replace(source.info, notes=(*source.info.notes, stale)))
@@ -118,22 +118,22 @@ def _find(
     path: str | Sequence[str], options: dict[str, Any]
 ) -> tuple[fsspec.AbstractFileSystem, list[str], list[str], list[str]]:
     """Return the file system, the files, what was left out in words, and the folders and files that are named."""
-    found: list[str] = []
+    files: list[str] = []
     notes: list[str] = []
     roots: list[str] = []
-    for one in [path] if isinstance(path, str) else path:
-        fs, _, named = fsspec.get_fs_token_paths(one, storage_options=options)
-        if any(sign in one for sign in "?[") and not fs.exists(fsspec.core.url_to_fs(one, **options)[1]):
-            named = sorted(fs.glob(fsspec.core.url_to_fs(one, **options)[1]))
-        inside, told = listed(fs, named, one)
+    for url in [path] if isinstance(path, str) else path:
+        fs, _, named = fsspec.get_fs_token_paths(url, storage_options=options)
+        if any(sign in url for sign in "?[") and not fs.exists(fsspec.core.url_to_fs(url, **options)[1]):
+            named = sorted(fs.glob(fsspec.core.url_to_fs(url, **options)[1]))
+        inside, remarks = listed(fs, named, url)
         if not inside:
-            raise DataError(f"Nothing was found at {one!r}.")
-        found, notes, roots = [*found, *inside], [*notes, *told], [*roots, *named]
+            raise DataError(f"Nothing was found at {url!r}.")
+        files, notes, roots = [*files, *inside], [*notes, *remarks], [*roots, *named]
     check_above(fs, roots, path)
-    if len(set(found)) < len(found):
-        twice = next(name for name in found if found.count(name) > 1)
+    if len(set(files)) < len(files):
+        twice = next(name for name in files if files.count(name) > 1)
         raise DataError(f"The paths name the file {twice!r} more than once; its rows would count as often.")
-    return fs, found, notes, roots
+    return fs, files, notes, roots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _filtered(filters: object) -> list[str]:
         return []
     if len(filters) == 3 and isinstance(filters[0], str):
         return [filters[0]]
-    return [name for one in filters for name in _filtered(one)]
+    return [name for each in filters for name in _filtered(each)]
 
 
 def to_expression(filters: Filters | None) -> ds.Expression | None:
@@ -240,12 +240,12 @@ def listed(fs: fsspec.AbstractFileSystem, roots: Sequence[str], path: str) -> tu
 
     Spark and Hive leave out what begins with ``_`` or ``.``: their records, and rows of writers that have not ended.
     """
-    found: list[str] = []
+    files: list[str] = []
     hidden: list[str] = []
     others: list[str] = []
     for root in roots:
         if not fs.isdir(root):
-            found.append(root)
+            files.append(root)
             continue
         inside = fs.find(root)
         check_below(inside, path)
@@ -253,13 +253,13 @@ def listed(fs: fsspec.AbstractFileSystem, roots: Sequence[str], path: str) -> tu
         named = [name for name in seen if name.endswith(PARQUET)]
         hidden += [name for name in inside if name.endswith(PARQUET) and _hidden(name, root)]
         others += [name for name in seen if not name.endswith(PARQUET)] if named else []
-        found += named or seen
+        files += named or seen
     notes = []
     if hidden:
         notes.append(f"{_files(hidden)} below names that begin with _ or . left out, as Spark and Hive do.")
     if others:
         notes.append(f"{_files(others)} beside the Parquet files left out, by the ending of the name.")
-    return sorted(set(found)), notes
+    return sorted(set(files)), notes
 
 
 def _hidden(name: str, root: str) -> bool:
@@ -369,10 +369,11 @@ def _compare(held: dict[str, _Held], fragment: ds.ParquetFileFragment, schema: p
         things = THINGS.get(kind.partition("[")[0].rstrip("0123456789"), "numbers")
         if "tz=" in kind:
             things = "dates with a time zone"
-        found = _Held(things, kind, fragment.path)
-        if held.setdefault(name, found).things != things:
+        contents = _Held(things, kind, fragment.path)
+        if held.setdefault(name, contents).things != things:
             raise DataError(
-                f"The column holds {held[name]} and {found}. Write both files with one type, or give the path of one.",
+                f"The column holds {held[name]} and {contents}. Write both files with one type, or give the path of "
+                "one.",
                 column=name,
             )
 

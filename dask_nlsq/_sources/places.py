@@ -126,10 +126,10 @@ def _names(fs: AbstractFileSystem, root: str) -> set[str] | None:
     try:
         if fs.isfile(root):
             return None
-        found = fs.ls(root, detail=False)
+        paths = fs.ls(root, detail=False)
     except Exception:  # whatever a file system raises that does not list
         return None
-    return {posixpath.basename(str(name).replace("\\", "/").rstrip("/")) for name in found} or None
+    return {posixpath.basename(str(name).replace("\\", "/").rstrip("/")) for name in paths} or None
 
 
 def _exists(fs: AbstractFileSystem, path: str) -> bool:
@@ -167,9 +167,9 @@ def check_above(fs: AbstractFileSystem, roots: Sequence[str], path: str | Sequen
                 break
             folders.add(above)
     for folder in sorted(folders, key=len, reverse=True):
-        found = next((format_ for marker, format_ in TABLES.items() if _exists(fs, f"{folder}/{marker}")), None)
-        if found or _has_metadata(fs, folder):
-            raise _inside(path, found or "Iceberg", folder)
+        table_format = next((format_ for marker, format_ in TABLES.items() if _exists(fs, f"{folder}/{marker}")), None)
+        if table_format or _has_metadata(fs, folder):
+            raise _inside(path, table_format or "Iceberg", folder)
 
 
 def _inside(path: str | Sequence[str], format_: str, table: str) -> DataError:

@@ -101,13 +101,13 @@ def _options(fs: fsspec.AbstractFileSystem) -> dict[str, Any]:
 
 def _from_files(fs: fsspec.AbstractFileSystem, path: str, count: int, at_end: bool) -> bytes | None:
     try:
-        found: bytes = fs.cat_file(path, start=-count if at_end else 0, end=None if at_end else count)
+        data: bytes = fs.cat_file(path, start=-count if at_end else 0, end=None if at_end else count)
     except FileNotFoundError:
         return None
-    return found
+    return data
 
 
 async def _from_store(store: Store, key: str, count: int, at_end: bool) -> bytes | None:
     part = SuffixByteRequest(count) if at_end else RangeByteRequest(0, count)
-    found = await store.get(key, default_buffer_prototype(), part)
-    return None if found is None else found.to_bytes()
+    data = await store.get(key, default_buffer_prototype(), part)
+    return None if data is None else data.to_bytes()

@@ -66,8 +66,8 @@ class Stored:
     @functools.cached_property
     def dtype(self) -> np.dtype[Any]:
         """The type of its values."""
-        own: np.dtype[Any] = np.dtype(self.array.dtype)
-        return own if self.decode is None else self.decode.dtype(own)
+        stored: np.dtype[Any] = np.dtype(self.array.dtype)
+        return stored if self.decode is None else self.decode.dtype(stored)
 
     def __getitem__(self, index: Index) -> AnyArray:
         stored = self.array[index]

@@ -109,14 +109,14 @@ def _members(group: zarr.Group, names: Sequence[str]) -> tuple[list[str], dict[s
     notes = []
     for name in names:
         with contextlib.suppress(Exception):  # what is not there is told as such, and the rest by who reads it
-            found = zarr.open_array(group.store, path=f"{group.path}/{name}".lstrip("/"), mode="r")
-            if name not in arrays or found.shape != arrays[name].shape:
-                said = f"shape {arrays[name].shape}" if name in arrays else "no such array"
+            array = zarr.open_array(group.store, path=f"{group.path}/{name}".lstrip("/"), mode="r")
+            if name not in arrays or array.shape != arrays[name].shape:
+                listed = f"shape {arrays[name].shape}" if name in arrays else "no such array"
                 notes.append(
-                    f"The consolidated metadata of the group are out of date: they have {said} for {name!r}, and the "
-                    f"array itself {found.shape}, which was read. zarr.consolidate_metadata() rewrites them."
+                    f"The consolidated metadata of the group are out of date: they have {listed} for {name!r}, and the "
+                    f"array itself {array.shape}, which was read. zarr.consolidate_metadata() rewrites them."
                 )
-            arrays[name] = found
+            arrays[name] = array
     present += [name for name in arrays if name not in present]
     check_columns(present, names)
     return present, arrays, notes
@@ -156,11 +156,11 @@ def whole(shard: int) -> int:
 
 def absent(arrays: Iterable[Stored]) -> dict[str, str]:
     """Return, by column, what the stores of Zarr arrays lack, which Zarr reads as the fill value, or do not tell."""
-    found = {}
+    lacking = {}
     for stored in arrays:
         if isinstance(stored.array, zarr.Array) and (text := _absent(stored)):
-            found[stored.name] = text
-    return found
+            lacking[stored.name] = text
+    return lacking
 
 
 def _absent(stored: Stored) -> str | None:
@@ -172,8 +172,8 @@ def _absent(stored: Stored) -> str | None:
         return f"the shards of {name!r} do not tell which of their chunks there are, and some may be missing"
     if not lacking:
         return None
-    said = f"{lacking} of {array.nchunks} chunks of {name!r} are not in the store"
-    return f"{said}, and are read as {array.fill_value}"
+    missing = f"{lacking} of {array.nchunks} chunks of {name!r} are not in the store"
+    return f"{missing}, and are read as {array.fill_value}"
 
 
 def is_zarr(data: object) -> TypeGuard[zarr.Array[Any] | zarr.Group]:

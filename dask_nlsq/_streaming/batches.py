@@ -20,8 +20,8 @@ def weighing(objective: Objective, weighted: bool) -> Objective:
     """Return the objective of this process that has weights, or has none: with equal ones, kernels are shared."""
     if objective.weighted == weighted:
         return objective
-    found: Objective = serialize(dataclasses.replace(objective, weighted=weighted)).value
-    return found
+    shared: Objective = serialize(dataclasses.replace(objective, weighted=weighted)).value
+    return shared
 
 
 def blocks(model: Model, columns: Columns, x: object, y: object, sigma: object) -> Iterator[Block]:

@@ -289,8 +289,8 @@ class StreamingFitter:
 
         A parameter that is called as one of the other columns is has the column "NAME (parameter)".
         """
-        free, own = self._parameters.free, ["batch", "rows", "moved"]
-        names = [*own, *columns_of(free, own), *(f"{name} stderr" for name in free)]
+        free, leading = self._parameters.free, ["batch", "rows", "moved"]
+        names = [*leading, *columns_of(free, leading), *(f"{name} stderr" for name in free)]
         return pd.DataFrame(self._history, columns=names).astype({"batch": int, "rows": int}).set_index("batch")
 
     def result(self) -> FitResult:
@@ -381,10 +381,10 @@ class StreamingFitter:
 
     def copy(self) -> StreamingFitter:
         """Return a fitter that knows the same and goes its own way."""
-        found = copy.copy(self)
-        found._waiting, found._history = list(self._waiting), [list(row) for row in self._history]
-        found._sample = copy.copy(self._sample)
-        return found
+        fitter = copy.copy(self)
+        fitter._waiting, fitter._history = list(self._waiting), [list(row) for row in self._history]
+        fitter._sample = copy.copy(self._sample)
+        return fitter
 
     def __add__(self, other: StreamingFitter) -> StreamingFitter:
         """Return a new fitter that knows what both know, as if the batches of both had come to one.
@@ -399,22 +399,22 @@ class StreamingFitter:
         if not isinstance(other, StreamingFitter):
             return NotImplemented
         self._check_same(other)
-        one, two = (other.copy(), self) if self._state is None else (self.copy(), other)
-        one._seconds = self._seconds + other._seconds
-        if one._state is None or two._state is None:
-            for block in two._waiting:
-                one._take(block)
-            return one
-        first, second = one._state, two._state
-        moved = one._solver.moved(second, first)
-        now = one._solver.merge(first, moved)
-        slices = one._solver.about(second, first, two._slices.gram)
-        before = one._slices.total
-        one._sample.merge(two._sample.drawn, int(two._slices.total), int(before))
-        one._slices = one._slices.add(slices, two._slices.rows, two._slices.last + before)
-        one._state = one._steadied(now, first.rows)
-        one._note(one._state)
-        return one
+        left, right = (other.copy(), self) if self._state is None else (self.copy(), other)
+        left._seconds = self._seconds + other._seconds
+        if left._state is None or right._state is None:
+            for block in right._waiting:
+                left._take(block)
+            return left
+        first, second = left._state, right._state
+        moved = left._solver.moved(second, first)
+        now = left._solver.merge(first, moved)
+        slices = left._solver.about(second, first, right._slices.gram)
+        before = left._slices.total
+        left._sample.merge(right._sample.drawn, int(right._slices.total), int(before))
+        left._slices = left._slices.add(slices, right._slices.rows, right._slices.last + before)
+        left._state = left._steadied(now, first.rows)
+        left._note(left._state)
+        return left
 
     def _check_same(self, other: StreamingFitter) -> None:
         parameters = dataclasses.replace(other._parameters, start=self._parameters.start)

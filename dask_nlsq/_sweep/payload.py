@@ -129,8 +129,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         self._known: Known = {}
 
     def reducer_override(self, obj: object) -> Any:
-        found = super().reducer_override(obj)
-        by_name = found is NotImplemented
+        reduced = super().reducer_override(obj)
+        by_name = reduced is NotImplemented
         try:
             if isinstance(obj, types.FunctionType) or hasattr(obj, "__wrapped__"):
                 self.codes.append(self._note(obj, by_name).encode())
@@ -141,7 +141,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
                     return named, (obj.__module__, obj.__qualname__, _PYTHON, text)
         except Exception:  # whatever objects of the user's raise when they are looked at
             self.codes.append(uuid.uuid4().bytes)
-        return found
+        return reduced
 
     def _note(self, function: Any, by_name: bool) -> str:
         if by_name:
@@ -157,14 +157,14 @@ def named(module: str, name: str, python: tuple[int, int], text: str) -> Any:
     ModelError
         The module is another, or was imported before it was changed.
     """
-    found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-    if python == _PYTHON and definition(found) != text:
+    value = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    if python == _PYTHON and definition(value) != text:
         raise ModelError(
             f"{name} of the module {module} is another in this process than where it was sent: one of both has "
             f"imported {module}, or a module that it uses, before it was changed, or has another copy. Restart the "
             "workers (client.restart()), or the driver."
         )
-    return found
+    return value
 
 
 def intern(token: str, data: bytes) -> Payload:

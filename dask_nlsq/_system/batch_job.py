@@ -91,8 +91,8 @@ def detect(environ: Environ | None = None, run: Ask | None = None) -> Job:
     'none'
     """
     environ = os.environ if environ is None else environ
-    found = identify(environ)
-    if found is None:
+    identity = identify(environ)
+    if identity is None:
         return Job()
 
     def ask(*command: str) -> str:
@@ -100,7 +100,7 @@ def detect(environ: Environ | None = None, run: Ask | None = None) -> Job:
             return (run or _run)(command)
         return ""
 
-    scheduler, name = found
+    scheduler, name = identity
     return _READERS[scheduler](environ, name, ask)
 
 
@@ -133,17 +133,17 @@ def identify(environ: Environ) -> tuple[str, str] | None:
 
 def run_count(environ: Environ) -> str | None:
     """Return how often the queue has started this job again, as far as it says so."""
-    found = identify(environ)
+    identity = identify(environ)
     counts = {"slurm": environ.get("SLURM_RESTART_COUNT") or "0", "sge": environ.get("RESTARTED")}
-    return None if found is None else counts.get(found[0])
+    return None if identity is None else counts.get(identity[0])
 
 
 def offered(environ: Environ | None = None) -> str | None:
     """Return the queue that this process runs in, or whose commands are installed here."""
     environ = os.environ if environ is None else environ
-    found = identify(environ)
-    if found is not None:
-        return found[0]
+    identity = identify(environ)
+    if identity is not None:
+        return identity[0]
     qsub = "sge" if environ.get("SGE_ROOT") else "pbs"
     commands = {"slurm": "sbatch", "lsf": "bsub", qsub: "qsub"}  # Slurm may come with a qsub of its own
     return next((queue for queue, name in commands.items() if shutil.which(name, path=environ.get("PATH"))), None)
@@ -157,20 +157,20 @@ def seconds(walltime: str | float) -> int:
     NlsqError
         It is none of ``HH:MM:SS``, ``D-HH:MM:SS`` and a number of seconds.
     """
-    found = None
+    total = None
     if isinstance(walltime, str):
         form = re.fullmatch(r"\s*(?:(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)|(\d+))\s*", walltime, re.ASCII)
         if form is not None:
             days, hours, minutes, rest, alone = (int(part or 0) for part in form.groups())
-            found = alone or ((days * 24 + hours) * 60 + minutes) * 60 + rest
+            total = alone or ((days * 24 + hours) * 60 + minutes) * 60 + rest
     elif math.isfinite(walltime):
-        found = math.ceil(walltime)
-    if found is None or found <= 0:
+        total = math.ceil(walltime)
+    if total is None or total <= 0:
         raise NlsqError(
             f"walltime is {walltime!r}; hours, minutes and seconds such as '12:00:00', days before them such as "
             "'2-12:00:00', or a number of seconds above 0 is needed."
         )
-    return found
+    return total
 
 
 def known(scheduler: str | None) -> str:
@@ -228,8 +228,8 @@ def _slurm(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
 def _fields(text: str, name: str) -> dict[str, str]:
     """Return ``Name=value`` pairs of a job; an array's own name brings all of its tasks."""
     records = re.split(r"\n\s*\n", text)
-    own = [record for record in records if re.search(rf"\bJobId={re.escape(name)}\b", record)]
-    pairs = re.findall(r"(?:^|\s)([A-Za-z:/]+)=(\S*)", (own or records)[0])
+    records_of_job = [record for record in records if re.search(rf"\bJobId={re.escape(name)}\b", record)]
+    pairs = re.findall(r"(?:^|\s)([A-Za-z:/]+)=(\S*)", (records_of_job or records)[0])
     return dict(pairs)
 
 
@@ -240,10 +240,10 @@ def _pbs(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
     cores = _whole(environ.get("PBS_NP")) or max(on_node * max(nodes, 1), len(lines))
     gpus = len(_lines(environ.get("PBS_GPUFILE")))
     text = re.sub(r"\n\t", "", ask("qstat", "-f", name))
-    said = dict(re.findall(r"^\s+([\w.]+) = (.*)$", text, re.MULTILINE))
-    limit = _clock(said.get("Resource_List.walltime"))
-    gone = _clock(said.get("resources_used.walltime"))
-    since = _since(said.get("stime"))  # the walltime that was used is brought up to date now and then only
+    attributes = dict(re.findall(r"^\s+([\w.]+) = (.*)$", text, re.MULTILINE))
+    limit = _clock(attributes.get("Resource_List.walltime"))
+    gone = _clock(attributes.get("resources_used.walltime"))
+    since = _since(attributes.get("stime"))  # the walltime that was used is brought up to date now and then only
     if limit is not None and since is not None and 0 <= since <= limit:
         gone = max(gone or 0.0, since)
     if limit is None:
@@ -251,10 +251,10 @@ def _pbs(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
     return Job(
         "pbs",
         name,
-        nodes or _whole(said.get("Resource_List.nodect")) or 0,
-        max(cores, _whole(said.get("Resource_List.ncpus")) or 0),
-        gpus or _whole(said.get("Resource_List.ngpus")) or 0,
-        _bytes(said.get("Resource_List.mem"), "b"),
+        nodes or _whole(attributes.get("Resource_List.nodect")) or 0,
+        max(cores, _whole(attributes.get("Resource_List.ncpus")) or 0),
+        gpus or _whole(attributes.get("Resource_List.ngpus")) or 0,
+        _bytes(attributes.get("Resource_List.mem"), "b"),
         None if limit is None or gone is None else max(0.0, limit - gone),
     )
 
@@ -262,8 +262,8 @@ def _pbs(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
 def _sge(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
     cores = _whole(environ.get("NSLOTS")) or 0
     text = ask("qstat", "-j", name.partition(".")[0])
-    found = re.search(r"^hard[_ ]resource_list:\s+(.*)$", text, re.MULTILINE)
-    asked = dict(re.findall(r"([\w.]+)=([^,\s]+)", found[1] if found else ""))
+    hard_limits = re.search(r"^hard[_ ]resource_list:\s+(.*)$", text, re.MULTILINE)
+    asked = dict(re.findall(r"([\w.]+)=([^,\s]+)", hard_limits[1] if hard_limits else ""))
     limit = _clock(asked.get("h_rt"))
     walls = re.search(r"^usage.*\bwallclock=([\d:]+)", text, re.MULTILINE)
     gone = _clock(walls[1]) if walls and "." not in name else None  # the line of a task need not be the first
@@ -360,8 +360,8 @@ def _times(megabytes: str | None, count: int) -> int | None:
     return _product(_bytes(megabytes, "m"), max(count, 1))
 
 
-def _product(one: int | None, count: int) -> int | None:
-    return None if one is None else one * count or None
+def _product(quantity: int | None, count: int) -> int | None:
+    return None if quantity is None else quantity * count or None
 
 
 def _lines(path: str | None) -> list[str]:

@@ -316,8 +316,9 @@ def plan(
 ) -> None:
     """Say what a fit of DATA would do: tier, workers, memory, reads, seconds. One partition is read."""
     with plainly(), connected(scheduler, {}) as client:
-        found = dask_nlsq.plan(load_model(model), x, y, data=data, client=client, **options)
-        click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.explain() if explain else str(found))
+        planned = dask_nlsq.plan(load_model(model), x, y, data=data, client=client, **options)
+        text = planned.explain() if explain else str(planned)
+        click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else text)
 
 
 main.add_command(checkpoints)

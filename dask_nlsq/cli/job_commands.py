@@ -60,7 +60,7 @@ def with_options(options: Sequence[Callable[[T], T]]) -> Callable[[T], T]:
 def take(options: dict[str, Any]) -> dict[str, Any]:
     """Take what is said about a cluster out of what is said about a fit."""
     names = ("cluster", "workers", "cores", "memory", "walltime", "queue", "account", "gpus")
-    return {name: found for name in names if (found := options.pop(name)) is not None}
+    return {name: value for name in names if (value := options.pop(name)) is not None}
 
 
 def keeps(checkpoint: str | None, workflow: str | None) -> bool:
@@ -73,7 +73,7 @@ def keeps(checkpoint: str | None, workflow: str | None) -> bool:
 @contextlib.contextmanager
 def connected(
     address: str | None,
-    said: dict[str, Any],
+    requested: dict[str, Any],
     plan: Callable[[], Any] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Any]:
@@ -81,25 +81,25 @@ def connected(
 
     `plan` sizes a cluster of this machine; `check` raises where a signal has come while workers queue.
     """
-    kind = said.pop("cluster", None)
+    kind = requested.pop("cluster", None)
     if kind is None:
-        if said:
-            raise click.UsageError(f"--{next(iter(said))} is of a cluster; say which with --cluster.")
+        if requested:
+            raise click.UsageError(f"--{next(iter(requested))} is of a cluster; say which with --cluster.")
         if address is None:
             yield None
             return
     elif address is not None:
         raise click.UsageError("--cluster starts a scheduler, and --scheduler names a running one; say one of them.")
-    elif kind == "local" and set(said) - {"workers"}:
+    elif kind == "local" and set(requested) - {"workers"}:
         raise click.UsageError("--cluster local takes --workers, and its share of this machine.")
-    elif kind != "local" and "memory" not in said:
+    elif kind != "local" and "memory" not in requested:
         raise click.UsageError(f"--cluster {kind} needs --memory, what each of its jobs may hold.")
     from distributed import Client
 
     with contextlib.ExitStack() as stack:
         where: Any = address
         if kind is not None:
-            where = stack.enter_context(_cluster(kind, said, plan))
+            where = stack.enter_context(_cluster(kind, requested, plan))
         client = stack.enter_context(Client(where))
         if kind not in (None, "local"):
             while not client.nthreads():
@@ -107,15 +107,15 @@ def connected(
                 with contextlib.suppress(TimeoutError):
                     client.wait_for_workers(1, timeout=1)
             with contextlib.suppress(TimeoutError):  # those that still queue help later
-                client.wait_for_workers(said.get("workers", 1), timeout=PATIENCE)
+                client.wait_for_workers(requested.get("workers", 1), timeout=PATIENCE)
         yield client
 
 
-def _cluster(kind: str, said: dict[str, Any], plan: Callable[[], Any] | None) -> Any:
+def _cluster(kind: str, requested: dict[str, Any], plan: Callable[[], Any] | None) -> Any:
     clusters = importlib.import_module("dask_nlsq.cluster")
     if kind == "local" and plan is not None:
-        return clusters.local_cluster(plan(), **({"n_workers": said["workers"]} if "workers" in said else {}))
-    return getattr(clusters, kind)(**said)
+        return clusters.local_cluster(plan(), **({"n_workers": requested["workers"]} if "workers" in requested else {}))
+    return getattr(clusters, kind)(**requested)
 
 
 @click.command(
@@ -154,10 +154,10 @@ def job_script(
         if value is None:
             raise click.UsageError(f"Missing option '{name}'.")
     words = [part for word in command for part in word.split("=", 1)]
-    said = dict(itertools.pairwise([*words, ""]))
-    if command[0] == "fit" and not keeps(said.get("--checkpoint"), said.get("--workflow")):
+    given = dict(itertools.pairwise([*words, ""]))
+    if command[0] == "fit" and not keeps(given.get("--checkpoint"), given.get("--workflow")):
         raise click.UsageError("The fit has no --checkpoint; without one it could not go on when its job runs again.")
-    if command[0] == "fit" and said.get("--resume") == "no":
+    if command[0] == "fit" and given.get("--resume") == "no":
         raise click.UsageError("--resume no starts anew each time the job runs again; leave it out.")
     with plainly():
         text = write_script(

@@ -234,7 +234,7 @@ def job_script(
         shell.word(what, word)
     lines_before = setup.splitlines() if isinstance(setup, str) else setup
     mib = math.ceil(parse_memory(memory) / 2**20)
-    said = words | {
+    values = words | {
         "cores": cores,
         "gpus": gpus,
         "mib": mib,
@@ -252,13 +252,13 @@ def job_script(
     lines += [form for form, value in ((table.queue, queue), (table.account, account), (table.gpus, gpus)) if value]
     if scheduler == "sge" and cores == 1:
         lines.remove("-pe smp {cores}")
-    header = [f"{table.prefix} {line.format(**said)}" for line in lines if line]
+    header = [f"{table.prefix} {line.format(**values)}" for line in lines if line]
     body = BODY.format(
         begin=table.begin,
         setup="\n".join(f"    {shell.line('A line of setup', line)}" for line in lines_before or [":"]),
         command=shell.command(shell.installed(command, lines_before)),
         again=table.again,
-        clock=table.clock.format(**said),
+        clock=table.clock.format(**values),
     )
     return "\n".join(["#!/usr/bin/env bash", *header, "", body])
 
@@ -283,9 +283,9 @@ def parse_memory(memory: str | int) -> int:
         They cannot be read.
     """
     try:
-        found = int(parse_bytes(memory))
+        nbytes = int(parse_bytes(memory))
     except (ValueError, TypeError):
-        found = 0
-    if found <= 0:
+        nbytes = 0
+    if nbytes <= 0:
         raise NlsqError(f'memory is {memory!r}; bytes, or a text such as "16 GB", are needed.')
-    return found
+    return nbytes

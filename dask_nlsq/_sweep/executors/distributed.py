@@ -125,15 +125,15 @@ class Cluster(Executor):
     def ask(self, question: Callable[[], Any]) -> list[tuple[str, Any]]:
         """Return the host of each worker and what it answers."""
         with self._connected():
-            found = self.client.run(question, on_error="ignore")
+            answers = self.client.run(question, on_error="ignore")
             workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        return [(workers[w]["host"], answer) for w, answer in found.items() if w in workers]
+        return [(workers[w]["host"], answer) for w, answer in answers.items() if w in workers]
 
     def peak(self) -> int:
         """Return the largest resident size that a worker has had, in bytes."""
         with self._connected():
-            found = self.client.run(peak_memory, on_error="ignore")
-        return max(found.values(), default=0)
+            peaks = self.client.run(peak_memory, on_error="ignore")
+        return max(peaks.values(), default=0)
 
     def check_workers(self) -> str | None:
         """Refuse workers whose versions are not those of this process.
@@ -352,9 +352,9 @@ class Cluster(Executor):
         with self._connected(lambda: sizes):
             blocks = self.client.compute(partitions)
             sizes += self.client.map(_size, blocks[:: max(1, len(blocks) // 16)], pure=False)
-            found = self.client.gather(sizes, errors="skip")  # an error is told by the sweep
+            known = self.client.gather(sizes, errors="skip")  # an error is told by the sweep
             workers = self.workers
-        groups = group_of(partitions, sum(found) / max(len(found), 1) * len(blocks), workers, per_thread=1)
+        groups = group_of(partitions, sum(known) / max(len(known), 1) * len(blocks), workers, per_thread=1)
         pieces = [blocks[group.start : group.start + len(group.partitions)] for group in groups]
         return self._hold("load", groups, _together, [dataclasses.replace(g, partitions=()) for g in groups], pieces)
 

@@ -165,12 +165,13 @@ class Threads(Executor):
     scheduler = "threads"
 
     def __init__(self, workers: int | None = None, pool: ThreadPoolExecutor | None = None) -> None:
-        found = pool or dask.config.get("pool", None)
-        theirs = getattr(found, "_max_workers", None) or getattr(found, "_processes", None)  # as Dask itself counts
+        configured = pool or dask.config.get("pool", None)
+        # As Dask itself counts: a pool of concurrent.futures has the one attribute, one of multiprocessing the other.
+        theirs = getattr(configured, "_max_workers", None) or getattr(configured, "_processes", None)
         self._workers: int = workers or dask.config.get("num_workers", None) or theirs or CPU_COUNT
         # One pool for all sweeps, for Arrow keeps what it has to spare thread by thread; it ends with this object.
-        own = not isinstance(found, ThreadPoolExecutor)
-        self._pool = ThreadPoolExecutor(self._workers, "nlsq") if own else found
+        needs_pool = not isinstance(configured, ThreadPoolExecutor)
+        self._pool = ThreadPoolExecutor(self._workers, "nlsq") if needs_pool else configured
 
     @property
     def workers(self) -> int:
