@@ -61,6 +61,7 @@ def register() -> None:
     for module in ("pandas", "dask.dataframe"):
         if sys.modules.get(module) is not None:
             importlib.import_module(module)  # another thread may be in the middle of it
+        # pandas and Dask each have a registry of their own.
         wrapt.register_post_import_hook(_add, module)
 
 

@@ -27,6 +27,7 @@ def save(path: str | os.PathLike[str], value: DataclassInstance) -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for key, data in pack(value).items():
+            # Of zipfile's own date, in 1980: equal states make equal files.
             archive.writestr(zipfile.ZipInfo(key), data)
     target = Path(path)
     Folder(target.parent).replace(target.name, file.getvalue())
@@ -44,6 +45,7 @@ def load(kind: type[T], path: str | os.PathLike[str]) -> T:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             entries = archive.infolist()
+            # What is stored takes no more memory than the file; what is compressed might take any.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise ValueError("its parts are compressed, which those of a state are not")
             keys = {entry.filename: archive.read(entry) for entry in entries}

@@ -46,12 +46,14 @@ FORMAT = 1
 KEEP = 5
 """Generations that are kept by default."""
 
+_TRIES = 10
+# What is read of a checkpoint that a stranger may have made, at most.
 _RECORD_BYTES = 2**24
 _FILES = 100_000
-_TRIES = 10
 _ROOT = json.dumps(GROUP).encode()
 _COMMIT = re.compile(r"(\d{8})\.json")
 _GENERATION = re.compile(r"gen-(\d{8})-[0-9a-f]{8}")
+# What `Folder` writes beside the place of a file, and cannot remove where its process is killed.
 _HALF = re.compile(r"\.(\d{8}|lock)\.json\.[0-9a-f]{8}")
 _PACKAGES = ("dask-nlsq", "jax", "jaxlib", "numpy", "dask", "zarr")
 
@@ -155,9 +157,12 @@ class Checkpoints:
             raise CheckpointError(f"There is no generation {number} at {self.place}; there are {self.numbers()}.")
         try:
             record = json.loads(data)
+            # The record is a text within JSON: written again, what was parsed need not have the same bytes, or the same
+            # hash.
             text, digest = record["record"], record["sha256"]
             whole = isinstance(text, str) and hashlib.sha256(text.encode()).hexdigest() == digest
             contents = json.loads(text) if whole else {}
+        # JSON that is nested deeply enough raises RecursionError.
         except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
             raise CheckpointCorrupt(f"{name} is no record of a commit.") from error
         if not whole or set(record) != {"record", "sha256"}:
@@ -212,12 +217,15 @@ class Checkpoints:
             except CheckpointCorrupt as error:
                 faults.append(f"generation {number}: {error}")
                 continue
+            # Where a record was damaged, the faults say so already.
             torn = [n for n in self._torn() if n > number]
             if torn and not faults:
                 faults.append(f"generation {max(torn)} was not committed")
             if faults:
                 warn(f"The checkpoint {self.place} goes on from generation {number}. Not used: {'; '.join(faults)}.")
             return generation, keys
+        # A first generation without a record is a fit that was stopped before its first commit; later ones had a record
+        # before them.
         if faults or any(number > 1 for number in self._torn()):
             contents = "; ".join(faults) or "the records of its commits are missing"
             raise CheckpointCorrupt(
@@ -288,6 +296,7 @@ class Checkpoints:
             It could not be written; those before it are as they were. A file system raises an OSError, a service what
             it likes.
         """
+        # A number that was torn is not used again, so that no folder is written twice.
         number = max([*self.numbers(), *self._torn(), 0]) + 1
         folder = f"gen-{number:08d}-{uuid.uuid4().hex[:8]}"
         if self.place.read("state.zarr/zarr.json", len(_ROOT)) is None:
@@ -306,6 +315,7 @@ class Checkpoints:
             }
             text = json.dumps(record)
             sealed = {"record": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+            # Created and not replaced: of two processes that both take the lock for theirs, the second fails here.
             self.place.create(f"commits/{number:08d}.json", json.dumps(sealed, indent=1).encode())
         except Exception:
             self._discard(number, folder)
@@ -332,7 +342,10 @@ class Checkpoints:
             The numbers of the generations that were removed.
         """
         numbers = self.numbers()
+        # Where the newest does not verify, the one before it is read.
         old = numbers[: max(0, len(numbers) - max(keep, 2))]
+        # Records go first: a folder without a record is no generation, and a record without its folder would be a
+        # damaged one.
         for number in old:
             self.place.remove(f"commits/{number:08d}.json")
         kept = set(numbers) - set(old)
@@ -385,6 +398,7 @@ def machine() -> str:
         text = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
         return platform.machine()
+    # XLA and BLAS choose their vector instructions by these, and with them the order of sums.
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     wide = {"avx512f", "avx2", "fma", "avx", "sse4_2", "asimd", "sve"} & set(flags[1].split() if flags else ())
     return " ".join([platform.machine(), *sorted(wide)])

@@ -100,6 +100,7 @@ def _put(keys: Keys, path: str, members: Mapping[str, Any], compression: str | N
         dimensions = (first + tuple(f"{name}_{i}" for i in range(1, array.ndim)))[: array.ndim]
         keys[f"{path}{name}/zarr.json"] = _json(_about(array, dimensions, compression))
         if array.size:
+            # gzip would otherwise write the time of day, and equal states would differ in their bytes.
             chunk = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
             keys[_chunk(f"{path}{name}", array.shape)] = gzip.compress(chunk, 5, mtime=0) if compression else chunk
     for name, member in groups.items():
@@ -124,6 +125,7 @@ def _about(array: npt.NDArray[Any], dimensions: Sequence[str], compression: str 
         "node_type": "array",
         "shape": array.shape,
         "data_type": array.dtype.name,
+        # A chunk of Zarr has at least one element along each axis, that of an empty array too.
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(n, 1) for n in array.shape]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": array.dtype.type(0).item(),
@@ -155,6 +157,7 @@ def _columns(rows: Sequence[Any]) -> dict[str, Any]:
         name, values = _stored_name(field), [getattr(row, field.name) for row in rows]
         example = next((v for v in values if v is not None), None)
         if isinstance(example, (np.ndarray, float, int, bool, np.generic)):
+            # A column is one array, and where it holds nothing an array of its own says.
             nothing = np.zeros_like(example)
             columns[name] = np.stack([np.asarray(nothing if v is None else v) for v in values])
             if any(v is None for v in values):
@@ -169,9 +172,11 @@ def _columns(rows: Sequence[Any]) -> dict[str, Any]:
 def _plain(value: object) -> Any:
     """Return what JSON can hold."""
     if isinstance(value, np.generic):
+        # A scalar of NumPy would come back as one of Python, without its type.
         return {str(value.dtype): _plain(value.item())}
     if isinstance(value, enum.Enum):
         return value.value
+    # JSON has no number for these.
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, frozenset):
@@ -230,6 +235,7 @@ def _array(keys: Mapping[str, bytes], path: str, about: Mapping[str, Any]) -> np
     data, dtype = keys.get(_chunk(path, about["shape"]), b""), np.dtype(about["data_type"])
     if data and len(about["codecs"]) == 2:
         data = gzip.decompress(data)
+    # astype also makes the copy that is needed: what frombuffer returns cannot be written to.
     array = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(about["shape"])
     return np.asfortranarray(array) if about.get("attributes", {}).get("order") == "F" else array
 
@@ -425,6 +431,8 @@ def _check_chunk(key: str, data: bytes, size: int, about: Mapping[str, Any]) -> 
     """See that a chunk decodes to so many bytes, and to no more."""
     if len(about["codecs"]) == 2:
         try:
+            # 31 asks for the header of gzip and the largest window. One byte beyond the size says that there are more,
+            # and none of those is decompressed.
             whole = zlib.decompressobj(31)
             data = whole.decompress(data, size + 1)
         except zlib.error as error:

@@ -35,6 +35,7 @@ def read_names(f: Callable[..., Any], p: int | None) -> tuple[str, ...]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
         names = tuple(a.name for a in inspect.signature(f).parameters.values() if a.kind in kinds)
+    # inspect cannot read the signature of every function that is written in C.
     except ValueError:
         names = ()
     if p is None and len(names) < 2:
@@ -73,6 +74,7 @@ def choose_start(p0: npt.ArrayLike | None, lower: Vector, upper: Vector) -> Vect
     if p0 is None:
         below, above = np.isfinite(lower), np.isfinite(upper)
         with np.errstate(invalid="ignore"):
+            # The middle of two infinite bounds is NaN, and is not selected.
             return np.select([below & above, below, above], [0.5 * (lower + upper), lower + 1, upper - 1], 1.0)
     start = np.ravel(np.asarray(p0, float))
     if ((start < lower) | (start > upper)).any():
@@ -86,6 +88,7 @@ def choose_jacobian(jac: Callable[..., Any] | str | None, transposed: bool) -> C
         if jac not in (None, "2-point", "3-point", "cs"):
             raise ValueError("`jac` must be '2-point', '3-point', 'cs' or callable.")
         return jac and "3-point"
+    # col_deriv: each row of what `jac` returns belongs to one parameter.
     return (lambda x, *theta: np.transpose(jac(x, *theta))) if transposed else jac
 
 
@@ -94,12 +97,14 @@ def read_options(kwargs: dict[str, Any], method: str) -> dict[str, Any]:
     if "args" in kwargs:
         raise ValueError("'args' is not a supported keyword argument.")
     options = dict(kwargs)
+    # SciPy takes either name for these methods.
     if method != "lm" and "maxfev" in options and "max_nfev" not in options:
         options["max_nfev"] = options.pop("maxfev")
     unknown = sorted(options.keys() - (_LEASTSQ if method == "lm" else _LEAST_SQUARES))
     if unknown:
         raise TypeError(f"curve_fit() got an unexpected keyword argument {unknown[0]!r} with method={method!r}")
     if method == "lm":
+        # 0 asks leastsq for its default.
         options["max_nfev"] = options.pop("maxfev", 0) or None
     budget = options.get("max_nfev")
     if budget is not None and budget <= 0:
@@ -109,6 +114,7 @@ def read_options(kwargs: dict[str, Any], method: str) -> dict[str, Any]:
 
 def choose_policy(nan_policy: str | None, check_finite: bool | None) -> str | None:
     """Return "finite", "raise", "omit" or None: what to ask of the data."""
+    # SciPy checks by default, and leaves NaN to a policy where one is given.
     if check_finite is None:
         check_finite = nan_policy is None
     if check_finite:

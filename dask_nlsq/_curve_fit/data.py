@@ -45,6 +45,7 @@ def by_rows(data: Data) -> bool:
     x = np.asarray(data.x, float) if isinstance(data.x, (list, tuple)) else data.x
     if not isinstance(x, (np.ndarray, da.Array)) or x.ndim == 0:
         return False
+    # NaN is the length of Dask arrays whose chunks are not known; those are compared partition by partition.
     rows = x.shape[-1], np.shape(data.y)[0] if np.ndim(data.y) else x.shape[-1]
     return rows[0] == rows[1] or bool(np.isnan(rows).any())
 
@@ -68,6 +69,7 @@ def check(data: Data, policy: str | None) -> Data:
     data = Data(*(_without_mask(name, a, policy) for name, a in zip(("xdata", "ydata", "sigma"), data, strict=True)))
     convert = np.asarray_chkfinite if policy == "finite" else np.asarray
     y = convert(data.y, float)
+    # As in SciPy: only sequences and arrays are converted, any other object is for the function alone.
     x = convert(data.x, float) if isinstance(data.x, (list, tuple, np.ndarray)) else _widened(data.x)
     if y.size == 0:
         raise ValueError("`ydata` must not be empty!")
@@ -84,6 +86,7 @@ def check(data: Data, policy: str | None) -> Data:
 def _without_mask(name: str, a: object, policy: str | None) -> Any:
     """Return an array with NaN where it is masked: a masked cell is a missing one."""
     if isinstance(a, (list, tuple)) and any(isinstance(part, np.ma.MaskedArray) for part in a):
+        # np.asarray would take what lies under the masks of a list.
         a = np.ma.stack(a)
     if not isinstance(a, np.ma.MaskedArray):
         return a
@@ -106,6 +109,7 @@ def _widened(x: object) -> object:
         return x.astype(short) if short else x
     if not _is_short(getattr(x, "dtype", None)) or not hasattr(x, "astype"):
         return x
+    # JAX has no float64 outside of this context, and its arrays come here too.
     with jax.enable_x64(True):
         return x.astype(np.float64)
 

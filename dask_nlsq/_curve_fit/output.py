@@ -77,6 +77,7 @@ class Output:
             return None
         else:  # SciPy's pseudo-inverse, of the Jacobian as it is
             _, sigma, vt = np.linalg.svd(factor.r)
+            # The threshold below which SciPy leaves a singular value out.
             seen = sigma > EPS * max(self.rows, factor.p) * sigma[0]
             half = vt[seen].T / sigma[seen]
         cov: Matrix = half @ half.T
@@ -89,5 +90,7 @@ class Output:
         factor = self.result.factor
         if factor is None or not self.call.lm:
             return info
+        # MINPACK pivots, so that the diagonal falls, and stores R by columns. Its n columns may exceed memory, so that
+        # there are p.
         q, r, order = linalg.qr(factor.r, pivoting=True)
         return info | {"fjac": r.T, "ipvt": order.astype(np.int32), "qtf": q.T @ factor.z}

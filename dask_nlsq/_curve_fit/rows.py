@@ -34,6 +34,7 @@ class Rows:
     def __call__(self, x: jax.Array | AnyArray, *theta: Any) -> Any:
         rows = x.shape[-1:]
         value = self.f(x.reshape(*self.lead, *rows), *theta)
+        # NumPy cannot broadcast what JAX traces.
         xp = jnp if isinstance(value, jax.Array) else np
         return xp.broadcast_to(value, (*rows, *self.tail))
 
@@ -44,6 +45,7 @@ def fit_rows(call: Call, data: Data) -> Output:
     y = data.y if np.ndim(data.y) else da.full(x.shape[-1], data.y, chunks=x.chunks[-1], dtype=float)
     if y.shape[0] == 0:
         raise ValueError("`ydata` must not be empty!")
+    # As in SciPy: one value of ydata is broadcast against what the function returns.
     if y.shape[0] != 1:
         call.require(y.shape[0])
     sigma = deviation(data.sigma, y.shape)

@@ -45,6 +45,7 @@ def check_sigma(sigma: AnyArray | None, used: npt.NDArray[np.bool_]) -> None:
     bad = np.isnan(sigma) | (sigma == 0)
     if sigma.size == 1 and bad.any():
         raise DataError(f"sigma is {sigma.item()}; it must be positive.")
+    # A row that is left out for its NaN needs no sigma.
     bad = bad & used if bad.shape == np.shape(used) else bad
     if bad.any():
         first = int(np.argmax(bad))

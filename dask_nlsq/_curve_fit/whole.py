@@ -28,6 +28,7 @@ from dask_nlsq._typing import AnyArray, Vector
 class Whole:
     """A function of all the data, (n, ...), as one of row numbers: it picks those rows out of the whole."""
 
+    # Says so to `fit`, which else tries whether a row depends on its neighbours.
     row_wise = True
 
     def __init__(self, evaluate: Callable[[Vector], AnyArray], linearity: Linearity | None = None) -> None:
@@ -43,11 +44,13 @@ class Whole:
         """Return all values; the latest are remembered, for the pieces in which rows are asked for."""
         if theta not in self.known:
             self.known[theta] = self.evaluate(np.array(theta))
+            # Central differences ask for 2 p points around one, and for all of them with each piece of the rows.
             if len(self.known) > 2 * len(theta) + 2:
                 self.known.popitem(last=False)
         return self.known[theta]
 
     def __reduce__(self) -> Any:
+        # A model that cannot be pickled stays in this process, and is not copied with its data.
         raise TypeError("data in memory stay in their process")
 
 
@@ -76,6 +79,7 @@ def fit_whole(call: Call, data: Data) -> Output:
     try:
         result = call.fit(model, np.arange(float(len(target))), target, jac, client=False, progress=False)
     except SweepError as error:
+        # What the function raises reaches the caller as it does from SciPy.
         raise error.__cause__ or error from None
     fvec = (model.at(tuple(result.popt.tolist())) - target)[: shape[0]]
     return Output(call, result, shape[0], lambda: fvec)
@@ -120,6 +124,7 @@ def _traced(call: Call, x: object, first: object, shape: tuple[int, ...]) -> Cal
         return None
     try:
         with jax.enable_x64(True):
+            # Compiled here and not at the first call, so that what tracing raises is caught.
             run = jax.jit(jax.jacfwd(lambda theta: jnp.broadcast_to(call.f(x, *theta), shape))).lower(call.p0).compile()
     except Exception:  # whatever tracing the user's function may raise: SciPy does not trace
         return None

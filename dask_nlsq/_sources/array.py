@@ -32,6 +32,7 @@ def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
         graph = da.Array.__dask_optimize__(graph, list(itertools.chain(*keys)))  # of all, for they may share reads
     parts = cut(dict(graph), keys)
     dates = [name for name, a in arrays.items() if a.dtype.kind == "M"]
+    # Computed one after the other, and mostly the first alone, which shows an instant of every column.
     reads = ({name: read_again(arrays[name].blocks[i].compute) for name in dates} for i in range(len(keys)))
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     rows = sum(arrays[columns.y].chunks[0])
@@ -62,6 +63,7 @@ def align(raw: dict[str, Any]) -> dict[str, Any]:
         if a.ndim != 1:
             raise DataError(f"The array has shape {a.shape}; one dimension is needed.", column=name)
     lengths = {name: a.shape[0] for name, a in raw.items()}
+    # Dask gives chunks of unknown size the length NaN, which is equal to nothing, itself included.
     known = {n for n in lengths.values() if not np.isnan(n)}
     unknown = any(np.isnan(n) for n in lengths.values())
     if len(known) > 1:

@@ -71,6 +71,7 @@ def select(
         try:
             present = tuple(data.collect_schema().names())
             check_columns(present, names, **options)
+            # polars carries the selection to the scan, and reads only these columns of its files.
             data = data.select(list(names)).collect()
         except Exception as error:  # which polars has of many kinds
             if isinstance(error, NlsqError):
@@ -85,6 +86,7 @@ def select(
             f"table.cast, or data.with_columns(polars.col({name!r}).cast(polars.Float64)).",
             column=name,
         )
+    # A stream may hold no batch, from which the types could be taken.
     schema = pa.schema([reader.schema.field(name) for name in names])
     table = pa.Table.from_batches((batch.select(list(names)) for batch in reader), schema)
     return present, arrays(table)
@@ -104,6 +106,7 @@ def to_numpy(column: pa.ChunkedArray) -> AnyArray:
     """Return a NumPy array with nulls as NaN or NaT, or as masked where float64 has no room for all integers."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    # NumPy would get both as objects.
     if pa.types.is_decimal(column.type) or pa.types.is_null(column.type):
         column = column.cast("float64")
     if pa.types.is_boolean(column.type) and column.null_count:

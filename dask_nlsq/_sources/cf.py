@@ -55,6 +55,7 @@ class Decoder:
         """Return the type of the values."""
         if self.dates:
             return np.dtype("M8[us]")
+        # Which float packed integers become depends on their width and on their codes.
         return self(np.zeros(1, stored)).dtype
 
     @property
@@ -80,7 +81,10 @@ def decoder(name: str, attrs: Mapping[str, Any], dtype: np.dtype[Any], times: bo
         It must be decoded, and xarray is not installed.
     """
     attrs = {key: _scalar(value) for key, value in attrs.items()}
+    # A factor of 1 and an offset of 0 change nothing, and need no xarray.
     codes = {key: attrs[key] for key, none in (("scale_factor", 1), ("add_offset", 0)) if attrs.get(key, none) != none}
+    # The classic format of netCDF has no unsigned integers, and OPeNDAP no signed bytes: this attribute says what is
+    # meant.
     if (dtype.kind, str(attrs.get("_Unsigned")).lower()) in (("i", "true"), ("u", "false")):
         codes["_Unsigned"] = str(attrs["_Unsigned"]).lower()
     for key in FILLS:
@@ -88,6 +92,7 @@ def decoder(name: str, attrs: Mapping[str, Any], dtype: np.dtype[Any], times: bo
             codes[key] = fills if fills.size > 1 else fills[0]
     if times and re.search(r" since\s+[-+]?\d", str(attrs.get("units"))):  # a date, not "seconds since the trigger"
         codes |= {key: attrs[key] for key in ("units", "calendar") if key in attrs}
+    # So xarray marks durations, of which the units alone, as in "seconds", do not tell that they are.
     if times and str(attrs.get("dtype")).startswith("timedelta64"):
         codes |= {key: attrs[key] for key in ("units", "dtype") if key in attrs}
     if not codes:

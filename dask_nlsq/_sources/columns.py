@@ -40,6 +40,7 @@ class Columns:
 
     def row_bytes(self, dtypes: Mapping[str, Any]) -> int:
         """Return the bytes that a row takes in a block, for columns of these types."""
+        # Arrow calls float32 "float"; all other types become float64 in a block.
         sizes = [4 if str(dtypes[name]).lower() in ("float", "float32") else 8 for name in (*self.x, self.y)]
         return sum(sizes) + (8 if self.sigma is not None else 0)
 
@@ -210,8 +211,10 @@ def _plain(name: str, values: object) -> AnyArray:
         if isinstance(dtype, np.dtype) and dtype.kind != "O":
             return np.asarray(values.to_numpy())
         if kind in "fiub":
+            # pandas makes objects of nullable types, unless it is told what stands for a missing cell.
             return np.asarray(values.to_numpy(dtype="float64", na_value=np.nan))
         if kind in "mM":
+            # pandas' dates with a time zone say their unit, and those of Arrow a type of NumPy.
             unit = getattr(dtype, "unit", None) or np.datetime_data(dtype.numpy_dtype)[0]
             missing = np.array("NaT", f"{kind}8[{unit}]")[()]
             return np.asarray(values.to_numpy(dtype=missing.dtype, na_value=missing))
@@ -278,6 +281,7 @@ def _rounded(raw: object, values: Vector) -> bool:
 def _finite(*columns: Vector) -> AnyArray | None:
     """Return which rows are finite in all columns; None where all are."""
     with np.errstate(all="ignore"):
+        # A sum takes less time and memory than a mask of the rows. One that overflows costs the mask, and no row.
         if all(np.isfinite(c.sum()) for c in columns):
             return None
     finite: AnyArray = np.logical_and.reduce([np.isfinite(c) for c in columns])

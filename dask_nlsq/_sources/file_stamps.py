@@ -45,6 +45,8 @@ def files(path: AnyPath | Sequence[AnyPath], storage_options: dict[str, Any] | N
     given, options = each_path(path), storage_options or {}
     fs, _, paths = fsspec.get_fs_token_paths(given if len(given) > 1 else given[0], storage_options=options)
     whole = fsspec.core.url_to_fs(given[0], **options)[1]
+    # Names begin below the folder of a pattern, or below the one that all paths share, so that files of one name in
+    # several folders are told apart.
     base = base_folder(whole).rstrip("/") + "/" if "*" in whole else None
     if len(given) > 1:
         base = os.path.commonpath([os.path.dirname(root) for root in paths]).rstrip("/") + "/"
@@ -63,6 +65,8 @@ def files(path: AnyPath | Sequence[AnyPath], storage_options: dict[str, Any] | N
 def _size_and_stamp(fs: fsspec.AbstractFileSystem, name: str, about: Mapping[str, Any]) -> str | None:
     """Return the size of a file, if it is known, and when or as what it was written; None where that is not known."""
     try:
+        # What a file system lists of a file, HTTP's for one, may be less than what it says when it is asked for that
+        # file.
         if about.get("size") is None or _stamp(about) is None:
             about = fs.info(name)
         written = _stamp(about) or fs.modified(name)

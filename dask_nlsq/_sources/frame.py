@@ -39,6 +39,7 @@ def open_frame(frame: dd.DataFrame, columns: Columns, present: tuple[str, ...] =
     if parts is None:
         to_block = dask.delayed(_to_block, pure=True)
         return Source([to_block(part, columns) for part in frame.to_delayed()], frame._name, info, shared=True)
+    # The name of an optimised frame is Dask's own hash of what it computes, and serves as the token of the source.
     partitions = [GraphPartition(g, k, _raw, columns) for g, k in zip(parts, keys, strict=True)]
     return Source(partitions, str(frame._name), info)
 
@@ -51,6 +52,7 @@ def open_series(raw: Mapping[str, Any], columns: Columns) -> Source:
         *raw.values(),
         names=tuple(raw),
         meta=_beside(*(series._meta for series in raw.values()), names=tuple(raw)),
+        # Dask would otherwise align by the index, for which it needs to know divisions.
         align_dataframes=False,
         enforce_metadata=False,
     )
@@ -61,11 +63,13 @@ def _beside(*series: Any, names: tuple[str, ...]) -> pd.DataFrame:
     lengths = {name: len(column) for name, column in zip(names, series, strict=True)}
     if len(set(lengths.values())) > 1:
         raise DataError(f"The Series have unlike lengths in one partition: {lengths}. Take them from one DataFrame.")
+    # Without their indices, by which pandas would align them.
     return pd.DataFrame({name: column.array for name, column in zip(names, series, strict=True)}, copy=False)
 
 
 def _raw(values: Sequence[Any], names: tuple[str, ...]) -> Mapping[str, Any]:
     (frame,) = values
+    # A partition need not have the columns that the collection claims: Dask does not compare them.
     check_columns(tuple(frame.columns), names)
     return {name: frame[name] for name in names}
 

@@ -68,6 +68,7 @@ def spread(arrays: Mapping[str, Any], like: str | None = None) -> tuple[dict[str
         return {n: _repeat(np.asanyarray(a), shape).ravel() for n, a in plain.items()}, lambda v: v.reshape(shape)
     chunks = _chunks(plain, shape, like)
     blocks = {name: da.broadcast_to(da.asanyarray(a), shape).rechunk(chunks) for name, a in plain.items()}
+    # Block by block: `da.reshape` keeps NumPy's order of all rows, and joins blocks for that.
     columns = {name: da.reshape_blockwise(a, math.prod(shape)) for name, a in blocks.items()}
     return columns, lambda values: da.reshape_blockwise(values, shape, chunks=chunks)
 
@@ -115,6 +116,7 @@ def _repeat(array: AnyArray, shape: tuple[int, ...]) -> AnyArray:
     """Return an array of NumPy repeated to a shape, with its mask."""
     if not isinstance(array, np.ma.MaskedArray):
         return np.broadcast_to(array, shape)
+    # np.broadcast_to gives the data of a masked array without its mask.
     mask = np.broadcast_to(np.ma.getmaskarray(array), shape)
     return np.ma.MaskedArray(np.broadcast_to(array.data, shape), mask)
 
@@ -143,6 +145,7 @@ def _spread_variables(arrays: Mapping[str, Any], like: str | None) -> tuple[dict
     whole = arrays[like] if like is not None else next(a for a in arrays.values() if is_variable(a))
     named = {name: _named(name, a, whole) for name, a in arrays.items()}
     try:
+        # By default xarray keeps only those coordinates that all arrays have, and rows would be lost without a word.
         aligned = xarray.align(*named.values(), join="exact")
     except ValueError as error:
         raise DataError(f"The coordinates of the arrays differ: {str(error).splitlines()[0]}") from error

@@ -90,6 +90,7 @@ class Dataset:
             ) from error
 
     def __reduce__(self) -> Any:
+        # h5py refuses to pickle its handles.
         return Dataset, (self.filename, self.name, self._about)
 
 

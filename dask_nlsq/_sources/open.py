@@ -90,10 +90,13 @@ def open_source(
         return _open_dataset(data, columns)
     if (names := getattr(getattr(data, "dtype", None), "names", None)) and isinstance(data, np.ndarray):
         return _open_mapping({name: data[name] for name in names}, columns)
+    # A closed file or group of h5py is false.
     if library(data) == "h5py" and not data:
         raise DataError("The HDF5 file is closed: open it for the time of the fit.")
+    # Also a File or Group of h5py.
     if isinstance(data, Mapping):
         return _open_mapping(data, columns)
+    # Behind the frames of pandas, which implement the interface of Arrow as well.
     if is_arrow(data):
         return open_arrow(data, columns)
     if hasattr(data, "colnames"):  # a Table of astropy
@@ -202,6 +205,7 @@ def _open_path(path: str, columns: Columns, reading: Reading) -> Source:
         if kind != "Parquet":
             raise refused(path, kind)
         return open_parquet(path, columns, reading.filters, options)
+    # ImportError is how fsspec says which package a protocol needs.
     except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
         if isinstance(error, NlsqError):
             raise
@@ -327,6 +331,8 @@ def count_absent(source: Source, arrays: Mapping[str, Any]) -> Source:
 def in_dask(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that need not be in memory as Dask arrays; what is stays as it is."""
     parts = {a.npartitions for a in raw.values() if is_series(a) or is_array(a)}
+    # The lengths of a Series take a pass over its rows, which is done without where all have as many partitions and
+    # none has known lengths.
     unsized = len(parts) == 1 and all(is_series(a) or (is_array(a) and np.isnan(a.size)) for a in raw.values())
     arrays = {name: a.to_dask_array(lengths=not unsized or None) if is_series(a) else a for name, a in raw.items()}
     chunks = next((a.chunks[0] for a in arrays.values() if is_array(a) and not np.isnan(a.size)), None)

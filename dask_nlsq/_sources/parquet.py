@@ -82,12 +82,14 @@ class ParquetPartition:
     def _scan(self, groups: list[int]) -> dict[str, Any]:
         schema = pa.schema([*self.fragment.physical_schema, *self.keys])
         rows, names = self.fragment.subset(schema=schema, row_group_ids=groups), list(self.columns.names)
+        # Partitions are read side by side already, and each thread of Arrow holds on to memory of its own.
         how = {"filter": self.filter, "use_threads": False, "batch_size": WHOLE}
         return dict(to_arrays(rows.to_table(schema, columns=names, **how)))
 
     def _fetch(self, groups: list[int]) -> dict[str, Any]:
         names: list[str] = list(self.columns.names)
         arrays: dict[str, Any] = {}
+        # With the metadata that the fragment has, or the footer of the file would be read again for each partition.
         where = {"filesystem": self.fragment.filesystem, "metadata": self.fragment.metadata}
         how = {"buffer_size": BUFFER if self.near else 0, "pre_buffer": not self.near}
         with pq.ParquetFile(self.fragment.path, **where, **how) as file:
@@ -123,6 +125,7 @@ def _find(
     roots: list[str] = []
     for url in [path] if isinstance(path, str) else path:
         fs, _, named = fsspec.get_fs_token_paths(url, storage_options=options)
+        # fsspec expands only patterns that have a *; these signs may also be part of a name.
         if any(sign in url for sign in "?[") and not fs.exists(fsspec.core.url_to_fs(url, **options)[1]):
             named = sorted(fs.glob(fsspec.core.url_to_fs(url, **options)[1]))
         inside, remarks = listed(fs, named, url)
@@ -253,6 +256,7 @@ def listed(fs: fsspec.AbstractFileSystem, roots: Sequence[str], path: str) -> tu
         named = [name for name in seen if name.endswith(PARQUET)]
         hidden += [name for name in inside if name.endswith(PARQUET) and _hidden(name, root)]
         others += [name for name in seen if not name.endswith(PARQUET)] if named else []
+        # Writers need not give names an ending: where none has one of Parquet's, all are taken.
         files += named or seen
     notes = []
     if hidden:
@@ -264,6 +268,7 @@ def listed(fs: fsspec.AbstractFileSystem, roots: Sequence[str], path: str) -> tu
 
 def _hidden(name: str, root: str) -> bool:
     inside = name[len(root.rstrip("/")) + 1 :]
+    # A folder named after a key, as _year=2026, is not hidden from Spark either.
     return any(part.startswith(("_", ".")) and "=" not in part for part in inside.split("/"))
 
 

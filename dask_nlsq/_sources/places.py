@@ -97,6 +97,7 @@ def kind_at(fs: AbstractFileSystem, root: str) -> str:
             return "text"
         zarr = not root.endswith(PARQUET) and any(_exists(fs, f"{root}/{name}") for name in ZARR)
         return "Zarr" if zarr or root.endswith(".zarr") else _of_file(fs, root)
+    # The marks of tables come first, for the other files of a table are plain Parquet, with rows that were deleted.
     for marker, format_ in TABLES.items():
         if marker in names:
             return format_
@@ -146,6 +147,7 @@ def _of_file(fs: AbstractFileSystem, root: str) -> str:
             return "Parquet"
         for magic, format_ in _MAGIC.items():
             if head.startswith(magic):
+                # A file of netCDF 4 is one of HDF5, and only its name says which library wrote it.
                 return "netCDF" if format_ == "HDF5" and root.endswith((".nc", ".nc4")) else format_
         return next((format_ for ending, format_ in _ENDINGS.items() if root.endswith(ending)), "Parquet")
     return "Parquet"

@@ -41,6 +41,7 @@ def count_inner(array: zarr.Array[Any]) -> int | None:
     shards = array.shards or ()
     names = [c["name"] if isinstance(c, dict) else c for c in about.get("index_codecs", ())]
     counts = [-(-n // s) for n, s in zip(array.shape, shards, strict=True)]
+    # An index of other codecs may be compressed, and its length is not known before it is read.
     if names != ["bytes", "crc32c"] or math.prod(counts) > (
         _MOST if isinstance(array.store, LocalStore) else _MOST_AFAR
     ):
@@ -96,6 +97,7 @@ def _in_step(fs: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
 
 
 def _options(fs: fsspec.AbstractFileSystem) -> dict[str, Any]:
+    # Both tie the file system to the event loop of Zarr.
     return {key: value for key, value in fs.storage_options.items() if key not in ("asynchronous", "loop")}
 
 

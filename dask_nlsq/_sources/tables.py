@@ -72,6 +72,7 @@ def open_delta_path(
     """Open the Delta table at a path or URL, of a version by its number or a time."""
     deltalake = _library("deltalake", "delta", "Delta")
     try:
+        # deltalake takes options as text alone, and a time not when it opens a table but afterwards.
         table = deltalake.DeltaTable(path, storage_options={k: str(v) for k, v in options.items()} or None)
         if version is not None:
             table.load_as_version(version)
@@ -153,6 +154,7 @@ def _with_vectors(table: DeltaTable) -> ds.Dataset:
     actions = pa.table(table.get_add_actions(flatten=True))
     keys = {name: actions[f"partition.{name}"].cast(schema.field(name).type) for name in _keys(table)}
     form = ds.ParquetFileFormat()
+    # Paths are percent-encoded in the log.
     fragments = [
         form.make_fragment(unquote(path), filesystem, _equal({name: key[i] for name, key in keys.items()}))
         for i, path in enumerate(actions["path"].to_pylist())
@@ -220,6 +222,7 @@ def open_scan(scan: DataScan, columns: Columns, version: Version | None = None) 
     present = [field.name for field in scan.projection().fields]
     check_columns(present, columns.names)
     scan = scan.select(*columns.names) if set(columns.names) != set(present) else scan
+    # pyiceberg promises no order of files, and the bits of the sums depend on it.
     tasks = sorted(_planned(scan), key=lambda task: task.file.file_path)
     if not tasks:
         raise DataError("The Iceberg table has no rows, or none that the scan takes.")
@@ -229,6 +232,7 @@ def open_scan(scan: DataScan, columns: Columns, version: Version | None = None) 
     partitions = [IcebergPartition(whole, task, columns) for task in tasks]
     columns = dataclasses.replace(columns, origins=first_instants(dates, (p.read() for p in partitions)))
     partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
+    # These are the counts of the files, before deletes and filters.
     counts = [task.file.record_count for task in tasks]
     snapshot = scan.snapshot()
     identity = f"Iceberg table {scan.table_metadata.table_uuid}, snapshot {snapshot and snapshot.snapshot_id}"

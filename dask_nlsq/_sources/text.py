@@ -41,7 +41,9 @@ def open_text(path: str | Sequence[str], columns: Columns, storage_options: dict
     frame = dd.read_csv(
         urls,
         usecols=list(columns.names),
+        # Dask would infer the types from a sample, and fail on a later block of integers with a missing value.
         dtype=dict.fromkeys(columns.names, "float64"),
+        # A compressed file cannot be entered in the middle.
         blocksize=None if files[0].rpartition(".")[2] in COMPRESSED else "default",
         compression="infer",
         storage_options=storage_options,

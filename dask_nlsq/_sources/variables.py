@@ -56,9 +56,11 @@ def to_array(name: str, variable: xarray.Variable | xarray.DataArray, rows: int 
         Length of its blocks along the first dimension; by default that of the stored chunks. Others are not cut.
     """
     inner = getattr(variable, "variable", variable)
+    # xarray has no public way to ask whether the values are loaded.
     if inner.ndim and inner.chunks is None and not getattr(inner, "_in_memory", True):
         first, *others = inner.dims
         sizes = {first: rows or stored_rows(variable) or "auto"} | dict.fromkeys(others, -1)
+        # Inline, for an array that was a task of its own would be work that all partitions share.
         inner = inner.chunk(sizes, inline_array=True)
     numbers = isinstance(inner.dtype, np.dtype) and inner.dtype.kind in "fiu"
     decode = decoder(name, variable.attrs, inner.dtype, times=False) if numbers else None

@@ -53,6 +53,7 @@ def open_stored(
     reads = ({name: arrays[name][a:b] for name in dates} for a, b in cuts)
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     partitions = [StoredPartition(arrays, a, b, columns) for a, b in cuts]
+    # Of compressed arrays nobody knows the size without asking for that of every chunk.
     plain = all(not getattr(a.array, "compressors", True) for a in arrays.values())
     info = Info(
         kind,
@@ -108,6 +109,8 @@ def _members(group: zarr.Group, names: Sequence[str]) -> tuple[list[str], dict[s
         return present, arrays, []
     notes = []
     for name in names:
+        # The metadata of each array are read from the store itself, which writers that append may have changed since
+        # the consolidation.
         with contextlib.suppress(Exception):  # what is not there is told as such, and the rest by who reads it
             array = zarr.open_array(group.store, path=f"{group.path}/{name}".lstrip("/"), mode="r")
             if name not in arrays or array.shape != arrays[name].shape:
@@ -167,6 +170,7 @@ def _absent(stored: Stored) -> str | None:
     array, name = stored.array, stored.name
     if stored.present is None:
         return f"the store does not list its files, so that chunks of {name!r} may be missing"
+    # Of a shard that is there Zarr counts all chunks as present, whether it holds them or not.
     lacking = count_inner(array) if array.shards else array.nchunks - stored.present
     if lacking is None:
         return f"the shards of {name!r} do not tell which of their chunks there are, and some may be missing"

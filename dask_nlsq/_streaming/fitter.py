@@ -206,6 +206,7 @@ class StreamingFitter:
             self._objective = weighing(self._objective, weighted)
         elif weighted != self._objective.weighted:
             raise DataError("sigma must come with every batch or with none.")
+        # Before the block is learned from, so that one that is refused leaves no trace.
         whole = [np.isfinite(column).all() for column in (*block.x, block.y)]
         if not all(whole) and (error := non_finite(block, self._objective.columns)):
             raise error
@@ -231,6 +232,7 @@ class StreamingFitter:
         validate.check_rows(self._objective, block, parameters.start)
         starts = [parameters.start]
         if self._optimizer is not None:
+            # The start that was given stays one of those tried, for an optimizer may lead astray.
             starts.insert(0, warm_start(self._objective, parameters, block, self._optimizer, 0).theta)
         begun = self._estimator.begin(block, starts, 4 * SWEEPS)  # where that is refused, the rows wait on
         self._state, self._parameters, self._waiting = begun, parameters, []
@@ -245,6 +247,7 @@ class StreamingFitter:
         if now.skipped > state.skipped:
             warn(f"The model is not finite on batch {now.batches}; its {block.rows} rows were left out.")
         elif reduction.rows and now.pending is None:
+            # The process has changed at once: the rows before are of another, and so are their sums.
             if now.forgotten > state.forgotten:
                 self._slices, self._sample.drawn = Slices.empty(len(theta)), Drawn(np.empty((0, 0)))
             self._remember(block, self._solver.about_origin(state, reduction, theta).gram, theta)
@@ -254,6 +257,7 @@ class StreamingFitter:
 
     def _remember(self, block: Block, gram: Matrix, theta: Vector) -> None:
         """Keep the sums of a batch that was linearised at `theta` (p,), and some of its rows."""
+        # Places count all rows of the stream, so that a row of the sample is found in its slice.
         place = self._slices.total + block.rows
         self._slices = self._slices.add(gram[None], np.array([float(block.rows)]), np.array([place]))
         self._sample.add(block, int(place), theta)
@@ -362,6 +366,7 @@ class StreamingFitter:
         """
         fitter = cls(model, **options)
         saved, there = read(path)
+        # Before the comparison, for the identity of the model is computed at the start.
         if there.get("free") == list(fitter._parameters.free):
             fitter._parameters = dataclasses.replace(fitter._parameters, start=saved.start)
         check(path, there, fitter._identity())
@@ -399,6 +404,7 @@ class StreamingFitter:
         if not isinstance(other, StreamingFitter):
             return NotImplemented
         self._check_same(other)
+        # The one that has a state takes in the other: rows that wait are learned from, a state is added to a state.
         left, right = (other.copy(), self) if self._state is None else (self.copy(), other)
         left._seconds = self._seconds + other._seconds
         if left._state is None or right._state is None:
@@ -417,6 +423,7 @@ class StreamingFitter:
         return left
 
     def _check_same(self, other: StreamingFitter) -> None:
+        # A start that was guessed differs with the rows, and does not make another fit.
         parameters = dataclasses.replace(other._parameters, start=self._parameters.start)
         there = identify(parameters, other._objective, other._columns, other._solver)
         if text := differing(there, self._identity()):

@@ -175,6 +175,7 @@ def _relinearise(
     theta = state.theta if start is None else start
     there = rows.at(theta)
     if not np.isfinite(there).all():
+        # The estimate may lie where the model is not finite on all of the sample.
         return Relinearised(state, False, False)
     if start is None and state.restarts == 0:
         everywhere = np.ones(len(rows.slices.rows), bool)
@@ -316,10 +317,12 @@ def _estimate(rows: _Rows, there: Matrix, theta: Vector, used: npt.NDArray[np.bo
     w = weight[rows.which][:, None]
     gram = of_slices + (there * w).T @ there - (linear * w).T @ linear
     scores = there[:, :-1] * there[:, -1:] - linear[:, :-1] * linear[:, -1:]
+    # n (n - m) / m of the V above, over m - 1, for V is summed from the rows and not from their covariance.
     factor = weight * np.maximum(weight - 1.0, 0.0) * counts / np.maximum(counts - 1.0, 1.0)
     away = scores - _means(rows, scores)[rows.which]
     noise = (away * factor[rows.which][:, None]).T @ away
     cost = 0.5 * float(gram[-1, -1])
+    # A difference of sums may come out negative, which the sample alone cannot.
     if not cost > 0:
         cost = 0.5 * float((w[:, 0] * there[:, -1] ** 2).sum())
     return _Sums(gram, noise, (scores * w).sum(axis=0), cost)
@@ -329,6 +332,7 @@ def _spread(solver: Streaming, slices: Slices, sums: _Sums, theta: Vector) -> fl
     """Return the residual standard deviation."""
     if solver.absolute_sigma:
         return 1.0
+    # Not zero, for data without noise: the square of the least is a float still.
     return max(float(np.sqrt(2.0 * sums.cost / max(slices.rows.sum() - len(theta), 1.0))), 1e-150)
 
 
@@ -340,6 +344,7 @@ def _is_negligible(solver: Streaming, state: StreamState, sums: _Sums) -> bool:
     eigenvalues, turn = np.linalg.eigh(noise)
     if eigenvalues[-1] > _NEGLIGIBLE:
         return False
+    # What is smaller, relative to the largest, is rounding.
     known = eigenvalues > 1e-12 * max(float(eigenvalues[-1]), 1e-300)
     statistic = float(((turn.T @ shift)[known] ** 2 / eigenvalues[known]).sum())
     small = float(shift @ shift) < (_SMALL if eigenvalues.sum() > 1e-8 else _TINY) ** 2
@@ -379,6 +384,7 @@ def _restated(
         rows=int(rows.slices.total),
         gram=gram,
         cost=sums.cost,
+        # The covariance at the top with s² taken out: A⁻¹ (A + V / s²) A⁻¹.
         meat=information + sums.noise / _spread(solver, rows.slices, sums, theta) ** 2,
     )
     path = np.pad(information, (0, 1))

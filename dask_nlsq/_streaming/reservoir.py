@@ -66,6 +66,7 @@ class Reservoir:
 
     def add(self, block: Block, place: int, theta: Vector) -> None:
         """Offer the rows of a batch, which was linearised at `theta` (p,) and ends after `place` rows of the stream."""
+        # Less than all keys of before, where the newest rows are to stay.
         key = np.random.default_rng([0, place]).random(block.rows) - (place if self._newest else 0)
         rows = np.column_stack([key, *block.wide().columns])
         places, thetas = np.full(block.rows, float(place)), np.tile(theta, (block.rows, 1))
@@ -78,6 +79,8 @@ class Reservoir:
         """
         rows = other.rows.copy()
         if not self._newest:
+            # The smallest of n uniform numbers are partial sums of exponential gaps over the sum of all n + 1 gaps
+            # (Rényi). The last n + 1 - m of them together are a gamma variate.
             gaps = np.random.default_rng([1, of, after]).exponential(size=len(rows))
             rest = np.random.default_rng([2, of, after]).gamma(of + 1 - len(rows))
             rows[np.argsort(rows[:, 0]), 0] = np.cumsum(gaps) / (gaps.sum() + rest)
@@ -85,5 +88,6 @@ class Reservoir:
 
     def _keep(self, drawn: Drawn) -> None:
         if len(drawn.rows) > self._size:
+            # In the order in which they came: argpartition promises none, and the bits depend on it.
             drawn = drawn.take(np.sort(np.argpartition(drawn.rows[:, 0], self._size)[: self._size]))
         self.drawn = drawn

@@ -34,8 +34,11 @@ class Failure:
     @classmethod
     def of(cls, doing: str, error: BaseException) -> Failure:
         """Keep an exception for the driver; one that cannot be pickled is told in words."""
+        # As text, for pickle keeps neither the traceback of an exception nor its cause.
         trace = "".join(traceback.format_exception(error))
         try:
+            # Read back too: an exception whose __init__ takes other arguments than it hands on is pickled, and cannot
+            # be unpickled.
             pickle.loads(pickle.dumps(error))
         except Exception:
             error = RuntimeError(f"{type(error).__name__}: {error}")

@@ -58,6 +58,7 @@ class Group:
 
     def blocks(self) -> Iterator[tuple[int, Block | Failure]]:
         """Read the partitions in order, each while the one before it is being worked on."""
+        # Blocks are read already, so that a thread has nothing to do for them.
         if not self.ahead or len(self.partitions) == 1 or isinstance(self.partitions[0], Block):
             yield from ((i, load(p)) for i, p in zip(self.indices, self.partitions, strict=True))
             return
@@ -122,6 +123,7 @@ class Packed:
     @classmethod
     def of(cls, group: Group) -> Packed:
         """Pack a group."""
+        # cloudpickle, for graphs of Dask hold lambdas and functions of the user's own script.
         return cls(cloudpickle.dumps(group, pickle.HIGHEST_PROTOCOL))
 
     def open(self) -> Group | Failure:

@@ -59,6 +59,7 @@ class Payload:
     @property
     def value(self) -> Any:
         """The value, opened at the first call."""
+        # Tasks that come at the same time must get one object, or each would compile it.
         with self._opening:
             if self._value is None:
                 self._value = cloudpickle.loads(self.bytes())
@@ -90,6 +91,7 @@ def serialize(value: object) -> Payload:
     """Wrap a value, which must not change; one that cannot be pickled still serves in this process."""
     with _lock:
         known = next((payload for payload in _registry.values() if payload.holds(value)), None)
+    # The token of an objective is the hash of its pickle, which takes longer than the search.
     if known is not None:
         return _keep(known)
     file = io.BytesIO()
@@ -132,6 +134,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         reduced = super().reducer_override(obj)
         by_name = reduced is NotImplemented
         try:
+            # What jax.jit and functools.wraps return is no function, and has the function as an attribute.
             if isinstance(obj, types.FunctionType) or hasattr(obj, "__wrapped__"):
                 self.codes.append(self._note(obj, by_name).encode())
             if by_name and isinstance(obj, (types.FunctionType, type)):
@@ -140,6 +143,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
                 if text:
                     return named, (obj.__module__, obj.__qualname__, _PYTHON, text)
         except Exception:  # whatever objects of the user's raise when they are looked at
+            # Something that no other model has: it is never taken for one that is known.
             self.codes.append(uuid.uuid4().bytes)
         return reduced
 
@@ -180,6 +184,7 @@ def _keep(payload: Payload) -> Payload:
         _registry.move_to_end(payload.token)
         forgotten = [_registry.popitem(last=False) for _ in range(_surplus())]
     if any(next(_forgotten) % _TRIM_EVERY == 0 for _ in forgotten):
+        # Let go first: what is still referred to cannot be given back.
         forgotten.clear()
         trim_memory()
     return kept

@@ -55,6 +55,7 @@ def _opened(content: bytes) -> Answer:
 
 def reduce_group(group: Group, payload: Payload, requests: Sequence[Request]) -> Answer | Failure:
     """Load each partition once and reduce it for each request, small ones together."""
+    # Rows, dropped rows and checksums, as each partition is reduced for the first request.
     digests: list[Any] = []
     parts: list[list[Reduction]] = [[] for _ in requests]
     for batch in group.batches():
@@ -97,11 +98,13 @@ def _reduce(batch: Batch, payload: Payload, request: Request, look: bool) -> lis
         if look:
             validate.check_rows(objective, blocks[0], request.theta)
     except Exception as error:
+        # One call of the kernel took all of them, and its error does not say which one.
         for indexed in batch if len(batch) > 1 else ():  # which of them was it?
             if isinstance(alone := _reduce([indexed], payload, request, look=False), Failure):
                 return alone
         return Failure.of("evaluating the model", error).at(batch[0][0])
     for (index, _), block, reduction in zip(batch, blocks, reductions, strict=True):
+        # Looked for only where a sum is not finite, so that a sweep does not look at each cell.
         if not reduction.data_finite and (fault := non_finite(block, objective.columns)):
             return Failure("evaluating the model", fault, partition=index)
     return [reduction.placed(partition=index) for (index, _), reduction in zip(batch, reductions, strict=True)]

@@ -77,6 +77,7 @@ class Partial:
                     nodes.pop((0, number), None)
                 nodes[level, index] = parts[j]
                 self._rise(nodes, level, index)
+            # Only now, for the nodes of every request belong to it.
             self.done[first:end] = True
 
     def _rise(self, nodes: dict[tuple[int, int], Reduction], level: int, index: int) -> None:

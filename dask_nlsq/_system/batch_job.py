@@ -193,6 +193,7 @@ _NAMES = {"slurm": "SLURM_JOB_ID", "pbs": "PBS_JOBID", "lsf": "LSB_JOBID", "sge"
 
 
 def _run(command: Sequence[str]) -> str:
+    # A command without a terminal cannot ask for a password, and wait for it.
     done = subprocess.run(command, capture_output=True, timeout=ASKING, stdin=subprocess.DEVNULL)
     return done.stdout.decode("utf-8", "replace")
 
@@ -203,12 +204,14 @@ def _run(command: Sequence[str]) -> str:
 def _slurm(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
     nodes = _whole(environ.get("SLURM_JOB_NUM_NODES")) or _whole(environ.get("SLURM_NNODES")) or 0
     cores = _repeated(environ.get("SLURM_JOB_CPUS_PER_NODE"))
+    # SLURM_CPUS_ON_NODE counts the cores of this node; SLURM_JOB_CPUS_PER_NODE those of each, as in 8(x2).
     cores = cores or (_whole(environ.get("SLURM_CPUS_ON_NODE")) or 0) * max(nodes, 1)
     here = environ.get("SLURM_JOB_GPUS") or environ.get("SLURM_STEP_GPUS")
     on_node = _whole(environ.get("SLURM_GPUS_ON_NODE")) or len([gpu for gpu in (here or "").split(",") if gpu])
     gpus = _last(environ.get("SLURM_GPUS")) or on_node * max(nodes, 1)
     memory = _times(environ.get("SLURM_MEM_PER_NODE"), nodes) or _times(environ.get("SLURM_MEM_PER_CPU"), cores)
     memory = memory or _times(environ.get("SLURM_MEM_PER_GPU"), gpus)
+    # The time of the end is in the environment from Slurm 23 on; before, only the commands know it.
     ends = _number(environ.get("SLURM_JOB_END_TIME"))
     left = None if ends is None else max(0.0, ends - time.time())
     if left is None or memory is None:
@@ -220,6 +223,7 @@ def _slurm(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
             left = _clock(ask("squeue", "--noheader", "--format=%L", f"--jobs={name}").strip())
         total = re.search(r"(?:^|,)mem=([^,]+)", fields.get("TRES", ""))
         memory = memory or _bytes(total and total[1], "m")
+        # scontrol prints one of these two, by node or by CPU, as the memory was asked for.
         memory = memory or _product(_bytes(fields.get("MinMemoryNode"), "m"), max(nodes, 1))
         memory = memory or _product(_bytes(fields.get("MinMemoryCPU"), "m"), cores)
     return Job("slurm", name, nodes, cores, gpus, memory, left)
@@ -235,10 +239,13 @@ def _fields(text: str, name: str) -> dict[str, str]:
 
 def _pbs(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
     lines = _lines(environ.get("PBS_NODEFILE"))
+    # PBS_NUM_NODES, PBS_NUM_PPN and PBS_NP are of Torque; PBS Professional sets NCPUS, and its node file has a line for
+    # each process.
     nodes = _whole(environ.get("PBS_NUM_NODES")) or len(set(lines))
     on_node = _whole(environ.get("PBS_NUM_PPN")) or _whole(environ.get("NCPUS")) or 0
     cores = _whole(environ.get("PBS_NP")) or max(on_node * max(nodes, 1), len(lines))
     gpus = len(_lines(environ.get("PBS_GPUFILE")))
+    # qstat wraps long values, and begins each further line of one with a tab.
     text = re.sub(r"\n\t", "", ask("qstat", "-f", name))
     attributes = dict(re.findall(r"^\s+([\w.]+) = (.*)$", text, re.MULTILINE))
     limit = _clock(attributes.get("Resource_List.walltime"))
@@ -246,6 +253,7 @@ def _pbs(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
     since = _since(attributes.get("stime"))  # the walltime that was used is brought up to date now and then only
     if limit is not None and since is not None and 0 <= since <= limit:
         gone = max(gone or 0.0, since)
+    # The walltime in the environment, again of Torque, does where qstat is not answered on the nodes.
     if limit is None:
         limit, gone = _number(environ.get("PBS_WALLTIME")), _age(environ.get("PBS_NODEFILE"))
     return Job(
@@ -262,6 +270,7 @@ def _pbs(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
 def _sge(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
     cores = _whole(environ.get("NSLOTS")) or 0
     text = ask("qstat", "-j", name.partition(".")[0])
+    # The forks of Grid Engine write the name with a space or with an underscore.
     hard_limits = re.search(r"^hard[_ ]resource_list:\s+(.*)$", text, re.MULTILINE)
     asked = dict(re.findall(r"([\w.]+)=([^,\s]+)", hard_limits[1] if hard_limits else ""))
     limit = _clock(asked.get("h_rt"))
@@ -275,6 +284,7 @@ def _sge(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
         _whole(environ.get("NHOSTS")) or 0,
         cores,
         len((environ.get("SGE_HGR_gpu") or "").split()),
+        # SGE asks for resources by slot.
         _product(_bytes(asked.get("h_vmem"), "b"), max(cores, 1)),
         None if limit is None or gone is None else max(0.0, limit - gone),
     )
@@ -295,6 +305,7 @@ def _lsf(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
         len(hosts),
         sum(counts) or _whole(environ.get("LSB_DJOB_NUMPROC")) or 0,
         len(visible) * max(len(hosts), 1),
+        # A bare number is in KB, the unit of LSF's limits.
         _bytes(memory.replace(" ", ""), "k"),
         None if form is None else _clock(f"{form[1]}:{form[2]}:00"),
     )

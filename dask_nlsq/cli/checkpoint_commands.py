@@ -32,6 +32,7 @@ def _where(command: Callable[..., None]) -> Callable[..., None]:
         with plainly():
             command(dask_nlsq.Checkpoints(where, storage_options), **options)
 
+    # As in `with_options`, the last decorator is applied first.
     for argument in reversed(WHERE):
         opened = argument(opened)
     return opened

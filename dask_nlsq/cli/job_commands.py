@@ -50,6 +50,7 @@ def with_options(options: Sequence[Callable[[T], T]]) -> Callable[[T], T]:
     """Give a command all of some options."""
 
     def decorate(command: T) -> T:
+        # click lists the options of a command in the order of its decorators, of which the last is applied first.
         for option in reversed(options):
             command = option(command)
         return command
@@ -81,6 +82,7 @@ def connected(
 
     `plan` sizes a cluster of this machine; `check` raises where a signal has come while workers queue.
     """
+    # The rest is what the cluster is asked for, and means nothing without one.
     kind = requested.pop("cluster", None)
     if kind is None:
         if requested:
@@ -94,14 +96,17 @@ def connected(
         raise click.UsageError("--cluster local takes --workers, and its share of this machine.")
     elif kind != "local" and "memory" not in requested:
         raise click.UsageError(f"--cluster {kind} needs --memory, what each of its jobs may hold.")
+    # Importing distributed takes longer than most commands.
     from distributed import Client
 
     with contextlib.ExitStack() as stack:
         where: Any = address
         if kind is not None:
+            # Entered before the client, so that the client is closed first.
             where = stack.enter_context(_cluster(kind, requested, plan))
         client = stack.enter_context(Client(where))
         if kind not in (None, "local"):
+            # A second at a time, so that a signal is noticed while the jobs queue.
             while not client.nthreads():
                 check()
                 with contextlib.suppress(TimeoutError):
@@ -134,6 +139,7 @@ def _cluster(kind: str, requested: dict[str, Any], plan: Callable[[], Any] | Non
 @click.option("--setup", multiple=True, metavar="LINE", help="A line before the fit, such as 'module load python'.")
 @click.option("--log", metavar="FILE", help="Takes what the job prints; by default called as the job.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it there.")
+# Options behind the two hyphens belong to the command that the job runs.
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def job_script(
     command: tuple[str, ...],
@@ -150,9 +156,11 @@ def job_script(
 
     The command stands after two hyphens, and a fit in it has --checkpoint, from which it goes on.
     """
+    # Checked here, for `fit` shares these options and requires neither.
     for name, value in (("--walltime", walltime), ("--memory", memory)):
         if value is None:
             raise click.UsageError(f"Missing option '{name}'.")
+    # An option may be joined to its value by an equals sign.
     words = [part for word in command for part in word.split("=", 1)]
     given = dict(itertools.pairwise([*words, ""]))
     if command[0] == "fit" and not keeps(given.get("--checkpoint"), given.get("--workflow")):

@@ -45,8 +45,11 @@ QUEUES = {
             "--ntasks=1",
             "--cpus-per-task={cores}",
             "--mem={mib}M",
+            # B: signals the shell of the script; without it the steps of the job alone are signalled, of which there
+            # are none.
             "--signal=B:USR1@{warn}",
             "--requeue",
+            # A job that is requeued would otherwise begin its output anew.
             "--open-mode=append",
             "--output={output}",
         ),
@@ -77,10 +80,13 @@ QUEUES = {
         prefix="#$",
         directives=(
             "-N {name}",
+            # SGE does not read the first line of a script in its default mode.
             "-S /bin/bash",
+            # SGE and PBS start a job in the home directory.
             "-cwd",
             "-l h_rt={time}",
             "-l s_rt={soft}",
+            # Resources are asked for by slot.
             "-l mem_free={share}M",
             "-pe smp {cores}",
             "-r y",
@@ -100,8 +106,10 @@ QUEUES = {
             "-J {name}",
             "-W {minutes}",
             "-n {cores}",
+            # The cores of a job may otherwise lie on several hosts.
             '-R "span[hosts=1]"',
             "-M {mib}MB",
+            # LSF counts in minutes.
             "-wa USR1 -wt {before}",
             "-r",
             '-Q "75"',
@@ -233,6 +241,7 @@ def job_script(
     for what, word in words.items():
         shell.word(what, word)
     lines_before = setup.splitlines() if isinstance(setup, str) else setup
+    # In whole MiB, which every queue takes.
     mib = math.ceil(parse_memory(memory) / 2**20)
     values = words | {
         "cores": cores,
@@ -251,6 +260,7 @@ def job_script(
     lines = [*table.directives]
     lines += [form for form, value in ((table.queue, queue), (table.account, account), (table.gpus, gpus)) if value]
     if scheduler == "sge" and cores == 1:
+        # A site need not have the parallel environment, and one core needs none.
         lines.remove("-pe smp {cores}")
     header = [f"{table.prefix} {line.format(**values)}" for line in lines if line]
     body = BODY.format(

@@ -34,6 +34,7 @@ def installed(typed: str | Sequence[str], setup: Sequence[str]) -> str | Sequenc
     """
     name = "dask-nlsq"
     here, on_path = Path(sys.executable).with_name(name), shutil.which(name)
+    # samefile, for the one that the shell finds may be a link to this one.
     active = not here.exists() or (on_path is not None and here.samefile(on_path))
     if active or any(_ENVIRONMENT.search(text) for text in setup):
         return typed
@@ -96,4 +97,5 @@ def command(typed: str | Sequence[str]) -> str:
     if all(_ASSIGNMENT.match(part) for part in words):
         raise NlsqError("The command is empty; one such as 'dask-nlsq fit DATA -m MODEL --checkpoint run' is needed.")
     line("The command", text)
+    # exec takes no assignments before its command.
     return f"env {text}" if _ASSIGNMENT.match(words[0]) else text

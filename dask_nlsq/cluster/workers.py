@@ -50,9 +50,11 @@ def local_cluster(plan: Plan, **options: Any) -> LocalCluster:
         "n_workers": workers,
         "threads_per_worker": 1,
         "memory_limit": memory_limit().limit // max(workers, 1),
+        # Port 8787 may be taken by another cluster of this machine.
         "dashboard_address": ":0",
     }
     if options.get("processes", True):
+        # Each worker's XLA would otherwise start as many threads as the machine has cores.
         options["env"] = {"PJRT_NPROC": "1"} | (options.get("env") or {})
     return LocalCluster(**(chosen | options))
 
@@ -265,12 +267,14 @@ def _start(
         arguments += ["--resources", "GPU=1"]
         preload = ["--preload-nanny", "dask_nlsq.cluster.gpu_preload"]
         arguments += preload * (gpus > 1)  # the queue shows one job its one GPU
+        # JAX takes three quarters of the memory of a GPU as it starts, unless it is told not to.
         prologue.append("export XLA_PYTHON_CLIENT_PREALLOCATE=false")
     chosen = {
         "cores": cores,
         "processes": processes,
         "memory": parse_memory(memory),
         "walltime": clock(seconds(walltime)),
+        # A worker whose driver has gone gives its job up after a minute.
         "death_timeout": 60,
         **{key: value for key, value in requested.items() if value},
     }
@@ -287,6 +291,7 @@ def _start(
         "job_script_prologue": prologue,
         "job_extra_directives": chosen.pop("job_extra_directives", []),
     }.items():
+        # What is given as an argument replaces what Dask's configuration says, so that its lists are added here.
         theirs = options.pop(key, None)
         if theirs is None:
             theirs = dask.config.get(f"{config}.{key.replace('_', '-')}", None)
@@ -312,6 +317,7 @@ def _renew(cluster: Any) -> None:
         if cluster.status.name != "running":
             watch.stop()
             return
+        # A job of several processes names them after itself, with the suffixes of its group.
         names = {str(worker.name) for worker in cluster.scheduler.workers.values()}
         here = {
             job
@@ -325,6 +331,7 @@ def _renew(cluster: Any) -> None:
         arrived.difference_update(ended)
         arrived.update(here)
         for job in ended & set(cluster.workers):
+            # Closing is a coroutine, for the loop of the cluster.
             cluster.loop.add_callback(cluster.workers.pop(job).close)
         if ended:
             cluster.scale(jobs=len(cluster.worker_spec))

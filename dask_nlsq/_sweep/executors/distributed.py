@@ -87,6 +87,7 @@ class Cluster(Executor):
         self._at_a_time = at_a_time
         self._spent: list[Future[Any]] = []  # futures of the last sweeps, whose values are here
         self._again: Future[Any] | None = None  # the future of a task that is run once more
+        # n_workers=-1 asks for all: some releases of Dask describe five workers by default.
         declared = (w["resources"].get(_GPU) for w in client.scheduler_info(n_workers=-1)["workers"].values())
         self._resources = {_GPU: 1} if any(declared) else None
 
@@ -105,6 +106,7 @@ class Cluster(Executor):
             most = self._at_a_time or 2**31
             return {worker: min(int(threads), most) for worker, threads in self.client.nthreads().items()}
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        # A worker runs no more tasks than it has threads, whatever it declares.
         gpus = {worker: int(w["resources"].get(_GPU, 0)) for worker, w in workers.items()}
         return {worker: min(count, workers[worker]["nthreads"]) for worker, count in gpus.items() if count}
 
@@ -118,6 +120,7 @@ class Cluster(Executor):
         """Wait until there is a worker, with a task: an adaptive cluster starts none without."""
         if self._places():
             return
+        # With the resources that the tasks will need, or a worker would come that has none.
         future = self.client.submit(int, key=(_name("wait"), 0), resources=self._resources, pure=False)
         with self._connected(lambda: [future]):
             future.result()
@@ -153,6 +156,7 @@ class Cluster(Executor):
             workers = self.client.scheduler_info(n_workers=-1)["workers"]
         answers = {w: a for w, a in answers.items() if w in workers and not isinstance(a, OSError)}  # gone meanwhile
         versions.check_survey(answers)
+        # Workers within this process share its XLA, and do not hinder one another.
         open_ended = [w for w, (limit, _) in answers.items() if not limit and not w.startswith("inproc")]
         hosts = collections.Counter(workers[w]["host"] for w in open_ended)
         host, processes = max(hosts.items(), key=lambda item: item[1], default=("", 0))
@@ -184,6 +188,7 @@ class Cluster(Executor):
             if not batch:
                 return []
             keys = [(name, i) for i, _ in batch]
+            # A future stands for its group: the task goes to the worker that holds it.
             sent = [g.future if isinstance(g, Held) else _packed(g) for _, g in batch]
             futures = self.client.map(
                 _call,
@@ -295,6 +300,7 @@ class Cluster(Executor):
                 raise watch.error() from error
             if self.client.status == "running" and not isinstance(error, (CancelledError, OSError)):
                 raise
+            # Dask cancels all that a client has where its scheduler is lost, too.
             if isinstance(error, CancelledError) and self._answers():
                 raise _cancelled(error) from error
             raise SweepError(
@@ -350,7 +356,9 @@ class Cluster(Executor):
         partitions = [partition for group in groups for partition in group.partitions]
         sizes: list[Any] = []
         with self._connected(lambda: sizes):
+            # In one call, so that Dask makes the work that they share once.
             blocks = self.client.compute(partitions)
+            # Some sixteen of them are asked: each answer is a task.
             sizes += self.client.map(_size, blocks[:: max(1, len(blocks) // 16)], pure=False)
             known = self.client.gather(sizes, errors="skip")  # an error is told by the sweep
             workers = self.workers
@@ -392,6 +400,7 @@ def _call(
         group = group.open()
     if isinstance(group, Failure):
         return group
+    # A worker of Dask runs as many tasks as it has threads; where memory has room for fewer they take turns.
     if at_a_time is None:
         return task(group, *args)
     with _turns_lock:
@@ -411,6 +420,7 @@ def _itself(value: T) -> T:
 
 
 def _given_up(group: Group | Held, cause: Exception, why: str) -> Failure:
+    # Which of the partitions it was, nobody knows: the worker is gone.
     first, *more = group.indices
     apart = more and more[-1] - first != len(more)
     several = ", ".join(map(str, group.indices)) if apart else f"{first} to {more[-1]}" if more else ""

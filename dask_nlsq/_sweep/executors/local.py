@@ -141,6 +141,7 @@ class Serial(Executor):
             yield i, self._call(task, group, *args)
 
     def _call(self, task: Task, group: object, *args: Any) -> Any:
+        # To read ahead takes a thread, and Dask's synchronous scheduler promises that there is none.
         if self._alone and isinstance(group, Group):
             group = dataclasses.replace(group, ahead=False)
         return task(group, *args)
@@ -169,6 +170,7 @@ class Threads(Executor):
         # As Dask itself counts: a pool of concurrent.futures has the one attribute, one of multiprocessing the other.
         theirs = getattr(configured, "_max_workers", None) or getattr(configured, "_processes", None)
         self._workers: int = workers or dask.config.get("num_workers", None) or theirs or CPU_COUNT
+        # A pool that is no ThreadPoolExecutor, as one of multiprocessing, lends its number and not its threads.
         # One pool for all sweeps, for Arrow keeps what it has to spare thread by thread; it ends with this object.
         needs_pool = not isinstance(configured, ThreadPoolExecutor)
         self._pool = ThreadPoolExecutor(self._workers, "nlsq") if needs_pool else configured
@@ -185,6 +187,7 @@ class Threads(Executor):
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` as they arrive, with few more under way than threads."""
         todo, owner = iter(enumerate(groups)), threading.get_ident()
+        # One more than there are threads, so that none is idle while a value is taken in.
         running = {self._pool.submit(task, g, *args): i for i, g in itertools.islice(todo, self.workers + 1)}
         try:
             while running:
@@ -242,6 +245,7 @@ def _hold_here(executor: Serial | Threads, groups: Sequence[Group], shared: bool
     if shared:
         try:
             blocks = dask.compute(*(group.partitions[0] for group in groups), scheduler=executor.scheduler)
+        # It says already what is wrong, and where.
         except NlsqError:
             raise
         except Exception as error:
