@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import EllipsisType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,3 +16,6 @@ Matrix: TypeAlias = npt.NDArray[np.float64]
 
 AnyArray: TypeAlias = npt.NDArray[Any]
 """An array of any dtype, as it comes from a reader."""
+
+Index: TypeAlias = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
+"""What an array in a store or a file is asked for."""

@@ -10,23 +10,27 @@ import io
 import os
 import zipfile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dask_nlsq._checkpoint.codec import pack, unpack
 from dask_nlsq._checkpoint.storage import Folder
 from dask_nlsq._errors import CheckpointCorrupt
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
-def save(path: str | os.PathLike[str], value: Any) -> None:
+def save(path: str | os.PathLike[str], value: DataclassInstance) -> None:
     """Write a dataclass to a file: the whole of it, or what was there stays."""
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w") as archive:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
         for key, data in pack(value).items():
+            # Of zipfile's own date, in 1980: equal states make equal files.
             archive.writestr(zipfile.ZipInfo(key), data)
     target = Path(path)
-    Folder(target.parent).replace(target.name, held.getvalue())
+    Folder(target.parent).replace(target.name, file.getvalue())
 
 
 def load(kind: type[T], path: str | os.PathLike[str]) -> T:
@@ -41,6 +45,7 @@ def load(kind: type[T], path: str | os.PathLike[str]) -> T:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             entries = archive.infolist()
+            # What is stored takes no more memory than the file; what is compressed might take any.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise ValueError("its parts are compressed, which those of a state are not")
             keys = {entry.filename: archive.read(entry) for entry in entries}

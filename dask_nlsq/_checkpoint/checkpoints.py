@@ -21,18 +21,22 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from dask_nlsq._checkpoint.codec import GROUP, TOTAL_BYTES, Keys, check_group, check_key
 from dask_nlsq._checkpoint.storage import Place, open_place
 from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, NlsqError, warn
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 log = logging.getLogger("dask_nlsq")
 
@@ -42,12 +46,14 @@ FORMAT = 1
 KEEP = 5
 """Generations that are kept by default."""
 
+_TRIES = 10
+# What is read of a checkpoint that a stranger may have made, at most.
 _RECORD_BYTES = 2**24
 _FILES = 100_000
-_TRIES = 10
 _ROOT = json.dumps(GROUP).encode()
 _COMMIT = re.compile(r"(\d{8})\.json")
 _GENERATION = re.compile(r"gen-(\d{8})-[0-9a-f]{8}")
+# What `Folder` writes beside the place of a file, and cannot remove where its process is killed.
 _HALF = re.compile(r"\.(\d{8}|lock)\.json\.[0-9a-f]{8}")
 _PACKAGES = ("dask-nlsq", "jax", "jaxlib", "numpy", "dask", "zarr")
 
@@ -111,15 +117,15 @@ class Checkpoints:
     (True, {})
     """
 
-    def __init__(self, where: Any, storage_options: dict[str, Any] | None = None) -> None:
+    def __init__(self, where: str | os.PathLike[str] | Store, storage_options: dict[str, Any] | None = None) -> None:
         self.place: Place = open_place(where, storage_options)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def numbers(self) -> list[int]:
         """Return the numbers of the generations whose record is there."""
-        found = (_COMMIT.fullmatch(name) for name in self.place.names("commits"))
-        return [int(match[1]) for match in found if match]
+        matches = (_COMMIT.fullmatch(name) for name in self.place.names("commits"))
+        return [int(match[1]) for match in matches if match]
 
     def __iter__(self) -> Iterator[Generation]:
         for number in self.numbers():
@@ -151,9 +157,12 @@ class Checkpoints:
             raise CheckpointError(f"There is no generation {number} at {self.place}; there are {self.numbers()}.")
         try:
             record = json.loads(data)
+            # The record is a text within JSON: written again, what was parsed need not have the same bytes, or the same
+            # hash.
             text, digest = record["record"], record["sha256"]
             whole = isinstance(text, str) and hashlib.sha256(text.encode()).hexdigest() == digest
             contents = json.loads(text) if whole else {}
+        # JSON that is nested deeply enough raises RecursionError.
         except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
             raise CheckpointCorrupt(f"{name} is no record of a commit.") from error
         if not whole or set(record) != {"record", "sha256"}:
@@ -208,12 +217,15 @@ class Checkpoints:
             except CheckpointCorrupt as error:
                 faults.append(f"generation {number}: {error}")
                 continue
+            # Where a record was damaged, the faults say so already.
             torn = [n for n in self._torn() if n > number]
             if torn and not faults:
                 faults.append(f"generation {max(torn)} was not committed")
             if faults:
                 warn(f"The checkpoint {self.place} goes on from generation {number}. Not used: {'; '.join(faults)}.")
             return generation, keys
+        # A first generation without a record is a fit that was stopped before its first commit; later ones had a record
+        # before them.
         if faults or any(number > 1 for number in self._torn()):
             contents = "; ".join(faults) or "the records of its commits are missing"
             raise CheckpointCorrupt(
@@ -235,9 +247,9 @@ class Checkpoints:
 
     def _torn(self) -> list[int]:
         """Return the numbers of generations that have no record."""
-        found = [_GENERATION.fullmatch(name) for name in self.place.names("state.zarr")]
+        matches = [_GENERATION.fullmatch(name) for name in self.place.names("state.zarr")]
         numbers = set(self.numbers())
-        return [int(match[1]) for match in found if match and int(match[1]) not in numbers]
+        return [int(match[1]) for match in matches if match and int(match[1]) not in numbers]
 
     def list(self) -> pd.DataFrame:
         """Return a table of the generations: when, how many sweeps, cost, status, bytes; damaged records are named."""
@@ -245,8 +257,13 @@ class Checkpoints:
         for number in self.numbers():
             try:
                 with self._listed(number):
-                    found = self.describe(number)
-                rows[number] = {"created": found.created, **found.about, "bytes": found.nbytes, "fault": ""}
+                    generation = self.describe(number)
+                rows[number] = {
+                    "created": generation.created,
+                    **generation.about,
+                    "bytes": generation.nbytes,
+                    "fault": "",
+                }
             except _Gone:
                 continue
             except CheckpointCorrupt as error:
@@ -279,6 +296,7 @@ class Checkpoints:
             It could not be written; those before it are as they were. A file system raises an OSError, a service what
             it likes.
         """
+        # A number that was torn is not used again, so that no folder is written twice.
         number = max([*self.numbers(), *self._torn(), 0]) + 1
         folder = f"gen-{number:08d}-{uuid.uuid4().hex[:8]}"
         if self.place.read("state.zarr/zarr.json", len(_ROOT)) is None:
@@ -297,6 +315,7 @@ class Checkpoints:
             }
             text = json.dumps(record)
             sealed = {"record": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+            # Created and not replaced: of two processes that both take the lock for theirs, the second fails here.
             self.place.create(f"commits/{number:08d}.json", json.dumps(sealed, indent=1).encode())
         except Exception:
             self._discard(number, folder)
@@ -323,7 +342,10 @@ class Checkpoints:
             The numbers of the generations that were removed.
         """
         numbers = self.numbers()
+        # Where the newest does not verify, the one before it is read.
         old = numbers[: max(0, len(numbers) - max(keep, 2))]
+        # Records go first: a folder without a record is no generation, and a record without its folder would be a
+        # damaged one.
         for number in old:
             self.place.remove(f"commits/{number:08d}.json")
         kept = set(numbers) - set(old)
@@ -337,7 +359,12 @@ class Checkpoints:
                     self.place.remove(folder + name)
         return tuple(old)
 
-    def export(self, where: Any, number: int | None = None, storage_options: dict[str, Any] | None = None) -> None:
+    def export(
+        self,
+        where: str | os.PathLike[str] | Store,
+        number: int | None = None,
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
         """Copy a generation that verifies, by default the newest, to another place, where it is the first one.
 
         Raises
@@ -349,10 +376,10 @@ class Checkpoints:
         if target.numbers():
             raise CheckpointError(f"There are checkpoints at {target.place} already.")
         if number is None:
-            found = self.newest()
-            if found is None:
+            newest = self.newest()
+            if newest is None:
                 raise CheckpointError(f"There is no checkpoint at {self.place}.")
-            generation, keys = found
+            generation, keys = newest
         else:
             generation = self.describe(number)
             keys = self.read(generation)
@@ -361,8 +388,8 @@ class Checkpoints:
 
 def versions() -> dict[str, str]:
     """Return what the bits of a fit depend on, beside what it was asked."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "machine": machine(), **found}
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "machine": machine(), **packages}
 
 
 def machine() -> str:
@@ -371,12 +398,13 @@ def machine() -> str:
         text = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
         return platform.machine()
+    # XLA and BLAS choose their vector instructions by these, and with them the order of sums.
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     wide = {"avx512f", "avx2", "fma", "avx", "sse4_2", "asimd", "sve"} & set(flags[1].split() if flags else ())
     return " ".join([platform.machine(), *sorted(wide)])
 
 
-def _generation(contents: Any, number: int, name: str) -> Generation:
+def _generation(contents: Mapping[str, Any], number: int, name: str) -> Generation:
     """Return what a record says, or refuse what no record would say."""
     try:
         if contents["format"] > FORMAT:

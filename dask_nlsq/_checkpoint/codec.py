@@ -21,14 +21,17 @@ import types
 import typing
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._errors import CheckpointCorrupt, NlsqError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 Keys = dict[str, bytes]
 """Names below a Zarr group, and what they hold."""
@@ -67,7 +70,7 @@ GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def pack(value: Any, compression: str | None = None) -> Keys:
+def pack(value: DataclassInstance, compression: str | None = None) -> Keys:
     """Return a dataclass as the keys of a Zarr group."""
     if compression not in (None, "gzip"):
         raise NlsqError(f'compression is {compression!r}; None or "gzip" is needed.')
@@ -76,7 +79,7 @@ def pack(value: Any, compression: str | None = None) -> Keys:
     return keys
 
 
-def _write(keys: Keys, path: str, value: Any, compression: str | None) -> None:
+def _write(keys: Keys, path: str, value: DataclassInstance, compression: str | None) -> None:
     members = {_stored_name(field): getattr(value, field.name) for field in dataclasses.fields(value)}
     _put(keys, path, members, compression)
 
@@ -97,6 +100,7 @@ def _put(keys: Keys, path: str, members: Mapping[str, Any], compression: str | N
         dimensions = (first + tuple(f"{name}_{i}" for i in range(1, array.ndim)))[: array.ndim]
         keys[f"{path}{name}/zarr.json"] = _json(_about(array, dimensions, compression))
         if array.size:
+            # gzip would otherwise write the time of day, and equal states would differ in their bytes.
             chunk = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
             keys[_chunk(f"{path}{name}", array.shape)] = gzip.compress(chunk, 5, mtime=0) if compression else chunk
     for name, member in groups.items():
@@ -121,6 +125,7 @@ def _about(array: npt.NDArray[Any], dimensions: Sequence[str], compression: str 
         "node_type": "array",
         "shape": array.shape,
         "data_type": array.dtype.name,
+        # A chunk of Zarr has at least one element along each axis, that of an empty array too.
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(n, 1) for n in array.shape]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": array.dtype.type(0).item(),
@@ -139,7 +144,7 @@ def _chunk(path: str, shape: Sequence[int]) -> str:
     return "/".join([path, "c", *("0" for _ in shape)])
 
 
-def _is_group(member: Any) -> bool:
+def _is_group(member: object) -> bool:
     return dataclasses.is_dataclass(member) or (
         isinstance(member, tuple) and bool(member) and dataclasses.is_dataclass(member[0])
     )
@@ -147,28 +152,31 @@ def _is_group(member: Any) -> bool:
 
 def _columns(rows: Sequence[Any]) -> dict[str, Any]:
     """Return a tuple of dataclasses of one kind field by field."""
-    found: dict[str, Any] = {_LENGTH: len(rows)}
+    columns: dict[str, Any] = {_LENGTH: len(rows)}
     for field in dataclasses.fields(rows[0]):
         name, values = _stored_name(field), [getattr(row, field.name) for row in rows]
-        some = next((v for v in values if v is not None), None)
-        if isinstance(some, (np.ndarray, float, int, bool, np.generic)):
-            nothing = np.zeros_like(some)
-            found[name] = np.stack([np.asarray(nothing if v is None else v) for v in values])
+        example = next((v for v in values if v is not None), None)
+        if isinstance(example, (np.ndarray, float, int, bool, np.generic)):
+            # A column is one array, and where it holds nothing an array of its own says.
+            nothing = np.zeros_like(example)
+            columns[name] = np.stack([np.asarray(nothing if v is None else v) for v in values])
             if any(v is None for v in values):
-                found[name + _ABSENT] = np.array([v is None for v in values])
+                columns[name + _ABSENT] = np.array([v is None for v in values])
         elif all(v is None for v in values):
-            found[name] = None
+            columns[name] = None
         else:
-            found[name] = [_plain(v) for v in values]
-    return found
+            columns[name] = [_plain(v) for v in values]
+    return columns
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return what JSON can hold."""
     if isinstance(value, np.generic):
+        # A scalar of NumPy would come back as one of Python, without its type.
         return {str(value.dtype): _plain(value.item())}
     if isinstance(value, enum.Enum):
         return value.value
+    # JSON has no number for these.
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, frozenset):
@@ -195,10 +203,10 @@ def unpack(kind: type[T], keys: Mapping[str, bytes]) -> T:
     """
     check_group(keys)
     try:
-        found: T = _read(kind, _open(keys))
+        value: T = _read(kind, _open(keys))
     except Exception as error:
         raise CheckpointCorrupt(f"The state cannot be read: {type(error).__name__}: {error}") from error
-    return found
+    return value
 
 
 class _Group(NamedTuple):
@@ -210,28 +218,29 @@ class _Group(NamedTuple):
 
 def _open(keys: Mapping[str, bytes]) -> _Group:
     """Decode what has been looked at."""
-    found: dict[str, _Group] = {}
+    groups: dict[str, _Group] = {}
     for key in sorted((key for key in keys if key.endswith("zarr.json")), key=len):  # a group before its members
         path, about = key.removesuffix("zarr.json").rstrip("/"), json.loads(keys[key])
         above, _, name = path.rpartition("/")
         if about["node_type"] == "array":
-            found[above].members[name] = _array(keys, path, about)
+            groups[above].members[name] = _array(keys, path, about)
             continue
-        found[path] = _Group(about.get("attributes", {}), {})
+        groups[path] = _Group(about.get("attributes", {}), {})
         if path:
-            found[above].members[name] = found[path]
-    return found[""]
+            groups[above].members[name] = groups[path]
+    return groups[""]
 
 
 def _array(keys: Mapping[str, bytes], path: str, about: Mapping[str, Any]) -> npt.NDArray[Any]:
     data, dtype = keys.get(_chunk(path, about["shape"]), b""), np.dtype(about["data_type"])
     if data and len(about["codecs"]) == 2:
         data = gzip.decompress(data)
+    # astype also makes the copy that is needed: what frombuffer returns cannot be written to.
     array = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(about["shape"])
     return np.asfortranarray(array) if about.get("attributes", {}).get("order") == "F" else array
 
 
-def _read(kind: Any, group: _Group) -> Any:
+def _read(kind: type[T], group: _Group) -> T:
     hints = typing.get_type_hints(kind)
     values = {}
     for field in dataclasses.fields(kind):
@@ -245,16 +254,16 @@ def _read(kind: Any, group: _Group) -> Any:
     return kind(**values)
 
 
-def _member(hint: Any, member: Any) -> Any:
-    hint = _bare(hint)
+def _member(hint: object, member: npt.NDArray[Any] | _Group) -> Any:
     if isinstance(member, np.ndarray):
         return member
-    if typing.get_origin(hint) is tuple:
-        return _rows(typing.get_args(hint)[0], member)
-    return _read(hint, member)
+    kind = _bare(hint)
+    if typing.get_origin(kind) is tuple:
+        return _rows(typing.get_args(kind)[0], member)
+    return _read(kind, member)
 
 
-def _rows(kind: Any, group: _Group) -> tuple[Any, ...]:
+def _rows(kind: type[T], group: _Group) -> tuple[T, ...]:
     hints = typing.get_type_hints(kind)
     attributes, members = group
     if _COUNT in attributes:
@@ -285,7 +294,7 @@ def _rows(kind: Any, group: _Group) -> tuple[Any, ...]:
     return tuple(kind(**{name: column[i] for name, column in columns.items()}) for i in range(rows))
 
 
-def _value(hint: Any, value: Any) -> Any:
+def _value(hint: object, value: Any) -> Any:
     """Return a value as its type says."""
     if value is None:
         return None
@@ -305,14 +314,14 @@ def _value(hint: Any, value: Any) -> Any:
     return value
 
 
-def _bare(hint: Any) -> Any:
+def _bare(hint: object) -> Any:
     """Return a type without its ``| None``."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         (hint,) = (each for each in typing.get_args(hint) if each is not type(None))
     return hint
 
 
-def to_text(values: Any) -> Text:
+def to_text(values: object) -> Text:
     """Return plain values as JSON, in an array."""
     return np.frombuffer(json.dumps(values).encode(), np.uint8).copy()
 
@@ -390,12 +399,12 @@ def parse(data: bytes, name: str) -> dict[str, Any]:
     if len(data) > METADATA_BYTES:
         raise CheckpointCorrupt(f"{name} holds {len(data)} bytes of metadata; {METADATA_BYTES} are the most.")
     try:
-        found = json.loads(data)
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CheckpointCorrupt(f"{name} is no JSON: {type(error).__name__}.") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise CheckpointCorrupt(f"{name} is no JSON object.")
-    return found
+    return value
 
 
 def _check_array(key: str, about: Mapping[str, Any]) -> tuple[str, int]:
@@ -422,6 +431,8 @@ def _check_chunk(key: str, data: bytes, size: int, about: Mapping[str, Any]) -> 
     """See that a chunk decodes to so many bytes, and to no more."""
     if len(about["codecs"]) == 2:
         try:
+            # 31 asks for the header of gzip and the largest window. One byte beyond the size says that there are more,
+            # and none of those is decompressed.
             whole = zlib.decompressobj(31)
             data = whole.decompress(data, size + 1)
         except zlib.error as error:

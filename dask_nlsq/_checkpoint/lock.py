@@ -62,6 +62,7 @@ class Lock:
                 break
         else:
             raise CheckpointError(f"The lock of {self._place} changes hands all the time.")
+        # A daemon, so that a process that ends without giving the lock back does not wait for this thread.
         self._thread = threading.Thread(target=self._beat, name="nlsq-heartbeat", daemon=True)
         self._thread.start()
 
@@ -72,6 +73,8 @@ class Lock:
             return True
         except FileExistsError:
             other = self._read()
+        # On a disk that is full or read-only a living owner is still refused; what else becomes of the error is for the
+        # fit to decide.
         except OSError:
             self._check_free()
             raise
@@ -168,6 +171,7 @@ class Lock:
         while not self._stop.wait(self._heartbeat):
             self._own["beat"] += 1
             with contextlib.suppress(Exception):  # whatever it is, the next may come through
+                # One that was taken over meanwhile is not taken back.
                 if self.mine():
                     self._place.replace(NAME, self._data())
 

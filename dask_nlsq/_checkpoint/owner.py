@@ -46,6 +46,7 @@ def identify() -> dict[str, Any]:
 
 def life(owner: Record, here: Record) -> Life:
     """Return what the process `here` can see of an owner: that it is dead only where both number processes alike."""
+    # As on macOS, or for an owner of an older version.
     if None in (here["boot"], here["namespaces"], here["start_ticks"], owner.get("boot")):
         return _life_by_wall_clock(owner, here)
     if owner["boot"] != here["boot"] or owner.get("namespaces") != here["namespaces"]:
@@ -67,12 +68,14 @@ def _life_by_wall_clock(owner: Record, here: Record) -> Life:
 
 def _life_by_ticks(owner: Record) -> Life:
     pid = owner.get("pid")
+    # os.kill takes zero and negative numbers for groups of processes.
     if not isinstance(pid, int) or not 0 < pid < 2**31 or not _own_proc():
         return Life.UNKNOWN
     stat = _stat(pid)
     if stat is None:
         return Life.UNKNOWN if _exists(pid) else Life.DEAD
     state, threads, ticks = stat
+    # Z is a process that nobody has waited for, X one that is being removed.
     ended = state in "ZX" and threads <= 1  # of a thread that has ended others may run on
     return Life.DEAD if ended or ticks != owner.get("start_ticks") else Life.ALIVE
 
@@ -93,6 +96,7 @@ def _exists(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    # It is there, and belongs to another user.
     except OSError:
         return True
     return True
@@ -118,8 +122,8 @@ def _boot_id() -> str | None:
 
 
 def _namespaces() -> list[str] | None:
-    found = [_link(f"/proc/self/ns/{name}") for name in _NAMESPACES]
-    return None if found[0] is None else [link or "" for link in found]  # old kernels have none of time
+    links = [_link(f"/proc/self/ns/{name}") for name in _NAMESPACES]
+    return None if links[0] is None else [link or "" for link in links]  # old kernels have none of time
 
 
 def _start_ticks() -> int | None:

@@ -50,7 +50,9 @@ class Place(Protocol):
         """Remove a file or a folder with all that is in it; nothing where there is none."""
 
 
-def open_place(where: Any, storage_options: dict[str, Any] | None = None) -> Place:
+def open_place(
+    where: str | os.PathLike[str] | zarr.abc.store.Store, storage_options: dict[str, Any] | None = None
+) -> Place:
     """Return the place that a path, a URL or a Zarr store names."""
     if isinstance(where, zarr.abc.store.Store):
         return Store(where)
@@ -82,6 +84,7 @@ class Folder:
         if path is None:
             return None
         try:
+            # Without O_NONBLOCK a named pipe in the place of the file would wait for a writer.
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -105,10 +108,10 @@ class Folder:
         """Write new files and sync them, and then the folders that name them."""
         folders: set[Path] = set()
         todo = iter(files.items())
-        while some := list(itertools.islice(todo, 64)):  # a disk syncs several sooner than one after the other
+        while batch := list(itertools.islice(todo, 64)):  # a disk syncs several sooner than one after the other
             with contextlib.ExitStack() as stack:
                 opened = []
-                for name, data in some:
+                for name, data in batch:
                     path = self.root / name
                     self._make(path.parent, folders)
                     opened.append(stack.enter_context(_create(path)))
@@ -116,6 +119,7 @@ class Folder:
                     folders.add(path.parent)
                 for file in opened:
                     _settle(file)
+        # The deepest first: a folder is named on the disk only once the names in it are there.
         for folder in sorted(folders, key=lambda f: len(f.parts), reverse=True):
             _sync(folder)
 
@@ -123,6 +127,7 @@ class Folder:
         """Write a file beside its place, sync it, and link it there, which fails where there is one."""
         path, half = self._half(name, data)
         try:
+            # A rename would replace what is there; a link fails.
             os.link(half, path)
         except FileExistsError:
             raise
@@ -183,6 +188,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _create(path: Path) -> BinaryIO:
+    # O_EXCL fails where anything has the name already, a link too, which open would follow.
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")
 
 
@@ -202,7 +208,7 @@ def _sync(folder: Path) -> None:
 class Remote:
     """A folder behind an fsspec URL; every file is one request."""
 
-    def __init__(self, fs: Any, path: str, url: str) -> None:
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str) -> None:
         self.fs, self.path, self.url = fs, path.rstrip("/"), url
 
     def __str__(self) -> str:
@@ -210,16 +216,18 @@ class Remote:
 
     def names(self, folder: str) -> list[str]:
         """Return the names in a folder, sorted; none where there is no folder."""
+        # fsspec remembers listings, and other processes write here.
         self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(f"{self.path}/{folder}", detail=False)
+            paths = self.fs.ls(f"{self.path}/{folder}", detail=False)
         except FileNotFoundError:
             return []
-        return sorted({name.rstrip("/").rpartition("/")[2] for name in found} - {folder.rpartition("/")[2], ""})
+        return sorted({name.rstrip("/").rpartition("/")[2] for name in paths} - {folder.rpartition("/")[2], ""})
 
     def read(self, name: str, most: int) -> bytes | None:
         """Return what a file holds, or None where there is none."""
         try:
+            # One byte more than may be there, which says that there are more.
             data: bytes = self.fs.cat_file(f"{self.path}/{name}", start=0, end=most + 1)
         except FileNotFoundError:
             return None
@@ -239,6 +247,7 @@ class Remote:
         """Write a file on the condition that there is none, where the store offers that."""
         path = f"{self.path}/{name}"
         self.fs.invalidate_cache()
+        # Asked beforehand too, for a file system that takes the mode and does not heed it.
         if self.fs.exists(path):
             raise FileExistsError(path)
         try:
@@ -296,6 +305,7 @@ class Store:
         """Write a file unless there is one."""
         if self.store.read_only:
             raise OSError(errno.EROFS, "The store is read-only", name)
+        # Zarr does not say whether it has written, so that the file is read again.
         self._wait(self.store.set_if_not_exists, name, Buffer.from_bytes(data))
         if self.read(name, len(data) + 1) != data:
             raise FileExistsError(name)

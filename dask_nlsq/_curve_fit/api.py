@@ -7,9 +7,10 @@ is in memory; either gives an `Output`, which holds what SciPy returns.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import OptimizeWarning
 
 from dask_nlsq._curve_fit.call import Call
@@ -19,18 +20,23 @@ from dask_nlsq._curve_fit.whole import fit_whole
 from dask_nlsq._errors import warn
 from dask_nlsq._system import check_not_forked
 
+if TYPE_CHECKING:
+    import dask.array as da
+    import dask.dataframe as dd
+    from scipy.optimize import Bounds
+
 
 def curve_fit(
     f: Callable[..., Any],
-    xdata: Any,
-    ydata: Any,
-    p0: Any = None,
-    sigma: Any = None,
+    xdata: object,
+    ydata: npt.ArrayLike | da.Array | dd.Series,
+    p0: npt.ArrayLike | None = None,
+    sigma: npt.ArrayLike | da.Array | dd.Series | None = None,
     absolute_sigma: bool = False,
     check_finite: bool | None = None,
-    bounds: Any = (-np.inf, np.inf),
+    bounds: tuple[npt.ArrayLike, npt.ArrayLike] | Bounds = (-np.inf, np.inf),
     method: str | None = None,
-    jac: Any = None,
+    jac: Callable[..., Any] | str | None = None,
     *,
     full_output: bool = False,
     nan_policy: str | None = None,

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dask_nlsq._typing import Vector
+
+if TYPE_CHECKING:
+    from scipy.optimize import Bounds
 
 _LEASTSQ = {"col_deriv", "ftol", "xtol", "gtol", "maxfev", "epsfcn", "factor", "diag"}
 """Keywords that SciPy hands to `leastsq`."""
@@ -26,11 +30,12 @@ _HEEDED = ("ftol", "xtol", "gtol", "max_nfev", "loss", "f_scale", "callback")
 """Those that mean something here; the rest steer SciPy's own algorithms."""
 
 
-def read_names(f: Any, p: int | None) -> tuple[str, ...]:
+def read_names(f: Callable[..., Any], p: int | None) -> tuple[str, ...]:
     """Return the names of the data and of the parameters, by signature where that has as many."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
         names = tuple(a.name for a in inspect.signature(f).parameters.values() if a.kind in kinds)
+    # inspect cannot read the signature of every function that is written in C.
     except ValueError:
         names = ()
     if p is None and len(names) < 2:
@@ -38,9 +43,11 @@ def read_names(f: Any, p: int | None) -> tuple[str, ...]:
     return names if p in (None, len(names) - 1) else ("x", *(f"p{i + 1}" for i in range(p or 0)))
 
 
-def read_bounds(bounds: Any, p: int) -> tuple[Vector, Vector]:
+def read_bounds(bounds: tuple[npt.ArrayLike, npt.ArrayLike] | Bounds, p: int) -> tuple[Vector, Vector]:
     """Return lower and upper bounds, each of shape (p,)."""
-    pair = (bounds.lb, bounds.ub) if hasattr(bounds, "lb") else bounds
+    pair: Any = bounds
+    if hasattr(bounds, "lb"):
+        pair = pair.lb, pair.ub
     if len(pair) != 2:
         raise ValueError("`bounds` must contain 2 elements.")
     sides = [np.asarray(side, float) for side in pair]
@@ -62,11 +69,12 @@ def choose_method(method: str | None, bounded: bool) -> str:
     return method
 
 
-def choose_start(p0: Any, lower: Vector, upper: Vector) -> Vector:
+def choose_start(p0: npt.ArrayLike | None, lower: Vector, upper: Vector) -> Vector:
     """Return p0, or SciPy's start: the middle of two bounds, 1 away from a single one, 1 without."""
     if p0 is None:
         below, above = np.isfinite(lower), np.isfinite(upper)
         with np.errstate(invalid="ignore"):
+            # The middle of two infinite bounds is NaN, and is not selected.
             return np.select([below & above, below, above], [0.5 * (lower + upper), lower + 1, upper - 1], 1.0)
     start = np.ravel(np.asarray(p0, float))
     if ((start < lower) | (start > upper)).any():
@@ -74,12 +82,13 @@ def choose_start(p0: Any, lower: Vector, upper: Vector) -> Vector:
     return start
 
 
-def choose_jacobian(jac: Any, transposed: bool) -> Callable[..., Any] | str | None:
+def choose_jacobian(jac: Callable[..., Any] | str | None, transposed: bool) -> Callable[..., Any] | str | None:
     """Return a function of shape (n, p), "3-point" for any scheme of differences, or None."""
     if not callable(jac):
         if jac not in (None, "2-point", "3-point", "cs"):
             raise ValueError("`jac` must be '2-point', '3-point', 'cs' or callable.")
         return jac and "3-point"
+    # col_deriv: each row of what `jac` returns belongs to one parameter.
     return (lambda x, *theta: np.transpose(jac(x, *theta))) if transposed else jac
 
 
@@ -88,12 +97,14 @@ def read_options(kwargs: dict[str, Any], method: str) -> dict[str, Any]:
     if "args" in kwargs:
         raise ValueError("'args' is not a supported keyword argument.")
     options = dict(kwargs)
+    # SciPy takes either name for these methods.
     if method != "lm" and "maxfev" in options and "max_nfev" not in options:
         options["max_nfev"] = options.pop("maxfev")
     unknown = sorted(options.keys() - (_LEASTSQ if method == "lm" else _LEAST_SQUARES))
     if unknown:
         raise TypeError(f"curve_fit() got an unexpected keyword argument {unknown[0]!r} with method={method!r}")
     if method == "lm":
+        # 0 asks leastsq for its default.
         options["max_nfev"] = options.pop("maxfev", 0) or None
     budget = options.get("max_nfev")
     if budget is not None and budget <= 0:
@@ -103,6 +114,7 @@ def read_options(kwargs: dict[str, Any], method: str) -> dict[str, Any]:
 
 def choose_policy(nan_policy: str | None, check_finite: bool | None) -> str | None:
     """Return "finite", "raise", "omit" or None: what to ask of the data."""
+    # SciPy checks by default, and leaves NaN to a policy where one is given.
     if check_finite is None:
         check_finite = nan_policy is None
     if check_finite:

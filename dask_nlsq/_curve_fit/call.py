@@ -9,10 +9,11 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import OptimizeWarning
 
 from dask_nlsq._curve_fit import arguments
@@ -20,7 +21,11 @@ from dask_nlsq._errors import NlsqWarning
 from dask_nlsq._fit import fit
 from dask_nlsq._model import Model
 from dask_nlsq._result import FitResult
-from dask_nlsq._typing import Vector
+from dask_nlsq._typing import AnyArray, Vector
+
+if TYPE_CHECKING:
+    import dask.array as da
+    from scipy.optimize import Bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Bounded:
     lower: Vector
     upper: Vector
 
-    def __call__(self, x: Any, *theta: Any) -> Any:
+    def __call__(self, x: object, *theta: Any) -> Any:
         traced = any(isinstance(t, jax.core.Tracer) for t in theta)  # JAX needs no points beside the one it is given
         inside = traced or bool(((self.lower <= theta) & (theta <= self.upper)).all())
         return self.f(x, *theta) if inside else np.nan
@@ -55,11 +60,11 @@ class Call:
     @classmethod
     def of(
         cls,
-        f: Any,
-        p0: Any,
-        bounds: Any,
+        f: Callable[..., Any],
+        p0: npt.ArrayLike | None,
+        bounds: tuple[npt.ArrayLike, npt.ArrayLike] | Bounds,
         method: str | None,
-        jac: Any,
+        jac: Callable[..., Any] | str | None,
         absolute_sigma: bool,
         nan_policy: str | None,
         check_finite: bool | None,
@@ -91,7 +96,14 @@ class Call:
         if self.lm and self.p > n:
             raise TypeError(f"The number of func parameters={self.p} must not exceed the number of data points={n}")
 
-    def fit(self, func: Any, x: Any, y: Any, jac: Any, **options: Any) -> FitResult:
+    def fit(
+        self,
+        func: Callable[..., Any],
+        x: AnyArray | tuple[da.Array, ...],
+        y: AnyArray | da.Array,
+        jac: Callable[..., Any] | str | None,
+        **options: Any,
+    ) -> FitResult:
         """Hand a function of the arguments `names` to `fit`."""
         model = Model(func, self.names, self.names[:1], name=getattr(self.f, "__name__", type(self.f).__name__))
         options |= self.options | {"absolute_sigma": self.absolute_sigma}

@@ -6,11 +6,12 @@ needs all of them; `fit_whole` asks for the checks that SciPy makes of arrays in
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import dask.array as da
 import jax
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import psutil
 
@@ -33,7 +34,7 @@ class Data(NamedTuple):
         return cls(*(a.to_dask_array() if hasattr(a, "to_dask_array") else a for a in given))
 
 
-def is_dask(a: Any) -> bool:
+def is_dask(a: object) -> TypeGuard[da.Array]:
     return isinstance(a, da.Array)
 
 
@@ -44,6 +45,7 @@ def by_rows(data: Data) -> bool:
     x = np.asarray(data.x, float) if isinstance(data.x, (list, tuple)) else data.x
     if not isinstance(x, (np.ndarray, da.Array)) or x.ndim == 0:
         return False
+    # NaN is the length of Dask arrays whose chunks are not known; those are compared partition by partition.
     rows = x.shape[-1], np.shape(data.y)[0] if np.ndim(data.y) else x.shape[-1]
     return rows[0] == rows[1] or bool(np.isnan(rows).any())
 
@@ -67,6 +69,7 @@ def check(data: Data, policy: str | None) -> Data:
     data = Data(*(_without_mask(name, a, policy) for name, a in zip(("xdata", "ydata", "sigma"), data, strict=True)))
     convert = np.asarray_chkfinite if policy == "finite" else np.asarray
     y = convert(data.y, float)
+    # As in SciPy: only sequences and arrays are converted, any other object is for the function alone.
     x = convert(data.x, float) if isinstance(data.x, (list, tuple, np.ndarray)) else _widened(data.x)
     if y.size == 0:
         raise ValueError("`ydata` must not be empty!")
@@ -80,9 +83,10 @@ def check(data: Data, policy: str | None) -> Data:
     return _without(data, missing) if missing.any() else data
 
 
-def _without_mask(name: str, a: Any, policy: str | None) -> Any:
+def _without_mask(name: str, a: object, policy: str | None) -> Any:
     """Return an array with NaN where it is masked: a masked cell is a missing one."""
     if isinstance(a, (list, tuple)) and any(isinstance(part, np.ma.MaskedArray) for part in a):
+        # np.asarray would take what lies under the masks of a list.
         a = np.ma.stack(a)
     if not isinstance(a, np.ma.MaskedArray):
         return a
@@ -95,7 +99,7 @@ def _without_mask(name: str, a: Any, policy: str | None) -> Any:
     return np.where(np.ma.getmaskarray(a), np.nan, np.asarray(a.data, float)) if masked else a.data
 
 
-def _widened(x: Any) -> Any:
+def _widened(x: object) -> object:
     """Return a Series, a frame or an array of another library with its short floats as float64.
 
     In float32 a model would be computed in float32, too coarse for differences.
@@ -105,21 +109,23 @@ def _widened(x: Any) -> Any:
         return x.astype(short) if short else x
     if not _is_short(getattr(x, "dtype", None)) or not hasattr(x, "astype"):
         return x
+    # JAX has no float64 outside of this context, and its arrays come here too.
     with jax.enable_x64(True):
         return x.astype(np.float64)
 
 
-def _is_short(dtype: Any) -> bool:
-    return getattr(dtype, "kind", "") == "f" and dtype.itemsize < 8
+def _is_short(dtype: object) -> bool:
+    return getattr(dtype, "kind", "") == "f" and getattr(dtype, "itemsize", 8) < 8
 
 
-def _missing(data: Data) -> Any:
+def _missing(data: Data) -> npt.NDArray[np.bool_]:
     """Say which rows hold NaN in y, or in an x that is an array."""
     x = data.x if isinstance(data.x, np.ndarray) else np.zeros(1)
-    return np.isnan(x).any(axis=tuple(range(x.ndim - 1))) | np.isnan(data.y)
+    missing: npt.NDArray[np.bool_] = np.isnan(x).any(axis=tuple(range(x.ndim - 1))) | np.isnan(data.y)
+    return missing
 
 
-def _without(data: Data, missing: Any) -> Data:
+def _without(data: Data, missing: npt.NDArray[np.bool_]) -> Data:
     """Drop rows, of a covariance rows and columns."""
     x, y, sigma = data
     if sigma is not None and sigma.shape == missing.shape:

@@ -15,7 +15,7 @@ from scipy import linalg
 
 from dask_nlsq._curve_fit.call import Call
 from dask_nlsq._result import FitResult
-from dask_nlsq._solver import EPS, Factor, Status
+from dask_nlsq._solver import EPS, Status
 from dask_nlsq._typing import Matrix
 
 _MINPACK = {1: 4, 2: 1, 3: 2, 4: 3}
@@ -67,8 +67,8 @@ class Output:
     @property
     def covariance(self) -> Matrix | None:
         """The covariance by SciPy's rules, or None where they give none."""
-        factor, dof = self._factor, self.rows - self.call.p
-        if self.silent or (not self.call.absolute_sigma and dof <= 0):
+        factor, dof = self.result.factor, self.rows - self.call.p
+        if factor is None or self.silent or (not self.call.absolute_sigma and dof <= 0):
             return None
         if factor.determined.all():
             _, sigma, vt = factor.svd
@@ -77,6 +77,7 @@ class Output:
             return None
         else:  # SciPy's pseudo-inverse, of the Jacobian as it is
             _, sigma, vt = np.linalg.svd(factor.r)
+            # The threshold below which SciPy leaves a singular value out.
             seen = sigma > EPS * max(self.rows, factor.p) * sigma[0]
             half = vt[seen].T / sigma[seen]
         cov: Matrix = half @ half.T
@@ -86,12 +87,10 @@ class Output:
     def info(self) -> dict[str, Any]:
         """The residuals, and under "lm" the triangle with its diagonal in descending order by MINPACK's names."""
         info = {"nfev": self.result.nfev, "fvec": self.fvec()}
-        if not self.call.lm:
+        factor = self.result.factor
+        if factor is None or not self.call.lm:
             return info
-        q, r, order = linalg.qr(self._factor.r, pivoting=True)
-        return info | {"fjac": r.T, "ipvt": order.astype(np.int32), "qtf": q.T @ self._factor.z}
-
-    @property
-    def _factor(self) -> Factor:
-        assert self.result.factor is not None
-        return self.result.factor
+        # MINPACK pivots, so that the diagonal falls, and stores R by columns. Its n columns may exceed memory, so that
+        # there are p.
+        q, r, order = linalg.qr(factor.r, pivoting=True)
+        return info | {"fjac": r.T, "ipvt": order.astype(np.int32), "qtf": q.T @ factor.z}

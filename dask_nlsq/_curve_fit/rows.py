@@ -20,6 +20,7 @@ from dask_nlsq._curve_fit.data import Data, is_dask
 from dask_nlsq._curve_fit.output import Output
 from dask_nlsq._curve_fit.sigma import deviation
 from dask_nlsq._errors import NotFiniteError
+from dask_nlsq._typing import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +31,10 @@ class Rows:
     lead: tuple[int, ...]
     tail: tuple[int, ...] = ()  # shape of a row's value
 
-    def __call__(self, x: Any, *theta: Any) -> Any:
+    def __call__(self, x: jax.Array | AnyArray, *theta: Any) -> Any:
         rows = x.shape[-1:]
         value = self.f(x.reshape(*self.lead, *rows), *theta)
+        # NumPy cannot broadcast what JAX traces.
         xp = jnp if isinstance(value, jax.Array) else np
         return xp.broadcast_to(value, (*rows, *self.tail))
 
@@ -43,6 +45,7 @@ def fit_rows(call: Call, data: Data) -> Output:
     y = data.y if np.ndim(data.y) else da.full(x.shape[-1], data.y, chunks=x.chunks[-1], dtype=float)
     if y.shape[0] == 0:
         raise ValueError("`ydata` must not be empty!")
+    # As in SciPy: one value of ydata is broadcast against what the function returns.
     if y.shape[0] != 1:
         call.require(y.shape[0])
     sigma = deviation(data.sigma, y.shape)
@@ -67,6 +70,6 @@ def fit_rows(call: Call, data: Data) -> Output:
     return Output(call, result, y.shape[0] - result.n_dropped if known else result.n_obs, fvec)
 
 
-def _columns(x: Any) -> tuple[Any, ...]:
+def _columns(x: da.Array) -> tuple[da.Array, ...]:
     """Return an array of shape (..., n) as columns of shape (n,)."""
     return (x,) if x.ndim == 1 else tuple(x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x)

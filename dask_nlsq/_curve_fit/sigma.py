@@ -10,14 +10,16 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import numpy.typing as npt
 from scipy import linalg
 
 from dask_nlsq._errors import DataError
+from dask_nlsq._typing import AnyArray
 
 _SHAPE = "`sigma` has incorrect shape."
 
 
-def deviation(sigma: Any, shape: tuple[Any, ...]) -> Any:
+def deviation(sigma: npt.ArrayLike | da.Array | None, shape: tuple[float, ...]) -> float | AnyArray | da.Array | None:
     """Return the standard deviation as a number or as an array of this shape."""
     if sigma is None:
         return None
@@ -29,7 +31,7 @@ def deviation(sigma: Any, shape: tuple[Any, ...]) -> Any:
     return sigma
 
 
-def check_sigma(sigma: Any, used: Any) -> None:
+def check_sigma(sigma: AnyArray | None, used: npt.NDArray[np.bool_]) -> None:
     """Refuse a standard deviation that is zero or NaN in a row that is `used`, and a covariance that is not finite.
 
     The sign of a standard deviation does not matter, as in SciPy.
@@ -43,6 +45,7 @@ def check_sigma(sigma: Any, used: Any) -> None:
     bad = np.isnan(sigma) | (sigma == 0)
     if sigma.size == 1 and bad.any():
         raise DataError(f"sigma is {sigma.item()}; it must be positive.")
+    # A row that is left out for its NaN needs no sigma.
     bad = bad & used if bad.shape == np.shape(used) else bad
     if bad.any():
         first = int(np.argmax(bad))
@@ -52,7 +55,7 @@ def check_sigma(sigma: Any, used: Any) -> None:
         )
 
 
-def whitener(sigma: Any, n: int) -> Callable[[Any], Any]:
+def whitener(sigma: AnyArray | None, n: int) -> Callable[[Any], Any]:
     """Return the map that makes errors independent and of size 1, for arrays of shape (n,) or (n, p)."""
     if sigma is None:
         return lambda a: a

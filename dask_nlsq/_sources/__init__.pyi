@@ -21,6 +21,7 @@ from .open import in_dask as in_dask
 from .open import lazy as lazy
 from .open import open_source as open_source
 from .open import within as within
+from .source import Partition as Partition
 from .source import Source as Source
 from .stored import Stored as Stored
 from .variables import is_variable as is_variable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import dask
 import dask.array as da
@@ -15,10 +15,12 @@ from dask.highlevelgraph import HighLevelGraph
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._kernel import Block
+from dask_nlsq._sources.cf import Decoder
 from dask_nlsq._sources.columns import Columns, first_instants
 from dask_nlsq._sources.graph import GraphPartition, cut, on_workers
 from dask_nlsq._sources.source import Info, Source
 from dask_nlsq._system import read_again
+from dask_nlsq._typing import AnyArray
 
 
 def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
@@ -30,6 +32,7 @@ def open_array(raw: Mapping[str, Any], columns: Columns) -> Source:
         graph = da.Array.__dask_optimize__(graph, list(itertools.chain(*keys)))  # of all, for they may share reads
     parts = cut(dict(graph), keys)
     dates = [name for name, a in arrays.items() if a.dtype.kind == "M"]
+    # Computed one after the other, and mostly the first alone, which shows an instant of every column.
     reads = ({name: read_again(arrays[name].blocks[i].compute) for name in dates} for i in range(len(keys)))
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     rows = sum(arrays[columns.y].chunks[0])
@@ -60,6 +63,7 @@ def align(raw: dict[str, Any]) -> dict[str, Any]:
         if a.ndim != 1:
             raise DataError(f"The array has shape {a.shape}; one dimension is needed.", column=name)
     lengths = {name: a.shape[0] for name, a in raw.items()}
+    # Dask gives chunks of unknown size the length NaN, which is equal to nothing, itself included.
     known = {n for n in lengths.values() if not np.isnan(n)}
     unknown = any(np.isnan(n) for n in lengths.values())
     if len(known) > 1:
@@ -88,11 +92,14 @@ def _to_block(values: Sequence[Any], columns: Columns) -> Block:
     return columns.block(_raw(values, columns.names))
 
 
-def decoded(values: Any, decode: Any) -> Any:
+def decoded(values: AnyArray | da.Array, decode: Decoder) -> AnyArray | da.Array:
     """Decode an array at once, or block by block where it is one of Dask."""
-    return values.map_blocks(decode, dtype=decode.dtype(values.dtype)) if is_array(values) else decode(values)
+    if isinstance(values, da.Array):
+        blocks: da.Array = da.map_blocks(decode, values, dtype=decode.dtype(values.dtype))
+        return blocks
+    return decode(values)
 
 
-def is_array(data: Any) -> bool:
+def is_array(data: object) -> TypeGuard[da.Array]:
     """Whether this is a Dask array."""
     return isinstance(data, da.Array)

@@ -55,6 +55,7 @@ class Decoder:
         """Return the type of the values."""
         if self.dates:
             return np.dtype("M8[us]")
+        # Which float packed integers become depends on their width and on their codes.
         return self(np.zeros(1, stored)).dtype
 
     @property
@@ -80,7 +81,10 @@ def decoder(name: str, attrs: Mapping[str, Any], dtype: np.dtype[Any], times: bo
         It must be decoded, and xarray is not installed.
     """
     attrs = {key: _scalar(value) for key, value in attrs.items()}
+    # A factor of 1 and an offset of 0 change nothing, and need no xarray.
     codes = {key: attrs[key] for key, none in (("scale_factor", 1), ("add_offset", 0)) if attrs.get(key, none) != none}
+    # The classic format of netCDF has no unsigned integers, and OPeNDAP no signed bytes: this attribute says what is
+    # meant.
     if (dtype.kind, str(attrs.get("_Unsigned")).lower()) in (("i", "true"), ("u", "false")):
         codes["_Unsigned"] = str(attrs["_Unsigned"]).lower()
     for key in FILLS:
@@ -88,18 +92,19 @@ def decoder(name: str, attrs: Mapping[str, Any], dtype: np.dtype[Any], times: bo
             codes[key] = fills if fills.size > 1 else fills[0]
     if times and re.search(r" since\s+[-+]?\d", str(attrs.get("units"))):  # a date, not "seconds since the trigger"
         codes |= {key: attrs[key] for key in ("units", "calendar") if key in attrs}
+    # So xarray marks durations, of which the units alone, as in "seconds", do not tell that they are.
     if times and str(attrs.get("dtype")).startswith("timedelta64"):
         codes |= {key: attrs[key] for key in ("units", "dtype") if key in attrs}
     if not codes:
         return None
-    found = Decoder(name, codes)
+    decode = Decoder(name, codes)
     try:
-        found.dtype(dtype)
+        decode.dtype(dtype)
     except ImportError:
         raise DataError(
-            f"The array is encoded ({found}), and xarray decodes it: pip install 'dask-nlsq[xarray]'.", column=name
+            f"The array is encoded ({decode}), and xarray decodes it: pip install 'dask-nlsq[xarray]'.", column=name
         ) from None
-    return found
+    return decode
 
 
 def remarks(name: str, attrs: Mapping[str, Any]) -> list[str]:
@@ -108,7 +113,7 @@ def remarks(name: str, attrs: Mapping[str, Any]) -> list[str]:
     return [f"The array {name!r} has {seen}, which is not applied."] if seen else []
 
 
-def _scalar(value: Any) -> Any:
+def _scalar(value: object) -> object:
     """Return the one value of an attribute as netCDF, HDF5 and JSON hold it, as plain Python."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.ravel()[0]
@@ -119,26 +124,27 @@ def _scalar(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _fills(value: Any, dtype: np.dtype[Any]) -> AnyArray:
+def _fills(value: object, dtype: np.dtype[Any]) -> AnyArray:
     """Return the numbers in an attribute that values of a type can have; xarray writes floats in Base64."""
-    values = [_number(one) for one in (value if isinstance(value, (list, tuple, np.ndarray)) else [value])]
-    held = [one for one in values if one is not None and one == one and _holds(dtype, one)]
-    return np.array(held, dtype)
+    listed = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
+    numbers = [number for each in listed if (number := _number(each)) is not None]
+    return np.array([number for number in numbers if number == number and _holds(dtype, number)], dtype)
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> float | None:
     """Return a number as it is, so that large integers keep their digits; None where there is none."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, (int, float)):
-        return value
+    number: Any = value.item() if isinstance(value, np.generic) else value
+    if isinstance(number, (int, float)):
+        return number
     with contextlib.suppress(TypeError, ValueError):
-        return float(value)
+        return float(number)
     with contextlib.suppress(TypeError, ValueError, struct.error):
-        return struct.unpack("<d", base64.b64decode(value))[0]
+        decoded: float = struct.unpack("<d", base64.b64decode(number))[0]
+        return decoded
     return None
 
 
-def _holds(dtype: np.dtype[Any], value: Any) -> bool:
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
     """Whether a value of a type can be this number."""
     if dtype.kind not in "iu":
         return dtype.kind == "f"

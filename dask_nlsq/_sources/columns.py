@@ -40,6 +40,7 @@ class Columns:
 
     def row_bytes(self, dtypes: Mapping[str, Any]) -> int:
         """Return the bytes that a row takes in a block, for columns of these types."""
+        # Arrow calls float32 "float"; all other types become float64 in a block.
         sizes = [4 if str(dtypes[name]).lower() in ("float", "float32") else 8 for name in (*self.x, self.y)]
         return sum(sizes) + (8 if self.sigma is not None else 0)
 
@@ -79,7 +80,7 @@ class Columns:
             )
         return 1.0 / sigma.astype(np.float64)
 
-    def to_float(self, name: str, values: Any) -> Vector:
+    def to_float(self, name: str, values: object) -> Vector:
         """Convert one column to contiguous float64, or leave it float32; refuse what has no order on the real line."""
         array = _plain(name, values)
         if array.dtype.kind == "O":
@@ -164,26 +165,26 @@ def first_instants(names: Sequence[str], reads: Iterable[Mapping[str, Any]]) -> 
     SweepError
         A partition cannot be read.
     """
-    found: dict[str, Any] = {}
-    for raw in _told(reads) if names else ():
-        for name in set(names) - found.keys():
+    origins: dict[str, Any] = {}
+    for raw in _read_each(reads) if names else ():
+        for name in set(names) - origins.keys():
             array = _plain(name, raw[name])
             if array.dtype.kind != "M":  # a partition without a value may be of no type
                 continue
             instants = array[~np.isnat(array)]
             if len(instants):
-                found[name] = instants[0]
-        if len(found) == len(names):
+                origins[name] = instants[0]
+        if len(origins) == len(names):
             break
-    return {name: found.get(name, np.datetime64(0, "s")) for name in names}
+    return {name: origins.get(name, np.datetime64(0, "s")) for name in names}
 
 
-def _told(reads: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Read partition by partition; what fails is told as a sweep tells it."""
-    left, partition = iter(reads), 0
+def _read_each(reads: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Read partition by partition; what fails is reported as a sweep reports it."""
+    remaining, partition = iter(reads), 0
     while True:
         try:
-            raw = next(left)
+            raw = next(remaining)
         except StopIteration:
             return
         except NlsqError as error:
@@ -194,7 +195,7 @@ def _told(reads: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         partition += 1
 
 
-def _plain(name: str, values: Any) -> AnyArray:
+def _plain(name: str, values: object) -> AnyArray:
     """Return a NumPy array, with missing cells of pandas' nullable and Arrow types as NaN."""
     if isinstance(values, np.ma.MaskedArray):
         if values.dtype.kind in "mM":
@@ -210,8 +211,10 @@ def _plain(name: str, values: Any) -> AnyArray:
         if isinstance(dtype, np.dtype) and dtype.kind != "O":
             return np.asarray(values.to_numpy())
         if kind in "fiub":
+            # pandas makes objects of nullable types, unless it is told what stands for a missing cell.
             return np.asarray(values.to_numpy(dtype="float64", na_value=np.nan))
         if kind in "mM":
+            # pandas' dates with a time zone say their unit, and those of Arrow a type of NumPy.
             unit = getattr(dtype, "unit", None) or np.datetime_data(dtype.numpy_dtype)[0]
             missing = np.array("NaT", f"{kind}8[{unit}]")[()]
             return np.asarray(values.to_numpy(dtype=missing.dtype, na_value=missing))
@@ -237,7 +240,7 @@ def _first(array: AnyArray) -> Any:
     return next((value for value in array.ravel().tolist() if not _is_missing(value)), None)
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     """Whether a value stands for a missing cell; a worker that reads Zarr has no pandas to ask."""
     try:
         return value is None or bool(value != value)
@@ -268,7 +271,7 @@ def _remedy(name: str, array: AnyArray) -> str:
     return f"pandas.to_numeric(data[{name!r}])"
 
 
-def _rounded(raw: Any, values: Vector) -> bool:
+def _rounded(raw: object, values: Vector) -> bool:
     """Whether integers have become float64 that has no room for all their digits."""
     dtype = getattr(raw, "dtype", None)
     wide = getattr(dtype, "kind", "O") in "iu" and getattr(dtype, "itemsize", 0) == 8
@@ -278,7 +281,8 @@ def _rounded(raw: Any, values: Vector) -> bool:
 def _finite(*columns: Vector) -> AnyArray | None:
     """Return which rows are finite in all columns; None where all are."""
     with np.errstate(all="ignore"):
+        # A sum takes less time and memory than a mask of the rows. One that overflows costs the mask, and no row.
         if all(np.isfinite(c.sum()) for c in columns):
             return None
-    found: AnyArray = np.logical_and.reduce([np.isfinite(c) for c in columns])
-    return found
+    finite: AnyArray = np.logical_and.reduce([np.isfinite(c) for c in columns])
+    return finite

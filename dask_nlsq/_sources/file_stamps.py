@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypeGuard
 
 import fsspec
+
+AnyPath: TypeAlias = "str | os.PathLike[str]"
+"""A path or URL."""
 
 GROUP = ("zarr.json", ".zgroup")
 """Files of which one lies in every group of Zarr."""
@@ -19,43 +22,51 @@ _STAMPS = (
 )
 
 
-def is_path(data: Any) -> bool:
+def is_path(data: object) -> TypeGuard[AnyPath]:
     """Whether this is a path or URL."""
     return isinstance(data, (str, os.PathLike))
 
 
-def are_paths(data: Any) -> bool:
+def are_paths(data: object) -> TypeGuard[AnyPath | Sequence[AnyPath]]:
     """Whether this is a path or URL, or a list of them."""
     return is_path(data) or (isinstance(data, (list, tuple)) and len(data) > 0 and all(map(is_path, data)))
 
 
-def files(path: Any, storage_options: dict[str, Any] | None = None) -> dict[str, str] | None:
+def each_path(path: AnyPath | Sequence[AnyPath]) -> list[str]:
+    """Return a path, or each of a list of them, as text."""
+    return [os.fspath(path)] if isinstance(path, (str, os.PathLike)) else [os.fspath(each) for each in path]
+
+
+def files(path: AnyPath | Sequence[AnyPath], storage_options: dict[str, Any] | None = None) -> dict[str, str] | None:
     """Return size and ETag, or time of change, of every file that a path or URL names, by its name.
 
     None where a file system does not tell: only reading the data says whether they are the same.
     """
-    given = [path] if is_path(path) else list(path)
-    path, options = [os.fspath(one) for one in given], storage_options or {}
-    fs, _, paths = fsspec.get_fs_token_paths(path if len(path) > 1 else path[0], storage_options=options)
-    whole = fsspec.core.url_to_fs(path[0], **options)[1]
+    given, options = each_path(path), storage_options or {}
+    fs, _, paths = fsspec.get_fs_token_paths(given if len(given) > 1 else given[0], storage_options=options)
+    whole = fsspec.core.url_to_fs(given[0], **options)[1]
+    # Names begin below the folder of a pattern, or below the one that all paths share, so that files of one name in
+    # several folders are told apart.
     base = base_folder(whole).rstrip("/") + "/" if "*" in whole else None
     if len(given) > 1:
         base = os.path.commonpath([os.path.dirname(root) for root in paths]).rstrip("/") + "/"
-    found = {}
+    stamps = {}
     for root in paths:
         if fs.isfile(root) and any(fs.exists(f"{root.rstrip('/')}/{name}") for name in GROUP):
             return None  # a folder that is a page to its server, which need not list all files
         for name, about in sorted(fs.find(root, detail=True).items()):
-            if (told := _told(fs, name, about)) is None:
+            if (stamp := _size_and_stamp(fs, name, about)) is None:
                 return None
             key = name.removeprefix(root.rstrip("/")) or name.rpartition("/")[2]
-            found[key if base is None else name.removeprefix(base)] = told
-    return found or None
+            stamps[key if base is None else name.removeprefix(base)] = stamp
+    return stamps or None
 
 
-def _told(fs: Any, name: str, about: Mapping[str, Any]) -> str | None:
+def _size_and_stamp(fs: fsspec.AbstractFileSystem, name: str, about: Mapping[str, Any]) -> str | None:
     """Return the size of a file, if it is known, and when or as what it was written; None where that is not known."""
     try:
+        # What a file system lists of a file, HTTP's for one, may be less than what it says when it is asked for that
+        # file.
         if about.get("size") is None or _stamp(about) is None:
             about = fs.info(name)
         written = _stamp(about) or fs.modified(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import dask
 import dask.dataframe as dd
@@ -18,7 +18,7 @@ from dask_nlsq._sources.source import Info, Source
 from dask_nlsq._system import read_again
 
 
-def open_frame(frame: Any, columns: Columns, present: tuple[str, ...] = ()) -> Source:
+def open_frame(frame: dd.DataFrame, columns: Columns, present: tuple[str, ...] = ()) -> Source:
     """Take a Dask DataFrame; ``"index"`` names its index where no column does."""
     if "index" in columns.names and "index" not in frame.columns:
         frame = frame.rename_axis(index="index").reset_index()
@@ -39,6 +39,7 @@ def open_frame(frame: Any, columns: Columns, present: tuple[str, ...] = ()) -> S
     if parts is None:
         to_block = dask.delayed(_to_block, pure=True)
         return Source([to_block(part, columns) for part in frame.to_delayed()], frame._name, info, shared=True)
+    # The name of an optimised frame is Dask's own hash of what it computes, and serves as the token of the source.
     partitions = [GraphPartition(g, k, _raw, columns) for g, k in zip(parts, keys, strict=True)]
     return Source(partitions, str(frame._name), info)
 
@@ -51,6 +52,7 @@ def open_series(raw: Mapping[str, Any], columns: Columns) -> Source:
         *raw.values(),
         names=tuple(raw),
         meta=_beside(*(series._meta for series in raw.values()), names=tuple(raw)),
+        # Dask would otherwise align by the index, for which it needs to know divisions.
         align_dataframes=False,
         enforce_metadata=False,
     )
@@ -58,27 +60,29 @@ def open_series(raw: Mapping[str, Any], columns: Columns) -> Source:
 
 
 def _beside(*series: Any, names: tuple[str, ...]) -> pd.DataFrame:
-    lengths = {name: len(one) for name, one in zip(names, series, strict=True)}
+    lengths = {name: len(column) for name, column in zip(names, series, strict=True)}
     if len(set(lengths.values())) > 1:
         raise DataError(f"The Series have unlike lengths in one partition: {lengths}. Take them from one DataFrame.")
-    return pd.DataFrame({name: one.array for name, one in zip(names, series, strict=True)}, copy=False)
+    # Without their indices, by which pandas would align them.
+    return pd.DataFrame({name: column.array for name, column in zip(names, series, strict=True)}, copy=False)
 
 
 def _raw(values: Sequence[Any], names: tuple[str, ...]) -> Mapping[str, Any]:
     (frame,) = values
+    # A partition need not have the columns that the collection claims: Dask does not compare them.
     check_columns(tuple(frame.columns), names)
     return {name: frame[name] for name in names}
 
 
-def _to_block(frame: Any, columns: Columns) -> Block:
+def _to_block(frame: pd.DataFrame, columns: Columns) -> Block:
     return columns.block({name: frame[name] for name in columns.names})
 
 
-def is_frame(data: Any) -> bool:
+def is_frame(data: object) -> TypeGuard[dd.DataFrame]:
     """Whether this is a Dask DataFrame."""
     return isinstance(data, dd.DataFrame)
 
 
-def is_series(data: Any) -> bool:
+def is_series(data: object) -> TypeGuard[dd.Series]:
     """Whether this is a Dask Series, or an Index."""
     return isinstance(data, dd.Series)

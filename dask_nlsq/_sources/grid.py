@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
+import numpy.typing as npt
 import zarr
 from dask.array.core import normalize_chunks
 from dask.base import tokenize
@@ -23,12 +24,16 @@ from dask_nlsq._sources.hdf5 import is_hdf5
 from dask_nlsq._sources.stored import ROWS, Stored
 from dask_nlsq._sources.variables import is_variable, to_array
 from dask_nlsq._sources.zarr import as_stored
+from dask_nlsq._typing import AnyArray
+
+if TYPE_CHECKING:
+    import xarray
 
 Shaped = Callable[[Any], Any]
 """Gives a column the shape of the arrays, and their coordinates, back."""
 
 
-def columns_of(x: Sequence[Any], y: Any, sigma: Any) -> tuple[list[Any], Any, Any]:
+def columns_of(x: Sequence[npt.ArrayLike], y: npt.ArrayLike, sigma: npt.ArrayLike | None) -> tuple[list[Any], Any, Any]:
     """Return x, y and sigma as columns, where y has several dimensions over which the others are repeated.
 
     Raises
@@ -41,7 +46,7 @@ def columns_of(x: Sequence[Any], y: Any, sigma: Any) -> tuple[list[Any], Any, An
     return [columns[f"x[{i}]"] for i in range(len(x))], columns["y"], columns.get("sigma", sigma)
 
 
-def _is_number(sigma: Any) -> bool:
+def _is_number(sigma: npt.ArrayLike | None) -> bool:
     return sigma is None or not np.ndim(sigma)
 
 
@@ -57,17 +62,18 @@ def spread(arrays: Mapping[str, Any], like: str | None = None) -> tuple[dict[str
     """
     if any(is_variable(a) for a in arrays.values()):
         return _spread_variables(arrays, like)
-    found = {name: _lazy_or_plain(name, a) for name, a in arrays.items()}
-    shape = _shape({name: a.shape for name, a in found.items()}, like)
-    if not any(isinstance(a, da.Array) for a in found.values()) or not math.prod(shape):
-        return {n: _repeat(np.asanyarray(a), shape).ravel() for n, a in found.items()}, lambda v: v.reshape(shape)
-    chunks = _chunks(found, shape, like)
-    blocks = {name: da.broadcast_to(da.asanyarray(a), shape).rechunk(chunks) for name, a in found.items()}
+    plain = {name: _lazy_or_plain(name, a) for name, a in arrays.items()}
+    shape = _shape({name: a.shape for name, a in plain.items()}, like)
+    if not any(isinstance(a, da.Array) for a in plain.values()) or not math.prod(shape):
+        return {n: _repeat(np.asanyarray(a), shape).ravel() for n, a in plain.items()}, lambda v: v.reshape(shape)
+    chunks = _chunks(plain, shape, like)
+    blocks = {name: da.broadcast_to(da.asanyarray(a), shape).rechunk(chunks) for name, a in plain.items()}
+    # Block by block: `da.reshape` keeps NumPy's order of all rows, and joins blocks for that.
     columns = {name: da.reshape_blockwise(a, math.prod(shape)) for name, a in blocks.items()}
     return columns, lambda values: da.reshape_blockwise(values, shape, chunks=chunks)
 
 
-def _lazy_or_plain(name: str, array: Any) -> Any:
+def _lazy_or_plain(name: str, array: npt.ArrayLike | zarr.Array[Any]) -> AnyArray | da.Array:
     """Return an array as one of NumPy or Dask; what lies in a store or file is read block by block, and decoded."""
     if isinstance(array, zarr.Array):
         return _blocks(as_stored(name, array))
@@ -75,21 +81,21 @@ def _lazy_or_plain(name: str, array: Any) -> Any:
         return _blocks(hdf5.as_stored(name, array))
     if is_series(array):
         raise DataError("A Series beside arrays of several dimensions is not supported; give an array.", column=name)
-    found = array if isinstance(array, da.Array) else np.asanyarray(array)
-    if any(np.isnan(n) for n in found.shape):
+    plain = array if isinstance(array, da.Array) else np.asanyarray(array)
+    if any(np.isnan(n) for n in plain.shape):
         raise DataError("Its chunk sizes are not known: call compute_chunk_sizes() on it.", column=name)
-    return found
+    return plain
 
 
-def _blocks(array: Stored) -> Any:
+def _blocks(array: Stored) -> da.Array:
     """Return a stored array as a Dask array, cut along its first dimension alone."""
     chunks = getattr(array.array, "chunks", None)
     first, row = (chunks[0] if chunks else 1), max(math.prod(array.shape[1:]), 1)
     step = first * max(1, ROWS // (first * row))
     name = f"stored-{tokenize(array.place, array.shape, step)}"
-    return da.from_array(
-        array, (step, *array.shape[1:]), name, meta=np.empty((0,) * array.ndim, array.dtype), inline_array=True
-    )
+    meta = np.empty((0,) * array.ndim, array.dtype)
+    blocks: da.Array = da.from_array(array, (step, *array.shape[1:]), name, meta=meta, inline_array=True)
+    return blocks
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], like: str | None) -> tuple[int, ...]:
@@ -106,10 +112,11 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], like: str | None) -> tuple[int
     return shape
 
 
-def _repeat(array: Any, shape: tuple[int, ...]) -> Any:
+def _repeat(array: AnyArray, shape: tuple[int, ...]) -> AnyArray:
     """Return an array of NumPy repeated to a shape, with its mask."""
     if not isinstance(array, np.ma.MaskedArray):
         return np.broadcast_to(array, shape)
+    # np.broadcast_to gives the data of a masked array without its mask.
     mask = np.broadcast_to(np.ma.getmaskarray(array), shape)
     return np.ma.MaskedArray(np.broadcast_to(array.data, shape), mask)
 
@@ -138,15 +145,17 @@ def _spread_variables(arrays: Mapping[str, Any], like: str | None) -> tuple[dict
     whole = arrays[like] if like is not None else next(a for a in arrays.values() if is_variable(a))
     named = {name: _named(name, a, whole) for name, a in arrays.items()}
     try:
+        # By default xarray keeps only those coordinates that all arrays have, and rows would be lost without a word.
         aligned = xarray.align(*named.values(), join="exact")
     except ValueError as error:
         raise DataError(f"The coordinates of the arrays differ: {str(error).splitlines()[0]}") from error
     dims = tuple(dict.fromkeys((*whole.dims, *(dim for a in aligned for dim in a.dims))))
     if like is not None and dims != tuple(whole.dims):
-        said = {name: a.dims for name, a in named.items()}
+        dimensions = {name: a.dims for name, a in named.items()}
         beyond = next(name for name, a in named.items() if not set(a.dims) <= set(whole.dims))
         raise DataError(
-            f"The variables must lie along dimensions of {like!r}; the dimensions are {said}. Choose with data.isel().",
+            f"The variables must lie along dimensions of {like!r}; the dimensions are {dimensions}. Choose with "
+            "data.isel().",
             column=beyond,
         )
     sizes = {dim: size for a in aligned for dim, size in a.sizes.items()}
@@ -161,7 +170,7 @@ def _spread_variables(arrays: Mapping[str, Any], like: str | None) -> tuple[dict
     return columns, lambda values: xarray.DataArray(shaped(values), coordinates, dims, name="predicted")
 
 
-def _named(name: str, array: Any, whole: Any) -> Any:
+def _named(name: str, array: npt.ArrayLike, whole: xarray.Variable | xarray.DataArray) -> xarray.DataArray:
     """Return an array as a DataArray; one without names has those of `whole`, whose shape it needs."""
     import xarray
 

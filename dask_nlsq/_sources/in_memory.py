@@ -31,6 +31,7 @@ def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str, present: tu
     first = ROWS - _HEAD // whole.y.itemsize if whole.rows > ROWS else whole.rows
     edges = [0, *range(first, whole.rows, ROWS), whole.rows]
     blocks = [whole.take(slice(*edge)) for edge in itertools.pairwise(edges)]
+    # Rows that were dropped lie in no block, and are counted with the first.
     blocks = [dataclasses.replace(b, dropped=whole.dropped if i == 0 else 0) for i, b in enumerate(blocks)]
     width = whole.nbytes // max(whole.rows, 1)
     info = Info(kind, rows, columns.names, present, columns.origins, partition_rows=min(rows, ROWS), row_bytes=width)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow
 
 from dask_nlsq._errors import DataError
 
+if TYPE_CHECKING:
+    import dask.dataframe as dd
 
-def is_table(batch: Any) -> bool:
+
+def is_table(batch: object) -> bool:
     """Whether a batch holds its columns by name: a frame, a mapping, records, a list of mappings, an Arrow table."""
     if isinstance(batch, (pd.DataFrame, Mapping)) or getattr(getattr(batch, "dtype", None), "names", None):
         return True
@@ -24,7 +28,7 @@ def is_table(batch: Any) -> bool:
     return named or hasattr(batch, "__dataframe__") or (capsule and hasattr(batch, "schema"))
 
 
-def each_table(batch: Any) -> Iterator[Mapping[str, Any]]:
+def each_table(batch: object) -> Iterator[Mapping[str, Any]]:
     """Yield what a batch holds by name: one mapping or frame, or one for each partition of a Dask frame.
 
     Parameters
@@ -32,20 +36,25 @@ def each_table(batch: Any) -> Iterator[Mapping[str, Any]]:
     batch : table
         What `is_table` accepts.
     """
-    if hasattr(batch, "__dask_graph__"):
+    if _is_lazy(batch):
         for i in range(batch.npartitions):
             yield batch.partitions[i].compute()
     else:
         yield _table(batch)
 
 
-def _table(batch: Any) -> Mapping[str, Any]:
+def _is_lazy(batch: object) -> TypeGuard[dd.DataFrame]:
+    """Whether this is a Dask DataFrame, for which Dask need not be imported."""
+    return hasattr(batch, "__dask_graph__")
+
+
+def _table(batch: object) -> Mapping[str, Any]:
     if isinstance(batch, pd.DataFrame):
         return batch  # type: ignore[return-value]  # which is indexed by names too
     if isinstance(batch, Mapping):
         return _message(batch)
     if names := getattr(getattr(batch, "dtype", None), "names", None):
-        records = np.atleast_1d(batch)
+        records = np.atleast_1d(np.asanyarray(batch))
         return {name: records[name] for name in names}
     if isinstance(batch, (list, tuple)):
         return _records(batch)
@@ -68,9 +77,9 @@ def _records(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return {name: np.array([_cell(row.get(name)) for row in rows]) for name in names}
 
 
-def _is_cell(value: Any) -> bool:
+def _is_cell(value: npt.ArrayLike | None) -> bool:
     return value is None or isinstance(value, numbers.Number) or (hasattr(value, "dtype") and np.ndim(value) == 0)
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     return np.nan if value is None or value is pd.NA else value

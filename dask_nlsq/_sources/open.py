@@ -24,17 +24,18 @@ from dask_nlsq._sources import hdf5, tables
 from dask_nlsq._sources.array import is_array, open_array
 from dask_nlsq._sources.arrow import is_arrow, open_arrow
 from dask_nlsq._sources.columns import Columns, check_columns
-from dask_nlsq._sources.file_stamps import are_paths, is_path
+from dask_nlsq._sources.file_stamps import are_paths, each_path, is_path
 from dask_nlsq._sources.frame import is_frame, is_series, open_frame, open_series
 from dask_nlsq._sources.grid import spread
 from dask_nlsq._sources.hdf5 import is_hdf5, library
 from dask_nlsq._sources.in_memory import open_memory
-from dask_nlsq._sources.parquet import Rows, open_parquet, open_rows
+from dask_nlsq._sources.parquet import Filters, Rows, open_parquet, open_rows
 from dask_nlsq._sources.places import kind_at, kind_by_name, refused
 from dask_nlsq._sources.source import Source
 from dask_nlsq._sources.stored import Stored, StoredPartition
+from dask_nlsq._sources.tables import Version
 from dask_nlsq._sources.text import open_text
-from dask_nlsq._sources.variables import is_variable, stored_rows, to_array
+from dask_nlsq._sources.variables import Variables, is_dataset, is_variable, stored_rows, to_array
 from dask_nlsq._sources.zarr import absent, as_stored, is_zarr, open_stored, open_zarr, rows_at_a_time, whole
 
 KINDS = (
@@ -47,17 +48,17 @@ KINDS = (
 class Reading:
     """How data at a path are read: which rows, with which options of the file system, of which version of a table."""
 
-    filters: Any = None
+    filters: Filters | None = None
     storage_options: dict[str, Any] | None = None
-    version: Any = None
+    version: Version | None = None
 
 
 def open_source(
-    data: Any,
+    data: object,
     columns: Columns,
-    filters: Any = None,
+    filters: Filters | None = None,
     storage_options: dict[str, Any] | None = None,
-    version: Any = None,
+    version: Version | None = None,
 ) -> Source:
     """Open what holds the rows: a path or URL, a frame, a table, a mapping of arrays, a group, a dataset.
 
@@ -72,7 +73,7 @@ def open_source(
             raise DataError("data is an empty path.")
         return _open_path(os.fspath(data), columns, reading)
     if are_paths(data):
-        return _open_paths([os.fspath(path) for path in data], columns, reading)
+        return _open_paths(each_path(data), columns, reading)
     if (source := _open_table(data, columns, reading)) is not None:
         return source
     if reading.version is not None:
@@ -85,26 +86,30 @@ def open_source(
         return _open_pandas(data, columns)
     if is_zarr(data):
         return open_zarr(data, columns)
-    if hasattr(data, "data_vars"):  # an xarray Dataset, or a node of a DataTree
+    if is_dataset(data):
         return _open_dataset(data, columns)
     if (names := getattr(getattr(data, "dtype", None), "names", None)) and isinstance(data, np.ndarray):
         return _open_mapping({name: data[name] for name in names}, columns)
+    # A closed file or group of h5py is false.
     if library(data) == "h5py" and not data:
         raise DataError("The HDF5 file is closed: open it for the time of the fit.")
+    # Also a File or Group of h5py.
     if isinstance(data, Mapping):
         return _open_mapping(data, columns)
+    # Behind the frames of pandas, which implement the interface of Arrow as well.
     if is_arrow(data):
         return open_arrow(data, columns)
     if hasattr(data, "colnames"):  # a Table of astropy
-        return _open_mapping({name: data[name] for name in data.colnames}, columns)
+        table: Any = data
+        return _open_mapping({name: table[name] for name in table.colnames}, columns)
     raise DataError(f"data is a {type(data).__name__} of {library(data)}; {_remedy(data) or f'{KINDS} is needed.'}")
 
 
-def check_known(data: Any, column: str | None = None) -> None:
+def check_known(data: object, column: str | None = None) -> None:
     """Refuse lazy objects whose length and type are not known before they are computed."""
     if isinstance(data, (list, tuple)):
-        for one in data[:100]:  # columns, and not numbers
-            check_known(one, column)
+        for each in data[:100]:  # columns, and not numbers
+            check_known(each, column)
     lazily = isinstance(data, Delayed) or library(data) in ("dask_awkward", "awkward") or type(data).__name__ == "Bag"
     if lazily:
         where = {} if column is None else {"column": column}
@@ -135,7 +140,7 @@ _TRAVELS = {
 """By the library of a store, what to do where it stays in its process."""
 
 
-def _remedy(data: Any) -> str | None:
+def _remedy(data: object) -> str | None:
     """Return the line that makes data of a kind that is known into one that is taken."""
     known = {
         "dask": "give dask.array.from_delayed(...), a Bag's to_dataframe(), or its compute().",
@@ -150,10 +155,10 @@ def _remedy(data: Any) -> str | None:
     return "data.to_pandas() gives a frame that can be fitted." if hasattr(data, "to_pandas") else None
 
 
-def _open_table(data: Any, columns: Columns, reading: Reading) -> Source | None:
+def _open_table(data: object, columns: Columns, reading: Reading) -> Source | None:
     """Open a table of a format with a log, a repository, or a dataset of pyarrow; None for all else."""
     kind = library(data)
-    if kind == "deltalake" and hasattr(data, "file_uris"):
+    if tables.is_delta(data):
         if reading.version is not None:
             raise DataError("data is a DeltaTable of one version already: give DeltaTable(path, version=...).")
         return tables.open_delta(data, columns, reading.filters)
@@ -166,13 +171,15 @@ def _open_table(data: Any, columns: Columns, reading: Reading) -> Source | None:
         return None
     if reading.filters is not None:
         raise DataError("filters= needs Parquet; of an Iceberg table give data=table.scan(row_filter=...).")
-    if kind == "pyiceberg" and hasattr(data, "projection" if hasattr(data, "plan_files") else "scan"):
-        return tables.open_iceberg(data, columns, reading.version)
-    if hasattr(data, "readonly_session"):
+    if tables.is_scan(data):
+        return tables.open_scan(data, columns, reading.version)
+    if tables.is_iceberg(data):
+        return tables.open_scan(data.scan(), columns, reading.version)
+    if tables.is_repository(data):
         return tables.open_repository(data, columns, reading.version)
-    if type(data).__name__ == "IcechunkStore":
+    if tables.is_store(data):
         return tables.open_session(data.session, columns)
-    return tables.open_session(data, columns) if hasattr(data, "store") else None
+    return tables.open_session(data, columns) if tables.is_session(data) else None
 
 
 def _open_path(path: str, columns: Columns, reading: Reading) -> Source:
@@ -198,6 +205,7 @@ def _open_path(path: str, columns: Columns, reading: Reading) -> Source:
         if kind != "Parquet":
             raise refused(path, kind)
         return open_parquet(path, columns, reading.filters, options)
+    # ImportError is how fsspec says which package a protocol needs.
     except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
         if isinstance(error, NlsqError):
             raise
@@ -210,19 +218,19 @@ def _open_paths(paths: Sequence[str], columns: Columns, reading: Reading) -> Sou
     if reading.version is not None:
         raise DataError("version= needs one Delta, Iceberg or Icechunk table, and data is a list of paths.")
     try:
-        found = {kind_by_name(path) or kind_at(*fsspec.core.url_to_fs(path, **options)) for path in paths}
-        if found == {"text"} and reading.filters is None:
+        kinds = {kind_by_name(path) or kind_at(*fsspec.core.url_to_fs(path, **options)) for path in paths}
+        if kinds == {"text"} and reading.filters is None:
             return open_text(list(paths), columns, options)
-        if found == {"Parquet"}:
+        if kinds == {"Parquet"}:
             return open_parquet(list(paths), columns, reading.filters, options)
     except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
         if isinstance(error, NlsqError):
             raise
         raise DataError(f"The paths cannot be read: {type(error).__name__}: {error}") from error
-    if found == {"text"}:
+    if kinds == {"text"}:
         raise DataError("filters= needs Parquet or Delta; data is a list of CSV. Filter a collection instead.")
     raise DataError(
-        f"data is a list of paths of {' and '.join(sorted(found))}; several of Parquet, or several of CSV, are read as "
+        f"data is a list of paths of {' and '.join(sorted(kinds))}; several of Parquet, or several of CSV, are read as "
         "one table. xarray.open_mfdataset(paths) joins those of Zarr and netCDF: give that as data=."
     )
 
@@ -253,7 +261,7 @@ def _open_pandas(data: pd.DataFrame, columns: Columns) -> Source:
     return open_memory({name: data[name] for name in columns.names}, columns, "pandas DataFrame", tuple(data.columns))
 
 
-def _open_dataset(data: Any, columns: Columns) -> Source:
+def _open_dataset(data: Variables, columns: Columns) -> Source:
     """Take variables of the dimensions of y, row by row; what is not loaded yet is read partition by partition."""
     present = [*data.data_vars, *data.coords]
     check_columns(present, columns.names)
@@ -294,15 +302,15 @@ def _open_arrays(raw: Mapping[str, Any], columns: Columns) -> Source:
 
 def within(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return arrays as they are read: those of stores and files as `Stored`, those inside variables of xarray bare."""
-    found = dict(raw)
+    arrays = dict(raw)
     for name, a in raw.items():
         if isinstance(a, zarr.Array):
-            found[name] = as_stored(name, a)
+            arrays[name] = as_stored(name, a)
         elif is_hdf5(a):
-            found[name] = hdf5.as_stored(name, a)
+            arrays[name] = hdf5.as_stored(name, a)
         else:
             check_known(a, name)
-    return found | _variables({name: a for name, a in found.items() if is_variable(a)})
+    return arrays | _variables({name: a for name, a in arrays.items() if is_variable(a)})
 
 
 def _variables(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,6 +331,8 @@ def count_absent(source: Source, arrays: Mapping[str, Any]) -> Source:
 def in_dask(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that need not be in memory as Dask arrays; what is stays as it is."""
     parts = {a.npartitions for a in raw.values() if is_series(a) or is_array(a)}
+    # The lengths of a Series take a pass over its rows, which is done without where all have as many partitions and
+    # none has known lengths.
     unsized = len(parts) == 1 and all(is_series(a) or (is_array(a) and np.isnan(a.size)) for a in raw.values())
     arrays = {name: a.to_dask_array(lengths=not unsized or None) if is_series(a) else a for name, a in raw.items()}
     chunks = next((a.chunks[0] for a in arrays.values() if is_array(a) and not np.isnan(a.size)), None)
@@ -332,11 +342,13 @@ def in_dask(raw: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def lazy(array: Stored, chunks: Any = None) -> Any:
+def lazy(array: Stored, chunks: tuple[int, ...] | None = None) -> da.Array:
     """Return a stored array as a Dask array, cut along its last dimension into what is read at a time."""
-    if chunks is None or sum(chunks) != array.shape[-1]:  # lengths that are unlike are refused later, by name
-        chunks = rows_at_a_time([array.array])
-    chunks = (*array.shape[:-1], chunks)
-    name = f"zarr-{tokenize(array.place, array.shape, chunks)}"
+    # Lengths that are unlike are refused later, by name.
+    given = chunks is not None and sum(chunks) == array.shape[-1]
+    cuts = (*array.shape[:-1], chunks if given else rows_at_a_time([array.array]))
+    name = f"zarr-{tokenize(array.place, array.shape, cuts)}"
     meta = np.empty((0,) * array.ndim, array.dtype)
-    return da.from_array(array, chunks, name, meta=meta, inline_array=True)  # a task of its own would be common work
+    # Inline, for an array that was a task of its own would be work that all partitions share.
+    blocks: da.Array = da.from_array(array, cuts, name, meta=meta, inline_array=True)
+    return blocks

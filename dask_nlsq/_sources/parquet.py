@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import fsspec
 import pyarrow as pa
@@ -39,6 +39,9 @@ LARGE = 64 << 20
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
+Filters: TypeAlias = "ds.Expression | Sequence[object]"
+"""Which rows to take: an expression of pyarrow, or a list of tuples ``(column, operator, value)``, or of such lists."""
+
 THINGS = {"timestamp": "dates", "date": "dates", "duration": "durations"}
 """What columns of Arrow's types hold, if not numbers."""
 
@@ -51,9 +54,9 @@ class ParquetPartition:
     have read for a while, now and then until the next partition is there too, so that all else is read without it.
     """
 
-    fragment: Any  # pyarrow.dataset.ParquetFileFragment
-    filter: Any  # pyarrow.compute.Expression or None
-    keys: tuple[Any, ...]  # pyarrow.Field, of each column that the names of its folders hold
+    fragment: ds.ParquetFileFragment
+    filter: ds.Expression | None
+    keys: tuple[pa.Field, ...]  # of each column that the names of its folders hold
     columns: Columns
     scanned: bool
     near: bool  # its columns are read one by one, and no more than one of them is being decoded
@@ -79,60 +82,68 @@ class ParquetPartition:
     def _scan(self, groups: list[int]) -> dict[str, Any]:
         schema = pa.schema([*self.fragment.physical_schema, *self.keys])
         rows, names = self.fragment.subset(schema=schema, row_group_ids=groups), list(self.columns.names)
+        # Partitions are read side by side already, and each thread of Arrow holds on to memory of its own.
         how = {"filter": self.filter, "use_threads": False, "batch_size": WHOLE}
         return dict(to_arrays(rows.to_table(schema, columns=names, **how)))
 
     def _fetch(self, groups: list[int]) -> dict[str, Any]:
         names: list[str] = list(self.columns.names)
         arrays: dict[str, Any] = {}
+        # With the metadata that the fragment has, or the footer of the file would be read again for each partition.
         where = {"filesystem": self.fragment.filesystem, "metadata": self.fragment.metadata}
         how = {"buffer_size": BUFFER if self.near else 0, "pre_buffer": not self.near}
         with pq.ParquetFile(self.fragment.path, **where, **how) as file:
-            for some in ([name] for name in names) if self.near else [names]:
-                arrays |= to_arrays(file.read_row_groups(groups, columns=some, use_threads=False))
+            for group_of_names in ([name] for name in names) if self.near else [names]:
+                arrays |= to_arrays(file.read_row_groups(groups, columns=group_of_names, use_threads=False))
         return arrays
 
 
 def open_parquet(
-    path: str | Sequence[str], columns: Columns, filters: Any = None, storage_options: dict[str, Any] | None = None
+    path: str | Sequence[str],
+    columns: Columns,
+    filters: Filters | None = None,
+    storage_options: dict[str, Any] | None = None,
 ) -> Source:
     """Take a file, a folder or a pattern, at a path or an fsspec URL, or a list of them."""
     options = storage_options or {}
-    fs, found, notes, roots = _find(path, options)
+    fs, files, notes, roots = _find(path, options)
     local = type(fs).__name__ == "LocalFileSystem"
     base = base_folder(fsspec.core.url_to_fs(path if isinstance(path, str) else path[0], **options)[1])
-    rows = Rows(_dataset(found, base, fs, local), local, str(path), notes=tuple(notes))
+    rows = Rows(_dataset(files, base, fs, local), local, str(path), notes=tuple(notes))
     source = open_rows(rows, columns, filters)
     if len(roots) == 1 and filters is None and (stale := _older_metadata(fs, roots[0], source.info.rows)):
         return dataclasses.replace(source, info=dataclasses.replace(source.info, notes=(*source.info.notes, stale)))
     return source
 
 
-def _find(path: str | Sequence[str], options: dict[str, Any]) -> tuple[Any, list[str], list[str], list[str]]:
+def _find(
+    path: str | Sequence[str], options: dict[str, Any]
+) -> tuple[fsspec.AbstractFileSystem, list[str], list[str], list[str]]:
     """Return the file system, the files, what was left out in words, and the folders and files that are named."""
-    found: list[str] = []
+    files: list[str] = []
     notes: list[str] = []
     roots: list[str] = []
-    for one in [path] if isinstance(path, str) else path:
-        fs, _, named = fsspec.get_fs_token_paths(one, storage_options=options)
-        if any(sign in one for sign in "?[") and not fs.exists(fsspec.core.url_to_fs(one, **options)[1]):
-            named = sorted(fs.glob(fsspec.core.url_to_fs(one, **options)[1]))
-        inside, told = listed(fs, named, one)
+    for url in [path] if isinstance(path, str) else path:
+        fs, _, named = fsspec.get_fs_token_paths(url, storage_options=options)
+        # fsspec expands only patterns that have a *; these signs may also be part of a name.
+        if any(sign in url for sign in "?[") and not fs.exists(fsspec.core.url_to_fs(url, **options)[1]):
+            named = sorted(fs.glob(fsspec.core.url_to_fs(url, **options)[1]))
+        inside, remarks = listed(fs, named, url)
         if not inside:
-            raise DataError(f"Nothing was found at {one!r}.")
-        found, notes, roots = [*found, *inside], [*notes, *told], [*roots, *named]
+            raise DataError(f"Nothing was found at {url!r}.")
+        files, notes, roots = [*files, *inside], [*notes, *remarks], [*roots, *named]
     check_above(fs, roots, path)
-    if len(set(found)) < len(found):
-        twice = next(name for name in found if found.count(name) > 1)
+    if len(set(files)) < len(files):
+        twice = next(name for name in files if files.count(name) > 1)
         raise DataError(f"The paths name the file {twice!r} more than once; its rows would count as often.")
-    return fs, found, notes, roots
+    return fs, files, notes, roots
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """A dataset of Parquet files, and which of their rows are left out."""
 
-    dataset: Any  # pyarrow.dataset.Dataset
+    dataset: ds.FileSystemDataset
     near: bool
     place: str
     kept: Mapping[str, AnyArray] = dataclasses.field(default_factory=dict)  # by file, which rows there are
@@ -141,7 +152,7 @@ class Rows:
     identity: str | None = None
 
 
-def open_rows(rows: Rows, columns: Columns, filters: Any = None) -> Source:
+def open_rows(rows: Rows, columns: Columns, filters: Filters | None = None) -> Source:
     """Take the rows of a dataset that pass filters."""
     expression = to_expression(filters)
     if missing := [name for name in _filtered(filters) if name not in rows.dataset.schema.names]:
@@ -154,16 +165,16 @@ def open_rows(rows: Rows, columns: Columns, filters: Any = None) -> Source:
         raise DataError(f"The filters {filters!r} are not of the types of the columns: {error}") from error
 
 
-def _filtered(filters: Any) -> list[str]:
+def _filtered(filters: object) -> list[str]:
     """Return the columns that filters name, where they are a list of tuples, or a list of such lists."""
     if not isinstance(filters, (list, tuple)):
         return []
     if len(filters) == 3 and isinstance(filters[0], str):
         return [filters[0]]
-    return [name for one in filters for name in _filtered(one)]
+    return [name for each in filters for name in _filtered(each)]
 
 
-def to_expression(filters: Any) -> Any:
+def to_expression(filters: Filters | None) -> ds.Expression | None:
     """Return filters as an expression of pyarrow, or None."""
     if filters is None:
         return None
@@ -175,7 +186,7 @@ def to_expression(filters: Any) -> Any:
         ) from error
 
 
-def _open_rows(rows: Rows, columns: Columns, expression: Any) -> Source:
+def _open_rows(rows: Rows, columns: Columns, expression: ds.Expression | None) -> Source:
     dataset, place = rows.dataset, rows.place
     check_columns(dataset.schema.names, columns.names)
     held: dict[str, _Held] = {}
@@ -227,17 +238,17 @@ def _open_rows(rows: Rows, columns: Columns, expression: Any) -> Source:
     return Source(partitions, tokenize(rows.identity or sorted(dataset.files), known, str(expression), columns), info)
 
 
-def listed(fs: Any, roots: Sequence[str], path: Any) -> tuple[list[str], list[str]]:
+def listed(fs: fsspec.AbstractFileSystem, roots: Sequence[str], path: str) -> tuple[list[str], list[str]]:
     """Return the files of Parquet in folders, or the files that are named, and what was left out, in words.
 
     Spark and Hive leave out what begins with ``_`` or ``.``: their records, and rows of writers that have not ended.
     """
-    found: list[str] = []
+    files: list[str] = []
     hidden: list[str] = []
     others: list[str] = []
     for root in roots:
         if not fs.isdir(root):
-            found.append(root)
+            files.append(root)
             continue
         inside = fs.find(root)
         check_below(inside, path)
@@ -245,17 +256,19 @@ def listed(fs: Any, roots: Sequence[str], path: Any) -> tuple[list[str], list[st
         named = [name for name in seen if name.endswith(PARQUET)]
         hidden += [name for name in inside if name.endswith(PARQUET) and _hidden(name, root)]
         others += [name for name in seen if not name.endswith(PARQUET)] if named else []
-        found += named or seen
+        # Writers need not give names an ending: where none has one of Parquet's, all are taken.
+        files += named or seen
     notes = []
     if hidden:
         notes.append(f"{_files(hidden)} below names that begin with _ or . left out, as Spark and Hive do.")
     if others:
         notes.append(f"{_files(others)} beside the Parquet files left out, by the ending of the name.")
-    return sorted(set(found)), notes
+    return sorted(set(files)), notes
 
 
 def _hidden(name: str, root: str) -> bool:
     inside = name[len(root.rstrip("/")) + 1 :]
+    # A folder named after a key, as _year=2026, is not hidden from Spark either.
     return any(part.startswith(("_", ".")) and "=" not in part for part in inside.split("/"))
 
 
@@ -263,7 +276,7 @@ def _files(names: Sequence[str]) -> str:
     return f"{len(names)} files ({names[0]!r} is the first) were" if len(names) > 1 else f"The file {names[0]!r} was"
 
 
-def _older_metadata(fs: Any, root: str, rows: int | None) -> str | None:
+def _older_metadata(fs: fsspec.AbstractFileSystem, root: str, rows: int | None) -> str | None:
     """Return in words what a ``_metadata`` file says of rows, where its folder holds others."""
     name = f"{root.rstrip('/')}/_metadata"
     if not fs.exists(name):
@@ -281,7 +294,7 @@ def _older_metadata(fs: Any, root: str, rows: int | None) -> str | None:
     )
 
 
-def _dataset(paths: Sequence[str], base: str, fs: Any, local: bool) -> Any:
+def _dataset(paths: Sequence[str], base: str, fs: fsspec.AbstractFileSystem, local: bool) -> ds.FileSystemDataset:
     """Open files, or a folder, whose folders below `base` may be named after keys: ``year=2026``."""
     scan = ds.ParquetFragmentScanOptions(pre_buffer=not local, use_buffered_stream=local, buffer_size=BUFFER)
     how = {
@@ -308,7 +321,7 @@ def _dataset(paths: Sequence[str], base: str, fs: Any, local: bool) -> Any:
     return ds.dataset(**how, partitioning=partitioning, partition_base_dir=base)
 
 
-def _numbers(dataset: Any, keys: set[str]) -> set[str]:
+def _numbers(dataset: ds.FileSystemDataset, keys: set[str]) -> set[str]:
     """Return which keys are texts that all are numbers, as 0.5, of which Arrow knows the whole ones alone."""
     texts = {name for name in keys if pa.types.is_string(dataset.partitioning.schema.field(name).type)}
     for fragment in dataset.get_fragments() if texts else ():
@@ -318,7 +331,9 @@ def _numbers(dataset: Any, keys: set[str]) -> set[str]:
     return texts
 
 
-def _runs(fragment: Any, schema: Any, expression: Any) -> list[Any]:
+def _runs(
+    fragment: ds.ParquetFileFragment, schema: pa.Schema, expression: ds.Expression | None
+) -> list[ds.ParquetFileFragment]:
     """Group neighbouring row groups of a file until a partition has rows enough."""
     if expression is not None:
         fragment = fragment.subset(filter=expression, schema=schema)
@@ -333,7 +348,7 @@ def _runs(fragment: Any, schema: Any, expression: Any) -> list[Any]:
     return [fragment.subset(row_group_ids=run) for run in runs]
 
 
-def _alike(schema: Any, other: Any, names: Sequence[str]) -> bool:
+def _alike(schema: pa.Schema, other: pa.Schema, names: Sequence[str]) -> bool:
     """Whether columns have the same types in both schemas."""
     return all(schema.field(name).type == other.field(name).type for name in names)
 
@@ -350,7 +365,7 @@ class _Held:
         return f"{self.things} ({self.type}) in {self.path!r}"
 
 
-def _compare(held: dict[str, _Held], fragment: Any, schema: Any, names: Sequence[str]) -> None:
+def _compare(held: dict[str, _Held], fragment: ds.ParquetFileFragment, schema: pa.Schema, names: Sequence[str]) -> None:
     """Refuse a file whose column holds other things than the files before, which would be fitted as like numbers."""
     for name in names:
         kind = str(schema.field(name).type)
@@ -359,15 +374,16 @@ def _compare(held: dict[str, _Held], fragment: Any, schema: Any, names: Sequence
         things = THINGS.get(kind.partition("[")[0].rstrip("0123456789"), "numbers")
         if "tz=" in kind:
             things = "dates with a time zone"
-        found = _Held(things, kind, fragment.path)
-        if held.setdefault(name, found).things != things:
+        contents = _Held(things, kind, fragment.path)
+        if held.setdefault(name, contents).things != things:
             raise DataError(
-                f"The column holds {held[name]} and {found}. Write both files with one type, or give the path of one.",
+                f"The column holds {held[name]} and {contents}. Write both files with one type, or give the path of "
+                "one.",
                 column=name,
             )
 
 
-def _check_types(schema: Any, names: Sequence[str], path: str) -> None:
+def _check_types(schema: pa.Schema, names: Sequence[str], path: str) -> None:
     """Refuse columns that hold neither numbers nor dates."""
     for name, kind in unlike_numbers(schema, names).items():
         raise DataError(
@@ -378,20 +394,20 @@ def _check_types(schema: Any, names: Sequence[str], path: str) -> None:
         )
 
 
-def _share(schema: Any, names: Sequence[str]) -> float:
+def _share(schema: pa.Schema, names: Sequence[str]) -> float:
     """Return which part of a row some columns are, by their types; what has no width counts as 16 bytes."""
     widths = {field.name: _width(field.type) for field in schema}
     return sum(widths.get(name, 0.0) for name in names) / max(sum(widths.values()), 1.0)
 
 
-def _width(kind: Any) -> float:
+def _width(kind: pa.DataType) -> float:
     try:
         return float(kind.bit_width) / 8
     except ValueError:  # of texts and lists
         return 16.0
 
 
-def _stored(run: Any, share: float) -> int:
+def _stored(run: ds.ParquetFileFragment, share: float) -> int:
     """Return about how many bytes a part of these row groups takes in its file, or once it is not compressed.
 
     The metadata of single columns are not asked: of what it cannot read, pyarrow may end the process.

@@ -6,9 +6,12 @@ import contextlib
 import posixpath
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dask_nlsq._errors import DataError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 """Folders of which one lies in the root of a table of a format."""
@@ -81,7 +84,7 @@ _UP = 5
 ZARR = ("zarr.json", ".zgroup", ".zarray")
 
 
-def kind_at(fs: Any, root: str) -> str:
+def kind_at(fs: AbstractFileSystem, root: str) -> str:
     """Return the format of what lies at a path: that of a table, Zarr, Icechunk, text, another, or else Parquet."""
     root = root.rstrip("/")
     if any(sign in root for sign in "*?["):
@@ -94,6 +97,7 @@ def kind_at(fs: Any, root: str) -> str:
             return "text"
         zarr = not root.endswith(PARQUET) and any(_exists(fs, f"{root}/{name}") for name in ZARR)
         return "Zarr" if zarr or root.endswith(".zarr") else _of_file(fs, root)
+    # The marks of tables come first, for the other files of a table are plain Parquet, with rows that were deleted.
     for marker, format_ in TABLES.items():
         if marker in names:
             return format_
@@ -113,29 +117,29 @@ def kind_by_name(path: str) -> str | None:
     return "Parquet" if path.lower().endswith(PARQUET) else "text" if path.lower().endswith(TEXTS) else None
 
 
-def _has_metadata(fs: Any, root: str) -> bool:
+def _has_metadata(fs: AbstractFileSystem, root: str) -> bool:
     """Whether a folder is the root of an Iceberg table."""
     return any(name.endswith(".metadata.json") for name in _names(fs, f"{root}/metadata") or ())
 
 
-def _names(fs: Any, root: str) -> set[str] | None:
+def _names(fs: AbstractFileSystem, root: str) -> set[str] | None:
     """Return the names in a folder; None where this is none, or is not listed."""
     try:
         if fs.isfile(root):
             return None
-        found = fs.ls(root, detail=False)
+        paths = fs.ls(root, detail=False)
     except Exception:  # whatever a file system raises that does not list
         return None
-    return {posixpath.basename(str(name).replace("\\", "/").rstrip("/")) for name in found} or None
+    return {posixpath.basename(str(name).replace("\\", "/").rstrip("/")) for name in paths} or None
 
 
-def _exists(fs: Any, path: str) -> bool:
+def _exists(fs: AbstractFileSystem, path: str) -> bool:
     with contextlib.suppress(Exception):
         return bool(fs.exists(path))
     return False
 
 
-def _of_file(fs: Any, root: str) -> str:
+def _of_file(fs: AbstractFileSystem, root: str) -> str:
     """Return the format of a file by its first bytes, or its name."""
     with contextlib.suppress(Exception):  # what cannot be read is told by who reads it
         head = fs.cat_file(root, start=0, end=16)
@@ -143,12 +147,13 @@ def _of_file(fs: Any, root: str) -> str:
             return "Parquet"
         for magic, format_ in _MAGIC.items():
             if head.startswith(magic):
+                # A file of netCDF 4 is one of HDF5, and only its name says which library wrote it.
                 return "netCDF" if format_ == "HDF5" and root.endswith((".nc", ".nc4")) else format_
         return next((format_ for ending, format_ in _ENDINGS.items() if root.endswith(ending)), "Parquet")
     return "Parquet"
 
 
-def check_above(fs: Any, roots: Sequence[str], path: Any) -> None:
+def check_above(fs: AbstractFileSystem, roots: Sequence[str], path: str | Sequence[str]) -> None:
     """Refuse paths inside of a table of a format, whose log alone says which of its rows there are.
 
     Each folder above is looked at once; a server of plain HTTP is not asked, which may answer whatever it is asked.
@@ -164,19 +169,19 @@ def check_above(fs: Any, roots: Sequence[str], path: Any) -> None:
                 break
             folders.add(above)
     for folder in sorted(folders, key=len, reverse=True):
-        found = next((format_ for marker, format_ in TABLES.items() if _exists(fs, f"{folder}/{marker}")), None)
-        if found or _has_metadata(fs, folder):
-            raise _inside(path, found or "Iceberg", folder)
+        table_format = next((format_ for marker, format_ in TABLES.items() if _exists(fs, f"{folder}/{marker}")), None)
+        if table_format or _has_metadata(fs, folder):
+            raise _inside(path, table_format or "Iceberg", folder)
 
 
-def _inside(path: Any, format_: str, table: str) -> DataError:
+def _inside(path: str | Sequence[str], format_: str, table: str) -> DataError:
     return DataError(
         f"{path!r} lies in the {format_} table {table!r}, and may hold rows that are no longer in the table. Give "
         f"the table, {READERS[format_]}, with a filter for some of its rows."
     )
 
 
-def check_below(names: Sequence[str], path: Any) -> None:
+def check_below(names: Sequence[str], path: str | Sequence[str]) -> None:
     """Refuse a folder that holds tables of a format, given all files that lie below it."""
     for name in names:
         inside = _IN_TABLE.fullmatch(name)

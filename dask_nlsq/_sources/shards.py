@@ -12,13 +12,16 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
-from zarr.abc.store import RangeByteRequest, SuffixByteRequest
+from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
 from zarr.buffer import default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore
+
+if TYPE_CHECKING:
+    import zarr
 
 _CHECKSUM = 4
 
@@ -31,17 +34,19 @@ Read = Callable[[str, int, bool], bytes | None]
 """Returns the first or last bytes of an object of a store, or None where it is not there."""
 
 
-def count_inner(array: Any) -> int | None:
+def count_inner(array: zarr.Array[Any]) -> int | None:
     """Return how many chunks of a sharded array are missing, with their shard or alone; None where it is unknown."""
     codec = array.metadata.codecs[0] if array.metadata.zarr_format == 3 else None
-    about = codec.to_dict().get("configuration", {}) if codec is not None else {}
+    about: Any = codec.to_dict().get("configuration", {}) if codec is not None else {}
+    shards = array.shards or ()
     names = [c["name"] if isinstance(c, dict) else c for c in about.get("index_codecs", ())]
-    counts = [-(-n // s) for n, s in zip(array.shape, array.shards, strict=True)]
+    counts = [-(-n // s) for n, s in zip(array.shape, shards, strict=True)]
+    # An index of other codecs may be compressed, and its length is not known before it is read.
     if names != ["bytes", "crc32c"] or math.prod(counts) > (
         _MOST if isinstance(array.store, LocalStore) else _MOST_AFAR
     ):
         return None
-    inner: int = math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True))
+    inner = math.prod(s // c for s, c in zip(shards, array.chunks, strict=True))
     read, at_end = _reader(array.store), str(about.get("index_location", "end")) == "end"
     keys = [f"{array.path}/{array.metadata.encode_chunk_key(place)}".lstrip("/") for place in np.ndindex(*counts)]
     try:
@@ -50,7 +55,7 @@ def count_inner(array: Any) -> int | None:
             missing = [inner if index is None else _missing(index, inner) for index in indices]
     except Exception:  # whatever a store raises
         return None
-    return sum(missing) - _beyond(array, counts)
+    return sum(missing) - _beyond(array, shards, counts)
 
 
 def _missing(index: bytes, inner: int) -> int:
@@ -58,14 +63,14 @@ def _missing(index: bytes, inner: int) -> int:
     return int((entries == 2**64 - 1).all(axis=1).sum())
 
 
-def _beyond(array: Any, counts: list[int]) -> int:
+def _beyond(array: zarr.Array[Any], shards: tuple[int, ...], counts: list[int]) -> int:
     """Return how many chunks of the last shards lie beyond the end of the array, and are in no store."""
-    held: int = math.prod(n * (s // c) for n, s, c in zip(counts, array.shards, array.chunks, strict=True))
-    there: int = math.prod(-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))
+    held = math.prod(n * (s // c) for n, s, c in zip(counts, shards, array.chunks, strict=True))
+    there = math.prod(-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))
     return held - there
 
 
-def _reader(store: Any) -> Read:
+def _reader(store: Store) -> Read:
     """Return what reads of a store without its event loop, which is Zarr's own."""
     if isinstance(store, LocalStore):
         return lambda key, count, at_end: _from_disk(os.path.join(store.root, key), count, at_end)
@@ -84,26 +89,27 @@ def _from_disk(path: str, count: int, at_end: bool) -> bytes | None:
         return None
 
 
-def _in_step(fs: Any) -> Any:
+def _in_step(fs: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
     """Return a file system as one that waits for its answers."""
     if (inner := getattr(fs, "sync_fs", None)) is not None:  # which was wrapped
         return inner
     return fsspec.filesystem(fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0], **_options(fs))
 
 
-def _options(fs: Any) -> dict[str, Any]:
+def _options(fs: fsspec.AbstractFileSystem) -> dict[str, Any]:
+    # Both tie the file system to the event loop of Zarr.
     return {key: value for key, value in fs.storage_options.items() if key not in ("asynchronous", "loop")}
 
 
-def _from_files(fs: Any, path: str, count: int, at_end: bool) -> bytes | None:
+def _from_files(fs: fsspec.AbstractFileSystem, path: str, count: int, at_end: bool) -> bytes | None:
     try:
-        found: bytes = fs.cat_file(path, start=-count if at_end else 0, end=None if at_end else count)
+        data: bytes = fs.cat_file(path, start=-count if at_end else 0, end=None if at_end else count)
     except FileNotFoundError:
         return None
-    return found
+    return data
 
 
-async def _from_store(store: Any, key: str, count: int, at_end: bool) -> bytes | None:
+async def _from_store(store: Store, key: str, count: int, at_end: bool) -> bytes | None:
     part = SuffixByteRequest(count) if at_end else RangeByteRequest(0, count)
-    found = await store.get(key, default_buffer_prototype(), part)
-    return None if found is None else found.to_bytes()
+    data = await store.get(key, default_buffer_prototype(), part)
+    return None if data is None else data.to_bytes()

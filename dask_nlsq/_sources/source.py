@@ -44,7 +44,7 @@ class Source:
     and must be computed together once.
     """
 
-    partitions: Sequence[Any]  # of `Partition`, or of `Block` where the rows are in memory
+    partitions: Sequence[Any]  # of `Partition`, and of `Block`, which is one, where the rows are in memory
     token: str
     info: Info
     shared: bool = False

@@ -8,7 +8,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,10 +16,22 @@ from dask_nlsq._errors import DataError
 from dask_nlsq._kernel import SLABS, Block
 from dask_nlsq._sources.cf import Decoder
 from dask_nlsq._sources.columns import Columns
-from dask_nlsq._typing import AnyArray
+from dask_nlsq._typing import AnyArray, Index
+
+if TYPE_CHECKING:
+    import zarr
 
 ROWS = SLABS[1]
 """Fewest rows of a partition: smaller chunks are read several at a time."""
+
+
+class FileArray(Protocol):
+    """An array in a file, as `hdf5` reads it."""
+
+    chunks: tuple[int, ...] | None
+
+    def __getitem__(self, index: Index) -> AnyArray:
+        """Read a part."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,21 +66,23 @@ class Stored:
     @functools.cached_property
     def dtype(self) -> np.dtype[Any]:
         """The type of its values."""
-        own: np.dtype[Any] = np.dtype(self.array.dtype)
-        return own if self.decode is None else self.decode.dtype(own)
+        stored: np.dtype[Any] = np.dtype(self.array.dtype)
+        return stored if self.decode is None else self.decode.dtype(stored)
 
-    def __getitem__(self, index: Any) -> AnyArray:
+    def __getitem__(self, index: Index) -> AnyArray:
         stored = self.array[index]
         if self.present is not None:
             self._look(stored)
         return stored if self.decode is None else self.decode(stored)
 
-    def _look(self, stored: Any) -> None:
+    def _look(self, stored: AnyArray) -> None:
         """Refuse a chunk that is nothing but fill value where this process lacks chunks that were there."""
         flat, fill = np.ravel(stored), self.array.fill_value
         step = min(shortest(self.array), max(flat.size, 1))
         if not any(_is_fill(flat[i : i + step], fill) for i in range(0, flat.size, step)):
             return
+        # The chunk may well be right: Zarr by default stores none that holds the fill value alone. Only where there are
+        # fewer chunks than at the opening is one missing.
         there = _present(self)
         if there < (self.present or 0):
             raise DataError(
@@ -79,19 +93,19 @@ class Stored:
             )
 
 
-def _is_fill(values: AnyArray, fill: Any) -> bool:
+def _is_fill(values: AnyArray, fill: object) -> bool:
     """Whether all of some values are the fill value; the first alone tells nearly always."""
     if fill is not None and fill != fill:  # NaN, or no time
         return bool(values[0] != values[0] and (values != values).all())
     return bool(values[0] == fill and (values == fill).all())
 
 
-def shortest(array: Any) -> int:
+def shortest(array: zarr.Array[Any]) -> int:
     """Return the length of the shortest chunk of a Zarr array along its last dimension, as they are stored."""
     return min(chunk_sizes(array), default=1) or 1
 
 
-def chunk_sizes(array: Any) -> tuple[int, ...]:
+def chunk_sizes(array: zarr.Array[Any]) -> tuple[int, ...]:
     """Return the lengths along the last dimension of the objects in which a Zarr array is stored: shards or chunks.
 
     Where all are alike there is one, which may be longer than what the array has left for the last.
@@ -99,7 +113,8 @@ def chunk_sizes(array: Any) -> tuple[int, ...]:
     try:
         return ((array.shards or array.chunks)[-1],)
     except NotImplementedError:  # a grid of unlike chunks, which Zarr 3.2 and later read
-        return tuple(array.write_chunk_sizes[-1])
+        newer: Any = array
+        return tuple(newer.write_chunk_sizes[-1])
 
 
 _counts: dict[tuple[str, str], int] = {}

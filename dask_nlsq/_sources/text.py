@@ -30,19 +30,21 @@ def open_text(path: str | Sequence[str], columns: Columns, storage_options: dict
     """Take a file, a folder, a pattern or a list of them; every column of numbers is read as float64."""
     fs, _, roots = fsspec.get_fs_token_paths(path, storage_options=storage_options)
     check_above(fs, roots, path)
-    found, left_out = _files(fs, roots)
-    if not found:
+    files, left_out = _files(fs, roots)
+    if not files:
         raise DataError(f"Nothing was found at {path!r}.")
-    how: dict[str, Any] = {"sep": "\t" if ".tsv" in found[0].rpartition("/")[2] else ","}
-    urls = [fs.unstrip_protocol(name) for name in found]
+    how: dict[str, Any] = {"sep": "\t" if ".tsv" in files[0].rpartition("/")[2] else ","}
+    urls = [fs.unstrip_protocol(name) for name in files]
     present = _headers(urls, storage_options, how)
     check_columns(present, columns.names)
     _check_numbers(urls[0], columns, storage_options, how)
     frame = dd.read_csv(
         urls,
         usecols=list(columns.names),
+        # Dask would infer the types from a sample, and fail on a later block of integers with a missing value.
         dtype=dict.fromkeys(columns.names, "float64"),
-        blocksize=None if found[0].rpartition(".")[2] in COMPRESSED else "default",
+        # A compressed file cannot be entered in the middle.
+        blocksize=None if files[0].rpartition(".")[2] in COMPRESSED else "default",
         compression="infer",
         storage_options=storage_options,
         **how,
@@ -52,15 +54,15 @@ def open_text(path: str | Sequence[str], columns: Columns, storage_options: dict
     return dataclasses.replace(source, info=dataclasses.replace(source.info, notes=(*source.info.notes, *notes)))
 
 
-def _files(fs: Any, roots: Sequence[str]) -> tuple[list[str], int]:
+def _files(fs: fsspec.AbstractFileSystem, roots: Sequence[str]) -> tuple[list[str], int]:
     """Return the files of text that are named, or lie in a folder, and how many others lie there."""
-    found, others = [], 0
+    files, others = [], 0
     for root in roots:
         inside = sorted(fs.glob(f"{root.rstrip('/')}/*")) if fs.isdir(root) else [root]
         chosen = [n for n in inside if n == root or (n.lower().endswith(TEXTS) and n.rpartition("/")[2][0] not in "_.")]
-        found += chosen
+        files += chosen
         others += len(inside) - len(chosen)
-    return list(dict.fromkeys(found)), others
+    return list(dict.fromkeys(files)), others
 
 
 def _headers(urls: Sequence[str], storage_options: dict[str, Any], how: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import zarr
@@ -17,25 +17,23 @@ from dask_nlsq._sources.cf import decoder, remarks
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
 from dask_nlsq._sources.shards import count_inner
 from dask_nlsq._sources.source import Info, Source
-from dask_nlsq._sources.stored import ROWS, Stored, StoredPartition, chunk_sizes
+from dask_nlsq._sources.stored import ROWS, FileArray, Stored, StoredPartition, chunk_sizes
 
 MOST = 5_000_000
 """Partitions of a source at most: their list alone takes a gigabyte, and none was ever meant that has more."""
 
 
-def open_zarr(data: Any, columns: Columns) -> Source:
+def open_zarr(data: zarr.Array[Any] | zarr.Group | Mapping[str, object], columns: Columns) -> Source:
     """Take a group, or a mapping of arrays, of one dimension and one length."""
     if isinstance(data, zarr.Array):
         raise DataError(
             f"data is a Zarr array of shape {data.shape}; a Zarr group with one array a column is needed. Or give x= "
             "and y= as arrays, without data=."
         )
-    group = isinstance(data, zarr.Group)
-    stale: list[str] = []
-    if group:
+    if isinstance(data, zarr.Group):
         present, raw, stale = _members(data, columns.names)
     else:
-        present, raw = list(data), {name: data[name] for name in columns.names}
+        present, raw, stale = list(data), {name: data[name] for name in columns.names}, []
     arrays = {name: as_stored(name, a) for name, a in raw.items()}
     return open_stored(arrays, columns, "Zarr", present, stale)
 
@@ -55,6 +53,7 @@ def open_stored(
     reads = ({name: arrays[name][a:b] for name in dates} for a, b in cuts)
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     partitions = [StoredPartition(arrays, a, b, columns) for a, b in cuts]
+    # Of compressed arrays nobody knows the size without asking for that of every chunk.
     plain = all(not getattr(a.array, "compressors", True) for a in arrays.values())
     info = Info(
         kind,
@@ -73,7 +72,7 @@ def open_stored(
     return Source(partitions, token, info)
 
 
-def as_stored(name: str, array: Any) -> Stored:
+def as_stored(name: str, array: object) -> Stored:
     """Return a Zarr array as a column that knows how it is decoded, and how many of its chunks there are."""
     if not isinstance(array, zarr.Array):
         raise DataError(f"It is a {type(array).__name__} of Zarr; an array is needed.", column=name)
@@ -84,7 +83,7 @@ def as_stored(name: str, array: Any) -> Stored:
     return Stored(name, array, decoder(name, attrs, array.dtype), _present(array))
 
 
-def _present(array: Any) -> int | None:
+def _present(array: zarr.Array[Any]) -> int | None:
     """Return how many chunks are in the store; None where it does not tell, as most servers of plain HTTP."""
     try:
         there: int = array.nchunks_initialized
@@ -93,7 +92,7 @@ def _present(array: Any) -> int | None:
     return there if there or not array.nchunks or not _answers(array) else None
 
 
-def _answers(array: Any) -> bool:
+def _answers(array: zarr.Array[Any]) -> bool:
     """Whether a value at either end is no fill value, and so is there, though no chunk was listed."""
     if not array.size:
         return False
@@ -101,24 +100,26 @@ def _answers(array: Any) -> bool:
     return bool((ends != array.fill_value).any() and not (ends != ends).all())
 
 
-def _members(group: Any, names: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]]:
+def _members(group: zarr.Group, names: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]]:
     """Return the names of a group's arrays, those wanted, and what its consolidated metadata say that is not so."""
     present = list(group.array_keys())
-    arrays = {name: group[name] for name in names if name in present}
+    arrays: dict[str, Any] = {name: group[name] for name in names if name in present}
     if getattr(group.metadata, "consolidated_metadata", None) is None:
         check_columns(present, names)
         return present, arrays, []
     notes = []
     for name in names:
+        # The metadata of each array are read from the store itself, which writers that append may have changed since
+        # the consolidation.
         with contextlib.suppress(Exception):  # what is not there is told as such, and the rest by who reads it
-            found = zarr.open_array(group.store, path=f"{group.path}/{name}".lstrip("/"), mode="r")
-            if name not in arrays or found.shape != arrays[name].shape:
-                said = f"shape {arrays[name].shape}" if name in arrays else "no such array"
+            array = zarr.open_array(group.store, path=f"{group.path}/{name}".lstrip("/"), mode="r")
+            if name not in arrays or array.shape != arrays[name].shape:
+                listed = f"shape {arrays[name].shape}" if name in arrays else "no such array"
                 notes.append(
-                    f"The consolidated metadata of the group are out of date: they have {said} for {name!r}, and the "
-                    f"array itself {found.shape}, which was read. zarr.consolidate_metadata() rewrites them."
+                    f"The consolidated metadata of the group are out of date: they have {listed} for {name!r}, and the "
+                    f"array itself {array.shape}, which was read. zarr.consolidate_metadata() rewrites them."
                 )
-            arrays[name] = found
+            arrays[name] = array
     present += [name for name in arrays if name not in present]
     check_columns(present, names)
     return present, arrays, notes
@@ -142,7 +143,7 @@ def _cuts(arrays: Sequence[Any], rows: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
 
-def _sizes(array: Any) -> tuple[int, ...]:
+def _sizes(array: zarr.Array[Any] | FileArray) -> tuple[int, ...]:
     return chunk_sizes(array) if isinstance(array, zarr.Array) else ((array.chunks or (ROWS,))[-1],)
 
 
@@ -158,26 +159,27 @@ def whole(shard: int) -> int:
 
 def absent(arrays: Iterable[Stored]) -> dict[str, str]:
     """Return, by column, what the stores of Zarr arrays lack, which Zarr reads as the fill value, or do not tell."""
-    found = {}
+    lacking = {}
     for stored in arrays:
         if isinstance(stored.array, zarr.Array) and (text := _absent(stored)):
-            found[stored.name] = text
-    return found
+            lacking[stored.name] = text
+    return lacking
 
 
 def _absent(stored: Stored) -> str | None:
     array, name = stored.array, stored.name
     if stored.present is None:
         return f"the store does not list its files, so that chunks of {name!r} may be missing"
+    # Of a shard that is there Zarr counts all chunks as present, whether it holds them or not.
     lacking = count_inner(array) if array.shards else array.nchunks - stored.present
     if lacking is None:
         return f"the shards of {name!r} do not tell which of their chunks there are, and some may be missing"
     if not lacking:
         return None
-    said = f"{lacking} of {array.nchunks} chunks of {name!r} are not in the store"
-    return f"{said}, and are read as {array.fill_value}"
+    missing = f"{lacking} of {array.nchunks} chunks of {name!r} are not in the store"
+    return f"{missing}, and are read as {array.fill_value}"
 
 
-def is_zarr(data: Any) -> bool:
+def is_zarr(data: object) -> TypeGuard[zarr.Array[Any] | zarr.Group]:
     """Whether this is a Zarr array or group."""
     return isinstance(data, (zarr.Array, zarr.Group))

@@ -20,11 +20,11 @@ def weighing(objective: Objective, weighted: bool) -> Objective:
     """Return the objective of this process that has weights, or has none: with equal ones, kernels are shared."""
     if objective.weighted == weighted:
         return objective
-    found: Objective = serialize(dataclasses.replace(objective, weighted=weighted)).value
-    return found
+    shared: Objective = serialize(dataclasses.replace(objective, weighted=weighted)).value
+    return shared
 
 
-def blocks(model: Model, columns: Columns, x: Any, y: Any, sigma: Any) -> Iterator[Block]:
+def blocks(model: Model, columns: Columns, x: object, y: object, sigma: object) -> Iterator[Block]:
     """Yield what came as blocks: one, or one for each partition of a Dask frame.
 
     Raises
@@ -49,7 +49,7 @@ def blocks(model: Model, columns: Columns, x: Any, y: Any, sigma: Any) -> Iterat
         yield _block(columns, {name: table[name] for name in columns.names}, sigma)
 
 
-def _arrays(model: Model, columns: Columns, x: Any, y: Any) -> tuple[Columns, dict[str, Any]]:
+def _arrays(model: Model, columns: Columns, x: object, y: object) -> tuple[Columns, dict[str, Any]]:
     """Return x and y that are given as arrays by the names of their columns."""
     if y is None:
         raise DataError("Give x and y, or a frame that holds both.")
@@ -61,7 +61,7 @@ def _arrays(model: Model, columns: Columns, x: Any, y: Any) -> tuple[Columns, di
     return columns, dict(zip(columns.x, map(_array, arrays), strict=True)) | {columns.y: _array(y)}
 
 
-def _block(columns: Columns, raw: Mapping[str, Any], sigma: Any) -> Block:
+def _block(columns: Columns, raw: Mapping[str, Any], sigma: object) -> Block:
     if isinstance(sigma, float):
         columns = dataclasses.replace(columns, sigma=sigma)
     elif sigma is not None and columns.sigma is None:
@@ -72,5 +72,5 @@ def _block(columns: Columns, raw: Mapping[str, Any], sigma: Any) -> Block:
     return columns.block(raw)
 
 
-def _array(values: Any) -> Any:
+def _array(values: object) -> Any:
     return values if hasattr(values, "dtype") else np.asarray(values)

@@ -88,11 +88,11 @@ class Slices:
 
     def add(self, gram: npt.NDArray[np.float64], rows: Vector, last: Vector) -> Slices:
         """Return these slices and later ones, of which neighbours are merged beyond `SLICES`."""
-        found = Slices(*map(np.concatenate, ((self.gram, gram), (self.rows, rows), (self.last, last))))
-        while len(found.rows) > SLICES:
-            i = int(np.argmin(found.rows[:-1] + found.rows[1:]))
-            found = found.merged(np.delete(np.arange(len(found.rows)), i + 1))
-        return found
+        slices = Slices(*map(np.concatenate, ((self.gram, gram), (self.rows, rows), (self.last, last))))
+        while len(slices.rows) > SLICES:
+            i = int(np.argmin(slices.rows[:-1] + slices.rows[1:]))
+            slices = slices.merged(np.delete(np.arange(len(slices.rows)), i + 1))
+        return slices
 
     def merged(self, starts: npt.NDArray[np.int64]) -> Slices:
         """Return fewer slices, which begin at these."""
@@ -118,8 +118,8 @@ class _Rows:
 
     def at(self, theta: Vector) -> Matrix:
         """Return Jacobian and residual at `theta` (p,), in the coordinates of the sums."""
-        found = evaluate_rows(self.objective, self.block, np.tile(theta, (self.block.rows, 1)))
-        return _in_coordinates(self.state, found)
+        rows = evaluate_rows(self.objective, self.block, np.tile(theta, (self.block.rows, 1)))
+        return _in_coordinates(self.state, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +175,7 @@ def _relinearise(
     theta = state.theta if start is None else start
     there = rows.at(theta)
     if not np.isfinite(there).all():
+        # The estimate may lie where the model is not finite on all of the sample.
         return Relinearised(state, False, False)
     if start is None and state.restarts == 0:
         everywhere = np.ones(len(rows.slices.rows), bool)
@@ -183,9 +184,9 @@ def _relinearise(
     used = _choose(rows, there, theta)
     step = np.inf
     for _ in range(_STEPS):
-        found = _estimate(rows, there, theta, used)
-        s = _spread(solver, slices, found, theta)
-        factor = _factor(solver, state, rows, there, theta, found)
+        sums = _estimate(rows, there, theta, used)
+        s = _spread(solver, slices, sums, theta)
+        factor = _factor(solver, state, rows, there, theta, sums)
         move = gauss_newton(factor, solver.lower - theta, solver.upper - theta)
         ahead = _shortened(solver, rows, theta, there, move.delta, s)
         if ahead is None:
@@ -193,8 +194,8 @@ def _relinearise(
         (theta, there), step = ahead, move.length / s
         if step < 1e-6:
             break
-    found = _estimate(rows, there, theta, used)
-    after = _restated(solver, state, rows, there, theta, found)
+    sums = _estimate(rows, there, theta, used)
+    after = _restated(solver, state, rows, there, theta, sums)
     totals = after.totals
     finite = bool(np.isfinite(totals.gram).all() and (totals.meat is None or np.isfinite(totals.meat).all()))
     return Relinearised(after if finite else state, finite and bool(step < 1e-2), finite)
@@ -221,12 +222,11 @@ def _cost(solver: Streaming, theta: Vector, there: Matrix) -> float:
 
 def _sample(objective: Objective, state: StreamState, drawn: Drawn, slices: Slices) -> _Rows:
     """Return the finite rows of a sample, and slices of which each holds enough of them."""
-    assert drawn.place is not None and drawn.theta is not None
     block = drawn.block()
-    linear = evaluate_rows(objective, block, drawn.theta)
-    linear[:, -1] += np.einsum("ij,ij->i", linear[:, :-1], state.origin - drawn.theta)
+    linear = evaluate_rows(objective, block, drawn.thetas)
+    linear[:, -1] += np.einsum("ij,ij->i", linear[:, :-1], state.origin - drawn.thetas)
     keep: npt.NDArray[np.bool_] = np.asarray(np.isfinite(linear).all(axis=1))
-    which = np.minimum(np.searchsorted(slices.last, drawn.place), len(slices.last) - 1)[keep]
+    which = np.minimum(np.searchsorted(slices.last, drawn.places), len(slices.last) - 1)[keep]
     starts = _starts(np.bincount(which, minlength=len(slices.rows)))
     which = np.searchsorted(starts, which, side="right") - 1
     return _Rows(objective, block.take(keep), state, slices.merged(starts), which, _in_coordinates(state, linear[keep]))
@@ -275,28 +275,28 @@ def _choose(rows: _Rows, there: Matrix, theta: Vector) -> npt.NDArray[np.bool_]:
 def _lengths(rows: _Rows, values: Matrix) -> Vector:
     """Return the squares of some values of the rows, added up over each slice for all of its rows."""
     sums = np.bincount(rows.which, np.square(values).sum(axis=1), len(rows.slices.rows))
-    found: Vector = sums * rows.slices.rows / np.maximum(rows.counts, 1.0)
-    return found
+    lengths: Vector = sums * rows.slices.rows / np.maximum(rows.counts, 1.0)
+    return lengths
 
 
-def _alike(one: Vector, other: Vector) -> npt.NDArray[np.bool_]:
+def _alike(first: Vector, second: Vector) -> npt.NDArray[np.bool_]:
     """Return which of two sums of squares differ by less than `_ALIKE` times."""
-    found: npt.NDArray[np.bool_] = (one < _ALIKE * other) & (other < _ALIKE * one)
-    return found
+    alike: npt.NDArray[np.bool_] = (first < _ALIKE * second) & (second < _ALIKE * first)
+    return alike
 
 
 def _partial(rows: _Rows) -> npt.NDArray[np.bool_]:
     """Return of which slices the sample holds only some rows."""
-    found: npt.NDArray[np.bool_] = rows.counts < rows.slices.rows
-    return found
+    partial: npt.NDArray[np.bool_] = rows.counts < rows.slices.rows
+    return partial
 
 
 def _variance(rows: _Rows, values: Matrix) -> Vector:
     """Return the variance of some values of the rows in each slice, added over their columns."""
     counts = rows.counts
     away = np.square(values - _means(rows, values)[rows.which]).sum(axis=1)
-    found: Vector = np.bincount(rows.which, away, len(counts)).astype(float)
-    return found
+    variance: Vector = np.bincount(rows.which, away, len(counts)).astype(float)
+    return variance
 
 
 def _means(rows: _Rows, values: Matrix) -> Matrix:
@@ -313,45 +313,49 @@ def _estimate(rows: _Rows, there: Matrix, theta: Vector, used: npt.NDArray[np.bo
     linear = _predicted(rows, theta) * used[rows.which][:, None]
     shift = np.eye(p + 1)
     shift[:-1, -1] = coordinates(rows.state.whitening, theta - rows.state.origin)
-    own = shift.T @ rows.slices.gram[used].sum(axis=0) @ shift
+    of_slices = shift.T @ rows.slices.gram[used].sum(axis=0) @ shift
     w = weight[rows.which][:, None]
-    gram = own + (there * w).T @ there - (linear * w).T @ linear
+    gram = of_slices + (there * w).T @ there - (linear * w).T @ linear
     scores = there[:, :-1] * there[:, -1:] - linear[:, :-1] * linear[:, -1:]
+    # n (n - m) / m of the V above, over m - 1, for V is summed from the rows and not from their covariance.
     factor = weight * np.maximum(weight - 1.0, 0.0) * counts / np.maximum(counts - 1.0, 1.0)
     away = scores - _means(rows, scores)[rows.which]
     noise = (away * factor[rows.which][:, None]).T @ away
     cost = 0.5 * float(gram[-1, -1])
+    # A difference of sums may come out negative, which the sample alone cannot.
     if not cost > 0:
         cost = 0.5 * float((w[:, 0] * there[:, -1] ** 2).sum())
     return _Sums(gram, noise, (scores * w).sum(axis=0), cost)
 
 
-def _spread(solver: Streaming, slices: Slices, found: _Sums, theta: Vector) -> float:
+def _spread(solver: Streaming, slices: Slices, sums: _Sums, theta: Vector) -> float:
     """Return the residual standard deviation."""
     if solver.absolute_sigma:
         return 1.0
-    return max(float(np.sqrt(2.0 * found.cost / max(slices.rows.sum() - len(theta), 1.0))), 1e-150)
+    # Not zero, for data without noise: the square of the least is a float still.
+    return max(float(np.sqrt(2.0 * sums.cost / max(slices.rows.sum() - len(theta), 1.0))), 1e-150)
 
 
-def _is_negligible(solver: Streaming, state: StreamState, found: _Sums) -> bool:
+def _is_negligible(solver: Streaming, state: StreamState, sums: _Sums) -> bool:
     """Whether the sums are as good as relinearised: what the sample adds is noise, and hardly any."""
     information = solver.with_prior(state).gram[:-1, :-1] * solver.residual_std(state) ** 2
     half, _ = inverse_root(information)
-    noise, shift = half.T @ found.noise @ half, half.T @ found.shift
-    own, turn = np.linalg.eigh(noise)
-    if own[-1] > _NEGLIGIBLE:
+    noise, shift = half.T @ sums.noise @ half, half.T @ sums.shift
+    eigenvalues, turn = np.linalg.eigh(noise)
+    if eigenvalues[-1] > _NEGLIGIBLE:
         return False
-    known = own > 1e-12 * max(float(own[-1]), 1e-300)
-    statistic = float(((turn.T @ shift)[known] ** 2 / own[known]).sum())
-    small = float(shift @ shift) < (_SMALL if own.sum() > 1e-8 else _TINY) ** 2
+    # What is smaller, relative to the largest, is rounding.
+    known = eigenvalues > 1e-12 * max(float(eigenvalues[-1]), 1e-300)
+    statistic = float(((turn.T @ shift)[known] ** 2 / eigenvalues[known]).sum())
+    small = float(shift @ shift) < (_SMALL if eigenvalues.sum() > 1e-8 else _TINY) ** 2
     return small or (bool(known.any()) and statistic <= stats.chi2.isf(_CHANCE, int(known.sum())))
 
 
-def _information(rows: _Rows, there: Matrix, found: _Sums) -> Matrix:
+def _information(rows: _Rows, there: Matrix, sums: _Sums) -> Matrix:
     """Return the information (p, p) of all rows; that of the sample alone where both together are not positive."""
     weight = (rows.slices.rows / np.maximum(rows.counts, 1.0))[rows.which]
     alone = (there[:, :-1] * weight[:, None]).T @ there[:, :-1]
-    both = found.gram[:-1, :-1]
+    both = sums.gram[:-1, :-1]
     half, _ = inverse_root(alone)
     if not (np.linalg.norm(half, axis=0) > 0).all() or not np.isfinite(both).all():
         return alone
@@ -359,28 +363,29 @@ def _information(rows: _Rows, there: Matrix, found: _Sums) -> Matrix:
     return both if ratio[0] > _POSITIVE and ratio[-1] < 1.0 / _POSITIVE else alone
 
 
-def _factor(solver: Streaming, state: StreamState, rows: _Rows, there: Matrix, theta: Vector, found: _Sums) -> Factor:
+def _factor(solver: Streaming, state: StreamState, rows: _Rows, there: Matrix, theta: Vector, sums: _Sums) -> Factor:
     """Return the triangle of all rows at `theta`, with the prior."""
-    gram = found.gram.copy()
-    gram[:-1, :-1] = _information(rows, there, found)
-    sums = dataclasses.replace(state.totals, gram=gram)
+    gram = sums.gram.copy()
+    gram[:-1, :-1] = _information(rows, there, sums)
+    totals = dataclasses.replace(state.totals, gram=gram)
     if solver.prior is not None:
-        sums = dataclasses.replace(sums, meat=None).with_prior(solver.prior, theta, state.whitening)
-    return triangle(sums.gram, state.whitening, rows.slices.total)
+        totals = dataclasses.replace(totals, meat=None).with_prior(solver.prior, theta, state.whitening)
+    return triangle(totals.gram, state.whitening, rows.slices.total)
 
 
 def _restated(
-    solver: Streaming, state: StreamState, rows: _Rows, there: Matrix, theta: Vector, found: _Sums
+    solver: Streaming, state: StreamState, rows: _Rows, there: Matrix, theta: Vector, sums: _Sums
 ) -> StreamState:
     """Return the state of a stream whose batches were all linearised at `theta`, its origin; noise is in the meat."""
-    information = _information(rows, there, found)
-    gram = np.block([[information, found.gram[:-1, -1:]], [found.gram[-1:, :-1], np.array([[2.0 * found.cost]])]])
-    sums = dataclasses.replace(
+    information = _information(rows, there, sums)
+    gram = np.block([[information, sums.gram[:-1, -1:]], [sums.gram[-1:, :-1], np.array([[2.0 * sums.cost]])]])
+    totals = dataclasses.replace(
         state.totals,
         rows=int(rows.slices.total),
         gram=gram,
-        cost=found.cost,
-        meat=information + found.noise / _spread(solver, rows.slices, found, theta) ** 2,
+        cost=sums.cost,
+        # The covariance at the top with s² taken out: A⁻¹ (A + V / s²) A⁻¹.
+        meat=information + sums.noise / _spread(solver, rows.slices, sums, theta) ** 2,
     )
     path = np.pad(information, (0, 1))
-    return dataclasses.replace(state, theta=theta, origin=theta, sums=sums, path=path)
+    return dataclasses.replace(state, theta=theta, origin=theta, sums=totals, path=path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 
 from dask_nlsq._kernel import Block
 from dask_nlsq._typing import Matrix, Vector
@@ -30,16 +31,25 @@ class Drawn:
         weight = columns[-1] if self.weighted else None
         return Block(tuple(columns[: self.columns]), columns[self.columns], weight)
 
-    def take(self, rows: Vector) -> Drawn:
+    @property
+    def places(self) -> Vector:
+        """The same as `place`; none where there are no rows."""
+        return np.empty(0) if self.place is None else self.place
+
+    @property
+    def thetas(self) -> Matrix:
+        """The same as `theta`; none where there are no rows."""
+        return np.empty((0, 0)) if self.theta is None else self.theta
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Drawn:
         """Return some of the rows, by their positions."""
-        assert self.place is not None and self.theta is not None
-        return dataclasses.replace(self, rows=self.rows[rows], place=self.place[rows], theta=self.theta[rows])
+        return dataclasses.replace(self, rows=self.rows[rows], place=self.places[rows], theta=self.thetas[rows])
 
     def join(self, other: Drawn) -> Drawn:
         """Return the rows of both."""
         if not len(self.rows):
             return other
-        pairs = [(getattr(self, name), getattr(other, name)) for name in ("rows", "place", "theta")]
+        pairs = [(self.rows, other.rows), (self.places, other.places), (self.thetas, other.thetas)]
         rows, place, theta = (np.concatenate(pair) for pair in pairs)
         return dataclasses.replace(self, rows=rows, place=place, theta=theta)
 
@@ -56,6 +66,7 @@ class Reservoir:
 
     def add(self, block: Block, place: int, theta: Vector) -> None:
         """Offer the rows of a batch, which was linearised at `theta` (p,) and ends after `place` rows of the stream."""
+        # Less than all keys of before, where the newest rows are to stay.
         key = np.random.default_rng([0, place]).random(block.rows) - (place if self._newest else 0)
         rows = np.column_stack([key, *block.wide().columns])
         places, thetas = np.full(block.rows, float(place)), np.tile(theta, (block.rows, 1))
@@ -66,15 +77,17 @@ class Reservoir:
 
         Its keys are drawn anew, as the smallest of so many, since both streams have used the same seed.
         """
-        assert other.place is not None
         rows = other.rows.copy()
         if not self._newest:
+            # The smallest of n uniform numbers are partial sums of exponential gaps over the sum of all n + 1 gaps
+            # (Rényi). The last n + 1 - m of them together are a gamma variate.
             gaps = np.random.default_rng([1, of, after]).exponential(size=len(rows))
             rest = np.random.default_rng([2, of, after]).gamma(of + 1 - len(rows))
             rows[np.argsort(rows[:, 0]), 0] = np.cumsum(gaps) / (gaps.sum() + rest)
-        self._keep(self.drawn.join(dataclasses.replace(other, rows=rows, place=other.place + after)))
+        self._keep(self.drawn.join(dataclasses.replace(other, rows=rows, place=other.places + after)))
 
     def _keep(self, drawn: Drawn) -> None:
         if len(drawn.rows) > self._size:
+            # In the order in which they came: argpartition promises none, and the bits depend on it.
             drawn = drawn.take(np.sort(np.argpartition(drawn.rows[:, 0], self._size)[: self._size]))
         self.drawn = drawn

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_nlsq._checkpoint import Text, archive, from_text
+from dask_nlsq._checkpoint import Text, archive, from_text, to_text, versions
 from dask_nlsq._errors import CheckpointCorrupt, NlsqError
 from dask_nlsq._fit import differences, other_writers
 from dask_nlsq._kernel import Block, once, program
@@ -78,6 +78,16 @@ def identify(parameters: Parameters, objective: Objective, columns: Columns, sol
         "robust": solver.robust,
         "model": once(objective, ("program", start.tobytes()), computes),
     }
+
+
+def seal(identity: Mapping[str, Any]) -> Text:
+    """Return what must be the same, with the versions that wrote it, as a file holds it."""
+    return to_text({**identity, "versions": versions()})
+
+
+def write(path: str | os.PathLike[str], saved: SavedFitter) -> None:
+    """Write a file, complete, or leave the old one as it is."""
+    archive.save(path, saved)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[SavedFitter, dict[str, Any]]:

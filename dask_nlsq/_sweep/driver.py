@@ -43,6 +43,7 @@ class PartitionDigests:
             self._seen = np.concatenate([self._seen.reshape(-1, digests.shape[1]), more])
         places = np.asarray(numbers)
         before = self._seen[places]
+        # Nearly always, after the first sweep.
         if (before == digests).all():
             return
         new = before[:, 0] == _UNSEEN

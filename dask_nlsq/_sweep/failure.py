@@ -9,13 +9,17 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dask_nlsq._errors import NlsqError, SweepError
 from dask_nlsq._kernel import Block
 from dask_nlsq._system import read_again
+from dask_nlsq._typing import Vector
+
+if TYPE_CHECKING:
+    from dask_nlsq._sources import Partition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +34,11 @@ class Failure:
     @classmethod
     def of(cls, doing: str, error: BaseException) -> Failure:
         """Keep an exception for the driver; one that cannot be pickled is told in words."""
+        # As text, for pickle keeps neither the traceback of an exception nor its cause.
         trace = "".join(traceback.format_exception(error))
         try:
+            # Read back too: an exception whose __init__ takes other arguments than it hands on is pickled, and cannot
+            # be unpickled.
             pickle.loads(pickle.dumps(error))
         except Exception:
             error = RuntimeError(f"{type(error).__name__}: {error}")
@@ -41,7 +48,7 @@ class Failure:
         """Return the failure with its place."""
         return dataclasses.replace(self, partition=partition)
 
-    def error(self, theta: Any = None) -> NlsqError:
+    def error(self, theta: Vector | None = None) -> NlsqError:
         """Return the exception to raise on the driver."""
         where: dict[str, Any] = {} if self.partition is None else {"partition": self.partition}
         error = self.exception
@@ -65,12 +72,11 @@ def remedy(error: BaseException) -> str:
     )
 
 
-def load(partition: Any) -> Block | Failure:
+def load(partition: Partition | Failure) -> Block | Failure:
     """Read a partition, trying again where the file system fails."""
     if isinstance(partition, (Block, Failure)):
         return partition
     try:
-        block: Block = read_again(partition.load)
+        return read_again(partition.load)
     except Exception as error:
         return Failure.of("reading the data", error)
-    return block

@@ -13,12 +13,15 @@ import math
 import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING
 
 import cloudpickle
 
 from dask_nlsq._kernel import FAN_IN, GROUP_BYTES, PER_THREAD, SLABS, TILE, TOGETHER, Block, pack
 from dask_nlsq._sweep.failure import Failure, load
+
+if TYPE_CHECKING:
+    from dask_nlsq._sources import Partition
 
 Batch = list[tuple[int, Block | Failure]]
 """Blocks by the numbers of their partitions."""
@@ -33,7 +36,7 @@ class Group:
     """
 
     start: int
-    partitions: tuple[Any, ...]
+    partitions: tuple[Partition | Failure, ...]
     ahead: bool = True
     numbers: tuple[int, ...] = ()
 
@@ -55,6 +58,7 @@ class Group:
 
     def blocks(self) -> Iterator[tuple[int, Block | Failure]]:
         """Read the partitions in order, each while the one before it is being worked on."""
+        # Blocks are read already, so that a thread has nothing to do for them.
         if not self.ahead or len(self.partitions) == 1 or isinstance(self.partitions[0], Block):
             yield from ((i, load(p)) for i, p in zip(self.indices, self.partitions, strict=True))
             return
@@ -119,6 +123,7 @@ class Packed:
     @classmethod
     def of(cls, group: Group) -> Packed:
         """Pack a group."""
+        # cloudpickle, for graphs of Dask hold lambdas and functions of the user's own script.
         return cls(cloudpickle.dumps(group, pickle.HIGHEST_PROTOCOL))
 
     def open(self) -> Group | Failure:
@@ -130,7 +135,9 @@ class Packed:
         return group
 
 
-def group(partitions: Sequence[Any], nbytes: float, threads: int, per_thread: int = PER_THREAD) -> list[Group]:
+def group(
+    partitions: Sequence[Partition | Failure], nbytes: float, threads: int, per_thread: int = PER_THREAD
+) -> list[Group]:
     """Cut partitions of `nbytes` bytes in all into even groups, as many for each of so many threads."""
     count = max(len(partitions), 1)
     most = max(1, int(GROUP_BYTES * count / max(nbytes, 1.0)))

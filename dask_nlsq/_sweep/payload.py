@@ -49,20 +49,20 @@ _forgotten = itertools.count(1)
 class Payload:
     """A value that is unpickled once a process, however often it is sent."""
 
-    def __init__(self, token: str, data: bytes | None, value: Any = None, why_not: str = "") -> None:
+    def __init__(self, token: str, data: bytes | None, value: object = None, why_not: str = "") -> None:
         self.token = token
         self._data = data
-        self._value = value
+        self._value: Any = value
         self._why_not = why_not
         self._opening = threading.Lock()
 
     @property
     def value(self) -> Any:
         """The value, opened at the first call."""
+        # Tasks that come at the same time must get one object, or each would compile it.
         with self._opening:
             if self._value is None:
-                assert self._data is not None
-                self._value = cloudpickle.loads(self._data)
+                self._value = cloudpickle.loads(self.bytes())
         return self._value
 
     @property
@@ -70,7 +70,7 @@ class Payload:
         """Bytes of what is sent."""
         return len(self._data or b"")
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether this is the very object that is wrapped."""
         return self._value is value and value is not None
 
@@ -87,10 +87,11 @@ class Payload:
         return self._data
 
 
-def serialize(value: Any) -> Payload:
+def serialize(value: object) -> Payload:
     """Wrap a value, which must not change; one that cannot be pickled still serves in this process."""
     with _lock:
         known = next((payload for payload in _registry.values() if payload.holds(value)), None)
+    # The token of an objective is the hash of its pickle, which takes longer than the search.
     if known is not None:
         return _keep(known)
     file = io.BytesIO()
@@ -104,7 +105,7 @@ def serialize(value: Any) -> Payload:
     return _keep(Payload(token, data, value))
 
 
-def _settings(value: Any) -> bytes:
+def _settings(value: object) -> bytes:
     """Return what tells one state of what the functions of an objective refer to from another, in this process."""
     functions = [
         getattr(getattr(value, "model", None), "func", None),
@@ -129,10 +130,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         self.codes: list[bytes] = []
         self._known: Known = {}
 
-    def reducer_override(self, obj: Any) -> Any:
-        found = super().reducer_override(obj)
-        by_name = found is NotImplemented
+    def reducer_override(self, obj: object) -> Any:
+        reduced = super().reducer_override(obj)
+        by_name = reduced is NotImplemented
         try:
+            # What jax.jit and functools.wraps return is no function, and has the function as an attribute.
             if isinstance(obj, types.FunctionType) or hasattr(obj, "__wrapped__"):
                 self.codes.append(self._note(obj, by_name).encode())
             if by_name and isinstance(obj, (types.FunctionType, type)):
@@ -141,8 +143,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
                 if text:
                     return named, (obj.__module__, obj.__qualname__, _PYTHON, text)
         except Exception:  # whatever objects of the user's raise when they are looked at
+            # Something that no other model has: it is never taken for one that is known.
             self.codes.append(uuid.uuid4().bytes)
-        return found
+        return reduced
 
     def _note(self, function: Any, by_name: bool) -> str:
         if by_name:
@@ -158,14 +161,14 @@ def named(module: str, name: str, python: tuple[int, int], text: str) -> Any:
     ModelError
         The module is another, or was imported before it was changed.
     """
-    found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-    if python == _PYTHON and definition(found) != text:
+    value = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    if python == _PYTHON and definition(value) != text:
         raise ModelError(
             f"{name} of the module {module} is another in this process than where it was sent: one of both has "
             f"imported {module}, or a module that it uses, before it was changed, or has another copy. Restart the "
             "workers (client.restart()), or the driver."
         )
-    return found
+    return value
 
 
 def intern(token: str, data: bytes) -> Payload:
@@ -181,6 +184,7 @@ def _keep(payload: Payload) -> Payload:
         _registry.move_to_end(payload.token)
         forgotten = [_registry.popitem(last=False) for _ in range(_surplus())]
     if any(next(_forgotten) % _TRIM_EVERY == 0 for _ in forgotten):
+        # Let go first: what is still referred to cannot be given back.
         forgotten.clear()
         trim_memory()
     return kept

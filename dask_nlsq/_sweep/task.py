@@ -7,7 +7,7 @@ import itertools
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from dask_nlsq._sweep.failure import Failure, load
 from dask_nlsq._sweep.groups import Batch, Group
 from dask_nlsq._sweep.payload import Payload
 from dask_nlsq._typing import Vector
+
+if TYPE_CHECKING:
+    from dask_nlsq._sources import Partition
 
 Digests = npt.NDArray[np.uint64]
 """What partitions held, enough to notice that they have changed: rows, rows dropped, checksums; a line each."""
@@ -52,14 +55,15 @@ def _opened(content: bytes) -> Answer:
 
 def reduce_group(group: Group, payload: Payload, requests: Sequence[Request]) -> Answer | Failure:
     """Load each partition once and reduce it for each request, small ones together."""
+    # Rows, dropped rows and checksums, as each partition is reduced for the first request.
     digests: list[Any] = []
     parts: list[list[Reduction]] = [[] for _ in requests]
     for batch in group.batches():
         for request, leaves in zip(requests, parts, strict=True):
-            found = _reduce(batch, payload, request, look=request.first and not digests)
-            if isinstance(found, Failure):
-                return found
-            leaves += found
+            reductions = _reduce(batch, payload, request, look=request.first and not digests)
+            if isinstance(reductions, Failure):
+                return reductions
+            leaves += reductions
         digests += ([r.rows, r.dropped, *r.checksum.tolist()] for r in parts[0][-len(batch) :])
         batch.clear()  # before the next is read
     nodes = tuple(tuple(_folded(leaves, group)) for leaves in parts)
@@ -73,10 +77,10 @@ def _folded(leaves: Iterable[Reduction], group: Group) -> Iterator[Reduction]:
         yield merge(list(itertools.islice(left, FAN_IN**level)))
 
 
-def reduce_partition(partition: Any, payload: Payload, request: Request) -> Reduction | Failure:
+def reduce_partition(partition: Partition, payload: Payload, request: Request) -> Reduction | Failure:
     """Load a partition and reduce it."""
-    found = _reduce([(0, load(partition))], payload, request, request.first)
-    return found if isinstance(found, Failure) else found[0]
+    reductions = _reduce([(0, load(partition))], payload, request, request.first)
+    return reductions if isinstance(reductions, Failure) else reductions[0]
 
 
 def _reduce(batch: Batch, payload: Payload, request: Request, look: bool) -> list[Reduction] | Failure:
@@ -90,18 +94,20 @@ def _reduce(batch: Batch, payload: Payload, request: Request, look: bool) -> lis
         kernel, validate = _kernels()
         objective = payload.value
         whitening = None if request.whitening is None else request.whitening.s
-        found: list[Reduction] = kernel.reduce_blocks(objective, blocks, request.theta, whitening, request.second)
+        reductions: list[Reduction] = kernel.reduce_blocks(objective, blocks, request.theta, whitening, request.second)
         if look:
             validate.check_rows(objective, blocks[0], request.theta)
     except Exception as error:
-        for one in batch if len(batch) > 1 else ():  # which of them was it?
-            if isinstance(alone := _reduce([one], payload, request, look=False), Failure):
+        # One call of the kernel took all of them, and its error does not say which one.
+        for indexed in batch if len(batch) > 1 else ():  # which of them was it?
+            if isinstance(alone := _reduce([indexed], payload, request, look=False), Failure):
                 return alone
         return Failure.of("evaluating the model", error).at(batch[0][0])
-    for (index, _), block, reduction in zip(batch, blocks, found, strict=True):
+    for (index, _), block, reduction in zip(batch, blocks, reductions, strict=True):
+        # Looked for only where a sum is not finite, so that a sweep does not look at each cell.
         if not reduction.data_finite and (fault := non_finite(block, objective.columns)):
             return Failure("evaluating the model", fault, partition=index)
-    return [reduction.placed(partition=index) for (index, _), reduction in zip(batch, found, strict=True)]
+    return [reduction.placed(partition=index) for (index, _), reduction in zip(batch, reductions, strict=True)]
 
 
 def draw(group: Group, wanted: Sequence[int], count: int, seed: int) -> list[tuple[Block, int]] | Failure:
@@ -130,19 +136,19 @@ def find_faults(group: Group, payload: Payload, theta: Vector) -> list[Any] | Fa
     """Return the faults of the partitions of a group at `theta` (p,), each with its partition."""
     from dask_nlsq._kernel import faults
 
-    found: list[Any] = []
+    faulty: list[Any] = []
     for index, block in group.blocks():
         if isinstance(block, Failure):
             return block.at(index)
         try:
-            some = faults.find(payload.value, block, theta)
+            of_block = faults.find(payload.value, block, theta)
         except Exception as error:
             return Failure.of("evaluating the model", error).at(index)
-        found += (dataclasses.replace(fault, partition=index) for fault in some)
-    return found
+        faulty += (dataclasses.replace(fault, partition=index) for fault in of_block)
+    return faulty
 
 
-def explore(batch: Any, payload: Payload, block: Block) -> Any:
+def explore(batch: object, payload: Payload, block: Block) -> Any:
     """Call the payload on a batch and a block that came along."""
     try:
         return payload.value(batch, block)

@@ -42,25 +42,25 @@ class Partial:
     def of(cls, finished: Finished) -> Partial:
         """Return what `finished` had written down, were it in the middle of a fold; what is finished its nodes say."""
         partitions = len(finished.done)
-        found = cls(partitions, int(finished.requests.max(initial=0)) + 1)
+        partial = cls(partitions, int(finished.requests.max(initial=0)) + 1)
         keys = zip(finished.requests.tolist(), finished.levels.tolist(), finished.indices.tolist(), strict=True)
-        done = np.zeros((len(found._nodes), partitions), bool)
+        done = np.zeros((len(partial._nodes), partitions), bool)
         pairs = sorted(zip(keys, finished.nodes, strict=True), key=lambda pair: -pair[0][1])
         for (request, level, index), node in pairs:  # from the root down: what a node covers is not needed below it
             below = slice(index * FAN_IN**level, (index + 1) * FAN_IN**level)
-            if not 0 <= level < len(found._counts) or not 0 <= index < found._counts[level]:
+            if not 0 <= level < len(partial._counts) or not 0 <= index < partial._counts[level]:
                 raise CheckpointCorrupt(
                     f"The checkpoint has a node {index} of level {level} of {partitions} partitions."
                 )
             if not done[request, below].any():
-                found._nodes[request][level, index] = node
+                partial._nodes[request][level, index] = node
                 done[request, below] = True
-        for nodes in found._nodes:
+        for nodes in partial._nodes:
             for level, index in sorted(nodes):
                 if (level, index) in nodes:
-                    found._rise(nodes, level, index)
-        found.done = np.logical_and.reduce(list(done))
-        return found
+                    partial._rise(nodes, level, index)
+        partial.done = np.logical_and.reduce(list(done))
+        return partial
 
     def covers(self, numbers: Sequence[int]) -> bool:
         """Whether all of these partitions are finished."""
@@ -77,6 +77,7 @@ class Partial:
                     nodes.pop((0, number), None)
                 nodes[level, index] = parts[j]
                 self._rise(nodes, level, index)
+            # Only now, for the nodes of every request belong to it.
             self.done[first:end] = True
 
     def _rise(self, nodes: dict[tuple[int, int], Reduction], level: int, index: int) -> None:

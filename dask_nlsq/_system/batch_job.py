@@ -91,8 +91,8 @@ def detect(environ: Environ | None = None, run: Ask | None = None) -> Job:
     'none'
     """
     environ = os.environ if environ is None else environ
-    found = identify(environ)
-    if found is None:
+    identity = identify(environ)
+    if identity is None:
         return Job()
 
     def ask(*command: str) -> str:
@@ -100,7 +100,7 @@ def detect(environ: Environ | None = None, run: Ask | None = None) -> Job:
             return (run or _run)(command)
         return ""
 
-    scheduler, name = found
+    scheduler, name = identity
     return _READERS[scheduler](environ, name, ask)
 
 
@@ -133,17 +133,17 @@ def identify(environ: Environ) -> tuple[str, str] | None:
 
 def run_count(environ: Environ) -> str | None:
     """Return how often the queue has started this job again, as far as it says so."""
-    found = identify(environ)
+    identity = identify(environ)
     counts = {"slurm": environ.get("SLURM_RESTART_COUNT") or "0", "sge": environ.get("RESTARTED")}
-    return None if found is None else counts.get(found[0])
+    return None if identity is None else counts.get(identity[0])
 
 
 def offered(environ: Environ | None = None) -> str | None:
     """Return the queue that this process runs in, or whose commands are installed here."""
     environ = os.environ if environ is None else environ
-    found = identify(environ)
-    if found is not None:
-        return found[0]
+    identity = identify(environ)
+    if identity is not None:
+        return identity[0]
     qsub = "sge" if environ.get("SGE_ROOT") else "pbs"
     commands = {"slurm": "sbatch", "lsf": "bsub", qsub: "qsub"}  # Slurm may come with a qsub of its own
     return next((queue for queue, name in commands.items() if shutil.which(name, path=environ.get("PATH"))), None)
@@ -157,20 +157,20 @@ def seconds(walltime: str | float) -> int:
     NlsqError
         It is none of ``HH:MM:SS``, ``D-HH:MM:SS`` and a number of seconds.
     """
-    found = None
+    total = None
     if isinstance(walltime, str):
         form = re.fullmatch(r"\s*(?:(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)|(\d+))\s*", walltime, re.ASCII)
         if form is not None:
             days, hours, minutes, rest, alone = (int(part or 0) for part in form.groups())
-            found = alone or ((days * 24 + hours) * 60 + minutes) * 60 + rest
+            total = alone or ((days * 24 + hours) * 60 + minutes) * 60 + rest
     elif math.isfinite(walltime):
-        found = math.ceil(walltime)
-    if found is None or found <= 0:
+        total = math.ceil(walltime)
+    if total is None or total <= 0:
         raise NlsqError(
             f"walltime is {walltime!r}; hours, minutes and seconds such as '12:00:00', days before them such as "
             "'2-12:00:00', or a number of seconds above 0 is needed."
         )
-    return found
+    return total
 
 
 def known(scheduler: str | None) -> str:
@@ -193,6 +193,7 @@ _NAMES = {"slurm": "SLURM_JOB_ID", "pbs": "PBS_JOBID", "lsf": "LSB_JOBID", "sge"
 
 
 def _run(command: Sequence[str]) -> str:
+    # A command without a terminal cannot ask for a password, and wait for it.
     done = subprocess.run(command, capture_output=True, timeout=ASKING, stdin=subprocess.DEVNULL)
     return done.stdout.decode("utf-8", "replace")
 
@@ -203,12 +204,14 @@ def _run(command: Sequence[str]) -> str:
 def _slurm(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
     nodes = _whole(environ.get("SLURM_JOB_NUM_NODES")) or _whole(environ.get("SLURM_NNODES")) or 0
     cores = _repeated(environ.get("SLURM_JOB_CPUS_PER_NODE"))
+    # SLURM_CPUS_ON_NODE counts the cores of this node; SLURM_JOB_CPUS_PER_NODE those of each, as in 8(x2).
     cores = cores or (_whole(environ.get("SLURM_CPUS_ON_NODE")) or 0) * max(nodes, 1)
     here = environ.get("SLURM_JOB_GPUS") or environ.get("SLURM_STEP_GPUS")
     on_node = _whole(environ.get("SLURM_GPUS_ON_NODE")) or len([gpu for gpu in (here or "").split(",") if gpu])
     gpus = _last(environ.get("SLURM_GPUS")) or on_node * max(nodes, 1)
     memory = _times(environ.get("SLURM_MEM_PER_NODE"), nodes) or _times(environ.get("SLURM_MEM_PER_CPU"), cores)
     memory = memory or _times(environ.get("SLURM_MEM_PER_GPU"), gpus)
+    # The time of the end is in the environment from Slurm 23 on; before, only the commands know it.
     ends = _number(environ.get("SLURM_JOB_END_TIME"))
     left = None if ends is None else max(0.0, ends - time.time())
     if left is None or memory is None:
@@ -220,6 +223,7 @@ def _slurm(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
             left = _clock(ask("squeue", "--noheader", "--format=%L", f"--jobs={name}").strip())
         total = re.search(r"(?:^|,)mem=([^,]+)", fields.get("TRES", ""))
         memory = memory or _bytes(total and total[1], "m")
+        # scontrol prints one of these two, by node or by CPU, as the memory was asked for.
         memory = memory or _product(_bytes(fields.get("MinMemoryNode"), "m"), max(nodes, 1))
         memory = memory or _product(_bytes(fields.get("MinMemoryCPU"), "m"), cores)
     return Job("slurm", name, nodes, cores, gpus, memory, left)
@@ -228,33 +232,37 @@ def _slurm(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
 def _fields(text: str, name: str) -> dict[str, str]:
     """Return ``Name=value`` pairs of a job; an array's own name brings all of its tasks."""
     records = re.split(r"\n\s*\n", text)
-    own = [record for record in records if re.search(rf"\bJobId={re.escape(name)}\b", record)]
-    pairs = re.findall(r"(?:^|\s)([A-Za-z:/]+)=(\S*)", (own or records)[0])
+    records_of_job = [record for record in records if re.search(rf"\bJobId={re.escape(name)}\b", record)]
+    pairs = re.findall(r"(?:^|\s)([A-Za-z:/]+)=(\S*)", (records_of_job or records)[0])
     return dict(pairs)
 
 
 def _pbs(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
     lines = _lines(environ.get("PBS_NODEFILE"))
+    # PBS_NUM_NODES, PBS_NUM_PPN and PBS_NP are of Torque; PBS Professional sets NCPUS, and its node file has a line for
+    # each process.
     nodes = _whole(environ.get("PBS_NUM_NODES")) or len(set(lines))
     on_node = _whole(environ.get("PBS_NUM_PPN")) or _whole(environ.get("NCPUS")) or 0
     cores = _whole(environ.get("PBS_NP")) or max(on_node * max(nodes, 1), len(lines))
     gpus = len(_lines(environ.get("PBS_GPUFILE")))
+    # qstat wraps long values, and begins each further line of one with a tab.
     text = re.sub(r"\n\t", "", ask("qstat", "-f", name))
-    said = dict(re.findall(r"^\s+([\w.]+) = (.*)$", text, re.MULTILINE))
-    limit = _clock(said.get("Resource_List.walltime"))
-    gone = _clock(said.get("resources_used.walltime"))
-    since = _since(said.get("stime"))  # the walltime that was used is brought up to date now and then only
+    attributes = dict(re.findall(r"^\s+([\w.]+) = (.*)$", text, re.MULTILINE))
+    limit = _clock(attributes.get("Resource_List.walltime"))
+    gone = _clock(attributes.get("resources_used.walltime"))
+    since = _since(attributes.get("stime"))  # the walltime that was used is brought up to date now and then only
     if limit is not None and since is not None and 0 <= since <= limit:
         gone = max(gone or 0.0, since)
+    # The walltime in the environment, again of Torque, does where qstat is not answered on the nodes.
     if limit is None:
         limit, gone = _number(environ.get("PBS_WALLTIME")), _age(environ.get("PBS_NODEFILE"))
     return Job(
         "pbs",
         name,
-        nodes or _whole(said.get("Resource_List.nodect")) or 0,
-        max(cores, _whole(said.get("Resource_List.ncpus")) or 0),
-        gpus or _whole(said.get("Resource_List.ngpus")) or 0,
-        _bytes(said.get("Resource_List.mem"), "b"),
+        nodes or _whole(attributes.get("Resource_List.nodect")) or 0,
+        max(cores, _whole(attributes.get("Resource_List.ncpus")) or 0),
+        gpus or _whole(attributes.get("Resource_List.ngpus")) or 0,
+        _bytes(attributes.get("Resource_List.mem"), "b"),
         None if limit is None or gone is None else max(0.0, limit - gone),
     )
 
@@ -262,8 +270,9 @@ def _pbs(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
 def _sge(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
     cores = _whole(environ.get("NSLOTS")) or 0
     text = ask("qstat", "-j", name.partition(".")[0])
-    found = re.search(r"^hard[_ ]resource_list:\s+(.*)$", text, re.MULTILINE)
-    asked = dict(re.findall(r"([\w.]+)=([^,\s]+)", found[1] if found else ""))
+    # The forks of Grid Engine write the name with a space or with an underscore.
+    hard_limits = re.search(r"^hard[_ ]resource_list:\s+(.*)$", text, re.MULTILINE)
+    asked = dict(re.findall(r"([\w.]+)=([^,\s]+)", hard_limits[1] if hard_limits else ""))
     limit = _clock(asked.get("h_rt"))
     walls = re.search(r"^usage.*\bwallclock=([\d:]+)", text, re.MULTILINE)
     gone = _clock(walls[1]) if walls and "." not in name else None  # the line of a task need not be the first
@@ -275,6 +284,7 @@ def _sge(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
         _whole(environ.get("NHOSTS")) or 0,
         cores,
         len((environ.get("SGE_HGR_gpu") or "").split()),
+        # SGE asks for resources by slot.
         _product(_bytes(asked.get("h_vmem"), "b"), max(cores, 1)),
         None if limit is None or gone is None else max(0.0, limit - gone),
     )
@@ -295,6 +305,7 @@ def _lsf(environ: Environ, name: str, ask: Callable[..., str]) -> Job:
         len(hosts),
         sum(counts) or _whole(environ.get("LSB_DJOB_NUMPROC")) or 0,
         len(visible) * max(len(hosts), 1),
+        # A bare number is in KB, the unit of LSF's limits.
         _bytes(memory.replace(" ", ""), "k"),
         None if form is None else _clock(f"{form[1]}:{form[2]}:00"),
     )
@@ -360,8 +371,8 @@ def _times(megabytes: str | None, count: int) -> int | None:
     return _product(_bytes(megabytes, "m"), max(count, 1))
 
 
-def _product(one: int | None, count: int) -> int | None:
-    return None if one is None else one * count or None
+def _product(quantity: int | None, count: int) -> int | None:
+    return None if quantity is None else quantity * count or None
 
 
 def _lines(path: str | None) -> list[str]:

@@ -47,6 +47,7 @@ def check_not_forked() -> None:
 def _watch() -> None:
     """Have forks noted from now on: those before the first fit do no harm."""
     with _lock:
+        # A callback cannot be taken back from Python, so there is one for the life of the process.
         if not _Process.watched and hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_Process.note_fork)
         _Process.watched = True

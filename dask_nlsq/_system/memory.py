@@ -20,6 +20,7 @@ def peak_memory() -> int:
     status = pathlib.Path("/proc/self/status")
     if status.exists():  # on Linux, where ru_maxrss begins with what the parent process held
         return 1024 * int(status.read_text("ascii", "replace").partition("VmHWM:")[2].split()[0])
+    # ru_maxrss counts in bytes on macOS, and in KiB elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 

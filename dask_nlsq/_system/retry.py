@@ -17,6 +17,7 @@ def read_again(read: Callable[[], T]) -> T:
     for attempt in range(1, READS):
         try:
             return read()
+        # Waiting mends neither of them.
         except (FileNotFoundError, PermissionError):
             raise
         except OSError:

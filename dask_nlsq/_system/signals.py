@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from dask_nlsq._errors import Interrupted
@@ -33,6 +34,7 @@ class Interrupt:
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> Interrupt:
+        # Python refuses to set handlers in any other thread.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._come) for number in _SIGNALS}
         return self
@@ -41,19 +43,23 @@ class Interrupt:
         if self._timer is not None:
             self._timer.cancel()
         for number, before in self._before.items():
+            # None stands for a handler that was not set from Python, and cannot be set again from here.
             signal.signal(number, before if before is not None else signal.SIG_DFL)
 
-    def _come(self, signum: int, _: Any) -> None:
+    def _come(self, signum: int, _: FrameType | None) -> None:
         if self._signum is None:
             self._signum = signum
             self._timer = threading.Timer(self._grace, self._hurry)
             self._timer.daemon = True
             self._timer.start()
+        # The scripts of `job_script` repeat the warning of a queue every second, which must not hurry a commit.
         elif (self._late or signum != _WARNING) and not self._holding:
             self.check()
 
     def _hurry(self) -> None:
         self._late = True
+        # Python runs handlers in the main thread, wherever that waits; raised here, the exception would end the timer
+        # alone.
         os.kill(os.getpid(), self._signum or signal.SIGTERM)
 
     def check(self) -> None:

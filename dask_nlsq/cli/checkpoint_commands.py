@@ -32,6 +32,7 @@ def _where(command: Callable[..., None]) -> Callable[..., None]:
         with plainly():
             command(dask_nlsq.Checkpoints(where, storage_options), **options)
 
+    # As in `with_options`, the last decorator is applied first.
     for argument in reversed(WHERE):
         opened = argument(opened)
     return opened
@@ -40,24 +41,24 @@ def _where(command: Callable[..., None]) -> Callable[..., None]:
 @checkpoints.command("list")
 @_where
 @as_json
-def list_checkpoints(found: dask_nlsq.Checkpoints, as_json: bool) -> None:
+def list_checkpoints(store: dask_nlsq.Checkpoints, as_json: bool) -> None:
     """List the generations at WHERE: when, sweeps, cost, status, bytes."""
-    table = found.list()
+    table = store.list()
     if as_json:
         click.echo(table.reset_index().to_json(orient="records", indent=2))
     else:
-        click.echo(table.to_string(na_rep="") if len(table) else f"There is no checkpoint at {found.place}.")
+        click.echo(table.to_string(na_rep="") if len(table) else f"There is no checkpoint at {store.place}.")
 
 
 @checkpoints.command()
 @_where
 @click.option("--generation", type=int, metavar="N", help="By default the newest.")
 @as_json
-def show(found: dask_nlsq.Checkpoints, generation: int | None, as_json: bool) -> None:
+def show(store: dask_nlsq.Checkpoints, generation: int | None, as_json: bool) -> None:
     """Show what the record of a generation at WHERE says."""
-    one = found.describe(generation)
-    facts = {"generation": one.number, "created": one.created, "bytes": one.nbytes, **one.about}
-    facts |= {"fingerprint": dict(one.fingerprint), "versions": dict(one.versions)}
+    record = store.describe(generation)
+    facts = {"generation": record.number, "created": record.created, "bytes": record.nbytes, **record.about}
+    facts |= {"fingerprint": dict(record.fingerprint), "versions": dict(record.versions)}
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -72,16 +73,16 @@ def show(found: dask_nlsq.Checkpoints, generation: int | None, as_json: bool) ->
 @_where
 @as_json
 @click.pass_context
-def verify(context: click.Context, found: dask_nlsq.Checkpoints, as_json: bool) -> None:
+def verify(context: click.Context, store: dask_nlsq.Checkpoints, as_json: bool) -> None:
     """Hash every file of every generation at WHERE; the exit status is 1 where something is wrong."""
-    numbers, faults = found.numbers(), found.verify()
+    numbers, faults = store.numbers(), store.verify()
     if as_json:
         click.echo(json.dumps({"generations": numbers, "faults": faults}, indent=2))
     else:
         for number in numbers:
             click.echo(f"{number}: {faults.get(number, 'verified')}")
         if not numbers:
-            click.echo(f"There is no checkpoint at {found.place}.")
+            click.echo(f"There is no checkpoint at {store.place}.")
     if faults or not numbers:
         context.exit(1)
 
@@ -89,17 +90,17 @@ def verify(context: click.Context, found: dask_nlsq.Checkpoints, as_json: bool) 
 @checkpoints.command()
 @_where
 @click.option("--keep", type=click.IntRange(min=2), default=2, show_default=True, metavar="N")
-def prune(found: dask_nlsq.Checkpoints, keep: int) -> None:
+def prune(store: dask_nlsq.Checkpoints, keep: int) -> None:
     """Remove all generations at WHERE but the newest; a fit must not be writing there."""
-    removed = found.prune(keep)
-    click.echo(f"Removed {len(removed)} generations; {len(found.numbers())} are left.")
+    removed = store.prune(keep)
+    click.echo(f"Removed {len(removed)} generations; {len(store.numbers())} are left.")
 
 
 @checkpoints.command()
 @_where
 @click.argument("target")
 @click.option("--generation", type=int, metavar="N", help="By default the newest that verifies.")
-def export(found: dask_nlsq.Checkpoints, target: str, generation: int | None) -> None:
+def export(store: dask_nlsq.Checkpoints, target: str, generation: int | None) -> None:
     """Copy a generation at WHERE to TARGET, a path or URL."""
-    found.export(target, generation)
+    store.export(target, generation)
     click.echo(f"Copied to {target}.")

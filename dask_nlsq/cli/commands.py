@@ -61,6 +61,7 @@ def load_model(text: str) -> Any:
     ModelError
         The text has another form, the module cannot be imported, or it has no such name.
     """
+    # Every expression but a bare name has one of these signs, and no name of a module or of the library has.
     if ":" not in text and any(sign in text for sign in "+-*/("):
         return dask_nlsq.Model.from_expression(text)
     if text in dask_nlsq.models.LIBRARY:
@@ -73,6 +74,7 @@ def load_model(text: str) -> Any:
         )
     here = os.getcwd()
     if here not in sys.path:
+        # A console script finds modules in the folder of its environment, and not in the current one.
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
@@ -84,6 +86,7 @@ def load_model(text: str) -> Any:
     if Path(getattr(module, "__file__", None) or os.sep).is_relative_to(here):
         cloudpickle.register_pickle_by_value(module)  # workers need not find it in their own directory
     try:
+        # The name may have dots, for a function that is an attribute of something else in the module.
         return operator.attrgetter(name)(module)
     except AttributeError as error:
         raise ModelError(f"The module {module_name!r} has no {name!r}; it is {module.__file__}.") from error
@@ -125,6 +128,7 @@ def _bounds(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
 
 def _sigma(_: click.Context, __: click.Parameter, text: str | None) -> str | float | None:
     try:
+        # A column whose name is a number cannot be named here: it is taken for the number.
         return text and float(text)
     except ValueError:
         return text
@@ -134,6 +138,7 @@ def _output(_: click.Context, __: click.Parameter, path: Path | None) -> Path | 
     """Refuse before the fit what could not be written after it."""
     if path is not None and path.suffix != ".json":
         raise click.BadParameter(f"{str(path)!r} does not end in .json.")
+    # A fit may take hours, and would then end with its result lost.
     if path is not None and not path.absolute().parent.is_dir():
         raise click.BadParameter(f"There is no directory {str(path.parent)!r}.")
     return path
@@ -269,6 +274,7 @@ def fit(
                 check()
                 result = dask_nlsq.fit(function, client=client, **arguments)
         except KeyboardInterrupt:
+            # With a checkpoint Ctrl-C commits, too, and the same command goes on.
             if not kept:
                 raise
             context.exit(INTERRUPTED)
@@ -287,6 +293,8 @@ def run() -> None:
             raise
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        # Python would join the threads of its pools first, and with them the tasks that they have begun. What is
+        # buffered was flushed, for this exit does not do so.
         os._exit(INTERRUPTED)
 
 
@@ -316,8 +324,9 @@ def plan(
 ) -> None:
     """Say what a fit of DATA would do: tier, workers, memory, reads, seconds. One partition is read."""
     with plainly(), connected(scheduler, {}) as client:
-        found = dask_nlsq.plan(load_model(model), x, y, data=data, client=client, **options)
-        click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.explain() if explain else str(found))
+        planned = dask_nlsq.plan(load_model(model), x, y, data=data, client=client, **options)
+        text = planned.explain() if explain else str(planned)
+        click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else text)
 
 
 main.add_command(checkpoints)
@@ -339,8 +348,10 @@ def models() -> None:
 @main.command()
 def info() -> None:
     """Print versions, devices, processors and memory."""
+    # Importing distributed takes longer than most commands.
     from distributed.system import MEMORY_LIMIT
 
+    # JAX is imported by name, so that the module itself can be imported without it.
     devices = Counter(device.device_kind for device in importlib.import_module("jax").devices())
     facts = {
         "python": platform.python_version(),

@@ -8,7 +8,7 @@ import itertools
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import dask
@@ -18,6 +18,8 @@ from dask_nlsq._system import SCHEDULERS
 from dask_nlsq.cli.terminal import plainly
 from dask_nlsq.cluster import WARN
 from dask_nlsq.cluster import job_script as write_script
+
+T = TypeVar("T", bound=Callable[..., None])
 
 PATIENCE = 30
 """Seconds that workers are waited for once the first has arrived."""
@@ -44,21 +46,22 @@ CLUSTER = (
 """What `fit` is told about a cluster."""
 
 
-def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+def with_options(options: Sequence[Callable[[T], T]]) -> Callable[[T], T]:
     """Give a command all of some options."""
 
-    def given(command: Any) -> Any:
+    def decorate(command: T) -> T:
+        # click lists the options of a command in the order of its decorators, of which the last is applied first.
         for option in reversed(options):
             command = option(command)
         return command
 
-    return given
+    return decorate
 
 
 def take(options: dict[str, Any]) -> dict[str, Any]:
     """Take what is said about a cluster out of what is said about a fit."""
     names = ("cluster", "workers", "cores", "memory", "walltime", "queue", "account", "gpus")
-    return {name: found for name in names if (found := options.pop(name)) is not None}
+    return {name: value for name in names if (value := options.pop(name)) is not None}
 
 
 def keeps(checkpoint: str | None, workflow: str | None) -> bool:
@@ -71,7 +74,7 @@ def keeps(checkpoint: str | None, workflow: str | None) -> bool:
 @contextlib.contextmanager
 def connected(
     address: str | None,
-    said: dict[str, Any],
+    requested: dict[str, Any],
     plan: Callable[[], Any] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Any]:
@@ -79,41 +82,45 @@ def connected(
 
     `plan` sizes a cluster of this machine; `check` raises where a signal has come while workers queue.
     """
-    kind = said.pop("cluster", None)
+    # The rest is what the cluster is asked for, and means nothing without one.
+    kind = requested.pop("cluster", None)
     if kind is None:
-        if said:
-            raise click.UsageError(f"--{next(iter(said))} is of a cluster; say which with --cluster.")
+        if requested:
+            raise click.UsageError(f"--{next(iter(requested))} is of a cluster; say which with --cluster.")
         if address is None:
             yield None
             return
     elif address is not None:
         raise click.UsageError("--cluster starts a scheduler, and --scheduler names a running one; say one of them.")
-    elif kind == "local" and set(said) - {"workers"}:
+    elif kind == "local" and set(requested) - {"workers"}:
         raise click.UsageError("--cluster local takes --workers, and its share of this machine.")
-    elif kind != "local" and "memory" not in said:
+    elif kind != "local" and "memory" not in requested:
         raise click.UsageError(f"--cluster {kind} needs --memory, what each of its jobs may hold.")
+    # Importing distributed takes longer than most commands.
     from distributed import Client
 
     with contextlib.ExitStack() as stack:
         where: Any = address
         if kind is not None:
-            where = stack.enter_context(_cluster(kind, said, plan))
+            # Entered before the client, so that the client is closed first.
+            where = stack.enter_context(_cluster(kind, requested, plan))
         client = stack.enter_context(Client(where))
         if kind not in (None, "local"):
+            # A second at a time, so that a signal is noticed while the jobs queue.
             while not client.nthreads():
                 check()
                 with contextlib.suppress(TimeoutError):
                     client.wait_for_workers(1, timeout=1)
             with contextlib.suppress(TimeoutError):  # those that still queue help later
-                client.wait_for_workers(said.get("workers", 1), timeout=PATIENCE)
+                client.wait_for_workers(requested.get("workers", 1), timeout=PATIENCE)
         yield client
 
 
-def _cluster(kind: str, said: dict[str, Any], plan: Callable[[], Any] | None) -> Any:
+def _cluster(kind: str, requested: dict[str, Any], plan: Callable[[], Any] | None) -> Any:
     clusters = importlib.import_module("dask_nlsq.cluster")
     if kind == "local" and plan is not None:
-        return clusters.local_cluster(plan(), **({"n_workers": said["workers"]} if "workers" in said else {}))
-    return getattr(clusters, kind)(**said)
+        return clusters.local_cluster(plan(), **({"n_workers": requested["workers"]} if "workers" in requested else {}))
+    return getattr(clusters, kind)(**requested)
 
 
 @click.command(
@@ -132,6 +139,7 @@ def _cluster(kind: str, said: dict[str, Any], plan: Callable[[], Any] | None) ->
 @click.option("--setup", multiple=True, metavar="LINE", help="A line before the fit, such as 'module load python'.")
 @click.option("--log", metavar="FILE", help="Takes what the job prints; by default called as the job.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it there.")
+# Options behind the two hyphens belong to the command that the job runs.
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def job_script(
     command: tuple[str, ...],
@@ -148,14 +156,16 @@ def job_script(
 
     The command stands after two hyphens, and a fit in it has --checkpoint, from which it goes on.
     """
+    # Checked here, for `fit` shares these options and requires neither.
     for name, value in (("--walltime", walltime), ("--memory", memory)):
         if value is None:
             raise click.UsageError(f"Missing option '{name}'.")
+    # An option may be joined to its value by an equals sign.
     words = [part for word in command for part in word.split("=", 1)]
-    said = dict(itertools.pairwise([*words, ""]))
-    if command[0] == "fit" and not keeps(said.get("--checkpoint"), said.get("--workflow")):
+    given = dict(itertools.pairwise([*words, ""]))
+    if command[0] == "fit" and not keeps(given.get("--checkpoint"), given.get("--workflow")):
         raise click.UsageError("The fit has no --checkpoint; without one it could not go on when its job runs again.")
-    if command[0] == "fit" and said.get("--resume") == "no":
+    if command[0] == "fit" and given.get("--resume") == "no":
         raise click.UsageError("--resume no starts anew each time the job runs again; leave it out.")
     with plainly():
         text = write_script(

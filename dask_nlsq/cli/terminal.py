@@ -30,6 +30,7 @@ def mapping(_: click.Context, __: click.Parameter, text: str | None) -> dict[str
 def plainly() -> Iterator[None]:
     """Say warnings, and errors that a user can mend, on stderr without source lines."""
     with warnings.catch_warnings():
+        # The context puts the function back as well.
         warnings.showwarning = _say
         try:
             yield

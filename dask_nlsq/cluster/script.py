@@ -45,8 +45,11 @@ QUEUES = {
             "--ntasks=1",
             "--cpus-per-task={cores}",
             "--mem={mib}M",
+            # B: signals the shell of the script; without it the steps of the job alone are signalled, of which there
+            # are none.
             "--signal=B:USR1@{warn}",
             "--requeue",
+            # A job that is requeued would otherwise begin its output anew.
             "--open-mode=append",
             "--output={output}",
         ),
@@ -77,10 +80,13 @@ QUEUES = {
         prefix="#$",
         directives=(
             "-N {name}",
+            # SGE does not read the first line of a script in its default mode.
             "-S /bin/bash",
+            # SGE and PBS start a job in the home directory.
             "-cwd",
             "-l h_rt={time}",
             "-l s_rt={soft}",
+            # Resources are asked for by slot.
             "-l mem_free={share}M",
             "-pe smp {cores}",
             "-r y",
@@ -100,8 +106,10 @@ QUEUES = {
             "-J {name}",
             "-W {minutes}",
             "-n {cores}",
+            # The cores of a job may otherwise lie on several hosts.
             '-R "span[hosts=1]"',
             "-M {mib}MB",
+            # LSF counts in minutes.
             "-wa USR1 -wt {before}",
             "-r",
             '-Q "75"',
@@ -233,8 +241,9 @@ def job_script(
     for what, word in words.items():
         shell.word(what, word)
     lines_before = setup.splitlines() if isinstance(setup, str) else setup
+    # In whole MiB, which every queue takes.
     mib = math.ceil(parse_memory(memory) / 2**20)
-    said = words | {
+    values = words | {
         "cores": cores,
         "gpus": gpus,
         "mib": mib,
@@ -251,14 +260,15 @@ def job_script(
     lines = [*table.directives]
     lines += [form for form, value in ((table.queue, queue), (table.account, account), (table.gpus, gpus)) if value]
     if scheduler == "sge" and cores == 1:
+        # A site need not have the parallel environment, and one core needs none.
         lines.remove("-pe smp {cores}")
-    header = [f"{table.prefix} {line.format(**said)}" for line in lines if line]
+    header = [f"{table.prefix} {line.format(**values)}" for line in lines if line]
     body = BODY.format(
         begin=table.begin,
         setup="\n".join(f"    {shell.line('A line of setup', line)}" for line in lines_before or [":"]),
         command=shell.command(shell.installed(command, lines_before)),
         again=table.again,
-        clock=table.clock.format(**said),
+        clock=table.clock.format(**values),
     )
     return "\n".join(["#!/usr/bin/env bash", *header, "", body])
 
@@ -283,9 +293,9 @@ def parse_memory(memory: str | int) -> int:
         They cannot be read.
     """
     try:
-        found = int(parse_bytes(memory))
+        nbytes = int(parse_bytes(memory))
     except (ValueError, TypeError):
-        found = 0
-    if found <= 0:
+        nbytes = 0
+    if nbytes <= 0:
         raise NlsqError(f'memory is {memory!r}; bytes, or a text such as "16 GB", are needed.')
-    return found
+    return nbytes

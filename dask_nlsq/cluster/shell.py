@@ -33,14 +33,15 @@ def installed(typed: str | Sequence[str], setup: Sequence[str]) -> str | Sequenc
     Where a line of `setup` may bring an environment, the command stays as it is.
     """
     name = "dask-nlsq"
-    own, found = Path(sys.executable).with_name(name), shutil.which(name)
-    active = not own.exists() or (found is not None and own.samefile(found))
+    here, on_path = Path(sys.executable).with_name(name), shutil.which(name)
+    # samefile, for the one that the shell finds may be a link to this one.
+    active = not here.exists() or (on_path is not None and here.samefile(on_path))
     if active or any(_ENVIRONMENT.search(text) for text in setup):
         return typed
     if isinstance(typed, str):
         first, *rest = typed.strip().split(maxsplit=1) or [""]
-        return " ".join([shlex.quote(str(own)), *rest]) if first == name else typed
-    return [str(own), *typed[1:]] if typed and typed[0] == name else typed
+        return " ".join([shlex.quote(str(here)), *rest]) if first == name else typed
+    return [str(here), *typed[1:]] if typed and typed[0] == name else typed
 
 
 def line(what: str, text: str) -> str:
@@ -88,12 +89,13 @@ def command(typed: str | Sequence[str]) -> str:
             words = shlex.split(text)
         except ValueError as error:
             raise NlsqError(f"The command {typed!r} has an open quote: {error}.") from error
-        if found := _JOINT.search(_HIDDEN.sub("_", text)):
+        if joint := _JOINT.search(_HIDDEN.sub("_", text)):
             raise NlsqError(
-                f"The command {typed!r} has {found[0]!r}; one process is needed, for only that is warned, and its "
+                f"The command {typed!r} has {joint[0]!r}; one process is needed, for only that is warned, and its "
                 "status says whether the job comes back. output= takes what is printed, setup= lines that stand before."
             )
     if all(_ASSIGNMENT.match(part) for part in words):
         raise NlsqError("The command is empty; one such as 'dask-nlsq fit DATA -m MODEL --checkpoint run' is needed.")
     line("The command", text)
+    # exec takes no assignments before its command.
     return f"env {text}" if _ASSIGNMENT.match(words[0]) else text

@@ -50,9 +50,11 @@ def local_cluster(plan: Plan, **options: Any) -> LocalCluster:
         "n_workers": workers,
         "threads_per_worker": 1,
         "memory_limit": memory_limit().limit // max(workers, 1),
+        # Port 8787 may be taken by another cluster of this machine.
         "dashboard_address": ":0",
     }
     if options.get("processes", True):
+        # Each worker's XLA would otherwise start as many threads as the machine has cores.
         options["env"] = {"PJRT_NPROC": "1"} | (options.get("env") or {})
     return LocalCluster(**(chosen | options))
 
@@ -112,8 +114,8 @@ def slurm(
     dask_nlsq._errors.NlsqError: 8 processes need as many cores; a job has 4. Ask for fewer processes or more cores.
     """
     directives = [f"--gres=gpu:{gpus}"] * bool(gpus)
-    said = {"queue": queue, "account": account, "job_extra_directives": directives}
-    return _start("SLURMCluster", workers, cores, processes, memory, walltime, gpus, said, options)
+    requested = {"queue": queue, "account": account, "job_extra_directives": directives}
+    return _start("SLURMCluster", workers, cores, processes, memory, walltime, gpus, requested, options)
 
 
 def pbs(
@@ -141,11 +143,11 @@ def pbs(
     Traceback (most recent call last):
     dask_nlsq._errors.NlsqError: walltime is 'an hour'; hours, minutes and seconds such as '12:00:00', ...
     """
-    said: dict[str, Any] = {"queue": queue, "account": account}
+    requested: dict[str, Any] = {"queue": queue, "account": account}
     if gpus:
         kib = math.ceil(parse_memory(memory) / 1024)
-        said["resource_spec"] = f"select=1:ncpus={cores}:ngpus={gpus}:mem={kib}kb"
-    return _start("PBSCluster", workers, cores, processes, memory, walltime, gpus, said, options)
+        requested["resource_spec"] = f"select=1:ncpus={cores}:ngpus={gpus}:mem={kib}kb"
+    return _start("PBSCluster", workers, cores, processes, memory, walltime, gpus, requested, options)
 
 
 def sge(
@@ -186,12 +188,12 @@ def sge(
     """
     _processes(cores, processes, gpus)
     mib = math.ceil(parse_memory(memory) / cores / 2**20)
-    said: dict[str, Any] = {"queue": queue, "project": account, "resource_spec": f"mem_free={mib}M"}
+    requested: dict[str, Any] = {"queue": queue, "project": account, "resource_spec": f"mem_free={mib}M"}
     if gpus:
-        said["resource_spec"] += f",gpu={gpus}"
+        requested["resource_spec"] += f",gpu={gpus}"
     if cores > 1:
-        said["job_extra_directives"] = [f"-pe {parallel_environment} {cores}"]
-    return _start("SGECluster", workers, cores, processes, memory, walltime, gpus, said, options)
+        requested["job_extra_directives"] = [f"-pe {parallel_environment} {cores}"]
+    return _start("SGECluster", workers, cores, processes, memory, walltime, gpus, requested, options)
 
 
 def lsf(
@@ -220,9 +222,9 @@ def lsf(
     dask_nlsq._errors.NlsqError: memory is 'much'; bytes, or a text such as "16 GB", are needed.
     """
     directives = [f'-gpu "num={gpus}"'] * bool(gpus)
-    said = {"queue": queue, "project": account, "job_extra_directives": directives}
+    requested = {"queue": queue, "project": account, "job_extra_directives": directives}
     options.setdefault("walltime", minutes(seconds(walltime)))
-    return _start("LSFCluster", workers, cores, processes, memory, walltime, gpus, said, options)
+    return _start("LSFCluster", workers, cores, processes, memory, walltime, gpus, requested, options)
 
 
 def _processes(cores: int, processes: int | None, gpus: int) -> int:
@@ -253,7 +255,7 @@ def _start(
     memory: str | int,
     walltime: str | float,
     gpus: int,
-    said: dict[str, Any],
+    requested: dict[str, Any],
     options: dict[str, Any],
 ) -> Any:
     """Start a cluster of ``dask_jobqueue``; what `options` say comes first, and lists are added to ours."""
@@ -265,14 +267,16 @@ def _start(
         arguments += ["--resources", "GPU=1"]
         preload = ["--preload-nanny", "dask_nlsq.cluster.gpu_preload"]
         arguments += preload * (gpus > 1)  # the queue shows one job its one GPU
+        # JAX takes three quarters of the memory of a GPU as it starts, unless it is told not to.
         prologue.append("export XLA_PYTHON_CLIENT_PREALLOCATE=false")
     chosen = {
         "cores": cores,
         "processes": processes,
         "memory": parse_memory(memory),
         "walltime": clock(seconds(walltime)),
+        # A worker whose driver has gone gives its job up after a minute.
         "death_timeout": 60,
-        **{key: value for key, value in said.items() if value},
+        **{key: value for key, value in requested.items() if value},
     }
     try:
         import dask_jobqueue
@@ -287,6 +291,7 @@ def _start(
         "job_script_prologue": prologue,
         "job_extra_directives": chosen.pop("job_extra_directives", []),
     }.items():
+        # What is given as an argument replaces what Dask's configuration says, so that its lists are added here.
         theirs = options.pop(key, None)
         if theirs is None:
             theirs = dask.config.get(f"{config}.{key.replace('_', '-')}", None)
@@ -308,10 +313,11 @@ def _renew(cluster: Any) -> None:
     arrived: set[Any] = set()
     missed: set[Any] = set()
 
-    def look() -> None:
+    def resubmit() -> None:
         if cluster.status.name != "running":
             watch.stop()
             return
+        # A job of several processes names them after itself, with the suffixes of its group.
         names = {str(worker.name) for worker in cluster.scheduler.workers.values()}
         here = {
             job
@@ -325,9 +331,10 @@ def _renew(cluster: Any) -> None:
         arrived.difference_update(ended)
         arrived.update(here)
         for job in ended & set(cluster.workers):
+            # Closing is a coroutine, for the loop of the cluster.
             cluster.loop.add_callback(cluster.workers.pop(job).close)
         if ended:
             cluster.scale(jobs=len(cluster.worker_spec))
 
-    watch = PeriodicCallback(look, 1000 * RENEWAL)
+    watch = PeriodicCallback(resubmit, 1000 * RENEWAL)
     cluster.loop.add_callback(watch.start)

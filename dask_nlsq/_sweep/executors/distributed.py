@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_nlsq._errors import NlsqError, SweepError
 from dask_nlsq._kernel import Block
@@ -21,6 +21,13 @@ from dask_nlsq._sweep.failure import Failure, remedy
 from dask_nlsq._sweep.groups import Group, Packed
 from dask_nlsq._sweep.groups import group as group_of
 from dask_nlsq._system import peak_memory
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+    from dask_nlsq._sources import Partition
+
+T = TypeVar("T")
 
 _GPU = "GPU"
 """The resource that workers with GPUs declare, by the custom of dask-cuda's and dask-jobqueue's documents."""
@@ -47,7 +54,7 @@ class Held:
     """A group that a worker holds, read or only described: the group as it was cut, and what stands for it."""
 
     group: Group
-    future: Any
+    future: Future[Any]
 
     @property
     def start(self) -> int:
@@ -60,7 +67,7 @@ class Held:
         return self.group.indices
 
     @property
-    def partitions(self) -> tuple[Any, ...]:
+    def partitions(self) -> tuple[Partition | Failure, ...]:
         """The partitions, not read."""
         return self.group.partitions
 
@@ -75,11 +82,12 @@ class Cluster(Executor):
 
     remote = True
 
-    def __init__(self, client: Any, at_a_time: int | None = None) -> None:
+    def __init__(self, client: Client, at_a_time: int | None = None) -> None:
         self.client = client
         self._at_a_time = at_a_time
-        self._spent: list[Any] = []  # futures of the last sweeps, whose values are here
-        self._again: Any = None  # the future of a task that is run once more
+        self._spent: list[Future[Any]] = []  # futures of the last sweeps, whose values are here
+        self._again: Future[Any] | None = None  # the future of a task that is run once more
+        # n_workers=-1 asks for all: some releases of Dask describe five workers by default.
         declared = (w["resources"].get(_GPU) for w in client.scheduler_info(n_workers=-1)["workers"].values())
         self._resources = {_GPU: 1} if any(declared) else None
 
@@ -98,6 +106,7 @@ class Cluster(Executor):
             most = self._at_a_time or 2**31
             return {worker: min(int(threads), most) for worker, threads in self.client.nthreads().items()}
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        # A worker runs no more tasks than it has threads, whatever it declares.
         gpus = {worker: int(w["resources"].get(_GPU, 0)) for worker, w in workers.items()}
         return {worker: min(count, workers[worker]["nthreads"]) for worker, count in gpus.items() if count}
 
@@ -111,6 +120,7 @@ class Cluster(Executor):
         """Wait until there is a worker, with a task: an adaptive cluster starts none without."""
         if self._places():
             return
+        # With the resources that the tasks will need, or a worker would come that has none.
         future = self.client.submit(int, key=(_name("wait"), 0), resources=self._resources, pure=False)
         with self._connected(lambda: [future]):
             future.result()
@@ -118,15 +128,15 @@ class Cluster(Executor):
     def ask(self, question: Callable[[], Any]) -> list[tuple[str, Any]]:
         """Return the host of each worker and what it answers."""
         with self._connected():
-            found = self.client.run(question, on_error="ignore")
+            answers = self.client.run(question, on_error="ignore")
             workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        return [(workers[w]["host"], answer) for w, answer in found.items() if w in workers]
+        return [(workers[w]["host"], answer) for w, answer in answers.items() if w in workers]
 
     def peak(self) -> int:
         """Return the largest resident size that a worker has had, in bytes."""
         with self._connected():
-            found = self.client.run(peak_memory, on_error="ignore")
-        return max(found.values(), default=0)
+            peaks = self.client.run(peak_memory, on_error="ignore")
+        return max(peaks.values(), default=0)
 
     def check_workers(self) -> str | None:
         """Refuse workers whose versions are not those of this process.
@@ -146,6 +156,7 @@ class Cluster(Executor):
             workers = self.client.scheduler_info(n_workers=-1)["workers"]
         answers = {w: a for w, a in answers.items() if w in workers and not isinstance(a, OSError)}  # gone meanwhile
         versions.check_survey(answers)
+        # Workers within this process share its XLA, and do not hinder one another.
         open_ended = [w for w, (limit, _) in answers.items() if not limit and not w.startswith("inproc")]
         hosts = collections.Counter(workers[w]["host"] for w in open_ended)
         host, processes = max(hosts.items(), key=lambda item: item[1], default=("", 0))
@@ -177,6 +188,7 @@ class Cluster(Executor):
             if not batch:
                 return []
             keys = [(name, i) for i, _ in batch]
+            # A future stands for its group: the task goes to the worker that holds it.
             sent = [g.future if isinstance(g, Held) else _packed(g) for _, g in batch]
             futures = self.client.map(
                 _call,
@@ -223,7 +235,7 @@ class Cluster(Executor):
             done = next(iter(as_completed(futures, raise_errors=False, loop=self.client.loop)))
             return next(i for i, future in enumerate(futures) if future is done)
 
-        def submit(task: Task, group: Any, *args: Any) -> Any:
+        def submit(task: Task, group: object, *args: Any) -> Future[Any]:
             return self.client.submit(
                 _call,
                 _packed(group),
@@ -243,7 +255,7 @@ class Cluster(Executor):
             finally:
                 self.client.cancel(window.left())
 
-    def _value(self, future: Any, group: Any) -> Any:
+    def _value(self, future: Future[Any], group: Group | Held) -> Any:
         """Return what a task came to, or a failure where Dask gave it up.
 
         A task whose workers died is run once more: Dask suspects all that ran beside the one that kills.
@@ -288,6 +300,7 @@ class Cluster(Executor):
                 raise watch.error() from error
             if self.client.status == "running" and not isinstance(error, (CancelledError, OSError)):
                 raise
+            # Dask cancels all that a client has where its scheduler is lost, too.
             if isinstance(error, CancelledError) and self._answers():
                 raise _cancelled(error) from error
             raise SweepError(
@@ -343,11 +356,13 @@ class Cluster(Executor):
         partitions = [partition for group in groups for partition in group.partitions]
         sizes: list[Any] = []
         with self._connected(lambda: sizes):
+            # In one call, so that Dask makes the work that they share once.
             blocks = self.client.compute(partitions)
+            # Some sixteen of them are asked: each answer is a task.
             sizes += self.client.map(_size, blocks[:: max(1, len(blocks) // 16)], pure=False)
-            found = self.client.gather(sizes, errors="skip")  # an error is told by the sweep
+            known = self.client.gather(sizes, errors="skip")  # an error is told by the sweep
             workers = self.workers
-        groups = group_of(partitions, sum(found) / max(len(found), 1) * len(blocks), workers, per_thread=1)
+        groups = group_of(partitions, sum(known) / max(len(known), 1) * len(blocks), workers, per_thread=1)
         pieces = [blocks[group.start : group.start + len(group.partitions)] for group in groups]
         return self._hold("load", groups, _together, [dataclasses.replace(g, partitions=()) for g in groups], pieces)
 
@@ -375,7 +390,7 @@ def _name(what: str) -> str:
 
 
 def _call(
-    group: Any, task: Task, args: tuple[Any, ...], at_a_time: int | None, driver: versions.Versions | None = None
+    group: object, task: Task, args: tuple[Any, ...], at_a_time: int | None, driver: versions.Versions | None = None
 ) -> Any:
     """Run a task on a worker, where it is that of the `driver`: one that came late nobody has asked."""
     if driver is not None and driver != versions.own():
@@ -385,6 +400,7 @@ def _call(
         group = group.open()
     if isinstance(group, Failure):
         return group
+    # A worker of Dask runs as many tasks as it has threads; where memory has room for fewer they take turns.
     if at_a_time is None:
         return task(group, *args)
     with _turns_lock:
@@ -399,11 +415,12 @@ _turns: dict[int, threading.BoundedSemaphore] = {}
 _turns_lock = threading.Lock()
 
 
-def _itself(value: Any) -> Any:
+def _itself(value: T) -> T:
     return value
 
 
-def _given_up(group: Any, cause: Exception, why: str) -> Failure:
+def _given_up(group: Group | Held, cause: Exception, why: str) -> Failure:
+    # Which of the partitions it was, nobody knows: the worker is gone.
     first, *more = group.indices
     apart = more and more[-1] - first != len(more)
     several = ", ".join(map(str, group.indices)) if apart else f"{first} to {more[-1]}" if more else ""
@@ -415,21 +432,22 @@ def _given_up(group: Any, cause: Exception, why: str) -> Failure:
     return Failure("running on a worker", error)
 
 
-def _size(block: Any) -> int:
+def _size(block: Block) -> int:
     return int(block.nbytes)
 
 
-def _packed(group: Any) -> Any:
+def _packed(group: T) -> T | Packed:
     """Return what is sent of a group: rows as they are, and what is not read as bytes."""
-    unread = isinstance(group, Group) and not isinstance(group.partitions[0], Block)
-    return Packed.of(group) if unread else group
-
-
-def _described(group: Any, at_a_time: int | None) -> Any:
+    if isinstance(group, Group) and not isinstance(group.partitions[0], Block):
+        return Packed.of(group)
     return group
 
 
-def _load(group: Any, at_a_time: int | None) -> Group | Failure:
+def _described(group: Group | Packed, at_a_time: int | None) -> Group | Packed:
+    return group
+
+
+def _load(group: Group | Packed, at_a_time: int | None) -> Group | Failure:
     loaded: Group | Failure = _call(group, Group.load, (), at_a_time)
     return loaded
 

@@ -47,7 +47,7 @@ class Window:
     def __len__(self) -> int:
         return len(self._sent)
 
-    def send(self, label: Any, task: Task, group: Any, *args: Any) -> None:
+    def send(self, label: object, task: Task, group: object, *args: Any) -> None:
         """Send ``task(group, *args)`` off, under a label."""
         self._sent.append((label, group, self._submit(task, group, *args)))
 
@@ -140,7 +140,8 @@ class Serial(Executor):
         for i, group in enumerate(groups):
             yield i, self._call(task, group, *args)
 
-    def _call(self, task: Task, group: Any, *args: Any) -> Any:
+    def _call(self, task: Task, group: object, *args: Any) -> Any:
+        # To read ahead takes a thread, and Dask's synchronous scheduler promises that there is none.
         if self._alone and isinstance(group, Group):
             group = dataclasses.replace(group, ahead=False)
         return task(group, *args)
@@ -165,12 +166,14 @@ class Threads(Executor):
     scheduler = "threads"
 
     def __init__(self, workers: int | None = None, pool: ThreadPoolExecutor | None = None) -> None:
-        found = pool or dask.config.get("pool", None)
-        theirs = getattr(found, "_max_workers", None) or getattr(found, "_processes", None)  # as Dask itself counts
+        configured = pool or dask.config.get("pool", None)
+        # As Dask itself counts: a pool of concurrent.futures has the one attribute, one of multiprocessing the other.
+        theirs = getattr(configured, "_max_workers", None) or getattr(configured, "_processes", None)
         self._workers: int = workers or dask.config.get("num_workers", None) or theirs or CPU_COUNT
+        # A pool that is no ThreadPoolExecutor, as one of multiprocessing, lends its number and not its threads.
         # One pool for all sweeps, for Arrow keeps what it has to spare thread by thread; it ends with this object.
-        own = not isinstance(found, ThreadPoolExecutor)
-        self._pool = ThreadPoolExecutor(self._workers, "nlsq") if own else found
+        needs_pool = not isinstance(configured, ThreadPoolExecutor)
+        self._pool = ThreadPoolExecutor(self._workers, "nlsq") if needs_pool else configured
 
     @property
     def workers(self) -> int:
@@ -184,6 +187,7 @@ class Threads(Executor):
     def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(i, task(groups[i], *args))`` as they arrive, with few more under way than threads."""
         todo, owner = iter(enumerate(groups)), threading.get_ident()
+        # One more than there are threads, so that none is idle while a value is taken in.
         running = {self._pool.submit(task, g, *args): i for i, g in itertools.islice(todo, self.workers + 1)}
         try:
             while running:
@@ -203,7 +207,7 @@ class Threads(Executor):
             done = _done(futures)
             return next(i for i, future in enumerate(futures) if future in done)
 
-        def value(future: Future[Any], _: Any) -> Any:
+        def value(future: Future[Any], _: object) -> Any:
             _done([future])
             return future.result()
 
@@ -241,6 +245,7 @@ def _hold_here(executor: Serial | Threads, groups: Sequence[Group], shared: bool
     if shared:
         try:
             blocks = dask.compute(*(group.partitions[0] for group in groups), scheduler=executor.scheduler)
+        # It says already what is wrong, and where.
         except NlsqError:
             raise
         except Exception as error:

@@ -93,8 +93,8 @@ def _ago(then: float) -> str:
 
 def _limit() -> float | None:
     """Return the most seconds to wait for workers, or None."""
-    said = dask.config.get("nlsq.worker-timeout", None)
-    return None if said is None else float(parse_timedelta(said, default="s"))
+    timeout = dask.config.get("nlsq.worker-timeout", None)
+    return None if timeout is None else float(parse_timedelta(timeout, default="s"))
 
 
 @contextlib.contextmanager
