@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# FITS with astropy: a missing value of a scaled integer column comes back as a number, -322.68, masked nowhere.
+# FITS with astropy: a missing value of a scaled integer column is read as an unmasked number, -322.68.
 #
 # Guess: TNULL marks the missing value of an integer column, scaled (TSCAL, TZERO) or not, and Table.read masks it; in
 # images BLANK becomes NaN either way.
 # What happens (astropy 8.0.2): Table.read masks TNULL in a plain integer column. With TSCAL and TZERO, the marker -32768 is
-# scaled like a reading, 5 + 0.01 * -32768 = -322.68, in Table.read and in getdata. getdata leaves also the plain column's
+# scaled like a value, 5 + 0.01 * -32768 = -322.68, in Table.read and in getdata. getdata also returns the plain column's
 # marker as data. In images BLANK does become NaN, scaled or not.
 # Why it matters: scaled 16-bit columns with TNULL are common in older catalogues and housekeeping tables; a mean or a
-# least-squares fit takes the marker for a strong negative reading, of just the right type and unit.
+# least-squares fit treats the marker as a large negative value, of the right type and unit.
 # Instead: compare the integers of the file, np.asarray(getdata(...))["name"], with TNULL and mask those rows.
 set -euo pipefail
 dir=$(mktemp -d)

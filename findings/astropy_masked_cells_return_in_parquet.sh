@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# astropy: a masked table written to Parquet or HDF5 gives the masked readings back to pandas, Polars and h5py as good ones.
+# astropy: pandas, Polars and h5py read the masked values of a table written to Parquet or HDF5 as valid ones.
 #
 # Guess: masked cells become nulls in Parquet, which has nulls, and NaN in HDF5.
 # What happens (astropy 8.0.2): Table.write stores the number below the mask as an ordinary value and the mask as a second
-# column, "y.mask". Only astropy puts them together again. The Parquet column has a null count of 0. to_pandas() and FITS,
+# column, "y.mask". Only astropy combines them again. The Parquet column has a null count of 0. to_pandas() and FITS,
 # of the same table, do make the cell missing.
-# Why it matters: readings are masked because they are bad. Another reader, a colleague's or a fit on Dask, sees a full
-# column and uses the bad readings, here 1e9 in a mean of 2.
+# Why it matters: values are masked because they are invalid. Other software, such as a fit on Dask, sees a complete
+# column and uses the invalid values, here 1e9 in a mean of 2.
 # Instead: table.to_pandas().to_parquet(...), or table["y"].filled(np.nan) before writing.
 set -euo pipefail
 dir=$(mktemp -d)

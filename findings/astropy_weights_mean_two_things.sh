@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # astropy: for the same straight line and the same weights, the linear fitter rescales its errors, the nonlinear ones don't.
 #
-# Guess: weights=1/sigma means one thing in one package: all fitters report the same standard deviations.
+# Guess: weights=1/sigma has one meaning in one package: all fitters report the same standard deviations.
 # What happens (astropy 8.0.2): LinearLSQFitter multiplies the covariance by the reduced chi-square, with weights or
-# without, so that sigma cancels. LevMarLSQFitter, TRFLSQFitter, DogBoxLSQFitter and LMLSQFitter take weights for true 1/sigma
+# without, so that sigma cancels. LevMarLSQFitter, TRFLSQFitter, DogBoxLSQFitter and LMLSQFitter treat weights as true 1/sigma
 # and do not rescale, but without weights they do. Weights of all ones and no weights are the same fit with other errors.
 # Why it matters: changing the fitter from nonlinear to linear "because the model is linear" changes every error bar by
 # sqrt(reduced chi-square), here a factor of 3; relative weights (1, 1, 0.5) in a nonlinear fitter give errors in no unit.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# netCDF4-python hands out masked arrays; SciPy, lmfit and iminuit fit the masked cells too, as if they were measured.
+# netCDF4-python returns masked arrays; SciPy, lmfit and iminuit fit the masked cells too, as if they were measured.
 #
 # Guess: cells that a masked array marks as missing are left out of a fit, or the fit refuses them as it refuses NaN.
 # What happens (netCDF4 1.7.5.1.post1, scipy 1.17.1, lmfit 1.3.4, iminuit 2.33.0, astropy 8.0.2): the mask is lost on the way

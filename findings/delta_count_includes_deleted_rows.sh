@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Delta: DeltaTable.count() counts rows that a deletion vector has deleted, and the files hold them; a scan leaves them out.
+# Delta: DeltaTable.count() includes rows that a deletion vector has deleted, and so do the files; a scan omits them.
 #
 # Guess: all ways of one library to ask for the rows agree; count(), by its docstring, is the true number or less.
 # What happens (deltalake 1.6.6, polars 2.1.0): a table with 1000 rows, 300 of them deleted as Spark deletes, by a deletion
 # vector in the log. scan(), QueryBuilder and Polars see 700. count() and num_records of get_add_actions say 1000;
 # pyarrow or pandas on file_uris() read 1000; to_pandas, to_pyarrow_table and to_pyarrow_dataset raise DeltaProtocolError.
-# Why it matters: rows are deleted because they are bad or withdrawn. Who gets the error from to_pandas and falls back to
-# the list of current files fits the deleted rows too, and count(), asked as a check, agrees with it.
+# Why it matters: rows are deleted because they are invalid or withdrawn. A user who gets the error from to_pandas and
+# reads the list of current files instead fits the deleted rows too, and count(), used as a check, agrees.
 # Instead: read through DeltaTable.scan, QueryBuilder or polars.scan_delta; run a REORG/PURGE where the table is written.
 set -euo pipefail
 dir=$(mktemp -d)

@@ -3,9 +3,9 @@
 #
 # Guess: isnan in a WHERE clause sees the values, the same as in a SELECT list or in a FILTER.
 # What happens (duckdb 2.0.1, files by pyarrow 26.0.1 and polars 2.1.0): their column statistics leave NaN out, so that
-# [NaN, 5, 8] says maximum 8. DuckDB orders NaN above all numbers, takes from that maximum that there is none, and puts a
-# constant in place of the condition: an empty result, or no filter at all. FILTER (WHERE isnan(x)) on the same file is
-# right, so is isfinite(x), and so is all of it on a file that DuckDB wrote. max(x) is 8 in pyarrow's file, else NaN.
+# [NaN, 5, 8] has maximum 8. DuckDB orders NaN above all numbers, infers from that maximum that there is none, and
+# replaces the condition by a constant: an empty result, or no filter at all. FILTER (WHERE isnan(x)) on the same file
+# is right, so is isfinite(x), and so are all of these on a file that DuckDB wrote. max(x) is 8 in pyarrow's file, else NaN.
 # Why it matters: WHERE NOT isnan(x) is the obvious way to clean a column for a fit; the NaN come through, and the query
 # that counts them beforehand says there are none.
 # Instead: WHERE isfinite(x).

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Hive folders: temp=0.5, run=007 and run=20240701120000 are a number to one reader and a string to the next.
+# Hive folders: temp=0.5, run=007 and run=20240701120000 are numbers in some readers and strings in others.
 #
 # Guess: pyarrow, Polars and DuckDB infer the same type for a partition key: a float for 0.5, an integer for 1 and 2.
 # What happens (pyarrow 26.0.1, pandas 3.1.1, polars 2.1.0, duckdb 2.0.1): only Polars makes 0.5 a float; to DuckDB and pyarrow

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# JAX: a float64 array that is pickled comes back as float32 in another process, and the integer 2**40 + 1 comes back as 1.
+# JAX: a pickled float64 array is loaded as float32 in another process, and the integer 2**40 + 1 as 1.
 #
 # Guess: a pickled array keeps its dtype and its bits, or loading it raises.
 # What happens (jax 0.10.2): the pickle holds the float64 bits, but loading goes through jax.numpy, which rounds to 32 bits
 # unless jax_enable_x64 is set in the process that loads. Nothing is raised and no warning is given; int64 loses its upper half.
 # Why it matters: process pools, Dask workers, joblib caches and checkpoints all pickle. The start process sets x64, a
-# worker doesn't: times in nanoseconds become nonsense, Julian dates move by up to an eighth of a day, and a fit that
+# worker doesn't: times in nanoseconds become meaningless, Julian dates move by up to an eighth of a day, and a fit that
 # starts from the loaded parameters has seven digits.
 # Instead: pickle np.asarray(a), which stays float64 anywhere; set JAX_ENABLE_X64=1 in the environment, not in the program.
 set -euo pipefail

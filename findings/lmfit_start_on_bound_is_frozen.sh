@@ -5,10 +5,10 @@
 # What happens (lmfit 1.3.4): a bound is a change of variable whose slope is zero on the bound itself. From there leastsq
 # may end after a dozen evaluations with none of the parameters moved, success=True and "Fit succeeded.", whether the best
 # value is inside the bound (the line below) or outside (the decay). A millionth inside the bound, or with
-# method="least_squares", the same fit arrives.
+# method="least_squares", the same fit converges.
 # Why it matters: an offset of 0 with max=0 is a natural start; among many fits the frozen ones look converged, and the
-# values in the table are those of the script.
-# Instead: start strictly inside, or use method="least_squares"; take a result equal to its start for a failure.
+# values in the table are the starting values.
+# Instead: start strictly inside, or use method="least_squares"; treat a result equal to its start as a failure.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

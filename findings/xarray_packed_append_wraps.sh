@@ -3,8 +3,8 @@
 #
 # Guess: a value outside the packed range raises, or at least warns, or becomes the fill value.
 # What happens (xarray 2026.9.0, zarr 3.1.6): to_zarr(append_dim=...) takes scale_factor and int16 from the store, whatever
-# the new data look like, rounds them to the store's step (pi becomes 3.14) and casts without looking at the range. A value
-# that lands on the integer of _FillValue comes back as NaN. A dataset that was read from such a file and given new
+# the new data are, rounds them to the store's step (pi becomes 3.14) and casts without checking the range. A value
+# that is rounded to the integer of _FillValue is read as NaN. A dataset that was read from such a file and given new
 # values with .values[:] is written back in the same way to netCDF; arithmetic loses the packing, and is safe.
 # Why it matters: the range is fixed by the first batch; the first large event of a later batch turns into a plausible
 # negative number, and a robust or weighted fit has no way to know.

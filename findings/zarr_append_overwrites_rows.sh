@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Zarr: a second append through a group overwrites the rows of the first, and nothing is said.
+# Zarr: a second append through a group overwrites the rows of the first, without a warning.
 #
 # Guess: after `zarr.open_group(path)["y"].append(rows)`, opening the group again shows the longer array, and a second
 # append goes behind the first.
 # What happens (zarr 3.1.6, xarray 2026.9.0): xarray leaves consolidated metadata at the root. An append through the group
-# changes the array's own metadata and not that copy, and open_group believes the copy. Whoever opens the group next sees
+# changes the array's own metadata and not that copy, and open_group uses the copy. The next process to open the group sees
 # the old length; its append starts there, writes over the rows that are already stored, and then sets a shorter length.
 # xarray.open_zarr never sees any of the appended rows.
 # Why it matters: an instrument that appends one block per hour keeps the first block and the last; a fit to the store

@@ -5,8 +5,8 @@
 # so that their ratio says how much of an array has been filled.
 # What happens (zarr 3.1.6): a shard that exists counts for all chunks that would fit in it. One chunk written in each
 # shard is enough for 80 of 80, while without shards the same writes give 8 of 80. The other chunks read as the fill value.
-# Why it matters: a job that waits for "all chunks there" before it fits, or a progress bar of a simulation, calls an array
-# complete of which 90 % is fill value; with a fill value of 0 the fit then takes those rows for measured zeros.
+# Why it matters: a job that waits for all chunks before it fits, or a progress bar of a simulation, treats an array
+# as complete of which 90 % is fill value; with a fill value of 0 the fit then takes those rows for measured zeros.
 # Instead: count what is not the fill value (choose NaN), or let each writer record what it has written.
 set -euo pipefail
 dir=$(mktemp -d)

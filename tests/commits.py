@@ -1,6 +1,6 @@
 """Commits of recorded states without JAX: `python commits.py FOLDER STEP` kills one at every STEP-th event.
 
-An event is what changes a folder: a file opened for writing, a link, a rename, a folder made, something removed.
+An event is a change of a folder: a file opened for writing, a link, a rename, a new folder, a removal.
 """
 
 import dataclasses

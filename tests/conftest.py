@@ -1,4 +1,4 @@
-"""Shared by all tests: rows with a known answer, written every way that a user may hold them."""
+"""Fixtures for all tests: rows with a known result, in every container that a user may have."""
 
 import collections
 import os

@@ -1,4 +1,4 @@
-"""What can be fitted: each container that people have rows in, and what becomes of it each way; also the table of it.
+"""Containers that can be fitted, the expected outcome of each kind of access, and the table of them.
 
 ``python tests/containers.py`` prints the table of ``docs/data.md`` from what `tests/test_containers.py` asserts.
 """

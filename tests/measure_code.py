@@ -1,6 +1,6 @@
-"""Counts that say how a code base is built: `python tests/measure_code.py [PATH_OF_A_CHECKOUT]`.
+"""Structural counts of a code base: `python tests/measure_code.py [PATH_OF_A_CHECKOUT]`.
 
-Entries at the top of the package; arrows between its folders; cycles of imports, those of types included; the share of
+Entries at the top of the package; imports between its folders; cycles of imports, those of types included; the share of
 annotated arguments that are `Any`; the largest number of modules that one module imports; the most arguments of a
 function that is not public; asserts that something is not None; comments in 100 lines of code.
 """

@@ -1,7 +1,7 @@
 """The nonlinear problems of NIST's Statistical Reference Datasets: data, two starts, certified answers.
 
 Source: National Institute of Standards and Technology, https://www.itl.nist.gov/div898/strd/nls (public domain).
-Parameters, standard errors and residual sums of squares were computed anew in 60-digit arithmetic and rounded to
+Parameters, standard errors and residual sums of squares were recomputed in 60-digit arithmetic and rounded to
 float64; they agree with NIST's certificates to at least 10.3 digits. The response of Nelson is log(y). Rat43 has
 11 degrees of freedom, where the header of its file says 9. The residuals of Lanczos1 are at rounding level, so that
 float64 holds about three digits of its standard errors.

@@ -1,4 +1,4 @@
-"""A fit with a checkpoint, for tests that kill it: `python resumed.py RUN KIND` prints "begun", then its bits."""
+"""Fit with a checkpoint, for tests that kill it: `python resumed.py RUN KIND` prints "begun", then the bits."""
 
 import functools
 import hashlib

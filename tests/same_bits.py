@@ -1,4 +1,4 @@
-"""Whether two checkouts give the same bits: parameters, covariance and history of every kind of fit.
+"""Compare the bits of two checkouts: parameters, covariance and history of every kind of fit.
 
     python tests/same_bits.py PATH_OF_ONE PATH_OF_THE_OTHER
 

@@ -1,4 +1,4 @@
-"""Streams whose rows are sorted, drift, hold outliers, come as messages or belong to many sensors."""
+"""Streams of rows that are sorted, drift, contain outliers, arrive as messages or belong to many sensors."""
 
 import importlib.util
 import time

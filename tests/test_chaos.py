@@ -1,4 +1,4 @@
-"""Fits on clusters whose workers are killed, paused, scaled away and added at random: the bits of a quiet fit."""
+"""Fits on clusters whose workers are killed, paused, removed and added at random: the bits of an undisturbed fit."""
 
 import concurrent.futures
 import contextlib

@@ -1,4 +1,4 @@
-"""The commit protocol: order, kills at every event, damage to every file, hostile folders, locks, stores."""
+"""The commit protocol: order, kills at every event, damage to every file, untrusted folders, locks, stores."""
 
 import contextlib
 import dataclasses

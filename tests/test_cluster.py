@@ -1,4 +1,4 @@
-"""Jobs of queues: what each says of the one that runs, the scripts that are written for them, and what those do."""
+"""Batch jobs: detection of the current job, the scripts written for each queue, and their behaviour."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Fixed, tied and bounded parameters, priors, robust losses, the sandwich, and ways to stop early."""
+"""Fixed, tied and bounded parameters, priors, robust losses, the sandwich covariance, and early stopping."""
 
 import dataclasses
 import types

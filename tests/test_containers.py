@@ -1,4 +1,4 @@
-"""What can be fitted: every container, each way, equals SciPy on the same rows or is refused with what to do."""
+"""A fit of every container, by each kind of access, equals SciPy on the same rows or raises an error with a remedy."""
 
 import sys
 from pathlib import Path

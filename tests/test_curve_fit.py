@@ -1,4 +1,4 @@
-"""SciPy's own tests of `curve_fit`, on arrays in memory and on Dask arrays; then what SciPy is asked for in vain."""
+"""SciPy's own tests of `curve_fit`, on arrays in memory and on Dask arrays; then the differences from SciPy."""
 
 import inspect
 import warnings

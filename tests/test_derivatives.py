@@ -1,4 +1,4 @@
-"""Derivatives that are not finite although the model is: found, replaced by differences, and said."""
+"""Derivatives that are not finite although the model is: detected, replaced by differences, and reported."""
 
 import pickle
 import re

@@ -1,4 +1,4 @@
-"""Several devices in one process, and blocks that stay on theirs; devices that are threads of this CPU stand in."""
+"""Several devices in one process, and blocks that stay on their device; threads of this CPU act as devices."""
 
 import json
 import os

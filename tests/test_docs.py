@@ -1,4 +1,4 @@
-"""Every Python block of the README and of docs/ runs, and so does every docstring example of a public name."""
+"""Every Python block of the README and of docs/, and every docstring example of a public name, runs."""
 
 import doctest
 import re

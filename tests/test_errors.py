@@ -1,4 +1,4 @@
-"""Every wrong input is refused with a typed error that names the place and the remedy."""
+"""Every invalid input raises a typed error that names the place and the remedy."""
 
 import math
 import pickle

@@ -1,4 +1,4 @@
-"""What `import dask_nlsq` gives, and what it leaves alone."""
+"""The names that `import dask_nlsq` exports, and the absence of side effects."""
 
 import ast
 import itertools

@@ -1,4 +1,4 @@
-"""Expressions: what is allowed means what it means in NumPy, and everything else is refused at once (S1)."""
+"""Expressions: allowed text has the meaning of NumPy, and anything else raises an error at once."""
 
 import ast
 import math

@@ -1,4 +1,4 @@
-"""Workers and schedulers that die: the same bits, or an error that says what was lost."""
+"""Fits whose workers or scheduler die give the same bits, or an error that names the loss."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""fit against SciPy at tight tolerances: every store, every cut, every executor, one answer."""
+"""`fit` agrees with SciPy at tight tolerances for every store, partitioning and executor."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""A process that was forked after a fit says so at once; one that was spawned, or forked before any fit, fits."""
+"""A process that was forked after a fit raises an error; one that was spawned, or forked before any fit, can fit."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Images, spectra and cubes: every element is a row, x is repeated to the shape of y, and predict gives it back."""
+"""Images, spectra and cubes: every element is a row, x is broadcast to the shape of y, and predict restores it."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""The linear algebra of a few parameters is that of NumPy, in C order."""
+"""Linear algebra for a few parameters agrees with NumPy, in C order."""
 
 import numpy as np
 import pytest

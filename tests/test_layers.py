@@ -1,4 +1,4 @@
-"""Who may import whom, read off the source: one level a folder, and faces as the only doors."""
+"""Allowed imports, checked on the source: one level per folder, and imports only through public interfaces."""
 
 import ast
 import sys

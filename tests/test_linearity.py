@@ -1,4 +1,4 @@
-"""In which parameters a model is linear, and the problem that is left without them."""
+"""Detection of the parameters in which a model is linear, and the reduced problem without them."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Unusual but possible input: each has one expected outcome, an answer, a warning or an error."""
+"""Unusual but possible input, each with one expected outcome: a result, a warning or an error."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Memory as it is: a fit in a process of its own grows as its plan says, and no farther than it may."""
+"""Measured memory: a fit in a process of its own uses what its plan predicts, within its limit."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Laws that need no reference: change the data or the model in a way whose effect on the answer is known."""
+"""Metamorphic tests, which need no reference: changes of the data or the model with a known effect on the result."""
 
 import dask.dataframe as dd
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Which arguments of a function are columns, which are parameters, and where their starts come from."""
+"""Classification of a function's arguments as columns and parameters, and their starting values."""
 
 from functools import partial
 

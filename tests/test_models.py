@@ -1,4 +1,4 @@
-"""The library of models: known parameters come back from noisy rows without a start, alone and in sums."""
+"""The library of models: known parameters are recovered from noisy rows without a start, alone and in sums."""
 
 import doctest
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Workers on hosts of their own, in network namespaces with disks of their own: a link that is cut changes no bit.
+"""Workers on separate hosts, which are network namespaces with separate disks: a broken link changes no bit.
 
-Needs root, and a kernel that has pairs of virtual links; skipped where it has not.
+These tests need root, and a kernel with virtual Ethernet pairs; they are skipped otherwise.
 """
 
 import contextlib

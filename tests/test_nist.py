@@ -1,4 +1,4 @@
-"""NIST's 27 nonlinear problems from both starts, with default options: certified digits, also of a million rows."""
+"""NIST's 27 nonlinear problems from both starts, with default options: certified digits, also for a million rows."""
 
 import functools
 import itertools

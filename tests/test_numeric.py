@@ -1,4 +1,4 @@
-"""Models that JAX cannot trace fit by differences, and a Jacobian may be given."""
+"""Models that JAX cannot trace are fitted by finite differences, and a Jacobian may be given."""
 
 import dask.array as da
 import jax.numpy as jnp

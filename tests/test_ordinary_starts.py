@@ -1,4 +1,4 @@
-"""Right from an ordinary start: tables of problems that look harmless, each kind with several variants."""
+"""Convergence from ordinary starts: tables of apparently simple problems, each kind with several variants."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The plan: tables for the tier and the workers, limits, the order of settings; and fits do what their plan says."""
+"""The plan: tables for the tier and the workers, limits, precedence of settings, and fits that follow their plan."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Profile-likelihood intervals: against published figures, against brute force, and where there is no end."""
+"""Profile-likelihood intervals: against published figures, against brute force, and without a finite limit."""
 
 import ast
 import dataclasses

@@ -1,4 +1,4 @@
-"""Fits that are stopped and go on: the bits of a run that nothing stopped, or a refusal that says what differs."""
+"""Fits that are stopped and resumed give the bits of an uninterrupted run, or an error that lists the differences."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Rows in a bucket give the bits of the same files on disk. The bucket is served by this machine."""
+"""Rows in a bucket give the bits of the same files on disk; this machine serves the bucket."""
 
 import numpy as np
 import pytest

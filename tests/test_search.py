@@ -1,4 +1,4 @@
-"""Searches from many starts: the lowest minimum, the same bits whoever explores, no more reads, nothing twice."""
+"""Multi-start searches: the lowest minimum, the same bits on any executor, no additional reads, no repeated starts."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A real SGE: workers that are its jobs, and a driver that it warns; `bash tests/sge.sh` starts one."""
+"""Tests with a real SGE: workers as jobs, and a driver that is warned; `bash tests/sge.sh` starts one."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A real Slurm: workers and drivers that are its jobs, those that it ends, and those that it warns.
+"""Tests with a real Slurm: workers and drivers as jobs, which are ended or warned.
 
 `bash tests/slurm.sh` starts one where there is none; without one these tests are skipped.
 """

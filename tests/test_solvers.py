@@ -1,4 +1,4 @@
-"""What every solver promises, whichever it is: `init`, `request`, `step`, `terminate` over a frozen state."""
+"""The contract of every solver: `init`, `request`, `step`, `terminate` with an immutable state."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""One contract for every source: the same rows, in the same order, as float64, however they are stored."""
+"""The contract of every source: the same rows, in the same order, as float64, for any storage."""
 
 import contextlib
 import datetime

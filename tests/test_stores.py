@@ -1,4 +1,4 @@
-"""Stores of Zarr that are not what they seem: chunks that lack, metadata that are older, disks that others lack."""
+"""Inconsistent Zarr stores: missing chunks, outdated metadata, disks that other hosts lack."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""STREAMING: one pass in mini-batches and one sweep that certifies: sorted rows, counted reads, bits, precision."""
+"""STREAMING, one pass in mini-batches and one sweep that certifies: sorted rows, counted reads, bits, precision."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""One pass over batches against the fit of all rows; batches that are odd; files that are gone on from."""
+"""One pass over batches against the fit of all rows; unusual batches; resuming from files."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Every executor gives the bits of the loop; a model is traced once a process; failures name their place."""
+"""Every executor gives the bits of a plain loop; a model is traced once per process; failures name their place."""
 
 import dataclasses
 import gc

@@ -1,4 +1,4 @@
-"""What is summed of a tile, in however many parts its matrix is kept, against NumPy."""
+"""Sums over a tile against NumPy, for any number of parts of its matrix."""
 
 import jax
 import numpy as np

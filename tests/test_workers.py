@@ -1,4 +1,4 @@
-"""Workers that go and come, that are not the driver's twins, and that fit themselves; what a sweep sends to them."""
+"""Workers that leave and join, differ from the driver, or run fits themselves; the data a sweep sends to them."""
 
 import concurrent.futures
 import logging

@@ -1,4 +1,4 @@
-"""Rows that real writers wrote, changed and deleted: the fit is that of SciPy on the rows that they read themselves."""
+"""Rows that real writers wrote, changed and deleted: the fit agrees with SciPy on the rows that the writers read."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""Models as people write them: constants, settings, whole numbers, work that rows share, missing derivatives."""
+"""Models as users write them: constants, settings, whole numbers, shared work, missing derivatives."""
 
 import dataclasses
 import importlib.util

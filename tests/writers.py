@@ -1,4 +1,4 @@
-"""Real writers of tables and stores: each writes, changes, deletes and appends rows, and reads what is there itself."""
+"""Real writers of tables and stores: each writes, changes, deletes and appends rows, and reads them itself."""
 
 from __future__ import annotations
 

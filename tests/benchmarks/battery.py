@@ -10,7 +10,7 @@
 Starts scatter by 20 % and by 120 % of the true parameters, or of a length where a parameter is a position. A fit is
 *right* where its cost is the lowest that any method finds from any start, to a part in a million. It is a *false
 success* where the method reports success and finite standard errors at a higher cost. A method that raises is neither.
-OMP_NUM_THREADS=1 makes the seconds comparable. What is not installed is left out by name.
+OMP_NUM_THREADS=1 makes the seconds comparable. Methods that are not installed are skipped by name.
 """
 
 import argparse

@@ -5,8 +5,8 @@
     pytest -n 0 tests/benchmarks/bench.py --benchmark-autosave          # small; -m slow for the full size
     pytest-benchmark compare --group-by=group
 
-A comparison is measured once, in turns and in a process of its own; what its two sides took is handed on, by a clock
-that shows those figures. (The file's name keeps it out of the ordinary tests.)
+A comparison is measured once, alternating its two sides in a process of its own; a clock passes the measured times to
+pytest-benchmark. (The file's name excludes it from the ordinary tests.)
 """
 
 import functools

@@ -1,7 +1,7 @@
-"""The comparisons: each prepares two ways to the same end, `ours` and `peer`, and names what is said of them.
+"""The comparisons: each prepares two computations of the same result, `ours` and `peer`, and describes them.
 
-A comparison is a generator over a `Size` that yields the pair of calls. A call is timed, unless it returns a float:
-then that is what it measured itself, in a process or a cluster of its own. The first line of the docstring is its row
+A comparison is a generator over a `Size` that yields the pair of calls. A call is timed, unless it returns a float,
+which is then its own measurement, in a process or a cluster of its own. The first line of the docstring is its row
 of the table.
 """
 

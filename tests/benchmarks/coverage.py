@@ -1,7 +1,7 @@
 """Coverage of the nominal 95 % intervals of streams: ``python tests/benchmarks/coverage.py --seeds 300``.
 
-Each scenario is a function of a seed that returns which intervals cover the truth, or None where the status is no
-success, so that the user is told. `tests/test_arriving.py` runs some of them on fewer seeds.
+Each scenario is a function of a seed that returns which intervals cover the truth, or None if the status is not a
+success and thus warns the user. `tests/test_arriving.py` runs some of them on fewer seeds.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How a comparison is measured: times, peaks of memory, processes of their own, and the machine in one line."""
+"""Measurement of a comparison: times, peak memory, separate processes, and a one-line description of the machine."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""Peak memory of a fit from disk, from few rows to many: a fresh process for each, all its processes counted.
+"""Peak memory of a fit from disk for increasing numbers of rows, each in a fresh process and including its workers.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What the package is compared with: a loop in C, JAX written by hand, SciPy, NLSQ, a tree of dask.delayed."""
+"""Alternatives for comparison: a loop in C, JAX written by hand, SciPy, NLSQ, a tree of dask.delayed."""
 
 import contextlib
 import ctypes

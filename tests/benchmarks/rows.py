@@ -1,4 +1,4 @@
-"""The rows and models that are compared: made from a seed, in memory or on disk."""
+"""Rows and models of the comparisons, generated from a seed, in memory or on disk."""
 
 import os
 import shutil

@@ -7,8 +7,8 @@
     python tests/benchmarks/table.py --only parquet --only zarr --json figures.json
     python tests/benchmarks/table.py --from figures.json --markdown
 
-Ours and the other run in turns in one process of its own for each comparison; figures are medians, and a ratio is the
-median of the ratios of neighbouring runs. What is not installed is left out by name.
+The two sides of a comparison alternate in a process of its own; figures are medians, and a ratio is the median of the
+ratios of neighbouring runs. Packages that are not installed are skipped by name.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The battery itself: its models scale and move as they say, its scores on made-up runs, and a small run."""
+"""Tests of the battery: scaling and shifts of its models, scores of artificial runs, and a small run."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""The table itself, on made-up figures: ratios, thresholds, sentences, Markdown, and a file written and read."""
+"""Tests of the table with artificial figures: ratios, thresholds, sentences, Markdown, and a file written and read."""
 
 import json
 

@@ -1,7 +1,7 @@
-"""The models of `battery.py`, as textbooks write them: each with its parameters, its rows and how both scale.
+"""The models of `battery.py` in textbook form, each with its parameters, its rows and the scaling of both.
 
-A model is a function of a namespace, a column and parameters, so that one text runs in NumPy and in JAX. Where the
-textbook's form is awkward at a row (a power at zero, an exponential that overflows), the row is there.
+A model is a function of a namespace, a column and parameters, so that the same code runs in NumPy and in JAX. Rows at
+which the textbook form is numerically awkward (a power at zero, an exponential that overflows) are included.
 """
 
 import dataclasses

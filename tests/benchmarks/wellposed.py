@@ -8,7 +8,7 @@
 A random fit takes a model, true parameters some 20 % off the textbook's, a number of rows, noise from 1e-4 to 0.1 of
 the signal and a unit of y from 1e-12 to 1e12, and starts 20 % off the truth. It *fails beside its minimum* where its
 status is no success although SciPy's minimum lies within 1e-4 standard errors. Problems whose Jacobian at the minimum
-has a condition number above 1e8, its columns scaled, are not well-posed; they are counted apart.
+has a condition number above 1e8, its columns scaled, are not well-posed; they are counted separately.
 
 Standard errors are compared between the starts of a model that end as a success at its lowest cost: the largest
 relative difference of any of them is printed.
