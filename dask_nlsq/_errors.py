@@ -132,6 +132,10 @@ class NlsqWarning(UserWarning):
     """Something that the user will want to know, with what to do about it."""
 
 
+class DifferencesWarning(NlsqWarning):
+    """A model is differentiated by differences, for JAX cannot do so."""
+
+
 def warn(message: str, category: type[Warning] = NlsqWarning) -> None:
     """Warn at the line outside this package that led here, through whatever door."""
     inside, frame, level = os.path.dirname(__file__) + os.sep, inspect.currentframe(), 1

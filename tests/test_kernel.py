@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from problems import decay, decay_rows
 
 from dask_nlsq import Model
-from dask_nlsq._kernel import kernel, tile, validate
+from dask_nlsq._kernel import evaluate_rows, kernel, tile, validate
 from dask_nlsq._kernel.block import SLABS, TILE, TOGETHER, Block, pack, slabs
 from dask_nlsq._kernel.reduction import fold
 from dask_nlsq._model.objective import Objective
@@ -196,3 +196,23 @@ def test_logarithms_of_many_weights_stay_in_range(rows):
     with jax.enable_x64(True):
         found = np.sum(tile.log_sum(jnp.asarray(values)))
     np.testing.assert_allclose(found, np.log(values).sum(), rtol=1e-12)
+
+
+def smoothed(t, amplitude, rate, width):
+    """An exponential decay under a window: an integral on a grid, which all rows share."""
+    grid = jnp.linspace(-1.0, 1.0, 201) * width
+    window = jnp.exp(-0.5 * (grid / width) ** 2) / jnp.sum(jnp.exp(-0.5 * (grid / width) ** 2))
+    return amplitude * jnp.exp(-rate * t) * jnp.sum(window * jnp.exp(rate * grid))
+
+
+def test_rows_of_a_model_with_shared_work_are_evaluated_each_at_its_parameters():
+    shared = validate.look(objective(smoothed), np.ones(3)).objective
+    assert shared.jacobian == "shared"
+    t, thetas = np.linspace(0, 2, 7), np.linspace(0.5, 1.5, 21).reshape(7, 3)
+    found = evaluate_rows(shared, Block((t,), np.zeros(7)), thetas)
+    with jax.enable_x64(True):
+        each = [
+            np.append(jax.grad(smoothed, (1, 2, 3))(x, *theta), smoothed(x, *theta))
+            for x, theta in zip(t, thetas, strict=True)
+        ]
+    assert np.allclose(found, each, rtol=1e-12)

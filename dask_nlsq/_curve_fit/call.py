@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import OptimizeWarning
 
 from dask_nlsq._curve_fit import arguments
-from dask_nlsq._errors import NlsqWarning
-from dask_nlsq._fit import fit
+from dask_nlsq._errors import DifferencesWarning
+from dask_nlsq._fit import UndeterminedWarning, fit
 from dask_nlsq._model import Model
 from dask_nlsq._result import FitResult
 from dask_nlsq._typing import AnyArray, Vector
@@ -115,6 +114,6 @@ class Call:
 def _quiet() -> Iterator[None]:
     """Silence two warnings of `fit`: SciPy differentiates without a word, and has its own for the covariance."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The model .* (cannot be traced|has no derivative)", NlsqWarning)
-        warnings.filterwarnings("ignore", "The data do not determine", OptimizeWarning)
+        for category in (DifferencesWarning, UndeterminedWarning):
+            warnings.simplefilter("ignore", category)
         yield

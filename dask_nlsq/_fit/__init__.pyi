@@ -7,6 +7,7 @@ from .loop import fitted as fitted
 from .loop import run_in_memory as run_in_memory
 from .non_finite import explain as explain
 from .options import FitOptions as FitOptions
+from .outcome import UndeterminedWarning as UndeterminedWarning
 from .outcome import differences_taken as differences_taken
 from .outcome import expand as expand
 from .outcome import reservations as reservations

@@ -112,10 +112,14 @@ def differences_taken(names: Sequence[str], reduction: Reduction, part: str = "p
     )
 
 
+class UndeterminedWarning(OptimizeWarning):
+    """The data do not determine some parameters."""
+
+
 def warn_of_open_ends(names: Sequence[str], pcov: Matrix) -> None:
     """Warn of parameters that the data do not determine."""
     if open_ends := ", ".join(itertools.compress(names, np.isinf(np.diag(pcov)))):
-        warn(f"The data do not determine {open_ends}; their variance is infinite.", OptimizeWarning)
+        warn(f"The data do not determine {open_ends}; their variance is infinite.", UndeterminedWarning)
 
 
 def revive(problem: Problem, solver: TrustRegion, state: State, result: FitResult) -> FitResult:

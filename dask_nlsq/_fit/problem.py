@@ -15,7 +15,7 @@ import distributed
 import numpy as np
 from dask.base import named_schedulers
 
-from dask_nlsq._errors import DataError, ModelError, NlsqError, warn
+from dask_nlsq._errors import DataError, DifferencesWarning, ModelError, NlsqError, warn
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._kernel import PER_THREAD, SLABS, Block, Reduction, Request, lay, validate
 from dask_nlsq._model import Model, Objective, Parameters, named
@@ -159,7 +159,8 @@ def _look(objective: Objective, start: Vector, jac: object) -> Objective:
     if jac == "jax":
         raise ModelError(f'{message}. jac="3-point" differentiates it by differences.')
     if jac is None:
-        warn(f'{message}. It is differentiated by differences, slowly; jac="3-point" asks for them without a word.')
+        advice = 'It is differentiated by differences, slowly; jac="3-point" asks for them without a word.'
+        warn(f"{message}. {advice}", DifferencesWarning)
     return objective
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -69,6 +70,8 @@ def _arguments(
 
 def _compile(objective: Objective) -> jax.stages.Compiled:
     p, column = objective.n_parameters, jax.ShapeDtypeStruct((_SIZE,), np.float64)
+    if objective.jacobian == "shared":  # rows that have parameters of their own share nothing of them
+        objective = dataclasses.replace(objective, jacobian="forward")
 
     def run(x: Sequence[jax.Array], y: jax.Array, weight: jax.Array, theta: Sequence[jax.Array]) -> jax.Array:
         return jacobian_and_residual(objective, theta, x, y, weight, [jnp.zeros((p + 1, _SIZE))])[0]
