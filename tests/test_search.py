@@ -22,7 +22,7 @@ from dask_nlsq._fit.loop import run_shared
 from dask_nlsq._fit.start.multistart import Explorer, distinct
 from dask_nlsq._kernel.block import Block
 from dask_nlsq._model.objective import Objective
-from dask_nlsq._solver.batched import LocalMinima, fit_many
+from dask_nlsq._solver import LocalMinima, screen
 from dask_nlsq._solver.starts import draw_starts
 
 N = 20_000
@@ -423,10 +423,10 @@ def objective_of(name):
 def test_a_start_ends_at_the_same_bits_in_any_company(name):
     objective, block, lower, upper = objective_of(name)
     starts = draw_starts("sobol", 40, lower, upper, 0.5 * (lower + upper), 1)
-    ends = fit_many(objective, block, starts, lower, upper)
+    ends = screen(objective, block, starts, lower, upper)
     order = np.random.default_rng(0).permutation(40)
     for part in (order[:1], order[1:8], order[8:]):
-        alone = fit_many(objective, block, starts[part], lower, upper)
+        alone = screen(objective, block, starts[part], lower, upper)
         assert (alone.theta == ends.theta[part]).all() and (alone.status == ends.status[part]).all()
 
 
@@ -436,7 +436,7 @@ def test_where_a_start_ends_is_a_minimum(name):
     """SciPy goes on from there, and the cost falls by what a third of a standard error is worth, or to another one."""
     objective, block, lower, upper = objective_of(name)
     starts = draw_starts("sobol", 24, lower, upper, 0.5 * (lower + upper), 2)
-    ends = fit_many(objective, block, starts, lower, upper)
+    ends = screen(objective, block, starts, lower, upper)
     model = MADE[name][0]
     for theta, cost, status in zip(ends.theta, ends.cost, ends.status, strict=True):
         if status == Status.CONVERGED:

@@ -1,8 +1,11 @@
 from . import inference as inference
-from .batched import ABREAST as ABREAST
-from .batched import SIZES as SIZES
-from .batched import LocalMinima as LocalMinima
-from .batched import fit_many as fit_many
+from .batched import Series as Series
+from .batched import Settled as Settled
+from .batched import Tolerance as Tolerance
+from .batched import Way as Way
+from .batched import minimise as minimise
+from .batched import settle as settle
+from .batched import square as square
 from .factor import EPS as EPS
 from .factor import Factor as Factor
 from .factor import factorise as factorise
@@ -13,6 +16,10 @@ from .forgetting import FACTORS as FACTORS
 from .forgetting import begin as begin
 from .forgetting import inverse_root as inverse_root
 from .inference import Statistics as Statistics
+from .screening import ABREAST as ABREAST
+from .screening import MOST_ROWS as MOST_ROWS
+from .screening import LocalMinima as LocalMinima
+from .screening import screen as screen
 from .starts import check_bounds as check_bounds
 from .starts import draw_in_units as draw_in_units
 from .starts import draw_starts as draw_starts

@@ -1,229 +1,623 @@
-r"""Batched: fits of the same few rows from many starts, side by side in one compiled loop.
+r"""Batched: many small fits side by side in one compiled loop, a series of points in each lane.
 
-Each is Levenberg-Marquardt on the normal equations: with :math:`H = J^T J`, :math:`g = J^T r` and D² the diagonal
+Each fit is Levenberg-Marquardt on the normal equations: with :math:`H = J^T J`, :math:`g = J^T r` and D² the diagonal
 of H, the step solves
 
 .. math:: (H + \lambda D^2) \delta = -g
 
-for the parameters that no bound holds. The damping λ follows the gain of each step
-(Nielsen 1999, IMM-REP-1999-05). What is wanted here is where each start leads, to a hundredth of a standard error;
-digits are the business of the solver that goes on from there.
+for the parameters that no bound holds. The damping λ follows the gain of each step (Nielsen 1999, IMM-REP-1999-05), and
+falls faster where the step did what was predicted. A fit has converged where the step that remains, in standard errors
+(the relative offset of Bates & Watts, doi:10.1080/00401706.1981.10486291), is below a tolerance, or at the rounding
+level of the residuals.
+
+Fits take unlike numbers of steps. When a quarter of the lanes has ended, the next fits of the queue take their places,
+and the few that are left at the end of a queue go on beside those of the next, so that no lane waits for the slowest.
+
+The normal equations hold half of the digits of an ill-conditioned Jacobian. `settle` evaluates each end once more with
+JS in place of J, where S makes it nearly orthonormal (CholeskyQR2, Fukaya et al. 2014, doi:10.1109/ScalA.2014.11); the
+last step and the covariance follow from that and have all digits.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jax import lax
+from jax import Array, lax
 
-from dask_nlsq._kernel import Block, jacobian_and_residual, mend_tile, once, products
-from dask_nlsq._model import Objective, Prior
+from dask_nlsq._kernel import lanes, once
+from dask_nlsq._kernel.lanes import Data, Sums, Triangle
+from dask_nlsq._model import Objective
 from dask_nlsq._solver.factor import EPS
 from dask_nlsq._solver.status import Status
 from dask_nlsq._typing import Matrix, Vector
 
-SIZES = (128, 2048)
-"""Rows for which a loop is compiled; fewer are padded."""
+LANES = 256
+"""Fits of series that are worked on at a time: vectors of two kilobytes, long beside what starting an operation costs."""
 
-ABREAST = 16
-"""Starts for which a loop is compiled: one batch, which one core works on."""
+QUEUE = 4096
+"""Fits in one call."""
 
-MOST = 100
+_LEFT, _REFILL = 8, 4
+"""Parts of the lanes: of which one, still at work, is left to the next call, and of which one has to end before the
+next fits take their places: their points have to be copied."""
+
+MOST = 200
 """Steps after which a fit is left where it is."""
 
-_NEAR = 1e-2
-"""Standard errors to go at which a fit has arrived."""
+UNSEEN, DIFFERENCES = -128, -127
+"""Stand for a status: of a fit that has not ended, and of one whose derivatives are not finite though its model is."""
 
-_FIRST_DAMPING = 1.0
+_FALL = 0.1
+"""Factor of the damping after a step whose gain was as predicted: a third, as Nielsen has it, keeps a damping that
+slows the last steps down."""
 
 _SHARE, _CLOSE = 0.7, 1e-6
 """Share of the way to a bound that one step may go, and how close, beside the width of the bounds, it may go all the
 way: an amplitude that falls to 0 at once silences its frequency and phase for good."""
 
-
-UNSEEN = -128
-"""Stands for a status as long as there is none."""
+_DEPENDENT = 1e-13
+"""Least ratio of a pivot to its diagonal element with which a column of J is told from a combination of the others."""
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalMinima:
-    """Where fits have led: a row each, in the order of their starts."""
+class Way:
+    """How a point is evaluated; a loop is compiled for each."""
+
+    mended: bool = False  # whether derivatives that are not finite are replaced by differences
+    linear: tuple[bool, ...] = ()  # parameters that are brought to their best at every trial (variable projection)
+    lanes: int = LANES
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """When a fit has converged, and how it begins."""
+
+    step: float = 1e-8  # standard errors that remain
+    most: int = MOST
+    damping: float = 1e-2
+    way: Way = Way()
+
+
+class Fits(NamedTuple):
+    """Fits on their way or ended, a row each."""
 
     theta: Matrix  # (n, p)
     cost: Vector  # (n,)
-    curvature: npt.NDArray[np.float64]  # (n, p, p), JᵀJ
+    damping: Vector  # (n,)
+    growth: Vector  # (n,), of the damping, should the next step be refused
+    steps: npt.NDArray[np.int64]  # (n,)
     status: npt.NDArray[np.int64]  # (n,), of Status, or UNSEEN
+    curvature: Matrix  # (n, p (p + 1) / 2), JᵀJ, the rows of its lower triangle
 
     @classmethod
-    def unseen(cls, n: int, p: int) -> LocalMinima:
-        """Return the ends of n fits that nobody has begun."""
-        nothing = np.full((n, p), np.nan)
-        return cls(nothing, nothing[:, 0].copy(), np.zeros((n, p, p)), np.full(n, UNSEEN))
-
-    def put(self, places: Sequence[int], more: LocalMinima) -> LocalMinima:
-        """Return the ends with some of them filled in."""
-        return LocalMinima(*(_filled(old, places, new) for old, new in zip(_fields(self), _fields(more), strict=True)))
-
-    @property
-    def seen(self) -> npt.NDArray[np.bool_]:
-        """Which fits have ended."""
-        seen: npt.NDArray[np.bool_] = self.status != UNSEEN
-        return seen
+    def begin(cls, starts: Matrix, damping: float) -> Fits:
+        """Return the fits before their first step."""
+        n, p = starts.shape
+        counts, curvature = np.zeros(n, np.int64), np.zeros((n, p * (p + 1) // 2))
+        infinite = np.full(n, np.inf)
+        return cls(starts, infinite, np.full(n, damping), np.full(n, 2.0), counts, counts + UNSEEN, curvature)
 
 
-def _fields(ends: LocalMinima) -> list[Any]:
-    return [getattr(ends, field.name) for field in dataclasses.fields(ends)]
+class _Lane(NamedTuple):
+    """The fits at work, (lanes,) each."""
+
+    number: Array  # of the fit in the queue; one beyond the last for a lane that has none
+    theta: list[Array]
+    cost: Array
+    gradient: list[Array]
+    curvature: Triangle
+    damping: Array
+    growth: Array
+    steps: Array
+    status: Array
+    # What is evaluated next.
+    trial: list[Array]
+    predicted: Array
+    # What belongs to the series.
+    data: Data
+    lower: list[Array]
+    upper: list[Array]
+    dof: Array
+    response: Array  # Σ (w y)²
 
 
-def _filled(old: Any, places: Sequence[int], new: Any) -> Any:
-    found = old.copy()
-    found[list(places)] = new
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Points of many series; what all of them share has one row.
+
+    A missing point has the weight 0, and finite values.
+    """
+
+    x: tuple[Matrix, ...]  # (n or 1, points) each
+    y: Matrix  # (n or 1, points)
+    weight: Matrix  # (n or 1, points)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Series:
+        """Return some of the series."""
+        x, y, weight = tuple(_take(c, rows) for c in self.x), _take(self.y, rows), _take(self.weight, rows)
+        return Series(x, y, weight)
+
+    def padded(self, lanes_: int = LANES) -> Series:
+        """Return as many points as a bucket has; those added repeat the last point and have the weight 0."""
+        n = self.y.shape[1]
+        more = bucket(n, lanes_) - n
+        if not more:
+            return self
+        wide = [np.concatenate([c, np.repeat(c[:, -1:], more, axis=1)], axis=1) for c in (*self.x, self.y)]
+        weight = np.concatenate([self.weight, np.zeros((len(self.weight), more))], axis=1)
+        return Series(tuple(wide[:-1]), wide[-1], weight)
+
+
+def bucket(points: int, lanes_: int = LANES) -> int:
+    """Return the length for which a loop is compiled: at most an eighth longer, so that there are few of them."""
+    step = max(lanes.tile(lanes_), 2 ** max(points.bit_length() - 4, 0))
+    return -(-points // step) * step
+
+
+def _take(rows: Matrix, which: npt.NDArray[np.int64]) -> Matrix:
+    return rows if len(rows) == 1 else rows[which]
+
+
+def minimise(
+    objective: Objective,
+    series: Series,
+    starts: Matrix,
+    lower: Matrix,
+    upper: Matrix,
+    pull: tuple[Vector, Vector] | None = None,
+    tolerance: Tolerance = Tolerance(),
+) -> Fits:
+    """Fit each series from its start (n, p) within its bounds (n or 1, p).
+
+    A fit ends in the same place whatever fits are beside it, to the bit.
+
+    Parameters
+    ----------
+    pull : tuple of ndarray (p,), optional
+        Means and weights of a prior.
+    """
+    fits, series = Fits.begin(starts, tolerance.damping), series.padded(tolerance.way.lanes)
+    with jax.enable_x64(True):
+        for mended in (False, True):
+            way = dataclasses.replace(tolerance.way, mended=mended)
+            _finish(objective, series, fits, lower, upper, pull, tolerance, way)
+            again = fits.status == DIFFERENCES
+            if not again.any():
+                break
+            for column, begun in zip(fits, Fits.begin(starts, tolerance.damping), strict=True):
+                column[again] = begun[again]
+    return fits
+
+
+def _finish(
+    objective: Objective,
+    series: Series,
+    fits: Fits,
+    lower: Matrix,
+    upper: Matrix,
+    pull: tuple[Vector, Vector] | None,
+    tolerance: Tolerance,
+    way: Way,
+) -> None:
+    """Write the ends of all fits that have none over what is known of them."""
+    p = fits.theta.shape[1]
+    prior = (np.zeros(p), np.zeros(p)) if pull is None else pull
+    shared = tuple(len(c) == 1 for c in (*series.x, series.y, series.weight, lower))
+    run = once(
+        objective,
+        ("lanes", series.y.shape[1], shared, pull is None, way),
+        functools.partial(_compile, objective, series.y.shape[1], shared, pull is not None, way),
+    )
+    waiting = np.flatnonzero(fits.status == UNSEEN)
+    left = waiting[:0]
+    while len(waiting) or len(left):
+        take = np.concatenate([left, waiting[: QUEUE - len(left)]])
+        waiting = waiting[QUEUE - len(left) :]
+        part = series.take(take)
+        some = [_fill(column[take]) for column in fits]
+        columns = [_queue(c) for c in (*part.x, part.y, part.weight)]
+        bounds = [_queue(_take(c, take)) for c in (lower, upper)]
+        fewest = way.lanes // _LEFT if len(waiting) else 0
+        ended = run(some, columns, bounds, list(prior), len(take), fewest, tolerance.step, tolerance.most)
+        for column, values in zip(fits, ended, strict=True):
+            column[take] = np.asarray(values)[: len(take)]
+        left = take[fits.status[take] == UNSEEN]
+
+
+class Settled(NamedTuple):
+    """What one more evaluation of each end tells, a row each."""
+
+    step: Matrix  # (n, p), the Gauss-Newton step that remains, of the free parameters
+    decrease: Vector  # (n,), of the cost, that it is expected to bring
+    cost: Vector  # (n,), before it
+    inverse: npt.NDArray[np.float64]  # (n, p, p), (JᵀJ)⁻¹ of the free parameters, zero for the others
+    pivot: Vector  # (n,), least ratio of a pivot to its diagonal element: nothing where columns of J are dependent
+
+
+def settle(
+    objective: Objective,
+    series: Series,
+    theta: Matrix,
+    free: npt.NDArray[np.bool_],
+    curvature: Matrix | None = None,
+) -> Settled:
+    """Return what is known at each theta (n, p), with the digits of an orthogonal factorisation.
+
+    Parameters
+    ----------
+    free : ndarray of bool (n, p)
+        The parameters that neither are fixed nor lie at a bound that holds them.
+    curvature : ndarray (n, p (p + 1) / 2), optional
+        :math:`J^T J` there or nearby, as `Fits` has it, from which S is made; without it J is evaluated as it is.
+    """
+    if curvature is None:
+        rows = [[float(i == j) for j in range(i + 1)] for i in range(theta.shape[1])]
+        curvature = np.broadcast_to(sum(rows, []), (len(theta), sum(map(len, rows))))
+    series, p = series.padded(), theta.shape[1]
+    found = Settled(*(np.full((len(theta), *shape), np.nan) for shape in ((p,), (), (), (p, p), ())))
+    with jax.enable_x64(True):
+        _settle_rows(objective, series, theta, free, curvature, np.arange(len(theta)), found, mended=False)
+        again = np.flatnonzero(np.isfinite(found.cost) & ~np.isfinite(found.inverse).all(axis=(1, 2)))
+        if len(again):
+            _settle_rows(objective, series, theta, free, curvature, again, found, mended=True)
     return found
 
 
-class _Fit(NamedTuple):
-    """One fit on its way."""
-
-    theta: Any
-    cost: Any
-    gradient: Any
-    curvature: Any
-    damping: Any
-    growth: Any  # of the damping, should the next step be refused
-    steps: Any
-    status: Any
-
-
-def fit_many(
-    objective: Objective, block: Block, starts: Matrix, lower: Vector, upper: Vector, prior: Prior | None = None
-) -> LocalMinima:
-    """Fit a block of at most `SIZES`[-1] rows from each start (n, p).
-
-    A start is led to the same end whatever starts are beside it, to the bit.
-    """
-    n, p = starts.shape
-    size = next(size for size in SIZES if block.rows <= size)
-    x, y, weight = _padded(block, size)
-    mean, pull = (np.zeros(p), np.zeros(p)) if prior is None else (prior.mean, prior.weight)
-    parts = []
-    with jax.enable_x64(True):
-        run = once(objective, ("many", size), functools.partial(_compile, objective, size))
-        for i in range(0, n, ABREAST):
-            some = starts[i : i + ABREAST]
-            filled = np.concatenate([some, np.repeat(some[:1], ABREAST - len(some), axis=0)])
-            fit = run(filled, x, y, weight, float(block.rows), lower, upper, mean, pull)
-            parts.append([np.asarray(value)[: len(some)] for value in fit])
-    theta, cost, curvature, status = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return LocalMinima(theta, cost, curvature, status.astype(np.int64))
-
-
-def _padded(block: Block, size: int) -> tuple[tuple[Vector, ...], Vector, Vector]:
-    """Return columns of `size` rows: what is missing repeats the first row with the weight 0."""
-    block = block.wide()
-    columns = [np.concatenate([c, np.repeat(c[:1], size - block.rows)]) for c in (*block.x, block.y)]
-    own = np.ones(block.rows) if block.weight is None else block.weight
-    return tuple(columns[:-1]), columns[-1], np.concatenate([own, np.zeros(size - block.rows)])
-
-
-def _compile(objective: Objective, size: int) -> Any:
-    p = objective.n_parameters
-    column, vector = jax.ShapeDtypeStruct((size,), np.float64), jax.ShapeDtypeStruct((p,), np.float64)
-
-    def run(starts: Any, x: Any, y: Any, weight: Any, rows: Any, *rest: Any) -> Any:
-        return jax.vmap(lambda start: _fit_one(objective, start, (x, y, weight), rows, *rest))(starts)
-
-    shapes = (
-        jax.ShapeDtypeStruct((ABREAST, p), np.float64),
-        (column,) * objective.n_columns,
-        column,
-        column,
-        jax.ShapeDtypeStruct((), np.float64),
-        *(vector,) * 4,
-    )
-    return jax.jit(run).lower(*shapes).compile()
-
-
-def _fit_one(
+def _settle_rows(
     objective: Objective,
-    start: Any,
-    data: tuple[Any, Any, Any],
-    rows: Any,
-    lower: Any,
-    upper: Any,
-    mean: Any,
-    pull: Any,
-) -> Any:
-    """Fit from one start; return theta, cost, curvature and status."""
-    x, y, weight = data
-    p = len(start)
-    rounding = (4 * EPS) ** 2 * jnp.sum((weight * y) ** 2)
+    series: Series,
+    theta: Matrix,
+    free: npt.NDArray[np.bool_],
+    curvature: Matrix,
+    rows: npt.NDArray[np.int64],
+    found: Settled,
+    mended: bool,
+) -> None:
+    """Write what is known of some fits."""
+    points, shared = series.y.shape[1], tuple(len(c) == 1 for c in (*series.x, series.y, series.weight))
+    compiling = functools.partial(_compile_settle, objective, points, shared, mended)
+    run = once(objective, ("settle", points, shared, mended), compiling)
+    for some in np.split(rows, range(QUEUE, len(rows), QUEUE)):
+        part = series.take(some)
+        columns = [_queue(c) for c in (*part.x, part.y, part.weight)]
+        values = run(*(_fill(rows[some].astype(float)) for rows in (theta, free, curvature)), columns, -(-len(some) // LANES))
+        for column, value in zip(found, values, strict=True):
+            column[some] = np.asarray(value)[: len(some)]
 
-    def look(theta: Any) -> tuple[Any, Any, Any]:
-        a = jacobian_and_residual(objective, theta, x, y, weight, [jnp.zeros((p + 1, len(y)))])
-        a, _, flat = mend_tile(objective, theta, x, weight, a)
-        found = products(objective, a, weight, None)
-        toward = pull * (theta - mean)
-        (gram,) = found["gram"]
-        (cost,) = found.get("cost", [0.5 * gram[p, p]])
-        cost = cost + 0.5 * jnp.sum(toward**2)
-        gradient, curvature = gram[:p, p] + pull * toward, gram[:p, :p] + jnp.diag(pull**2)
-        finite = (
-            jnp.isfinite(gradient).all() & jnp.isfinite(curvature).all() & ~(flat | (weight == 0)).all(axis=1).any()
+
+def _compile_settle(objective: Objective, points: int, shared: Sequence[bool], mended: bool) -> Callable[..., Settled]:
+    p = objective.n_parameters
+    real = functools.partial(jax.ShapeDtypeStruct, dtype=np.float64)
+    columns = [real((points, 1 if one else QUEUE)) for one in shared]
+    rows = [real((QUEUE, p)), real((QUEUE, p)), real((QUEUE, p * (p + 1) // 2))]
+    run = functools.partial(_settle, objective, mended)
+    return jax.jit(run).lower(*rows, columns, jax.ShapeDtypeStruct((), np.int64)).compile()
+
+
+def _settle(
+    objective: Objective,
+    mended: bool,
+    theta: Array,
+    free: Array,
+    curvature: Array,
+    columns: list[Array],
+    groups: Array,
+) -> Settled:
+    """Evaluate so many groups of lanes of a queue."""
+    p = objective.n_parameters
+
+    def group(k: Array, found: Settled) -> Settled:
+        def pick(columns: Array) -> Array:
+            return columns if columns.shape[1] == 1 else lax.dynamic_slice_in_dim(columns, k * LANES, LANES, axis=1)
+
+        *x, y, weight = map(pick, columns)
+        rows = iter(pick(curvature.T))
+        triangle = [[next(rows) for _ in range(i + 1)] for i in range(p)]
+        known = list(pick(theta.T)), list(pick(free.T)), triangle
+        part = _settle_lanes(objective, *known, Data(tuple(x), y, weight), mended)
+        return Settled(
+            *(
+                lax.dynamic_update_slice_in_dim(whole, new, k * LANES, 0)
+                for whole, new in zip(found, part, strict=True)
+            )
         )
-        return jnp.where(finite, cost, jnp.inf), gradient, curvature
 
-    def solve(fit: _Fit, damping: Any) -> Any:
-        """Return the step, of parameters that no bound holds."""
-        held = (fit.theta <= lower) & (fit.gradient > 0) | (fit.theta >= upper) & (fit.gradient < 0)
-        square = jnp.diag(fit.curvature)
-        unit = 1.0 / jnp.sqrt(jnp.where(square > 0, square, 1.0))
-        matrix = fit.curvature * unit * unit[:, None] + damping * jnp.eye(p)
-        matrix = jnp.where(held | held[:, None], jnp.eye(p), matrix)
-        return unit * jnp.linalg.solve(matrix, jnp.where(held, 0.0, -fit.gradient * unit))
+    vector, matrix = jnp.zeros(QUEUE), jnp.zeros((QUEUE, p, p))
+    return lax.fori_loop(0, groups, group, Settled(jnp.zeros((QUEUE, p)), vector, vector, matrix, vector))
 
-    def judge(fit: _Fit) -> _Fit:
-        """Say whether a fit has arrived: the decrease that a free step would bring is next to nothing."""
-        decrease = -jnp.dot(fit.gradient, solve(fit, 1e-13))
-        square = 2.0 * fit.cost / jnp.maximum(rows - p, 1.0)
-        arrived = decrease <= _NEAR**2 * square + rounding
-        status = jnp.where(arrived, int(Status.CONVERGED), UNSEEN)
-        status = jnp.where(fit.steps >= MOST, int(Status.MAX_NFEV), status)
-        status = jnp.where((fit.damping > 1e12) & ~arrived, int(Status.STALLED), status)
-        return fit._replace(status=jnp.where(jnp.isfinite(fit.cost), status, int(Status.NOT_FINITE)))
 
-    def step(fit: _Fit) -> _Fit:
-        down, up, close = lower - fit.theta, upper - fit.theta, _CLOSE * (upper - lower)
-        low, high = jnp.where(-down > close, _SHARE, 1.0) * down, jnp.where(up > close, _SHARE, 1.0) * up
-        move = jnp.clip(solve(fit, fit.damping), low, high)
-        trial = jnp.clip(fit.theta + move, lower, upper)
-        move = trial - fit.theta
-        predicted = -jnp.dot(fit.gradient, move) - 0.5 * move @ fit.curvature @ move
-        cost, gradient, curvature = look(trial)
-        gain = (fit.cost - cost) / jnp.where(predicted > 0, predicted, jnp.inf)
-        better = (cost < fit.cost) & (gain > 1e-4)
-        damping = jnp.where(
-            better, fit.damping * jnp.maximum(1 / 3, 1 - (2 * jnp.clip(gain, 0, 1) - 1) ** 3), fit.damping * fit.growth
-        )
-        following = _Fit(
-            jnp.where(better, trial, fit.theta),
-            jnp.where(better, cost, fit.cost),
-            jnp.where(better, gradient, fit.gradient),
-            jnp.where(better, curvature, fit.curvature),
-            jnp.maximum(damping, 1e-12),
-            jnp.where(better, 2.0, 2.0 * fit.growth),
-            fit.steps + 1,
-            fit.status,
-        )
-        return judge(following)
+def _settle_lanes(
+    objective: Objective, theta: list[Array], free: list[Array], curvature: Triangle, data: Data, mended: bool
+) -> Settled:
+    p, barrier = len(theta), lax.optimization_barrier  # across which XLA computes nothing twice
+    if objective.robust:  # the curvature of a robust loss is no sum of products of columns
+        sums = lanes.evaluate(objective, theta, data, mended=mended)
+        curvature = _convex(sums)
+        root, pivot = lanes.cholesky(_only(curvature, free))
+        z = lanes.substitute(root, [g * f for g, f in zip(sums.gradient, free, strict=True)])
+    else:
+        first, pivot = lanes.cholesky(_only(curvature, free))
+        first = barrier(first)
+        sums = lanes.evaluate(objective, theta, data, first, free, mended)
+        second, least = lanes.cholesky(_only(sums.gram, free))
+        second, pivot = barrier((second, jnp.minimum(pivot, least)))
+        z = lanes.substitute(second, sums.gradient)
+        root = lanes.multiply(first, second)
+    root, z = barrier((root, z))
+    one, zero = jnp.ones_like(theta[0]), jnp.zeros_like(theta[0])
+    rows = [lanes.substitute(root, [one if i == j else zero for i in range(p)]) for j in range(p)]
+    inverse = [[free[i] * free[j] * lanes.dot(rows[i], rows[j]) for j in range(i + 1)] for i in range(p)]
+    step, decrease = [-s * f for s, f in zip(lanes.substitute_back(root, z), free, strict=True)], 0.5 * lanes.dot(z, z)
+    step, decrease, inverse = barrier((step, decrease, inverse))
+    square = jnp.stack([inverse[max(i, j)][min(i, j)] for i in range(p) for j in range(p)], axis=1)
+    return Settled(jnp.stack(step, 1), decrease, sums.cost, square.reshape(-1, p, p), pivot)
 
-    cost, gradient, curvature = look(start)
-    begun = _Fit(start, cost, gradient, curvature, _FIRST_DAMPING, 2.0, 0, UNSEEN)
-    end = lax.while_loop(lambda fit: fit.status == UNSEEN, step, judge(begun))
-    return end.theta, end.cost, end.curvature, end.status
+
+def square(packed: Matrix) -> npt.NDArray[np.float64]:
+    """Return symmetric matrices (n, p, p) from the rows of their lower triangles, (n, p (p + 1) / 2)."""
+    p = int(np.sqrt(2 * packed.shape[1]))
+    whole = np.zeros((len(packed), p, p))
+    i, j = np.tril_indices(p)
+    whole[:, i, j] = whole[:, j, i] = packed
+    return whole
+
+
+def _only(matrix: Triangle, free: list[Array]) -> Triangle:
+    """Return a matrix with those of the identity for the rows and columns of parameters that are not free."""
+    return [
+        [
+            jnp.where(row[i] * free[i] > 0, row[i], 1.0) if i == j else free[i] * free[j] * row[j]
+            for j in range(i + 1)
+        ]
+        for i, row in enumerate(matrix)
+    ]
+
+
+def _queue(rows: Matrix) -> Matrix:
+    """Return the series of a queue as columns."""
+    return rows.T.copy() if len(rows) == 1 else np.ascontiguousarray(_fill(rows).T)
+
+
+def _fill(rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Return so many rows as a queue has; nobody looks at those added."""
+    return np.concatenate([rows, np.repeat(rows[:1], QUEUE - len(rows), axis=0)])
+
+
+def _compile(
+    objective: Objective, points: int, shared: Sequence[bool], prior: bool, way: Way
+) -> Callable[..., Sequence[Array]]:
+    p = objective.n_parameters
+    real = functools.partial(jax.ShapeDtypeStruct, dtype=np.float64)
+    whole = functools.partial(jax.ShapeDtypeStruct, dtype=np.int64)
+    rows = [1 if one else QUEUE for one in shared]
+    vector, curvature = real((QUEUE,)), real((QUEUE, p * (p + 1) // 2))
+    fits = [real((QUEUE, p)), vector, vector, vector, whole((QUEUE,)), whole((QUEUE,)), curvature]
+    columns = [real((points, n)) for n in rows[:-1]]
+    bounds = [real((p, rows[-1]))] * 2
+    limits = [whole(()), whole(()), real(()), whole(())]
+    run = functools.partial(_run, objective, prior, way)
+    return jax.jit(run).lower(fits, columns, bounds, [real((p,))] * 2, *limits).compile()
+
+
+def _run(
+    objective: Objective,
+    prior: bool,
+    way: Way,
+    fits: list[Array],
+    columns: list[Array],
+    bounds: list[Array],
+    pull: list[Array],
+    n: Array,
+    fewest: Array,
+    tolerance: Array,
+    most: Array,
+) -> list[Array]:
+    """Work through a queue of `n` fits until at most `fewest` are at work; return what has become of each."""
+    p = objective.n_parameters
+    ending = functools.partial(_judge, tolerance=tolerance, most=most)
+
+    def refill(carry: tuple[_Lane, Array, list[Array]]) -> tuple[_Lane, Array, list[Array]]:
+        lane, following, found = carry
+        found = _write(found, lane)
+        ended = lane.status != UNSEEN
+        number = jnp.where(ended, following + jnp.cumsum(ended) - 1, lane.number)
+        number = jnp.where(number < n, number, QUEUE)
+        fresh = ended & (number < QUEUE)
+        new = _load(p, found, columns, bounds, number)
+
+        def mix(new: Array, old: Array) -> Array:
+            return old if old.shape[-1] == 1 else jnp.where(fresh, new, old)
+
+        lane = jax.tree.map(mix, new, lane)
+        lane = lane._replace(number=number, status=jnp.where(number < QUEUE, lane.status, int(Status.MAX_NFEV)))
+        return lane, jnp.minimum(following + jnp.sum(ended), n), found
+
+    def busy(lane: _Lane) -> Array:
+        return jnp.sum(lane.status == UNSEEN)
+
+    def work(carry: tuple[_Lane, Array, list[Array]]) -> tuple[_Lane, Array, list[Array]]:
+        lane, following, found = refill(carry)
+        # With an empty queue, there is nothing to stop for before few are left.
+        floor = jnp.where(following < n, way.lanes - way.lanes // _REFILL, fewest)
+
+        def step(lane: _Lane) -> _Lane:
+            return _step(objective, lane, pull if prior else None, way, ending)
+
+        return lax.while_loop(lambda lane: busy(lane) > floor, step, lane), following, found
+
+    def more(carry: tuple[_Lane, Array, list[Array]]) -> Array:
+        lane, following, _ = carry
+        return (following < n) | (busy(lane) > fewest)
+
+    nobody = _load(p, fits, columns, bounds, jnp.full(way.lanes, QUEUE))
+    nobody = nobody._replace(status=jnp.full(way.lanes, int(Status.MAX_NFEV)))
+    lane, _, found = lax.while_loop(more, work, (nobody, jnp.zeros((), jnp.int64), fits))
+    return _write(found, lane)
+
+
+def _write(found: list[Array], lane: _Lane) -> list[Array]:
+    """Write what is known of the fits at work into the queue; a lane that has none writes beyond its end."""
+    curvature = jnp.stack([entry for row in lane.curvature for entry in row], axis=1)
+    values = [jnp.stack(lane.theta, axis=1), lane.cost, lane.damping, lane.growth, lane.steps, lane.status, curvature]
+    return [column.at[lane.number].set(new, mode="drop") for column, new in zip(found, values, strict=True)]
+
+
+def _load(p: int, fits: list[Array], columns: list[Array], bounds: list[Array], number: Array) -> _Lane:
+    """Return lanes with the fits of these numbers, as they stand in the queue."""
+
+    place = jnp.minimum(number, QUEUE - 1)
+
+    def pick(columns: Array) -> Array:
+        if columns.shape[1] == 1:
+            return columns
+        # A gather of columns takes five times as long as one of single elements by their places.
+        rows = jnp.arange(len(columns))[:, None]
+        return columns.ravel().at[rows * QUEUE + place].get(mode="promise_in_bounds")
+
+    def spread(columns: Array) -> list[Array]:
+        return [jnp.broadcast_to(row, number.shape) for row in pick(columns)]
+
+    theta, _, damping, growth, steps, status = [column.at[place].get(mode="promise_in_bounds") for column in fits[:-1]]
+    *x, y, weight = [pick(column) for column in columns]
+    lower, upper = map(spread, bounds)
+    nothing = jnp.zeros(number.shape)
+    free = sum((low < high).astype(jnp.float64) for low, high in zip(lower, upper, strict=True))
+    dof = jnp.broadcast_to(jnp.sum(weight > 0, axis=0), number.shape) - free
+    response = jnp.broadcast_to(jnp.sum((weight * y) ** 2, axis=0), number.shape)
+    return _Lane(
+        number=number,
+        theta=list(theta.T),
+        cost=nothing + jnp.inf,
+        gradient=[nothing] * p,
+        curvature=[[nothing] * (i + 1) for i in range(p)],
+        damping=damping,
+        growth=growth,
+        steps=steps,
+        status=status,
+        trial=list(theta.T),
+        predicted=nothing + 1.0,
+        data=Data(tuple(x), y, weight),
+        lower=lower,
+        upper=upper,
+        dof=jnp.maximum(dof, 1.0),
+        response=response,
+    )
+
+
+def _step(
+    objective: Objective,
+    lane: _Lane,
+    pull: list[Array] | None,
+    way: Way,
+    ending: Callable[[_Lane, Triangle, list[Array], Array], Array],
+) -> _Lane:
+    """Evaluate the trial of each lane, accept or refuse it, and propose the next."""
+    tiny = jnp.full_like(lane.cost, 1e-13)
+    sums = lanes.evaluate(objective, lane.trial, lane.data, mended=way.mended)
+    if any(way.linear):
+        best = _solve(lane._replace(curvature=sums.gram, gradient=sums.gradient), [not l for l in way.linear], tiny)
+        trial = [t + move if linear else t for t, move, linear in zip(lane.trial, best, way.linear, strict=True)]
+        lane = lane._replace(trial=trial)
+        sums = lanes.evaluate(objective, trial, lane.data, mended=way.mended)
+    curvature = _convex(sums) if objective.robust else sums.gram
+    cost, gradient = sums.cost, sums.gradient
+    if pull is not None:
+        away = [w * (t - m) for t, m, w in zip(lane.trial, *pull, strict=True)]
+        cost = cost + 0.5 * lanes.dot(away, away)
+        gradient = [g + w * a for g, w, a in zip(gradient, pull[1], away, strict=True)]
+        curvature = [[*row[:-1], row[-1] + w * w] for row, w in zip(curvature, pull[1], strict=True)]
+    known = sums.finite & jnp.isfinite(cost)
+    differentiable = functools.reduce(jnp.logical_and, map(jnp.isfinite, [*gradient, *(e for row in curvature for e in row)]))
+    working = lane.status == UNSEEN
+    first = jnp.isinf(lane.cost)
+    gain = (lane.cost - cost) / jnp.where(lane.predicted > 0, lane.predicted, jnp.inf)
+    # Near the minimum a step changes the cost by less than its rounding, and is still a step towards it.
+    noise = 16 * EPS * lane.cost + _rounding(lane) * jnp.sqrt(2.0 * lane.cost)
+    slight = (lane.predicted <= noise) & (cost <= lane.cost + noise)
+    better = working & known & differentiable & (slight | (cost < lane.cost) & (gain > 1e-4))
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(better, new, old)
+
+    fall = jnp.where(slight | (gain > 0.9), _FALL, jnp.maximum(1 / 3, 1 - (2 * jnp.clip(gain, 0, 1) - 1) ** 3))
+    moved = lane._replace(
+        theta=jax.tree.map(choose, lane.trial, lane.theta),
+        cost=choose(cost, lane.cost),
+        gradient=jax.tree.map(choose, gradient, lane.gradient),
+        curvature=jax.tree.map(choose, curvature, lane.curvature),
+        damping=jnp.where(first & better, lane.damping, jnp.maximum(lane.damping * choose(fall, lane.growth), 1e-12)),
+        growth=jnp.where(first & better, lane.growth, choose(jnp.full_like(cost, 2.0), 2.0 * lane.growth)),
+        steps=lane.steps + (working & ~first),  # a fit that goes on evaluates the point where it stands once more
+    )
+    held = [
+        (t <= low) & (g > 0) | (t >= high) & (g < 0) | (low == high)
+        for t, low, high, g in zip(moved.theta, moved.lower, moved.upper, moved.gradient, strict=True)
+    ]
+    newton = _solve(moved, held, tiny)
+    status = ending(moved, newton)
+    if not way.mended:
+        status = jnp.where(known & ~differentiable, DIFFERENCES, status)
+    status = jnp.where(working, status, lane.status)
+    trial, predicted = _propose(moved, _solve(moved, held, moved.damping, way.linear))
+    return moved._replace(status=status, trial=trial, predicted=predicted)
+
+
+def _convex(sums: Sums) -> Triangle:
+    """Return the curvature of a robust loss where it is positive definite, else that without its negative part."""
+    _, least = lanes.cholesky(sums.curvature)
+    return jax.tree.map(lambda bent, gram: jnp.where(least > 1e-6, bent, gram), sums.curvature, sums.gram)
+
+
+def _solve(
+    lane: _Lane, held: Sequence[Array | bool], damping: Array, undamped: Sequence[bool] | None = None
+) -> list[Array]:
+    """Return the damped step of the parameters that no bound holds; those in which the model is linear need none."""
+    some = [1e-13 if free else damping for free in undamped or [False] * len(held)]
+    matrix = [
+        [
+            jnp.where(held[i], 1.0, jnp.where(row[i] > 0, (1.0 + some[i]) * row[i], 1.0))
+            if i == j
+            else jnp.where(jnp.logical_or(held[i], held[j]), 0.0, row[j])
+            for j in range(i + 1)
+        ]
+        for i, row in enumerate(lane.curvature)
+    ]
+    root, _ = lanes.cholesky(matrix)
+    against = [jnp.where(h, 0.0, -g) for h, g in zip(held, lane.gradient, strict=True)]
+    return lanes.substitute_back(root, lanes.substitute(root, against))
+
+
+def _judge(lane: _Lane, newton: list[Array], tolerance: Array, most: Array) -> Array:
+    """Return the status of each lane: the undamped step would bring next to nothing, or there is no going on."""
+    decrease = -lanes.dot(lane.gradient, newton)
+    s2 = 2.0 * lane.cost / lane.dof
+    arrived = decrease <= tolerance**2 * s2 + _rounding(lane) ** 2
+    status = jnp.where(arrived, int(Status.CONVERGED), UNSEEN)
+    status = jnp.where((lane.steps >= most) & ~arrived, int(Status.MAX_NFEV), status)
+    status = jnp.where((lane.damping > 1e12) & ~arrived, int(Status.STALLED), status)
+    return jnp.where(jnp.isfinite(lane.cost), status, int(Status.NOT_FINITE))
+
+
+def _rounding(lane: _Lane) -> Array:
+    """Return what rounding leaves uncertain in the residuals, as the length of their vector."""
+    size = sum(row[-1] * t * t for row, t in zip(lane.curvature, lane.theta, strict=True))
+    return 4 * EPS * jnp.sqrt(lane.response + size)
+
+
+def _propose(lane: _Lane, step: list[Array]) -> tuple[list[Array], Array]:
+    """Return the trial within the bounds, and the decrease of the cost that is predicted there."""
+    trial = []
+    for t, move, low, high in zip(lane.theta, step, lane.lower, lane.upper, strict=True):
+        down, up, close = low - t, high - t, _CLOSE * (high - low)
+        least = jnp.where(-down > close, _SHARE, 1.0) * down
+        largest = jnp.where(up > close, _SHARE, 1.0) * up
+        trial.append(jnp.clip(t + jnp.clip(move, least, largest), low, high))
+    move = [new - old for new, old in zip(trial, lane.theta, strict=True)]
+    return trial, -lanes.dot(lane.gradient, move) - 0.5 * lanes.quadratic(lane.curvature, move)

@@ -44,6 +44,7 @@ class Status(enum.IntEnum, metaclass=_Renaming):
 
     PRUNED = -8, "Another start led to a lower minimum."
     NOT_FINITE = -7, "The model or its derivative is not finite there."
+    TOO_FEW = -9, "There are fewer finite values than free parameters."
     NOT_SETTLED = (
         -6,
         "The estimates still moved by more than a standard error, or far from where batches were linearised.",

@@ -30,7 +30,7 @@ from dask_nlsq._fit.session import SearchState
 from dask_nlsq._kernel import Block, Reduction, kernel
 from dask_nlsq._model import Objective, loss
 from dask_nlsq._result import columns_of, starts_frame
-from dask_nlsq._solver import ABREAST, EPS, SIZES, LocalMinima, State, Status, TrustRegion, final, fit_many
+from dask_nlsq._solver import ABREAST, EPS, MOST_ROWS, LocalMinima, State, Status, TrustRegion, final, screen
 from dask_nlsq._sweep import Executor, Failure, Payload, explore, serialize
 from dask_nlsq._typing import Matrix, Vector
 
@@ -74,7 +74,7 @@ class Explorer:
         objective: Objective = self.objective.value
         if self.abreast:
             solver = self.solver
-            return fit_many(objective, block, batch.starts, solver.lower, solver.upper, solver.prior)
+            return screen(objective, block, batch.starts, solver.lower, solver.upper, solver.prior)
         ends = LocalMinima.unseen(*batch.starts.shape)
         for i, start in enumerate(batch.starts):
             end = run_in_memory(objective, block, fitted(self.solver, start))
@@ -101,14 +101,14 @@ def search(
     # The tolerances of the user are for the answer; these fits only have to tell minima apart.
     solver = dataclasses.replace(solver, tolerance=1e-3, ftol=None, xtol=None, gtol=None, max_nfev=_MOST)
     floor = _floor(kernel.reduce_block(problem.objective, sample.block, problem.parameters.start, None))
-    screen = Explorer(problem.payload, solver, abreast=problem.objective.jacobian != "numeric")
-    for minima in _explore(problem.executor, screen, few, now.starts, now.screened, observer):
+    screening = Explorer(problem.payload, solver, abreast=problem.objective.jacobian != "numeric")
+    for minima in _explore(problem.executor, screening, few, now.starts, now.screened, observer):
         now = dataclasses.replace(now, screened=minima)
         observer.notify(TaskEnd(saved=functools.partial(dict, search=now)))
     if not len(now.chosen):
         chosen = np.array([group[0] for group in distinct(now.screened, now.rows, floor)[:SURVIVORS]], np.int64)
         now = dataclasses.replace(now, chosen=chosen, fitted=LocalMinima.unseen(len(chosen), p))
-    follow = dataclasses.replace(screen, abreast=False)
+    follow = dataclasses.replace(screening, abreast=False)
     starts = now.screened.theta[now.chosen]
     for minima in _explore(problem.executor, follow, sample.block, starts, now.fitted, observer):
         now = dataclasses.replace(now, fitted=minima)
@@ -137,10 +137,10 @@ def _explore(
 
 def _few(block: Block) -> Block:
     """Return as many rows of a sample as are fitted from every start."""
-    if block.rows <= SIZES[-1]:
+    if block.rows <= MOST_ROWS:
         return block
     # A fixed seed, so that a search that goes on sees the rows that it began with.
-    return block.take(np.sort(np.random.default_rng(0).choice(block.rows, SIZES[-1], replace=False)))
+    return block.take(np.sort(np.random.default_rng(0).choice(block.rows, MOST_ROWS, replace=False)))
 
 
 def local_minima(states: Sequence[State | None], solver: TrustRegion) -> LocalMinima:

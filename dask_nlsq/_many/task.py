@@ -1,0 +1,324 @@
+"""Task: what is done with the series of one chunk, from arrays to a row of figures for each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_nlsq._errors import DataError
+from dask_nlsq._kernel import linearity
+from dask_nlsq._model import Model, Objective, make_feasible
+from dask_nlsq._solver import Series, Settled, Status, Tolerance, Way, minimise, settle, square
+from dask_nlsq._typing import Matrix, Vector
+
+STATISTICS = ("cost", "redchi", "rsquared", "n_obs", "nfev", "status")
+"""Figures of each fit besides its parameters and their standard errors."""
+
+_DEPENDENT = 1e-13
+"""Ratio of a pivot to its diagonal element below which a column of J is a combination of the others."""
+
+_NEAR, _POLISH = 1e-4, 5
+"""Standard errors that the last step may be long, and evaluations that are spent on a longer one."""
+
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """A model and the options of its fits; what is given for each series comes with the series."""
+
+    objective: Objective
+    model: Model  # with its guess
+    x: tuple[Vector, ...] | None  # columns that all series share, each (points,)
+    sigma: Vector | float | None  # that all series share
+    start: Vector  # (p,), of the free parameters
+    lower: Vector
+    upper: Vector
+    guessed: tuple[str, ...]  # free parameters whose start the model guesses
+    absolute_sigma: bool
+    nan_policy: str
+    covariance: bool
+    max_nfev: int
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Names of the free parameters."""
+        expansion = self.objective.expansion
+        return self.model.parameters if expansion is None else expansion.free
+
+    @property
+    def width(self) -> int:
+        """Figures of a row: all parameters, their standard errors, the statistics and the covariance if wanted."""
+        everything = len(self.model.parameters)
+        return 2 * everything + len(STATISTICS) + everything**2 * self.covariance
+
+    def __call__(self, y: Matrix, given: Mapping[str, Matrix]) -> Matrix:
+        """Return the figures (n, width) of the fits to y (n, points).
+
+        Parameters
+        ----------
+        given : mapping of str to ndarray
+            What each series has of its own: ``x0``, ``x1``, … and ``sigma`` (n, points); ``start``, ``lower`` and
+            ``upper`` (n, p), of which NaN stands for what all share.
+        """
+        series, usable = self._series(y, given)
+        n, p = len(y), len(self.free)
+        lower, upper = (_own(given.get(side), shared, n) for side, shared in (("lower", self.lower), ("upper", self.upper)))
+        start = self._starts(series, given.get("start"), lower, upper)
+        ends = _Ends.none(n, p)
+        held = np.broadcast_to(lower == upper, (n, p))
+        points = np.count_nonzero(series.weight > 0, axis=1) * np.ones(n, int)
+        dof = points - np.count_nonzero(~held, axis=1)
+        ends.status[:] = np.where(usable & (dof >= 0), ends.status, int(Status.TOO_FEW))
+        rows = np.flatnonzero(usable & (dof >= 0))
+        if len(rows):
+            self._fit(series, rows, start, lower, upper, dof, ends)
+        return self._figures(series, ends, held, points, dof)
+
+    def _series(self, y: Matrix, given: Mapping[str, Matrix]) -> tuple[Series, Flags]:
+        """Return the points with their weights, and which series have any."""
+        y = np.asarray(y, float)
+        x = tuple(np.asarray(c)[None] for c in self.x or ()) or tuple(
+            np.asarray(given[f"x{i}"], float) for i in range(self.objective.n_columns)
+        )
+        sigma = given.get("sigma", self.sigma)
+        weight = np.ones((1, 1)) if sigma is None else 1.0 / np.atleast_2d(np.asarray(sigma, float))
+        if not (weight >= 0).all() or np.isinf(weight).any():
+            raise DataError("sigma must be positive, or inf for a point without weight; here it is zero, negative or NaN.")
+        known = np.isfinite(y)
+        for column in x:
+            known = known & np.isfinite(column)
+        if not known.all():
+            if self.nan_policy == "raise":
+                row, point = np.argwhere(~np.broadcast_to(known, y.shape))[0]
+                raise DataError(
+                    f"x or y is not finite in {np.count_nonzero(~known):,} points of a chunk, the first of them point "
+                    f'{point} of its series {row}; nan_policy="omit" leaves such points out.'
+                )
+            weight = np.where(known, weight, 0.0)
+        weight = np.broadcast_to(weight, (len(weight), y.shape[1]))
+        filled = [column if np.isfinite(column).all() else _repeat_known(column, weight > 0) for column in (*x, y)]
+        usable = np.broadcast_to((weight > 0).any(axis=1), len(y))
+        return Series(tuple(filled[:-1]), filled[-1], np.ascontiguousarray(weight)), usable
+
+    def _starts(self, series: Series, given: Matrix | None, lower: Matrix, upper: Matrix) -> Matrix:
+        """Return where each fit begins, (n, p), inside its bounds."""
+        n = len(series.y)
+        start = np.array(_own(given, self.start, n) * np.ones((n, 1)))
+        if self.guessed and self.model.guess is not None:
+            places = [self.free.index(name) for name in self.guessed]
+            for row in range(n):
+                own = series.take(np.array([row]))
+                counts = own.weight[0] > 0
+                guess = self.model.guess([c[0][counts] for c in own.x], own.y[0][counts]) if counts.any() else {}
+                values = [guess.get(name, np.nan) for name in self.guessed]
+                start[row, places] = np.where(np.isfinite(values), values, start[row, places])
+        feasible: Matrix = make_feasible(start, lower, upper)
+        inside = (lower <= start) & (start <= upper)
+        return np.where(inside, start, feasible)
+
+    def _fit(
+        self, series: Series, rows: npt.NDArray[np.int64], start: Matrix, lower: Matrix, upper: Matrix, dof: Vector, ends: _Ends
+    ) -> None:
+        """Write how the fits of some series end."""
+        linear = linearity(self.objective).linear & np.isinf(lower).all(axis=0) & np.isinf(upper).all(axis=0)
+        ways = [Way(), Way(linear=tuple(linear.tolist()))] if linear.any() else [Way()]
+        for way in ways:
+            limits = (_some(lower, rows), _some(upper, rows))
+            tolerance = Tolerance(most=self.max_nfev, way=way)
+            fits = minimise(self.objective, series.take(rows), start[rows], *limits, tolerance=tolerance)
+            found = _Ends.of(fits.theta, fits.cost, fits.steps, fits.status, fits.curvature)
+            _polish(self.objective, series.take(rows), found, *limits, dof[rows])
+            ends.improve(rows, found)
+            rows = rows[~ends.settled[rows]]
+            if not len(rows):
+                return
+        # A direction that the data never saw has an infinite error; one that was lost on the way is a failure.
+        lost = rows[ends.status[rows] > 0]
+        if len(lost):
+            free = np.broadcast_to(lower < upper, start.shape)[lost]
+            begun = settle(self.objective, series.take(lost), start[lost], free)
+            ends.status[lost[begun.pivot > _DEPENDENT]] = int(Status.UNIDENTIFIABLE)
+
+    def _figures(self, series: Series, ends: _Ends, held: Flags, points: npt.NDArray[np.int64], dof: Vector) -> Matrix:
+        """Return the row of each fit: NaN in place of the estimates of one that failed."""
+        n, p = len(ends.status), len(self.free)
+        with np.errstate(all="ignore"):
+            redchi = np.where(dof > 0, 2.0 * ends.cost / dof, np.nan)
+            s2 = np.ones(n) if self.absolute_sigma else np.where(dof > 0, redchi, np.inf)
+            cov = s2[:, None, None] * _covariance(ends)
+            w2 = np.broadcast_to(series.weight**2, series.y.shape)
+            mean = (w2 * series.y).sum(axis=1) / w2.sum(axis=1)
+            rsquared = 1.0 - 2.0 * ends.cost / (w2 * (series.y - mean[:, None]) ** 2).sum(axis=1)
+        bound = ~ends.free & ~held
+        cov[bound[:, :, None] | bound[:, None, :]] = np.nan
+        theta, cov = self._expand(ends.theta, cov)
+        figures = np.full((n, self.width), np.nan)
+        k = theta.shape[1]
+        good = ends.status > 0
+        figures[good, :k] = theta[good]
+        figures[good, k : 2 * k] = np.sqrt(np.einsum("nii->ni", cov))[good]
+        statistics = (ends.cost, redchi, rsquared, points, ends.steps, ends.status)
+        figures[:, 2 * k : 2 * k + len(STATISTICS)] = np.stack(statistics, axis=1)
+        figures[~good, 2 * k : 2 * k + 3] = np.nan
+        if self.covariance:
+            figures[good, 2 * k + len(STATISTICS) :] = cov.reshape(n, -1)[good]
+        return figures
+
+    def _expand(self, theta: Matrix, cov: npt.NDArray[np.float64]) -> tuple[Matrix, npt.NDArray[np.float64]]:
+        """Return all parameters and their covariance from those of the free ones."""
+        expansion = self.objective.expansion
+        if expansion is None:
+            return theta, cov
+        n, p = theta.shape
+
+        def everything(theta: Matrix) -> Matrix:
+            return np.stack([np.broadcast_to(np.asarray(v, float), n) for v in expansion(list(theta.T))], axis=1)
+
+        columns = []
+        for j in range(p):
+            h = 6e-6 * np.where(theta[:, j] == 0, 1.0, np.abs(theta[:, j]))
+            ahead, behind = theta.copy(), theta.copy()
+            ahead[:, j] += h
+            behind[:, j] -= h
+            columns.append((everything(ahead) - everything(behind)) / (ahead[:, j] - behind[:, j])[:, None])
+        jacobian = np.stack(columns, axis=2)
+        used = jacobian != 0
+        # A parameter that does not depend on another must not take its infinite variance or its NaN.
+        with np.errstate(invalid="ignore"):
+            terms = jacobian[:, :, None, :, None] * jacobian[:, None, :, None, :] * cov[:, None, None]
+        both = used[:, :, None, :, None] & used[:, None, :, None, :]
+        return everything(theta), np.where(both, terms, 0.0).sum(axis=(3, 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ends:
+    """How fits end, a row each, written as it becomes known."""
+
+    theta: Matrix
+    cost: Vector
+    steps: npt.NDArray[np.int64]
+    status: npt.NDArray[np.int64]
+    curvature: Matrix  # (n, p (p + 1) / 2), the rows of the lower triangle of JᵀJ
+    inverse: npt.NDArray[np.float64]  # (n, p, p), its inverse
+    pivot: Vector
+    free: Flags  # (n, p), neither fixed nor held by a bound
+
+    @classmethod
+    def none(cls, n: int, p: int) -> _Ends:
+        """Return the ends of fits that have none."""
+        status, curvature = np.full(n, int(Status.NOT_FINITE)), np.zeros((n, p * (p + 1) // 2))
+        return cls.of(np.full((n, p), np.nan), np.full(n, np.inf), np.zeros(n, np.int64), status, curvature)
+
+    @classmethod
+    def of(
+        cls,
+        theta: Matrix,
+        cost: Vector,
+        steps: npt.NDArray[np.int64],
+        status: npt.NDArray[np.int64],
+        curvature: Matrix,
+    ) -> _Ends:
+        """Return ends of which nothing more is known."""
+        n, p = theta.shape
+        return cls(theta, cost, steps, status, curvature, np.full((n, p, p), np.nan), np.zeros(n), np.zeros((n, p), bool))
+
+    @property
+    def settled(self) -> Flags:
+        """Which fits need no second attempt: they have converged, to where the data determine all parameters."""
+        return (self.status > 0) & (self.pivot > _DEPENDENT)
+
+    def improve(self, rows: npt.NDArray[np.int64], other: _Ends) -> None:
+        """Take the ends of some rows that are better than what is known of them."""
+        old = (self.settled[rows], self.status[rows] > 0, -self.cost[rows])
+        new = (other.settled, other.status > 0, -other.cost)
+        better = np.zeros(len(rows), bool)
+        alike = np.ones(len(rows), bool)
+        for before, after in zip(old, new, strict=True):
+            better |= alike & (after > before)
+            alike &= after == before
+        steps = self.steps[rows] + other.steps
+        for field in dataclasses.fields(self):
+            getattr(self, field.name)[rows[better]] = getattr(other, field.name)[better]
+        self.steps[rows] = steps
+        self.status[rows] = np.where(better, other.status, self.status[rows])
+
+
+def _polish(objective: Objective, series: Series, ends: _Ends, lower: Matrix, upper: Matrix, dof: Vector) -> None:
+    """Add the last step of each fit, and write what its covariance follows from."""
+    rows = np.flatnonzero(np.isfinite(ends.theta).all(axis=1) & np.isfinite(ends.cost))
+    if not len(rows):
+        return
+    at_bound = (ends.theta <= lower) | (ends.theta >= upper)
+    ends.free[:] = ~at_bound
+    known = settle(objective, series.take(rows), ends.theta[rows], ends.free[rows], ends.curvature[rows])
+    _record(ends, rows, known)
+    step, decrease = known.step, known.decrease
+    for _ in range(_POLISH):
+        s2 = 2.0 * ends.cost[rows] / np.maximum(dof[rows], 1)
+        trial = np.clip(ends.theta[rows] + step, _some(lower, rows), _some(upper, rows))
+        long = (decrease > _NEAR**2 * s2) & (ends.status[rows] > 0) & np.isfinite(step).all(axis=1)
+        last = ~long & np.isfinite(step).all(axis=1)
+        ends.theta[rows[last]] = trial[last]
+        ends.cost[rows[last]] -= np.minimum(decrease[last], ends.cost[rows[last]])
+        rows, trial = rows[long], trial[long]
+        if not len(rows):
+            return
+        # Of an ill-conditioned J, the normal equations have lost the digits of the step.
+        known = settle(objective, series.take(rows), trial, ends.free[rows], ends.curvature[rows])
+        lower_cost = known.cost <= ends.cost[rows]
+        rows, known = rows[lower_cost], Settled(*(column[lower_cost] for column in known))
+        ends.theta[rows] = trial[lower_cost]
+        _record(ends, rows, known)
+        step, decrease = known.step, known.decrease
+
+
+def _record(ends: _Ends, rows: npt.NDArray[np.int64], known: Settled) -> None:
+    for name in ("cost", "inverse", "pivot"):
+        getattr(ends, name)[rows] = getattr(known, name)
+
+
+def _covariance(ends: _Ends) -> npt.NDArray[np.float64]:
+    """Return (JᵀJ)⁻¹ of each fit, infinite for parameters that a direction unseen by the data moves."""
+    inverse = ends.inverse.copy()
+    for row in np.flatnonzero((ends.status > 0) & (ends.pivot <= _DEPENDENT)):
+        free = ends.free[row]
+        gram = square(ends.curvature[row][None])[0][np.ix_(free, free)]
+        scale = np.sqrt(np.where(np.diag(gram) > 0, np.diag(gram), 1.0))
+        values, vectors = np.linalg.eigh(gram / scale / scale[:, None])
+        seen = values > _DEPENDENT * max(values[-1], _DEPENDENT)
+        half = vectors[:, seen] / np.sqrt(values[seen]) / scale[:, None]
+        block = half @ half.T
+        unseen = np.abs(vectors[:, ~seen]).max(axis=1, initial=0.0) > 1e-6
+        block[unseen, :] = np.inf
+        block[:, unseen] = np.inf
+        inverse[row] = 0.0
+        inverse[row][np.ix_(free, free)] = block
+    return inverse
+
+
+def _own(given: Matrix | None, shared: Vector, n: int) -> Matrix:
+    """Return what all series share, (1, p), or what each has, (n, p), where any has its own."""
+    if given is None:
+        return shared[None]
+    return np.where(np.isnan(given), shared, given)
+
+
+def _some(limits: Matrix, rows: npt.NDArray[np.int64]) -> Matrix:
+    return limits if len(limits) == 1 else limits[rows]
+
+
+def _repeat_known(column: Matrix, known: Flags) -> Matrix:
+    """Return a column with a known value of its series, or 0, in place of each that does not count."""
+    column, known = np.broadcast_arrays(column, known)
+    first = np.take_along_axis(column, known.argmax(axis=1)[:, None], axis=1)
+    return np.where(known & np.isfinite(column), column, np.where(np.isfinite(first), first, 0.0))
+
+
+def indices(names: Sequence[str]) -> dict[str, int]:
+    """Return the column of each parameter and statistic in a row of figures."""
+    k = len(names)
+    return dict(zip(names, range(k), strict=True)) | {s: 2 * k + i for i, s in enumerate(STATISTICS)}
