@@ -19,6 +19,8 @@ from ._errors import SweepError as SweepError
 from ._errors import TooFewRows as TooFewRows
 from ._fit import fit as fit
 from ._fit import plan as plan
+from ._many import ManyFits as ManyFits
+from ._many import fit_many as fit_many
 from ._model import Model as Model
 from ._plan import DatasetSizeTier as DatasetSizeTier
 from ._plan import MemoryTier as MemoryTier

@@ -18,6 +18,7 @@ from .compile_cache import once as once
 from .faults import Fault as Fault
 from .faults import merge_faults as merge_faults
 from .identity import program as program
+from .lanes import predict_lanes as predict_lanes
 from .reduction import FAN_IN as FAN_IN
 from .reduction import Reduction as Reduction
 from .reduction import fold as fold

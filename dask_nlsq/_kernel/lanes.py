@@ -13,10 +13,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
+from dask_nlsq._kernel.compile_cache import once
 from dask_nlsq._kernel.safeguarded_difference import mend_tile
 from dask_nlsq._model import Objective, loss
+from dask_nlsq._typing import Matrix
 
 _ELEMENTS = 2048
 """Elements of a tile: what is formed of it stays in a core's first-level cache."""
@@ -109,7 +112,7 @@ def _sum_tile(
     if not objective.robust:
         gram = [[_sum(columns[i] * columns[j]) for j in range(i + 1)] for i in range(len(columns))]
         return Sums(gram, [], [_sum(c * residual) for c in columns], 0.5 * _sum(residual * residual), finite)
-    # Points that do not count would have z = 0, where a loss may have infinite derivatives, and 0 times infinity is NaN.
+    # At z = 0 a loss may have infinite derivatives, of which points that do not count would make NaN.
     z = jnp.where(counts, (residual / objective.f_scale) ** 2, 1.0)
     rho, slope, bend = loss.evaluate(objective.loss, z)
     bent = loss.curvature(z, slope, bend)
@@ -213,7 +216,7 @@ def multiply(a: Root, b: Root) -> Root:
     p = len(a.inverse)
     left = [[*row, 1.0 / inverse] for row, inverse in zip(a.below, a.inverse, strict=True)]
     right = [[*row, 1.0 / inverse] for row, inverse in zip(b.below, b.inverse, strict=True)]
-    below = [[sum(left[i][k] * right[k][j] for k in range(j, i + 1)) for j in range(i)] for i in range(p)]
+    below = [[dot(left[i][j : i + 1], [right[k][j] for k in range(j, i + 1)]) for j in range(i)] for i in range(p)]
     return Root(below, [u * v for u, v in zip(a.inverse, b.inverse, strict=True)])
 
 
@@ -232,3 +235,17 @@ def quadratic(matrix: Triangle, vector: Sequence[Array]) -> Array:
         for j, entry in enumerate(row):
             total = total + (1.0 if i == j else 2.0) * entry * vector[i] * vector[j]
     return total
+
+
+def predict_lanes(objective: Objective, x: Sequence[Matrix], theta: Matrix) -> Matrix:
+    """Return the model of many series, (n, points), at columns (n, points) and all its parameters `theta` (n, all)."""
+
+    def compiled() -> jax.stages.Wrapped:
+        def one(x_point: Sequence[Array], t: Array) -> Array:
+            value = objective.model([c[None] for c in x_point], objective.with_whole(list(t)), jnp.stack)
+            return jnp.asarray(value, jnp.float64)[0]
+
+        return jax.jit(jax.vmap(jax.vmap(one, (0, None)), (0, 0)))
+
+    with jax.enable_x64(True):
+        return np.asarray(once(objective, "predict lanes", compiled)(tuple(x), theta))

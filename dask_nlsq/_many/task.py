@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._errors import DataError
-from dask_nlsq._kernel import linearity
+from dask_nlsq._kernel import linearity, predict_lanes
 from dask_nlsq._model import Model, Objective, make_feasible
 from dask_nlsq._solver import Series, Settled, Status, Tolerance, Way, minimise, settle, square
 from dask_nlsq._typing import Matrix, Vector
@@ -66,7 +66,9 @@ class Task:
         """
         series, usable = self._series(y, given)
         n, p = len(y), len(self.free)
-        lower, upper = (_own(given.get(side), shared, n) for side, shared in (("lower", self.lower), ("upper", self.upper)))
+        lower, upper = (
+            _own(given.get(side), shared, n) for side, shared in (("lower", self.lower), ("upper", self.upper))
+        )
         start = self._starts(series, given.get("start"), lower, upper)
         ends = _Ends.none(n, p)
         held = np.broadcast_to(lower == upper, (n, p))
@@ -87,7 +89,9 @@ class Task:
         sigma = given.get("sigma", self.sigma)
         weight = np.ones((1, 1)) if sigma is None else 1.0 / np.atleast_2d(np.asarray(sigma, float))
         if not (weight >= 0).all() or np.isinf(weight).any():
-            raise DataError("sigma must be positive, or inf for a point without weight; here it is zero, negative or NaN.")
+            raise DataError(
+                "sigma must be positive, or inf for a point without weight; here it is zero, negative or NaN."
+            )
         known = np.isfinite(y)
         for column in x:
             known = known & np.isfinite(column)
@@ -121,7 +125,14 @@ class Task:
         return np.where(inside, start, feasible)
 
     def _fit(
-        self, series: Series, rows: npt.NDArray[np.int64], start: Matrix, lower: Matrix, upper: Matrix, dof: Vector, ends: _Ends
+        self,
+        series: Series,
+        rows: npt.NDArray[np.int64],
+        start: Matrix,
+        lower: Matrix,
+        upper: Matrix,
+        dof: Vector,
+        ends: _Ends,
     ) -> None:
         """Write how the fits of some series end."""
         linear = linearity(self.objective).linear & np.isinf(lower).all(axis=0) & np.isinf(upper).all(axis=0)
@@ -145,7 +156,7 @@ class Task:
 
     def _figures(self, series: Series, ends: _Ends, held: Flags, points: npt.NDArray[np.int64], dof: Vector) -> Matrix:
         """Return the row of each fit: NaN in place of the estimates of one that failed."""
-        n, p = len(ends.status), len(self.free)
+        n = len(ends.status)
         with np.errstate(all="ignore"):
             redchi = np.where(dof > 0, 2.0 * ends.cost / dof, np.nan)
             s2 = np.ones(n) if self.absolute_sigma else np.where(dof > 0, redchi, np.inf)
@@ -224,7 +235,9 @@ class _Ends:
     ) -> _Ends:
         """Return ends of which nothing more is known."""
         n, p = theta.shape
-        return cls(theta, cost, steps, status, curvature, np.full((n, p, p), np.nan), np.zeros(n), np.zeros((n, p), bool))
+        return cls(
+            theta, cost, steps, status, curvature, np.full((n, p, p), np.nan), np.zeros(n), np.zeros((n, p), bool)
+        )
 
     @property
     def settled(self) -> Flags:
@@ -233,13 +246,9 @@ class _Ends:
 
     def improve(self, rows: npt.NDArray[np.int64], other: _Ends) -> None:
         """Take the ends of some rows that are better than what is known of them."""
-        old = (self.settled[rows], self.status[rows] > 0, -self.cost[rows])
-        new = (other.settled, other.status > 0, -other.cost)
-        better = np.zeros(len(rows), bool)
-        alike = np.ones(len(rows), bool)
-        for before, after in zip(old, new, strict=True):
-            better |= alike & (after > before)
-            alike &= after == before
+        before = 2 * self.settled[rows] + (self.status[rows] > 0)
+        after = 2 * other.settled + (other.status > 0)
+        better = (after > before) | ((after == before) & (other.cost < self.cost[rows]))
         steps = self.steps[rows] + other.steps
         for field in dataclasses.fields(self):
             getattr(self, field.name)[rows[better]] = getattr(other, field.name)[better]
@@ -322,3 +331,12 @@ def indices(names: Sequence[str]) -> dict[str, int]:
     """Return the column of each parameter and statistic in a row of figures."""
     k = len(names)
     return dict(zip(names, range(k), strict=True)) | {s: 2 * k + i for i, s in enumerate(STATISTICS)}
+
+
+def predict(
+    task: Task, theta: npt.NDArray[np.float64], columns: Sequence[npt.NDArray[np.float64]]
+) -> npt.NDArray[np.float64]:
+    """Return the model with all its parameters `theta` (*outer, all) at columns (points,) or (*outer, points)."""
+    outer, points = theta.shape[:-1], columns[0].shape[-1]
+    x = [np.broadcast_to(np.asarray(c, float), (*outer, points)).reshape(-1, points) for c in columns]
+    return predict_lanes(task.objective, x, theta.reshape(-1, theta.shape[-1])).reshape(*outer, points)

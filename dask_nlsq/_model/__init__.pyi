@@ -23,6 +23,7 @@ from .model import Model as Model
 from .objective import Jacobian as Jacobian
 from .objective import Objective as Objective
 from .parameters import Parameters as Parameters
+from .parameters import make_feasible as make_feasible
 from .prior import Prior as Prior
 from .source_hash import Known as Known
 from .source_hash import attributes as attributes

@@ -1,11 +1,8 @@
 from . import inference as inference
 from .batched import Series as Series
-from .batched import Settled as Settled
 from .batched import Tolerance as Tolerance
 from .batched import Way as Way
 from .batched import minimise as minimise
-from .batched import settle as settle
-from .batched import square as square
 from .factor import EPS as EPS
 from .factor import Factor as Factor
 from .factor import factorise as factorise
@@ -16,6 +13,9 @@ from .forgetting import FACTORS as FACTORS
 from .forgetting import begin as begin
 from .forgetting import inverse_root as inverse_root
 from .inference import Statistics as Statistics
+from .last_step import Settled as Settled
+from .last_step import settle as settle
+from .last_step import square as square
 from .screening import ABREAST as ABREAST
 from .screening import MOST_ROWS as MOST_ROWS
 from .screening import LocalMinima as LocalMinima

@@ -13,9 +13,7 @@ level of the residuals.
 Fits take unlike numbers of steps. When a quarter of the lanes has ended, the next fits of the queue take their places,
 and the few that are left at the end of a queue go on beside those of the next, so that no lane waits for the slowest.
 
-The normal equations hold half of the digits of an ill-conditioned Jacobian. `settle` evaluates each end once more with
-JS in place of J, where S makes it nearly orthonormal (CholeskyQR2, Fukaya et al. 2014, doi:10.1109/ScalA.2014.11); the
-last step and the covariance follow from that and have all digits.
+The normal equations hold half of the digits of an ill-conditioned Jacobian; `last_step` brings the others.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +37,7 @@ from dask_nlsq._solver.status import Status
 from dask_nlsq._typing import Matrix, Vector
 
 LANES = 256
-"""Fits of series that are worked on at a time: vectors of two kilobytes, long beside what starting an operation costs."""
+"""Fits that are worked on at a time: vectors of two kilobytes, long beside what starting an operation costs."""
 
 QUEUE = 4096
 """Fits in one call."""
@@ -58,12 +56,17 @@ _FALL = 0.1
 """Factor of the damping after a step whose gain was as predicted: a third, as Nielsen has it, keeps a damping that
 slows the last steps down."""
 
+A = TypeVar("A", bound=np.generic)
+
 _SHARE, _CLOSE = 0.7, 1e-6
 """Share of the way to a bound that one step may go, and how close, beside the width of the bounds, it may go all the
 way: an amplitude that falls to 0 at once silences its frequency and phase for good."""
 
-_DEPENDENT = 1e-13
-"""Least ratio of a pivot to its diagonal element with which a column of J is told from a combination of the others."""
+_RATIO = 0.1
+"""Least ratio of two steps that is expected to hold for the next: far from the end, one step may be much better."""
+
+_TINY = 1e-13
+"""Damping of a step that counts as undamped; it keeps the factor of a singular H."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Way:
 
     mended: bool = False  # whether derivatives that are not finite are replaced by differences
     linear: tuple[bool, ...] = ()  # parameters that are brought to their best at every trial (variable projection)
+    bounded: bool = True  # whether any parameter has a bound, or is fixed for each series by equal ones
     lanes: int = LANES
 
 
@@ -79,7 +83,7 @@ class Way:
 class Tolerance:
     """When a fit has converged, and how it begins."""
 
-    step: float = 1e-8  # standard errors that remain
+    step: float = 1e-6  # standard errors that are expected to remain after the last step
     most: int = MOST
     damping: float = 1e-2
     way: Way = Way()
@@ -92,6 +96,7 @@ class Fits(NamedTuple):
     cost: Vector  # (n,)
     damping: Vector  # (n,)
     growth: Vector  # (n,), of the damping, should the next step be refused
+    length: Vector  # (n,), of the undamped step, in standard errors; 0 before the first
     steps: npt.NDArray[np.int64]  # (n,)
     status: npt.NDArray[np.int64]  # (n,), of Status, or UNSEEN
     curvature: Matrix  # (n, p (p + 1) / 2), JᵀJ, the rows of its lower triangle
@@ -101,8 +106,8 @@ class Fits(NamedTuple):
         """Return the fits before their first step."""
         n, p = starts.shape
         counts, curvature = np.zeros(n, np.int64), np.zeros((n, p * (p + 1) // 2))
-        infinite = np.full(n, np.inf)
-        return cls(starts, infinite, np.full(n, damping), np.full(n, 2.0), counts, counts + UNSEEN, curvature)
+        cost, growth, length = np.full(n, np.inf), np.full(n, 2.0), np.zeros(n)
+        return cls(starts, cost, np.full(n, damping), growth, length, counts, counts + UNSEEN, curvature)
 
 
 class _Lane(NamedTuple):
@@ -115,6 +120,7 @@ class _Lane(NamedTuple):
     curvature: Triangle
     damping: Array
     growth: Array
+    length: Array
     steps: Array
     status: Array
     # What is evaluated next.
@@ -144,10 +150,10 @@ class Series:
         x, y, weight = tuple(_take(c, rows) for c in self.x), _take(self.y, rows), _take(self.weight, rows)
         return Series(x, y, weight)
 
-    def padded(self, lanes_: int = LANES) -> Series:
+    def padded(self, abreast: int = LANES) -> Series:
         """Return as many points as a bucket has; those added repeat the last point and have the weight 0."""
         n = self.y.shape[1]
-        more = bucket(n, lanes_) - n
+        more = bucket(n, abreast) - n
         if not more:
             return self
         wide = [np.concatenate([c, np.repeat(c[:, -1:], more, axis=1)], axis=1) for c in (*self.x, self.y)]
@@ -155,9 +161,9 @@ class Series:
         return Series(tuple(wide[:-1]), wide[-1], weight)
 
 
-def bucket(points: int, lanes_: int = LANES) -> int:
+def bucket(points: int, abreast: int = LANES) -> int:
     """Return the length for which a loop is compiled: at most an eighth longer, so that there are few of them."""
-    step = max(lanes.tile(lanes_), 2 ** max(points.bit_length() - 4, 0))
+    step = max(lanes.tile(abreast), 1 << max(points.bit_length() - 4, 0))
     return -(-points // step) * step
 
 
@@ -186,7 +192,7 @@ def minimise(
     fits, series = Fits.begin(starts, tolerance.damping), series.padded(tolerance.way.lanes)
     with jax.enable_x64(True):
         for mended in (False, True):
-            way = dataclasses.replace(tolerance.way, mended=mended)
+            way = dataclasses.replace(tolerance.way, mended=mended, bounded=bool(np.isfinite([lower, upper]).any()))
             _finish(objective, series, fits, lower, upper, pull, tolerance, way)
             again = fits.status == DIFFERENCES
             if not again.any():
@@ -221,9 +227,9 @@ def _finish(
         take = np.concatenate([left, waiting[: QUEUE - len(left)]])
         waiting = waiting[QUEUE - len(left) :]
         part = series.take(take)
-        some = [_fill(column[take]) for column in fits]
-        columns = [_queue(c) for c in (*part.x, part.y, part.weight)]
-        bounds = [_queue(_take(c, take)) for c in (lower, upper)]
+        some = [fill(column[take]) for column in fits]
+        columns = [as_queue(c) for c in (*part.x, part.y, part.weight)]
+        bounds = [as_queue(_take(c, take)) for c in (lower, upper)]
         fewest = way.lanes // _LEFT if len(waiting) else 0
         ended = run(some, columns, bounds, list(prior), len(take), fewest, tolerance.step, tolerance.most)
         for column, values in zip(fits, ended, strict=True):
@@ -231,163 +237,14 @@ def _finish(
         left = take[fits.status[take] == UNSEEN]
 
 
-class Settled(NamedTuple):
-    """What one more evaluation of each end tells, a row each."""
-
-    step: Matrix  # (n, p), the Gauss-Newton step that remains, of the free parameters
-    decrease: Vector  # (n,), of the cost, that it is expected to bring
-    cost: Vector  # (n,), before it
-    inverse: npt.NDArray[np.float64]  # (n, p, p), (JᵀJ)⁻¹ of the free parameters, zero for the others
-    pivot: Vector  # (n,), least ratio of a pivot to its diagonal element: nothing where columns of J are dependent
+def as_queue(rows: Matrix) -> Matrix:
+    """Return as many rows as a queue has, or the one that all share."""
+    return rows if len(rows) == 1 else fill(rows)
 
 
-def settle(
-    objective: Objective,
-    series: Series,
-    theta: Matrix,
-    free: npt.NDArray[np.bool_],
-    curvature: Matrix | None = None,
-) -> Settled:
-    """Return what is known at each theta (n, p), with the digits of an orthogonal factorisation.
-
-    Parameters
-    ----------
-    free : ndarray of bool (n, p)
-        The parameters that neither are fixed nor lie at a bound that holds them.
-    curvature : ndarray (n, p (p + 1) / 2), optional
-        :math:`J^T J` there or nearby, as `Fits` has it, from which S is made; without it J is evaluated as it is.
-    """
-    if curvature is None:
-        rows = [[float(i == j) for j in range(i + 1)] for i in range(theta.shape[1])]
-        curvature = np.broadcast_to(sum(rows, []), (len(theta), sum(map(len, rows))))
-    series, p = series.padded(), theta.shape[1]
-    found = Settled(*(np.full((len(theta), *shape), np.nan) for shape in ((p,), (), (), (p, p), ())))
-    with jax.enable_x64(True):
-        _settle_rows(objective, series, theta, free, curvature, np.arange(len(theta)), found, mended=False)
-        again = np.flatnonzero(np.isfinite(found.cost) & ~np.isfinite(found.inverse).all(axis=(1, 2)))
-        if len(again):
-            _settle_rows(objective, series, theta, free, curvature, again, found, mended=True)
-    return found
-
-
-def _settle_rows(
-    objective: Objective,
-    series: Series,
-    theta: Matrix,
-    free: npt.NDArray[np.bool_],
-    curvature: Matrix,
-    rows: npt.NDArray[np.int64],
-    found: Settled,
-    mended: bool,
-) -> None:
-    """Write what is known of some fits."""
-    points, shared = series.y.shape[1], tuple(len(c) == 1 for c in (*series.x, series.y, series.weight))
-    compiling = functools.partial(_compile_settle, objective, points, shared, mended)
-    run = once(objective, ("settle", points, shared, mended), compiling)
-    for some in np.split(rows, range(QUEUE, len(rows), QUEUE)):
-        part = series.take(some)
-        columns = [_queue(c) for c in (*part.x, part.y, part.weight)]
-        values = run(*(_fill(rows[some].astype(float)) for rows in (theta, free, curvature)), columns, -(-len(some) // LANES))
-        for column, value in zip(found, values, strict=True):
-            column[some] = np.asarray(value)[: len(some)]
-
-
-def _compile_settle(objective: Objective, points: int, shared: Sequence[bool], mended: bool) -> Callable[..., Settled]:
-    p = objective.n_parameters
-    real = functools.partial(jax.ShapeDtypeStruct, dtype=np.float64)
-    columns = [real((points, 1 if one else QUEUE)) for one in shared]
-    rows = [real((QUEUE, p)), real((QUEUE, p)), real((QUEUE, p * (p + 1) // 2))]
-    run = functools.partial(_settle, objective, mended)
-    return jax.jit(run).lower(*rows, columns, jax.ShapeDtypeStruct((), np.int64)).compile()
-
-
-def _settle(
-    objective: Objective,
-    mended: bool,
-    theta: Array,
-    free: Array,
-    curvature: Array,
-    columns: list[Array],
-    groups: Array,
-) -> Settled:
-    """Evaluate so many groups of lanes of a queue."""
-    p = objective.n_parameters
-
-    def group(k: Array, found: Settled) -> Settled:
-        def pick(columns: Array) -> Array:
-            return columns if columns.shape[1] == 1 else lax.dynamic_slice_in_dim(columns, k * LANES, LANES, axis=1)
-
-        *x, y, weight = map(pick, columns)
-        rows = iter(pick(curvature.T))
-        triangle = [[next(rows) for _ in range(i + 1)] for i in range(p)]
-        known = list(pick(theta.T)), list(pick(free.T)), triangle
-        part = _settle_lanes(objective, *known, Data(tuple(x), y, weight), mended)
-        return Settled(
-            *(
-                lax.dynamic_update_slice_in_dim(whole, new, k * LANES, 0)
-                for whole, new in zip(found, part, strict=True)
-            )
-        )
-
-    vector, matrix = jnp.zeros(QUEUE), jnp.zeros((QUEUE, p, p))
-    return lax.fori_loop(0, groups, group, Settled(jnp.zeros((QUEUE, p)), vector, vector, matrix, vector))
-
-
-def _settle_lanes(
-    objective: Objective, theta: list[Array], free: list[Array], curvature: Triangle, data: Data, mended: bool
-) -> Settled:
-    p, barrier = len(theta), lax.optimization_barrier  # across which XLA computes nothing twice
-    if objective.robust:  # the curvature of a robust loss is no sum of products of columns
-        sums = lanes.evaluate(objective, theta, data, mended=mended)
-        curvature = _convex(sums)
-        root, pivot = lanes.cholesky(_only(curvature, free))
-        z = lanes.substitute(root, [g * f for g, f in zip(sums.gradient, free, strict=True)])
-    else:
-        first, pivot = lanes.cholesky(_only(curvature, free))
-        first = barrier(first)
-        sums = lanes.evaluate(objective, theta, data, first, free, mended)
-        second, least = lanes.cholesky(_only(sums.gram, free))
-        second, pivot = barrier((second, jnp.minimum(pivot, least)))
-        z = lanes.substitute(second, sums.gradient)
-        root = lanes.multiply(first, second)
-    root, z = barrier((root, z))
-    one, zero = jnp.ones_like(theta[0]), jnp.zeros_like(theta[0])
-    rows = [lanes.substitute(root, [one if i == j else zero for i in range(p)]) for j in range(p)]
-    inverse = [[free[i] * free[j] * lanes.dot(rows[i], rows[j]) for j in range(i + 1)] for i in range(p)]
-    step, decrease = [-s * f for s, f in zip(lanes.substitute_back(root, z), free, strict=True)], 0.5 * lanes.dot(z, z)
-    step, decrease, inverse = barrier((step, decrease, inverse))
-    square = jnp.stack([inverse[max(i, j)][min(i, j)] for i in range(p) for j in range(p)], axis=1)
-    return Settled(jnp.stack(step, 1), decrease, sums.cost, square.reshape(-1, p, p), pivot)
-
-
-def square(packed: Matrix) -> npt.NDArray[np.float64]:
-    """Return symmetric matrices (n, p, p) from the rows of their lower triangles, (n, p (p + 1) / 2)."""
-    p = int(np.sqrt(2 * packed.shape[1]))
-    whole = np.zeros((len(packed), p, p))
-    i, j = np.tril_indices(p)
-    whole[:, i, j] = whole[:, j, i] = packed
-    return whole
-
-
-def _only(matrix: Triangle, free: list[Array]) -> Triangle:
-    """Return a matrix with those of the identity for the rows and columns of parameters that are not free."""
-    return [
-        [
-            jnp.where(row[i] * free[i] > 0, row[i], 1.0) if i == j else free[i] * free[j] * row[j]
-            for j in range(i + 1)
-        ]
-        for i, row in enumerate(matrix)
-    ]
-
-
-def _queue(rows: Matrix) -> Matrix:
-    """Return the series of a queue as columns."""
-    return rows.T.copy() if len(rows) == 1 else np.ascontiguousarray(_fill(rows).T)
-
-
-def _fill(rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def fill(rows: npt.NDArray[A]) -> npt.NDArray[A]:
     """Return so many rows as a queue has; nobody looks at those added."""
-    return np.concatenate([rows, np.repeat(rows[:1], QUEUE - len(rows), axis=0)])
+    return rows if len(rows) == QUEUE else np.concatenate([rows, np.repeat(rows[:1], QUEUE - len(rows), axis=0)])
 
 
 def _compile(
@@ -398,9 +255,9 @@ def _compile(
     whole = functools.partial(jax.ShapeDtypeStruct, dtype=np.int64)
     rows = [1 if one else QUEUE for one in shared]
     vector, curvature = real((QUEUE,)), real((QUEUE, p * (p + 1) // 2))
-    fits = [real((QUEUE, p)), vector, vector, vector, whole((QUEUE,)), whole((QUEUE,)), curvature]
-    columns = [real((points, n)) for n in rows[:-1]]
-    bounds = [real((p, rows[-1]))] * 2
+    fits = [real((QUEUE, p)), vector, vector, vector, vector, whole((QUEUE,)), whole((QUEUE,)), curvature]
+    columns = [real((n, points)) for n in rows[:-1]]
+    bounds = [real((rows[-1], p))] * 2
     limits = [whole(()), whole(()), real(()), whole(())]
     run = functools.partial(_run, objective, prior, way)
     return jax.jit(run).lower(fits, columns, bounds, [real((p,))] * 2, *limits).compile()
@@ -422,6 +279,7 @@ def _run(
     """Work through a queue of `n` fits until at most `fewest` are at work; return what has become of each."""
     p = objective.n_parameters
     ending = functools.partial(_judge, tolerance=tolerance, most=most)
+    known = _known(columns, bounds)
 
     def refill(carry: tuple[_Lane, Array, list[Array]]) -> tuple[_Lane, Array, list[Array]]:
         lane, following, found = carry
@@ -430,7 +288,7 @@ def _run(
         number = jnp.where(ended, following + jnp.cumsum(ended) - 1, lane.number)
         number = jnp.where(number < n, number, QUEUE)
         fresh = ended & (number < QUEUE)
-        new = _load(p, found, columns, bounds, number)
+        new = _load(p, found, columns, bounds, known, number)
 
         def mix(new: Array, old: Array) -> Array:
             return old if old.shape[-1] == 1 else jnp.where(fresh, new, old)
@@ -456,7 +314,7 @@ def _run(
         lane, following, _ = carry
         return (following < n) | (busy(lane) > fewest)
 
-    nobody = _load(p, fits, columns, bounds, jnp.full(way.lanes, QUEUE))
+    nobody = _load(p, fits, columns, bounds, known, jnp.full(way.lanes, QUEUE))
     nobody = nobody._replace(status=jnp.full(way.lanes, int(Status.MAX_NFEV)))
     lane, _, found = lax.while_loop(more, work, (nobody, jnp.zeros((), jnp.int64), fits))
     return _write(found, lane)
@@ -465,48 +323,65 @@ def _run(
 def _write(found: list[Array], lane: _Lane) -> list[Array]:
     """Write what is known of the fits at work into the queue; a lane that has none writes beyond its end."""
     curvature = jnp.stack([entry for row in lane.curvature for entry in row], axis=1)
-    values = [jnp.stack(lane.theta, axis=1), lane.cost, lane.damping, lane.growth, lane.steps, lane.status, curvature]
+    figures = lane.cost, lane.damping, lane.growth, lane.length, lane.steps, lane.status
+    values = [jnp.stack(lane.theta, axis=1), *figures, curvature]
     return [column.at[lane.number].set(new, mode="drop") for column, new in zip(found, values, strict=True)]
 
 
-def _load(p: int, fits: list[Array], columns: list[Array], bounds: list[Array], number: Array) -> _Lane:
-    """Return lanes with the fits of these numbers, as they stand in the queue."""
+def _known(columns: list[Array], bounds: list[Array]) -> tuple[Array, Array]:
+    """Return the degrees of freedom of each fit of the queue and its Σ (w y)², (queue,)."""
+    y, weight = columns[-2:]
+    response = jnp.broadcast_to(jnp.sum((weight * y) ** 2, axis=1), (QUEUE,))
+    dof = jnp.sum(weight > 0, axis=1) - jnp.sum(bounds[0] < bounds[1], axis=1)
+    return jnp.maximum(jnp.broadcast_to(dof, (QUEUE,)), 1).astype(jnp.float64), response
 
+
+def pick(rows: Array, place: Array) -> Array:
+    """Return rows of a queue as lanes, (points, lanes), or (points, 1) where all share one."""
+    n, points = rows.shape
+    if n == 1:
+        return rows.T
+    # A gather of whole rows takes five times as long as one of single elements by their places.
+    return rows.ravel().at[place * points + jnp.arange(points)[:, None]].get(mode="promise_in_bounds")
+
+
+def _load(
+    p: int,
+    fits: list[Array],
+    columns: list[Array],
+    bounds: list[Array],
+    known: tuple[Array, Array],
+    number: Array,
+) -> _Lane:
+    """Return lanes with the fits of these numbers, as they stand in the queue."""
     place = jnp.minimum(number, QUEUE - 1)
 
-    def pick(columns: Array) -> Array:
-        if columns.shape[1] == 1:
-            return columns
-        # A gather of columns takes five times as long as one of single elements by their places.
-        rows = jnp.arange(len(columns))[:, None]
-        return columns.ravel().at[rows * QUEUE + place].get(mode="promise_in_bounds")
+    def spread(rows: Array) -> list[Array]:
+        return [jnp.broadcast_to(row, number.shape) for row in pick(rows, place)]
 
-    def spread(columns: Array) -> list[Array]:
-        return [jnp.broadcast_to(row, number.shape) for row in pick(columns)]
-
-    theta, _, damping, growth, steps, status = [column.at[place].get(mode="promise_in_bounds") for column in fits[:-1]]
-    *x, y, weight = [pick(column) for column in columns]
-    lower, upper = map(spread, bounds)
+    theta = spread(fits[0])
+    vectors = [column.at[place].get(mode="promise_in_bounds") for column in (*fits[2:-1], *known)]
+    damping, growth, length, steps, status, dof, response = vectors
+    *x, y, weight = [pick(rows, place) for rows in columns]
+    lower, upper = spread(bounds[0]), spread(bounds[1])
     nothing = jnp.zeros(number.shape)
-    free = sum((low < high).astype(jnp.float64) for low, high in zip(lower, upper, strict=True))
-    dof = jnp.broadcast_to(jnp.sum(weight > 0, axis=0), number.shape) - free
-    response = jnp.broadcast_to(jnp.sum((weight * y) ** 2, axis=0), number.shape)
     return _Lane(
         number=number,
-        theta=list(theta.T),
+        theta=theta,
         cost=nothing + jnp.inf,
         gradient=[nothing] * p,
         curvature=[[nothing] * (i + 1) for i in range(p)],
         damping=damping,
         growth=growth,
+        length=length,
         steps=steps,
         status=status,
-        trial=list(theta.T),
+        trial=theta,
         predicted=nothing + 1.0,
         data=Data(tuple(x), y, weight),
         lower=lower,
         upper=upper,
-        dof=jnp.maximum(dof, 1.0),
+        dof=dof,
         response=response,
     )
 
@@ -516,17 +391,18 @@ def _step(
     lane: _Lane,
     pull: list[Array] | None,
     way: Way,
-    ending: Callable[[_Lane, Triangle, list[Array], Array], Array],
+    ending: Callable[[_Lane, list[Array]], tuple[Array, Array]],
 ) -> _Lane:
     """Evaluate the trial of each lane, accept or refuse it, and propose the next."""
-    tiny = jnp.full_like(lane.cost, 1e-13)
+    tiny = jnp.full_like(lane.cost, _TINY)
     sums = lanes.evaluate(objective, lane.trial, lane.data, mended=way.mended)
     if any(way.linear):
-        best = _solve(lane._replace(curvature=sums.gram, gradient=sums.gradient), [not l for l in way.linear], tiny)
+        others = [jnp.full(tiny.shape, not linear) for linear in way.linear]
+        best = _solve(lane._replace(curvature=sums.gram, gradient=sums.gradient), others, tiny)
         trial = [t + move if linear else t for t, move, linear in zip(lane.trial, best, way.linear, strict=True)]
         lane = lane._replace(trial=trial)
         sums = lanes.evaluate(objective, trial, lane.data, mended=way.mended)
-    curvature = _convex(sums) if objective.robust else sums.gram
+    curvature = convex(sums) if objective.robust else sums.gram
     cost, gradient = sums.cost, sums.gradient
     if pull is not None:
         away = [w * (t - m) for t, m, w in zip(lane.trial, *pull, strict=True)]
@@ -534,7 +410,9 @@ def _step(
         gradient = [g + w * a for g, w, a in zip(gradient, pull[1], away, strict=True)]
         curvature = [[*row[:-1], row[-1] + w * w] for row, w in zip(curvature, pull[1], strict=True)]
     known = sums.finite & jnp.isfinite(cost)
-    differentiable = functools.reduce(jnp.logical_and, map(jnp.isfinite, [*gradient, *(e for row in curvature for e in row)]))
+    differentiable = functools.reduce(
+        jnp.logical_and, map(jnp.isfinite, [*gradient, *(e for row in curvature for e in row)])
+    )
     working = lane.status == UNSEEN
     first = jnp.isinf(lane.cost)
     gain = (lane.cost - cost) / jnp.where(lane.predicted > 0, lane.predicted, jnp.inf)
@@ -556,53 +434,67 @@ def _step(
         growth=jnp.where(first & better, lane.growth, choose(jnp.full_like(cost, 2.0), 2.0 * lane.growth)),
         steps=lane.steps + (working & ~first),  # a fit that goes on evaluates the point where it stands once more
     )
-    held = [
-        (t <= low) & (g > 0) | (t >= high) & (g < 0) | (low == high)
-        for t, low, high, g in zip(moved.theta, moved.lower, moved.upper, moved.gradient, strict=True)
-    ]
+    held = _held(moved) if way.bounded else None
     newton = _solve(moved, held, tiny)
-    status = ending(moved, newton)
+    status, length = ending(moved, newton)
     if not way.mended:
         status = jnp.where(known & ~differentiable, DIFFERENCES, status)
     status = jnp.where(working, status, lane.status)
-    trial, predicted = _propose(moved, _solve(moved, held, moved.damping, way.linear))
-    return moved._replace(status=status, trial=trial, predicted=predicted)
+    trial, predicted = _propose(moved, _solve(moved, held, moved.damping, way.linear), way.bounded)
+    # The last step is not evaluated here: what comes after the loop evaluates its end.
+    last = working & (status == int(Status.CONVERGED))
+    final, _ = _propose(moved, newton, way.bounded)
+    theta = [jnp.where(last, new, old) for new, old in zip(final, moved.theta, strict=True)]
+    length = jnp.where(working, length, lane.length)
+    return moved._replace(theta=theta, length=length, status=status, trial=trial, predicted=predicted)
 
 
-def _convex(sums: Sums) -> Triangle:
+def _held(lane: _Lane) -> list[Array]:
+    """Return which parameters a bound holds, or two equal ones."""
+    sides = zip(lane.theta, lane.lower, lane.upper, lane.gradient, strict=True)
+    return [(t <= low) & (g > 0) | (t >= high) & (g < 0) | (low == high) for t, low, high, g in sides]
+
+
+def convex(sums: Sums) -> Triangle:
     """Return the curvature of a robust loss where it is positive definite, else that without its negative part."""
     _, least = lanes.cholesky(sums.curvature)
-    return jax.tree.map(lambda bent, gram: jnp.where(least > 1e-6, bent, gram), sums.curvature, sums.gram)
+    rows = zip(sums.curvature, sums.gram, strict=True)
+    return [[jnp.where(least > 1e-6, *pair) for pair in zip(*row, strict=True)] for row in rows]
 
 
 def _solve(
-    lane: _Lane, held: Sequence[Array | bool], damping: Array, undamped: Sequence[bool] | None = None
+    lane: _Lane, held: Sequence[Array] | None, damping: Array, undamped: Sequence[bool] | None = None
 ) -> list[Array]:
     """Return the damped step of the parameters that no bound holds; those in which the model is linear need none."""
-    some = [1e-13 if free else damping for free in undamped or [False] * len(held)]
-    matrix = [
-        [
-            jnp.where(held[i], 1.0, jnp.where(row[i] > 0, (1.0 + some[i]) * row[i], 1.0))
-            if i == j
-            else jnp.where(jnp.logical_or(held[i], held[j]), 0.0, row[j])
-            for j in range(i + 1)
+    p = len(lane.theta)
+    some = [_TINY if linear else damping for linear in undamped or [False] * p]
+    damped = [jnp.where(row[-1] > 0, (1.0 + d) * row[-1], 1.0) for row, d in zip(lane.curvature, some, strict=True)]
+    matrix = [[*row[:-1], diagonal] for row, diagonal in zip(lane.curvature, damped, strict=True)]
+    against = [-g for g in lane.gradient]
+    if held is not None:
+        matrix = [
+            [jnp.where(held[i] | held[j], float(i == j), entry) for j, entry in enumerate(row)]
+            for i, row in enumerate(matrix)
         ]
-        for i, row in enumerate(lane.curvature)
-    ]
+        against = [jnp.where(h, 0.0, g) for h, g in zip(held, against, strict=True)]
     root, _ = lanes.cholesky(matrix)
-    against = [jnp.where(h, 0.0, -g) for h, g in zip(held, lane.gradient, strict=True)]
     return lanes.substitute_back(root, lanes.substitute(root, against))
 
 
-def _judge(lane: _Lane, newton: list[Array], tolerance: Array, most: Array) -> Array:
-    """Return the status of each lane: the undamped step would bring next to nothing, or there is no going on."""
+def _judge(lane: _Lane, newton: list[Array], tolerance: Array, most: Array) -> tuple[Array, Array]:
+    r"""Return the status of each lane and the length of its undamped step in standard errors.
+
+    After two such steps the next is about :math:`e_k \min(1, e_k / e_{k-1})` long.
+    """
     decrease = -lanes.dot(lane.gradient, newton)
     s2 = 2.0 * lane.cost / lane.dof
-    arrived = decrease <= tolerance**2 * s2 + _rounding(lane) ** 2
+    length = jnp.sqrt(jnp.maximum(decrease, 0.0) / jnp.where(s2 > 0, s2, 1.0))
+    ratio = jnp.where(lane.length > 0, jnp.clip(length / lane.length, _RATIO, 1.0), 1.0)
+    arrived = (length * ratio <= tolerance) | (decrease <= _rounding(lane) ** 2)
     status = jnp.where(arrived, int(Status.CONVERGED), UNSEEN)
     status = jnp.where((lane.steps >= most) & ~arrived, int(Status.MAX_NFEV), status)
     status = jnp.where((lane.damping > 1e12) & ~arrived, int(Status.STALLED), status)
-    return jnp.where(jnp.isfinite(lane.cost), status, int(Status.NOT_FINITE))
+    return jnp.where(jnp.isfinite(lane.cost), status, int(Status.NOT_FINITE)), length
 
 
 def _rounding(lane: _Lane) -> Array:
@@ -611,13 +503,16 @@ def _rounding(lane: _Lane) -> Array:
     return 4 * EPS * jnp.sqrt(lane.response + size)
 
 
-def _propose(lane: _Lane, step: list[Array]) -> tuple[list[Array], Array]:
+def _propose(lane: _Lane, step: list[Array], bounded: bool) -> tuple[list[Array], Array]:
     """Return the trial within the bounds, and the decrease of the cost that is predicted there."""
     trial = []
-    for t, move, low, high in zip(lane.theta, step, lane.lower, lane.upper, strict=True):
+    for t, length, low, high in zip(lane.theta, step, lane.lower, lane.upper, strict=True):
+        if not bounded:
+            trial.append(t + length)
+            continue
         down, up, close = low - t, high - t, _CLOSE * (high - low)
         least = jnp.where(-down > close, _SHARE, 1.0) * down
         largest = jnp.where(up > close, _SHARE, 1.0) * up
-        trial.append(jnp.clip(t + jnp.clip(move, least, largest), low, high))
+        trial.append(jnp.clip(t + jnp.clip(length, least, largest), low, high))
     move = [new - old for new, old in zip(trial, lane.theta, strict=True)]
     return trial, -lanes.dot(lane.gradient, move) - 0.5 * lanes.quadratic(lane.curvature, move)

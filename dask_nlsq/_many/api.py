@@ -1,0 +1,346 @@
+"""fit_many: from arrays of many series to lazy arrays of estimates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+
+from dask_nlsq._errors import BoundsError, DataError, ModelError
+from dask_nlsq._fit import to_model
+from dask_nlsq._kernel import validate
+from dask_nlsq._many.labels import labelled
+from dask_nlsq._many.result import ManyFits
+from dask_nlsq._many.task import Task
+from dask_nlsq._model import Loss, Model, Objective, Parameters, check_loss
+from dask_nlsq._sweep import Payload, serialize
+from dask_nlsq._system import check_not_forked
+from dask_nlsq._typing import AnyArray, Matrix
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_CHUNK_BYTES = 2**25
+"""Bytes of a chunk of series that is cut here: enough for a task of a tenth of a second, and small beside a worker."""
+
+_MOST_PARAMETERS = 16
+"""Parameters up to which the factorisation is unrolled over lanes; with more, compiling takes minutes."""
+
+
+def fit_many(
+    model: Callable[..., Any] | Model | str,
+    x: Any,
+    y: Any,
+    *,
+    axis: int | str = -1,
+    sigma: Any = None,
+    p0: Any = None,
+    bounds: Any = None,
+    fixed: Any = None,
+    tied: Mapping[str, str] | None = None,
+    loss: Loss = "linear",
+    f_scale: float = 1.0,
+    nan_policy: str = "omit",
+    absolute_sigma: bool = False,
+    covariance: bool = False,
+    max_nfev: int = 200,
+    client: Client | None = None,
+    progress: bool | None = None,
+) -> ManyFits:
+    r"""Fit a model to every series along an axis of an array, each by itself.
+
+    For every series s minimises
+    :math:`\tfrac12 \sum_i \left(\frac{f(x_i; \theta_s) - y_{si}}{\sigma_i}\right)^2`. Series are fitted side by side in
+    one compiled loop, chunk by chunk; nothing is read before the result is computed.
+
+    Parameters
+    ----------
+    model : callable, Model or str
+        As in `fit`: the name of one of `dask_nlsq.models`, a Model, or a function ``f(x, *parameters)`` in
+        ``jax.numpy``.
+    x : array, tuple of arrays, or str
+        Of shape (points,), which all series share, or of the shape of `y`; a tuple of such columns where the model
+        takes several. With a DataArray as `y`, the name of a coordinate, or None for that of the axis.
+    y : Dask, NumPy, Zarr or xarray array
+        The series. Where their axis is cut into chunks, it is rechunked.
+    axis : int or str
+        Along which a series lies; the name of a dimension with xarray.
+    sigma : number or array, optional
+        Standard deviation of y: one for all, of shape (points,), or of the shape of `y`. ``inf`` gives a point no
+        weight.
+    p0 : mapping, sequence or ManyFits, optional
+        Starting values; each a number, or an array of the outer shape (that of `y` without the axis). NaN in such an
+        array, and what is not given, comes from the model's guess for each series, else from the defaults in the
+        signature, else it is 1.
+    bounds : tuple or mapping, optional
+        ``(lower, upper)`` or ``{name: (lower, upper)}``; each a number or an array of the outer shape.
+    fixed : mapping or sequence of str, optional
+        ``{name: value}``, a number or an array of the outer shape; or names to be held at their start.
+    tied : mapping, optional
+        ``{name: "expression of other parameters"}``.
+    loss, f_scale
+        As in `fit`.
+    nan_policy : {"omit", "raise"}
+        What to do with points that are not finite: leave them out of their series, or raise when the result is
+        computed.
+    absolute_sigma : bool
+        Whether `sigma` is in units of y; else the covariance of each series is scaled by its reduced chi-square.
+    covariance : bool
+        Whether to keep the covariance of every series besides the standard errors.
+    max_nfev : int
+        Most evaluations of a series in one attempt.
+    client : distributed.Client, optional
+        Who computes, where the result's methods are not told otherwise; by default whom Dask itself would take.
+    progress : bool, optional
+        Show a progress bar while the result is computed; by default on a terminal.
+
+    Returns
+    -------
+    ManyFits
+        Lazy arrays of parameters, standard errors, cost and status, chunked like `y`.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be traced by JAX, or has more than 16 free parameters.
+    DataError
+        Shapes do not fit together; with ``nan_policy="raise"``, when the result is computed, a point is not finite.
+    BoundsError
+        A lower bound lies above its upper bound.
+
+    Notes
+    -----
+    Levenberg-Marquardt on the normal equations of each series, and a last step and covariance from an orthogonal
+    factorisation. A series that does not converge is fitted once more with the parameters in which the model is linear
+    projected out (`Golub & Pereyra <https://doi.org/10.1137/0710036>`_). A series that fails is NaN, and its status
+    says why; no series depends on another, nor on how the array is cut into chunks, to the bit.
+
+    Examples
+    --------
+    >>> import numpy as np, jax.numpy as jnp, dask_nlsq
+    >>> t = np.linspace(0, 4, 20)
+    >>> rates = np.array([[0.5, 1.0], [1.5, 2.0]])
+    >>> image = 3.0 * np.exp(-rates[..., None] * t)
+    >>> def decay(t, amplitude, rate):
+    ...     return amplitude * jnp.exp(-rate * t)
+    >>> result = dask_nlsq.fit_many(decay, t, image).compute()
+    >>> result["rate"].round(6).tolist()
+    [[0.5, 1.0], [1.5, 2.0]]
+    """
+    check_not_forked()
+    check_loss(loss, f_scale)
+    if nan_policy not in ("omit", "raise"):
+        raise DataError(f'nan_policy is {nan_policy!r}; "omit" or "raise" is needed.')
+    labels, x, y, axis = labelled(x, y, axis)
+    series = _series(y, axis)
+    columns = [_column(c, series, axis, f"x[{i}]") for i, c in enumerate(x if isinstance(x, (tuple, list)) else [x])]
+    model = to_model(model, p0)
+    bound = model.bind(model.array_names(len(columns), p0))
+    outer = series.shape[:-1]
+    starts, shared_start = _split(bound, _mapping(bound, p0, "p0"), outer, "p0")
+    held, shared_fixed = _split(bound, _fixed(fixed), outer, "fixed")
+    lower, upper, shared_bounds = _limits(bound, bounds, outer)
+    names = fixed if isinstance(fixed, (str, list, tuple)) else shared_fixed
+    parameters = Parameters.of(bound, shared_start, shared_bounds, names, tied)
+    objective = _look(bound, len(columns), parameters, loss, f_scale)
+    weights = None if sigma is None else _column(sigma, series, axis, "sigma")
+    given = {f"x{i}": c for i, c in enumerate(columns)} if any(c.ndim > 1 for c in columns) else {}
+    given = {name: da.broadcast_to(c, series.shape) if c.ndim == 1 else c for name, c in given.items()}
+    if weights is not None and weights.ndim > 1:
+        given["sigma"] = weights
+    for name, values in held.items():
+        starts[name] = lower[name] = upper[name] = values
+    for role, own in (("start", starts), ("lower", lower), ("upper", upper)):
+        if own:
+            given[role] = _stack(parameters.free, own, series)
+    task = Task(
+        objective=objective,
+        model=bound,
+        x=None if "x0" in given else tuple(np.asarray(c) for c in columns),
+        sigma=None if weights is None or weights.ndim > 1 else np.asarray(weights),
+        start=parameters.start,
+        lower=parameters.lower,
+        upper=parameters.upper,
+        guessed=tuple(name for name in parameters.guessed if bound.guess is not None),
+        absolute_sigma=absolute_sigma,
+        nan_policy=nan_policy,
+        covariance=covariance,
+        max_nfev=max_nfev,
+    )
+    payload = serialize(task)
+    return ManyFits(
+        names=bound.parameters,
+        figures=_lazy(payload, series, given),
+        has_covariance=covariance,
+        labels=labels,
+        payload=payload,
+        x=tuple(columns),
+        y=series,
+        client=client,
+        progress=progress,
+    )
+
+
+def _series(y: Any, axis: int) -> da.Array:
+    """Return y as a Dask array with its series along the last axis, in one chunk each."""
+    if isinstance(y, da.Array):
+        array = y
+    elif hasattr(y, "chunks") and hasattr(y, "store"):
+        array = da.from_zarr(y)
+    else:
+        array = da.from_array(np.asarray(y), chunks=-1, name=False)
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"y has the dtype {array.dtype}; real numbers are needed.")
+    if array.ndim == 0 or not -array.ndim <= axis < array.ndim:
+        raise DataError(f"axis is {axis}, and y has {array.ndim} dimensions.")
+    array = da.moveaxis(array, axis, -1)
+    if array.shape[-1] == 0:
+        raise DataError("The series have no points.")
+    wanted: dict[int, Any] = {array.ndim - 1: -1}
+    if not isinstance(y, da.Array) and array.ndim > 1:
+        wanted |= dict.fromkeys(range(array.ndim - 1), "auto")
+    cut: da.Array = array.rechunk(wanted, block_size_limit=_CHUNK_BYTES)
+    return cut
+
+
+def _column(column: Any, series: da.Array, axis: int, name: str) -> Any:
+    """Return a column that all series share, as an array (points,), or one of the shape of y, with its chunks."""
+    points = series.shape[-1]
+    if not hasattr(column, "ndim"):
+        column = np.asarray(column, float)
+    if column.ndim == 0:
+        column = np.full(points, float(column))
+    if column.ndim == 1:
+        values = np.asarray(column.compute() if isinstance(column, da.Array) else column)
+        if values.dtype.kind in "mM":
+            values = values.astype(f"{values.dtype.kind}8[ns]").astype(np.int64) / 1e9
+        if values.dtype.kind not in "fiub":
+            raise DataError(f"{name} has the dtype {values.dtype}; real numbers are needed.")
+        if values.shape != (points,):
+            raise DataError(f"{name} has {len(values)} values, and each series has {points} points.")
+        return values.astype(float)
+    array = column if isinstance(column, da.Array) else da.asarray(column)
+    array = da.moveaxis(array, axis, -1)
+    if array.shape != series.shape:
+        raise DataError(
+            f"{name} has the shape {tuple(column.shape)}; that of y is needed, or ({points},), a value for each point."
+        )
+    return array.rechunk(series.chunks)
+
+
+def _mapping(model: Model, p0: Any, what: str) -> dict[str, Any]:
+    """Return values by name, from a mapping, a sequence in the order of the parameters, or fits."""
+    if p0 is None:
+        return {}
+    if isinstance(p0, ManyFits):
+        return dict(p0.params)
+    if isinstance(p0, Mapping):
+        return dict(p0)
+    values = list(getattr(p0, "params", p0))
+    if len(values) != len(model.parameters):
+        raise ModelError(f"{what} has {len(values)} values; the parameters are {list(model.parameters)}.")
+    return dict(zip(model.parameters, values, strict=True))
+
+
+def _fixed(fixed: Any) -> dict[str, Any]:
+    return dict(fixed) if isinstance(fixed, Mapping) else {}
+
+
+def _split(
+    model: Model, values: Mapping[str, Any], outer: tuple[int, ...], what: str
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Tell values that each series has of its own from numbers that all share."""
+    unknown = [name for name in values if name not in model.parameters]
+    if unknown:
+        raise ModelError(f"{what} names {unknown}; the parameters are {list(model.parameters)}.")
+    own = {name: value for name, value in values.items() if np.ndim(value) > 0}
+    for name, value in own.items():
+        if tuple(np.shape(value)) != outer:
+            raise DataError(
+                f"{what} of {name!r} has the shape {np.shape(value)}; a number or the shape {outer} is needed."
+            )
+    return own, {name: value for name, value in values.items() if name not in own}
+
+
+def _limits(model: Model, bounds: Any, outer: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Return the lower and upper bounds that each series has of its own, and those that all share."""
+    if not isinstance(bounds, Mapping):
+        return {}, {}, bounds
+    for name, pair in bounds.items():
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise BoundsError(f"The bounds of {name!r} are {pair!r}; a pair (lower, upper) is needed.")
+    lower, low = _split(model, {name: pair[0] for name, pair in bounds.items()}, outer, "bounds")
+    upper, high = _split(model, {name: pair[1] for name, pair in bounds.items()}, outer, "bounds")
+    shared = {name: (low.get(name, -np.inf), high.get(name, np.inf)) for name in bounds}
+    return lower, upper, shared
+
+
+def _stack(free: Sequence[str], own: Mapping[str, Any], series: da.Array) -> da.Array:
+    """Return values (*outer, p) of the free parameters, NaN where all series share one."""
+    outer = series.shape[:-1]
+    missing = [name for name in own if name not in free]
+    if missing:
+        raise ModelError(f"{missing} are fixed or tied for all series; an array for each of them says otherwise.")
+    columns = [da.asarray(own[name]) if name in own else da.full(outer, np.nan) for name in free]
+    stacked: da.Array = da.stack(columns, axis=-1).rechunk((*series.chunks[:-1], (len(free),)))
+    return stacked
+
+
+def _look(model: Model, columns: int, parameters: Parameters, loss: Loss, f_scale: float) -> Objective:
+    """Return what is to be evaluated, looked at before any data."""
+    objective = Objective(
+        dataclasses.replace(model, guess=None),
+        (*(f"x{i}" for i in range(columns)), "y"),
+        loss=loss,
+        f_scale=f_scale,
+        expansion=parameters.expansion,
+    )
+    if parameters.p > _MOST_PARAMETERS:
+        raise ModelError(
+            f"The model {model.name!r} has {parameters.p} free parameters; fit_many takes {_MOST_PARAMETERS} at most. "
+            "Hold some with fixed=, or fit each series with fit."
+        )
+    look = validate.look(serialize(objective).value, parameters.start)
+    if look.objective.jacobian == "numeric":
+        raise ModelError(
+            f"The model {model.name!r} {look.obstacle}. fit_many differentiates with JAX only: write the model with "
+            "jax.numpy, or fit each series with fit."
+        )
+    return look.objective
+
+
+def _lazy(payload: Payload, series: da.Array, given: Mapping[str, da.Array]) -> da.Array:
+    """Return the rows of figures, (*outer, width), as a Dask array in chunks like those of the series."""
+    outer = tuple(range(series.ndim - 1))
+    points, parameters, figures = range(series.ndim, series.ndim + 3)  # axes of one chunk each
+    arguments: list[Any] = [series, (*outer, points)]
+    for name, array in given.items():
+        arguments += [array, (*outer, parameters if name in ("start", "lower", "upper") else points)]
+    lazy: da.Array = da.blockwise(
+        _compute,
+        (*outer, figures),
+        *arguments,
+        payload=payload,
+        names=tuple(given),
+        new_axes={figures: payload.value.width},
+        concatenate=True,
+        dtype=np.float64,
+        meta=np.empty((0,) * series.ndim),
+        align_arrays=False,
+    )
+    return lazy
+
+
+def _compute(y: AnyArray, *arrays: AnyArray, payload: Payload, names: Sequence[str]) -> AnyArray:
+    """Fit the series of one chunk."""
+    outer = y.shape[:-1]
+
+    def rows(array: AnyArray) -> Matrix:
+        return np.asarray(array, float).reshape(-1, array.shape[-1])
+
+    figures: npt.NDArray[np.float64] = payload.value(rows(y), {n: rows(a) for n, a in zip(names, arrays, strict=True)})
+    return figures.reshape(*outer, -1)

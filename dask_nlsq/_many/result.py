@@ -1,0 +1,281 @@
+"""ManyFits: what fit_many returns, lazily: an array for each parameter and statistic."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pandas as pd
+
+from dask_nlsq._errors import NlsqError
+from dask_nlsq._many.labels import Labels
+from dask_nlsq._many.task import STATISTICS, indices
+from dask_nlsq._solver import Status
+from dask_nlsq._sweep import Payload
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from distributed import Client
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ManyFits:
+    """Estimates and statistics of many fits, as arrays of the outer shape.
+
+    Arrays are of Dask until `compute` or `persist` returns fits whose arrays are of NumPy or in the memory of the
+    workers. All of them come from one pass over the data.
+
+    Parameters
+    ----------
+    names : tuple of str
+        The parameters.
+    figures : array, shape (*outer, width)
+        For each series its parameters, their standard errors, the statistics and the covariance if it was asked for.
+    """
+
+    names: tuple[str, ...]
+    figures: Any
+    has_covariance: bool = False
+    labels: Labels = dataclasses.field(default_factory=Labels)
+    payload: Payload | None = None
+    x: tuple[Any, ...] = ()
+    y: Any = None
+    client: Client | None = None
+    progress: bool | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the estimates of a parameter, an array of the outer shape."""
+        if name not in self.names:
+            raise KeyError(f"{name!r}; the parameters are {list(self.names)}.")
+        return self.figures[..., self.names.index(name)]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The estimates, an array of the outer shape for each parameter."""
+        return {name: self.figures[..., i] for i, name in enumerate(self.names)}
+
+    @property
+    def stderr(self) -> dict[str, Any]:
+        """The standard errors: NaN at a bound, infinite where the data do not determine the parameter."""
+        return {name: self.figures[..., len(self.names) + i] for i, name in enumerate(self.names)}
+
+    @property
+    def cov(self) -> Any:
+        """The covariance of each series, (*outer, p, p), if it was asked for."""
+        if not self.has_covariance:
+            raise NlsqError("The covariance was not kept; ask for it with fit_many(..., covariance=True).")
+        k = len(self.names)
+        return self.figures[..., 2 * k + len(STATISTICS) :].reshape(*self.shape, k, k)
+
+    def _statistic(self, name: str) -> Any:
+        return self.figures[..., indices(self.names)[name]]
+
+    @property
+    def cost(self) -> Any:
+        """Half the sum of squares, or of the loss."""
+        return self._statistic("cost")
+
+    @property
+    def redchi(self) -> Any:
+        """The reduced chi-square, NaN without degrees of freedom."""
+        return self._statistic("redchi")
+
+    @property
+    def rsquared(self) -> Any:
+        """The share of the weighted spread of y that the model explains."""
+        return self._statistic("rsquared")
+
+    @property
+    def n_obs(self) -> Any:
+        """How many points of the series counted."""
+        return self._statistic("n_obs").astype(np.int64)
+
+    @property
+    def nfev(self) -> Any:
+        """Steps, of all attempts."""
+        return self._statistic("nfev").astype(np.int64)
+
+    @property
+    def status(self) -> Any:
+        """Why each fit stopped, as a code of `Status`."""
+        return self._statistic("status").astype(np.int64)
+
+    @property
+    def success(self) -> Any:
+        """Whether each fit has converged."""
+        return self._statistic("status") > 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The outer shape."""
+        return tuple(self.figures.shape[:-1])
+
+    @property
+    def computed(self) -> bool:
+        """Whether the arrays are of NumPy."""
+        return isinstance(self.figures, np.ndarray)
+
+    def compute(self) -> ManyFits:
+        """Fit all series and return the result with NumPy arrays."""
+        if self.computed:
+            return self
+        with self._computing():
+            (figures,) = dask.compute(self.figures)
+        return dataclasses.replace(self, figures=figures)
+
+    def persist(self) -> ManyFits:
+        """Fit all series and keep the figures in the memory of the workers."""
+        with self._computing():
+            (figures,) = dask.persist(self.figures)
+        return dataclasses.replace(self, figures=figures)
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Compute with the client, and show a bar where that is wanted."""
+        from dask.diagnostics import ProgressBar
+        from distributed import get_client
+
+        client = self.client
+        with contextlib.ExitStack() as stack:
+            if client is not None:
+                stack.enter_context(client.as_current())
+            try:
+                get_client()
+            except ValueError:
+                import sys
+
+                if self.progress or (self.progress is None and sys.stderr.isatty()):
+                    stack.enter_context(ProgressBar(minimum=0.0 if self.progress else 1.0, out=sys.stderr))
+            yield
+
+    def counts(self) -> pd.Series:
+        """Return how many series ended with each status."""
+        codes, counts = np.unique(np.asarray(self.compute().status), return_counts=True)
+        table = {Status.of(int(code)).name: int(count) for code, count in zip(codes, counts, strict=True)}
+        return pd.Series(table, name="series", dtype=np.int64).sort_values(ascending=False)
+
+    def failures(self) -> pd.DataFrame:
+        """Return which series failed: a row for each, with its index in the outer shape and why it stopped."""
+        status = np.asarray(self.compute().status)
+        places = np.argwhere(status <= 0)
+        table = pd.DataFrame(places, columns=list(self.labels.of(len(self.shape))))
+        codes = status[status <= 0]
+        table["status"] = [Status.of(int(code)).name for code in codes]
+        table["message"] = [Status.of(int(code)).sentence for code in codes]
+        return table
+
+    def predict(self, x: Any = None) -> Any:
+        """Return the model at the points of each series, or at other points, (*outer, points), lazily.
+
+        Parameters
+        ----------
+        x : array, tuple of arrays, optional
+            Columns (points,) that all series share.
+        """
+        columns = self.x if x is None else tuple(np.asarray(c, float) for c in (x if isinstance(x, tuple) else (x,)))
+        return _predicted(self, columns)
+
+    def residuals(self) -> Any:
+        """Return the model minus y at every point, (*outer, points), lazily."""
+        if self.y is None:
+            raise NlsqError("This result keeps no data: fit again for its residuals.")
+        return self.predict() - self.y
+
+    def to_zarr(self, path: Any, **options: Any) -> None:
+        """Fit all series, chunk by chunk, and write a Zarr group with an array for each column of `to_dataset`.
+
+        Parameters
+        ----------
+        path : str, path or zarr store
+            Where the group is made.
+        **options
+            Passed to `xarray.Dataset.to_zarr`, where xarray is installed.
+        """
+        import zarr
+
+        group = zarr.open_group(path, mode=options.pop("mode", "w"), **options)
+        dims = self.labels.of(len(self.shape))
+        figures = da.asarray(self.figures)
+        chunks = tuple(c[0] for c in figures.chunks[:-1])
+        sources, targets = [], []
+        for name, array in self._arrays(figures).items():
+            extra = array.ndim - len(self.shape)
+            names = (*dims, *("cov_i", "cov_j")[:extra])
+            target = group.create_array(
+                name,
+                shape=array.shape,
+                chunks=(*chunks, *array.shape[len(self.shape) :]) or (1,),
+                dtype=array.dtype,
+                dimension_names=names,
+            )
+            sources.append(array)
+            targets.append(target)
+        group.attrs["param"] = list(self.names)
+        with self._computing():
+            da.store(sources, targets, lock=False)  # type: ignore[arg-type]  # it takes what it does not say
+
+    def _arrays(self, figures: Any) -> dict[str, Any]:
+        """Return all arrays by name."""
+        fits = dataclasses.replace(self, figures=figures)
+        arrays = dict(fits.params) | {f"{name}_stderr": array for name, array in fits.stderr.items()}
+        arrays |= {name: getattr(fits, name) for name in STATISTICS}
+        return arrays | ({"cov": fits.cov} if self.has_covariance else {})
+
+    def to_dataset(self) -> xr.Dataset:
+        """Return an xarray Dataset with a variable for each parameter, its standard error and each statistic."""
+        import xarray as xr
+
+        dims = self.labels.of(len(self.shape))
+        variables = {
+            name: ((*dims, *("cov_i", "cov_j")[: array.ndim - len(dims)]), array)
+            for name, array in self._arrays(self.figures).items()
+        }
+        coords: Mapping[str, Any] = dict(self.labels.coords)
+        if self.has_covariance:
+            coords = {**coords, "cov_i": list(self.names), "cov_j": list(self.names)}
+        return xr.Dataset(variables, coords=coords)
+
+    def __repr__(self) -> str:
+        size = " × ".join(map(str, self.shape)) or "1"
+        head = f"<ManyFits of {size} series: {', '.join(self.names)}>"
+        if not self.computed:
+            return f"{head}\nNot computed yet: compute(), to_zarr(path) or to_dataset()."
+        counts = self.counts()
+        width = max(len(str(name)) for name in counts.index)
+        return "\n".join([head, *(f"{name:{width}}  {count:,}" for name, count in counts.items())])
+
+
+def _predicted(fits: ManyFits, columns: tuple[Any, ...]) -> Any:
+    """Return the model of every series as an array like its figures: of NumPy, or lazy."""
+    if fits.payload is None:
+        raise NlsqError("This result was read from a file and has no model.")
+    k, outer = len(fits.names), tuple(range(len(fits.shape)))
+    theta = da.asarray(fits.figures[..., :k])
+    theta = theta.rechunk({len(outer): -1})
+    parameters, points = len(outer), len(outer) + 1
+    arguments: list[Any] = [theta, (*outer, parameters)]
+    for column in columns:
+        arguments += [column, (*outer, points) if column.ndim > 1 else None]
+    lazy = da.blockwise(
+        _predict_block,
+        (*outer, points),
+        *arguments,
+        payload=fits.payload,
+        new_axes={} if any(c.ndim > 1 for c in columns) else {points: columns[0].shape[-1]},
+        concatenate=True,
+        dtype=np.float64,
+        meta=np.empty((0,) * (len(outer) + 1)),
+    )
+    return lazy.compute() if fits.computed and not any(isinstance(c, da.Array) for c in columns) else lazy
+
+
+def _predict_block(theta: Any, *columns: Any, payload: Payload) -> Any:
+    """Evaluate the model of each series of a chunk."""
+    from dask_nlsq._many.task import predict
+
+    return predict(payload.value, np.asarray(theta, float), columns)
