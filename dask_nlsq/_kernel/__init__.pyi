@@ -28,10 +28,7 @@ from .request import Whitening as Whitening
 from .retention import Retention as Retention
 from .retention import set_retention as set_retention
 from .rows import evaluate_rows as evaluate_rows
-from .safeguarded_difference import mend_tile as mend_tile
 from .separable import Linearity as Linearity
 from .separable import find as find
 from .separable import linearity as linearity
-from .tile import jacobian_and_residual as jacobian_and_residual
-from .tile import products as products
 from .tuning import autotune as autotune

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import dask
 import dask.array as da
+import distributed
 import numpy as np
 import pandas as pd
+import zarr
+from dask.diagnostics import ProgressBar
 
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._many.labels import Labels
-from dask_nlsq._many.task import STATISTICS, indices
+from dask_nlsq._many.task import STATISTICS, indices, predict
 from dask_nlsq._solver import Status
 from dask_nlsq._sweep import Payload
 
@@ -137,18 +141,13 @@ class ManyFits:
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
         """Compute with the client, and show a bar where that is wanted."""
-        from dask.diagnostics import ProgressBar
-        from distributed import get_client
-
         client = self.client
         with contextlib.ExitStack() as stack:
             if client is not None:
                 stack.enter_context(client.as_current())
             try:
-                get_client()
+                distributed.get_client()
             except ValueError:
-                import sys
-
                 if self.progress or (self.progress is None and sys.stderr.isatty()):
                     stack.enter_context(ProgressBar(minimum=0.0 if self.progress else 1.0, out=sys.stderr))
             yield
@@ -196,8 +195,6 @@ class ManyFits:
         **options
             Passed to `xarray.Dataset.to_zarr`, where xarray is installed.
         """
-        import zarr
-
         group = zarr.open_group(path, mode=options.pop("mode", "w"), **options)
         dims = self.labels.of(len(self.shape))
         figures = da.asarray(self.figures)
@@ -276,6 +273,4 @@ def _predicted(fits: ManyFits, columns: tuple[Any, ...]) -> Any:
 
 def _predict_block(theta: Any, *columns: Any, payload: Payload) -> Any:
     """Evaluate the model of each series of a chunk."""
-    from dask_nlsq._many.task import predict
-
     return predict(payload.value, np.asarray(theta, float), columns)

@@ -78,7 +78,7 @@ class Task:
         rows = np.flatnonzero(usable & (dof >= 0))
         if len(rows):
             self._fit(series, rows, start, lower, upper, dof, ends)
-        return self._figures(series, ends, held, points, dof)
+        return self._figures(series, ends, held, points)
 
     def _series(self, y: Matrix, given: Mapping[str, Matrix]) -> tuple[Series, Flags]:
         """Return the points with their weights, and which series have any."""
@@ -87,7 +87,8 @@ class Task:
             np.asarray(given[f"x{i}"], float) for i in range(self.objective.n_columns)
         )
         sigma = given.get("sigma", self.sigma)
-        weight = np.ones((1, 1)) if sigma is None else 1.0 / np.atleast_2d(np.asarray(sigma, float))
+        with np.errstate(divide="ignore"):
+            weight = np.ones((1, 1)) if sigma is None else 1.0 / np.atleast_2d(np.asarray(sigma, float))
         if not (weight >= 0).all() or np.isinf(weight).any():
             raise DataError(
                 "sigma must be positive, or inf for a point without weight; here it is zero, negative or NaN."
@@ -154,9 +155,10 @@ class Task:
             begun = settle(self.objective, series.take(lost), start[lost], free)
             ends.status[lost[begun.pivot > _DEPENDENT]] = int(Status.UNIDENTIFIABLE)
 
-    def _figures(self, series: Series, ends: _Ends, held: Flags, points: npt.NDArray[np.int64], dof: Vector) -> Matrix:
+    def _figures(self, series: Series, ends: _Ends, held: Flags, points: npt.NDArray[np.int64]) -> Matrix:
         """Return the row of each fit: NaN in place of the estimates of one that failed."""
         n = len(ends.status)
+        dof = points - np.count_nonzero(ends.free, axis=1)  # a bound takes a parameter's freedom
         with np.errstate(all="ignore"):
             redchi = np.where(dof > 0, 2.0 * ends.cost / dof, np.nan)
             s2 = np.ones(n) if self.absolute_sigma else np.where(dof > 0, redchi, np.inf)

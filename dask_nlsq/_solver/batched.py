@@ -30,17 +30,17 @@ import numpy.typing as npt
 from jax import Array, lax
 
 from dask_nlsq._kernel import lanes, once
-from dask_nlsq._kernel.lanes import Data, Sums, Triangle
 from dask_nlsq._model import Objective
 from dask_nlsq._solver.factor import EPS
 from dask_nlsq._solver.status import Status
 from dask_nlsq._typing import Matrix, Vector
 
-LANES = 256
-"""Fits that are worked on at a time: vectors of two kilobytes, long beside what starting an operation costs."""
+_LANES, _FEW_LANES, _LONG = 256, 16, 4096
+"""Fits that are worked on at a time: vectors of two kilobytes, long beside what starting an operation costs. Series of
+more than so many points are tiles by themselves, of which a few at a time take less memory."""
 
-QUEUE = 4096
-"""Fits in one call."""
+_QUEUE, _ELEMENTS = 4096, 2**20
+"""Fits in one call, or fewer where the series are long: the most elements of a column of all of them."""
 
 _LEFT, _REFILL = 8, 4
 """Parts of the lanes: of which one, still at work, is left to the next call, and of which one has to end before the
@@ -76,7 +76,6 @@ class Way:
     mended: bool = False  # whether derivatives that are not finite are replaced by differences
     linear: tuple[bool, ...] = ()  # parameters that are brought to their best at every trial (variable projection)
     bounded: bool = True  # whether any parameter has a bound, or is fixed for each series by equal ones
-    lanes: int = LANES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Fits(NamedTuple):
         n, p = starts.shape
         counts, curvature = np.zeros(n, np.int64), np.zeros((n, p * (p + 1) // 2))
         cost, growth, length = np.full(n, np.inf), np.full(n, 2.0), np.zeros(n)
-        return cls(starts, cost, np.full(n, damping), growth, length, counts, counts + UNSEEN, curvature)
+        return cls(starts.copy(), cost, np.full(n, damping), growth, length, counts, counts + UNSEEN, curvature)
 
 
 class _Lane(NamedTuple):
@@ -117,7 +116,7 @@ class _Lane(NamedTuple):
     theta: list[Array]
     cost: Array
     gradient: list[Array]
-    curvature: Triangle
+    curvature: lanes.Triangle
     damping: Array
     growth: Array
     length: Array
@@ -127,7 +126,7 @@ class _Lane(NamedTuple):
     trial: list[Array]
     predicted: Array
     # What belongs to the series.
-    data: Data
+    data: lanes.Data
     lower: list[Array]
     upper: list[Array]
     dof: Array
@@ -150,10 +149,9 @@ class Series:
         x, y, weight = tuple(_take(c, rows) for c in self.x), _take(self.y, rows), _take(self.weight, rows)
         return Series(x, y, weight)
 
-    def padded(self, abreast: int = LANES) -> Series:
-        """Return as many points as a bucket has; those added repeat the last point and have the weight 0."""
-        n = self.y.shape[1]
-        more = bucket(n, abreast) - n
+    def padded(self, shape: Shape) -> Series:
+        """Return as many points as a shape has; those added repeat the last point and have the weight 0."""
+        more = shape.points - self.y.shape[1]
         if not more:
             return self
         wide = [np.concatenate([c, np.repeat(c[:, -1:], more, axis=1)], axis=1) for c in (*self.x, self.y)]
@@ -161,10 +159,25 @@ class Series:
         return Series(tuple(wide[:-1]), wide[-1], weight)
 
 
-def bucket(points: int, abreast: int = LANES) -> int:
-    """Return the length for which a loop is compiled: at most an eighth longer, so that there are few of them."""
-    step = max(lanes.tile(abreast), 1 << max(points.bit_length() - 4, 0))
-    return -(-points // step) * step
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes for which a loop is compiled."""
+
+    points: int
+    lanes: int
+    queue: int
+
+    @classmethod
+    def of(cls, points: int, lanes_: int | None = None) -> Shape:
+        """Return the shape for series of so many points: it hangs on nothing else, so that their bits do not either.
+
+        There are at most an eighth more points, in steps that keep the number of shapes small.
+        """
+        lanes_ = lanes_ or (_LANES if points <= _LONG else _FEW_LANES)
+        step = max(lanes.tile(lanes_), 1 << max(points.bit_length() - 4, 0))
+        padded = -(-points // step) * step
+        queue = max(min(_QUEUE, _ELEMENTS // padded) // lanes_, 1) * lanes_
+        return cls(padded, lanes_, queue)
 
 
 def _take(rows: Matrix, which: npt.NDArray[np.int64]) -> Matrix:
@@ -179,6 +192,7 @@ def minimise(
     upper: Matrix,
     pull: tuple[Vector, Vector] | None = None,
     tolerance: Tolerance = Tolerance(),
+    shape: Shape | None = None,
 ) -> Fits:
     """Fit each series from its start (n, p) within its bounds (n or 1, p).
 
@@ -189,11 +203,12 @@ def minimise(
     pull : tuple of ndarray (p,), optional
         Means and weights of a prior.
     """
-    fits, series = Fits.begin(starts, tolerance.damping), series.padded(tolerance.way.lanes)
+    shape = shape or Shape.of(series.y.shape[1])
+    fits, series = Fits.begin(starts, tolerance.damping), series.padded(shape)
     with jax.enable_x64(True):
         for mended in (False, True):
             way = dataclasses.replace(tolerance.way, mended=mended, bounded=bool(np.isfinite([lower, upper]).any()))
-            _finish(objective, series, fits, lower, upper, pull, tolerance, way)
+            _finish(objective, series, fits, lower, upper, pull, tolerance, way, shape)
             again = fits.status == DIFFERENCES
             if not again.any():
                 break
@@ -211,6 +226,7 @@ def _finish(
     pull: tuple[Vector, Vector] | None,
     tolerance: Tolerance,
     way: Way,
+    shape: Shape,
 ) -> None:
     """Write the ends of all fits that have none over what is known of them."""
     p = fits.theta.shape[1]
@@ -218,48 +234,49 @@ def _finish(
     shared = tuple(len(c) == 1 for c in (*series.x, series.y, series.weight, lower))
     run = once(
         objective,
-        ("lanes", series.y.shape[1], shared, pull is None, way),
-        functools.partial(_compile, objective, series.y.shape[1], shared, pull is not None, way),
+        ("lanes", shape, shared, pull is None, way),
+        functools.partial(_compile, objective, shape, shared, pull is not None, way),
     )
     waiting = np.flatnonzero(fits.status == UNSEEN)
     left = waiting[:0]
     while len(waiting) or len(left):
-        take = np.concatenate([left, waiting[: QUEUE - len(left)]])
-        waiting = waiting[QUEUE - len(left) :]
+        take = np.concatenate([left, waiting[: shape.queue - len(left)]])
+        waiting = waiting[shape.queue - len(left) :]
         part = series.take(take)
-        some = [fill(column[take]) for column in fits]
-        columns = [as_queue(c) for c in (*part.x, part.y, part.weight)]
-        bounds = [as_queue(_take(c, take)) for c in (lower, upper)]
-        fewest = way.lanes // _LEFT if len(waiting) else 0
+        some = [fill(column[take], shape.queue) for column in fits]
+        columns = [as_queue(c, shape.queue) for c in (*part.x, part.y, part.weight)]
+        bounds = [as_queue(_take(c, take), shape.queue) for c in (lower, upper)]
+        fewest = shape.lanes // _LEFT if len(waiting) else 0
         ended = run(some, columns, bounds, list(prior), len(take), fewest, tolerance.step, tolerance.most)
         for column, values in zip(fits, ended, strict=True):
             column[take] = np.asarray(values)[: len(take)]
         left = take[fits.status[take] == UNSEEN]
 
 
-def as_queue(rows: Matrix) -> Matrix:
+def as_queue(rows: Matrix, queue: int) -> Matrix:
     """Return as many rows as a queue has, or the one that all share."""
-    return rows if len(rows) == 1 else fill(rows)
+    return rows if len(rows) == 1 else fill(rows, queue)
 
 
-def fill(rows: npt.NDArray[A]) -> npt.NDArray[A]:
+def fill(rows: npt.NDArray[A], queue: int) -> npt.NDArray[A]:
     """Return so many rows as a queue has; nobody looks at those added."""
-    return rows if len(rows) == QUEUE else np.concatenate([rows, np.repeat(rows[:1], QUEUE - len(rows), axis=0)])
+    return rows if len(rows) == queue else np.concatenate([rows, np.repeat(rows[:1], queue - len(rows), axis=0)])
 
 
 def _compile(
-    objective: Objective, points: int, shared: Sequence[bool], prior: bool, way: Way
+    objective: Objective, shape: Shape, shared: Sequence[bool], prior: bool, way: Way
 ) -> Callable[..., Sequence[Array]]:
     p = objective.n_parameters
     real = functools.partial(jax.ShapeDtypeStruct, dtype=np.float64)
     whole = functools.partial(jax.ShapeDtypeStruct, dtype=np.int64)
-    rows = [1 if one else QUEUE for one in shared]
-    vector, curvature = real((QUEUE,)), real((QUEUE, p * (p + 1) // 2))
-    fits = [real((QUEUE, p)), vector, vector, vector, vector, whole((QUEUE,)), whole((QUEUE,)), curvature]
-    columns = [real((n, points)) for n in rows[:-1]]
+    n = shape.queue
+    rows = [1 if one else n for one in shared]
+    vector, curvature = real((n,)), real((n, p * (p + 1) // 2))
+    fits = [real((n, p)), vector, vector, vector, vector, whole((n,)), whole((n,)), curvature]
+    columns = [real((rows_, shape.points)) for rows_ in rows[:-1]]
     bounds = [real((rows[-1], p))] * 2
     limits = [whole(()), whole(()), real(()), whole(())]
-    run = functools.partial(_run, objective, prior, way)
+    run = functools.partial(_run, objective, prior, way, shape.lanes)
     return jax.jit(run).lower(fits, columns, bounds, [real((p,))] * 2, *limits).compile()
 
 
@@ -267,6 +284,7 @@ def _run(
     objective: Objective,
     prior: bool,
     way: Way,
+    abreast: int,
     fits: list[Array],
     columns: list[Array],
     bounds: list[Array],
@@ -277,24 +295,24 @@ def _run(
     most: Array,
 ) -> list[Array]:
     """Work through a queue of `n` fits until at most `fewest` are at work; return what has become of each."""
-    p = objective.n_parameters
+    p, queue = objective.n_parameters, len(fits[0])
     ending = functools.partial(_judge, tolerance=tolerance, most=most)
-    known = _known(columns, bounds)
+    known = _known(columns, bounds, queue)
 
     def refill(carry: tuple[_Lane, Array, list[Array]]) -> tuple[_Lane, Array, list[Array]]:
         lane, following, found = carry
         found = _write(found, lane)
         ended = lane.status != UNSEEN
         number = jnp.where(ended, following + jnp.cumsum(ended) - 1, lane.number)
-        number = jnp.where(number < n, number, QUEUE)
-        fresh = ended & (number < QUEUE)
+        number = jnp.where(number < n, number, queue)
+        fresh = ended & (number < queue)
         new = _load(p, found, columns, bounds, known, number)
 
         def mix(new: Array, old: Array) -> Array:
-            return old if old.shape[-1] == 1 else jnp.where(fresh, new, old)
+            return new if new.shape[-1] == 1 else jnp.where(fresh, new, old)
 
         lane = jax.tree.map(mix, new, lane)
-        lane = lane._replace(number=number, status=jnp.where(number < QUEUE, lane.status, int(Status.MAX_NFEV)))
+        lane = lane._replace(number=number, status=jnp.where(number < queue, lane.status, int(Status.MAX_NFEV)))
         return lane, jnp.minimum(following + jnp.sum(ended), n), found
 
     def busy(lane: _Lane) -> Array:
@@ -303,7 +321,7 @@ def _run(
     def work(carry: tuple[_Lane, Array, list[Array]]) -> tuple[_Lane, Array, list[Array]]:
         lane, following, found = refill(carry)
         # With an empty queue, there is nothing to stop for before few are left.
-        floor = jnp.where(following < n, way.lanes - way.lanes // _REFILL, fewest)
+        floor = jnp.where(following < n, abreast - abreast // _REFILL, fewest)
 
         def step(lane: _Lane) -> _Lane:
             return _step(objective, lane, pull if prior else None, way, ending)
@@ -314,8 +332,9 @@ def _run(
         lane, following, _ = carry
         return (following < n) | (busy(lane) > fewest)
 
-    nobody = _load(p, fits, columns, bounds, known, jnp.full(way.lanes, QUEUE))
-    nobody = nobody._replace(status=jnp.full(way.lanes, int(Status.MAX_NFEV)))
+    shapes = jax.eval_shape(lambda number: _load(p, fits, columns, bounds, known, number), jnp.arange(abreast))
+    nobody: _Lane = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    nobody = nobody._replace(number=jnp.full(abreast, queue), status=jnp.full(abreast, int(Status.MAX_NFEV)))
     lane, _, found = lax.while_loop(more, work, (nobody, jnp.zeros((), jnp.int64), fits))
     return _write(found, lane)
 
@@ -328,12 +347,12 @@ def _write(found: list[Array], lane: _Lane) -> list[Array]:
     return [column.at[lane.number].set(new, mode="drop") for column, new in zip(found, values, strict=True)]
 
 
-def _known(columns: list[Array], bounds: list[Array]) -> tuple[Array, Array]:
+def _known(columns: list[Array], bounds: list[Array], queue: int) -> tuple[Array, Array]:
     """Return the degrees of freedom of each fit of the queue and its Σ (w y)², (queue,)."""
     y, weight = columns[-2:]
-    response = jnp.broadcast_to(jnp.sum((weight * y) ** 2, axis=1), (QUEUE,))
+    response = jnp.broadcast_to(jnp.sum((weight * y) ** 2, axis=1), (queue,))
     dof = jnp.sum(weight > 0, axis=1) - jnp.sum(bounds[0] < bounds[1], axis=1)
-    return jnp.maximum(jnp.broadcast_to(dof, (QUEUE,)), 1).astype(jnp.float64), response
+    return jnp.maximum(jnp.broadcast_to(dof, (queue,)), 1).astype(jnp.float64), response
 
 
 def pick(rows: Array, place: Array) -> Array:
@@ -354,7 +373,7 @@ def _load(
     number: Array,
 ) -> _Lane:
     """Return lanes with the fits of these numbers, as they stand in the queue."""
-    place = jnp.minimum(number, QUEUE - 1)
+    place = jnp.minimum(number, len(fits[0]) - 1)
 
     def spread(rows: Array) -> list[Array]:
         return [jnp.broadcast_to(row, number.shape) for row in pick(rows, place)]
@@ -378,7 +397,7 @@ def _load(
         status=status,
         trial=theta,
         predicted=nothing + 1.0,
-        data=Data(tuple(x), y, weight),
+        data=lanes.Data(tuple(x), y, weight),
         lower=lower,
         upper=upper,
         dof=dof,
@@ -455,7 +474,7 @@ def _held(lane: _Lane) -> list[Array]:
     return [(t <= low) & (g > 0) | (t >= high) & (g < 0) | (low == high) for t, low, high, g in sides]
 
 
-def convex(sums: Sums) -> Triangle:
+def convex(sums: lanes.Sums) -> lanes.Triangle:
     """Return the curvature of a robust loss where it is positive definite, else that without its negative part."""
     _, least = lanes.cholesky(sums.curvature)
     rows = zip(sums.curvature, sums.gram, strict=True)

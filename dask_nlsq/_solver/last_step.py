@@ -19,9 +19,8 @@ import numpy.typing as npt
 from jax import Array, lax
 
 from dask_nlsq._kernel import lanes, once
-from dask_nlsq._kernel.lanes import Data, Triangle
 from dask_nlsq._model import Objective
-from dask_nlsq._solver.batched import LANES, QUEUE, Series, as_queue, convex, fill, pick
+from dask_nlsq._solver.batched import Series, Shape, as_queue, convex, fill, pick
 from dask_nlsq._typing import Matrix, Vector
 
 T = TypeVar("T")
@@ -56,19 +55,21 @@ def settle(
     if curvature is None:
         identity = np.eye(theta.shape[1])[np.tril_indices(theta.shape[1])]
         curvature = np.broadcast_to(identity, (len(theta), len(identity)))
-    series, p = series.padded(), theta.shape[1]
-    found = Settled(*(np.full((len(theta), *shape), np.nan) for shape in ((p,), (), (), (p, p), ())))
+    shape, p = Shape.of(series.y.shape[1]), theta.shape[1]
+    series = series.padded(shape)
+    found = Settled(*(np.full((len(theta), *more), np.nan) for more in ((p,), (), (), (p, p), ())))
     with jax.enable_x64(True):
-        _settle_rows(objective, series, theta, free, curvature, np.arange(len(theta)), found, mended=False)
+        _settle_rows(objective, series, shape, theta, free, curvature, np.arange(len(theta)), found, mended=False)
         again = np.flatnonzero(np.isfinite(found.cost) & ~np.isfinite(found.inverse).all(axis=(1, 2)))
         if len(again):
-            _settle_rows(objective, series, theta, free, curvature, again, found, mended=True)
+            _settle_rows(objective, series, shape, theta, free, curvature, again, found, mended=True)
     return found
 
 
 def _settle_rows(
     objective: Objective,
     series: Series,
+    shape: Shape,
     theta: Matrix,
     free: npt.NDArray[np.bool_],
     curvature: Matrix,
@@ -77,31 +78,35 @@ def _settle_rows(
     mended: bool,
 ) -> None:
     """Write what is known of some fits."""
-    points, shared = series.y.shape[1], tuple(len(c) == 1 for c in (*series.x, series.y, series.weight))
-    compiling = functools.partial(_compile, objective, points, shared, mended)
-    run = once(objective, ("settle", points, shared, mended), compiling)
-    for some in np.split(rows, range(QUEUE, len(rows), QUEUE)):
+    shared = tuple(len(c) == 1 for c in (*series.x, series.y, series.weight))
+    compiling = functools.partial(_compile, objective, shape, shared, mended)
+    run = once(objective, ("settle", shape, shared, mended), compiling)
+    for some in np.split(rows, range(shape.queue, len(rows), shape.queue)):
         part = series.take(some)
-        columns = [as_queue(c) for c in (*part.x, part.y, part.weight)]
+        columns = [as_queue(c, shape.queue) for c in (*part.x, part.y, part.weight)]
         values = run(
-            *(fill(rows[some].astype(float)) for rows in (theta, free, curvature)), columns, -(-len(some) // LANES)
+            *(fill(rows[some].astype(float), shape.queue) for rows in (theta, free, curvature)),
+            columns,
+            -(-len(some) // shape.lanes),
         )
         for column, value in zip(found, values, strict=True):
             column[some] = np.asarray(value)[: len(some)]
 
 
-def _compile(objective: Objective, points: int, shared: Sequence[bool], mended: bool) -> jax.stages.Compiled:
+def _compile(objective: Objective, shape: Shape, shared: Sequence[bool], mended: bool) -> jax.stages.Compiled:
     p = objective.n_parameters
     real = functools.partial(jax.ShapeDtypeStruct, dtype=np.float64)
-    columns = [real((1 if one else QUEUE, points)) for one in shared]
-    rows = [real((QUEUE, p)), real((QUEUE, p)), real((QUEUE, p * (p + 1) // 2))]
-    run = functools.partial(_settle, objective, mended)
+    columns = [real((1 if one else shape.queue, shape.points)) for one in shared]
+    n = shape.queue
+    rows = [real((n, p)), real((n, p)), real((n, p * (p + 1) // 2))]
+    run = functools.partial(_settle, objective, mended, shape.lanes)
     return jax.jit(run).lower(*rows, columns, jax.ShapeDtypeStruct((), np.int64)).compile()
 
 
 def _settle(
     objective: Objective,
     mended: bool,
+    abreast: int,
     theta: Array,
     free: Array,
     curvature: Array,
@@ -112,21 +117,29 @@ def _settle(
     p = objective.n_parameters
 
     def group(k: Array, known: list[Array]) -> list[Array]:
-        place = k * LANES + jnp.arange(LANES)
+        place = k * abreast + jnp.arange(abreast)
         *x, y, weight = [pick(rows, place) for rows in columns]
         entries = iter(pick(curvature, place))
         triangle = [[next(entries) for _ in range(i + 1)] for i in range(p)]
         at = list(pick(theta, place)), list(pick(free, place)), triangle
-        part = _settle_lanes(objective, *at, Data(tuple(x), y, weight), mended)
-        return [lax.dynamic_update_slice_in_dim(rows, new, k * LANES, 0) for rows, new in zip(known, part, strict=True)]
+        part = _settle_lanes(objective, *at, lanes.Data(tuple(x), y, weight), mended)
+        return [
+            lax.dynamic_update_slice_in_dim(rows, new, k * abreast, 0) for rows, new in zip(known, part, strict=True)
+        ]
 
-    vector, matrix = jnp.zeros(QUEUE), jnp.zeros((QUEUE, p, p))
-    known: list[Array] = lax.fori_loop(0, groups, group, [jnp.zeros((QUEUE, p)), vector, vector, matrix, vector])
+    n = len(theta)
+    vector, matrix = jnp.zeros(n), jnp.zeros((n, p, p))
+    known: list[Array] = lax.fori_loop(0, groups, group, [jnp.zeros((n, p)), vector, vector, matrix, vector])
     return known
 
 
 def _settle_lanes(
-    objective: Objective, theta: list[Array], free: list[Array], curvature: Triangle, data: Data, mended: bool
+    objective: Objective,
+    theta: list[Array],
+    free: list[Array],
+    curvature: lanes.Triangle,
+    data: lanes.Data,
+    mended: bool,
 ) -> list[Array]:
     """Return for each lane what `Settled` has, in its order."""
     p = len(theta)
@@ -168,7 +181,7 @@ def square(packed: Matrix) -> npt.NDArray[np.float64]:
     return whole
 
 
-def _only(matrix: Triangle, free: list[Array]) -> Triangle:
+def _only(matrix: lanes.Triangle, free: list[Array]) -> lanes.Triangle:
     """Return a matrix with those of the identity for the rows and columns of parameters that are not free."""
     return [
         [jnp.where(row[i] * free[i] > 0, row[i], 1.0) if i == j else free[i] * free[j] * row[j] for j in range(i + 1)]

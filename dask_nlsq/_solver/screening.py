@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dask_nlsq._kernel import Block
 from dask_nlsq._model import Objective, Prior
-from dask_nlsq._solver.batched import UNSEEN, Series, Tolerance, Way, minimise
+from dask_nlsq._solver.batched import UNSEEN, Series, Shape, Tolerance, minimise
 from dask_nlsq._solver.last_step import square
 from dask_nlsq._typing import Matrix, Vector
 
@@ -21,7 +21,7 @@ MOST_ROWS = 2048
 ABREAST = 16
 """Starts that are tried side by side: one batch, which one core works on."""
 
-_TOLERANCE = Tolerance(step=1e-2, most=100, damping=1.0, way=Way(lanes=ABREAST))
+_TOLERANCE = Tolerance(step=1e-2, most=100, damping=1.0)
 """What is wanted is where each start leads; digits are the business of the solver that goes on from there."""
 
 A = TypeVar("A", bound=np.generic)
@@ -75,5 +75,5 @@ def screen(
     weight = np.ones(block.rows) if block.weight is None else block.weight
     rows = Series(tuple(c[None] for c in block.x), block.y[None], weight[None])
     pull = None if prior is None else (prior.mean, prior.weight)
-    fits = minimise(objective, rows, starts, lower[None], upper[None], pull, _TOLERANCE)
+    fits = minimise(objective, rows, starts, lower[None], upper[None], pull, _TOLERANCE, Shape.of(block.rows, ABREAST))
     return LocalMinima(fits.theta, fits.cost, square(fits.curvature), fits.status)

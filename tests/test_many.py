@@ -1,0 +1,269 @@
+"""Many small fits: each series has the answer of `fit`, whatever is beside it, and whatever holds or fits it."""
+
+import dask.array as da
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from nist import PROBLEMS
+
+import dask_nlsq
+from dask_nlsq import BoundsError, DataError, Model, ModelError, NlsqError, Status
+
+T = np.linspace(0, 4, 24)
+P0 = {"amplitude": 2.0, "rate": 1.0, "offset": 0.0}
+
+
+def decay(t, amplitude, rate, offset):
+    return amplitude * jnp.exp(-rate * t) + offset
+
+
+def cube(shape=(4, 5), seed=0, noise=0.05):
+    rng = np.random.default_rng(seed)
+    amplitude, rate, offset = (rng.uniform(*r, (*shape, 1)) for r in ((2, 4), (0.5, 2), (0.5, 1)))
+    return amplitude * np.exp(-rate * T) + offset + rng.normal(0, noise, (*shape, len(T)))
+
+
+IMAGE = cube()
+SIGMA = np.linspace(0.5, 2.0, len(T))
+
+
+def each(result, image, **options):
+    """Compare every series with `fit`."""
+    for place in np.ndindex(image.shape[:-1]):
+        one = dask_nlsq.fit(decay, T, image[place], client=False, **options)
+        found = np.array([result[n][place] for n in one.names]), np.array([result.stderr[n][place] for n in one.names])
+        np.testing.assert_allclose(found[0], one.popt, rtol=1e-6)
+        np.testing.assert_allclose(found[1], one.stderr, rtol=1e-6)
+        np.testing.assert_allclose(result.redchi[place], one.redchi, rtol=1e-6)
+        np.testing.assert_allclose(result.rsquared[place], one.rsquared, rtol=1e-6)
+
+
+OPTIONS = {
+    "plain": {},
+    "bounds, one of them met": {"bounds": {"offset": (0.8, 2.0), "rate": (0.0, 3.0)}},
+    "fixed": {"fixed": {"offset": 0.75}},
+    "fixed at its start": {"p0": P0 | {"offset": 0.7}, "fixed": ["offset"]},
+    "tied": {"tied": {"offset": "amplitude/4"}},
+    "weights": {"sigma": SIGMA},
+    "absolute weights": {"sigma": 0.05, "absolute_sigma": True},
+    "soft_l1": {"loss": "soft_l1", "f_scale": 0.05},
+    "huber": {"loss": "huber", "f_scale": 0.05},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_series_has_the_answer_of_fit(name):
+    options = {"p0": P0 | {"offset": 0.9}} | OPTIONS[name]
+    image = IMAGE[:2, :2]
+    result = dask_nlsq.fit_many(decay, T, image, **options).compute()
+    assert result.success.all()
+    if np.ndim(options.get("sigma", 0)) == 0:
+        return each(result, image, **options)
+    sigma = options.pop("sigma")
+    for place in np.ndindex(image.shape[:-1]):
+        one = dask_nlsq.fit(decay, T, image[place], sigma=sigma, client=False, **options)
+        np.testing.assert_allclose([result[n][place] for n in one.names], one.popt, rtol=1e-6)
+
+
+def as_zarr(image, path):
+    array = zarr.create_array(path / "image.zarr", shape=image.shape, dtype=float, chunks=(2, 2, 7))
+    array[:] = image
+    return array
+
+
+CONTAINERS = {
+    "numpy": lambda image, path: image,
+    "float32": lambda image, path: image.astype(np.float32),
+    "dask": lambda image, path: da.from_array(image, chunks=(3, 2, 24)),
+    "dask, series in pieces": lambda image, path: da.from_array(image, chunks=(4, 5, 5)),
+    "zarr": as_zarr,
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container_has_the_same_bits(name, tmp_path):
+    held = CONTAINERS[name](IMAGE, tmp_path)
+    plain = dask_nlsq.fit_many(decay, T, np.asarray(held, float), p0=P0, covariance=True).compute()
+    result = dask_nlsq.fit_many(decay, T, held, p0=P0, covariance=True)
+    assert isinstance(result["rate"], da.Array) and not result.computed
+    assert np.array_equal(result.compute().figures, plain.figures)
+
+
+def test_the_axis_may_be_any():
+    plain = dask_nlsq.fit_many(decay, T, IMAGE, p0=P0).compute()
+    first = dask_nlsq.fit_many(decay, T, np.moveaxis(IMAGE, -1, 0), axis=0, p0=P0).compute()
+    assert np.array_equal(first.figures, plain.figures)
+
+
+def test_a_single_series_has_figures_without_dimensions():
+    result = dask_nlsq.fit_many(decay, T, IMAGE[1, 2], p0=P0).compute()
+    assert result.shape == () and result["rate"] == dask_nlsq.fit_many(decay, T, IMAGE, p0=P0).compute()["rate"][1, 2]
+
+
+@pytest.mark.parametrize("chunks", [(1, 1), (3, 2), (2, 5)])
+def test_a_cluster_has_the_bits_of_threads(client, chunks):
+    image = da.from_array(IMAGE, chunks=(*chunks, -1))
+    plain = dask_nlsq.fit_many(decay, T, IMAGE, p0=P0).compute()
+    assert np.array_equal(dask_nlsq.fit_many(decay, T, image, p0=P0, client=client).compute().figures, plain.figures)
+
+
+def broken(image):
+    """An image of which some series are of no use."""
+    image = image.copy()
+    image[0, 0] = np.nan
+    image[0, 1, 2:] = np.nan
+    image[0, 2, ::3] = np.inf
+    image[1, 0] = 1.0
+    image[1, 1] = np.sign(np.sin(3 * T))
+    return image
+
+
+def test_a_series_that_fails_stops_no_other_and_is_mapped():
+    result = dask_nlsq.fit_many(decay, T, broken(IMAGE), p0=P0).compute()
+    plain = dask_nlsq.fit_many(decay, T, IMAGE, p0=P0).compute()
+    untouched = np.ones((4, 5), bool)
+    untouched[0, :3] = untouched[1, :2] = False
+    assert np.array_equal(result.figures[untouched], plain.figures[untouched])
+    assert result.status[0, 0] == result.status[0, 1] == Status.TOO_FEW
+    assert result.success[0, 2] and result.n_obs[0, 2] == 16
+    assert np.isnan(result["rate"][~result.success]).all() and np.isfinite(result["rate"][result.success]).all()
+    failures = result.failures()
+    assert len(failures) == (~result.success).sum() and tuple(failures.columns[:2]) == ("dim_0", "dim_1")
+    assert "TOO_FEW" in repr(result) and result.counts().sum() == 20
+
+
+def test_points_of_unlike_series_may_be_missing():
+    image = IMAGE.copy()
+    image[np.random.default_rng(1).random(image.shape) < 0.2] = np.nan
+    result = dask_nlsq.fit_many(decay, T, image, p0=P0).compute()
+    for place in ((0, 0), (3, 4)):
+        there = np.isfinite(image[place])
+        one = dask_nlsq.fit(decay, T[there], image[place][there], p0=P0, client=False)
+        np.testing.assert_allclose([result[n][place] for n in one.names], one.popt, rtol=1e-6)
+    with pytest.raises(DataError, match="omit"):
+        dask_nlsq.fit_many(decay, T, image, p0=P0, nan_policy="raise").compute()
+
+
+def test_x_sigma_start_bounds_and_fixed_may_belong_to_the_series():
+    rng = np.random.default_rng(3)
+    x = T + rng.uniform(0, 0.1, IMAGE.shape)
+    sigma = rng.uniform(0.5, 2, IMAGE.shape)
+    offset = rng.uniform(0.4, 0.9, IMAGE.shape[:-1])
+    y = IMAGE
+    options = {"p0": {"amplitude": 2.0, "rate": offset + 0.5, "offset": offset}, "fixed": {"offset": offset}}
+    low = {"rate": (np.zeros_like(offset), 5.0)}
+    result = dask_nlsq.fit_many(decay, x, y, sigma=sigma, bounds=low, **options).compute()
+    assert np.array_equal(result["offset"], offset) and (result.stderr["offset"] == 0).all()
+    for place in ((0, 0), (2, 3)):
+        one = dask_nlsq.fit(
+            decay, x[place], y[place], sigma=sigma[place], p0=P0, fixed={"offset": offset[place]}, client=False
+        )
+        np.testing.assert_allclose([result[n][place] for n in one.names], one.popt, rtol=1e-6)
+        np.testing.assert_allclose(result.stderr["rate"][place], one.stderr["rate"], rtol=1e-6)
+
+
+def test_the_model_guesses_for_each_series():
+    x = np.linspace(-5, 5, 60)
+    centers = np.array([-2.0, 0.5, 2.5])
+    y = 3 * np.exp(-0.5 * ((x - centers[:, None]) / 0.4) ** 2)
+    result = dask_nlsq.fit_many("gaussian", x, y).compute()
+    np.testing.assert_allclose(result["center"], centers, rtol=1e-9)
+
+
+def test_a_derivative_that_is_not_finite_is_a_difference():
+    def stretched(t, tau, beta):
+        return jnp.exp(-((t / tau) ** beta))
+
+    y = np.exp(-((T / np.array([[1.0], [2.0]])) ** 0.7))
+    result = dask_nlsq.fit_many(stretched, T, y, p0=[1.5, 0.9]).compute()
+    np.testing.assert_allclose(result["tau"], [1.0, 2.0], rtol=1e-8)
+
+
+def test_redundant_parameters_have_infinite_errors_and_others_keep_theirs():
+    def twice(t, a, b, level):
+        return (a + b) * jnp.exp(-t) + level
+
+    result = dask_nlsq.fit_many(twice, T, 2 * np.exp(-T) + 1 + 0.01 * np.cos(9 * T), p0=[1.0, 1.0, 0.0]).compute()
+    assert np.isinf(result.stderr["a"]) and np.isinf(result.stderr["b"]) and np.isfinite(result.stderr["level"])
+
+
+def scaled(problem):
+    """A problem and copies of it whose response is in other units."""
+    y = np.array(problem.y)
+    return np.stack([y, y])
+
+
+EASY = ("Misra1a", "Chwirut2", "Gauss1", "DanWood", "Rat42")
+
+
+@pytest.mark.parametrize(
+    "problem", [pytest.param(p, id=p.name, marks=() if p.name in EASY else pytest.mark.slow) for p in PROBLEMS]
+)
+def test_nist_as_series(problem):
+    """Both starts side by side; Lanczos1 has three digits of its errors in float64, MGH10 is found from one start."""
+    columns = list(problem.x)
+    model = Model.from_expression(problem.expression, columns=columns)
+    y = np.stack([problem.y] * 2)
+    starts = {name: np.array([s[i] for s in problem.starts]) for i, name in enumerate(problem.parameters)}
+    x = tuple(np.array(c) for c in problem.x.values())
+    result = dask_nlsq.fit_many(model, x, y, p0=starts, max_nfev=500).compute()
+    good = result.success
+    assert good.all() or (problem.name == "MGH10" and good[1])
+    for name, value, error in zip(problem.parameters, problem.params, problem.stderr, strict=True):
+        np.testing.assert_allclose(result[name][good], value, rtol=1e-6)
+        if problem.name != "Lanczos1":
+            np.testing.assert_allclose(result.stderr[name][good], error, rtol=1e-5)
+
+
+def test_predictions_and_residuals_are_lazy_until_the_fits_are_computed():
+    result = dask_nlsq.fit_many(decay, T, da.from_array(IMAGE, chunks=(2, 2, -1)), p0=P0)
+    assert isinstance(result.predict(), da.Array) and isinstance(result.residuals(), da.Array)
+    done = result.compute()
+    theta = np.array([done[n][1, 2] for n in done.names])
+    expected = theta[0] * np.exp(-theta[1] * T) + theta[2]
+    np.testing.assert_allclose(done.predict()[1, 2], expected, rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(result.residuals())[1, 2], expected - IMAGE[1, 2], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(done.predict(np.array([0.0]))[1, 2], theta[0] + theta[2], rtol=1e-12)
+
+
+def test_a_zarr_group_and_a_dataset_hold_every_figure(tmp_path):
+    result = dask_nlsq.fit_many(decay, T, da.from_array(IMAGE, chunks=(2, 5, -1)), p0=P0, covariance=True)
+    result.to_zarr(tmp_path / "fits.zarr")
+    done, group = result.compute(), zarr.open_group(tmp_path / "fits.zarr", mode="r")
+    assert np.array_equal(group["rate"][:], done["rate"]) and np.array_equal(group["status"][:], done.status)
+    dataset = xr.open_zarr(tmp_path / "fits.zarr", consolidated=False)
+    assert dataset["cov"].dims == ("dim_0", "dim_1", "cov_i", "cov_j")
+    assert np.array_equal(done.to_dataset()["rate_stderr"], done.stderr["rate"])
+
+
+def test_a_data_array_keeps_its_names():
+    image = xr.DataArray(IMAGE, dims=("y", "x", "time"), coords={"time": T, "y": [10, 20, 30, 40], "label": "a"})
+    result = dask_nlsq.fit_many(decay, None, image, axis="time", p0=P0).compute()
+    dataset = result.to_dataset()
+    assert dataset["rate"].dims == ("y", "x") and dataset["y"].values.tolist() == [10, 20, 30, 40]
+    assert np.array_equal(dataset["rate"], dask_nlsq.fit_many(decay, T, IMAGE, p0=P0).compute()["rate"])
+
+
+REFUSED = {
+    "x of another length": (lambda: dask_nlsq.fit_many(decay, T[:-1], IMAGE, p0=P0), DataError, "23 values"),
+    "y of text": (lambda: dask_nlsq.fit_many(decay, T, np.array([["a"] * 24])), DataError, "dtype"),
+    "an axis too many": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, axis=3), DataError, "axis is 3"),
+    "a name for an axis": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, axis="t"), DataError, "no named dimensions"),
+    "an unknown parameter": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, p0={"tau": 1.0}), ModelError, "tau"),
+    "p0 of another shape": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, p0={"rate": np.ones(3)}), DataError, "shape"),
+    "bounds that cross": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, bounds={"rate": (2, 1)}), BoundsError, "above"),
+    "a sigma of zero": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, sigma=0 * T).compute(), DataError, "positive"),
+    "a policy": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, nan_policy="drop"), DataError, "omit"),
+    "a NumPy model": (lambda: dask_nlsq.fit_many(lambda t, a: a * np.exp(t), T, IMAGE), ModelError, "jax.numpy"),
+    "no points": (lambda: dask_nlsq.fit_many(decay, T[:0], IMAGE[..., :0]), DataError, "no points"),
+    "the covariance": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, p0=P0).cov, NlsqError, "covariance=True"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused(name):
+    call, error, words = REFUSED[name]
+    with pytest.raises(error, match=words):
+        call()
