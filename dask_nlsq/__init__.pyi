@@ -20,6 +20,7 @@ from ._errors import TooFewRows as TooFewRows
 from ._fit import fit as fit
 from ._fit import plan as plan
 from ._many import ManyFits as ManyFits
+from ._many import fit_groups as fit_groups
 from ._many import fit_many as fit_many
 from ._model import Model as Model
 from ._plan import DatasetSizeTier as DatasetSizeTier

@@ -1,2 +1,3 @@
 from .api import fit_many as fit_many
+from .groups import fit_groups as fit_groups
 from .result import ManyFits as ManyFits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,10 @@ import numpy.typing as npt
 
 from dask_nlsq._errors import BoundsError, DataError, ModelError
 from dask_nlsq._fit import to_model
-from dask_nlsq._kernel import validate
 from dask_nlsq._many.labels import labelled
 from dask_nlsq._many.result import ManyFits
-from dask_nlsq._many.task import Task
-from dask_nlsq._model import Loss, Model, Objective, Parameters, check_loss
+from dask_nlsq._many.task import make_task
+from dask_nlsq._model import Loss, Model
 from dask_nlsq._sweep import Payload, serialize
 from dask_nlsq._system import check_not_forked
 from dask_nlsq._typing import AnyArray, Matrix
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 2**25
 """Bytes of a chunk of series that is cut here: enough for a task of a tenth of a second, and small beside a worker."""
-
-_MOST_PARAMETERS = 16
-"""Parameters up to which the factorisation is unrolled over lanes; with more, compiling takes minutes."""
 
 
 def fit_many(
@@ -132,9 +127,6 @@ def fit_many(
     [[0.5, 1.0], [1.5, 2.0]]
     """
     check_not_forked()
-    check_loss(loss, f_scale)
-    if nan_policy not in ("omit", "raise"):
-        raise DataError(f'nan_policy is {nan_policy!r}; "omit" or "raise" is needed.')
     labels, x, y, axis = labelled(x, y, axis)
     series = _series(y, axis)
     columns = [_column(c, series, axis, f"x[{i}]") for i, c in enumerate(x if isinstance(x, (tuple, list)) else [x])]
@@ -145,8 +137,6 @@ def fit_many(
     held, shared_fixed = _split(bound, _fixed(fixed), outer, "fixed")
     lower, upper, shared_bounds = _limits(bound, bounds, outer)
     names = fixed if isinstance(fixed, (str, list, tuple)) else shared_fixed
-    parameters = Parameters.of(bound, shared_start, shared_bounds, names, tied)
-    objective = _look(bound, len(columns), parameters, loss, f_scale)
     weights = None if sigma is None else _column(sigma, series, axis, "sigma")
     given = {f"x{i}": c for i, c in enumerate(columns)} if any(c.ndim > 1 for c in columns) else {}
     given = {name: da.broadcast_to(c, series.shape) if c.ndim == 1 else c for name, c in given.items()}
@@ -154,23 +144,24 @@ def fit_many(
         given["sigma"] = weights
     for name, values in held.items():
         starts[name] = lower[name] = upper[name] = values
-    for role, own in (("start", starts), ("lower", lower), ("upper", upper)):
-        if own:
-            given[role] = _stack(parameters.free, own, series)
-    task = Task(
-        objective=objective,
-        model=bound,
-        x=None if "x0" in given else tuple(np.asarray(c) for c in columns),
+    task = make_task(
+        bound,
+        columns=None if "x0" in given else [np.asarray(c) for c in columns],
         sigma=None if weights is None or weights.ndim > 1 else np.asarray(weights),
-        start=parameters.start,
-        lower=parameters.lower,
-        upper=parameters.upper,
-        guessed=tuple(name for name in parameters.guessed if bound.guess is not None),
+        p0=shared_start,
+        bounds=shared_bounds,
+        fixed=names,
+        tied=tied,
+        loss=loss,
+        f_scale=f_scale,
         absolute_sigma=absolute_sigma,
         nan_policy=nan_policy,
         covariance=covariance,
         max_nfev=max_nfev,
     )
+    for role, own in (("start", starts), ("lower", lower), ("upper", upper)):
+        if own:
+            given[role] = _stack(task.free, own, series)
     payload = serialize(task)
     return ManyFits(
         names=bound.parameters,
@@ -288,29 +279,6 @@ def _stack(free: Sequence[str], own: Mapping[str, Any], series: da.Array) -> da.
     columns = [da.asarray(own[name]) if name in own else da.full(outer, np.nan) for name in free]
     stacked: da.Array = da.stack(columns, axis=-1).rechunk((*series.chunks[:-1], (len(free),)))
     return stacked
-
-
-def _look(model: Model, columns: int, parameters: Parameters, loss: Loss, f_scale: float) -> Objective:
-    """Return what is to be evaluated, looked at before any data."""
-    objective = Objective(
-        dataclasses.replace(model, guess=None),
-        (*(f"x{i}" for i in range(columns)), "y"),
-        loss=loss,
-        f_scale=f_scale,
-        expansion=parameters.expansion,
-    )
-    if parameters.p > _MOST_PARAMETERS:
-        raise ModelError(
-            f"The model {model.name!r} has {parameters.p} free parameters; fit_many takes {_MOST_PARAMETERS} at most. "
-            "Hold some with fixed=, or fit each series with fit."
-        )
-    look = validate.look(serialize(objective).value, parameters.start)
-    if look.objective.jacobian == "numeric":
-        raise ModelError(
-            f"The model {model.name!r} {look.obstacle}. fit_many differentiates with JAX only: write the model with "
-            "jax.numpy, or fit each series with fit."
-        )
-    return look.objective
 
 
 def _lazy(payload: Payload, series: da.Array, given: Mapping[str, da.Array]) -> da.Array:

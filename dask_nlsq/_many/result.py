@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -223,18 +223,34 @@ class ManyFits:
         arrays |= {name: getattr(fits, name) for name in STATISTICS}
         return arrays | ({"cov": fits.cov} if self.has_covariance else {})
 
-    def to_dataset(self) -> xr.Dataset:
-        """Return an xarray Dataset with a variable for each parameter, its standard error and each statistic."""
+    def to_dataset(self, layout: str = "named") -> xr.Dataset:
+        """Return an xarray Dataset, of Dask arrays as long as the fits are not computed.
+
+        Parameters
+        ----------
+        layout : {"named", "curvefit"}
+            "named" has a variable for each parameter, its standard error as ``NAME_stderr`` and each statistic;
+            "curvefit" has ``curvefit_coefficients`` along ``param`` and, where the covariance was kept,
+            ``curvefit_covariance`` along ``cov_i`` and ``cov_j``, as `xarray.Dataset.curvefit` has them.
+        """
         import xarray as xr
 
+        if layout not in ("named", "curvefit"):
+            raise NlsqError(f'layout is {layout!r}; "named" or "curvefit" is needed.')
         dims = self.labels.of(len(self.shape))
-        variables = {
-            name: ((*dims, *("cov_i", "cov_j")[: array.ndim - len(dims)]), array)
-            for name, array in self._arrays(self.figures).items()
-        }
-        coords: Mapping[str, Any] = dict(self.labels.coords)
+        coords: dict[str, Any] = dict(self.labels.coords)
+        arrays = self._arrays(self.figures)
+        ends: tuple[str, ...] = ("cov_i", "cov_j")
+        if layout == "curvefit":
+            cov = {"curvefit_covariance": arrays["cov"]} if self.has_covariance else {}
+            arrays = {"curvefit_coefficients": self.figures[..., : len(self.names)]} | cov
+            coords["param"] = list(self.names)
         if self.has_covariance:
-            coords = {**coords, "cov_i": list(self.names), "cov_j": list(self.names)}
+            coords |= {"cov_i": list(self.names), "cov_j": list(self.names)}
+        variables = {}
+        for name, array in arrays.items():
+            extra = array.ndim - len(dims)
+            variables[name] = ((*dims, *(("param",) if extra == 1 else ends[:extra])), array)
         return xr.Dataset(variables, coords=coords)
 
     def __repr__(self) -> str:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dask_nlsq._errors import DataError
-from dask_nlsq._kernel import linearity, predict_lanes
-from dask_nlsq._model import Model, Objective, make_feasible
+from dask_nlsq._errors import DataError, ModelError, NlsqError
+from dask_nlsq._kernel import linearity, predict_lanes, validate
+from dask_nlsq._model import Loss, Model, Objective, Parameters, check_loss, make_feasible
 from dask_nlsq._solver import Series, Settled, Status, Tolerance, Way, minimise, settle, square
+from dask_nlsq._sweep import serialize
 from dask_nlsq._typing import Matrix, Vector
 
 STATISTICS = ("cost", "redchi", "rsquared", "n_obs", "nfev", "status")
 """Figures of each fit besides its parameters and their standard errors."""
+
+_MOST_PARAMETERS = 16
+"""Parameters up to which the factorisation is unrolled over lanes; with more, compiling takes minutes."""
 
 _DEPENDENT = 1e-13
 """Ratio of a pivot to its diagonal element below which a column of J is a combination of the others."""
@@ -333,6 +338,68 @@ def indices(names: Sequence[str]) -> dict[str, int]:
     """Return the column of each parameter and statistic in a row of figures."""
     k = len(names)
     return dict(zip(names, range(k), strict=True)) | {s: 2 * k + i for i, s in enumerate(STATISTICS)}
+
+
+def make_task(
+    model: Model,
+    columns: Sequence[Vector] | None,
+    *,
+    sigma: Vector | float | None,
+    p0: Any,
+    bounds: Any,
+    fixed: Any,
+    tied: Mapping[str, str] | None,
+    loss: Loss,
+    f_scale: float,
+    absolute_sigma: bool,
+    nan_policy: str,
+    max_nfev: object,
+    covariance: bool = False,
+) -> Task:
+    """Resolve the arguments of many fits by a bound model; without columns, each series has its own."""
+    check_loss(loss, f_scale)
+    if nan_policy not in ("omit", "raise"):
+        raise DataError(f'nan_policy is {nan_policy!r}; "omit" or "raise" is needed.')
+    if not isinstance(max_nfev, (int, np.integer)) or max_nfev < 1:
+        raise NlsqError(f"max_nfev is {max_nfev!r}; a positive whole number is needed.")
+    parameters = Parameters.of(model, p0, bounds, fixed, tied)
+    return Task(
+        objective=_look(model, parameters, loss, f_scale),
+        model=model,
+        x=None if columns is None else tuple(columns),
+        sigma=sigma,
+        start=parameters.start,
+        lower=parameters.lower,
+        upper=parameters.upper,
+        guessed=tuple(name for name in parameters.guessed if model.guess is not None),
+        absolute_sigma=absolute_sigma,
+        nan_policy=nan_policy,
+        covariance=covariance,
+        max_nfev=int(max_nfev),
+    )
+
+
+def _look(model: Model, parameters: Parameters, loss: Loss, f_scale: float) -> Objective:
+    """Return what is to be evaluated, looked at before any data."""
+    objective = Objective(
+        dataclasses.replace(model, guess=None),
+        (*(f"x{i}" for i in range(sum(map(len, model.columns.values())))), "y"),
+        loss=loss,
+        f_scale=f_scale,
+        expansion=parameters.expansion,
+    )
+    if parameters.p > _MOST_PARAMETERS:
+        raise ModelError(
+            f"The model {model.name!r} has {parameters.p} free parameters; fit_many takes {_MOST_PARAMETERS} at most. "
+            "Hold some with fixed=, or fit each series with fit."
+        )
+    look = validate.look(serialize(objective).value, parameters.start)
+    if look.objective.jacobian == "numeric":
+        raise ModelError(
+            f"The model {model.name!r} {look.obstacle}. fit_many differentiates with JAX only: write the model with "
+            "jax.numpy, or fit each series with fit."
+        )
+    return look.objective
 
 
 def predict(

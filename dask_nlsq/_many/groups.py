@@ -1,0 +1,247 @@
+"""fit_groups: one fit for each group of the rows of a frame, and a row of the answer for each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import dask.dataframe as dd
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dask_nlsq._errors import DataError
+from dask_nlsq._fit import to_model
+from dask_nlsq._many.task import STATISTICS, Task, make_task
+from dask_nlsq._model import Loss, Model
+from dask_nlsq._solver import Status
+from dask_nlsq._sweep import Payload, serialize
+from dask_nlsq._system import check_not_forked
+from dask_nlsq._typing import Matrix, Vector
+
+_SHORTEST = 16
+"""Points of the shortest bucket; each is twice as long as the one before, so that few loops are compiled."""
+
+
+def fit_groups(
+    data: dd.DataFrame | pd.DataFrame,
+    by: str | Sequence[str],
+    model: Callable[..., Any] | Model | str,
+    x: str | Sequence[str] | None = None,
+    y: str = "y",
+    *,
+    sigma: str | float | None = None,
+    p0: Any = None,
+    bounds: Any = None,
+    fixed: Any = None,
+    tied: Mapping[str, str] | None = None,
+    loss: Loss = "linear",
+    f_scale: float = 1.0,
+    nan_policy: str = "omit",
+    absolute_sigma: bool = False,
+    max_nfev: int = 200,
+    within_partitions: bool | None = None,
+) -> dd.DataFrame | pd.DataFrame:
+    r"""Fit a model to every group of rows, each by itself, and return a row for each group.
+
+    Parameters
+    ----------
+    data : Dask or pandas DataFrame
+        The rows.
+    by : str or sequence of str
+        Columns whose values tell the groups apart; the name of the index counts as a column.
+    model : callable, Model or str
+        As in `fit`.
+    x : str or sequence of str, optional
+        Columns of the model; by default those that it names.
+    y : str
+        The column that is fitted.
+    sigma : str or number, optional
+        Standard deviation of y.
+    p0, bounds, fixed, tied, loss, f_scale, nan_policy, absolute_sigma, max_nfev
+        As in `fit_many`, with numbers that all groups share; what p0 does not give, the model guesses for each group.
+    within_partitions : bool, optional
+        Whether every group lies within one partition, as it does after ``set_index(by)`` or in files that are written
+        a group each. Partitions are then fitted as they lie, and a group that is met in two of them has two rows.
+        By default this holds where `by` is the index and its divisions are known; else rows are shuffled once, by
+        Dask's ``dataframe.shuffle.method``: over the network with a client, and on disk without.
+
+    Returns
+    -------
+    DataFrame
+        Of Dask, lazily, where `data` is. Columns are the keys with their types, the parameters, their standard errors
+        as ``NAME_stderr``, and ``cost``, ``redchi``, ``rsquared``, ``n_obs``, ``nfev`` and ``status``, which is the
+        name of a `Status`. The estimates of a group that failed are NaN.
+
+    Raises
+    ------
+    DataError
+        A column is missing or not numeric; with ``nan_policy="raise"``, when it is computed, a value is not finite.
+    ModelError
+        As in `fit_many`.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, jax.numpy as jnp, dask_nlsq
+    >>> t = np.tile(np.linspace(0, 4, 20), 2)
+    >>> rate = np.repeat([0.5, 2.0], 20)
+    >>> frame = pd.DataFrame({"detector": np.repeat(["a", "b"], 20), "t": t, "y": 3 * np.exp(-rate * t)})
+    >>> def decay(t, amplitude, rate):
+    ...     return amplitude * jnp.exp(-rate * t)
+    >>> frame.nlsq.fit_groups("detector", decay)[["detector", "rate"]].round(6).to_dict("list")
+    {'detector': ['a', 'b'], 'rate': [0.5, 2.0]}
+    """
+    check_not_forked()
+    keys = [by] if isinstance(by, str) else list(by)
+    model = to_model(model, p0)
+    columns = list(model.inputs) if x is None else [x] if isinstance(x, str) else list(x)
+    _check_columns(data, keys, columns, y, sigma)
+    task = make_task(
+        model.bind(columns),
+        None,
+        sigma=None if isinstance(sigma, str) else sigma,
+        p0=p0,
+        bounds=bounds,
+        fixed=fixed,
+        tied=tied,
+        loss=loss,
+        f_scale=f_scale,
+        absolute_sigma=absolute_sigma,
+        nan_policy=nan_policy,
+        max_nfev=max_nfev,
+    )
+    groups = Groups(serialize(task), tuple(keys), tuple(columns), y, sigma if isinstance(sigma, str) else None)
+    if isinstance(data, pd.DataFrame):
+        return groups(data)
+    rows = data
+    if within_partitions is None:
+        within_partitions = keys == [data.index.name] and data.known_divisions
+    if any(key not in data.columns for key in keys):
+        rows = rows.reset_index()
+    rows = rows[list(dict.fromkeys(groups.needed))]
+    if not within_partitions:
+        rows = rows.shuffle(on=keys)
+    meta = groups.empty(rows.dtypes)
+    fitted: dd.DataFrame = rows.map_partitions(groups, meta=meta, enforce_metadata=False)
+    return fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Fits the groups that lie in a pandas frame."""
+
+    payload: Payload  # of a Task
+    keys: tuple[str, ...]
+    x: tuple[str, ...]
+    y: str
+    sigma: str | None
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return (*self.keys, *self.x, self.y, *(() if self.sigma is None else (self.sigma,)))
+
+    def __call__(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return a row for each group, sorted by its keys."""
+        if any(key not in frame.columns for key in self.keys):
+            frame = frame.reset_index()
+        grouped = frame.groupby(list(self.keys), sort=True, observed=True, dropna=False)
+        number = grouped.ngroup().to_numpy()
+        task: Task = self.payload.value
+        columns = [_numbers(frame[name], name) for name in (*self.x, self.y, *([self.sigma] if self.sigma else []))]
+        if task.nan_policy == "raise":
+            self._check_finite(frame, columns)
+        # In this order the sums of a group do not hang on the order in which a shuffle brings its rows.
+        order = np.lexsort((*columns[::-1], number))
+        number, columns = number[order], [column[order] for column in columns]
+        first = np.flatnonzero(np.r_[True, number[1:] != number[:-1]]) if len(number) else np.zeros(0, np.int64)
+        lengths = np.diff(np.r_[first, len(number)])
+        figures = np.full((len(first), task.width), np.nan)
+        buckets = _bucket(lengths)
+        for points in np.unique(buckets):
+            some = np.flatnonzero(buckets == points)
+            figures[some] = self._fit(task, columns, first[some], lengths[some], int(points))
+        return self._table(frame.iloc[order[first]][list(self.keys)], figures)
+
+    def _fit(
+        self, task: Task, columns: Sequence[Vector], first: npt.NDArray[np.int64], lengths: Vector, points: int
+    ) -> Matrix:
+        """Return the figures of groups of so many rows at most."""
+        place = first[:, None] + np.arange(points)
+        there = np.arange(points) < lengths[:, None]
+        place = np.where(there, place, first[:, None])
+        padded = [column[place] for column in columns]
+        y = np.where(there, padded[len(self.x)], np.nan)  # what is not finite has no weight
+        given = {f"x{i}": column for i, column in enumerate(padded[: len(self.x)])}
+        if self.sigma is not None:
+            given["sigma"] = padded[-1]
+        return dataclasses.replace(task, nan_policy="omit")(y, given) if task.nan_policy == "raise" else task(y, given)
+
+    def _check_finite(self, frame: pd.DataFrame, columns: Sequence[Vector]) -> None:
+        for name, column in zip((*self.x, self.y), columns, strict=False):
+            bad = ~np.isfinite(column)
+            if bad.any():
+                key = frame.iloc[int(bad.argmax())][list(self.keys)].to_dict()
+                raise DataError(
+                    f"The column {name!r} is not finite in {bad.sum():,} rows of a partition, the first of them of the "
+                    f'group {key}; nan_policy="omit" leaves such rows out.',
+                    column=name,
+                )
+
+    def _table(self, keys: pd.DataFrame, figures: Matrix) -> pd.DataFrame:
+        names = self.payload.value.model.parameters
+        k = len(names)
+        table = keys.reset_index(drop=True)
+        for i, name in enumerate(names):
+            table[name] = figures[:, i]
+        for i, name in enumerate(names):
+            table[f"{name}_stderr"] = figures[:, k + i]
+        for i, name in enumerate(STATISTICS):
+            table[name] = figures[:, 2 * k + i]
+        for name in ("n_obs", "nfev"):
+            table[name] = table[name].astype(np.int64)
+        table["status"] = [Status.of(int(code)).name for code in figures[:, 2 * k + STATISTICS.index("status")]]
+        return table
+
+    def empty(self, dtypes: pd.Series) -> pd.DataFrame:
+        """Return the table of no groups, with the types of its columns."""
+        keys = pd.DataFrame({key: pd.Series(dtype=dtypes[key]) for key in self.keys})
+        return self._table(keys, np.empty((0, self.payload.value.width)))
+
+
+def _check_columns(
+    data: dd.DataFrame | pd.DataFrame, keys: Sequence[str], x: Sequence[str], y: str, sigma: str | float | None
+) -> None:
+    """Refuse columns that are not there, or that play two parts."""
+    if not keys or not x:
+        raise DataError(f"by is {list(keys)!r} and x is {list(x)!r}; each must name a column.")
+    present = [*data.columns, *([data.index.name] if data.index.name is not None else [])]
+    wanted = [*keys, *x, y, *([sigma] if isinstance(sigma, str) else [])]
+    missing = [name for name in wanted if name not in present]
+    if missing:
+        raise DataError(
+            f"There is no column {missing[0]!r}; there are {list(map(str, present))}.", column=str(missing[0])
+        )
+    twice = [name for name in keys if name in (*x, y)]
+    if twice:
+        raise DataError(f"The column {twice[0]!r} tells groups apart and is fitted; it can be one of the two.")
+
+
+def _numbers(column: pd.Series, name: str) -> Vector:
+    """Return a column as float64; dates are seconds since 1970."""
+    if column.dtype.kind in "mM" or isinstance(column.dtype, pd.DatetimeTZDtype):
+        seconds = column.to_numpy(f"{'M' if column.dtype.kind == 'M' else 'm'}8[ns]")
+        return np.where(np.isnat(seconds), np.nan, seconds.astype(np.int64) / 1e9)
+    try:
+        return column.to_numpy(np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"The column {name!r} has the dtype {column.dtype}; numbers are needed.", column=name
+        ) from error
+
+
+def _bucket(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the padded length of each group: 16, 32, 64 and so on."""
+    powers = np.ceil(np.log2(np.maximum(lengths, _SHORTEST))).astype(np.int64)
+    return np.int64(1) << powers
