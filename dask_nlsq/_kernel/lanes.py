@@ -56,6 +56,7 @@ def evaluate(
     objective: Objective,
     theta: Sequence[Array],
     data: Data,
+    tiles: Array,
     root: Root | None = None,
     free: Sequence[Array] | None = None,
     mended: bool = False,
@@ -67,6 +68,8 @@ def evaluate(
 
     Parameters
     ----------
+    tiles : Array ()
+        So many tiles are taken; points behind them do not count.
     root : Root, optional
         L of :math:`J^T J = L L^T`, with which :math:`S = L^{-T}` makes JS nearly orthonormal.
     free : sequence of Array (lanes,), optional
@@ -74,7 +77,7 @@ def evaluate(
     mended : bool
         Whether derivatives that are not finite are replaced by differences.
     """
-    points, lanes = len(data.y), len(theta[0])
+    lanes = len(theta[0])
     p, size = len(theta), tile(lanes)
     nothing = jnp.zeros(lanes)
 
@@ -86,7 +89,7 @@ def evaluate(
 
     triangle = [[nothing] * (i + 1) for i in range(p)]
     start = Sums(triangle, triangle if objective.robust else [], [nothing] * p, nothing, jnp.ones(lanes, bool))
-    found: Sums = lax.fori_loop(0, points // size, body, start)
+    found: Sums = lax.fori_loop(0, tiles, body, start)
     return found if objective.robust else found._replace(curvature=found.gram)
 
 

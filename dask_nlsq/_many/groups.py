@@ -20,8 +20,8 @@ from dask_nlsq._sweep import Payload, serialize
 from dask_nlsq._system import check_not_forked
 from dask_nlsq._typing import Matrix, Vector
 
-_SHORTEST = 16
-"""Points of the shortest bucket; each is twice as long as the one before, so that few loops are compiled."""
+_SHORTEST = 32
+"""Points of the shortest bucket; each is four times as long as the one before, so that few loops are compiled."""
 
 
 def fit_groups(
@@ -161,6 +161,7 @@ class Groups:
         buckets = _bucket(lengths)
         for points in np.unique(buckets):
             some = np.flatnonzero(buckets == points)
+            some = some[np.argsort(lengths[some], kind="stable")]  # alike ones go through the loop together
             figures[some] = self._fit(task, columns, first[some], lengths[some], int(points))
         return self._table(frame.iloc[order[first]][list(self.keys)], figures)
 
@@ -201,7 +202,8 @@ class Groups:
             table[name] = figures[:, 2 * k + i]
         for name in ("n_obs", "nfev"):
             table[name] = table[name].astype(np.int64)
-        table["status"] = [Status.of(int(code)).name for code in figures[:, 2 * k + STATISTICS.index("status")]]
+        codes = figures[:, 2 * k + STATISTICS.index("status")]
+        table["status"] = pd.array([Status.of(int(code)).name for code in codes], dtype="string")
         return table
 
     def empty(self, dtypes: pd.Series) -> pd.DataFrame:
@@ -242,6 +244,6 @@ def _numbers(column: pd.Series, name: str) -> Vector:
 
 
 def _bucket(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the padded length of each group: 16, 32, 64 and so on."""
-    powers = np.ceil(np.log2(np.maximum(lengths, _SHORTEST))).astype(np.int64)
-    return np.int64(1) << powers
+    """Return the padded length of each group: 32, 128, 512 and so on."""
+    fours = np.ceil(np.log2(np.maximum(lengths, _SHORTEST) / _SHORTEST) / 2).astype(np.int64)
+    return _SHORTEST << 2 * fours

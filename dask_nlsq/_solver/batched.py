@@ -247,10 +247,17 @@ def _finish(
         columns = [as_queue(c, shape.queue) for c in (*part.x, part.y, part.weight)]
         bounds = [as_queue(_take(c, take), shape.queue) for c in (lower, upper)]
         fewest = shape.lanes // _LEFT if len(waiting) else 0
-        ended = run(some, columns, bounds, list(prior), len(take), fewest, tolerance.step, tolerance.most)
+        limits = tiles_of(part, shape), len(take), fewest, tolerance.step, tolerance.most
+        ended = run(some, columns, bounds, list(prior), *limits)
         for column, values in zip(fits, ended, strict=True):
             column[take] = np.asarray(values)[: len(take)]
         left = take[fits.status[take] == UNSEEN]
+
+
+def tiles_of(series: Series, shape: Shape) -> int:
+    """Return the tiles behind which no point of any series counts."""
+    counts = np.flatnonzero((series.weight > 0).any(axis=0))
+    return -(-int(counts[-1] + 1) // lanes.tile(shape.lanes)) if len(counts) else 0
 
 
 def as_queue(rows: Matrix, queue: int) -> Matrix:
@@ -275,7 +282,7 @@ def _compile(
     fits = [real((n, p)), vector, vector, vector, vector, whole((n,)), whole((n,)), curvature]
     columns = [real((rows_, shape.points)) for rows_ in rows[:-1]]
     bounds = [real((rows[-1], p))] * 2
-    limits = [whole(()), whole(()), real(()), whole(())]
+    limits = [whole(()), whole(()), whole(()), real(()), whole(())]
     run = functools.partial(_run, objective, prior, way, shape.lanes)
     return jax.jit(run).lower(fits, columns, bounds, [real((p,))] * 2, *limits).compile()
 
@@ -289,6 +296,7 @@ def _run(
     columns: list[Array],
     bounds: list[Array],
     pull: list[Array],
+    tiles: Array,
     n: Array,
     fewest: Array,
     tolerance: Array,
@@ -324,7 +332,7 @@ def _run(
         floor = jnp.where(following < n, abreast - abreast // _REFILL, fewest)
 
         def step(lane: _Lane) -> _Lane:
-            return _step(objective, lane, pull if prior else None, way, ending)
+            return _step(objective, lane, tiles, pull if prior else None, way, ending)
 
         return lax.while_loop(lambda lane: busy(lane) > floor, step, lane), following, found
 
@@ -408,19 +416,20 @@ def _load(
 def _step(
     objective: Objective,
     lane: _Lane,
+    tiles: Array,
     pull: list[Array] | None,
     way: Way,
     ending: Callable[[_Lane, list[Array]], tuple[Array, Array]],
 ) -> _Lane:
     """Evaluate the trial of each lane, accept or refuse it, and propose the next."""
     tiny = jnp.full_like(lane.cost, _TINY)
-    sums = lanes.evaluate(objective, lane.trial, lane.data, mended=way.mended)
+    sums = lanes.evaluate(objective, lane.trial, lane.data, tiles, mended=way.mended)
     if any(way.linear):
         others = [jnp.full(tiny.shape, not linear) for linear in way.linear]
         best = _solve(lane._replace(curvature=sums.gram, gradient=sums.gradient), others, tiny)
         trial = [t + move if linear else t for t, move, linear in zip(lane.trial, best, way.linear, strict=True)]
         lane = lane._replace(trial=trial)
-        sums = lanes.evaluate(objective, trial, lane.data, mended=way.mended)
+        sums = lanes.evaluate(objective, trial, lane.data, tiles, mended=way.mended)
     curvature = convex(sums) if objective.robust else sums.gram
     cost, gradient = sums.cost, sums.gradient
     if pull is not None:

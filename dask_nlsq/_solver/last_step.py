@@ -20,7 +20,7 @@ from jax import Array, lax
 
 from dask_nlsq._kernel import lanes, once
 from dask_nlsq._model import Objective
-from dask_nlsq._solver.batched import Series, Shape, as_queue, convex, fill, pick
+from dask_nlsq._solver.batched import Series, Shape, as_queue, convex, fill, pick, tiles_of
 from dask_nlsq._typing import Matrix, Vector
 
 T = TypeVar("T")
@@ -87,6 +87,7 @@ def _settle_rows(
         values = run(
             *(fill(rows[some].astype(float), shape.queue) for rows in (theta, free, curvature)),
             columns,
+            tiles_of(part, shape),
             -(-len(some) // shape.lanes),
         )
         for column, value in zip(found, values, strict=True):
@@ -98,9 +99,10 @@ def _compile(objective: Objective, shape: Shape, shared: Sequence[bool], mended:
     real = functools.partial(jax.ShapeDtypeStruct, dtype=np.float64)
     columns = [real((1 if one else shape.queue, shape.points)) for one in shared]
     n = shape.queue
+    whole = jax.ShapeDtypeStruct((), np.int64)
     rows = [real((n, p)), real((n, p)), real((n, p * (p + 1) // 2))]
     run = functools.partial(_settle, objective, mended, shape.lanes)
-    return jax.jit(run).lower(*rows, columns, jax.ShapeDtypeStruct((), np.int64)).compile()
+    return jax.jit(run).lower(*rows, columns, whole, whole).compile()
 
 
 def _settle(
@@ -111,6 +113,7 @@ def _settle(
     free: Array,
     curvature: Array,
     columns: list[Array],
+    tiles: Array,
     groups: Array,
 ) -> list[Array]:
     """Evaluate so many groups of lanes of a queue."""
@@ -122,7 +125,7 @@ def _settle(
         entries = iter(pick(curvature, place))
         triangle = [[next(entries) for _ in range(i + 1)] for i in range(p)]
         at = list(pick(theta, place)), list(pick(free, place)), triangle
-        part = _settle_lanes(objective, *at, lanes.Data(tuple(x), y, weight), mended)
+        part = _settle_lanes(objective, *at, lanes.Data(tuple(x), y, weight), tiles, mended)
         return [
             lax.dynamic_update_slice_in_dim(rows, new, k * abreast, 0) for rows, new in zip(known, part, strict=True)
         ]
@@ -139,19 +142,20 @@ def _settle_lanes(
     free: list[Array],
     curvature: lanes.Triangle,
     data: lanes.Data,
+    tiles: Array,
     mended: bool,
 ) -> list[Array]:
     """Return for each lane what `Settled` has, in its order."""
     p = len(theta)
     if objective.robust:  # the curvature of a robust loss is no sum of products of columns
-        sums = lanes.evaluate(objective, theta, data, mended=mended)
+        sums = lanes.evaluate(objective, theta, data, tiles, mended=mended)
         curvature = convex(sums)
         root, pivot = lanes.cholesky(_only(curvature, free))
         z = lanes.substitute(root, [g * f for g, f in zip(sums.gradient, free, strict=True)])
     else:
         first, pivot = lanes.cholesky(_only(curvature, free))
         first = _barrier(first)
-        sums = lanes.evaluate(objective, theta, data, first, free, mended)
+        sums = lanes.evaluate(objective, theta, data, tiles, first, free, mended)
         second, least = lanes.cholesky(_only(sums.gram, free))
         second, pivot = _barrier((second, jnp.minimum(pivot, least)))
         z = lanes.substitute(second, sums.gradient)

@@ -1,0 +1,174 @@
+"""A fit for each group of rows: the rows may lie anywhere, and the keys may be anything."""
+
+import dask
+import dask.dataframe as dd
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import dask_nlsq
+from dask_nlsq import DataError, ModelError
+
+P0 = [2.0, 1.0, 0.0]
+GROUPS = 60
+
+
+def decay(t, amplitude, rate, offset):
+    return amplitude * jnp.exp(-rate * t) + offset
+
+
+def rows(seed=0):
+    """Ragged groups of 5 to 90 rows, under keys of several types."""
+    rng = np.random.default_rng(seed)
+    number = np.repeat(np.arange(GROUPS), rng.integers(5, 90, GROUPS))
+    t = rng.uniform(0, 4, len(number))
+    a, b, c = (rng.uniform(*r, GROUPS)[number] for r in ((2, 4), (0.5, 2), (0.5, 1)))
+    frame = pd.DataFrame({"number": number, "t": t, "y": a * np.exp(-b * t) + c + rng.normal(0, 0.05, len(t))})
+    frame["name"] = [f"detector {n:02}" for n in number]
+    frame["half"] = frame["number"] % 2
+    frame["day"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(frame["number"], unit="D")
+    frame["kind"] = pd.Categorical(frame["name"])
+    frame["s"] = rng.uniform(0.5, 2, len(t))
+    return frame
+
+
+FRAME = rows()
+PLAIN = dask_nlsq.fit_groups(FRAME, "number", decay, y="y", p0=P0)
+FIGURES = list(PLAIN.columns[1:-1])
+
+
+def shuffled():
+    return FRAME.sample(frac=1, random_state=1).reset_index(drop=True)
+
+
+def by_number(table):
+    return table.sort_values(list(table.columns[:1])).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("sigma", [None, "s", 0.05])
+def test_each_group_has_the_answer_of_fit(sigma):
+    table = FRAME.nlsq.fit_groups("number", decay, p0=P0, sigma=sigma, absolute_sigma=sigma == 0.05)
+    for number in (0, 17, 59):
+        one = FRAME[FRAME["number"] == number].nlsq.fit(
+            decay, p0=P0, sigma=sigma, absolute_sigma=sigma == 0.05, client=False
+        )
+        row = table.set_index("number").loc[number]
+        np.testing.assert_allclose(row[list(one.names)].astype(float), one.popt, rtol=1e-6)
+        np.testing.assert_allclose(row[[f"{n}_stderr" for n in one.names]].astype(float), one.stderr, rtol=1e-6)
+        assert row["n_obs"] == one.n_obs and row["status"] == "CONVERGED"
+        np.testing.assert_allclose([row["redchi"], row["rsquared"]], [one.redchi, one.rsquared], rtol=1e-6)
+
+
+@pytest.mark.parametrize("keys", ["number", "name", "day", "kind", ["half", "number"]], ids=str)
+def test_keys_of_any_type_keep_it(keys):
+    names = [keys] if isinstance(keys, str) else keys
+    lazy = dd.from_pandas(shuffled(), npartitions=4).nlsq.fit_groups(keys, decay, p0=P0)
+    table = lazy.compute()
+    assert list(table.columns[: len(names)]) == names and len(table) == GROUPS
+    assert [lazy.dtypes[name] for name in names] == [table.dtypes[name] for name in names]
+    expected = FRAME.groupby(names, observed=True)["number"].first()
+    order = table.set_index(names).index.map(expected.to_dict())
+    assert np.array_equal(table.iloc[np.argsort(order)][FIGURES].to_numpy(), PLAIN[FIGURES].to_numpy())
+
+
+@pytest.mark.parametrize("npartitions", [1, 3, 8])
+@pytest.mark.parametrize("order", ["sorted", "shuffled"])
+def test_rows_in_any_order_and_partitions_have_the_same_bits(npartitions, order):
+    frame = FRAME if order == "sorted" else shuffled()
+    table = dd.from_pandas(frame, npartitions=npartitions, sort=False).nlsq.fit_groups("number", decay, p0=P0)
+    pd.testing.assert_frame_equal(by_number(table.compute()), PLAIN, check_exact=True)
+
+
+def test_a_cluster_has_the_bits_of_threads(client):
+    table = dd.from_pandas(shuffled(), npartitions=5).nlsq.fit_groups("number", decay, p0=P0)
+    pd.testing.assert_frame_equal(by_number(table.compute()), PLAIN, check_exact=True)
+
+
+def test_an_index_with_known_divisions_needs_no_shuffle():
+    frame = dd.from_pandas(FRAME.set_index("number"), npartitions=4)
+    table = frame.nlsq.fit_groups("number", decay, p0=P0)
+    assert not any("shuffle" in str(key) for key in table.dask)
+    pd.testing.assert_frame_equal(by_number(table.compute()), PLAIN, check_exact=True)
+
+
+def test_partitions_may_be_said_to_hold_whole_groups(tmp_path):
+    FRAME.assign(number=FRAME["number"] // 10).to_parquet(tmp_path / "hive", partition_cols=["half"])
+    frame = dd.read_parquet(tmp_path / "hive")
+    whole = frame.nlsq.fit_groups("half", decay, p0=P0, within_partitions=True).compute()
+    moved = frame.nlsq.fit_groups("half", decay, p0=P0).compute()
+    assert sorted(whole["half"].astype(int)) == [0, 1]
+    np.testing.assert_array_equal(whole.sort_values("half")[FIGURES], moved.sort_values("half")[FIGURES])
+
+
+def test_groups_that_fail_are_rows():
+    frame = FRAME.copy()
+    frame.loc[frame["number"] == 3, "y"] = np.nan
+    frame.loc[frame["number"] == 4, "t"] = np.inf
+    frame.loc[FRAME.index[FRAME["number"] == 5][:2], "y"] = np.nan
+    table = frame.nlsq.fit_groups("number", decay, p0=P0)
+    assert table["status"].tolist()[3:5] == ["TOO_FEW"] * 2 and table.loc[[3, 4], "rate"].isna().all()
+    assert table.loc[5, "n_obs"] == PLAIN.loc[5, "n_obs"] - 2
+    pd.testing.assert_frame_equal(table.iloc[6:], PLAIN.iloc[6:], check_exact=True)
+    with pytest.raises(DataError, match=r"'number': 4"):
+        frame.nlsq.fit_groups("number", decay, p0=P0, nan_policy="raise")
+
+
+def test_the_model_guesses_for_each_group():
+    x = np.tile(np.linspace(-5, 5, 40), 3)
+    centers = np.repeat([-2.0, 0.5, 2.5], 40)
+    frame = pd.DataFrame({"g": centers, "x": x, "y": 3 * np.exp(-0.5 * ((x - centers) / 0.4) ** 2)})
+    table = frame.nlsq.fit_groups("g", "gaussian")
+    np.testing.assert_allclose(table["center"], table["g"], rtol=1e-9)
+
+
+def test_no_rows_have_no_groups():
+    empty = FRAME.iloc[:0].nlsq.fit_groups("number", decay, p0=P0)
+    assert len(empty) == 0 and list(empty.columns) == list(PLAIN.columns)
+
+
+REFUSED = {
+    "a key that is not there": (lambda: FRAME.nlsq.fit_groups("place", decay), DataError, "place"),
+    "a key that is fitted": (lambda: FRAME.nlsq.fit_groups("y", decay), DataError, "one of the two"),
+    "text for y": (lambda: FRAME.nlsq.fit_groups("number", decay, y="name"), DataError, "dtype"),
+    "a model of nothing": (lambda: FRAME.nlsq.fit_groups("number", lambda t: t), ModelError, "parameter"),
+    "a sigma of zero": (lambda: FRAME.assign(s=0.0).nlsq.fit_groups("number", decay, sigma="s"), DataError, "positive"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused(name):
+    call, error, words = REFUSED[name]
+    with pytest.raises(error, match=words):
+        call()
+
+
+T = np.linspace(0, 4, 20)
+IMAGE = xr.DataArray(
+    np.random.default_rng(0).normal(np.exp(-T), 0.01, (2, 3, 20)), dims=("y", "x", "t"), coords={"t": T}, name="image"
+)
+
+
+def test_xarray_has_the_layout_of_curvefit():
+    ours = IMAGE.nlsq.fit_many(decay, "t", p0=[1.0, 1.0, 0.0], layout="curvefit")
+    theirs = IMAGE.curvefit("t", lambda t, amplitude, rate, offset: amplitude * np.exp(-rate * t) + offset)
+    assert ours.sizes == theirs.sizes and ours["param"].values.tolist() == theirs["param"].values.tolist()
+    for name in ("curvefit_coefficients", "curvefit_covariance"):
+        assert ours[name].dims == theirs[name].dims
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+
+
+def test_xarray_is_as_lazy_as_its_data_and_takes_variables_by_name():
+    dataset = IMAGE.to_dataset().assign(s=("t", np.linspace(0.5, 2, 20)))
+    eager = dataset.nlsq.fit_many(decay, "t", y="image", sigma="s", p0=[1.0, 1.0, 0.0])
+    lazy = dataset.chunk({"x": 1}).nlsq.fit_many(decay, "t", y="image", sigma="s", p0=[1.0, 1.0, 0.0])
+    assert dask.is_dask_collection(lazy) and not dask.is_dask_collection(eager)
+    xr.testing.assert_identical(lazy.compute(), eager)
+    with pytest.raises(DataError, match="variables"):
+        dataset.nlsq.fit_many(decay, "t")
+
+
+def test_xarray_fits_all_elements_at_once():
+    result = IMAGE.nlsq.fit(decay, "t", p0=[1.0, 1.0, 0.0])
+    assert result.n_obs == IMAGE.size and abs(result.params["rate"] - 1) < 0.02
