@@ -134,6 +134,16 @@ def test_a_series_that_fails_stops_no_other_and_is_mapped():
     assert "TOO_FEW" in repr(result) and result.counts().sum() == 20
 
 
+def test_a_constant_series_does_not_determine_a_rate():
+    result = dask_nlsq.fit_many(decay, T, np.stack([np.full(24, 5.0), np.zeros(24), IMAGE[0, 0]]), p0=P0).compute()
+    assert result.status.tolist() == [Status.UNIDENTIFIABLE] * 2 + [Status.CONVERGED]
+
+
+def test_no_series_have_no_figures():
+    result = dask_nlsq.fit_many(decay, T, np.empty((0, 3, 24)), p0=P0).compute()
+    assert result.shape == (0, 3) and result["rate"].shape == (0, 3) and not len(result.failures())
+
+
 def test_points_of_unlike_series_may_be_missing():
     image = IMAGE.copy()
     image[np.random.default_rng(1).random(image.shape) < 0.2] = np.nan
@@ -187,12 +197,6 @@ def test_redundant_parameters_have_infinite_errors_and_others_keep_theirs():
 
     result = dask_nlsq.fit_many(twice, T, 2 * np.exp(-T) + 1 + 0.01 * np.cos(9 * T), p0=[1.0, 1.0, 0.0]).compute()
     assert np.isinf(result.stderr["a"]) and np.isinf(result.stderr["b"]) and np.isfinite(result.stderr["level"])
-
-
-def scaled(problem):
-    """A problem and copies of it whose response is in other units."""
-    y = np.array(problem.y)
-    return np.stack([y, y])
 
 
 EASY = ("Misra1a", "Chwirut2", "Gauss1", "DanWood", "Rat42")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -308,7 +309,7 @@ def _compute(y: AnyArray, *arrays: AnyArray, payload: Payload, names: Sequence[s
     outer = y.shape[:-1]
 
     def rows(array: AnyArray) -> Matrix:
-        return np.asarray(array, float).reshape(-1, array.shape[-1])
+        return np.asarray(array, float).reshape(math.prod(outer), array.shape[-1])
 
     figures: npt.NDArray[np.float64] = payload.value(rows(y), {n: rows(a) for n, a in zip(names, arrays, strict=True)})
-    return figures.reshape(*outer, -1)
+    return figures.reshape(*outer, figures.shape[-1])

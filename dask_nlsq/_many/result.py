@@ -259,7 +259,7 @@ class ManyFits:
         if not self.computed:
             return f"{head}\nNot computed yet: compute(), to_zarr(path) or to_dataset()."
         counts = self.counts()
-        width = max(len(str(name)) for name in counts.index)
+        width = max((len(str(name)) for name in counts.index), default=0)
         return "\n".join([head, *(f"{name:{width}}  {count:,}" for name, count in counts.items())])
 
 

@@ -25,6 +25,9 @@ _MOST_PARAMETERS = 16
 _DEPENDENT = 1e-13
 """Ratio of a pivot to its diagonal element below which a column of J is a combination of the others."""
 
+_NOTHING = 1e-13
+"""Length of a column of J, beside what it was at the start, from which it is rounding."""
+
 _NEAR, _POLISH = 1e-4, 5
 """Standard errors that the last step may be long, and evaluations that are spent on a longer one."""
 
@@ -149,6 +152,7 @@ class Task:
             fits = minimise(self.objective, series.take(rows), start[rows], *limits, tolerance=tolerance)
             found = _Ends.of(fits.theta, fits.cost, fits.steps, fits.status, fits.curvature)
             _polish(self.objective, series.take(rows), found, *limits, dof[rows])
+            _mark_lost(self.objective, series.take(rows), found, start[rows], *limits)
             ends.improve(rows, found)
             rows = rows[~ends.settled[rows]]
             if not len(rows):
@@ -290,6 +294,25 @@ def _polish(objective: Objective, series: Series, ends: _Ends, lower: Matrix, up
         ends.theta[rows] = trial[lower_cost]
         _record(ends, rows, known)
         step, decrease = known.step, known.decrease
+
+
+def _mark_lost(objective: Objective, series: Series, ends: _Ends, start: Matrix, lower: Matrix, upper: Matrix) -> None:
+    """Mark fits in which a parameter has no effect any more, beside the effect that it had at the start.
+
+    An amplitude that ended at 0 leaves a rate undetermined, whose column of J is rounding.
+    """
+    i, j = np.tril_indices(start.shape[1])
+    squares = ends.curvature[:, i == j]
+    size = np.maximum(np.abs(ends.theta), np.abs(start)) ** 2
+    response = (series.weight**2 * series.y**2).sum(axis=1)[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        slight = ends.free & (squares * size <= 1e-24 * response)
+    rows = np.flatnonzero((ends.status > 0) & slight.any(axis=1))
+    if len(rows):
+        limits = _some(lower, rows), _some(upper, rows)
+        begun = minimise(objective, series.take(rows), start[rows], *limits, tolerance=Tolerance(most=0))
+        lost = slight[rows] & (squares[rows] <= _NOTHING**2 * begun.curvature[:, i == j])
+        ends.pivot[rows[lost.any(axis=1)]] = 0.0
 
 
 def _record(ends: _Ends, rows: npt.NDArray[np.int64], known: Settled) -> None:

@@ -102,9 +102,12 @@ def spread_of_errors(model, starts):
     problem = plain(model)
     ends = [fitted(problem, problem.start(0.2, seed)) for seed in range(starts)]
     least = min(end.cost for end in ends)
-    errors = np.array([end.stderr for end in ends if end.success and end.cost <= least * (1 + ALIKE)])
-    order = np.sort(errors, axis=1)  # terms that may change places
-    return float(np.max(np.ptp(order, axis=0) / order[0])), len(errors)
+    lowest = [end for end in ends if end.success and end.cost <= least * (1 + ALIKE)]
+    # Terms may change places, and an epoch is as good a period later, where its error is another.
+    order = np.array([np.sort(end.stderr) for end in lowest])
+    places = np.array([np.sort(end.popt) for end in lowest])
+    together = (np.abs(places - places[0]) <= order[0]).all(axis=1)
+    return float(np.max(np.ptp(order[together], axis=0) / order[0])), int(together.sum())
 
 
 def main(argv=None):
