@@ -182,6 +182,21 @@ def test_the_model_guesses_for_each_series():
     np.testing.assert_allclose(result["center"], centers, rtol=1e-9)
 
 
+def test_a_start_that_is_given_for_a_series_counts_before_a_guess():
+    x = np.linspace(-5, 5, 60)
+    y = np.exp(-0.5 * ((x + 2) / 0.4) ** 2) + 2 * np.exp(-0.5 * ((x - 2.5) / 0.4) ** 2)
+    starts = {"center": np.array([-2.1, np.nan])}
+    result = dask_nlsq.fit_many("gaussian", x, np.stack([y, y]), p0=starts).compute()
+    np.testing.assert_allclose(result["center"], [-2.0, 2.5], atol=0.1)
+
+
+def test_a_point_without_y_or_sigma_is_left_out():
+    sigma, y = np.ones((2, 24)), IMAGE[0, :2].copy()
+    sigma[0, 3], y[0, 3], sigma[1, 5] = 0.0, np.nan, np.nan
+    result = dask_nlsq.fit_many(decay, T, y, sigma=sigma, p0=P0).compute()
+    assert result.success.all() and result.n_obs.tolist() == [23, 23]
+
+
 def test_a_derivative_that_is_not_finite_is_a_difference():
     def stretched(t, tau, beta):
         return jnp.exp(-((t / tau) ** beta))

@@ -23,8 +23,8 @@ from dask_nlsq._typing import AnyArray, Matrix
 if TYPE_CHECKING:
     from distributed import Client
 
-_CHUNK_BYTES = 2**25
-"""Bytes of a chunk of series that is cut here: enough for a task of a tenth of a second, and small beside a worker."""
+_CHUNK_BYTES = 2**23
+"""Bytes of a chunk of series that is cut here: a tenth of a second's work, and little beside what a worker holds."""
 
 
 def fit_many(

@@ -97,19 +97,21 @@ class Task:
         sigma = given.get("sigma", self.sigma)
         with np.errstate(divide="ignore"):
             weight = np.ones((1, 1)) if sigma is None else 1.0 / np.atleast_2d(np.asarray(sigma, float))
-        if not (weight >= 0).all() or np.isinf(weight).any():
-            raise DataError(
-                "sigma must be positive, or inf for a point without weight; here it is zero, negative or NaN."
-            )
         known = np.isfinite(y)
-        for column in x:
+        for column in (*x, np.where(np.isnan(weight), np.nan, 0.0)):
             known = known & np.isfinite(column)
+        bad = known & ((weight < 0) | np.isinf(weight))
+        if bad.any():
+            raise DataError(
+                f"sigma must be positive, or inf for a point without weight; it is zero or negative in {bad.sum():,} "
+                "points of a chunk."
+            )
         if not known.all():
             if self.nan_policy == "raise":
                 row, point = np.argwhere(~np.broadcast_to(known, y.shape))[0]
                 raise DataError(
-                    f"x or y is not finite in {np.count_nonzero(~known):,} points of a chunk, the first of them point "
-                    f'{point} of its series {row}; nan_policy="omit" leaves such points out.'
+                    f"x, y or sigma is not finite in {np.count_nonzero(~known):,} points of a chunk, the first of them "
+                    f'point {point} of its series {row}; nan_policy="omit" leaves such points out.'
                 )
             weight = np.where(known, weight, 0.0)
         weight = np.broadcast_to(weight, (len(weight), y.shape[1]))
@@ -123,12 +125,14 @@ class Task:
         start = np.array(_own(given, self.start, n) * np.ones((n, 1)))
         if self.guessed and self.model.guess is not None:
             places = [self.free.index(name) for name in self.guessed]
+            own_start = np.full(start.shape, np.nan) if given is None else given
             for row in range(n):
                 own = series.take(np.array([row]))
                 counts = own.weight[0] > 0
                 guess = self.model.guess([c[0][counts] for c in own.x], own.y[0][counts]) if counts.any() else {}
-                values = [guess.get(name, np.nan) for name in self.guessed]
-                start[row, places] = np.where(np.isfinite(values), values, start[row, places])
+                values = np.array([guess.get(name, np.nan) for name in self.guessed], float)
+                wanted = np.isfinite(values) & np.isnan(own_start[row, places])
+                start[row, places] = np.where(wanted, values, start[row, places])
         feasible: Matrix = make_feasible(start, lower, upper)
         inside = (lower <= start) & (start <= upper)
         return np.where(inside, start, feasible)
