@@ -104,7 +104,8 @@ def objective(func, weighted=False, **options):
 OPTIONS = [{}, {"loss": "soft_l1", "f_scale": 0.1}, {"sandwich": True}, {"jacobian": "forward"}]
 
 
-@pytest.mark.crossed(6)
+@pytest.mark.crossed(2)
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("weighted", [False, True])
@@ -366,6 +367,7 @@ def test_a_start_that_is_refused_names_its_rows(name, where, request):
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("where", ["threads", "client", "path"])
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_a_start_that_is_not_finite_is_left_for_one_that_is(name, where, request, tmp_path):
