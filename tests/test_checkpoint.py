@@ -591,9 +591,8 @@ def beat(folder):
 def test_a_requeued_job_takes_the_lock_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     elsewhere(tmp_path, job=job())
-    started = time.monotonic()
-    with Lock(Checkpoints(tmp_path).place) as lock:
-        assert lock.mine() and time.monotonic() - started < 5
+    with Lock(Checkpoints(tmp_path).place, heartbeat=1e6) as lock:  # of which it would wait for three
+        assert lock.mine()
     assert job() == "slurm:4711"
 
 
@@ -670,7 +669,7 @@ def bucket():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [4])
 def test_killed_at_a_request_to_a_bucket_nothing_is_torn(bucket, monkeypatch, step):
     call = s3fs.S3FileSystem._call_s3
     keys = {number: pack(recorded(number)) for number in (1, 2, 3)}
