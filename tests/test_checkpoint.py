@@ -530,29 +530,31 @@ def test_a_record_that_arrived_though_its_answer_did_not_keeps_its_files(tmp_pat
 # --- the lock ---------------------------------------------------------------------------------------------------------
 
 
-def hold(folder):
-    with Lock(Checkpoints(folder).place):
-        time.sleep(60)
+HOLD = """
+import sys
+from dask_nlsq import Checkpoints
+from dask_nlsq._checkpoint.lock import Lock
+with Lock(Checkpoints(sys.argv[1]).place):
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock."""
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=hold, args=(tmp_path,))
-    process.start()
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE)
     while not (tmp_path / "lock.json").exists():
         time.sleep(0.05)
     yield process
     process.kill()
-    process.join()
+    process.communicate()
 
 
 def test_a_second_driver_is_refused_and_a_dead_one_taken_over(tmp_path, holder):
     with pytest.raises(CheckpointError, match=f"process {holder.pid}"):
         Lock(Checkpoints(tmp_path).place).acquire()
     holder.kill()
-    holder.join()
+    holder.wait()
     with pytest.warns(NlsqWarning, match="gone"), Lock(Checkpoints(tmp_path).place) as lock:
         assert lock.mine()
     assert not (tmp_path / "lock.json").exists()
