@@ -126,7 +126,7 @@ def test_sums_equal_those_of_a_model_with_finite_derivatives(name, weighted, opt
             np.testing.assert_allclose(getattr(one, sums), expected, rtol=0, atol=1e-9 * np.outer(size, size).max())
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_fits_equal_those_of_a_model_with_finite_derivatives(name):
     model, smooth, truth, _ = MODELS[name]
@@ -353,6 +353,7 @@ TRUE = {"a logarithm": -4.0, "overflow": 0.3, "an infinite derivative": 4.0, "a 
 NOISE = 0.01 * np.cos(90 * np.linspace(-1.5, 20, 200))
 
 
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("where", ["threads", "client"])
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.filterwarnings("ignore::dask_nlsq.NlsqWarning", "ignore::RuntimeWarning")
