@@ -39,8 +39,21 @@ def rng():
 
 
 @pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
-def pytest_collection_modifyitems(items):
-    """Mark slow, of tests marked `crossed(keep)`, all cases after the first `keep`."""
+def pytest_collection_modifyitems(config, items):
+    """Leave out, of tests marked `one_at_a_time`, all cases that differ from the first in more than one argument.
+
+    Mark slow, of tests marked `crossed(keep)`, all cases after the first `keep`.
+    """
+    first = {}
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("one_at_a_time")
+        and arguments_changed(item, first.setdefault(item.nodeid.partition("[")[0], item)) > 1
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     seen = collections.Counter()
     for item in items:
         if (crossed := item.get_closest_marker("crossed")) and not item.get_closest_marker("slow"):
@@ -48,3 +61,16 @@ def pytest_collection_modifyitems(items):
             seen[test] += 1
             if seen[test] > (crossed.args[0] if crossed.args else 1):
                 item.add_marker("slow")
+
+
+def arguments_changed(item, first):
+    """Count the arguments in which a case differs from the first; those of one table count once."""
+    table = {name: marker.args[0] for marker in item.iter_markers("parametrize") for name in names(marker.args[0])}
+    before = first.callspec.params
+    return len(
+        {str(table.get(name, name)) for name, value in item.callspec.params.items() if value is not before[name]}
+    )
+
+
+def names(argnames):
+    return [name.strip() for name in argnames.split(",")] if isinstance(argnames, str) else argnames

@@ -1,10 +1,10 @@
 """Streams of rows that are sorted, drift, contain outliers, arrive as messages or belong to many sensors."""
 
 import importlib.util
-import time
 from pathlib import Path
 
 import dask.dataframe as dd
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -56,6 +56,7 @@ MODELS = {  # model, start, truth, unit of t, dtype
 
 
 @pytest.mark.crossed(2)
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("order", ["up", "down", "unlike"])
 @pytest.mark.parametrize(("model", "start", "truth", "unit", "dtype"), MODELS.values(), ids=MODELS)
 def test_rows_in_an_order_end_within_the_errors_that_are_stated(model, start, truth, unit, dtype, order):
@@ -207,16 +208,14 @@ def test_fitters_of_unlike_options_do_not_add_up():
         StreamingFitter(decay, START) + StreamingFitter(decay, START, forget=0.9)
 
 
-def test_further_fitters_of_a_model_compile_nothing():
+def test_further_fitters_of_a_model_compile_nothing(monkeypatch):
     t, y = rows(1000)
     for _ in range(2):
         StreamingFitter(decay, START).partial_fit(t, y)
-    seconds = []
-    for _ in range(5):
-        clock = time.perf_counter()
-        StreamingFitter(decay, START).partial_fit(t, y)
-        seconds.append(time.perf_counter() - clock)
-    assert min(seconds) < 0.1  # 0.3 s where each compiles
+    compiled = []
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self, *_: compiled.append(self))
+    StreamingFitter(decay, START).partial_fit(t, y)
+    assert not compiled
 
 
 def test_a_copy_goes_its_own_way():
@@ -237,12 +236,20 @@ def test_a_file_of_format_2_is_gone_on_from():
 
 # --- coverage ---------------------------------------------------------------------------------------------------------
 
+ALIKE = {  # other sizes or models of what is tried as well; the benchmark measures them all
+    "random order, 30,000 rows",
+    "sorted up, 30,000 rows",
+    "unlike ranges, 30,000 rows",
+    "a peak, sorted up, 30,000 rows",
+    "forget=0.95, steady",
+}
+
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", coverage.SCENARIOS)
+@pytest.mark.parametrize("name", [name for name in coverage.SCENARIOS if name not in ALIKE])
 def test_intervals_cover_the_truth_or_the_status_tells(name):
-    """Of 30 seeds, 0.12 is three standard deviations of a coverage of 0.95."""
+    """Of 20 seeds, 0.15 is three standard deviations of a coverage of 0.95."""
     scenario, least = coverage.SCENARIOS[name]
-    found, success = coverage.measure(scenario, range(30))
-    assert success < 0.2 or (found > least - 0.12).all()
+    found, success = coverage.measure(scenario, range(20))
+    assert success < 0.2 or (found > least - 0.15).all()

@@ -16,7 +16,7 @@ from problems import decay, decay_rows
 
 import dask_nlsq
 
-FITS = 20
+FITS = 8
 T, Y = decay_rows(40_000)
 
 

@@ -518,6 +518,7 @@ def test_only_an_interrupted_fit_comes_back(tmp_path, queue, status):
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("queue", QUEUES)
 @pytest.mark.parametrize("warnings", [1, 3])
 def test_a_warning_reaches_the_fit_which_is_waited_for(tmp_path, queue, warnings):
@@ -543,6 +544,7 @@ def test_a_warning_waits_for_a_fit_that_still_loads(tmp_path, queue):
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("queue", QUEUES)
 @pytest.mark.parametrize("status", [0, 3])
 def test_a_warning_ends_no_job_whose_fit_has_ended(tmp_path, queue, status):

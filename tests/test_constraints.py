@@ -97,7 +97,8 @@ def test_unusable_constraints(arguments, message):
 
 
 @pytest.mark.crossed
-@pytest.mark.parametrize("npartitions", [1, 7, 200])
+@pytest.mark.one_at_a_time
+@pytest.mark.parametrize("npartitions", [7, 1, 200])
 @pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
 def test_robust_losses_have_scipys_minimiser(loss, npartitions):
     result = rows(OUTLIERS, npartitions).nlsq.fit(decay, p0=START, loss=loss, f_scale=0.2)
@@ -107,6 +108,7 @@ def test_robust_losses_have_scipys_minimiser(loss, npartitions):
     assert result.cost == pytest.approx(expected.cost, rel=1e-12)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("loss", ["huber", "tukey"])
 def test_a_large_scale_is_linear(loss):
     result = rows().nlsq.fit(decay, loss=loss, f_scale=1e6)
@@ -147,6 +149,7 @@ def test_a_residual_of_zero_weighs_no_more_than_others(jac):
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("power", [0.75, 1.5])
 @pytest.mark.parametrize("npartitions", [1, 7])
 def test_a_loss_may_have_infinite_derivatives_at_zero(power, npartitions):
@@ -165,9 +168,10 @@ def test_ftol_does_not_take_a_poor_step_for_an_end():
     assert dask_nlsq.fit(decay, x, y, p0=[0.103, -1.848, 2.174], ftol=1e-2).cost < 1.6
 
 
-@pytest.mark.crossed(4)
-@pytest.mark.parametrize("npartitions", [1, 7, 200])
-@pytest.mark.parametrize("loss", ["linear", "soft_l1", "cauchy"])
+@pytest.mark.crossed(2)
+@pytest.mark.one_at_a_time
+@pytest.mark.parametrize("npartitions", [7, 1, 200])
+@pytest.mark.parametrize("loss", ["soft_l1", "linear", "cauchy"])
 @pytest.mark.parametrize("upper", [1.0, 1.2, 5.0])
 def test_bounds_equal_scipy(loss, upper, npartitions):
     bounds = np.array([[0, 0, -1], [10, upper, 10]], float)
@@ -366,7 +370,8 @@ def saturating(x, a, b, c):
     return a * x**c / (b + x**c)
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("p0", [[0.30416473, 1.15760169, 2.80459963], [0.93447513, 0.43902446, 1.43033727]])
 @pytest.mark.parametrize("stopped_after", [None, 180, 300])
 def test_of_two_attempts_the_lower_is_the_answer(p0, stopped_after):

@@ -24,7 +24,17 @@ def expected():
     return popt
 
 
-CASES = [pytest.param(c, way, id=f"{c.make.__name__}-{way}") for c in CONTAINERS for way in c.ways]
+FULL = {"pandas_frame", "parquet_folder"}
+CASES = [  # quick: the first way into each container, what is refused, and every way into a few of them
+    pytest.param(
+        c,
+        way,
+        id=f"{c.make.__name__}-{way}",
+        marks=() if number == 0 or way in c.refused or c.make.__name__ in FULL else pytest.mark.slow,
+    )
+    for c in CONTAINERS
+    for number, way in enumerate(c.ways)
+]
 
 
 @pytest.mark.parametrize(("container", "way"), CASES)

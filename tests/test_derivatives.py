@@ -104,7 +104,8 @@ def objective(func, weighted=False, **options):
 OPTIONS = [{}, {"loss": "soft_l1", "f_scale": 0.1}, {"sandwich": True}, {"jacobian": "forward"}]
 
 
-@pytest.mark.crossed(6)
+@pytest.mark.crossed(2)
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("weighted", [False, True])
@@ -125,7 +126,7 @@ def test_sums_equal_those_of_a_model_with_finite_derivatives(name, weighted, opt
             np.testing.assert_allclose(getattr(one, sums), expected, rtol=0, atol=1e-9 * np.outer(size, size).max())
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_fits_equal_those_of_a_model_with_finite_derivatives(name):
     model, smooth, truth, _ = MODELS[name]
@@ -352,6 +353,7 @@ TRUE = {"a logarithm": -4.0, "overflow": 0.3, "an infinite derivative": 4.0, "a 
 NOISE = 0.01 * np.cos(90 * np.linspace(-1.5, 20, 200))
 
 
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("where", ["threads", "client"])
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.filterwarnings("ignore::dask_nlsq.NlsqWarning", "ignore::RuntimeWarning")
@@ -366,6 +368,7 @@ def test_a_start_that_is_refused_names_its_rows(name, where, request):
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("where", ["threads", "client", "path"])
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_a_start_that_is_not_finite_is_left_for_one_that_is(name, where, request, tmp_path):

@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ PUBLIC |= {f"cluster.{name}": getattr(dask_nlsq.cluster, name) for name in dask_
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_docstring_examples_run(name):
+def test_docstring_examples_run(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     value = PUBLIC[name]
     found = doctest.DocTestFinder().find(value, name, globs={})
     examples = sum(len(test.examples) for test in found)

@@ -108,6 +108,8 @@ ACROSS_ROWS = {
 }
 
 
+@pytest.mark.crossed(3)
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("model", ACROSS_ROWS.values(), ids=ACROSS_ROWS)
 @pytest.mark.parametrize("pieces", [1, 4])
 def test_a_model_that_looks_across_rows(model, pieces):
@@ -323,6 +325,7 @@ def test_as_many_rows_as_parameters():
     assert np.isinf(result.pcov).all()
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("model", [lambda t, a, b, c: a + b * t, lambda t, a, b, c: a + b * t + 0 * c])
 def test_an_unused_parameter_has_infinite_variance(model):
     t, y = decay_rows(200)

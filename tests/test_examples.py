@@ -49,6 +49,7 @@ def test_flights_says_how_many_rows_were_dropped(flights):
     assert "9,430 of 336,776 rows had no air time and were dropped" in text
 
 
+@pytest.mark.slow
 def test_flights_agree_with_scipy(flights):
     _, result, data = flights
     data = data.dropna()

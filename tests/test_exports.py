@@ -50,6 +50,7 @@ def test_frames_have_the_accessor_in_whatever_order_they_are_imported(order):
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("module", ["pandas", "dask.dataframe"])
 def test_another_thread_may_be_importing_the_frames(module):
     code = f"""if True:

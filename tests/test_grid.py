@@ -43,6 +43,7 @@ FORMS = {
 }
 
 
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("y", [SPECTRA, CUBE], ids=["spectra", "cube"])
 def test_the_answer_is_that_of_the_rows(form, y):

@@ -1,6 +1,7 @@
 """Allowed imports, checked on the source: one level per folder, and imports only through public interfaces."""
 
 import ast
+import functools
 import sys
 from functools import cache
 from graphlib import TopologicalSorter
@@ -100,7 +101,12 @@ def imports(module):
             else:
                 yield from visit(child, when)
 
-    return list(visit(ast.parse(FILES[module].read_text("utf-8")), "load"))
+    return list(visit(tree(module), "load"))
+
+
+@functools.cache
+def tree(module):
+    return ast.parse(FILES[module].read_text("utf-8"))
 
 
 def objection(module, door, target, when):
@@ -141,7 +147,7 @@ def test_a_face_shows_what_others_use(folder):
     used = {alias.name for node in public.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     for module in FILES:
         if unit(module) != unit(folder):
-            for node in ast.walk(ast.parse(FILES[module].read_text("utf-8"))):
+            for node in ast.walk(tree(module)):
                 if isinstance(node, ast.ImportFrom) and node.module == folder:
                     used |= {alias.name for alias in node.names}
     assert set(face(folder)) <= used

@@ -82,7 +82,7 @@ def test_what_is_called_linear_has_no_second_derivative(name):
     linear = linearity(it).linear
     with jax.enable_x64(True):
         t = np.linspace(0.1, 1.9, 7)
-        bend = jax.jacfwd(jax.jacfwd(lambda theta: it.evaluate((t,), list(theta), jnp.stack)))
+        bend = jax.jit(jax.jacfwd(jax.jacfwd(lambda theta: it.evaluate((t,), list(theta), jnp.stack))))
         for theta in np.random.default_rng(0).uniform(0.5, 1.5, (3, len(linear))):
             np.testing.assert_array_equal(np.asarray(bend(theta))[:, linear][:, :, linear], 0)
 
@@ -110,6 +110,8 @@ def test_a_projected_step_is_that_of_all_parameters(seed, p, q, dependent):
     np.testing.assert_allclose(0.5 * residual @ residual - projection.explained, 0.5 * alone @ alone, rtol=1e-6)
 
 
+@pytest.mark.crossed(4)
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("name", ["a line", "a stack", "a cumulative sum", "a branch of a column", "a mean"])
 @pytest.mark.parametrize("far", [1.0, 1e6, 1e12])
 def test_linear_models_take_few_sweeps_from_any_start(name, far):

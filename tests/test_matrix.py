@@ -43,6 +43,10 @@ def assert_same_or_refused(solve, base, scale):
         assert_same(result, base, scale)
 
 
+def line(t, a, b):
+    return a + b * t
+
+
 class TestTrials:
     """B4: what is not finite at a trial is a refused step."""
 
@@ -85,7 +89,7 @@ class TestUndetermined:
 
     def test_one_value_of_x(self):
         level = 1.5 + 0.1 * np.sin(np.arange(50))
-        result = self.undetermined("a, b", lambda t, a, b: a + b * t, level, np.full(50, 2.0))
+        result = self.undetermined("a, b", line, level, np.full(50, 2.0))
         np.testing.assert_allclose(result.predict([2.0]), level.mean(), rtol=1e-10)
         self.undetermined("amplitude, rate, offset", decay, level, np.full(50, 2.0))
 
@@ -171,6 +175,7 @@ class TestScales:
         scale = np.array([1e12, 1e-12, 1.0])
         assert_same(dask_nlsq.fit(uneven, T, Y, p0=P0 * scale), PLAIN, scale)
 
+    @pytest.mark.one_at_a_time
     @pytest.mark.parametrize("size", [1e-30, 1e-100, 1e-140, 1e30, 1e100, 1e140])
     @pytest.mark.parametrize("weighted", [False, True])
     def test_y_whose_squares_are_in_range(self, size, weighted):
@@ -180,6 +185,7 @@ class TestScales:
         assert_same(result, PLAIN, scale)
         assert np.isfinite([result.loglik, result.aic, result.bic, result.rsquared]).all()
 
+    @pytest.mark.one_at_a_time
     @pytest.mark.parametrize("size", [1e-200, 1e-160, 1e-155, 1e-152, 1e152, 1e153, 1e154, 1e160, 1e200])
     @pytest.mark.parametrize("weighted", [False, True])
     def test_y_whose_squares_are_not(self, size, weighted):
@@ -189,7 +195,6 @@ class TestScales:
 
     @pytest.mark.parametrize("size", [1e-12, 1e12])
     def test_a_start_at_zero(self, size):
-        line = lambda t, a, b: a + b * t  # noqa: E731
         result = dask_nlsq.fit(line, T, Y * size, p0=[0.0, 0.0])
         np.testing.assert_allclose(result.popt / size, np.polyfit(T, Y, 1)[::-1], rtol=1e-8)
 
@@ -215,7 +220,6 @@ class TestScales:
         assert_same_or_refused(lambda: dask_nlsq.fit(decay, 1.6e9 + 100 * T, Y, p0=start), base, scale)
 
     def test_a_line_through_seconds_since_1970(self):
-        line = lambda t, a, b: a + b * t  # noqa: E731
         x, y = 1.6e9 + np.round(100 * T), 5 + 0.3 * np.round(100 * T) + Y
         result = dask_nlsq.fit(line, x, y)
         slope, level = np.polyfit(x - 1.6e9, y, 1)
@@ -251,6 +255,7 @@ class TestStart:
         with pytest.raises(BoundsError, match=r"'rate' is 3, outside its bounds \[0, 2\]"):
             dask_nlsq.fit(decay, T, Y, p0=[2, 3, 0], bounds={"rate": (0, 2)})
 
+    @pytest.mark.one_at_a_time
     @pytest.mark.parametrize("amplitude", [0.0, 1.0, 10.0])
     @pytest.mark.parametrize("rate", [0.0, 1.0, 2.0])
     @pytest.mark.parametrize("offset", [0.0, 0.5])
@@ -402,7 +407,7 @@ class TestKinds:
     def test_numbers(self, form, dtype):
         y = Y > 1 if dtype == "bool" else (Y * 30).astype(dtype)
         x, column = forms(y)[form]
-        result = dask_nlsq.fit(lambda t, a, b: a + b * t, x, column)
+        result = dask_nlsq.fit(line, x, column)
         np.testing.assert_allclose(result.popt, np.polyfit(T, y.astype(float), 1)[::-1], rtol=1e-8)
 
     @pytest.mark.parametrize(
@@ -480,7 +485,7 @@ def test_integers_beyond_float64_warn(kind, tmp_path, request):
         request.getfixturevalue("client")
     data = wide_integers("frame" if kind == "on workers" else kind, tmp_path)
     with pytest.warns(NlsqWarning, match=r"'y' holds integers beyond 2\*\*53") as caught:
-        dask_nlsq.fit(lambda t, a, b: a + b * t, data=data, nan_policy="omit")
+        dask_nlsq.fit(line, data=data, nan_policy="omit")
     assert len([w for w in caught if "2**53" in str(w.message)]) == 1
 
 

@@ -75,6 +75,7 @@ def growth(path, columns, p, **options):
     return json.loads(out)
 
 
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("kind", ["parquet", "zarr"])
 @pytest.mark.parametrize(
     ("rows", "partitions", "columns", "p"), [(20 * SLABS[1], 3, 2, 3), (4_600_000, 2, 13, 30)], ids=["few", "many"]

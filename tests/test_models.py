@@ -85,12 +85,20 @@ def assert_recovers(result, truth):
     assert result.success and (distance.abs() < 5).all(), result.report()
 
 
+@pytest.mark.crossed(3)
 @pytest.mark.parametrize(("name", "truth"), CASES)
 def test_recovers_what_is_known(name, truth, rng):
     ddf = dd.from_pandas(noisy(LIBRARY[name], truth, rng), npartitions=5, sort=False)
     result = ddf.nlsq.fit(name)
     assert_recovers(result, truth)
     assert any(f"guessed from {ROWS:,} rows" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_a_guess_is_finite_and_names_every_parameter(name, rng):
+    rows = noisy(LIBRARY[name], TRUTHS[name][0], rng)
+    start = LIBRARY[name].guess([rows["x"].to_numpy()], rows["y"].to_numpy())
+    assert start.keys() == set(LIBRARY[name].parameters) and np.isfinite(list(start.values())).all()
 
 
 def test_every_model_is_in_the_table():
@@ -134,6 +142,7 @@ SUMS = {
 }
 
 
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("case", SUMS)
 def test_sums_recover_what_is_known(case, rng):
     model, truth = SUMS[case]

@@ -43,6 +43,10 @@ def wave(t, s, c, frequency, level, xp=jnp):
     return s * xp.sin(2 * np.pi * frequency * t) + c * xp.cos(2 * np.pi * frequency * t) + level
 
 
+def turning(t, size, frequency, phase):
+    return size * jnp.sin(frequency * t + phase)
+
+
 def edge(t, low, high, place, width, xp=jnp):
     return low + (high - low) / (1 + xp.exp(-(t - place) / width))
 
@@ -134,6 +138,8 @@ def assert_lowest(model, x, y, found, near):
     assert cost_of(model, x, y, popt) <= least * (1 + 1e-6) + rounding * (np.sqrt(2 * least) + rounding)
 
 
+@pytest.mark.crossed(6)
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("name", FAR)
 def test_a_large_part_that_is_easy_bends_no_step(name, solve):
     model, x, truth, start = FAR[name]
@@ -144,9 +150,9 @@ def test_a_large_part_that_is_easy_bends_no_step(name, solve):
 # --- False successes ---------------------------------------------------------------------------------------------
 
 MISLED = {  # model, x, true parameters, start
+    "a peak that is elsewhere": (gaussian, 500 + 10 * T, [40, 562, 5, 1], [1, 1, 1, 1]),
     "no height": (lorentzian, T, [2, 6, 0.8, 0], [0, 4, 0.5, 0]),
     "no amplitude": (wave, T, [1, 2, 0.31, 1], [0, 0, 0.1, 0]),
-    "a peak that is elsewhere": (gaussian, 500 + 10 * T, [40, 562, 5, 1], [1, 1, 1, 1]),
     "a peak beside the data": (gaussian, T, [3, 4, 0.8, 1], [3, 30, 0.8, 1]),
     "a peak without width": (lorentzian, T, [3, 4, 0.8, 1], [1, 9, 1e-3, 1]),
     "another frequency": (wave, T, [1, 2, 0.31, 1], [1, 1, 1.7, 1]),
@@ -159,7 +165,8 @@ MISLED = {  # model, x, true parameters, start
 }
 
 
-@pytest.mark.crossed(3)
+@pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("name", MISLED)
 def test_a_misleading_start_is_replaced(name, solve):
     model, x, truth, start = MISLED[name]
@@ -167,6 +174,7 @@ def test_a_misleading_start_is_replaced(name, solve):
     assert_lowest(model, x, y, solve(model, x, y, start), truth)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", ["a peak that is elsewhere", "another frequency", "an edge beside the data"])
 def test_a_note_tells_of_other_starts(name):
     model, x, truth, start = MISLED[name]
@@ -174,6 +182,8 @@ def test_a_note_tells_of_other_starts(name):
     assert any("other starts led to a lower cost and was used" in note for note in notes)
 
 
+@pytest.mark.crossed(3)
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("n", [8, 12, 20, 25])
 @pytest.mark.parametrize(
     ("model", "truth", "start"),
@@ -186,14 +196,13 @@ def test_few_rows_give_no_false_success(model, truth, start, n):
     assert not result.success or np.isinf(result.stderr).any() or result.rsquared > 0.99
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("seed", range(4))
 def test_a_wave_within_bounds_is_found(seed):
     t, rng = np.linspace(0, 20, 250), np.random.default_rng(seed)
     y = 2 * np.sin(3.3 * t + 0.5) + rng.normal(0, 0.2, 250)
     bounds = {"size": (0, 10), "frequency": (0.1, 20), "phase": (-np.pi, np.pi)}
-    result = dask_nlsq.fit(
-        lambda t, size, frequency, phase: size * jnp.sin(frequency * t + phase), t, y, p0=[1, 1, 0], bounds=bounds
-    )
+    result = dask_nlsq.fit(turning, t, y, p0=[1, 1, 0], bounds=bounds)
     assert result.success and abs(result.params["frequency"] - 3.3) < 0.02
 
 
@@ -215,28 +224,26 @@ def test_bounds_that_span_float64_are_bounds():
     assert np.isfinite(result.popt).all()
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 3, 6])
 def test_a_fit_with_other_starts_resumes(after, tmp_path):
     y = 2 * np.sin(5.3 * T + 0.4) + 0.15 * T + 0.05 * NOISE
-    model = lambda t, a, w, p: a * jnp.sin(w * t + p)  # noqa: E731
-    whole = dask_nlsq.fit(model, T, y)
+    whole = dask_nlsq.fit(turning, T, y)
 
     def interrupt(intermediate):
         if intermediate.nfev == after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        dask_nlsq.fit(model, T, y, checkpoint=tmp_path / "ck", checkpoint_every=1, callback=interrupt)
-    resumed = dask_nlsq.fit(model, T, y, checkpoint=tmp_path / "ck")
+        dask_nlsq.fit(turning, T, y, checkpoint=tmp_path / "ck", checkpoint_every=1, callback=interrupt)
+    resumed = dask_nlsq.fit(turning, T, y, checkpoint=tmp_path / "ck")
     np.testing.assert_array_equal(resumed.popt, whole.popt)
 
 
 @pytest.mark.parametrize("stops", ["time_limit", "callback"])
 def test_a_stop_while_other_starts_are_tried_is_reported(stops, monkeypatch):
     y = 2 * np.sin(5.3 * T + 0.4) + 0.05 * NOISE
-    model = lambda t, a, w, p: a * jnp.sin(w * t + p)  # noqa: E731
-    plain = dask_nlsq.fit(model, T, y)
+    plain = dask_nlsq.fit(turning, T, y)
     first = len(plain.history) - 3
 
     def stop(intermediate):
@@ -246,15 +253,16 @@ def test_a_stop_while_other_starts_are_tried_is_reported(stops, monkeypatch):
 
     seen = []
     if stops == "callback":
-        result = dask_nlsq.fit(model, T, y, callback=stop)
+        result = dask_nlsq.fit(turning, T, y, callback=stop)
         assert result.status is dask_nlsq.Status.CALLBACK and len(result.history) > first
         assert result.cost == result.history["cost"].min() and "was stopped" in result.notes[-1]
         return
     monkeypatch.setattr("dask_nlsq._fit.checks.restarts._past_deadline", lambda deadline: True)
-    notes = dask_nlsq.fit(model, T, y, time_limit=1e6).notes
+    notes = dask_nlsq.fit(turning, T, y, time_limit=1e6).notes
     assert any("the time limit was reached before other starts" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_a_prior_determines_what_the_data_do_not():
     y = 1 + 0.1 * NOISE
     options = {"sigma": 0.1, "absolute_sigma": True}
@@ -270,6 +278,7 @@ def step(t, low, high, place):
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("unit", [1e-9, 1.0, 1e12])
 @pytest.mark.parametrize("bounded", [False, True])
 def test_what_no_derivative_sees_is_no_success(unit, bounded):
@@ -297,6 +306,7 @@ COINCIDE = {  # two terms that are one at the minimum
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("name", COINCIDE)
 @pytest.mark.parametrize("way", ["memory", "curve_fit", "numpy"])
 def test_two_terms_that_coincide(name, way):
@@ -312,6 +322,8 @@ def test_two_terms_that_coincide(name, way):
     assert abs(result.popt[0] - result.popt[1]) < 1e-4 and np.isinf(result.stderr).all()
 
 
+@pytest.mark.crossed(4)
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("origin", [0.0, 57958.0, 2459800.25, 1.7e9])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_wave_far_from_zero_converges(origin, seed):
@@ -348,6 +360,7 @@ def test_no_answer_costs_more_than_a_point_that_was_swept(name):
     assert result.nsweeps < 300
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", ["a square below", "a valley", "a square of a wave", "squares of both"])
 def test_second_derivatives_end_what_creeps(name):
     model, x, y, start = LARGE[name]
@@ -371,6 +384,7 @@ ALIKE = {  # model, x, true parameters
 }
 
 
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("name", ALIKE)
 def test_standard_errors_do_not_depend_on_the_start(name):
     model, x, truth = ALIKE[name]
@@ -386,6 +400,7 @@ def touching(t, size, turns, phase, level):
     return size * jnp.sin(2 * jnp.pi * turns * t + phase) + level
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("seed", range(6))
 def test_a_bound_that_was_touched_freezes_nothing(seed):
     x, rng = np.linspace(-3.2, 3.2, 21), np.random.default_rng(seed)
@@ -407,7 +422,8 @@ REDUNDANT = {  # one parameter written twice
 }
 
 
-@pytest.mark.crossed(3)
+@pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("name", REDUNDANT)
 @pytest.mark.parametrize("way", ["jax", "numpy"])
 @pytest.mark.parametrize(

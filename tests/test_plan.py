@@ -380,6 +380,7 @@ def counted(pieces):
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("where", ["threads", "workers"])
 @pytest.mark.parametrize("most", [2, 3])
 def test_few_tasks_run_at_a_time_where_memory_says_so(where, most, monkeypatch):

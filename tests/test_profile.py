@@ -59,6 +59,7 @@ def test_published_intervals():
     np.testing.assert_allclose(ends.to_numpy(), list(CONFINT.values()), rtol=2e-4)
 
 
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("npartitions", [1, 7])
 @pytest.mark.parametrize("level", [0.68, 0.99])
 def test_ends_are_those_of_brute_force(npartitions, level):
@@ -156,6 +157,7 @@ def test_a_lower_minimum_on_the_way_is_no_interval(monkeypatch):
         stuck.profile("k", [2.0, 3.0])
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     "constraints",
     [{}, {"fixed": ["offset"]}, {"bounds": {"offset": (0.5, 0.5)}}, {"tied": {"offset": "k / 4"}}],

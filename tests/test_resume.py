@@ -125,6 +125,7 @@ ODD = {
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize(
     "empty",
     [
@@ -179,7 +180,7 @@ def committed(folder, more_than=0, process=None):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("kind", "workers", "kills"), [("chunked", 0, 12), ("streaming", 0, 12), ("search", 0, 6), ("chunked", 2, 6)]
+    ("kind", "workers", "kills"), [("chunked", 0, 6), ("streaming", 0, 6), ("search", 0, 4), ("chunked", 2, 4)]
 )
 def test_killed_at_random_times(tmp_path, kind, workers, kills):
     """SIGKILL, again and again, to the driver, or to a worker or the driver: no run is torn, and the bits stay."""
@@ -478,6 +479,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.zarr"])
 @pytest.mark.parametrize("stamp", ["ETag", "Last-Modified", ""])
 def test_a_file_that_a_server_tells_little_of_is_not_taken_for_the_same(tmp_path, name, stamp):
@@ -656,6 +658,7 @@ def quintic(t, a, b, c, d, e, f):
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("limit", [{"max_nfev": 3}, {"max_nfev": 6}, {"max_nfev": 7}, {"time_limit": 1e-9}], ids=str)
 @pytest.mark.parametrize(("model", "p0"), [(decay, [50, 9, 3]), (quintic, [1] * 6)], ids=["decay", "quintic"])
 def test_a_wider_limit_goes_on_where_a_narrow_one_stopped(tmp_path, limit, model, p0):
@@ -897,6 +900,7 @@ EARLIER = {
 }
 
 
+@pytest.mark.crossed(3)
 @pytest.mark.parametrize("name", EARLIER)
 def test_a_store_of_the_release_before_goes_on(tmp_path, monkeypatch, name):
     """Fields of the state have other names since, and are stored under those that they had."""

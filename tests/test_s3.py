@@ -43,6 +43,7 @@ def where(request):
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("rows", ["rows", "rows/*.parquet", "rows.zarr"])
 def test_a_bucket_gives_the_bits_of_the_disk(disk, bucket, rows, monkeypatch):

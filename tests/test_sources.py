@@ -464,12 +464,13 @@ ENCODING = {
 }
 
 
-@pytest.fixture(params=[2, 3])
-def encoded(request, tmp_path):
+@pytest.fixture(scope="module", params=[2, 3])
+def encoded(request, tmp_path_factory):
     """The path of what xarray wrote, in both formats of Zarr."""
     data = xr.Dataset({name: ("time", values) for name, values in VARIABLES.items()}, {"time": HOURS})
-    data.to_zarr(tmp_path / "rows.zarr", zarr_format=request.param, encoding=ENCODING, consolidated=False)
-    return str(tmp_path / "rows.zarr")
+    path = tmp_path_factory.mktemp("encoded") / "rows.zarr"
+    data.to_zarr(path, zarr_format=request.param, encoding=ENCODING, consolidated=False)
+    return str(path)
 
 
 @pytest.mark.parametrize("how", ["path", "group", "arrays", "some arrays"])
@@ -603,6 +604,10 @@ def zarr_reads(monkeypatch):
     return reads
 
 
+def decay_of_two(x, amplitude=1.0, rate=1.0, offset=0.1):
+    return amplitude * jnp.exp(-rate * x[0]) + offset * x[1]
+
+
 @pytest.mark.parametrize("other", ["numpy", "dask", "zarr"])
 @pytest.mark.parametrize("columns", [1, 2])
 def test_zarr_beside_other_arrays_is_read_partition_by_partition(columns, other, tmp_path, zarr_reads):
@@ -615,11 +620,7 @@ def test_zarr_beside_other_arrays_is_read_partition_by_partition(columns, other,
         other
     ]
 
-    def model(x, amplitude=1.0, rate=1.0, offset=0.1):
-        t, one = (x, 1.0) if columns == 1 else (x[0], x[1])
-        return amplitude * jnp.exp(-rate * t) + offset * one
-
-    found = dask_nlsq.fit(model, x, y)
+    found = dask_nlsq.fit(decay if columns == 1 else decay_of_two, x, y)
     rows = 250 if (columns, other) == (1, "dask") else 100
     assert set(zarr_reads) == {rows}
     arrays = 2 if other == "zarr" else 1

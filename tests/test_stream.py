@@ -258,6 +258,7 @@ def peak(t, height, centre, width, level):
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("how", [{"goal": "fast"}, {"precision": 0.01}, {}], ids=str)
 @pytest.mark.parametrize("width", [0.4, 0.05, 0.03])
 def test_a_pass_that_lost_its_way_is_not_believed(width, how):
@@ -270,6 +271,7 @@ def test_a_pass_that_lost_its_way_is_not_believed(width, how):
     assert streamed.success and (abs(streamed.popt - whole.popt) < 5 * streamed.stderr).all()
 
 
+@pytest.mark.crossed(4)
 @pytest.mark.parametrize("seed", range(12))
 def test_noisy_little_data_end_where_chunked_ends(seed):
     """The cost of a pass is that of linearised batches, and no yardstick for a sweep."""

@@ -46,6 +46,7 @@ OPTIONS = {
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("sigma", [False, True])
 @pytest.mark.parametrize(("streamed", "fitted"), OPTIONS.values(), ids=OPTIONS)
 def test_one_pass_ends_at_the_fit_of_all_rows(streamed, fitted, sigma):
@@ -233,6 +234,7 @@ HELD = {
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(("model", "y", "options", "note"), HELD.values(), ids=HELD)
 def test_a_note_says_what_has_no_error_or_one_that_is_large(model, y, options, note):
     fitter = StreamingFitter(model, [1.0, 1.0, 0.5][: 3 if model is decay else 2], **options)
@@ -621,8 +623,8 @@ def test_a_file_knows_its_model_wherever_the_start_is(tmp_path, rows):
 def test_what_is_held_does_not_grow(monkeypatch):
     monkeypatch.setattr(module, "HISTORY", 100)
     fitter = StreamingFitter(decay, [2.0, 1.0, 0.5])
-    for batch in batches(1000):
+    for batch in batches(300):
         fitter.partial_fit(*batch)
     history = fitter.history
-    assert len(history) <= 100 and history.index[-1] == 1000 and (np.diff(history.index) > 0).all()
+    assert len(history) <= 100 and history.index[-1] == 300 and (np.diff(history.index) > 0).all()
     assert len(fitter._sample.drawn.rows) == module.SAMPLE and not fitter._waiting

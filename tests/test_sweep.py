@@ -58,9 +58,10 @@ def bits(reduction):
 
 
 @pytest.mark.crossed(3)
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize(("pieces", "nbytes"), [(1, 0.0), (7, float("inf")), (70, 0.0)])
+@pytest.mark.parametrize(("pieces", "nbytes"), [(7, float("inf")), (1, 0.0), (70, 0.0)])
 def test_every_executor_gives_the_bits_of_the_loop(store, pieces, nbytes, request_, tmp_path, client):
     source = open_source(STORES[store](*decay_rows(7000), pieces, tmp_path), Columns(("t",), "y"))
     objective = payload()
@@ -252,6 +253,7 @@ def test_one_trace_a_process_and_kind(origin, processes, tmp_path):
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize(
     ("store", "needs"),
     [("path", {"pandas"}), ("zarr", {"zarr"}), ("arrays", {"dask.array", "pandas", "scipy"}), ("memory", set())],
@@ -390,6 +392,7 @@ EDITED += "{decorator}\ndef line(t, a, b):\n    return a + helper(t, b) * C * ed
 
 
 @pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("decorator", ["", "@jax.jit"])
 @pytest.mark.parametrize("change", [{"c": 2}, {"factor": 2}, {"scale": 2}], ids=str)
 def test_what_a_model_refers_to_is_part_of_it(tmp_path, monkeypatch, change, decorator):

@@ -68,7 +68,8 @@ def go_and_come(cluster, client):
     threading.Timer(1.0, cluster.scale, [1]).start()
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("cache", ["persist", "none"])
 @pytest.mark.parametrize("event", [kill, go_and_come])
 def test_the_last_worker_goes_and_another_comes(alone, quiet, event, cache):
@@ -158,6 +159,7 @@ def fit_in_tasks(seed):
         return client.gather(futures)[0]
 
 
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("task", [fit_here, fit_in_tasks])
 @pytest.mark.parametrize(("workers", "threads"), [(1, 1), (1, 2), (2, 1)])
 def test_a_fit_inside_a_task_waits_for_no_thread_that_waits_for_it(task, workers, threads):
@@ -206,7 +208,8 @@ SCHEDULERS = {
 }
 
 
-@pytest.mark.crossed(6)
+@pytest.mark.crossed(3)
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize(
     ("shared", "tier", "cache"),
     [
@@ -279,7 +282,7 @@ def pretend(numpy):
     versions.own = lambda: found
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_other_versions_are_noticed_on_workers_also_later(when):
     with (
@@ -346,14 +349,14 @@ def test_partitions_are_described_once(sent):
     client, since = sent
     objective = serialize(Objective(Model.from_function(decay).bind(["t"]), ("t", "y")))
     executor, told = Cluster(client), {}
-    for count in (10, 2000):
+    for count in (10, 500):
         groups = executor.describe(group([Described(i) for i in range(count)], 0.0, 2))
         told[count] = []
         for _ in range(3):
             sweep_each(executor, groups, objective, [Request(np.ones(3))])
             told[count].append(since())
-    assert told[2000][0] > 2000 * 800
-    assert max(told[2000][1:]) < 1.2 * min(told[10][1:]) < 20_000
+    assert told[500][0] > 500 * 800
+    assert max(told[500][1:]) < 1.2 * min(told[10][1:]) < 20_000
 
 
 @pytest.mark.slow
