@@ -22,8 +22,22 @@ import pyarrow.dataset as ds
 import rows
 import scipy.optimize
 from measure import Missing, apart, clock, cluster, settled
-from peers import START, c_loop, delayed_tree, first_fit, gram, levenberg_marquardt, need, whole_array
-from rows import TRUTH, decay, decay_numpy, decay_rows, peaks
+from peers import (
+    START,
+    c_loop,
+    delayed_tree,
+    first_fit,
+    gram,
+    levenberg_marquardt,
+    need,
+    series_by_astropy,
+    series_by_hyperspy,
+    series_by_scipy,
+    series_by_xarray,
+    tight,
+    whole_array,
+)
+from rows import TRUTH, decay, decay_numpy, decay_rows, decay_series, peaks
 
 import dask_nlsq
 from dask_nlsq._kernel import kernel as kernels
@@ -286,6 +300,55 @@ def standard(size):
     by_hand = levenberg_marquardt(decay)
     agree(dask_nlsq.fit(decay, t, y).popt, by_hand(t, y, START)[0])
     yield lambda: dask_nlsq.fit(decay, t, y), lambda: by_hand(t, y, START)
+
+
+# --- many small fits --------------------------------------------------------------------------------------------------
+
+
+def beside_series(size, fit, rtol):
+    """Yield fits of all series, and the seconds that another would take, from those for a sample of the series."""
+    t, y = decay_series(size(5_000, 100_000))
+    sample = y[:: len(y) // size(200, 500)]
+    result = dask_nlsq.fit_many(decay, t, y, p0=START).compute()
+    if not result.success.all():
+        raise ValueError(f"Of the series, {len(result.failures()):,} have failed.")
+    own = dask_nlsq.fit_many(decay, t, sample, p0=START).compute()
+    theta, stderr = (np.stack(list(columns.values()), axis=1) for columns in (own.params, own.stderr))
+    for found, expected in zip((theta, stderr), zip(*(tight(t, row) for row in sample), strict=True), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    agree(fit(t, sample), theta, rtol=rtol)
+    scale = len(y) / len(sample)
+    yield lambda: dask_nlsq.fit_many(decay, t, y, p0=START).compute(), lambda: scale * clock(lambda: fit(t, sample))
+
+
+MANY = {"kind": "faster", "one_core": True, "repeat": 5}
+
+
+@comparison("many", "a loop of scipy.optimize.curve_fit, from a sample of the series", **MANY)
+def many(size):
+    """One core, a fit of each of many series of 64 points, 3 parameters, compile not counted."""
+    yield from beside_series(size, series_by_scipy, 1e-5)
+
+
+@comparison("many-xarray", "xarray's curvefit, from a sample of the series", **MANY)
+def many_xarray(size):
+    """One core, a fit of each of many series of 64 points, 3 parameters, compile not counted."""
+    need("xarray")
+    yield from beside_series(size, series_by_xarray, 1e-5)
+
+
+@comparison("many-astropy", "astropy's parallel_fit_dask, from a sample of the series", **MANY)
+def many_astropy(size):
+    """One core, a fit of each of many series of 64 points, 3 parameters, compile not counted."""
+    need("astropy")
+    yield from beside_series(size, series_by_astropy, 1e-4)
+
+
+@comparison("many-hyperspy", "hyperspy's multifit, from a sample of the series", **MANY)
+def many_hyperspy(size):
+    """One core, a fit of each of many series of 64 points, 3 parameters, compile not counted."""
+    need("hyperspy")
+    yield from beside_series(size, series_by_hyperspy, 1e-4)
 
 
 # --- a cluster --------------------------------------------------------------------------------------------------------

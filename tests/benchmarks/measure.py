@@ -12,7 +12,10 @@ from pathlib import Path
 import psutil
 from distributed import Client, LocalCluster
 
-PACKAGES = ("dask-nlsq", "dask", "distributed", "jax", "nlsq", "numpy", "pandas", "pyarrow", "scipy", "zarr")
+PACKAGES = (
+    *("dask-nlsq", "dask", "distributed", "jax", "numpy", "pandas", "pyarrow", "scipy", "zarr"),
+    *("astropy", "hyperspy", "nlsq", "xarray"),
+)
 
 
 class Missing(Exception):

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.optimize
 from dask import delayed
 from measure import Missing, peak
-from rows import decay, decay_numpy
+from rows import decay, decay_jacobian, decay_numpy
 
 import dask_nlsq
 from dask_nlsq._kernel.reduction import FAN_IN, fold
@@ -110,6 +110,64 @@ def delayed_tree(blocks, payload, request):
     while len(level) > 1:
         level = [node(level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]
     return level[0].compute()
+
+
+def tight(t, y):
+    """Return the estimates and standard errors of one series by MINPACK, at tolerances near rounding."""
+
+    def residual(theta):
+        return decay_numpy(t, *theta) - y
+
+    found = scipy.optimize.least_squares(
+        residual, START, lambda theta: decay_jacobian(t, *theta), method="lm", xtol=1e-15, ftol=1e-15, gtol=1e-15
+    )
+    inverse = np.linalg.inv(np.linalg.qr(decay_jacobian(t, *found.x), mode="r"))
+    return found.x, np.sqrt(np.sum(inverse**2, axis=1) * 2 * found.cost / (len(t) - len(START)))
+
+
+def series_by_scipy(t, y):
+    """Fit each series in a loop of `scipy.optimize.curve_fit`; return the estimates (n, 3)."""
+    return np.array([scipy.optimize.curve_fit(decay_numpy, t, row, p0=START)[0] for row in y])
+
+
+def series_by_xarray(t, y):
+    """Fit each series by `xarray.DataArray.curvefit`."""
+    import xarray as xr
+
+    cube = xr.DataArray(y, dims=("series", "t"), coords={"t": t})
+    start = dict(zip(("amplitude", "rate", "offset"), START, strict=True))
+    return cube.curvefit("t", decay_numpy, p0=start)["curvefit_coefficients"].values
+
+
+def series_by_astropy(t, y):
+    """Fit each series by `astropy.modeling.fitting.parallel_fit_dask`, in this thread."""
+    from astropy.modeling import custom_model, fitting
+
+    kind = custom_model(lambda t, amplitude=1.0, rate=1.0, offset=0.0: decay_numpy(t, amplitude, rate, offset))
+    found = fitting.parallel_fit_dask(
+        model=kind(*START),
+        fitter=fitting.LMLSQFitter(),
+        data=y,
+        fitting_axes=1,
+        world=(t,),
+        scheduler="synchronous",
+    )
+    return found.parameters.reshape(3, -1).T
+
+
+def series_by_hyperspy(t, y):
+    """Fit each series by hyperspy's `multifit`, with MINPACK."""
+    import hyperspy.api as hs
+
+    signal = hs.signals.Signal1D(y)
+    axis = signal.axes_manager.signal_axes[0]
+    axis.scale, axis.offset = t[1] - t[0], t[0]
+    model = signal.create_model()
+    start = dict(zip(("amplitude", "rate", "offset"), START, strict=True))
+    decay = hs.model.components1D.Expression("amplitude * exp(-rate * x) + offset", name="decay", **start)
+    model.append(decay)
+    model.multifit(optimizer="lm", show_progressbar=False)
+    return np.stack([getattr(decay, name).map["values"] for name in start], axis=1)
 
 
 def _ours():

@@ -39,6 +39,20 @@ def decay_rows(n, seed=0):
     return t, rng.normal(decay_numpy(t, *TRUTH), 0.1)
 
 
+def decay_jacobian(t, amplitude, rate, offset):
+    """Its derivatives, for SciPy."""
+    fall = np.exp(-rate * t)
+    return np.stack([fall, -amplitude * t * fall, np.ones_like(t)], axis=1)
+
+
+def decay_series(n, points=64, seed=0):
+    """Return t (points,) and y (n, points): a decay of each series, with noise of 0.05."""
+    rng = np.random.default_rng(seed)
+    t = np.linspace(0, 5, points)
+    amplitude, rate, offset = (rng.uniform(*limits, (n, 1)) for limits in ((2, 4), (0.5, 2), (0.2, 0.8)))
+    return t, rng.normal(decay_numpy(t, amplitude, rate, offset), 0.05)
+
+
 def _once(path, write):
     """Return a folder, written unless it is there already; one that was left half done is written anew."""
     if not path.exists():
