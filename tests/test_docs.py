@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import dask_nlsq
-from dask_nlsq._accessors.accessor import NlsqAccessor
+from dask_nlsq._accessors.accessor import NlsqAccessor, XarrayAccessor
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,7 +52,7 @@ def test_readme_has_its_two_commands():
 
 
 PUBLIC = {name: getattr(dask_nlsq, name) for name in dask_nlsq.__all__ if not name.startswith("__")}
-PUBLIC["NlsqAccessor"] = NlsqAccessor
+PUBLIC |= {"NlsqAccessor": NlsqAccessor, "XarrayAccessor": XarrayAccessor}
 PUBLIC |= {f"cluster.{name}": getattr(dask_nlsq.cluster, name) for name in dask_nlsq.cluster.__all__}
 
 

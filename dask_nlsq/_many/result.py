@@ -40,6 +40,17 @@ class ManyFits:
         The parameters.
     figures : array, shape (*outer, width)
         For each series its parameters, their standard errors, the statistics and the covariance if it was asked for.
+
+    Examples
+    --------
+    >>> import numpy as np, jax.numpy as jnp, dask_nlsq
+    >>> t = np.linspace(0, 4, 20)
+    >>> y = np.stack([3 * np.exp(-0.5 * t), np.full(20, np.nan)])
+    >>> result = dask_nlsq.fit_many(lambda t, amplitude, rate: amplitude * jnp.exp(-rate * t), t, y).compute()
+    >>> result["rate"].round(6).tolist(), result.success.tolist()
+    ([0.5, nan], [True, False])
+    >>> result.failures()[["dim_0", "status"]].to_dict("list")
+    {'dim_0': [1], 'status': ['TOO_FEW']}
     """
 
     names: tuple[str, ...]

@@ -251,7 +251,7 @@ def fit(
     resume: str,
     **options: Any,
 ) -> None:
-    """Fit a model to DATA, a path or URL of Parquet or Zarr, and print the report.
+    """Fit a model to DATA, a path or URL of Parquet, Delta, Iceberg, Zarr, Icechunk or CSV, and print the report.
 
     Put quotes around a pattern such as 'runs/*.parquet'. The model is an expression such as 'a*exp(-b*t)', a
     name that `dask-nlsq models` lists, or a function module:function written with jax.numpy, in a module of the
