@@ -265,6 +265,37 @@ def test_a_data_array_keeps_its_names():
     assert np.array_equal(dataset["rate"], dask_nlsq.fit_many(decay, T, IMAGE, p0=P0).compute()["rate"])
 
 
+def test_data_arrays_are_taken_by_their_dimensions():
+    rng = np.random.default_rng(5)
+    square = cube((4, 4), seed=7)
+    image = xr.DataArray(square, dims=("y", "x", "time"), coords={"time": T, "x": list("abcd")})
+    sigma = xr.DataArray(rng.uniform(0.5, 2, square.shape), dims=image.dims, coords={"x": list("abcd")})
+    offset = xr.DataArray(rng.uniform(0.4, 0.9, (4, 4)), dims=("y", "x"))
+    plain = dask_nlsq.fit_many(decay, T, square, p0=P0, sigma=sigma.values, fixed={"offset": offset.values}).compute()
+    turned = {"sigma": sigma.transpose("time", "x", "y"), "fixed": {"offset": offset.T}}
+    named = dask_nlsq.fit_many(decay, None, image, axis="time", p0=P0, **turned).compute()
+    assert np.array_equal(named.figures, plain.figures)
+    with pytest.raises(DataError, match="labels of sigma"):
+        dask_nlsq.fit_many(decay, None, image, axis="time", sigma=sigma.assign_coords(x=list("bacd")))
+    with pytest.raises(DataError, match="dimension 'z'"):
+        dask_nlsq.fit_many(decay, None, image, axis="time", p0={"offset": offset.rename(x="z")})
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_irregular_chunks_are_written_whole(tmp_path, labelled):
+    image = da.from_array(cube((20, 3)), chunks=((3, 7, 5, 5), 3, -1))
+    options = {"p0": P0, "axis": -1}
+    if labelled:
+        image, options["axis"] = xr.DataArray(image, dims=("y", "x", "t"), coords={"y": np.arange(20)}), "t"
+    result = dask_nlsq.fit_many(decay, T, image, **options).persist()
+    result.to_zarr(tmp_path / "fits.zarr")
+    written = zarr.open_group(tmp_path / "fits.zarr", mode="r")
+    assert np.array_equal(written["rate"][:], np.asarray(result["rate"])) and ("y" in written) == labelled
+    with pytest.raises(FileExistsError):
+        result.to_zarr(tmp_path / "fits.zarr")
+    result.to_zarr(tmp_path / "fits.zarr", overwrite=True)
+
+
 REFUSED = {
     "x of another length": (lambda: dask_nlsq.fit_many(decay, T[:-1], IMAGE, p0=P0), DataError, "23 values"),
     "y of text": (lambda: dask_nlsq.fit_many(decay, T, np.array([["a"] * 24])), DataError, "dtype"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from dask_nlsq._errors import BoundsError, DataError, ModelError
 from dask_nlsq._fit import to_model
-from dask_nlsq._many.labels import labelled
+from dask_nlsq._many.labels import Labels, labelled
 from dask_nlsq._many.result import ManyFits
 from dask_nlsq._many.task import make_task
 from dask_nlsq._model import Loss, Model
@@ -128,15 +129,16 @@ def fit_many(
     [[0.5, 1.0], [1.5, 2.0]]
     """
     check_not_forked()
-    labels, x, y, axis = labelled(x, y, axis)
+    labels, x, y, sigma, axis = labelled(x, y, sigma, axis)
     series = _series(y, axis)
     columns = [_column(c, series, axis, f"x[{i}]") for i, c in enumerate(x if isinstance(x, (tuple, list)) else [x])]
     model = to_model(model, p0)
     bound = model.bind(model.array_names(len(columns), p0))
     outer = series.shape[:-1]
-    starts, shared_start = _split(bound, _mapping(bound, p0, "p0"), outer, "p0")
-    held, shared_fixed = _split(bound, _fixed(fixed), outer, "fixed")
-    lower, upper, shared_bounds = _limits(bound, bounds, outer)
+    split = functools.partial(_split, bound, labels, outer)
+    starts, shared_start = split(_mapping(bound, p0, "p0"), "p0")
+    held, shared_fixed = split(_fixed(fixed), "fixed")
+    lower, upper, shared_bounds = _limits(split, bounds)
     names = fixed if isinstance(fixed, (str, list, tuple)) else shared_fixed
     weights = None if sigma is None else _column(sigma, series, axis, "sigma")
     given = {f"x{i}": c for i, c in enumerate(columns)} if any(c.ndim > 1 for c in columns) else {}
@@ -243,13 +245,13 @@ def _fixed(fixed: Any) -> dict[str, Any]:
 
 
 def _split(
-    model: Model, values: Mapping[str, Any], outer: tuple[int, ...], what: str
+    model: Model, labels: Labels, outer: tuple[int, ...], values: Mapping[str, Any], what: str
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Tell values that each series has of its own from numbers that all share."""
     unknown = [name for name in values if name not in model.parameters]
     if unknown:
         raise ModelError(f"{what} names {unknown}; the parameters are {list(model.parameters)}.")
-    own = {name: value for name, value in values.items() if np.ndim(value) > 0}
+    own = {name: labels.align(v, f"{what} of {name!r}") for name, v in values.items() if np.ndim(v) > 0}
     for name, value in own.items():
         if tuple(np.shape(value)) != outer:
             raise DataError(
@@ -258,15 +260,17 @@ def _split(
     return own, {name: value for name, value in values.items() if name not in own}
 
 
-def _limits(model: Model, bounds: Any, outer: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any], Any]:
+def _limits(
+    split: Callable[[Mapping[str, Any], str], tuple[dict[str, Any], dict[str, float]]], bounds: Any
+) -> tuple[dict[str, Any], dict[str, Any], Any]:
     """Return the lower and upper bounds that each series has of its own, and those that all share."""
     if not isinstance(bounds, Mapping):
         return {}, {}, bounds
     for name, pair in bounds.items():
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise BoundsError(f"The bounds of {name!r} are {pair!r}; a pair (lower, upper) is needed.")
-    lower, low = _split(model, {name: pair[0] for name, pair in bounds.items()}, outer, "bounds")
-    upper, high = _split(model, {name: pair[1] for name, pair in bounds.items()}, outer, "bounds")
+    lower, low = split({name: pair[0] for name, pair in bounds.items()}, "bounds")
+    upper, high = split({name: pair[1] for name, pair in bounds.items()}, "bounds")
     shared = {name: (low.get(name, -np.inf), high.get(name, np.inf)) for name in bounds}
     return lower, upper, shared
 

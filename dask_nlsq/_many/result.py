@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import dask
 import dask.array as da
@@ -196,35 +196,44 @@ class ManyFits:
             raise NlsqError("This result keeps no data: fit again for its residuals.")
         return self.predict() - self.y
 
-    def to_zarr(self, path: Any, **options: Any) -> None:
-        """Fit all series, chunk by chunk, and write a Zarr group with an array for each column of `to_dataset`.
+    def to_zarr(self, path: Any, *, overwrite: bool = False, storage_options: dict[str, Any] | None = None) -> None:
+        """Fit all series, chunk by chunk, and write a Zarr group with an array for each variable of `to_dataset`.
 
         Parameters
         ----------
-        path : str, path or zarr store
+        path : str, path or zarr.abc.store.Store
             Where the group is made.
-        **options
-            Passed to `xarray.Dataset.to_zarr`, where xarray is installed.
+        overwrite : bool
+            Whether what is there is replaced; else it is an error.
+        storage_options : dict, optional
+            Passed to fsspec, for URLs.
+
+        Raises
+        ------
+        FileExistsError
+            There is something already, and `overwrite` is False.
         """
-        group = zarr.open_group(path, mode=options.pop("mode", "w"), **options)
-        dims = self.labels.of(len(self.shape))
+        # Two tasks must never write to one chunk of the store, as they would where Dask's chunks are irregular.
         figures = da.asarray(self.figures)
-        chunks = tuple(c[0] for c in figures.chunks[:-1])
-        sources, targets = [], []
-        for name, array in self._arrays(figures).items():
-            extra = array.ndim - len(self.shape)
-            names = (*dims, *("cov_i", "cov_j")[:extra])
-            target = group.create_array(
-                name,
-                shape=array.shape,
-                chunks=(*chunks, *array.shape[len(self.shape) :]) or (1,),
-                dtype=array.dtype,
-                dimension_names=names,
-            )
-            sources.append(array)
-            targets.append(target)
-        group.attrs["param"] = list(self.names)
+        figures = figures.rechunk({i: max(c, default=1) for i, c in enumerate(figures.chunks[:-1])})
+        regular = dataclasses.replace(self, figures=figures)
+        mode: Literal["w", "w-"] = "w" if overwrite else "w-"
         with self._computing():
+            if self.labels.dims:
+                regular.to_dataset().to_zarr(path, mode=mode, consolidated=False, storage_options=storage_options)
+                return
+            group = zarr.open_group(path, mode=mode, storage_options=storage_options)
+            dims = self.labels.of(len(self.shape))
+            sources, targets = [], []
+            for name, array in regular._arrays(figures).items():
+                names = (*dims, *("cov_i", "cov_j")[: array.ndim - len(dims)])
+                chunks = tuple(max(sizes[0], 1) for sizes in array.chunks)
+                target = group.create_array(
+                    name, shape=array.shape, chunks=chunks, dtype=array.dtype, dimension_names=names
+                )
+                sources.append(array)
+                targets.append(target)
+            group.attrs["param"] = list(self.names)
             da.store(sources, targets, lock=False)  # type: ignore[arg-type]  # it takes what it does not say
 
     def _arrays(self, figures: Any) -> dict[str, Any]:
@@ -285,7 +294,7 @@ def _predicted(fits: ManyFits, columns: tuple[Any, ...]) -> Any:
     arguments: list[Any] = [theta, (*outer, parameters)]
     for column in columns:
         arguments += [column, (*outer, points) if column.ndim > 1 else None]
-    lazy = da.blockwise(
+    lazy: da.Array = da.blockwise(
         _predict_block,
         (*outer, points),
         *arguments,
@@ -295,7 +304,7 @@ def _predicted(fits: ManyFits, columns: tuple[Any, ...]) -> Any:
         dtype=np.float64,
         meta=np.empty((0,) * (len(outer) + 1)),
     )
-    return lazy.compute() if fits.computed and not any(isinstance(c, da.Array) for c in columns) else lazy
+    return lazy
 
 
 def _predict_block(theta: Any, *columns: Any, payload: Payload) -> Any:

@@ -126,7 +126,7 @@ class Task:
         if self.guessed and self.model.guess is not None:
             places = [self.free.index(name) for name in self.guessed]
             own_start = np.full(start.shape, np.nan) if given is None else given
-            for row in range(n):
+            for row in np.flatnonzero(np.isnan(own_start[:, places]).any(axis=1)):
                 own = series.take(np.array([row]))
                 counts = own.weight[0] > 0
                 guess = self.model.guess([c[0][counts] for c in own.x], own.y[0][counts]) if counts.any() else {}
