@@ -206,7 +206,7 @@ class ManyFits:
             target = group.create_array(
                 name,
                 shape=array.shape,
-                chunks=(*chunks, *array.shape[len(self.shape) :]) or (1,),
+                chunks=(*chunks, *array.shape[len(self.shape) :]),
                 dtype=array.dtype,
                 dimension_names=names,
             )
