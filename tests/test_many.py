@@ -257,6 +257,20 @@ def test_a_zarr_group_and_a_dataset_hold_every_figure(tmp_path):
     assert np.array_equal(done.to_dataset()["rate_stderr"], done.stderr["rate"])
 
 
+def test_a_single_series_has_a_store_as_well(tmp_path):
+    dask_nlsq.fit_many(decay, T, IMAGE[1, 2], p0=P0).to_zarr(tmp_path / "fits.zarr")
+    assert zarr.open_array(tmp_path / "fits.zarr" / "status", mode="r")[()] > 0
+
+
+def test_columns_may_have_names():
+    def plane(t, u, level, slope_t, slope_u):
+        return level + slope_t * t + slope_u * u
+
+    u = np.cos(T)
+    result = dask_nlsq.fit_many(plane, {"t": T, "u": u}, 1 + 2 * T + 3 * u, p0={"level": 0.0}).compute()
+    np.testing.assert_allclose([result[name] for name in result.names], [1, 2, 3], rtol=1e-9)
+
+
 def test_a_data_array_keeps_its_names():
     image = xr.DataArray(IMAGE, dims=("y", "x", "time"), coords={"time": T, "y": [10, 20, 30, 40], "label": "a"})
     result = dask_nlsq.fit_many(decay, None, image, axis="time", p0=P0).compute()

@@ -59,9 +59,10 @@ def fit_many(
     model : callable, Model or str
         As in `fit`: the name of one of `dask_nlsq.models`, a Model, or a function ``f(x, *parameters)`` in
         ``jax.numpy``.
-    x : array, tuple of arrays, or str
+    x : array, tuple or mapping of arrays, or str
         Of shape (points,), which all series share, or of the shape of `y`; a tuple of such columns where the model
-        takes several. With a DataArray as `y`, the name of a coordinate, or None for that of the axis.
+        takes several, or a mapping from names, of which each goes to the argument that bears it. With a DataArray as
+        `y`, the name of a coordinate, or None for that of the axis.
     y : Dask, NumPy, Zarr or xarray array
         The series. Where their axis is cut into chunks, it is rechunked.
     axis : int or str
@@ -129,11 +130,13 @@ def fit_many(
     [[0.5, 1.0], [1.5, 2.0]]
     """
     check_not_forked()
+    named = tuple(x) if isinstance(x, Mapping) else None
+    x = tuple(x.values()) if isinstance(x, Mapping) else x
     labels, x, y, sigma, axis = labelled(x, y, sigma, axis)
     series = _series(y, axis)
     columns = [_column(c, series, axis, f"x[{i}]") for i, c in enumerate(x if isinstance(x, (tuple, list)) else [x])]
     model = to_model(model, p0)
-    bound = model.bind(model.array_names(len(columns), p0))
+    bound = model.bind(model.array_names(len(columns), p0) if named is None else named)
     outer = series.shape[:-1]
     split = functools.partial(_split, bound, labels, outer)
     starts, shared_start = split(_mapping(bound, p0, "p0"), "p0")

@@ -95,7 +95,10 @@ def fit_groups(
     check_not_forked()
     keys = [by] if isinstance(by, str) else list(by)
     model = to_model(model, p0)
-    columns = list(model.inputs) if x is None else [x] if isinstance(x, str) else list(x)
+    taken = (*keys, y, *([sigma] if isinstance(sigma, str) else []))
+    if x is None:
+        x = model.inputs or model.inputs_among(list(data.columns), taken)  # an expression names none by itself
+    columns = [x] if isinstance(x, str) else list(x)
     _check_columns(data, keys, columns, y, sigma)
     task = make_task(
         model.bind(columns),

@@ -1,6 +1,7 @@
 from . import grid as grid
 from . import hdf5 as hdf5
 from .array import align as align
+from .array import decoded as decoded
 from .array import is_array as is_array
 from .arrow import is_arrow as is_arrow
 from .arrow import once as once
@@ -20,7 +21,10 @@ from .open import count_absent as count_absent
 from .open import in_dask as in_dask
 from .open import lazy as lazy
 from .open import open_source as open_source
+from .open import read_frame as read_frame
 from .open import within as within
+from .places import PARQUET as PARQUET
+from .places import ZARR as ZARR
 from .source import Partition as Partition
 from .source import Source as Source
 from .stored import Stored as Stored

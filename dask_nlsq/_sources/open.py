@@ -9,6 +9,7 @@ from typing import Any
 
 import cloudpickle
 import dask.array as da
+import dask.dataframe as dd
 import fsspec
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ from dask_nlsq._sources.places import kind_at, kind_by_name, refused
 from dask_nlsq._sources.source import Source
 from dask_nlsq._sources.stored import Stored, StoredPartition
 from dask_nlsq._sources.tables import Version
-from dask_nlsq._sources.text import open_text
+from dask_nlsq._sources.text import open_text, read_text
 from dask_nlsq._sources.variables import Variables, is_dataset, is_variable, stored_rows, to_array
 from dask_nlsq._sources.zarr import absent, as_stored, is_zarr, open_stored, open_zarr, rows_at_a_time, whole
 
@@ -210,6 +211,34 @@ def _open_path(path: str, columns: Columns, reading: Reading) -> Source:
         if isinstance(error, NlsqError):
             raise
         raise DataError(f"{path!r} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def read_frame(
+    path: str, storage_options: dict[str, Any] | None = None, keys: Sequence[str] = (), whole_files: bool = False
+) -> dd.DataFrame:
+    """Return Parquet or CSV at a path or URL as a frame, of which only the columns that are taken are read.
+
+    Parameters
+    ----------
+    keys : sequence of str
+        Columns that tell rows apart, which keep their types.
+    whole_files : bool
+        Whether each file lies within one partition.
+    """
+    options = storage_options or {}
+    try:
+        kind = kind_at(*fsspec.core.url_to_fs(path, **options))
+        if kind == "text":
+            return read_text(path, options, keys, whole_files)
+        if kind == "Parquet":
+            split = False if whole_files else "infer"
+            frame: dd.DataFrame = dd.read_parquet(path, storage_options=options, split_row_groups=split)
+            return frame
+    except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
+        if isinstance(error, NlsqError):
+            raise
+        raise DataError(f"{path!r} cannot be read: {type(error).__name__}: {error}") from error
+    raise DataError(f"{path!r} is {kind}, and Parquet or CSV is needed.")
 
 
 def _open_paths(paths: Sequence[str], columns: Columns, reading: Reading) -> Source:

@@ -28,13 +28,7 @@ COMPRESSED = ("gz", "bz2", "xz", "zst", "zip")
 
 def open_text(path: str | Sequence[str], columns: Columns, storage_options: dict[str, Any]) -> Source:
     """Take a file, a folder, a pattern or a list of them; every column of numbers is read as float64."""
-    fs, _, roots = fsspec.get_fs_token_paths(path, storage_options=storage_options)
-    check_above(fs, roots, path)
-    files, left_out = _files(fs, roots)
-    if not files:
-        raise DataError(f"Nothing was found at {path!r}.")
-    how: dict[str, Any] = {"sep": "\t" if ".tsv" in files[0].rpartition("/")[2] else ","}
-    urls = [fs.unstrip_protocol(name) for name in files]
+    urls, left_out, how = _find(path, storage_options)
     present = _headers(urls, storage_options, how)
     check_columns(present, columns.names)
     _check_numbers(urls[0], columns, storage_options, how)
@@ -44,7 +38,7 @@ def open_text(path: str | Sequence[str], columns: Columns, storage_options: dict
         # Dask would infer the types from a sample, and fail on a later block of integers with a missing value.
         dtype=dict.fromkeys(columns.names, "float64"),
         # A compressed file cannot be entered in the middle.
-        blocksize=None if files[0].rpartition(".")[2] in COMPRESSED else "default",
+        blocksize=None if urls[0].rpartition(".")[2] in COMPRESSED else "default",
         compression="infer",
         storage_options=storage_options,
         **how,
@@ -52,6 +46,47 @@ def open_text(path: str | Sequence[str], columns: Columns, storage_options: dict
     source = open_frame(frame[list(columns.names)], columns, tuple(present))
     notes = (f"{files_were(left_out)} left out, by their names.",) if left_out else ()
     return dataclasses.replace(source, info=dataclasses.replace(source.info, notes=(*source.info.notes, *notes)))
+
+
+def read_text(
+    path: str, storage_options: dict[str, Any], keys: Sequence[str], whole_files: bool = False
+) -> dd.DataFrame:
+    """Return a file, a folder or a pattern as a frame with the types of its head, where numbers but keys are float64.
+
+    Parameters
+    ----------
+    keys : sequence of str
+        Columns of whole numbers that stay such.
+    whole_files : bool
+        Whether each file is one partition.
+    """
+    urls, _, how = _find(path, storage_options)
+    _headers(urls, storage_options, how)
+    with fsspec.open(urls[0], compression="infer", **storage_options) as file:
+        head = pd.read_csv(file, nrows=_SAMPLE, **how)
+    # A later block of whole numbers may have a missing value.
+    types = {name: "float64" for name in head.columns if head[name].dtype.kind in "iu" and name not in keys}
+    whole_files |= urls[0].rpartition(".")[2] in COMPRESSED
+    frame: dd.DataFrame = dd.read_csv(
+        urls,
+        dtype=types,
+        blocksize=None if whole_files else "default",
+        compression="infer",
+        storage_options=storage_options,
+        **how,
+    )
+    return frame
+
+
+def _find(path: str | Sequence[str], storage_options: dict[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
+    """Return the files that are meant, how many others lie beside them, and how they are read."""
+    fs, _, roots = fsspec.get_fs_token_paths(path, storage_options=storage_options)
+    check_above(fs, roots, path)
+    files, left_out = _files(fs, roots)
+    if not files:
+        raise DataError(f"Nothing was found at {path!r}.")
+    how = {"sep": "\t" if ".tsv" in files[0].rpartition("/")[2] else ","}
+    return [fs.unstrip_protocol(name) for name in files], left_out, how
 
 
 def _files(fs: fsspec.AbstractFileSystem, roots: Sequence[str]) -> tuple[list[str], int]:

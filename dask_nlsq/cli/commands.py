@@ -11,32 +11,26 @@ import contextlib
 import importlib
 import importlib.metadata
 import json
-import operator
 import os
 import platform
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-import cloudpickle
 from dask.system import CPU_COUNT
 from dask.utils import format_bytes
 
 import dask_nlsq
-from dask_nlsq._errors import ModelError
 from dask_nlsq._plan import SAMPLERS
 from dask_nlsq._system import Interrupt
+from dask_nlsq.cli.arguments import COLUMNS, MODEL, SCHEDULER, STORAGE, VALUES, load_model
 from dask_nlsq.cli.checkpoint_commands import checkpoints
 from dask_nlsq.cli.job_commands import CLUSTER, connected, job_script, keeps, take, with_options
-from dask_nlsq.cli.terminal import as_json, mapping, plainly
-
-T = TypeVar("T")
-
-NOT_CONVERGED = 3
-"""Exit status of a fit that no test of convergence ended."""
+from dask_nlsq.cli.many_commands import fit_groups, fit_many
+from dask_nlsq.cli.terminal import NOT_CONVERGED, as_json, plainly
 
 INTERRUPTED = 75
 """Exit status of a fit that a signal has interrupted, and that can go on: EX_TEMPFAIL."""
@@ -51,89 +45,6 @@ def main() -> None:
     """Exact nonlinear least squares on more rows than fit in memory."""
 
 
-def load_model(text: str) -> Any:
-    """Import the model that ``module:function`` names, or take one of the library, or read an expression.
-
-    A module is looked for in the current directory first.
-
-    Raises
-    ------
-    ModelError
-        The text has another form, the module cannot be imported, or it has no such name.
-    """
-    # Every expression but a bare name has one of these signs, and no name of a module or of the library has.
-    if ":" not in text and any(sign in text for sign in "+-*/("):
-        return dask_nlsq.Model.from_expression(text)
-    if text in dask_nlsq.models.LIBRARY:
-        return dask_nlsq.models.LIBRARY[text]
-    module_name, colon, name = text.partition(":")
-    if not (module_name and colon and name):
-        raise ModelError(
-            f"The model is {text!r}; an expression is needed, such as 'a*exp(-b*t)', a name that `dask-nlsq models` "
-            "lists, or module:function, such as decay:model for model in decay.py."
-        )
-    here = os.getcwd()
-    if here not in sys.path:
-        # A console script finds modules in the folder of its environment, and not in the current one.
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ModelError(
-            f"The module {module_name!r} cannot be imported from {here} or the installed packages: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if Path(getattr(module, "__file__", None) or os.sep).is_relative_to(here):
-        cloudpickle.register_pickle_by_value(module)  # workers need not find it in their own directory
-    try:
-        # The name may have dots, for a function that is an attribute of something else in the module.
-        return operator.attrgetter(name)(module)
-    except AttributeError as error:
-        raise ModelError(f"The module {module_name!r} has no {name!r}; it is {module.__file__}.") from error
-
-
-def _items(values: Iterable[str]) -> list[str]:
-    """Split what is repeated or separated by commas."""
-    return [item.strip() for value in values for item in value.split(",") if item.strip()]
-
-
-def _assignments(values: Iterable[str], parse: Callable[[str], T], form: str) -> dict[str, T] | None:
-    """Read ``name=value`` pairs, or None where there are none."""
-    pairs = {}
-    for item in _items(values):
-        name, _, text = item.partition("=")
-        try:
-            pairs[name.strip()] = parse(text)
-        except ValueError:
-            raise click.BadParameter(f"{item!r} is not of the form {form}.") from None
-    return pairs or None
-
-
-def _interval(text: str) -> tuple[float, float]:
-    low, high = (side.strip() for side in text.split(":"))
-    return float(low or "-inf"), float(high or "inf")
-
-
-def _x(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
-    return _items(values) or None
-
-
-def _p0(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, float] | None:
-    return _assignments(values, float, "name=number")
-
-
-def _bounds(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[float, float]] | None:
-    return _assignments(values, _interval, "name=lower:upper")
-
-
-def _sigma(_: click.Context, __: click.Parameter, text: str | None) -> str | float | None:
-    try:
-        # A column whose name is a number cannot be named here: it is taken for the number.
-        return text and float(text)
-    except ValueError:
-        return text
-
-
 def _output(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
     """Refuse before the fit what could not be written after it."""
     if path is not None and path.suffix != ".json":
@@ -146,29 +57,9 @@ def _output(_: click.Context, __: click.Parameter, path: Path | None) -> Path | 
 
 ARGUMENTS = (
     click.argument("data"),
-    click.option(
-        "--model",
-        "-m",
-        required=True,
-        metavar="MODEL",
-        help="An expression, a name of the library, or module:function.",
-    ),
-    click.option(
-        "--x",
-        "-x",
-        multiple=True,
-        callback=_x,
-        metavar="NAMES",
-        help="Columns of the model, repeated or separated by commas; by default its first argument, or those names of "
-        "an expression that the data has.",
-    ),
-    click.option("--y", "-y", metavar="NAME", help='Column that is fitted; by default "y".'),
-    click.option("--sigma", callback=_sigma, metavar="NAME|NUMBER", help="Standard deviation of y."),
-    click.option("--absolute-sigma", is_flag=True, help="sigma is in units of y, not only relative."),
-    click.option("--p0", multiple=True, callback=_p0, metavar="a=1,b=2", help="Starting values."),
-    click.option(
-        "--bounds", multiple=True, callback=_bounds, metavar="a=0:10,b=:5", help="Bounds; an empty side is open."
-    ),
+    *MODEL,
+    *COLUMNS,
+    *VALUES,
     click.option(
         "--nan-policy",
         type=click.Choice(["raise", "omit"]),
@@ -176,7 +67,7 @@ ARGUMENTS = (
         show_default=True,
         help="What to do with rows where x or y is not finite.",
     ),
-    click.option("--storage-options", callback=mapping, metavar="JSON", help="Options of fsspec, for URLs."),
+    *STORAGE,
     click.option(
         "--tier",
         type=click.Choice(["auto", "standard", "chunked", "streaming", "streaming_checkpoint"]),
@@ -206,9 +97,7 @@ ARGUMENTS = (
         help="Whether the data stay in memory between sweeps; by default where they are small.",
     ),
     click.option("--max-nfev", type=click.IntRange(min=1), metavar="N", help="Most sweeps; by default 1000."),
-    click.option(
-        "--scheduler", metavar="ADDRESS", help="A running Dask scheduler; by default threads of this process."
-    ),
+    *SCHEDULER,
 )
 """What `fit` and `plan` are told."""
 
@@ -329,6 +218,8 @@ def plan(
         click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else text)
 
 
+main.add_command(fit_many)
+main.add_command(fit_groups)
 main.add_command(checkpoints)
 main.add_command(job_script)
 

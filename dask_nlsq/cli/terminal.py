@@ -12,6 +12,9 @@ import click
 
 from dask_nlsq._errors import NlsqError
 
+NOT_CONVERGED = 3
+"""Exit status of a fit that no test of convergence ended, and of many of which none converged."""
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
