@@ -219,7 +219,7 @@ class ManyFits:
         regular = dataclasses.replace(self, figures=figures)
         mode: Literal["w", "w-"] = "w" if overwrite else "w-"
         with self._computing():
-            if self.labels.dims:
+            if self.labels.coords:  # which xarray writes as it reads them
                 regular.to_dataset().to_zarr(path, mode=mode, consolidated=False, storage_options=storage_options)
                 return
             group = zarr.open_group(path, mode=mode, storage_options=storage_options)
