@@ -66,7 +66,10 @@ STORES = {
 }
 OPTIONS = {
     "sigma": (("--sigma", "s"), {"sigma": SIGMA}),
-    "a fixed value": (("--fixed", "a=3"), {"fixed": {"a": 3.0}}),
+    "a fixed value, and neighbours": (
+        ("--fixed", "a=3", "--start", "neighbours"),
+        {"fixed": {"a": 3.0}, "start": "neighbours"},
+    ),
     "a name that is fixed, and a loss": (("--fixed", "a", "--loss", "huber"), {"fixed": ["a"], "loss": "huber"}),
     "tied": (("--tied", "a=maximum(b,2)"), {"tied": {"a": "maximum(b,2)"}}),
     "bounds": (

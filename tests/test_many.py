@@ -310,6 +310,50 @@ def test_irregular_chunks_are_written_whole(tmp_path, labelled):
     result.to_zarr(tmp_path / "fits.zarr", overwrite=True)
 
 
+def front(shape):
+    """Series of a root whose argument is positive only near the parameter that each of them has, and rings of pixels.
+
+    From a start at -0.5 the model is NaN but in the corner, and from the answer of a pixel beside it is not.
+    """
+    ring = np.max(np.indices(shape), axis=0).astype(float)
+    x = np.linspace(0, 2, 12) - ring[..., None]
+    return x, 2 * np.sqrt(x + ring[..., None] + 1.5) + 0.01 * np.cos(9 * x), ring
+
+
+def root(x, height, edge):
+    return height * jnp.sqrt(x - edge)
+
+
+ROOT = {"p0": {"height": 1.0, "edge": -0.5}, "start": "neighbours"}
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (6,), (5, 2, 3)])
+def test_estimates_spread_to_neighbours_round_by_round(shape):
+    x, y, ring = front(shape)
+    alone = dask_nlsq.fit_many(root, x, y, p0=ROOT["p0"]).compute()
+    assert np.array_equal(alone.success, ring == 0)
+    result = dask_nlsq.fit_many(root, x, y, **ROOT).compute()
+    assert np.array_equal(result.success, ring <= 3)
+    np.testing.assert_allclose(result["edge"][ring <= 3], -ring[ring <= 3] - 1.5, atol=0.1)
+    assert np.array_equal(result.figures[ring == 0], alone.figures[ring == 0])
+    assert np.array_equal(result.status[ring > 3], alone.status[ring > 3])
+
+
+@pytest.mark.parametrize("chunks", [(1, 1), (2, 3), (5, 6), (6, 1)])
+@pytest.mark.parametrize("own", [False, True])
+def test_neighbours_are_the_same_bits_for_all_chunks(chunks, own):
+    x, y, ring = front((6, 6))
+    y[2, 3] = np.nan
+    y[4, 4] = np.where(np.arange(12) % 2, np.inf, y[4, 4])
+    options = {"covariance": True, "fixed": {"height": 2 + 0.01 * ring}} if own else {"bounds": {"height": (0, 9)}}
+    whole = dask_nlsq.fit_many(root, x, y, **ROOT, **options).compute()
+    cut = dask_nlsq.fit_many(root, x, da.from_array(y, chunks=(*chunks, 5)), **ROOT, **options)
+    assert cut.figures.chunks[:-1] == da.from_array(y, chunks=(*chunks, 5)).chunks[:-1]
+    assert np.array_equal(cut.compute().figures, whole.figures, equal_nan=True)
+    assert whole.success.sum() == 15 and whole.status[2, 3] == Status.TOO_FEW
+    assert not own or np.array_equal(whole["height"][whole.success], options["fixed"]["height"][whole.success])
+
+
 REFUSED = {
     "x of another length": (lambda: dask_nlsq.fit_many(decay, T[:-1], IMAGE, p0=P0), DataError, "23 values"),
     "y of text": (lambda: dask_nlsq.fit_many(decay, T, np.array([["a"] * 24])), DataError, "dtype"),
@@ -321,6 +365,7 @@ REFUSED = {
     "a sigma of zero": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, sigma=0 * T).compute(), DataError, "positive"),
     "a policy": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, nan_policy="drop"), DataError, "omit"),
     "a NumPy model": (lambda: dask_nlsq.fit_many(lambda t, a: a * np.exp(t), T, IMAGE), ModelError, "jax.numpy"),
+    "a start": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, p0=P0, start="best"), NlsqError, "neighbours"),
     "no points": (lambda: dask_nlsq.fit_many(decay, T[:0], IMAGE[..., :0]), DataError, "no points"),
     "the covariance": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, p0=P0).cov, NlsqError, "covariance=True"),
 }

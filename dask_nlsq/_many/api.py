@@ -11,9 +11,10 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-from dask_nlsq._errors import BoundsError, DataError, ModelError
+from dask_nlsq._errors import BoundsError, DataError, ModelError, NlsqError
 from dask_nlsq._fit import to_model
 from dask_nlsq._many.labels import Labels, labelled
+from dask_nlsq._many.neighbours import refit_from_neighbours
 from dask_nlsq._many.result import ManyFits
 from dask_nlsq._many.task import make_task
 from dask_nlsq._model import Loss, Model
@@ -45,6 +46,7 @@ def fit_many(
     absolute_sigma: bool = False,
     covariance: bool = False,
     max_nfev: int = 200,
+    start: str = "given",
     client: Client | None = None,
     progress: bool | None = None,
 ) -> ManyFits:
@@ -91,6 +93,10 @@ def fit_many(
         Whether to keep the covariance of every series besides the standard errors.
     max_nfev : int
         Most evaluations of a series in one attempt.
+    start : {"given", "neighbours"}
+        Where series start that fail from what `p0` says: nowhere else, or at the mean of the estimates of those beside
+        them, diagonally too, that have converged. The latter goes on for three rounds, in which estimates spread over
+        as many pixels; a series that fails in all of them keeps its first status.
     client : distributed.Client, optional
         Who computes, where the result's methods are not told otherwise; by default whom Dask itself would take.
     progress : bool, optional
@@ -130,6 +136,8 @@ def fit_many(
     [[0.5, 1.0], [1.5, 2.0]]
     """
     check_not_forked()
+    if start not in ("given", "neighbours"):
+        raise NlsqError(f'start is {start!r}; "given" or "neighbours" is needed.')
     named = tuple(x) if isinstance(x, Mapping) else None
     x = tuple(x.values()) if isinstance(x, Mapping) else x
     labels, x, y, sigma, axis = labelled(x, y, sigma, axis)
@@ -169,9 +177,12 @@ def fit_many(
         if own:
             given[role] = _stack(task.free, own, series)
     payload = serialize(task)
+    figures = _lazy(payload, series, given)
+    if start == "neighbours" and outer and series.size:
+        figures = refit_from_neighbours(payload, series, given, figures)
     return ManyFits(
         names=bound.parameters,
-        figures=_lazy(payload, series, given),
+        figures=figures,
         has_covariance=covariance,
         labels=labels,
         payload=payload,

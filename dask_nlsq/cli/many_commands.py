@@ -74,6 +74,13 @@ FITS = (
     help="Columns of the model: arrays of the group, or paths of Zarr arrays; by default the coordinate of the axis.",
 )
 @with_options(FITS)
+@click.option(
+    "--start",
+    type=click.Choice(["given", "neighbours"]),
+    default="given",
+    show_default=True,
+    help="Where series start that fail from --p0: nowhere else, or at the mean of those beside them.",
+)
 @click.option("--covariance", is_flag=True, help="Write the covariance of every series, too.")
 @click.option("--output", "-o", required=True, metavar="OUT.zarr", help="Path or URL of the group that is written.")
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar; by default on a terminal.")
