@@ -131,6 +131,16 @@ def test_no_rows_have_no_groups():
 REFUSED = {
     "a key that is not there": (lambda: FRAME.nlsq.fit_groups("place", decay), DataError, "place"),
     "a key that is fitted": (lambda: FRAME.nlsq.fit_groups("y", decay), DataError, "one of the two"),
+    "a key called as a parameter": (
+        lambda: FRAME.rename(columns={"number": "rate"}).nlsq.fit_groups("rate", decay),
+        ModelError,
+        "two columns 'rate'",
+    ),
+    "a sigma that is missing": (
+        lambda: FRAME.assign(s=np.nan).nlsq.fit_groups("number", decay, sigma="s", nan_policy="raise"),
+        DataError,
+        "'s'",
+    ),
     "text for y": (lambda: FRAME.nlsq.fit_groups("number", decay, y="name"), DataError, "dtype"),
     "a model of nothing": (lambda: FRAME.nlsq.fit_groups("number", lambda t: t), ModelError, "parameter"),
     "a sigma of zero": (lambda: FRAME.assign(s=0.0).nlsq.fit_groups("number", decay, sigma="s"), DataError, "positive"),

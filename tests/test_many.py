@@ -279,6 +279,73 @@ def test_a_data_array_keeps_its_names():
     assert np.array_equal(dataset["rate"], dask_nlsq.fit_many(decay, T, IMAGE, p0=P0).compute()["rate"])
 
 
+@pytest.mark.parametrize("held", ["numpy", "dask"])
+def test_a_masked_point_is_left_out(held):
+    image = np.ma.masked_array(IMAGE[:2, :2].copy(), mask=False)
+    image[0, 1, 5] = 999.0
+    image[0, 1, 5] = np.ma.masked
+    result = dask_nlsq.fit_many(decay, T, da.from_array(image) if held == "dask" else image, p0=P0).compute()
+    plain = dask_nlsq.fit_many(decay, T, np.ma.filled(image, np.nan), p0=P0).compute()
+    assert result.n_obs[0, 1] == 23 and np.array_equal(result.figures, plain.figures)
+
+
+def test_bounds_of_other_series_change_no_bit():
+    starts = {"rate": np.where(np.arange(20) % 3 == 0, 60.0, 1.0).reshape(4, 5)}
+    bounds = {"offset": (np.full((4, 5), -np.inf), np.inf)}
+    bounds["offset"][0][3, 4] = -5.0
+    whole = dask_nlsq.fit_many(decay, T, IMAGE, p0=P0 | starts, bounds=bounds).compute()
+    cut = dask_nlsq.fit_many(decay, T, da.from_array(IMAGE, chunks=(1, 5, -1)), p0=P0 | starts, bounds=bounds)
+    assert whole.success.all() and np.array_equal(whole.figures, cut.compute().figures)
+
+
+def test_a_bound_of_each_series_keeps_it():
+    lower = np.full((4, 5), 0.9)
+    result = dask_nlsq.fit_many(decay, T, IMAGE, p0=P0 | {"offset": 1.0}, bounds={"offset": (lower, 2.0)}).compute()
+    assert (result["offset"] >= 0.9).all() and np.isnan(result.stderr["offset"][result["offset"] == 0.9]).all()
+    with pytest.raises(BoundsError, match="above"):
+        dask_nlsq.fit_many(decay, T, IMAGE, p0=P0, bounds={"offset": (lower, lower - 1)}).compute()
+
+
+def test_a_series_whose_fixed_value_is_missing_fails():
+    values = np.array([0.7, np.nan])
+    result = dask_nlsq.fit_many(decay, T, IMAGE[0, :2], p0=P0, fixed={"offset": values}).compute()
+    assert result.status.tolist() == [Status.CONVERGED, Status.NOT_FINITE]
+
+
+def test_series_that_lie_across_chunks_are_not_joined_to_one():
+    image = da.zeros((64, 1500, 1500), chunks=(1, 1500, 1500))
+    result = dask_nlsq.fit_many(decay, np.linspace(0, 4, 64), image, axis=0, p0=P0)
+    assert np.prod(result.y.chunksize) * 8 <= 2**24 and result.shape == (1500, 1500)
+
+
+def test_dates_are_seconds_wherever_they_stand():
+    x = np.datetime64("2024-01-01") + (T * 1e9).astype("timedelta64[ns]")
+    x[3] = np.datetime64("NaT")
+
+    def late(t, amplitude, rate, offset):
+        return decay(t - 1704067200.0, amplitude, rate, offset)
+
+    shared = dask_nlsq.fit_many(late, x, IMAGE[0, :2], p0=P0).compute()
+    own = dask_nlsq.fit_many(late, np.stack([x, x]), IMAGE[0, :2], p0=P0).compute()
+    assert shared.n_obs.tolist() == [23, 23] and np.array_equal(shared.figures, own.figures)
+    np.testing.assert_allclose(np.asarray(shared.predict(x))[0, :3], IMAGE[0, 0, :3], atol=0.2)
+
+
+def test_a_guess_that_raises_stops_nothing():
+    def guess(x, y):
+        raise RuntimeError("too few points")
+
+    model = Model.from_expression("amplitude*exp(-rate*t) + offset", columns=["t"], guess=guess)
+    assert dask_nlsq.fit_many(model, T, IMAGE[0]).compute().success.all()
+
+
+def test_an_earlier_result_is_a_start_whatever_was_fixed():
+    options = {"p0": P0, "tied": {"offset": "amplitude/4"}}
+    first = dask_nlsq.fit_many(decay, T, IMAGE, **options).compute()
+    again = dask_nlsq.fit_many(decay, T, IMAGE, **(options | {"p0": first})).compute()
+    np.testing.assert_allclose(again["rate"], first["rate"], rtol=1e-7)
+
+
 def test_data_arrays_are_taken_by_their_dimensions():
     rng = np.random.default_rng(5)
     square = cube((4, 4), seed=7)
@@ -367,6 +434,9 @@ REFUSED = {
     "a NumPy model": (lambda: dask_nlsq.fit_many(lambda t, a: a * np.exp(t), T, IMAGE), ModelError, "jax.numpy"),
     "a start": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, p0=P0, start="best"), NlsqError, "neighbours"),
     "no points": (lambda: dask_nlsq.fit_many(decay, T[:0], IMAGE[..., :0]), DataError, "no points"),
+    "a parameter called cost": (lambda: dask_nlsq.fit_many(lambda t, cost: cost * t, T, IMAGE), ModelError, "cost"),
+    "a complex sigma": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, sigma=IMAGE * 1j), DataError, "complex"),
+    "an axis of 1.5": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, axis=1.5), DataError, "axis is 1.5"),
     "the covariance": (lambda: dask_nlsq.fit_many(decay, T, IMAGE, p0=P0).cov, NlsqError, "covariance=True"),
 }
 

@@ -16,7 +16,7 @@ from dask_nlsq._fit import to_model
 from dask_nlsq._many.labels import Labels, labelled
 from dask_nlsq._many.neighbours import refit_from_neighbours
 from dask_nlsq._many.result import ManyFits
-from dask_nlsq._many.task import make_task
+from dask_nlsq._many.task import as_float, make_task
 from dask_nlsq._model import Loss, Model
 from dask_nlsq._sweep import Payload, serialize
 from dask_nlsq._system import check_not_forked
@@ -142,7 +142,8 @@ def fit_many(
     x = tuple(x.values()) if isinstance(x, Mapping) else x
     labels, x, y, sigma, axis = labelled(x, y, sigma, axis)
     series = _series(y, axis)
-    columns = [_column(c, series, axis, f"x[{i}]") for i, c in enumerate(x if isinstance(x, (tuple, list)) else [x])]
+    several = isinstance(x, (tuple, list)) and (not len(x) or any(np.ndim(c) for c in x))
+    columns = [_column(c, series, axis, f"x[{i}]") for i, c in enumerate(x if several else [x])]
     model = to_model(model, p0)
     bound = model.bind(model.array_names(len(columns), p0) if named is None else named)
     outer = series.shape[:-1]
@@ -156,8 +157,11 @@ def fit_many(
     given = {name: da.broadcast_to(c, series.shape) if c.ndim == 1 else c for name, c in given.items()}
     if weights is not None and weights.ndim > 1:
         given["sigma"] = weights
+    if isinstance(p0, ManyFits):
+        starts = {name: values for name, values in starts.items() if name not in {*shared_fixed, *(tied or {})}}
     for name, values in held.items():
-        starts[name] = lower[name] = upper[name] = values
+        # A series that has no value for it is not fitted: at infinity its model is not finite.
+        starts[name] = lower[name] = upper[name] = da.where(da.isnan(da.asarray(values)), np.inf, values)
     task = make_task(
         bound,
         columns=None if "x0" in given else [np.asarray(c) for c in columns],
@@ -200,39 +204,50 @@ def _series(y: Any, axis: int) -> da.Array:
     elif hasattr(y, "chunks") and hasattr(y, "store"):
         array = da.from_zarr(y)
     else:
-        array = da.from_array(np.asarray(y), chunks=-1, name=False)
+        array = da.from_array(np.asanyarray(y), chunks=-1, name=False)
     if array.dtype.kind not in "fiub":
         raise DataError(f"y has the dtype {array.dtype}; real numbers are needed.")
-    if array.ndim == 0 or not -array.ndim <= axis < array.ndim:
+    if not isinstance(axis, (int, np.integer)) or array.ndim == 0 or not -array.ndim <= axis < array.ndim:
         raise DataError(f"axis is {axis}, and y has {array.ndim} dimensions.")
     array = da.moveaxis(array, axis, -1)
     if array.shape[-1] == 0:
         raise DataError("The series have no points.")
     wanted: dict[int, Any] = {array.ndim - 1: -1}
-    if not isinstance(y, da.Array) and array.ndim > 1:
+    limit = _CHUNK_BYTES * array.dtype.itemsize // 8
+    joined = math.prod(array.chunksize[:-1]) * array.shape[-1] * array.dtype.itemsize > limit
+    if array.ndim > 1 and (not isinstance(y, da.Array) or (array.numblocks[-1] > 1 and joined)):
+        # Chunks across which series lie would be joined to ones that are too large.
         wanted |= dict.fromkeys(range(array.ndim - 1), "auto")
-    cut: da.Array = array.rechunk(wanted, block_size_limit=_CHUNK_BYTES)
+    cut: da.Array = array.rechunk(wanted, block_size_limit=limit)
     return cut
+
+
+def _as_array(column: Any, name: str) -> AnyArray:
+    try:
+        return np.asarray(column, float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} is {column!r}; numbers are needed.") from error
 
 
 def _column(column: Any, series: da.Array, axis: int, name: str) -> Any:
     """Return a column that all series share, as an array (points,), or one of the shape of y, with its chunks."""
     points = series.shape[-1]
     if not hasattr(column, "ndim"):
-        column = np.asarray(column, float)
+        column = _as_array(column, name)
     if column.ndim == 0:
         column = np.full(points, float(column))
     if column.ndim == 1:
-        values = np.asarray(column.compute() if isinstance(column, da.Array) else column)
-        if values.dtype.kind in "mM":
-            values = values.astype(f"{values.dtype.kind}8[ns]").astype(np.int64) / 1e9
-        if values.dtype.kind not in "fiub":
+        values = np.asanyarray(column.compute() if isinstance(column, da.Array) else column)
+        if values.dtype.kind not in "fiubmM":
             raise DataError(f"{name} has the dtype {values.dtype}; real numbers are needed.")
+        values = as_float(values)
         if values.shape != (points,):
             raise DataError(f"{name} has {len(values)} values, and each series has {points} points.")
-        return values.astype(float)
+        return values
     array = column if isinstance(column, da.Array) else da.asarray(column)
-    array = da.moveaxis(array, axis, -1)
+    if array.dtype.kind not in "fiubmM":
+        raise DataError(f"{name} has the dtype {array.dtype}; real numbers are needed.")
+    array = da.moveaxis(array, axis, -1) if array.ndim == series.ndim else array
     if array.shape != series.shape:
         raise DataError(
             f"{name} has the shape {tuple(column.shape)}; that of y is needed, or ({points},), a value for each point."
@@ -294,7 +309,7 @@ def _stack(free: Sequence[str], own: Mapping[str, Any], series: da.Array) -> da.
     outer = series.shape[:-1]
     missing = [name for name in own if name not in free]
     if missing:
-        raise ModelError(f"{missing} are fixed or tied for all series; an array for each of them says otherwise.")
+        raise ModelError(f"{missing} are fixed or tied for all series; leave them out of p0 and bounds.")
     columns = [da.asarray(own[name]) if name in own else da.full(outer, np.nan) for name in free]
     stacked: da.Array = da.stack(columns, axis=-1).rechunk((*series.chunks[:-1], (len(free),)))
     return stacked
@@ -327,7 +342,7 @@ def _compute(y: AnyArray, *arrays: AnyArray, payload: Payload, names: Sequence[s
     outer = y.shape[:-1]
 
     def rows(array: AnyArray) -> Matrix:
-        return np.asarray(array, float).reshape(math.prod(outer), array.shape[-1])
+        return as_float(array).reshape(math.prod(outer), array.shape[-1])
 
     figures: npt.NDArray[np.float64] = payload.value(rows(y), {n: rows(a) for n, a in zip(names, arrays, strict=True)})
     return figures.reshape(*outer, figures.shape[-1])

@@ -13,7 +13,7 @@ import pandas as pd
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._fit import to_model
-from dask_nlsq._many.task import STATISTICS, Task, make_task
+from dask_nlsq._many.task import STATISTICS, Task, check_names, make_task
 from dask_nlsq._model import Loss, Model
 from dask_nlsq._solver import Status
 from dask_nlsq._sweep import Payload, serialize
@@ -114,6 +114,7 @@ def fit_groups(
         nan_policy=nan_policy,
         max_nfev=max_nfev,
     )
+    check_names(task.model.parameters, keys)
     groups = Groups(serialize(task), tuple(keys), tuple(columns), y, sigma if isinstance(sigma, str) else None)
     if isinstance(data, pd.DataFrame):
         return groups(data)
@@ -183,8 +184,9 @@ class Groups:
         return dataclasses.replace(task, nan_policy="omit")(y, given) if task.nan_policy == "raise" else task(y, given)
 
     def _check_finite(self, frame: pd.DataFrame, columns: Sequence[Vector]) -> None:
-        for name, column in zip((*self.x, self.y), columns, strict=False):
-            bad = ~np.isfinite(column)
+        names = (*self.x, self.y, *(() if self.sigma is None else (self.sigma,)))
+        for name, column in zip(names, columns, strict=True):
+            bad = np.isnan(column) if name == self.sigma else ~np.isfinite(column)
             if bad.any():
                 key = frame.iloc[int(bad.argmax())][list(self.keys)].to_dict()
                 raise DataError(

@@ -18,7 +18,7 @@ from dask.diagnostics import ProgressBar
 
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._many.labels import Labels
-from dask_nlsq._many.task import STATISTICS, indices, predict
+from dask_nlsq._many.task import STATISTICS, as_float, indices, predict
 from dask_nlsq._solver import Status
 from dask_nlsq._sweep import Payload
 
@@ -187,7 +187,7 @@ class ManyFits:
         x : array, tuple of arrays, optional
             Columns (points,) that all series share.
         """
-        columns = self.x if x is None else tuple(np.asarray(c, float) for c in (x if isinstance(x, tuple) else (x,)))
+        columns = self.x if x is None else tuple(as_float(np.asarray(c)) for c in (x if isinstance(x, tuple) else (x,)))
         return _predicted(self, columns)
 
     def residuals(self) -> Any:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from dask_nlsq._errors import DataError, ModelError, NlsqError
+from dask_nlsq._errors import BoundsError, DataError, ModelError, NlsqError
 from dask_nlsq._kernel import linearity, predict_lanes, validate
-from dask_nlsq._model import Loss, Model, Objective, Parameters, check_loss, make_feasible
+from dask_nlsq._model import Expansion, Loss, Model, Objective, Parameters, check_loss, make_feasible
 from dask_nlsq._solver import Series, Settled, Status, Tolerance, Way, minimise, settle, square
 from dask_nlsq._sweep import serialize
-from dask_nlsq._typing import Matrix, Vector
+from dask_nlsq._typing import AnyArray, Matrix, Vector
 
 STATISTICS = ("cost", "redchi", "rsquared", "n_obs", "nfev", "status")
 """Figures of each fit besides its parameters and their standard errors."""
@@ -77,20 +80,29 @@ class Task:
         lower, upper = (
             _own(given.get(side), shared, n) for side, shared in (("lower", self.lower), ("upper", self.upper))
         )
-        start = self._starts(series, given.get("start"), lower, upper)
+        if "lower" in given or "upper" in given:
+            lower, upper = (np.broadcast_to(limit, (n, p)).copy() for limit in (lower, upper))
+        if (lower > upper).any():
+            row, column = np.argwhere(lower > upper)[0]
+            raise BoundsError(
+                f"The lower bound of {self.free[column]!r} is {lower[row, column]:g}, above its upper bound "
+                f"{upper[row, column]:g}, for a series."
+            )
         ends = _Ends.none(n, p)
         held = np.broadcast_to(lower == upper, (n, p))
         points = np.count_nonzero(series.weight > 0, axis=1) * np.ones(n, int)
         dof = points - np.count_nonzero(~held, axis=1)
-        ends.status[:] = np.where(usable & (dof >= 0), ends.status, int(Status.TOO_FEW))
-        rows = np.flatnonzero(usable & (dof >= 0))
+        enough = usable & (dof >= 0)
+        start = self._starts(series, enough, given.get("start"), lower, upper)
+        ends.status[:] = np.where(enough, ends.status, int(Status.TOO_FEW))
+        rows = np.flatnonzero(enough)
         if len(rows):
             self._fit(series, rows, start, lower, upper, dof, ends)
         return self._figures(series, ends, held, points)
 
     def _series(self, y: Matrix, given: Mapping[str, Matrix]) -> tuple[Series, Flags]:
         """Return the points with their weights, and which series have any."""
-        y = np.asarray(y, float)
+        y = as_float(y)
         x = tuple(np.asarray(c)[None] for c in self.x or ()) or tuple(
             np.asarray(given[f"x{i}"], float) for i in range(self.objective.n_columns)
         )
@@ -119,23 +131,31 @@ class Task:
         usable = np.broadcast_to((weight > 0).any(axis=1), len(y))
         return Series(tuple(filled[:-1]), filled[-1], np.ascontiguousarray(weight)), usable
 
-    def _starts(self, series: Series, given: Matrix | None, lower: Matrix, upper: Matrix) -> Matrix:
+    def _starts(self, series: Series, enough: Flags, given: Matrix | None, lower: Matrix, upper: Matrix) -> Matrix:
         """Return where each fit begins, (n, p), inside its bounds."""
         n = len(series.y)
         start = np.array(_own(given, self.start, n) * np.ones((n, 1)))
         if self.guessed and self.model.guess is not None:
             places = [self.free.index(name) for name in self.guessed]
             own_start = np.full(start.shape, np.nan) if given is None else given
-            for row in np.flatnonzero(np.isnan(own_start[:, places]).any(axis=1)):
+            for row in np.flatnonzero(enough & np.isnan(own_start[:, places]).any(axis=1)):
                 own = series.take(np.array([row]))
                 counts = own.weight[0] > 0
-                guess = self.model.guess([c[0][counts] for c in own.x], own.y[0][counts]) if counts.any() else {}
+                guess = self._guess([c[0][counts] for c in own.x], own.y[0][counts])
                 values = np.array([guess.get(name, np.nan) for name in self.guessed], float)
                 wanted = np.isfinite(values) & np.isnan(own_start[row, places])
                 start[row, places] = np.where(wanted, values, start[row, places])
         feasible: Matrix = make_feasible(start, lower, upper)
         inside = (lower <= start) & (start <= upper)
         return np.where(inside, start, feasible)
+
+    def _guess(self, x: Sequence[Vector], y: Vector) -> Mapping[str, float]:
+        """Return what the model guesses from the points that count; nothing where it cannot, as from one point."""
+        assert self.model.guess is not None
+        try:
+            return dict(self.model.guess(x, y))
+        except Exception:  # it may be the user's own, and one series must not stop the others
+            return {}
 
     def _fit(
         self,
@@ -148,25 +168,46 @@ class Task:
         ends: _Ends,
     ) -> None:
         """Write how the fits of some series end."""
-        linear = linearity(self.objective).linear & np.isinf(lower).all(axis=0) & np.isinf(upper).all(axis=0)
-        ways = [Way(), Way(linear=tuple(linear.tolist()))] if linear.any() else [Way()]
-        for way in ways:
-            limits = (_some(lower, rows), _some(upper, rows))
-            tolerance = Tolerance(most=self.max_nfev, way=way)
-            fits = minimise(self.objective, series.take(rows), start[rows], *limits, tolerance=tolerance)
-            found = _Ends.of(fits.theta, fits.cost, fits.steps, fits.status, fits.curvature)
-            _polish(self.objective, series.take(rows), found, *limits, dof[rows])
-            _mark_lost(self.objective, series.take(rows), found, start[rows], *limits)
-            ends.improve(rows, found)
-            rows = rows[~ends.settled[rows]]
-            if not len(rows):
-                return
+        # Nothing that is chosen here may hang on the bounds of another series.
+        way = Way(bounded=len(lower) > 1 or bool(np.isfinite([lower, upper]).any()))
+        self._attempt(way, series, rows, start, lower, upper, dof, ends)
+        rows = rows[~ends.settled[rows]]
+        if not len(rows):
+            return
+        open_ = np.broadcast_to(np.isinf(lower) & np.isinf(upper), start.shape)[rows]
+        patterns, which = np.unique(open_ & linearity(self.objective).linear, axis=0, return_inverse=True)
+        for i, pattern in enumerate(patterns):
+            if pattern.any():
+                some = rows[which.ravel() == i]
+                projected = dataclasses.replace(way, linear=tuple(pattern.tolist()))
+                self._attempt(projected, series, some, start, lower, upper, dof, ends)
+        rows = rows[~ends.settled[rows]]
         # A direction that the data never saw has an infinite error; one that was lost on the way is a failure.
         lost = rows[ends.status[rows] > 0]
         if len(lost):
             free = np.broadcast_to(lower < upper, start.shape)[lost]
             begun = settle(self.objective, series.take(lost), start[lost], free)
             ends.status[lost[begun.pivot > _DEPENDENT]] = int(Status.UNIDENTIFIABLE)
+
+    def _attempt(
+        self,
+        way: Way,
+        series: Series,
+        rows: npt.NDArray[np.int64],
+        start: Matrix,
+        lower: Matrix,
+        upper: Matrix,
+        dof: Vector,
+        ends: _Ends,
+    ) -> None:
+        """Fit some series in one way, and keep what is better than what is known."""
+        limits, part = (_some(lower, rows), _some(upper, rows)), series.take(rows)
+        tolerance = Tolerance(most=self.max_nfev, way=way)
+        fits = minimise(self.objective, part, start[rows], *limits, tolerance=tolerance)
+        fitted = _Ends.of(fits.theta, fits.cost, fits.steps, fits.status, fits.curvature)
+        _polish(self.objective, part, fitted, *limits, dof[rows])
+        _mark_lost(self.objective, part, fitted, start[rows], *limits, way)
+        ends.improve(rows, fitted)
 
     def _figures(self, series: Series, ends: _Ends, held: Flags, points: npt.NDArray[np.int64]) -> Matrix:
         """Return the row of each fit: NaN in place of the estimates of one that failed."""
@@ -175,7 +216,10 @@ class Task:
         with np.errstate(all="ignore"):
             redchi = np.where(dof > 0, 2.0 * ends.cost / dof, np.nan)
             s2 = np.ones(n) if self.absolute_sigma else np.where(dof > 0, redchi, np.inf)
-            cov = s2[:, None, None] * _covariance(ends)
+            inverse = _covariance(ends)
+            # A parameter that is fixed keeps the error 0 where there are no degrees of freedom.
+            cov = np.where(inverse == 0, 0.0, np.where(np.isinf(inverse), inverse, s2[:, None, None] * inverse))
+            cov = np.where(np.isinf(cov), np.inf, cov)
             w2 = np.broadcast_to(series.weight**2, series.y.shape)
             mean = (w2 * series.y).sum(axis=1) / w2.sum(axis=1)
             rsquared = 1.0 - 2.0 * ends.cost / (w2 * (series.y - mean[:, None]) ** 2).sum(axis=1)
@@ -199,25 +243,34 @@ class Task:
         expansion = self.objective.expansion
         if expansion is None:
             return theta, cov
-        n, p = theta.shape
-
-        def everything(theta: Matrix) -> Matrix:
-            return np.stack([np.broadcast_to(np.asarray(v, float), n) for v in expansion(list(theta.T))], axis=1)
-
-        columns = []
-        for j in range(p):
-            h = 6e-6 * np.where(theta[:, j] == 0, 1.0, np.abs(theta[:, j]))
-            ahead, behind = theta.copy(), theta.copy()
-            ahead[:, j] += h
-            behind[:, j] -= h
-            columns.append((everything(ahead) - everything(behind)) / (ahead[:, j] - behind[:, j])[:, None])
-        jacobian = np.stack(columns, axis=2)
-        used = jacobian != 0
+        with jax.enable_x64(True):
+            everything = functools.partial(_expand_one, expansion)
+            whole = np.asarray(jax.vmap(everything)(jnp.asarray(theta)))
+            jacobian = np.asarray(jax.vmap(jax.jacfwd(everything))(jnp.asarray(theta)))
+        turned = np.moveaxis(jacobian, 1, 2)
+        finite = np.isfinite(cov)
+        spread = jacobian @ np.where(finite, cov, 0.0) @ turned
+        used, back = (jacobian != 0).astype(float), (turned != 0).astype(float)
         # A parameter that does not depend on another must not take its infinite variance or its NaN.
-        with np.errstate(invalid="ignore"):
-            terms = jacobian[:, :, None, :, None] * jacobian[:, None, :, None, :] * cov[:, None, None]
-        both = used[:, :, None, :, None] & used[:, None, :, None, :]
-        return everything(theta), np.where(both, terms, 0.0).sum(axis=(3, 4))
+        for value, there in ((np.inf, np.isinf(cov)), (np.nan, np.isnan(cov))):
+            spread[used @ there.astype(float) @ back > 0] = value
+        return whole, spread
+
+
+def _expand_one(expansion: Expansion, theta: jax.Array) -> jax.Array:
+    return jnp.stack([jnp.asarray(value, jnp.float64) for value in expansion(list(theta))])
+
+
+def as_float(array: AnyArray) -> AnyArray:
+    """Return float64, with NaN where an array is masked; dates are seconds since 1970, NaT among them NaN."""
+    if np.ma.isMaskedArray(array):
+        array = np.ma.filled(array.astype(float), np.nan)
+    if array.dtype.kind in "mM":
+        seconds = array.astype(f"{array.dtype.kind}8[ns]")
+        return np.where(np.isnat(seconds), np.nan, seconds.astype(np.int64) / 1e9)
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"An array has the dtype {array.dtype}; real numbers are needed.")
+    return np.asarray(array, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,8 +337,10 @@ def _polish(objective: Objective, series: Series, ends: _Ends, lower: Matrix, up
     for _ in range(_POLISH):
         s2 = 2.0 * ends.cost[rows] / np.maximum(dof[rows], 1)
         trial = np.clip(ends.theta[rows] + step, _some(lower, rows), _some(upper, rows))
-        long = (decrease > _NEAR**2 * s2) & (ends.status[rows] > 0) & np.isfinite(step).all(axis=1)
-        last = ~long & np.isfinite(step).all(axis=1)
+        # Of columns of J that depend on one another, the step along what is not determined means nothing.
+        good = (ends.status[rows] > 0) & (ends.pivot[rows] > _DEPENDENT) & np.isfinite(step).all(axis=1)
+        long = good & (decrease > _NEAR**2 * s2 + _rounding(series.take(rows), ends, rows) ** 2)
+        last = good & ~long
         ends.theta[rows[last]] = trial[last]
         ends.cost[rows[last]] -= np.minimum(decrease[last], ends.cost[rows[last]])
         rows, trial = rows[long], trial[long]
@@ -294,13 +349,26 @@ def _polish(objective: Objective, series: Series, ends: _Ends, lower: Matrix, up
         # Of an ill-conditioned J, the normal equations have lost the digits of the step.
         known = settle(objective, series.take(rows), trial, ends.free[rows], ends.curvature[rows])
         lower_cost = known.cost <= ends.cost[rows]
+        ends.status[rows[~lower_cost]] = int(Status.STALLED)
         rows, known = rows[lower_cost], Settled(*(column[lower_cost] for column in known))
         ends.theta[rows] = trial[lower_cost]
         _record(ends, rows, known)
         step, decrease = known.step, known.decrease
+    ends.status[rows] = int(Status.STALLED)
 
 
-def _mark_lost(objective: Objective, series: Series, ends: _Ends, start: Matrix, lower: Matrix, upper: Matrix) -> None:
+def _rounding(series: Series, ends: _Ends, rows: npt.NDArray[np.int64]) -> Vector:
+    """Return what rounding leaves uncertain in the residuals of some fits, as the length of their vector."""
+    i, j = np.tril_indices(ends.theta.shape[1])
+    size = (ends.curvature[rows][:, i == j] * ends.theta[rows] ** 2).sum(axis=1)
+    response = (series.weight**2 * series.y**2).sum(axis=1)
+    level: Vector = 16 * np.finfo(float).eps * np.sqrt(response + size)
+    return level
+
+
+def _mark_lost(
+    objective: Objective, series: Series, ends: _Ends, start: Matrix, lower: Matrix, upper: Matrix, way: Way
+) -> None:
     """Mark fits in which a parameter has no effect any more, beside the effect that it had at the start.
 
     An amplitude that ended at 0 leaves a rate undetermined, whose column of J is rounding.
@@ -314,7 +382,8 @@ def _mark_lost(objective: Objective, series: Series, ends: _Ends, start: Matrix,
     rows = np.flatnonzero((ends.status > 0) & slight.any(axis=1))
     if len(rows):
         limits = _some(lower, rows), _some(upper, rows)
-        begun = minimise(objective, series.take(rows), start[rows], *limits, tolerance=Tolerance(most=0))
+        begin = Tolerance(most=0, way=dataclasses.replace(way, linear=()))
+        begun = minimise(objective, series.take(rows), start[rows], *limits, tolerance=begin)
         lost = slight[rows] & (squares[rows] <= _NOTHING**2 * begun.curvature[:, i == j])
         ends.pivot[rows[lost.any(axis=1)]] = 0.0
 
@@ -390,6 +459,7 @@ def make_task(
     if not isinstance(max_nfev, (int, np.integer)) or max_nfev < 1:
         raise NlsqError(f"max_nfev is {max_nfev!r}; a positive whole number is needed.")
     parameters = Parameters.of(model, p0, bounds, fixed, tied)
+    check_names(model.parameters, ())
     return Task(
         objective=_look(model, parameters, loss, f_scale),
         model=model,
@@ -404,6 +474,20 @@ def make_task(
         covariance=covariance,
         max_nfev=int(max_nfev),
     )
+
+
+def check_names(parameters: Sequence[str], keys: Sequence[str]) -> None:
+    """Refuse names of which two would stand for one column of the answer.
+
+    Raises
+    ------
+    ModelError
+        A parameter has the name of a statistic, of a standard error or of a key.
+    """
+    names = [*parameters, *(f"{name}_stderr" for name in parameters), *STATISTICS, *keys]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ModelError(f"The answer would have two columns {twice[0]!r}; rename the parameter, or use Model.prefix.")
 
 
 def _look(model: Model, parameters: Parameters, loss: Loss, f_scale: float) -> Objective:

@@ -58,9 +58,12 @@ slows the last steps down."""
 
 A = TypeVar("A", bound=np.generic)
 
-_SHARE, _CLOSE = 0.7, 1e-6
-"""Share of the way to a bound that one step may go, and how close, beside the width of the bounds, it may go all the
-way: an amplitude that falls to 0 at once silences its frequency and phase for good."""
+_SHARE, _CLOSE = 0.7, 1e-3
+"""Share of the way to a bound that one step may go, and from how close, in standard errors with the others known, it
+may go all the way: at an amplitude of 0, the model no longer responds to its frequency and phase."""
+
+_LEAST_CURVATURE = 0.1
+"""Share of the curvature without its negative part that the full one must keep in every direction to be used."""
 
 _RATIO = 0.1
 """Least ratio of two steps that is expected to hold for the next: far from the end, one step may be much better."""
@@ -207,7 +210,7 @@ def minimise(
     fits, series = Fits.begin(starts, tolerance.damping), series.padded(shape)
     with jax.enable_x64(True):
         for mended in (False, True):
-            way = dataclasses.replace(tolerance.way, mended=mended, bounded=bool(np.isfinite([lower, upper]).any()))
+            way = dataclasses.replace(tolerance.way, mended=mended)
             _finish(objective, series, fits, lower, upper, pull, tolerance, way, shape)
             again = fits.status == DIFFERENCES
             if not again.any():
@@ -427,6 +430,9 @@ def _step(
     if any(way.linear):
         others = [jnp.full(tiny.shape, not linear) for linear in way.linear]
         best = _solve(lane._replace(curvature=sums.gram, gradient=sums.gradient), others, tiny)
+        # A fit that goes on in another call was at its best already.
+        begun = jnp.isinf(lane.cost) & (lane.length > 0)
+        best = [jnp.where(begun, 0.0, move) for move in best]
         trial = [t + move if linear else t for t, move, linear in zip(lane.trial, best, way.linear, strict=True)]
         lane = lane._replace(trial=trial)
         sums = lanes.evaluate(objective, trial, lane.data, tiles, mended=way.mended)
@@ -484,10 +490,13 @@ def _held(lane: _Lane) -> list[Array]:
 
 
 def convex(sums: lanes.Sums) -> lanes.Triangle:
-    """Return the curvature of a robust loss where it is positive definite, else that without its negative part."""
-    _, least = lanes.cholesky(sums.curvature)
-    rows = zip(sums.curvature, sums.gram, strict=True)
-    return [[jnp.where(least > 1e-6, *pair) for pair in zip(*row, strict=True)] for row in rows]
+    """Return the curvature of a robust loss where it holds a step, else that without its negative part.
+
+    It holds one where it keeps a tenth of the other in every direction, as in the fit of one series.
+    """
+    rows = [list(zip(*row, strict=True)) for row in zip(sums.curvature, sums.gram, strict=True)]
+    _, least = lanes.cholesky([[full - _LEAST_CURVATURE * gram for full, gram in row] for row in rows])
+    return [[jnp.where(least > 0, full, gram) for full, gram in row] for row in rows]
 
 
 def _solve(
@@ -534,11 +543,14 @@ def _rounding(lane: _Lane) -> Array:
 def _propose(lane: _Lane, step: list[Array], bounded: bool) -> tuple[list[Array], Array]:
     """Return the trial within the bounds, and the decrease of the cost that is predicted there."""
     trial = []
-    for t, length, low, high in zip(lane.theta, step, lane.lower, lane.upper, strict=True):
+    s2 = 2.0 * lane.cost / lane.dof
+    for i, (t, length, low, high) in enumerate(zip(lane.theta, step, lane.lower, lane.upper, strict=True)):
         if not bounded:
             trial.append(t + length)
             continue
-        down, up, close = low - t, high - t, _CLOSE * (high - low)
+        square = lane.curvature[i][i]
+        close = jnp.where(square > 0, _CLOSE * jnp.sqrt(s2 / jnp.where(square > 0, square, 1.0)), jnp.inf)
+        down, up = low - t, high - t
         least = jnp.where(-down > close, _SHARE, 1.0) * down
         largest = jnp.where(up > close, _SHARE, 1.0) * up
         trial.append(jnp.clip(t + jnp.clip(length, least, largest), low, high))

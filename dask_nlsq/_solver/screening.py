@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dask_nlsq._kernel import Block
 from dask_nlsq._model import Objective, Prior
-from dask_nlsq._solver.batched import UNSEEN, Series, Shape, Tolerance, minimise
+from dask_nlsq._solver.batched import UNSEEN, Series, Shape, Tolerance, Way, minimise
 from dask_nlsq._solver.last_step import square
 from dask_nlsq._typing import Matrix, Vector
 
@@ -22,7 +22,7 @@ ABREAST = 16
 """Starts that are tried side by side: one batch, which one core works on."""
 
 _TOLERANCE = Tolerance(step=1e-2, most=100, damping=1.0)
-"""What is wanted is where each start leads; digits are the business of the solver that goes on from there."""
+"""Where each start leads is all that is wanted; another solver goes on from there."""
 
 A = TypeVar("A", bound=np.generic)
 
@@ -75,5 +75,7 @@ def screen(
     weight = np.ones(block.rows) if block.weight is None else block.weight
     rows = Series(tuple(c[None] for c in block.x), block.y[None], weight[None])
     pull = None if prior is None else (prior.mean, prior.weight)
-    fits = minimise(objective, rows, starts, lower[None], upper[None], pull, _TOLERANCE, Shape.of(block.rows, ABREAST))
+    way = Way(bounded=bool(np.isfinite([lower, upper]).any()))
+    tolerance = dataclasses.replace(_TOLERANCE, way=way)
+    fits = minimise(objective, rows, starts, lower[None], upper[None], pull, tolerance, Shape.of(block.rows, ABREAST))
     return LocalMinima(fits.theta, fits.cost, square(fits.curvature), fits.status)
