@@ -433,7 +433,7 @@ def test_a_start_ends_at_the_same_bits_in_any_company(name):
 @pytest.mark.crossed
 @pytest.mark.parametrize("name", MADE)
 def test_where_a_start_ends_is_a_minimum(name):
-    """SciPy goes on from there, and the cost falls by what a third of a standard error is worth, or to another one."""
+    """SciPy goes on from there, to another minimum or to one lower by what two thirds of a standard error are worth."""
     objective, block, lower, upper = objective_of(name)
     starts = draw_starts("sobol", 24, lower, upper, 0.5 * (lower + upper), 2)
     ends = screen(objective, block, starts, lower, upper)
@@ -445,7 +445,7 @@ def test_where_a_start_ends_is_a_minimum(name):
                 more = least_squares(
                     lambda p: np.asarray(model(block.x[0], *p)) - block.y, inside, bounds=(lower, upper)
                 )
-            assert cost - more.cost <= 0.1 * 2 * cost / (block.rows - len(theta)) or more.cost < 0.99 * cost
+            assert cost - more.cost <= 0.2 * 2 * cost / (block.rows - len(theta)) or more.cost < 0.99 * cost
 
 
 def test_ends_within_a_standard_error_are_one_minimum():
