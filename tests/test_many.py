@@ -298,6 +298,13 @@ def test_bounds_of_other_series_change_no_bit():
     assert whole.success.all() and np.array_equal(whole.figures, cut.compute().figures)
 
 
+def test_a_chunk_of_one_series_has_its_bits_under_bounds_of_its_own():
+    bounds = {"offset": (np.full((4, 5), -np.inf), np.inf)}
+    whole = dask_nlsq.fit_many(decay, T, IMAGE, p0=P0, bounds=bounds).compute()
+    cut = dask_nlsq.fit_many(decay, T, da.from_array(IMAGE, chunks=(1, 1, -1)), p0=P0, bounds=bounds)
+    assert np.array_equal(whole.figures, cut.compute().figures)
+
+
 def test_a_bound_of_each_series_keeps_it():
     lower = np.full((4, 5), 0.9)
     result = dask_nlsq.fit_many(decay, T, IMAGE, p0=P0 | {"offset": 1.0}, bounds={"offset": (lower, 2.0)}).compute()
@@ -328,7 +335,8 @@ def test_dates_are_seconds_wherever_they_stand():
     shared = dask_nlsq.fit_many(late, x, IMAGE[0, :2], p0=P0).compute()
     own = dask_nlsq.fit_many(late, np.stack([x, x]), IMAGE[0, :2], p0=P0).compute()
     assert shared.n_obs.tolist() == [23, 23] and np.array_equal(shared.figures, own.figures)
-    np.testing.assert_allclose(np.asarray(shared.predict(x))[0, :3], IMAGE[0, 0, :3], atol=0.2)
+    for predicted in (shared.predict(x), shared.predict(), own.predict()):
+        np.testing.assert_allclose(np.asarray(predicted)[0, :3], IMAGE[0, 0, :3], atol=0.2)
 
 
 def test_a_guess_that_raises_stops_nothing():

@@ -75,7 +75,7 @@ def fit_many(
     p0 : mapping, sequence or ManyFits, optional
         Starting values; each a number, or an array of the outer shape (that of `y` without the axis). NaN in such an
         array, and what is not given, comes from the model's guess for each series, else from the defaults in the
-        signature, else it is 1.
+        signature, else it is 1. A guess that raises, as it may for a series of a few points, counts as none.
     bounds : tuple or mapping, optional
         ``(lower, upper)`` or ``{name: (lower, upper)}``; each a number or an array of the outer shape.
     fixed : mapping or sequence of str, optional

@@ -234,7 +234,7 @@ class ManyFits:
                 sources.append(array)
                 targets.append(target)
             group.attrs["param"] = list(self.names)
-            da.store(sources, targets, lock=False)  # type: ignore[arg-type]  # it takes what it does not say
+            da.store(sources, targets, lock=False)  # type: ignore[arg-type]  # its annotation leaves out arrays of Zarr
 
     def _arrays(self, figures: Any) -> dict[str, Any]:
         """Return all arrays by name."""
@@ -284,7 +284,7 @@ class ManyFits:
 
 
 def _predicted(fits: ManyFits, columns: tuple[Any, ...]) -> Any:
-    """Return the model of every series as an array like its figures: of NumPy, or lazy."""
+    """Return the model of every series as a Dask array."""
     if fits.payload is None:
         raise NlsqError("This result was read from a file and has no model.")
     k, outer = len(fits.names), tuple(range(len(fits.shape)))

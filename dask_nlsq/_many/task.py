@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dask_nlsq._errors import BoundsError, DataError, ModelError, NlsqError
 from dask_nlsq._kernel import linearity, predict_lanes, validate
-from dask_nlsq._model import Expansion, Loss, Model, Objective, Parameters, check_loss, make_feasible
+from dask_nlsq._model import Expansion, Guess, Loss, Model, Objective, Parameters, check_loss, make_feasible
 from dask_nlsq._solver import Series, Settled, Status, Tolerance, Way, minimise, settle, square
 from dask_nlsq._sweep import serialize
 from dask_nlsq._typing import AnyArray, Matrix, Vector
@@ -80,6 +80,7 @@ class Task:
         lower, upper = (
             _own(given.get(side), shared, n) for side, shared in (("lower", self.lower), ("upper", self.upper))
         )
+        bounded = "lower" in given or "upper" in given or bool(np.isfinite([self.lower, self.upper]).any())
         if "lower" in given or "upper" in given:
             lower, upper = (np.broadcast_to(limit, (n, p)).copy() for limit in (lower, upper))
         if (lower > upper).any():
@@ -97,7 +98,7 @@ class Task:
         ends.status[:] = np.where(enough, ends.status, int(Status.TOO_FEW))
         rows = np.flatnonzero(enough)
         if len(rows):
-            self._fit(series, rows, start, lower, upper, dof, ends)
+            self._fit(series, rows, start, lower, upper, bounded, dof, ends)
         return self._figures(series, ends, held, points)
 
     def _series(self, y: Matrix, given: Mapping[str, Matrix]) -> tuple[Series, Flags]:
@@ -141,21 +142,13 @@ class Task:
             for row in np.flatnonzero(enough & np.isnan(own_start[:, places]).any(axis=1)):
                 own = series.take(np.array([row]))
                 counts = own.weight[0] > 0
-                guess = self._guess([c[0][counts] for c in own.x], own.y[0][counts])
+                guess = _guess(self.model.guess, [c[0][counts] for c in own.x], own.y[0][counts])
                 values = np.array([guess.get(name, np.nan) for name in self.guessed], float)
                 wanted = np.isfinite(values) & np.isnan(own_start[row, places])
                 start[row, places] = np.where(wanted, values, start[row, places])
         feasible: Matrix = make_feasible(start, lower, upper)
         inside = (lower <= start) & (start <= upper)
         return np.where(inside, start, feasible)
-
-    def _guess(self, x: Sequence[Vector], y: Vector) -> Mapping[str, float]:
-        """Return what the model guesses from the points that count; nothing where it cannot, as from one point."""
-        assert self.model.guess is not None
-        try:
-            return dict(self.model.guess(x, y))
-        except Exception:  # it may be the user's own, and one series must not stop the others
-            return {}
 
     def _fit(
         self,
@@ -164,12 +157,13 @@ class Task:
         start: Matrix,
         lower: Matrix,
         upper: Matrix,
+        bounded: bool,
         dof: Vector,
         ends: _Ends,
     ) -> None:
         """Write how the fits of some series end."""
         # Nothing that is chosen here may hang on the bounds of another series.
-        way = Way(bounded=len(lower) > 1 or bool(np.isfinite([lower, upper]).any()))
+        way = Way(bounded=bounded)
         self._attempt(way, series, rows, start, lower, upper, dof, ends)
         rows = rows[~ends.settled[rows]]
         if not len(rows):
@@ -255,6 +249,14 @@ class Task:
         for value, there in ((np.inf, np.isinf(cov)), (np.nan, np.isnan(cov))):
             spread[used @ there.astype(float) @ back > 0] = value
         return whole, spread
+
+
+def _guess(guess: Guess, x: Sequence[Vector], y: Vector) -> Mapping[str, float]:
+    """Return what a model guesses from the points of a series; nothing if it raises, as it may for a few points."""
+    try:
+        return dict(guess(x, y))
+    except Exception:  # the function may be the user's own, and one series must not stop the others
+        return {}
 
 
 def _expand_one(expansion: Expansion, theta: jax.Array) -> jax.Array:
@@ -518,5 +520,5 @@ def predict(
 ) -> npt.NDArray[np.float64]:
     """Return the model with all its parameters `theta` (*outer, all) at columns (points,) or (*outer, points)."""
     outer, points = theta.shape[:-1], columns[0].shape[-1]
-    x = [np.broadcast_to(np.asarray(c, float), (*outer, points)).reshape(-1, points) for c in columns]
+    x = [np.broadcast_to(as_float(np.asarray(c)), (*outer, points)).reshape(-1, points) for c in columns]
     return predict_lanes(task.objective, x, theta.reshape(-1, theta.shape[-1])).reshape(*outer, points)

@@ -1,4 +1,5 @@
 from . import loss as loss
+from .guess import Guess as Guess
 from .library import LIBRARY as LIBRARY
 from .library import constant as constant
 from .library import damped_sinusoid as damped_sinusoid
