@@ -10,6 +10,7 @@ from .options import FitOptions as FitOptions
 from .outcome import UndeterminedWarning as UndeterminedWarning
 from .outcome import differences_taken as differences_taken
 from .outcome import expand as expand
+from .outcome import history_columns as history_columns
 from .outcome import reservations as reservations
 from .outcome import warn_of_open_ends as warn_of_open_ends
 from .problem import resolve_objective as resolve_objective

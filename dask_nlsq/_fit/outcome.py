@@ -72,7 +72,7 @@ def build(
         condition_number=factor.condition,
         active_mask=active,
         status=status,
-        sweeps=_sweeps(state, parameters.free, seconds),
+        sweeps=history_columns(state, parameters.free, seconds),
         provenance=_provenance(problem, state, sum(seconds), total, peak),
         notes=notes,
         plan=_measured(problem, state, seconds, total, peak),
@@ -185,7 +185,7 @@ def expand(
     return everything, inference.propagate(pcov, jacobian), active
 
 
-def _sweeps(state: State, names: Sequence[str], seconds: list[float]) -> dict[str, list[Any]]:
+def history_columns(state: State, names: Sequence[str], seconds: list[float]) -> dict[str, list[Any]]:
     """Return the columns of the history."""
     recorded = {name: [getattr(record, name) for record in state.history] for name in _TOLD}
     labels = columns_of(names, ("sweep", *_TOLD, "seconds"))

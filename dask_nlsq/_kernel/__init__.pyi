@@ -15,6 +15,7 @@ from .block import concatenate as concatenate
 from .block import lay as lay
 from .block import pack as pack
 from .compile_cache import once as once
+from .exact_sum import ExactSum as ExactSum
 from .faults import Fault as Fault
 from .faults import merge_faults as merge_faults
 from .identity import program as program

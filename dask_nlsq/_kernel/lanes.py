@@ -240,6 +240,19 @@ def quadratic(matrix: Triangle, vector: Sequence[Array]) -> Array:
     return total
 
 
+def only(matrix: Triangle, free: Sequence[Array]) -> Triangle:
+    """Return a matrix with the rows and columns of the identity for parameters whose `free`, (lanes,), is 0."""
+    return [
+        [jnp.where(row[i] * free[i] > 0, row[i], 1.0) if i == j else free[i] * free[j] * row[j] for j in range(i + 1)]
+        for i, row in enumerate(matrix)
+    ]
+
+
+def choose(wanted: Array, first: Triangle, second: Triangle) -> Triangle:
+    """Return the first matrix in lanes where it is wanted, (lanes,), and the second in the others."""
+    return [[jnp.where(wanted, a, b) for a, b in zip(*rows, strict=True)] for rows in zip(first, second, strict=True)]
+
+
 def predict_lanes(objective: Objective, x: Sequence[Matrix], theta: Matrix) -> Matrix:
     """Return the model of many series, (n, points), at columns (n, points) and all its parameters `theta` (n, all)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
+from dask.delayed import Delayed, delayed
 
 from dask_nlsq._errors import BoundsError, DataError, ModelError, NlsqError
 from dask_nlsq._fit import to_model
 from dask_nlsq._many.labels import Labels, labelled
 from dask_nlsq._many.neighbours import refit_from_neighbours
-from dask_nlsq._many.result import ManyFits
-from dask_nlsq._many.task import as_float, make_task
+from dask_nlsq._many.result import ManyFits, computing
+from dask_nlsq._many.shared import Chunks, Reduced, Rows, estimate
+from dask_nlsq._many.task import Task, as_float, make_task
 from dask_nlsq._model import Loss, Model
 from dask_nlsq._sweep import Payload, serialize
 from dask_nlsq._system import check_not_forked
@@ -44,6 +47,7 @@ def fit_many(
     f_scale: float = 1.0,
     nan_policy: str = "omit",
     absolute_sigma: bool = False,
+    shared: str | Sequence[str] | None = None,
     covariance: bool = False,
     max_nfev: int = 200,
     start: str = "given",
@@ -89,6 +93,9 @@ def fit_many(
         computed.
     absolute_sigma : bool
         Whether `sigma` is in units of y; else the covariance of each series is scaled by its reduced chi-square.
+    shared : str or sequence of str, optional
+        Parameters that are common to all series; the others belong to each. They are estimated when this is called, in
+        about ten passes over the data, and `ManyFits.shared` has what is known of them.
     covariance : bool
         Whether to keep the covariance of every series besides the standard errors.
     max_nfev : int
@@ -122,6 +129,10 @@ def fit_many(
     factorisation. A series that does not converge is fitted once more with the parameters in which the model is linear
     projected out (`Golub & Pereyra <https://doi.org/10.1137/0710036>`_). A series that fails is NaN, and its status
     says why; no series depends on another, nor on how the array is cut into chunks, to the bit.
+
+    With `shared`, the sum of squares of all series is minimised. For each trial of the shared parameters every series
+    is fitted by itself, and its own parameters are eliminated from the normal equations (their Schur complement), so
+    that these have the size of the shared ones however many series there are. The covariance is that of the whole fit.
 
     Examples
     --------
@@ -158,7 +169,10 @@ def fit_many(
     if weights is not None and weights.ndim > 1:
         given["sigma"] = weights
     if isinstance(p0, ManyFits):
-        starts = {name: values for name, values in starts.items() if name not in {*shared_fixed, *(tied or {})}}
+        common = {shared} if isinstance(shared, str) else set(shared or ())
+        starts = {name: v for name, v in starts.items() if name not in {*shared_fixed, *(tied or {}), *common}}
+        found = {} if p0.shared is None else p0.shared.params.to_dict()
+        shared_start |= {name: value for name, value in found.items() if name in common}
     for name, values in held.items():
         # A series that has no value for it is not fitted: at infinity its model is not finite.
         starts[name] = lower[name] = upper[name] = da.where(da.isnan(da.asarray(values)), np.inf, values)
@@ -176,15 +190,25 @@ def fit_many(
         nan_policy=nan_policy,
         covariance=covariance,
         max_nfev=max_nfev,
+        shared=shared,
     )
-    for role, own in (("start", starts), ("lower", lower), ("upper", upper)):
-        if own:
-            given[role] = _stack(task.free, own, series)
+    roles = {"start": starts, "lower": lower, "upper": upper}
+    of_each = [name for name in task.free[task.own :] if any(name in own for own in roles.values())]
+    if of_each:
+        raise DataError(f"{of_each} are shared by all series, and have values of each in p0, bounds or fixed.")
+    given |= {role: _stack(task.free, own, series) for role, own in roles.items() if own}
+    together = None
+    if task.n_shared:
+        if start == "neighbours":
+            raise NlsqError('start="neighbours" fits each series by itself, and shared= all of them together.')
+        known, together, standing = estimate(task, _chunks(series, given, client, progress))
+        task, given["start"] = dataclasses.replace(task, shared=known), _where_they_stand(series, standing, task)
     payload = serialize(task)
     figures = _lazy(payload, series, given)
     if start == "neighbours" and outer and series.size:
         figures = refit_from_neighbours(payload, series, given, figures)
     return ManyFits(
+        shared=together,
         names=bound.parameters,
         figures=figures,
         has_covariance=covariance,
@@ -313,6 +337,34 @@ def _stack(free: Sequence[str], own: Mapping[str, Any], series: da.Array) -> da.
     columns = [da.asarray(own[name]) if name in own else da.full(outer, np.nan) for name in free]
     stacked: da.Array = da.stack(columns, axis=-1).rechunk((*series.chunks[:-1], (len(free),)))
     return stacked
+
+
+def _chunks(series: da.Array, given: Mapping[str, da.Array], client: Client | None, progress: bool | None) -> Chunks:
+    """Return the series in their chunks, each to be taken by itself."""
+    arrays = [array.to_delayed().ravel() for array in (series, *given.values())]
+    rows = [delayed(_chunk)(tuple(given), *blocks) for blocks in zip(*arrays, strict=True)]
+    return Chunks(rows, functools.partial(computing, client, progress))
+
+
+def _chunk(names: Sequence[str], *arrays: AnyArray) -> list[Rows]:
+    y, *given = (as_float(array).reshape(-1, array.shape[-1]) for array in arrays)
+    return [(y, dict(zip(names, given, strict=True)))]
+
+
+def _where_they_stand(series: da.Array, states: Sequence[Delayed], task: Task) -> da.Array:
+    """Return where the series of each chunk begin next, (*outer, p)."""
+    blocks = np.empty((*series.numblocks[:-1], 1), object)  # `block` joins the last axis first
+    for place, state in zip(np.ndindex(blocks.shape), states, strict=True):
+        size = [chunks[i] for chunks, i in zip(series.chunks[:-1], place, strict=False)]
+        shape = (*size, len(task.free))
+        blocks[place] = da.from_delayed(delayed(_starts_of)(state, shape), shape, np.float64)
+    whole: da.Array = da.block(blocks.tolist())
+    return whole
+
+
+def _starts_of(state: Reduced, shape: tuple[int, ...]) -> AnyArray:
+    ((standing,), _) = state
+    return standing.theta.reshape(shape)
 
 
 def _lazy(payload: Payload, series: da.Array, given: Mapping[str, da.Array]) -> da.Array:

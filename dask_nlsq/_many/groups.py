@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +12,11 @@ import dask.dataframe as dd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from dask.delayed import Delayed, delayed
 
 from dask_nlsq._errors import DataError
 from dask_nlsq._fit import to_model
+from dask_nlsq._many.shared import Chunks, Reduced, Rows, estimate
 from dask_nlsq._many.task import STATISTICS, Task, check_names, make_task
 from dask_nlsq._model import Loss, Model
 from dask_nlsq._solver import Status
@@ -40,6 +44,8 @@ def fit_groups(
     f_scale: float = 1.0,
     nan_policy: str = "omit",
     absolute_sigma: bool = False,
+    shared: str | Sequence[str] | None = None,
+    covariance: bool = False,
     max_nfev: int = 200,
     within_partitions: bool | None = None,
 ) -> dd.DataFrame | pd.DataFrame:
@@ -61,6 +67,12 @@ def fit_groups(
         Standard deviation of y.
     p0, bounds, fixed, tied, loss, f_scale, nan_policy, absolute_sigma, max_nfev
         As in `fit_many`, with numbers that all groups share; what p0 does not give, the model guesses for each group.
+    shared : str or sequence of str, optional
+        Parameters that are common to all groups; the others belong to each. They are estimated when this is called, in
+        about ten passes over the rows; rows that have to be shuffled stay in the memory of the workers for that, which
+        may spill them to disk. Every row of the result has their values.
+    covariance : bool
+        Whether the result has a column ``A_B_cov`` for each two parameters A and B, besides the standard errors.
     within_partitions : bool, optional
         Whether every group lies within one partition, as it does after ``set_index(by)`` or in files that are written
         a group each. Partitions are then fitted as they lie, and a group that is met in two of them has two rows.
@@ -113,11 +125,24 @@ def fit_groups(
         absolute_sigma=absolute_sigma,
         nan_policy=nan_policy,
         max_nfev=max_nfev,
+        covariance=covariance,
+        shared=shared,
     )
     check_names(task.model.parameters, keys)
-    groups = Groups(serialize(task), tuple(keys), tuple(columns), y, sigma if isinstance(sigma, str) else None)
+    # Groups are padded with NaN, so that they see to the policy themselves.
+    groups = Groups(
+        serialize(dataclasses.replace(task, nan_policy="omit")),
+        tuple(keys),
+        tuple(columns),
+        y,
+        sigma if isinstance(sigma, str) else None,
+        strict=nan_policy == "raise",
+    )
     if isinstance(data, pd.DataFrame):
-        return groups(data)
+        if not task.n_shared:
+            return groups(data)
+        groups, (state,) = groups.with_shared([delayed(data, traverse=False)], scheduler="sync")
+        return groups(data, state.compute(scheduler="sync"))
     rows = data
     if within_partitions is None:
         within_partitions = keys == [data.index.name] and data.known_divisions
@@ -127,6 +152,13 @@ def fit_groups(
     if not within_partitions:
         rows = rows.shuffle(on=keys)
     meta = groups.empty(rows.dtypes)
+    if task.n_shared:
+        rows = rows if within_partitions else rows.persist()
+        frames = rows.to_delayed()
+        groups, states = groups.with_shared(frames)
+        tables = [delayed(groups)(frame, state) for frame, state in zip(frames, states, strict=True)]
+        together: dd.DataFrame = dd.from_delayed(tables, meta=meta, verify_meta=False)
+        return together
     fitted: dd.DataFrame = rows.map_partitions(groups, meta=meta, enforce_metadata=False)
     return fitted
 
@@ -140,39 +172,60 @@ class Groups:
     x: tuple[str, ...]
     y: str
     sigma: str | None
+    strict: bool = False  # whether a value that is not finite is refused
 
     @property
     def needed(self) -> tuple[str, ...]:
         """The columns that are read."""
         return (*self.keys, *self.x, self.y, *(() if self.sigma is None else (self.sigma,)))
 
-    def __call__(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return a row for each group, sorted by its keys."""
+    def __call__(self, frame: pd.DataFrame, state: Reduced | None = None) -> pd.DataFrame:
+        """Return a row for each group, sorted by its keys; with shared parameters, from where the groups stand."""
+        keys, places, buckets = self._arrange(frame)
+        task: Task = self.payload.value
+        figures = np.full((len(keys), task.width), np.nan)
+        for i, (some, (y, given)) in enumerate(zip(places, buckets, strict=True)):
+            figures[some] = task(y, given if state is None else {**given, "start": state[0][i].theta})
+        return self._table(keys, figures)
+
+    def rows(self, frame: pd.DataFrame) -> list[Rows]:
+        """Return the groups as series, those of alike lengths together."""
+        return self._arrange(frame)[2]
+
+    def with_shared(self, frames: Sequence[Delayed], scheduler: str | None = None) -> tuple[Groups, list[Delayed]]:
+        """Estimate what all groups share; return who fits each with that, and where those of each frame stand."""
+        task: Task = self.payload.value
+        chunks = Chunks([delayed(self.rows)(frame) for frame in frames], contextlib.nullcontext, scheduler)
+        known, _, states = estimate(task, chunks)
+        payload = serialize(dataclasses.replace(task, shared=known))
+        return dataclasses.replace(self, payload=payload), states
+
+    def _arrange(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[npt.NDArray[np.int64]], list[Rows]]:
+        """Return the keys of the groups, and in buckets of alike lengths their places and their points."""
         if any(key not in frame.columns for key in self.keys):
             frame = frame.reset_index()
         grouped = frame.groupby(list(self.keys), sort=True, observed=True, dropna=False)
         number = grouped.ngroup().to_numpy()
-        task: Task = self.payload.value
         columns = [_numbers(frame[name], name) for name in (*self.x, self.y, *([self.sigma] if self.sigma else []))]
-        if task.nan_policy == "raise":
+        if self.strict:
             self._check_finite(frame, columns)
         # In this order the sums of a group do not hang on the order in which a shuffle brings its rows.
         order = np.lexsort((*columns[::-1], number))
         number, columns = number[order], [column[order] for column in columns]
         first = np.flatnonzero(np.r_[True, number[1:] != number[:-1]]) if len(number) else np.zeros(0, np.int64)
         lengths = np.diff(np.r_[first, len(number)])
-        figures = np.full((len(first), task.width), np.nan)
-        buckets = _bucket(lengths)
-        for points in np.unique(buckets):
-            some = np.flatnonzero(buckets == points)
+        sizes, places, buckets = _bucket(lengths), [], []
+        for points in np.unique(sizes):
+            some = np.flatnonzero(sizes == points)
             some = some[np.argsort(lengths[some], kind="stable")]  # alike ones go through the loop together
-            figures[some] = self._fit(task, columns, first[some], lengths[some], int(points))
-        return self._table(frame.iloc[order[first]][list(self.keys)], figures)
+            places.append(some)
+            buckets.append(self._padded(columns, first[some], lengths[some], int(points)))
+        return frame.iloc[order[first]][list(self.keys)], places, buckets
 
-    def _fit(
-        self, task: Task, columns: Sequence[Vector], first: npt.NDArray[np.int64], lengths: Vector, points: int
-    ) -> Matrix:
-        """Return the figures of groups of so many rows at most."""
+    def _padded(
+        self, columns: Sequence[Vector], first: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], points: int
+    ) -> Rows:
+        """Return groups of so many rows at most as series."""
         place = first[:, None] + np.arange(points)
         there = np.arange(points) < lengths[:, None]
         place = np.where(there, place, first[:, None])
@@ -181,7 +234,7 @@ class Groups:
         given = {f"x{i}": column for i, column in enumerate(padded[: len(self.x)])}
         if self.sigma is not None:
             given["sigma"] = padded[-1]
-        return dataclasses.replace(task, nan_policy="omit")(y, given) if task.nan_policy == "raise" else task(y, given)
+        return y, given
 
     def _check_finite(self, frame: pd.DataFrame, columns: Sequence[Vector]) -> None:
         names = (*self.x, self.y, *(() if self.sigma is None else (self.sigma,)))
@@ -196,7 +249,8 @@ class Groups:
                 )
 
     def _table(self, keys: pd.DataFrame, figures: Matrix) -> pd.DataFrame:
-        names = self.payload.value.model.parameters
+        task: Task = self.payload.value
+        names = task.model.parameters
         k = len(names)
         table = keys.reset_index(drop=True)
         for i, name in enumerate(names):
@@ -207,6 +261,10 @@ class Groups:
             table[name] = figures[:, 2 * k + i]
         for name in ("n_obs", "nfev"):
             table[name] = table[name].astype(np.int64)
+        cov = figures[:, 2 * k + len(STATISTICS) :].reshape(-1, k, k) if task.covariance else None
+        if cov is not None:
+            for i, j in itertools.combinations(range(k), 2):
+                table[f"{names[i]}_{names[j]}_cov"] = cov[:, i, j]
         codes = figures[:, 2 * k + STATISTICS.index("status")]
         table["status"] = pd.array([Status.of(int(code)).name for code in codes], dtype="string")
         return table

@@ -19,6 +19,7 @@ from dask.diagnostics import ProgressBar
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._many.labels import Labels
 from dask_nlsq._many.task import STATISTICS, as_float, indices, predict
+from dask_nlsq._result import FitResult
 from dask_nlsq._solver import Status
 from dask_nlsq._sweep import Payload
 
@@ -40,6 +41,8 @@ class ManyFits:
         The parameters.
     figures : array, shape (*outer, width)
         For each series its parameters, their standard errors, the statistics and the covariance if it was asked for.
+    shared : FitResult or None
+        What is known of the parameters that all series share; its statistics are those of all series together.
 
     Examples
     --------
@@ -57,6 +60,7 @@ class ManyFits:
     figures: Any
     has_covariance: bool = False
     labels: Labels = dataclasses.field(default_factory=Labels)
+    shared: FitResult | None = None
     payload: Payload | None = None
     x: tuple[Any, ...] = ()
     y: Any = None
@@ -149,19 +153,8 @@ class ManyFits:
             (figures,) = dask.persist(self.figures)
         return dataclasses.replace(self, figures=figures)
 
-    @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Compute with the client, and show a bar where that is wanted."""
-        client = self.client
-        with contextlib.ExitStack() as stack:
-            if client is not None:
-                stack.enter_context(client.as_current())
-            try:
-                distributed.get_client()
-            except ValueError:
-                if self.progress or (self.progress is None and sys.stderr.isatty()):
-                    stack.enter_context(ProgressBar(minimum=0.0 if self.progress else 1.0, out=sys.stderr))
-            yield
+    def _computing(self) -> contextlib.AbstractContextManager[None]:
+        return computing(self.client, self.progress)
 
     def counts(self) -> pd.Series:
         """Return how many series ended with each status."""
@@ -281,6 +274,20 @@ class ManyFits:
         counts = self.counts()
         width = max((len(str(name)) for name in counts.index), default=0)
         return "\n".join([head, *(f"{name:{width}}  {count:,}" for name, count in counts.items())])
+
+
+@contextlib.contextmanager
+def computing(client: Client | None, progress: bool | None) -> Iterator[None]:
+    """Compute with a client, or whom Dask takes, and show a bar where that is wanted."""
+    with contextlib.ExitStack() as stack:
+        if client is not None:
+            stack.enter_context(client.as_current())
+        try:
+            distributed.get_client()
+        except ValueError:
+            if progress or (progress is None and sys.stderr.isatty()):
+                stack.enter_context(ProgressBar(minimum=0.0 if progress else 1.0, out=sys.stderr))
+        yield
 
 
 def _predicted(fits: ManyFits, columns: tuple[Any, ...]) -> Any:

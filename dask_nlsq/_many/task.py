@@ -14,8 +14,19 @@ import numpy.typing as npt
 
 from dask_nlsq._errors import BoundsError, DataError, ModelError, NlsqError
 from dask_nlsq._kernel import linearity, predict_lanes, validate
+from dask_nlsq._many.ends import (
+    DEPENDENT,
+    Cube,
+    Ends,
+    Flags,
+    determined,
+    mark_lost,
+    polish,
+    some_rows,
+    unscaled_covariance,
+)
 from dask_nlsq._model import Expansion, Guess, Loss, Model, Objective, Parameters, check_loss, make_feasible
-from dask_nlsq._solver import Series, Settled, Status, Tolerance, Way, minimise, settle, square
+from dask_nlsq._solver import Eliminated, Series, Status, Tolerance, Way, eliminate, minimise, settle
 from dask_nlsq._sweep import serialize
 from dask_nlsq._typing import AnyArray, Matrix, Vector
 
@@ -25,16 +36,34 @@ STATISTICS = ("cost", "redchi", "rsquared", "n_obs", "nfev", "status")
 _MOST_PARAMETERS = 16
 """Parameters up to which the factorisation is unrolled over lanes; with more, compiling takes minutes."""
 
-_DEPENDENT = 1e-13
-"""Ratio of a pivot to its diagonal element below which a column of J is a combination of the others."""
+_EXACT = 1e-9
+"""Standard errors that may remain where shared parameters have been found."""
 
-_NOTHING = 1e-13
-"""Length of a column of J, beside what it was at the start, from which it is rounding."""
 
-_NEAR, _POLISH = 1e-4, 5
-"""Standard errors that the last step may be long, and evaluations that are spent on a longer one."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shared:
+    """What all series together say of the parameters that they share, and of the spread of their residuals."""
 
-Flags = npt.NDArray[np.bool_]
+    values: Vector  # (q,)
+    unscaled_covariance: Matrix  # (q, q), that of s² = 1
+    s2: float
+    status: Status
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Fits of some series, beside what they were fitted to."""
+
+    series: Series
+    ends: Ends
+    held: Flags  # (n, p), by equal bounds
+    points: npt.NDArray[np.int64]  # (n,), that count
+
+    @property
+    def own_dof(self) -> npt.NDArray[np.int64]:
+        """Degrees of freedom of each series; a bound that holds a parameter takes away its own."""
+        dof: npt.NDArray[np.int64] = self.points - np.count_nonzero(self.ends.free, axis=1)
+        return dof
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,11 +77,23 @@ class Task:
     start: Vector  # (p,), of the free parameters
     lower: Vector
     upper: Vector
-    guessed: tuple[str, ...]  # free parameters whose start the model guesses
+    guessed: tuple[str, ...]  # free parameters whose start nobody gave, and which the model may guess
     absolute_sigma: bool
     nan_policy: str
     covariance: bool
     max_nfev: int
+    n_shared: int = 0  # free parameters, the last of all, that are common to all series
+    shared: Shared | None = None  # their estimates, once they are known
+
+    @property
+    def own(self) -> int:
+        """Number of free parameters that each series has for itself; they are the first."""
+        return len(self.start) - self.n_shared
+
+    @property
+    def alone(self) -> Task | None:
+        """The same fits with nothing shared, where nobody says at which values shared parameters begin."""
+        return dataclasses.replace(self, n_shared=0) if set(self.guessed) & set(self.free[self.own :]) else None
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -75,6 +116,19 @@ class Task:
             What each series has of its own: ``x0``, ``x1``, … and ``sigma`` (n, points); ``start``, ``lower`` and
             ``upper`` (n, p), of which NaN stands for what all share.
         """
+        return self.figures(self.fit(y, given if self.shared is None else self.hold(y, given, self.shared.values)))
+
+    def hold(self, y: Matrix, given: Mapping[str, Matrix], values: Vector) -> dict[str, Matrix]:
+        """Return what is given for each series with the shared parameters held at their values (q,)."""
+        held = {}
+        for role in ("start", "lower", "upper"):
+            rows = np.array(given.get(role, np.full((len(y), len(self.free)), np.nan)))
+            rows[:, self.own :] = values
+            held[role] = rows
+        return {**given, **held}
+
+    def fit(self, y: Matrix, given: Mapping[str, Matrix]) -> Fitted:
+        """Fit each series; `given` is as above."""
         series, usable = self._series(y, given)
         n, p = len(y), len(self.free)
         lower, upper = (
@@ -89,7 +143,7 @@ class Task:
                 f"The lower bound of {self.free[column]!r} is {lower[row, column]:g}, above its upper bound "
                 f"{upper[row, column]:g}, for a series."
             )
-        ends = _Ends.none(n, p)
+        ends = Ends.none(n, p)
         held = np.broadcast_to(lower == upper, (n, p))
         points = np.count_nonzero(series.weight > 0, axis=1) * np.ones(n, int)
         dof = points - np.count_nonzero(~held, axis=1)
@@ -99,7 +153,7 @@ class Task:
         rows = np.flatnonzero(enough)
         if len(rows):
             self._fit(series, rows, start, lower, upper, bounded, dof, ends)
-        return self._figures(series, ends, held, points)
+        return Fitted(series, ends, held, points)
 
     def _series(self, y: Matrix, given: Mapping[str, Matrix]) -> tuple[Series, Flags]:
         """Return the points with their weights, and which series have any."""
@@ -159,7 +213,7 @@ class Task:
         upper: Matrix,
         bounded: bool,
         dof: Vector,
-        ends: _Ends,
+        ends: Ends,
     ) -> None:
         """Write how the fits of some series end."""
         # Nothing that is chosen here may hang on the bounds of another series.
@@ -181,7 +235,7 @@ class Task:
         if len(lost):
             free = np.broadcast_to(lower < upper, start.shape)[lost]
             begun = settle(self.objective, series.take(lost), start[lost], free)
-            ends.status[lost[begun.pivot > _DEPENDENT]] = int(Status.UNIDENTIFIABLE)
+            ends.status[lost[begun.pivot > DEPENDENT]] = int(Status.UNIDENTIFIABLE)
 
     def _attempt(
         self,
@@ -192,25 +246,29 @@ class Task:
         lower: Matrix,
         upper: Matrix,
         dof: Vector,
-        ends: _Ends,
+        ends: Ends,
     ) -> None:
         """Fit some series in one way, and keep what is better than what is known."""
-        limits, part = (_some(lower, rows), _some(upper, rows)), series.take(rows)
+        limits, part = (some_rows(lower, rows), some_rows(upper, rows)), series.take(rows)
         tolerance = Tolerance(most=self.max_nfev, way=way)
+        if self.shared is not None:  # from where they stand a last step brings the digits of a fit of all series
+            tolerance = dataclasses.replace(tolerance, step=_EXACT)
         fits = minimise(self.objective, part, start[rows], *limits, tolerance=tolerance)
-        fitted = _Ends.of(fits.theta, fits.cost, fits.steps, fits.status, fits.curvature)
-        _polish(self.objective, part, fitted, *limits, dof[rows])
-        _mark_lost(self.objective, part, fitted, start[rows], *limits, way)
+        fitted = Ends.of(fits.theta, fits.cost, fits.steps, fits.status, fits.curvature)
+        polish(self.objective, part, fitted, *limits, dof[rows])
+        mark_lost(self.objective, part, fitted, start[rows], *limits, way)
         ends.improve(rows, fitted)
 
-    def _figures(self, series: Series, ends: _Ends, held: Flags, points: npt.NDArray[np.int64]) -> Matrix:
+    def figures(self, fitted: Fitted) -> Matrix:
         """Return the row of each fit: NaN in place of the estimates of one that failed."""
+        series, ends, held, dof = fitted.series, fitted.ends, fitted.held, fitted.own_dof
         n = len(ends.status)
-        dof = points - np.count_nonzero(ends.free, axis=1)  # a bound takes a parameter's freedom
         with np.errstate(all="ignore"):
             redchi = np.where(dof > 0, 2.0 * ends.cost / dof, np.nan)
             s2 = np.ones(n) if self.absolute_sigma else np.where(dof > 0, redchi, np.inf)
-            inverse = _covariance(ends)
+            inverse = unscaled_covariance(ends)
+            if self.shared is not None:
+                inverse, s2 = inverse + self._coupled(fitted, self.shared), np.full(n, self.shared.s2)
             # A parameter that is fixed keeps the error 0 where there are no degrees of freedom.
             cov = np.where(inverse == 0, 0.0, np.where(np.isinf(inverse), inverse, s2[:, None, None] * inverse))
             cov = np.where(np.isinf(cov), np.inf, cov)
@@ -218,37 +276,77 @@ class Task:
             mean = (w2 * series.y).sum(axis=1) / w2.sum(axis=1)
             rsquared = 1.0 - 2.0 * ends.cost / (w2 * (series.y - mean[:, None]) ** 2).sum(axis=1)
         bound = ~ends.free & ~held
+        if self.shared is not None:
+            bound[:, self.own :] = np.isnan(self.shared.unscaled_covariance.diagonal())
         cov[bound[:, :, None] | bound[:, None, :]] = np.nan
         theta, cov = self._expand(ends.theta, cov)
         figures = np.full((n, self.width), np.nan)
         k = theta.shape[1]
-        good = ends.status > 0
+        status = ends.status
+        if self.shared is not None and not self.shared.status.success:
+            status = np.where(status > 0, int(self.shared.status), status)
+        good = status > 0
         figures[good, :k] = theta[good]
         figures[good, k : 2 * k] = np.sqrt(np.einsum("nii->ni", cov))[good]
-        statistics = (ends.cost, redchi, rsquared, points, ends.steps, ends.status)
+        statistics = (ends.cost, redchi, rsquared, fitted.points, ends.steps, status)
         figures[:, 2 * k : 2 * k + len(STATISTICS)] = np.stack(statistics, axis=1)
         figures[~good, 2 * k : 2 * k + 3] = np.nan
         if self.covariance:
             figures[good, 2 * k + len(STATISTICS) :] = cov.reshape(n, -1)[good]
         return figures
 
-    def _expand(self, theta: Matrix, cov: npt.NDArray[np.float64]) -> tuple[Matrix, npt.NDArray[np.float64]]:
+    def _coupled(self, fitted: Fitted, shared: Shared) -> Cube:
+        r"""Return what the uncertainty of the shared parameters s adds to the unscaled covariance of each series.
+
+        The own ones u follow them as :math:`u = -Ks`, so that it is :math:`T V T^T` with the rows −K and the identity
+        in T, where V is the unscaled covariance of s.
+        """
+        turn = np.zeros((len(fitted.points), len(self.free), self.n_shared))
+        turn[:, self.own :] = np.eye(self.n_shared)
+        rows = np.flatnonzero(fitted.ends.status > 0)
+        if len(rows):
+            turn[rows, : self.own] = -self.eliminate(fitted, rows).coupling
+        known = np.nan_to_num(shared.unscaled_covariance, nan=0.0, posinf=np.inf)  # one at a bound is held there
+        return _propagate(turn, np.broadcast_to(known, (len(turn), *known.shape)))
+
+    def eliminate(self, fitted: Fitted, rows: npt.NDArray[np.int64]) -> Eliminated:
+        """Return what some series say of the shared parameters once their own ones are eliminated."""
+        ends = fitted.ends
+        free = determined(ends, rows, self.own)
+        free[:, self.own :] = True
+        part = fitted.series.take(rows)
+        return eliminate(self.objective, part, ends.theta[rows], free, ends.curvature[rows], self.own)
+
+    def _expand(self, theta: Matrix, cov: Cube) -> tuple[Matrix, Cube]:
         """Return all parameters and their covariance from those of the free ones."""
         expansion = self.objective.expansion
         if expansion is None:
             return theta, cov
-        with jax.enable_x64(True):
-            everything = functools.partial(_expand_one, expansion)
-            whole = np.asarray(jax.vmap(everything)(jnp.asarray(theta)))
-            jacobian = np.asarray(jax.vmap(jax.jacfwd(everything))(jnp.asarray(theta)))
-        turned = np.moveaxis(jacobian, 1, 2)
-        finite = np.isfinite(cov)
-        spread = jacobian @ np.where(finite, cov, 0.0) @ turned
+        if expansion.tied:
+            with jax.enable_x64(True):
+                everything = functools.partial(_expand_one, expansion)
+                whole = np.asarray(jax.vmap(everything)(jnp.asarray(theta)))
+                jacobian = np.asarray(jax.vmap(jax.jacfwd(everything))(jnp.asarray(theta)))
+            return whole, _propagate(jacobian, cov)
+        place = [expansion.names.index(name) for name in expansion.free]
+        whole = np.empty((len(theta), len(expansion.names)))
+        whole[:] = [expansion.fixed.get(name, np.nan) for name in expansion.names]
+        whole[:, place] = theta
+        jacobian = np.zeros((len(theta), len(expansion.names), len(place)))
+        jacobian[:, place, range(len(place))] = 1.0
+        return whole, _propagate(jacobian, cov)
+
+
+def _propagate(jacobian: Cube, cov: Cube) -> Cube:
+    """Return J C Jᵀ for each of n matrices, where a zero in J keeps what is not finite in C away."""
+    turned = np.moveaxis(jacobian, 1, 2)
+    finite = np.isfinite(cov)
+    spread: Cube = jacobian @ np.where(finite, cov, 0.0) @ turned
+    if not finite.all():
         used, back = (jacobian != 0).astype(float), (turned != 0).astype(float)
-        # A parameter that does not depend on another must not take its infinite variance or its NaN.
         for value, there in ((np.inf, np.isinf(cov)), (np.nan, np.isnan(cov))):
             spread[used @ there.astype(float) @ back > 0] = value
-        return whole, spread
+    return spread
 
 
 def _guess(guess: Guess, x: Sequence[Vector], y: Vector) -> Mapping[str, float]:
@@ -275,154 +373,11 @@ def as_float(array: AnyArray) -> AnyArray:
     return np.asarray(array, float)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Ends:
-    """How fits end, a row each, written as it becomes known."""
-
-    theta: Matrix
-    cost: Vector
-    steps: npt.NDArray[np.int64]
-    status: npt.NDArray[np.int64]
-    curvature: Matrix  # (n, p (p + 1) / 2), the rows of the lower triangle of JᵀJ
-    inverse: npt.NDArray[np.float64]  # (n, p, p), its inverse
-    pivot: Vector
-    free: Flags  # (n, p), neither fixed nor held by a bound
-
-    @classmethod
-    def none(cls, n: int, p: int) -> _Ends:
-        """Return the ends of fits that have none."""
-        status, curvature = np.full(n, int(Status.NOT_FINITE)), np.zeros((n, p * (p + 1) // 2))
-        return cls.of(np.full((n, p), np.nan), np.full(n, np.inf), np.zeros(n, np.int64), status, curvature)
-
-    @classmethod
-    def of(
-        cls,
-        theta: Matrix,
-        cost: Vector,
-        steps: npt.NDArray[np.int64],
-        status: npt.NDArray[np.int64],
-        curvature: Matrix,
-    ) -> _Ends:
-        """Return ends of which nothing more is known."""
-        n, p = theta.shape
-        return cls(
-            theta, cost, steps, status, curvature, np.full((n, p, p), np.nan), np.zeros(n), np.zeros((n, p), bool)
-        )
-
-    @property
-    def settled(self) -> Flags:
-        """Which fits need no second attempt: they have converged, to where the data determine all parameters."""
-        return (self.status > 0) & (self.pivot > _DEPENDENT)
-
-    def improve(self, rows: npt.NDArray[np.int64], other: _Ends) -> None:
-        """Take the ends of some rows that are better than what is known of them."""
-        before = 2 * self.settled[rows] + (self.status[rows] > 0)
-        after = 2 * other.settled + (other.status > 0)
-        better = (after > before) | ((after == before) & (other.cost < self.cost[rows]))
-        steps = self.steps[rows] + other.steps
-        for field in dataclasses.fields(self):
-            getattr(self, field.name)[rows[better]] = getattr(other, field.name)[better]
-        self.steps[rows] = steps
-        self.status[rows] = np.where(better, other.status, self.status[rows])
-
-
-def _polish(objective: Objective, series: Series, ends: _Ends, lower: Matrix, upper: Matrix, dof: Vector) -> None:
-    """Add the last step of each fit, and write what its covariance follows from."""
-    rows = np.flatnonzero(np.isfinite(ends.theta).all(axis=1) & np.isfinite(ends.cost))
-    if not len(rows):
-        return
-    at_bound = (ends.theta <= lower) | (ends.theta >= upper)
-    ends.free[:] = ~at_bound
-    known = settle(objective, series.take(rows), ends.theta[rows], ends.free[rows], ends.curvature[rows])
-    _record(ends, rows, known)
-    step, decrease = known.step, known.decrease
-    for _ in range(_POLISH):
-        s2 = 2.0 * ends.cost[rows] / np.maximum(dof[rows], 1)
-        trial = np.clip(ends.theta[rows] + step, _some(lower, rows), _some(upper, rows))
-        # Of columns of J that depend on one another, the step along what is not determined means nothing.
-        good = (ends.status[rows] > 0) & (ends.pivot[rows] > _DEPENDENT) & np.isfinite(step).all(axis=1)
-        long = good & (decrease > _NEAR**2 * s2 + _rounding(series.take(rows), ends, rows) ** 2)
-        last = good & ~long
-        ends.theta[rows[last]] = trial[last]
-        ends.cost[rows[last]] -= np.minimum(decrease[last], ends.cost[rows[last]])
-        rows, trial = rows[long], trial[long]
-        if not len(rows):
-            return
-        # Of an ill-conditioned J, the normal equations have lost the digits of the step.
-        known = settle(objective, series.take(rows), trial, ends.free[rows], ends.curvature[rows])
-        lower_cost = known.cost <= ends.cost[rows]
-        ends.status[rows[~lower_cost]] = int(Status.STALLED)
-        rows, known = rows[lower_cost], Settled(*(column[lower_cost] for column in known))
-        ends.theta[rows] = trial[lower_cost]
-        _record(ends, rows, known)
-        step, decrease = known.step, known.decrease
-    ends.status[rows] = int(Status.STALLED)
-
-
-def _rounding(series: Series, ends: _Ends, rows: npt.NDArray[np.int64]) -> Vector:
-    """Return what rounding leaves uncertain in the residuals of some fits, as the length of their vector."""
-    i, j = np.tril_indices(ends.theta.shape[1])
-    size = (ends.curvature[rows][:, i == j] * ends.theta[rows] ** 2).sum(axis=1)
-    response = (series.weight**2 * series.y**2).sum(axis=1)
-    level: Vector = 16 * np.finfo(float).eps * np.sqrt(response + size)
-    return level
-
-
-def _mark_lost(
-    objective: Objective, series: Series, ends: _Ends, start: Matrix, lower: Matrix, upper: Matrix, way: Way
-) -> None:
-    """Mark fits in which a parameter has no effect any more, beside the effect that it had at the start.
-
-    An amplitude that ended at 0 leaves a rate undetermined, whose column of J is rounding.
-    """
-    i, j = np.tril_indices(start.shape[1])
-    squares = ends.curvature[:, i == j]
-    size = np.maximum(np.abs(ends.theta), np.abs(start)) ** 2
-    response = (series.weight**2 * series.y**2).sum(axis=1)[:, None]
-    with np.errstate(over="ignore", invalid="ignore"):
-        slight = ends.free & (squares * size <= 1e-24 * response)
-    rows = np.flatnonzero((ends.status > 0) & slight.any(axis=1))
-    if len(rows):
-        limits = _some(lower, rows), _some(upper, rows)
-        begin = Tolerance(most=0, way=dataclasses.replace(way, linear=()))
-        begun = minimise(objective, series.take(rows), start[rows], *limits, tolerance=begin)
-        lost = slight[rows] & (squares[rows] <= _NOTHING**2 * begun.curvature[:, i == j])
-        ends.pivot[rows[lost.any(axis=1)]] = 0.0
-
-
-def _record(ends: _Ends, rows: npt.NDArray[np.int64], known: Settled) -> None:
-    for name in ("cost", "inverse", "pivot"):
-        getattr(ends, name)[rows] = getattr(known, name)
-
-
-def _covariance(ends: _Ends) -> npt.NDArray[np.float64]:
-    """Return (JᵀJ)⁻¹ of each fit, infinite for parameters that a direction unseen by the data moves."""
-    inverse = ends.inverse.copy()
-    for row in np.flatnonzero((ends.status > 0) & (ends.pivot <= _DEPENDENT)):
-        free = ends.free[row]
-        gram = square(ends.curvature[row][None])[0][np.ix_(free, free)]
-        scale = np.sqrt(np.where(np.diag(gram) > 0, np.diag(gram), 1.0))
-        values, vectors = np.linalg.eigh(gram / scale / scale[:, None])
-        seen = values > _DEPENDENT * max(values[-1], _DEPENDENT)
-        half = vectors[:, seen] / np.sqrt(values[seen]) / scale[:, None]
-        block = half @ half.T
-        unseen = np.abs(vectors[:, ~seen]).max(axis=1, initial=0.0) > 1e-6
-        block[unseen, :] = np.inf
-        block[:, unseen] = np.inf
-        inverse[row] = 0.0
-        inverse[row][np.ix_(free, free)] = block
-    return inverse
-
-
 def _own(given: Matrix | None, shared: Vector, n: int) -> Matrix:
     """Return what all series share, (1, p), or what each has, (n, p), where any has its own."""
     if given is None:
         return shared[None]
     return np.where(np.isnan(given), shared, given)
-
-
-def _some(limits: Matrix, rows: npt.NDArray[np.int64]) -> Matrix:
-    return limits if len(limits) == 1 else limits[rows]
 
 
 def _repeat_known(column: Matrix, known: Flags) -> Matrix:
@@ -453,6 +408,7 @@ def make_task(
     nan_policy: str,
     max_nfev: object,
     covariance: bool = False,
+    shared: str | Sequence[str] | None = None,
 ) -> Task:
     """Resolve the arguments of many fits by a bound model; without columns, each series has its own."""
     check_loss(loss, f_scale)
@@ -460,7 +416,8 @@ def make_task(
         raise DataError(f'nan_policy is {nan_policy!r}; "omit" or "raise" is needed.')
     if not isinstance(max_nfev, (int, np.integer)) or max_nfev < 1:
         raise NlsqError(f"max_nfev is {max_nfev!r}; a positive whole number is needed.")
-    parameters = Parameters.of(model, p0, bounds, fixed, tied)
+    common = () if shared is None else (shared,) if isinstance(shared, str) else tuple(shared)
+    parameters = _shared_last(Parameters.of(model, p0, bounds, fixed, tied), common)
     check_names(model.parameters, ())
     return Task(
         objective=_look(model, parameters, loss, f_scale),
@@ -470,11 +427,38 @@ def make_task(
         start=parameters.start,
         lower=parameters.lower,
         upper=parameters.upper,
-        guessed=tuple(name for name in parameters.guessed if model.guess is not None),
+        guessed=parameters.guessed,
         absolute_sigma=absolute_sigma,
         nan_policy=nan_policy,
         covariance=covariance,
         max_nfev=int(max_nfev),
+        n_shared=len(common),
+    )
+
+
+def _shared_last(parameters: Parameters, shared: Sequence[str]) -> Parameters:
+    """Return the parameters with those that all series share behind the others.
+
+    Raises
+    ------
+    ModelError
+        A name is none of a free parameter, or no parameter is left for each series.
+    """
+    unknown = [name for name in shared if name not in parameters.free]
+    if unknown or len(set(shared)) < len(shared):
+        raise ModelError(
+            f"shared names {list(shared)}; each must be one of the free parameters {list(parameters.free)}."
+        )
+    own = [name for name in parameters.free if name not in shared]
+    if not own:
+        raise ModelError("All free parameters are shared, so that there is one fit of all rows: use fit.")
+    order = [parameters.free.index(name) for name in (*own, *shared)]
+    return dataclasses.replace(
+        parameters,
+        free=(*own, *shared),
+        start=parameters.start[order],
+        lower=parameters.lower[order],
+        upper=parameters.upper[order],
     )
 
 
@@ -499,7 +483,7 @@ def _look(model: Model, parameters: Parameters, loss: Loss, f_scale: float) -> O
         (*(f"x{i}" for i in range(sum(map(len, model.columns.values())))), "y"),
         loss=loss,
         f_scale=f_scale,
-        expansion=parameters.expansion,
+        expansion=_expansion(parameters),
     )
     if parameters.p > _MOST_PARAMETERS:
         raise ModelError(
@@ -513,6 +497,13 @@ def _look(model: Model, parameters: Parameters, loss: Loss, f_scale: float) -> O
             "jax.numpy, or fit each series with fit."
         )
     return look.objective
+
+
+def _expansion(parameters: Parameters) -> Expansion | None:
+    """Return how all parameters follow from the free ones, also where these have another order alone."""
+    if parameters.free == parameters.names:
+        return None
+    return parameters.expansion or Expansion(parameters.names, parameters.free)
 
 
 def predict(

@@ -3,6 +3,8 @@ from .batched import Series as Series
 from .batched import Tolerance as Tolerance
 from .batched import Way as Way
 from .batched import minimise as minimise
+from .elimination import Eliminated as Eliminated
+from .elimination import eliminate as eliminate
 from .factor import EPS as EPS
 from .factor import Factor as Factor
 from .factor import factorise as factorise

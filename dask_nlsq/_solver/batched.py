@@ -494,9 +494,14 @@ def convex(sums: lanes.Sums) -> lanes.Triangle:
 
     It holds one where it keeps a tenth of the other in every direction, as in the fit of one series.
     """
-    rows = [list(zip(*row, strict=True)) for row in zip(sums.curvature, sums.gram, strict=True)]
-    _, least = lanes.cholesky([[full - _LEAST_CURVATURE * gram for full, gram in row] for row in rows])
-    return [[jnp.where(least > 0, full, gram) for full, gram in row] for row in rows]
+    return lanes.choose(holds_step(sums, len(sums.gram)), sums.curvature, sums.gram)
+
+
+def holds_step(sums: lanes.Sums, first: int) -> Array:
+    """Return whether the curvature of a robust loss holds a step of the first parameters, (lanes,)."""
+    rows = zip(sums.curvature[:first], sums.gram[:first], strict=True)
+    excess = [[full - _LEAST_CURVATURE * gram for full, gram in zip(*row, strict=True)] for row in rows]
+    return lanes.cholesky(excess)[1] > 0
 
 
 def _solve(

@@ -149,14 +149,14 @@ def _settle_lanes(
     p = len(theta)
     if objective.robust:  # the curvature of a robust loss is no sum of products of columns
         sums = lanes.evaluate(objective, theta, data, tiles, mended=mended)
-        curvature = convex(sums)
-        root, pivot = lanes.cholesky(_only(curvature, free))
+        sums = sums._replace(gram=lanes.only(sums.gram, free), curvature=lanes.only(sums.curvature, free))
+        root, pivot = lanes.cholesky(convex(sums))
         z = lanes.substitute(root, [g * f for g, f in zip(sums.gradient, free, strict=True)])
     else:
-        first, pivot = lanes.cholesky(_only(curvature, free))
+        first, pivot = lanes.cholesky(lanes.only(curvature, free))
         first = _barrier(first)
         sums = lanes.evaluate(objective, theta, data, tiles, first, free, mended)
-        second, least = lanes.cholesky(_only(sums.gram, free))
+        second, least = lanes.cholesky(lanes.only(sums.gram, free))
         second, pivot = _barrier((second, jnp.minimum(pivot, least)))
         z = lanes.substitute(second, sums.gradient)
         root = lanes.multiply(first, second)
@@ -183,11 +183,3 @@ def square(packed: Matrix) -> npt.NDArray[np.float64]:
     i, j = np.tril_indices(p)
     whole[:, i, j] = whole[:, j, i] = packed
     return whole
-
-
-def _only(matrix: lanes.Triangle, free: list[Array]) -> lanes.Triangle:
-    """Return a matrix with those of the identity for the rows and columns of parameters that are not free."""
-    return [
-        [jnp.where(row[i] * free[i] > 0, row[i], 1.0) if i == j else free[i] * free[j] * row[j] for j in range(i + 1)]
-        for i, row in enumerate(matrix)
-    ]

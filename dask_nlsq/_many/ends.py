@@ -1,0 +1,188 @@
+"""Ends: how fits of many series end, with the last step of each and what its covariance follows from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_nlsq._model import Objective
+from dask_nlsq._solver import Series, Settled, Status, Tolerance, Way, minimise, settle, square
+from dask_nlsq._typing import Matrix, Vector
+
+DEPENDENT = 1e-13
+"""Ratio of a pivot to its diagonal element below which a column of J is a combination of the others."""
+
+_NOTHING = 1e-13
+"""Length of a column of J, beside what it was at the start, from which it is rounding."""
+
+_NEAR, _POLISH = 1e-4, 5
+"""Standard errors that the last step may be long, and evaluations that are spent on a longer one."""
+
+Flags = npt.NDArray[np.bool_]
+Cube = npt.NDArray[np.float64]
+"""A matrix for each series, (n, rows, columns)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ends:
+    """How fits end, a row each, written as it becomes known."""
+
+    theta: Matrix
+    cost: Vector
+    steps: npt.NDArray[np.int64]
+    status: npt.NDArray[np.int64]
+    curvature: Matrix  # (n, p (p + 1) / 2), the rows of the lower triangle of JᵀJ
+    inverse: npt.NDArray[np.float64]  # (n, p, p), its inverse
+    pivot: Vector
+    free: Flags  # (n, p), neither fixed nor held by a bound
+
+    @classmethod
+    def none(cls, n: int, p: int) -> Ends:
+        """Return the ends of fits that have none."""
+        status, curvature = np.full(n, int(Status.NOT_FINITE)), np.zeros((n, p * (p + 1) // 2))
+        return cls.of(np.full((n, p), np.nan), np.full(n, np.inf), np.zeros(n, np.int64), status, curvature)
+
+    @classmethod
+    def of(
+        cls,
+        theta: Matrix,
+        cost: Vector,
+        steps: npt.NDArray[np.int64],
+        status: npt.NDArray[np.int64],
+        curvature: Matrix,
+    ) -> Ends:
+        """Return ends of which nothing more is known."""
+        n, p = theta.shape
+        return cls(
+            theta, cost, steps, status, curvature, np.full((n, p, p), np.nan), np.zeros(n), np.zeros((n, p), bool)
+        )
+
+    @property
+    def settled(self) -> Flags:
+        """Which fits need no second attempt: they have converged, to where the data determine all parameters."""
+        return (self.status > 0) & (self.pivot > DEPENDENT)
+
+    def improve(self, rows: npt.NDArray[np.int64], other: Ends) -> None:
+        """Take the ends of some rows that are better than what is known of them."""
+        before = 2 * self.settled[rows] + (self.status[rows] > 0)
+        after = 2 * other.settled + (other.status > 0)
+        better = (after > before) | ((after == before) & (other.cost < self.cost[rows]))
+        steps = self.steps[rows] + other.steps
+        for field in dataclasses.fields(self):
+            getattr(self, field.name)[rows[better]] = getattr(other, field.name)[better]
+        self.steps[rows] = steps
+        self.status[rows] = np.where(better, other.status, self.status[rows])
+
+
+def polish(objective: Objective, series: Series, ends: Ends, lower: Matrix, upper: Matrix, dof: Vector) -> None:
+    """Add the last step of each fit, and write what its covariance follows from."""
+    rows = np.flatnonzero(np.isfinite(ends.theta).all(axis=1) & np.isfinite(ends.cost))
+    if not len(rows):
+        return
+    at_bound = (ends.theta <= lower) | (ends.theta >= upper)
+    ends.free[:] = ~at_bound
+    known = settle(objective, series.take(rows), ends.theta[rows], ends.free[rows], ends.curvature[rows])
+    _record(ends, rows, known)
+    step, decrease = known.step, known.decrease
+    for _ in range(_POLISH):
+        s2 = 2.0 * ends.cost[rows] / np.maximum(dof[rows], 1)
+        trial = np.clip(ends.theta[rows] + step, some_rows(lower, rows), some_rows(upper, rows))
+        # Of columns of J that depend on one another, the step along what is not determined means nothing.
+        good = (ends.status[rows] > 0) & (ends.pivot[rows] > DEPENDENT) & np.isfinite(step).all(axis=1)
+        long = good & (decrease > _NEAR**2 * s2 + _rounding(series.take(rows), ends, rows) ** 2)
+        last = good & ~long
+        ends.theta[rows[last]] = trial[last]
+        ends.cost[rows[last]] -= np.minimum(decrease[last], ends.cost[rows[last]])
+        rows, trial = rows[long], trial[long]
+        if not len(rows):
+            return
+        # Of an ill-conditioned J, the normal equations have lost the digits of the step.
+        known = settle(objective, series.take(rows), trial, ends.free[rows], ends.curvature[rows])
+        lower_cost = known.cost <= ends.cost[rows]
+        ends.status[rows[~lower_cost]] = int(Status.STALLED)
+        rows, known = rows[lower_cost], Settled(*(column[lower_cost] for column in known))
+        ends.theta[rows] = trial[lower_cost]
+        _record(ends, rows, known)
+        step, decrease = known.step, known.decrease
+    ends.status[rows] = int(Status.STALLED)
+
+
+def _rounding(series: Series, ends: Ends, rows: npt.NDArray[np.int64]) -> Vector:
+    """Return what rounding leaves uncertain in the residuals of some fits, as the length of their vector."""
+    i, j = np.tril_indices(ends.theta.shape[1])
+    size = (ends.curvature[rows][:, i == j] * ends.theta[rows] ** 2).sum(axis=1)
+    response = (series.weight**2 * series.y**2).sum(axis=1)
+    level: Vector = 16 * np.finfo(float).eps * np.sqrt(response + size)
+    return level
+
+
+def mark_lost(
+    objective: Objective, series: Series, ends: Ends, start: Matrix, lower: Matrix, upper: Matrix, way: Way
+) -> None:
+    """Mark fits in which a parameter has no effect any more, beside the effect that it had at the start.
+
+    An amplitude that ended at 0 leaves a rate undetermined, whose column of J is rounding.
+    """
+    i, j = np.tril_indices(start.shape[1])
+    squares = ends.curvature[:, i == j]
+    size = np.maximum(np.abs(ends.theta), np.abs(start)) ** 2
+    response = (series.weight**2 * series.y**2).sum(axis=1)[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        slight = ends.free & (squares * size <= 1e-24 * response)
+    rows = np.flatnonzero((ends.status > 0) & slight.any(axis=1))
+    if len(rows):
+        limits = some_rows(lower, rows), some_rows(upper, rows)
+        begin = Tolerance(most=0, way=dataclasses.replace(way, linear=()))
+        begun = minimise(objective, series.take(rows), start[rows], *limits, tolerance=begin)
+        lost = slight[rows] & (squares[rows] <= _NOTHING**2 * begun.curvature[:, i == j])
+        ends.pivot[rows[lost.any(axis=1)]] = 0.0
+
+
+def _record(ends: Ends, rows: npt.NDArray[np.int64], known: Settled) -> None:
+    for name in ("cost", "inverse", "pivot"):
+        getattr(ends, name)[rows] = getattr(known, name)
+
+
+def unscaled_covariance(ends: Ends) -> npt.NDArray[np.float64]:
+    """Return (JᵀJ)⁻¹ of each fit, infinite for parameters that a direction unseen by the data moves."""
+    inverse = ends.inverse.copy()
+    for row in np.flatnonzero((ends.status > 0) & (ends.pivot <= DEPENDENT)):
+        free = ends.free[row]
+        gram = square(ends.curvature[row][None])[0][np.ix_(free, free)]
+        scale = np.sqrt(np.where(np.diag(gram) > 0, np.diag(gram), 1.0))
+        values, vectors = np.linalg.eigh(gram / scale / scale[:, None])
+        seen = values > DEPENDENT * max(values[-1], DEPENDENT)
+        half = vectors[:, seen] / np.sqrt(values[seen]) / scale[:, None]
+        block = half @ half.T
+        unseen = np.abs(vectors[:, ~seen]).max(axis=1, initial=0.0) > 1e-6
+        block[unseen, :] = np.inf
+        block[:, unseen] = np.inf
+        inverse[row] = 0.0
+        inverse[row][np.ix_(free, free)] = block
+    return inverse
+
+
+def determined(ends: Ends, rows: npt.NDArray[np.int64], first: int) -> Flags:
+    """Return which of the `first` parameters are free in some fits, and determined beside those before them, (n, p)."""
+    free: Flags = ends.free[rows]
+    for i in np.flatnonzero(ends.pivot[rows] <= DEPENDENT):
+        gram = square(ends.curvature[rows[i]][None])[0]
+        kept: list[int] = []
+        for j in range(first):
+            left = gram[j, j]
+            if kept and left > 0:
+                beside = gram[np.ix_(kept, kept)]
+                scale = np.sqrt(beside.diagonal())
+                share = np.linalg.lstsq(beside / scale / scale[:, None], gram[kept, j] / scale, rcond=DEPENDENT)[0]
+                left -= share @ (gram[kept, j] / scale)
+            if free[i, j] and left > DEPENDENT * gram[j, j]:
+                kept.append(j)
+            else:
+                free[i, j] = False
+    return free
+
+
+def some_rows(limits: Matrix, rows: npt.NDArray[np.int64]) -> Matrix:
+    return limits if len(limits) == 1 else limits[rows]

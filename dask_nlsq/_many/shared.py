@@ -1,0 +1,321 @@
+r"""Shared parameters of many series: one fit of all, in which each series eliminates its own parameters.
+
+With the shared parameters s at trial values, each series is fitted by itself; what is left of its Jacobian and its
+residuals once its own parameters are eliminated is summed, and the sums are what the trust region of `fit` sees of s:
+
+.. math:: \min_s \sum_g \min_{u_g} \tfrac12 \|r_g(s, u_g)\|^2
+
+Only these sums, of the size of s, leave a worker, and they are exact, so that neither chunks nor their order change a
+bit. Where each series stands remains with its chunk, and is where it goes on from in the next sweep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import dask
+import numpy as np
+from dask.delayed import Delayed, delayed
+
+from dask_nlsq._errors import DataError, warn
+from dask_nlsq._fit import history_columns, reservations, warn_of_open_ends
+from dask_nlsq._kernel import ExactSum, Reduction
+from dask_nlsq._many.ends import Flags
+from dask_nlsq._many.task import Shared, Task, indices
+from dask_nlsq._result import FitResult
+from dask_nlsq._solver import State, Status, TrustRegion, final, inference
+from dask_nlsq._sweep import Payload, serialize
+from dask_nlsq._system import peak_memory
+from dask_nlsq._typing import Matrix, Vector
+
+log = logging.getLogger("dask_nlsq")
+
+Rows = tuple[Matrix, Mapping[str, Matrix]]
+"""Series of one length, (n, points), and what each has of its own, as `Task` takes them."""
+
+_SWEEPS = 200
+"""Most sweeps; an ordinary fit takes ten."""
+
+_FAN_IN = 16
+"""Sums that are added in one task."""
+
+
+class Standing(NamedTuple):
+    """Where the series of one chunk stand between two sweeps."""
+
+    theta: Matrix  # (n, p), where each begins next; NaN where that is not known
+    counts: Flags  # (n,), whether it takes part
+
+
+Reduced = tuple[list[Standing], ExactSum]
+"""Where the series of a chunk stand, a list by their lengths, and what they say of the shared parameters in sum."""
+
+
+class Totals(NamedTuple):
+    """Columns of what is summed over series, in order, each with its number of entries for q shared parameters."""
+
+    series: float  # that take part
+    points: float
+    dof: float  # points, less the own parameters that are free
+    cost: float
+    weight: float  # Σ w²
+    response: float  # Σ w² y
+    square: float  # of the mean of each series, times its weight
+    spread: float  # Σ w² (y − mean of the series)²
+    log_weight: float
+    gram: Matrix  # (q + 1, q + 1)
+    curvature: Matrix  # (q, q)
+
+    @classmethod
+    def of(cls, sums: Vector, q: int) -> Totals:
+        """Return the columns by name."""
+        gram, curvature = sums[9 : 9 + (q + 1) ** 2], sums[9 + (q + 1) ** 2 :]
+        return cls(*map(float, sums[:9]), gram.reshape(q + 1, q + 1), curvature.reshape(q, q))  # type: ignore[call-arg]
+
+    def reduction(self, robust: bool) -> Reduction:
+        """Return what the solver sees, whose rows are those that the own parameters leave over."""
+        mean = self.response / self.weight if self.weight > 0 else 0.0
+        return Reduction(
+            rows=round(self.dof),
+            dropped=0,
+            cost=self.cost,
+            gram=self.gram,
+            weight=self.weight,
+            mean=mean,
+            response_sum_of_squares=max(self.spread + self.square - self.weight * mean**2, 0.0),
+            log_weight=self.log_weight,
+            sums=np.zeros(0),
+            checksum=np.zeros(0, np.uint64),
+            curvature=self.curvature if robust else None,
+        )
+
+
+def reduce_chunk(
+    rows: Sequence[Rows],
+    before: Reduced | None,
+    payload: Payload,
+    values: Vector,
+    s: Matrix,
+) -> Reduced:
+    """Fit the series of a chunk with the shared parameters held, and sum what they say of them.
+
+    Parameters
+    ----------
+    rows : sequence
+        The series, of one length in each.
+    before : tuple, optional
+        What this has returned for the same chunk.
+    values : ndarray (q,)
+        Of the shared parameters.
+    s : ndarray (q, q)
+        By which their columns of J are multiplied.
+    """
+    task: Task = payload.value
+    standing, sums = [], _nothing(task)
+    for i, (y, given) in enumerate(rows):
+        now, part = _reduce(task, y, given, None if before is None else before[0][i], values, s)
+        standing.append(now)
+        sums = sums + part
+    return standing, sums
+
+
+def _nothing(task: Task) -> ExactSum:
+    q = task.n_shared
+    return ExactSum.of(np.zeros((0, 9 + (q + 1) ** 2 + q**2)))
+
+
+def _reduce(
+    task: Task, y: Matrix, given: Mapping[str, Matrix], before: Standing | None, values: Vector, s: Matrix
+) -> tuple[Standing, ExactSum]:
+    """Do so for series of one length."""
+    own, start = task.own, given.get("start", np.full((len(y), len(task.free)), np.nan))
+    if before is not None:
+        given = {**given, "start": before.theta}
+    fitted = task.fit(y, task.hold(y, given, values))
+    ends = fitted.ends
+    finite = np.isfinite(ends.cost) & np.isfinite(ends.theta).all(axis=1) & (ends.status != int(Status.NOT_FINITE))
+    counts = finite & (ends.status != int(Status.TOO_FEW)) if before is None else before.counts
+    theta = np.where((ends.status > 0)[:, None], ends.theta, start)
+    rows = np.flatnonzero(counts)
+    if not len(rows):
+        return Standing(theta, counts), _nothing(task)
+    if not finite[rows].all():  # the solver refuses the values
+        return Standing(theta, counts), ExactSum.of(np.full((1, _nothing(task).finite.size), np.nan))
+    found = task.eliminate(fitted, rows)
+    turned = np.swapaxes(found.root, 1, 2) @ s  # J_s S is what these are of nearly orthonormal columns
+    back = np.swapaxes(turned, 1, 2)
+    series = fitted.series.take(rows)
+    w2 = np.broadcast_to(series.weight**2, (len(rows), y.shape[1]))
+    weight, response = w2.sum(axis=1), (w2 * series.y).sum(axis=1)
+    mean = np.divide(response, weight, out=np.zeros(len(rows)), where=weight > 0)
+    with np.errstate(divide="ignore"):
+        logs = np.where(w2 > 0, 0.5 * np.log(w2), 0.0).sum(axis=1)
+    scalars = (
+        np.ones(len(rows)),
+        fitted.points[rows],
+        fitted.points[rows] - np.count_nonzero(ends.free[rows, :own], axis=1),
+        found.cost,
+        weight,
+        response,
+        weight * mean**2,
+        (w2 * (series.y - mean[:, None]) ** 2).sum(axis=1),
+        logs,
+    )
+    gram = np.zeros((len(rows), task.n_shared + 1, task.n_shared + 1))
+    gram[:, :-1, :-1] = back @ found.inner @ turned
+    gram[:, :-1, -1] = gram[:, -1, :-1] = (back @ found.gradient[:, :, None])[:, :, 0]
+    gram[:, -1, -1] = 2.0 * found.cost
+    curved = back @ found.curved @ turned
+    each = [np.stack(scalars, axis=1), *(a.reshape(len(rows), a[0].size) for a in (gram, curved))]
+    return Standing(theta, counts), ExactSum.of(np.concatenate(each, axis=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """Series in chunks, each a delayed list of rows, and who computes."""
+
+    rows: Sequence[Delayed]
+    computing: Callable[[], AbstractContextManager[None]]
+    scheduler: str | None = None
+
+    def sweep(
+        self, work: Callable[..., Any], states: Sequence[Any] | None, *arguments: Any
+    ) -> tuple[list[Delayed], ExactSum]:
+        """Do the work on every chunk; return what each keeps for the next sweep, where it lies, and the sum of all."""
+        before = states or [None] * len(self.rows)
+        lazy = [delayed(work)(rows, state, *arguments) for rows, state in zip(self.rows, before, strict=True)]
+        with self.computing():
+            kept = list(dask.persist(*lazy, scheduler=self.scheduler))
+            level = [delayed(_sum_of)([state]) for state in kept]
+            while len(level) > 1:
+                level = [delayed(_total)(level[i : i + _FAN_IN]) for i in range(0, len(level), _FAN_IN)]
+            (total,) = dask.compute(*level, scheduler=self.scheduler)
+        return kept, total
+
+
+def _sum_of(states: Sequence[tuple[Any, ExactSum]]) -> ExactSum:
+    ((_, total),) = states
+    return total
+
+
+def _total(sums: Sequence[ExactSum]) -> ExactSum:
+    return functools.reduce(ExactSum.__add__, sums)
+
+
+def estimate(task: Task, chunks: Chunks) -> tuple[Shared, FitResult, list[Delayed]]:
+    """Fit the parameters that all series share, with those of each at their best.
+
+    Parameters
+    ----------
+    task : Task
+        With shared parameters. Where nobody says at which values they begin, each series is fitted by itself first, and
+        they begin at the mean of its estimates.
+
+    Returns
+    -------
+    Shared, FitResult, list of Delayed
+        The estimates, the same with all that a fit says of itself, and where the series of each chunk stand.
+    """
+    payload, begun = serialize(task), time.perf_counter()
+    start, lower, upper = (each[task.own :] for each in (task.start, task.lower, task.upper))
+    if task.alone is not None:
+        start = np.clip(_mean_estimates(task.alone, chunks, task.n_shared, start), lower, upper)
+    solver = TrustRegion(lower, upper, absolute_sigma=task.absolute_sigma, max_nfev=_SWEEPS)
+    state, kept, seconds = solver.init(start), None, list[float]()
+    totals: Totals | None = None
+    while not solver.terminate(state):
+        clock = time.perf_counter()
+        request = solver.request(state)
+        s = np.eye(task.n_shared) if request.whitening is None else request.whitening.s
+        states, sums = chunks.sweep(reduce_chunk, kept, payload, request.theta, s)
+        now = Totals.of(sums.rounded(), task.n_shared)
+        if totals is None and not now.series > 0:
+            raise DataError(
+                "None of the series can be fitted at the start: each has fewer points than parameters of its own, or "
+                "the model is not finite there. Give p0, and see fit_many without shared= for what each fails of."
+            )
+        state = solver.step(state, now.reduction(task.objective.robust))
+        seconds.append(time.perf_counter() - clock)
+        last = state.history[-1]
+        log.info("sweep %d: cost %.10g, %.3g standard errors remain", last.sweep, last.cost, last.step)
+        if state.at.theta is request.theta or np.array_equal(state.at.theta, request.theta):
+            kept, totals = states, now
+    if totals is None or kept is None:
+        raise RuntimeError("No sweep was accepted.")
+    shared, result = _result(task, solver, state, totals, seconds, time.perf_counter() - begun, len(chunks.rows))
+    return shared, result, kept
+
+
+def _mean_estimates(alone: Task, chunks: Chunks, n_shared: int, start: Vector) -> Vector:
+    """Return the mean of the estimates of all series, each fitted by itself, weighted by their precision."""
+    place = [alone.model.parameters.index(name) for name in alone.free[-n_shared:]]
+    _, sums = chunks.sweep(_estimates_alone, None, serialize(alone), tuple(place))
+    weighted, weights = np.split(sums.rounded(), 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = weighted / weights
+    return np.where(np.isfinite(mean), mean, start)
+
+
+def _estimates_alone(rows: Sequence[Rows], _: None, payload: Payload, place: Sequence[int]) -> tuple[None, ExactSum]:
+    task: Task = payload.value
+    k, status = len(task.model.parameters), indices(task.model.parameters)["status"]
+    sums = ExactSum.of(np.zeros((0, 2 * len(place))))
+    for y, given in rows:
+        figures = task(y, given)
+        values, errors = figures[:, list(place)], figures[:, [k + i for i in place]]
+        known = (figures[:, [status]] > 0) & np.isfinite(values) & (errors > 0) & np.isfinite(errors)
+        weights = np.where(known, 1.0 / np.where(known, errors, 1.0) ** 2, 0.0)
+        sums = sums + ExactSum.of(np.concatenate([weights * np.where(known, values, 0.0), weights], axis=1))
+    return None, sums
+
+
+def _result(
+    task: Task, solver: TrustRegion, state: State, totals: Totals, seconds: list[float], total: float, partitions: int
+) -> tuple[Shared, FitResult]:
+    """Return what is known of the shared parameters at the end."""
+    names, point = task.free[task.own :], state.at
+    theta, cost = final(state, solver.lower, solver.upper)
+    side = np.where(theta <= solver.lower, -1, np.where(theta >= solver.upper, 1, 0))
+    free = side == 0
+    own = round(totals.points - totals.dof)
+    whole = dataclasses.replace(point.reduction, rows=round(totals.points))
+    statistics = inference.statistics(whole, cost, own + int(free.sum()), solver.absolute_sigma)
+    s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf
+    pcov = inference.covariance(point.factor, s2, free)
+    notes = reservations(names, side, inference.entangled(point.factor, theta, pcov, free))
+    notes += (f"{round(totals.series):,} series, with {own:,} parameters of their own, took part.",)
+    if not state.ending.success:
+        warn(f"The shared parameters were not found: {state.ending.sentence}")
+    warn_of_open_ends(names, pcov)
+    result = FitResult(
+        names=names,
+        popt=theta,
+        pcov=pcov,
+        cost=cost,
+        optimality=float(np.abs(np.where(free, point.factor.gradient, 0.0)).max()),
+        statistics=statistics,
+        n_dropped=0,
+        condition_number=point.factor.condition,
+        active_mask=side,
+        status=state.ending,
+        sweeps=history_columns(state, names, seconds),
+        provenance={
+            "model": task.model.name,
+            "data": "series",
+            "partitions": partitions,
+            "executor": "dask",
+            "seconds": sum(seconds),
+            "total_seconds": total,
+            "rows_per_second": state.nsweeps * totals.points / max(sum(seconds), 1e-9),
+            "peak_memory": peak_memory(),
+        },
+        notes=notes,
+        factor=point.factor,
+    )
+    return Shared(theta, inference.covariance(point.factor, 1.0, free), s2, state.ending), result
