@@ -19,10 +19,11 @@ from dask_nlsq._errors import NlsqError, warn
 from dask_nlsq._fit.checks.identifiability import lost_sensitivity
 from dask_nlsq._fit.checks.perturbed_restarts import refit_perturbed
 from dask_nlsq._fit.checks.restarts import find_finite_starts, restart
+from dask_nlsq._fit.joint import fit_joint, parts
 from dask_nlsq._fit.loop import lowest, run_shared, stopped, verify
 from dask_nlsq._fit.observer import Observers
 from dask_nlsq._fit.options import FitOptions
-from dask_nlsq._fit.outcome import build, revive
+from dask_nlsq._fit.outcome import about_data, build, revive
 from dask_nlsq._fit.plan_inputs import dry_run, gather_plan_inputs, speed
 from dask_nlsq._fit.problem import Problem, Resolved, arrange, executor_of, resolve
 from dask_nlsq._fit.progress import Progress
@@ -55,6 +56,7 @@ def fit(
     bounds: Any = None,
     fixed: Any = None,
     tied: Mapping[str, Any] | None = None,
+    shared: str | Sequence[str] | None = None,
     prior: Mapping[str, tuple[float, float]] | None = None,
     loss: Loss = "linear",
     f_scale: float = 1.0,
@@ -99,11 +101,13 @@ def fit(
 
     Parameters
     ----------
-    model : callable, Model or str
+    model : callable, Model, str, or several data sets
         The name of one of `dask_nlsq.models`, a Model, or a function ``f(column, *parameters)`` in ``jax.numpy``,
         acting on each row by itself. The first argument is a column
         (or several, as an array of shape (k, rows), when `x` names several); a later argument is a column only
-        when `x` names it. The other arguments are the parameters; their defaults are starting values.
+        when `x` names it. The other arguments are the parameters; their defaults are starting values. Several data sets
+        are fitted together by a list of mappings, or a mapping of them, each with its ``model`` and arguments such as
+        ``x``, ``y``, ``data`` and ``sigma``; see `shared`.
     x, y : str, sequence of str, or array
         With `data`: names of columns; by default the model's first argument and ``"y"``. Without: Dask,
         Zarr or NumPy arrays, `x` of shape (n,) or (k, n), or a tuple of columns. Where `y` has several dimensions, as
@@ -130,6 +134,10 @@ def fit(
         ``{name: value}``, or names to be held at their start.
     tied : mapping, optional
         ``{name: "expression of other parameters"}``; it is substituted before differentiation.
+    shared : str or sequence of str, optional
+        With several data sets, parameters that are common to those whose model has them. The others belong to each, and
+        are called ``NAME_KEY`` in the result, by the key of the data set or its number; ``result.parts`` has the names
+        of each model.
     prior : mapping, optional
         ``{name: (mean, standard deviation)}``; each counts as one more row.
     loss : {"linear", "soft_l1", "huber", "cauchy", "arctan", "tukey"} or callable
@@ -257,60 +265,76 @@ def fit(
     >>> result.params.round(2).to_dict()
     {'amplitude': 2.0, 'rate': 0.5}
     """
-    options = FitOptions(
-        model=model,
-        x=x,
-        y=y,
-        data=data,
-        sigma=sigma,
-        filters=filters,
-        storage_options=storage_options,
-        version=version,
-        p0=p0,
-        bounds=bounds,
-        fixed=fixed,
-        tied=tied,
-        prior=prior,
-        loss=loss,
-        f_scale=f_scale,
-        jac=jac,
-        absolute_sigma=absolute_sigma,
-        cov_type=cov_type,
-        nan_policy=nan_policy,
-        missing_chunks=missing_chunks,
-        ftol=ftol,
-        xtol=xtol,
-        gtol=gtol,
-        max_nfev=max_nfev,
-        time_limit=time_limit,
-        callback=callback,
-        tier=tier,
-        goal=goal,
-        workflow=workflow,
-        config=config,
-        memory_limit=memory_limit,
-        cache=cache,
-        precision=precision,
-        n_starts=n_starts,
-        sampler=sampler,
-        method=method,
-        ordered=ordered,
-        seed=seed,
-        checkpoint=checkpoint,
-        checkpoint_interval=checkpoint_interval,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        compression=compression,
-        keep=keep,
-        strict=strict,
-        autotune=autotune,
-        client=client,
-        progress=progress,
-    )
+    arguments = {
+        "x": x,
+        "y": y,
+        "data": data,
+        "sigma": sigma,
+        "filters": filters,
+        "storage_options": storage_options,
+        "version": version,
+        "p0": p0,
+        "bounds": bounds,
+        "fixed": fixed,
+        "tied": tied,
+        "prior": prior,
+        "loss": loss,
+        "f_scale": f_scale,
+        "jac": jac,
+        "absolute_sigma": absolute_sigma,
+        "cov_type": cov_type,
+        "nan_policy": nan_policy,
+        "missing_chunks": missing_chunks,
+        "ftol": ftol,
+        "xtol": xtol,
+        "gtol": gtol,
+        "max_nfev": max_nfev,
+        "time_limit": time_limit,
+        "callback": callback,
+        "tier": tier,
+        "goal": goal,
+        "workflow": workflow,
+        "config": config,
+        "memory_limit": memory_limit,
+        "cache": cache,
+        "precision": precision,
+        "n_starts": n_starts,
+        "sampler": sampler,
+        "method": method,
+        "ordered": ordered,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "checkpoint_interval": checkpoint_interval,
+        "checkpoint_every": checkpoint_every,
+        "resume": resume,
+        "compression": compression,
+        "keep": keep,
+        "strict": strict,
+        "autotune": autotune,
+        "client": client,
+        "progress": progress,
+    }
+    if isinstance(model, (list, tuple, Mapping)):
+        common = () if shared is None else (shared,) if isinstance(shared, str) else tuple(shared)
+        return fit_joint(parts(model, arguments), common, _fit_alone, _lay_out)
+    if shared is not None:
+        raise NlsqError("shared= is for several data sets; fit_groups and fit_many share parameters between series.")
+    return _fit_alone(FitOptions(model, **arguments))
+
+
+def _fit_alone(options: FitOptions) -> FitResult:
+    """Fit one data set."""
     started = time.perf_counter()
     resolved = _resolve(options)
     with outside_pool(resolved.executor), open_session(resolved, options) as session:
         return _fit(resolved, options, session, started)
+
+
+def _lay_out(options: FitOptions) -> Problem:
+    """Return a data set as it lies for sweeps."""
+    resolved = _resolve(options)
+    decided, executor, groups, _ = _gather(resolved, options)
+    return _problem(dataclasses.replace(resolved, executor=executor), groups, decided, Session(), resolved.executor)
 
 
 def _fit(resolved: Resolved, options: FitOptions, session: Session, started: float) -> FitResult:
@@ -548,7 +572,4 @@ def _notes(problem: Problem) -> tuple[str, ...]:
     if problem.parameters.sampled:
         names, rows = ", ".join(problem.parameters.sampled), problem.parameters.sample_rows
         notes.append(f"p0 was not given for {names}; it was guessed from {rows:,} rows.")
-    for name, instant in problem.source.info.origins.items():
-        notes.append(f"Column {name!r} holds dates; the model saw seconds since {instant}.")
-    notes += [f"{text[0].upper()}{text[1:]}." for text in problem.source.info.absent.values()]
-    return (*notes, *problem.source.info.notes)
+    return (*notes, *about_data(problem))

@@ -81,6 +81,14 @@ def build(
     )
 
 
+def about_data(problem: Problem) -> tuple[str, ...]:
+    """Say what is worth knowing of how the columns were read."""
+    info = problem.source.info
+    notes = [f"Column {name!r} holds dates; the model saw seconds since {at}." for name, at in info.origins.items()]
+    notes += [f"{text[0].upper()}{text[1:]}." for text in info.absent.values()]
+    return (*notes, *info.notes)
+
+
 def reservations(names: Sequence[str], side: npt.NDArray[np.int64], vague: npt.NDArray[np.bool_]) -> tuple[str, ...]:
     """Say which free parameters ended at a bound, and which the data hardly determine, with what may help."""
     notes: tuple[str, ...] = ()

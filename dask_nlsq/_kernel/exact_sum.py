@@ -44,7 +44,7 @@ class ExactSum:
     def of(cls, values: Matrix) -> ExactSum:
         """Return the sum over the rows of `values` (rows, columns)."""
         columns = values.shape[1]
-        finite: npt.NDArray[np.bool_] = np.isfinite(values).all(axis=0)
+        finite = np.asarray(np.isfinite(values).all(axis=0))
         counters = np.zeros(columns * _COUNTERS, np.int64)
         for some in np.split(values, range(_CARRY, len(values), _CARRY)):
             mantissa, exponent = np.frexp(np.where(np.isfinite(some), some, 0.0))

@@ -76,7 +76,8 @@ class Totals(NamedTuple):
     def of(cls, sums: Vector, q: int) -> Totals:
         """Return the columns by name."""
         gram, curvature = sums[9 : 9 + (q + 1) ** 2], sums[9 + (q + 1) ** 2 :]
-        return cls(*map(float, sums[:9]), gram.reshape(q + 1, q + 1), curvature.reshape(q, q))  # type: ignore[call-arg]
+        scalars = dict(zip(cls._fields, sums[:9].tolist(), strict=False))
+        return cls(**scalars, gram=gram.reshape(q + 1, q + 1), curvature=curvature.reshape(q, q))
 
     def reduction(self, robust: bool) -> Reduction:
         """Return what the solver sees, whose rows are those that the own parameters leave over."""

@@ -76,6 +76,10 @@ class FitResult:
         parameter that is called as another column (``cost``, ``rows``, ``minimum``, ``status``) is ``"NAME
         (parameter)"``.
 
+    parts : dict of str to FitResult
+        Of a fit of several data sets, the same estimates in the names of the model of each; ``predict`` of a part
+        evaluates that model, and the statistics are those of all data sets.
+
     Examples
     --------
     >>> import numpy as np, jax.numpy as jnp, dask_nlsq
@@ -103,6 +107,8 @@ class FitResult:
     plan: Plan | None = None
     checkpoint_errors: tuple[str, ...] = ()
     starts: pd.DataFrame | None = None
+    # Of a fit of several data sets, what each sees of it; they are not written.
+    parts: Mapping[str, FitResult] = dataclasses.field(default_factory=dict)
     # What is needed to evaluate the model again.
     payload: Payload | None = None
     columns: Columns | None = None

@@ -45,8 +45,16 @@ FITS = (
         metavar="N",
         help="Most steps of a fit in one attempt.",
     ),
+    click.option(
+        "--shared",
+        multiple=True,
+        callback=read_names,
+        metavar="NAMES",
+        help="Parameters that are common to all, repeated or separated by commas; the others belong to each.",
+    ),
     *STORAGE,
     *SCHEDULER,
+    click.option("--covariance", is_flag=True, help="Write the covariance of each fit, too."),
     click.option("--overwrite", is_flag=True, help="Replace what is at the output."),
 )
 """What many fits are told."""
@@ -81,7 +89,6 @@ FITS = (
     show_default=True,
     help="Where series start that fail from --p0: nowhere else, or at the mean of those beside them.",
 )
-@click.option("--covariance", is_flag=True, help="Write the covariance of every series, too.")
 @click.option("--output", "-o", required=True, metavar="OUT.zarr", help="Path or URL of the group that is written.")
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar; by default on a terminal.")
 @click.pass_context

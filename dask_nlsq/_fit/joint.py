@@ -1,0 +1,354 @@
+r"""Joint: several data sets, each with a model of its own, fitted together, some parameters being common to them.
+
+Each data set is fitted by itself first, which says where the joint fit begins. Then one trust region goes on with the
+parameters of all of them: a sweep reduces every data set at its own ones, and the triangles R of their Jacobians,
+placed in the columns of these parameters, are stacked:
+
+.. math:: J^T J = \sum_d E_d^T R_d^T R_d E_d
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_nlsq._errors import BoundsError, ModelError, NlsqError, TooFewRows, warn
+from dask_nlsq._fit.observer import SweepBegin
+from dask_nlsq._fit.options import FitOptions
+from dask_nlsq._fit.outcome import (
+    UndeterminedWarning,
+    about_data,
+    expand,
+    history_columns,
+    reservations,
+    warn_of_open_ends,
+)
+from dask_nlsq._fit.problem import Problem, to_model
+from dask_nlsq._fit.progress import Progress
+from dask_nlsq._kernel import MANY_ROWS, Reduction, Request, Whitening, merge
+from dask_nlsq._result import FitResult
+from dask_nlsq._solver import Factor, State, TrustRegion, factorise, final, inference
+from dask_nlsq._system import peak_memory
+from dask_nlsq._typing import Matrix, Vector
+
+log = logging.getLogger("dask_nlsq")
+
+_DATA = ("x", "y", "data", "sigma", "filters", "storage_options", "version")
+"""Arguments that belong to a data set."""
+
+_NAMED = ("p0", "bounds", "fixed", "tied")
+"""Arguments of each data set that may be given for all by the names of parameters, too."""
+
+_REFUSED = (
+    *("prior", "cov_type", "callback", "time_limit", "tier", "goal", "workflow", "config", "precision"),
+    *("n_starts", "method", "checkpoint", "autotune"),
+)
+"""Arguments that one data set takes and several do not."""
+
+
+def parts(
+    data_sets: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]], common: Mapping[str, Any]
+) -> dict[str, FitOptions]:
+    """Return the options of each data set under its key.
+
+    Parameters
+    ----------
+    data_sets : sequence or mapping
+        The arguments of each, by name; without names, their numbers are the keys.
+    common : mapping
+        Arguments of all: p0, bounds, fixed and tied by name, for the data sets whose model has the parameter.
+    """
+    for name in _REFUSED:
+        default = next(each.default for each in dataclasses.fields(FitOptions) if each.name == name)
+        if common.get(name, default) != default:
+            raise NlsqError(f"{name}= is for one data set; a fit of several does not take it.")
+    for name in _DATA:
+        if common.get(name) is not None:
+            raise NlsqError(f"{name}= belongs to a data set: give it in the mapping of each.")
+    named = data_sets.items() if isinstance(data_sets, Mapping) else enumerate(data_sets)
+    found = {}
+    for key, given in named:
+        if not isinstance(given, Mapping) or "model" not in given:
+            raise NlsqError(f"Data set {key!r} is {given!r}; a mapping with a model and other arguments is needed.")
+        unknown = [name for name in given if name not in ("model", *_DATA, *_NAMED)]
+        if unknown:
+            possible = ", ".join(("model", *_DATA, *_NAMED))
+            raise NlsqError(f"Data set {key!r} has {unknown}; it takes {possible}. Others are for all.")
+        of_all = {name: value for name, value in common.items() if name not in _NAMED}
+        found[str(key)] = FitOptions(**of_all | dict(given) | _by_name(given, common))
+    if len(found) < 2:
+        raise NlsqError("Several data sets are needed; give one as fit(model, data=…).")
+    return found
+
+
+def _by_name(given: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
+    """Return p0, bounds, fixed and tied of a data set, with what is said of its parameters for all."""
+    taken = {}
+    names = to_model(given["model"], given.get("p0")).parameters
+    for option in _NAMED:
+        of_all, own = common.get(option), given.get(option)
+        if of_all is None:
+            continue
+        if not isinstance(of_all, Mapping):
+            raise NlsqError(f"{option}= for several data sets must be a mapping from names; it is {of_all!r}.")
+        if own is None or isinstance(own, Mapping):
+            taken[option] = {name: value for name, value in of_all.items() if name in names} | dict(own or {})
+    return taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """Data sets that are fitted together, and where the parameters of each lie among those of all."""
+
+    names: tuple[str, ...]  # of all free parameters: the shared ones, then those of each data set with its key
+    problems: Mapping[str, Problem]
+    places: Mapping[str, npt.NDArray[np.int64]]  # of the free parameters of each data set
+    lower: Vector  # (p,)
+    upper: Vector
+
+    @classmethod
+    def of(cls, problems: Mapping[str, Problem], shared: Sequence[str]) -> Joint:
+        """Lay out the parameters.
+
+        Raises
+        ------
+        ModelError
+            A shared parameter is free in fewer than two data sets, or two parameters would have one name.
+        BoundsError
+            The bounds of a shared parameter leave nothing in common.
+        """
+        for name in shared:
+            if sum(name in problem.parameters.free for problem in problems.values()) < 2:
+                free = {key: list(problem.parameters.free) for key, problem in problems.items()}
+                raise ModelError(f"{name!r} is shared, and must be free in two data sets at least; they have {free}.")
+        labels = {
+            key: [name if name in shared else f"{name}_{key}" for name in problem.parameters.free]
+            for key, problem in problems.items()
+        }
+        own = [label for each in labels.values() for label in each if label not in shared]
+        names = (*shared, *own)
+        if len(set(names)) < len(names):
+            raise ModelError(f"Two parameters would have one name: {sorted(names)}. Give the data sets other keys.")
+        places = {key: np.array([names.index(label) for label in each]) for key, each in labels.items()}
+        lower, upper = np.full(len(names), -np.inf), np.full(len(names), np.inf)
+        for key, place in places.items():
+            parameters = problems[key].parameters
+            lower[place] = np.maximum(lower[place], parameters.lower)
+            upper[place] = np.minimum(upper[place], parameters.upper)
+        for name, low, high in zip(names, lower, upper, strict=True):
+            if not low < high:
+                raise BoundsError(f"The bounds of {name!r} in the data sets leave no value: [{low:g}, {high:g}].")
+        return cls(names, problems, places, lower, upper)
+
+    def start(self, results: Mapping[str, FitResult | None]) -> Vector:
+        """Return where to begin: the minimum of the quadratic forms of all data sets at their own estimates.
+
+        A data set that could not be fitted by itself says nothing; its parameters begin where they are told to.
+        """
+        p = len(self.names)
+        start, known = np.zeros(p), np.zeros(p, bool)
+        rows, values = [np.zeros((0, p))], [np.zeros(0)]
+        for key, place in self.places.items():
+            result, parameters = results[key], self.problems[key].parameters
+            theta = parameters.start
+            if result is not None and result.success and np.isfinite(result.stderr[list(parameters.free)]).all():
+                theta = np.array([result.params[name] for name in parameters.free])
+                if result.factor is not None:
+                    rows.append(_spread(result.factor.r, place, p))
+                    values.append(result.factor.r @ theta)
+            new = ~known[place]
+            start[place[new]] = theta[new]
+            known[place] = True
+        stacked = np.concatenate(rows)
+        length = np.linalg.norm(stacked, axis=0)
+        scale = np.where(length > 0, length, 1.0)
+        left = np.concatenate(values) - stacked @ start
+        start += np.linalg.lstsq(stacked / scale, left, rcond=1e-10)[0] / scale
+        return np.clip(start, self.lower, self.upper)
+
+    def sweep(
+        self, request: Request, whitenings: Mapping[str, Whitening | None]
+    ) -> tuple[Reduction, dict[str, Whitening | None]]:
+        """Reduce all data sets, each with its own preconditioner; return those for the next sweep as well."""
+        p, s = len(self.names), None if request.whitening is None else request.whitening.s
+        reductions, following = [], {}
+        for key, problem in self.problems.items():
+            place, whitening = self.places[key], whitenings.get(key)
+            asked = Request(request.theta[place], whitening, first=request.first)
+            (found,) = problem.sweep([asked])
+            gram, curvature = np.full((p + 1, p + 1), np.nan), None
+            following[key] = whitening
+            if found.finite:
+                factor = factorise(found.gram[:-1, :-1], found.gram[:-1, -1], whitening)
+                following[key] = factor.whitening()
+                gram = _gram(factor, place, p, s, float(found.gram[-1, -1]))
+                curvature = _curvature(found, whitening, place, p, s)
+            none = np.zeros(0)  # columns of data sets are not alike
+            bare = dataclasses.replace(found, sums=none, checksum=none.astype(np.uint64), differences=None)
+            reductions.append(dataclasses.replace(bare, gram=gram, curvature=curvature))
+        return merge(reductions), following
+
+
+def _spread(columns: Matrix, place: npt.NDArray[np.int64], p: int) -> Matrix:
+    """Return columns at their places among p, (rows, p)."""
+    whole = np.zeros((len(columns), p))
+    whole[:, place] = columns
+    return whole
+
+
+def _gram(factor: Factor, place: npt.NDArray[np.int64], p: int, s: Matrix | None, corner: float) -> Matrix:
+    """Return the Gram matrix (p + 1, p + 1) of a data set in the columns of all parameters, multiplied by S."""
+    rows = _spread(factor.r, place, p)
+    rows = rows if s is None else rows @ s
+    gram = np.empty((p + 1, p + 1))
+    gram[:p, :p] = rows.T @ rows
+    gram[:p, p] = gram[p, :p] = rows.T @ factor.z
+    gram[p, p] = corner
+    return gram
+
+
+def _curvature(
+    reduction: Reduction, whitening: Whitening | None, place: npt.NDArray[np.int64], p: int, s: Matrix | None
+) -> Matrix | None:
+    """Return the curvature of a robust loss in the columns of all parameters, multiplied by S."""
+    if reduction.curvature is None:
+        return None
+    turn = np.eye(len(place)) if whitening is None else whitening.inverse
+    turn = _spread(turn, place, p)
+    turn = turn if s is None else turn @ s
+    curvature: Matrix = turn.T @ reduction.curvature @ turn
+    return curvature
+
+
+def fit_joint(
+    options: Mapping[str, FitOptions],
+    shared: Sequence[str],
+    fit_alone: Callable[[FitOptions], FitResult],
+    lay_out: Callable[[FitOptions], Problem],
+) -> FitResult:
+    """Fit several data sets together.
+
+    Parameters
+    ----------
+    options : mapping
+        Of each data set under its key.
+    shared : sequence of str
+        The parameters that are common to those in which they are free.
+    fit_alone : callable
+        Fits a data set by itself.
+    lay_out : callable
+        Returns a data set as it lies for sweeps.
+    """
+    begun = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndeterminedWarning)  # by one data set a shared parameter need not be
+        results = {key: _by_itself(each, fit_alone) for key, each in options.items()}
+    joint = Joint.of({key: lay_out(each) for key, each in options.items()}, shared)
+    of_all = next(iter(options.values()))
+    solver = TrustRegion(
+        joint.lower,
+        joint.upper,
+        absolute_sigma=of_all.absolute_sigma,
+        ftol=of_all.ftol,
+        xtol=of_all.xtol,
+        gtol=of_all.gtol,
+        max_nfev=of_all.max_nfev or MANY_ROWS,
+    )
+    state, seconds, whitenings = solver.init(joint.start(results)), list[float](), dict[str, Whitening | None]()
+    with Progress(1, of_all.progress) as bar:
+        while not solver.terminate(state):
+            clock = time.perf_counter()
+            bar.notify(SweepBegin(f"joint sweep {state.nsweeps + 1}", state))
+            reduction, whitenings = joint.sweep(solver.request(state), whitenings)
+            if state.point is None and not reduction.finite:
+                begins = dict(zip(joint.names, state.trial.tolist(), strict=True))
+                raise ModelError(f"A model is not finite where the joint fit begins, {begins}.")
+            state = solver.step(state, reduction)
+            seconds.append(time.perf_counter() - clock)
+    return _result(joint, solver, state, seconds, time.perf_counter() - begun)
+
+
+def _by_itself(options: FitOptions, fit_alone: Callable[[FitOptions], FitResult]) -> FitResult | None:
+    """Return the fit of a data set by itself; None where it is none, as for fewer rows than parameters."""
+    try:
+        return fit_alone(options)
+    except TooFewRows as error:
+        log.info("a data set could not be fitted by itself: %s", error)
+        return None
+
+
+def _result(
+    joint: Joint,
+    solver: TrustRegion,
+    state: State,
+    seconds: list[float],
+    total: float,
+) -> FitResult:
+    """Return the result of all data sets, with what each sees of it as its parts."""
+    point = state.at
+    theta, cost = final(state, joint.lower, joint.upper)
+    side = np.where(theta <= joint.lower, -1, np.where(theta >= joint.upper, 1, 0))
+    free = side == 0
+    statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma)
+    s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf
+    pcov = inference.covariance(point.factor, s2, free)
+    notes = reservations(joint.names, side, inference.entangled(point.factor, theta, pcov, free))
+    notes += tuple(f"Data set {key!r}: {text}" for key, each in joint.problems.items() for text in about_data(each))
+    if not state.ending.success:
+        warn(f"The joint fit has not converged: {state.ending.sentence}")
+    warn_of_open_ends(joint.names, pcov)
+    whole = FitResult(
+        names=joint.names,
+        popt=theta,
+        pcov=pcov,
+        cost=cost,
+        optimality=float(np.abs(np.where(free, point.factor.gradient, 0.0)).max()),
+        statistics=statistics,
+        n_dropped=point.reduction.dropped,
+        condition_number=point.factor.condition,
+        active_mask=side,
+        status=state.ending,
+        sweeps=history_columns(state, joint.names, seconds),
+        provenance={
+            "model": " + ".join(dict.fromkeys(problem.objective.model.name for problem in joint.problems.values())),
+            "data": f"{len(joint.problems)} data sets",
+            "partitions": sum(len(problem.source.partitions) for problem in joint.problems.values()),
+            "seconds": sum(seconds),
+            "total_seconds": total,
+            "rows_per_second": state.nsweeps * point.reduction.rows / max(sum(seconds), 1e-9),
+            "peak_memory": peak_memory(),
+        },
+        notes=notes,
+        factor=point.factor,
+    )
+    return dataclasses.replace(whole, parts={key: _part(joint, key, whole) for key in joint.problems})
+
+
+def _part(joint: Joint, key: str, whole: FitResult) -> FitResult:
+    """Return the joint estimates as a data set sees them, in the names of its model."""
+    place, problem = joint.places[key], joint.problems[key]
+    popt, pcov, side = expand(
+        problem.parameters,
+        problem.objective,
+        whole.popt[place],
+        whole.pcov[np.ix_(place, place)],
+        whole.active_mask[place],
+    )
+    return dataclasses.replace(
+        whole,
+        names=problem.parameters.names,
+        popt=popt,
+        pcov=pcov,
+        active_mask=side,
+        factor=None,
+        payload=problem.payload,
+        columns=dataclasses.replace(problem.columns, origins=problem.source.info.origins),
+        provenance={**whole.provenance, "model": problem.objective.model.name},
+    )
