@@ -9,6 +9,7 @@ import time
 
 import dask
 import dask.array as da
+import numpy as np
 import psutil
 import pytest
 from distributed import Client, LocalCluster
@@ -96,3 +97,37 @@ def test_random_ends_of_workers_change_nothing():
                 over.set()
                 trouble.result(timeout=60)
             assert found == quiet, number
+
+
+def many(client, shared):
+    """Return the bits of many small fits, of which each chunk takes a while to read."""
+
+    def slowly(block):
+        time.sleep(0.3)
+        return block
+
+    t, rates = np.linspace(0, 4, 32), np.linspace(0.5, 2, 400)
+    y = da.from_array(3 * np.exp(-rates[:, None] * t) + 0.01 * np.cos(np.arange(400 * 32)).reshape(400, 32), (25, -1))
+    options = {"p0": [2.0, 1.0, 0.0], "shared": "offset"} if shared else {"p0": [2.0, 1.0, 0.0]}
+    with client.as_current() if client else contextlib.nullcontext():
+        return dask_nlsq.fit_many(decay, t, y.map_blocks(slowly), client=client, **options).compute().figures.tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_worker_that_is_killed_changes_no_bit_of_many_fits(shared):
+    quiet = many(None, shared)
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "env": {"PJRT_NPROC": "1"}}
+    with (
+        LocalCluster(**options) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        many(client, shared)  # so that all is compiled, and the next is under way when a worker ends
+        found = pool.submit(many, client, shared)
+        for _ in range(2):
+            time.sleep(1.0)
+            assert not found.done()
+            kill(cluster, random.Random(0))
+        assert found.result(timeout=300) == quiet

@@ -1,5 +1,7 @@
 """A fit for each group of rows: the rows may lie anywhere, and the keys may be anything."""
 
+import functools
+
 import dask
 import dask.dataframe as dd
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from scipy.optimize import curve_fit
 
 import dask_nlsq
 from dask_nlsq import DataError, ModelError
@@ -79,6 +82,43 @@ def test_rows_in_any_order_and_partitions_have_the_same_bits(npartitions, order)
     frame = FRAME if order == "sorted" else shuffled()
     table = dd.from_pandas(frame, npartitions=npartitions, sort=False).nlsq.fit_groups("number", decay, p0=P0)
     pd.testing.assert_frame_equal(by_number(table.compute()), PLAIN, check_exact=True)
+
+
+@functools.cache
+def many_rows():
+    """Two million rows of 50,000 ragged groups under keys of three types, in random order."""
+    rng = np.random.default_rng(0)
+    number = np.repeat(np.arange(50_000), rng.integers(10, 71, 50_000))[:2_000_000]
+    a, b, c = (rng.uniform(*r, 50_000)[number] for r in ((2, 4), (0.5, 2), (0.5, 1)))
+    t = rng.uniform(0, 4, len(number))
+    frame = pd.DataFrame({"number": number, "t": t, "y": a * np.exp(-b * t) + c + rng.normal(0, 0.05, len(t))})
+    frame["name"] = pd.array(frame["number"].map("sensor {:05}".format), dtype="string[pyarrow]")
+    return frame.assign(half=frame["number"] % 2, rest=frame["number"] // 2).sample(frac=1, random_state=1)
+
+
+def by_scipy(rows):
+    popt, pcov = curve_fit(
+        lambda t, a, b, c: a * np.exp(-b * t) + c, rows["t"], rows["y"], P0, ftol=1e-14, xtol=1e-14, gtol=1e-14
+    )
+    return np.r_[popt, np.sqrt(np.diag(pcov))]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("key", ["number", "sorted number", "name", "half rest"])
+def test_two_million_rows_of_fifty_thousand_groups(key):
+    frame, keys = many_rows(), key.removeprefix("sorted ").split()
+    frame = frame.sort_values(keys) if key.startswith("sorted") else frame
+    table = dd.from_pandas(frame, npartitions=8, sort=False).nlsq.fit_groups(keys, decay, p0=P0).compute()
+    assert len(table) == 50_000 and (table["status"] == "CONVERGED").mean() > 0.99
+    table = table.set_index(keys)
+    figures = [*table.columns[:6]]
+    number = np.random.default_rng(0).choice(50_000, 200, replace=False)
+    sample = frame[frame["number"].isin(number)]
+    for which, rows in sample.groupby(keys):
+        row = table.loc[which if len(keys) > 1 else which[0]]
+        if row["status"] == "CONVERGED":
+            np.testing.assert_allclose(row[figures].astype(float), by_scipy(rows), rtol=1e-6)
 
 
 def test_a_cluster_has_the_bits_of_threads(client):

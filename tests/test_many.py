@@ -206,6 +206,21 @@ def test_a_derivative_that_is_not_finite_is_a_difference():
     np.testing.assert_allclose(result["tau"], [1.0, 2.0], rtol=1e-8)
 
 
+def test_one_series_alone_may_need_differences():
+    x = np.tile(np.linspace(1, 2, 20), (3, 1))
+    x[1, 0] = 0.0  # where x**b has no derivative
+    result = dask_nlsq.fit_many(
+        lambda x, a, b: a * x**b, x, 2.0 * x**1.5 + 0.01 * np.cos(9 * x), p0=[1.0, 1.0]
+    ).compute()
+    assert result.success.all() and np.allclose(result["b"], 1.5, atol=0.05)
+
+
+@pytest.mark.slow
+def test_a_queue_may_end_with_one_series():
+    y = np.tile(IMAGE[0, 0], (4097, 1))
+    assert dask_nlsq.fit_many(decay, T, da.from_array(y, chunks=-1), p0=P0).compute().success.all()
+
+
 def test_redundant_parameters_have_infinite_errors_and_others_keep_theirs():
     def twice(t, a, b, level):
         return (a + b) * jnp.exp(-t) + level

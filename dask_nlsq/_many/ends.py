@@ -71,7 +71,11 @@ class Ends:
         better = (after > before) | ((after == before) & (other.cost < self.cost[rows]))
         steps = self.steps[rows] + other.steps
         for field in dataclasses.fields(self):
-            getattr(self, field.name)[rows[better]] = getattr(other, field.name)[better]
+            known, new = getattr(self, field.name), getattr(other, field.name)
+            if better.all() and len(rows) == len(known):
+                known[:] = new
+            else:
+                known[rows[better]] = new[better]
         self.steps[rows] = steps
         self.status[rows] = np.where(better, other.status, self.status[rows])
 
@@ -91,7 +95,7 @@ def polish(objective: Objective, series: Series, ends: Ends, lower: Matrix, uppe
         trial = np.clip(ends.theta[rows] + step, some_rows(lower, rows), some_rows(upper, rows))
         # Of columns of J that depend on one another, the step along what is not determined means nothing.
         good = (ends.status[rows] > 0) & (ends.pivot[rows] > DEPENDENT) & np.isfinite(step).all(axis=1)
-        long = good & (decrease > _NEAR**2 * s2 + _rounding(series.take(rows), ends, rows) ** 2)
+        long = good & (decrease > _NEAR**2 * s2 + _rounding(series, ends, rows) ** 2)
         last = good & ~long
         ends.theta[rows[last]] = trial[last]
         ends.cost[rows[last]] -= np.minimum(decrease[last], ends.cost[rows[last]])
@@ -113,8 +117,7 @@ def _rounding(series: Series, ends: Ends, rows: npt.NDArray[np.int64]) -> Vector
     """Return what rounding leaves uncertain in the residuals of some fits, as the length of their vector."""
     i, j = np.tril_indices(ends.theta.shape[1])
     size = (ends.curvature[rows][:, i == j] * ends.theta[rows] ** 2).sum(axis=1)
-    response = (series.weight**2 * series.y**2).sum(axis=1)
-    level: Vector = 16 * np.finfo(float).eps * np.sqrt(response + size)
+    level: Vector = 16 * np.finfo(float).eps * np.sqrt(series.response[rows] + size)
     return level
 
 
@@ -128,7 +131,7 @@ def mark_lost(
     i, j = np.tril_indices(start.shape[1])
     squares = ends.curvature[:, i == j]
     size = np.maximum(np.abs(ends.theta), np.abs(start)) ** 2
-    response = (series.weight**2 * series.y**2).sum(axis=1)[:, None]
+    response = series.response[:, None]
     with np.errstate(over="ignore", invalid="ignore"):
         slight = ends.free & (squares * size <= 1e-24 * response)
     rows = np.flatnonzero((ends.status > 0) & slight.any(axis=1))

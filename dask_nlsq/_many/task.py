@@ -217,7 +217,8 @@ class Task:
     ) -> None:
         """Write how the fits of some series end."""
         # Nothing that is chosen here may hang on the bounds of another series.
-        way = Way(bounded=bounded)
+        linear = tuple(linearity(self.objective).linear.tolist())
+        way = Way(bounded=bounded, first=() if all(linear) else linear)
         self._attempt(way, series, rows, start, lower, upper, dof, ends)
         rows = rows[~ends.settled[rows]]
         if not len(rows):
@@ -227,7 +228,7 @@ class Task:
         for i, pattern in enumerate(patterns):
             if pattern.any():
                 some = rows[which.ravel() == i]
-                projected = dataclasses.replace(way, linear=tuple(pattern.tolist()))
+                projected = Way(bounded=bounded, linear=tuple(pattern.tolist()))
                 self._attempt(projected, series, some, start, lower, upper, dof, ends)
         rows = rows[~ends.settled[rows]]
         # A direction that the data never saw has an infinite error; one that was lost on the way is a failure.
@@ -270,15 +271,16 @@ class Task:
             if self.shared is not None:
                 inverse, s2 = inverse + self._coupled(fitted, self.shared), np.full(n, self.shared.s2)
             # A parameter that is fixed keeps the error 0 where there are no degrees of freedom.
-            cov = np.where(inverse == 0, 0.0, np.where(np.isinf(inverse), inverse, s2[:, None, None] * inverse))
-            cov = np.where(np.isinf(cov), np.inf, cov)
-            w2 = np.broadcast_to(series.weight**2, series.y.shape)
-            mean = (w2 * series.y).sum(axis=1) / w2.sum(axis=1)
-            rsquared = 1.0 - 2.0 * ends.cost / (w2 * (series.y - mean[:, None]) ** 2).sum(axis=1)
+            cov = s2[:, None, None] * inverse
+            odd = ~np.isfinite(cov).all(axis=(1, 2))
+            some = np.where(inverse[odd] == 0, 0.0, np.where(np.isinf(inverse[odd]), inverse[odd], cov[odd]))
+            cov[odd] = np.where(np.isinf(some), np.inf, some)
+            rsquared = 1.0 - 2.0 * ends.cost / series.spread
         bound = ~ends.free & ~held
         if self.shared is not None:
             bound[:, self.own :] = np.isnan(self.shared.unscaled_covariance.diagonal())
-        cov[bound[:, :, None] | bound[:, None, :]] = np.nan
+        if bound.any():
+            cov[bound[:, :, None] | bound[:, None, :]] = np.nan
         theta, cov = self._expand(ends.theta, cov)
         figures = np.full((n, self.width), np.nan)
         k = theta.shape[1]

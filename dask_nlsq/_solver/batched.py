@@ -68,6 +68,9 @@ _LEAST_CURVATURE = 0.1
 _RATIO = 0.1
 """Least ratio of two steps that is expected to hold for the next: far from the end, one step may be much better."""
 
+_DISTINCT = 0.05
+"""Share of a linear parameter's column that the others must leave over, for a fit to begin with these parameters."""
+
 _TINY = 1e-13
 """Damping of a step that counts as undamped; it keeps the factor of a singular H."""
 
@@ -79,6 +82,7 @@ class Way:
     mended: bool = False  # whether derivatives that are not finite are replaced by differences
     linear: tuple[bool, ...] = ()  # parameters that are brought to their best at every trial (variable projection)
     bounded: bool = True  # whether any parameter has a bound, or is fixed for each series by equal ones
+    first: tuple[bool, ...] = ()  # parameters that the first step alone moves: those in which the model is linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +151,20 @@ class Series:
     y: Matrix  # (n or 1, points)
     weight: Matrix  # (n or 1, points)
 
+    @functools.cached_property
+    def response(self) -> Vector:
+        """Σ (w y)² of each series, (n,)."""
+        return _squares(self.weight * self.y)
+
+    @functools.cached_property
+    def spread(self) -> Vector:
+        """Σ w² (y − mean)² of each series, (n,)."""
+        w2 = self.weight**2
+        mean = (w2 * self.y).sum(axis=1) / np.broadcast_to(w2, (len(w2), self.y.shape[1])).sum(axis=1)
+        return _squares(self.weight * (self.y - mean[:, None]))
+
     def take(self, rows: npt.NDArray[np.int64]) -> Series:
-        """Return some of the series."""
+        """Return some of the series, without a copy where they lie together."""
         x, y, weight = tuple(_take(c, rows) for c in self.x), _take(self.y, rows), _take(self.weight, rows)
         return Series(x, y, weight)
 
@@ -183,8 +199,19 @@ class Shape:
         return cls(padded, lanes_, queue)
 
 
+def _squares(values: Matrix) -> Vector:
+    """Return the sum of squares of each row; the values are overwritten."""
+    values *= values
+    total: Vector = values.sum(axis=1)
+    return total
+
+
 def _take(rows: Matrix, which: npt.NDArray[np.int64]) -> Matrix:
-    return rows if len(rows) == 1 else rows[which]
+    if len(rows) == 1:
+        return rows
+    if len(which) and which[-1] - which[0] == len(which) - 1 and (np.diff(which) == 1).all():
+        return rows[which[0] : which[-1] + 1]
+    return rows[which]
 
 
 def minimise(
@@ -247,8 +274,8 @@ def _finish(
         waiting = waiting[shape.queue - len(left) :]
         part = series.take(take)
         some = [fill(column[take], shape.queue) for column in fits]
-        columns = [as_queue(c, shape.queue) for c in (*part.x, part.y, part.weight)]
-        bounds = [as_queue(_take(c, take), shape.queue) for c in (lower, upper)]
+        columns = as_queue((*part.x, part.y, part.weight), shape.queue, shared)
+        bounds = as_queue([_take(c, take) for c in (lower, upper)], shape.queue, (len(lower) == 1,) * 2)
         fewest = shape.lanes // _LEFT if len(waiting) else 0
         limits = tiles_of(part, shape), len(take), fewest, tolerance.step, tolerance.most
         ended = run(some, columns, bounds, list(prior), *limits)
@@ -263,9 +290,9 @@ def tiles_of(series: Series, shape: Shape) -> int:
     return -(-int(counts[-1] + 1) // lanes.tile(shape.lanes)) if len(counts) else 0
 
 
-def as_queue(rows: Matrix, queue: int) -> Matrix:
-    """Return as many rows as a queue has, or the one that all share."""
-    return rows if len(rows) == 1 else fill(rows, queue)
+def as_queue(columns: Sequence[Matrix], queue: int, shared: Sequence[bool]) -> list[Matrix]:
+    """Return as many rows of each column as a queue has, or the one of a column that all series share."""
+    return [rows if one else fill(rows, queue) for rows, one in zip(columns, shared, strict=False)]
 
 
 def fill(rows: npt.NDArray[A], queue: int) -> npt.NDArray[A]:
@@ -474,13 +501,31 @@ def _step(
     if not way.mended:
         status = jnp.where(known & ~differentiable, DIFFERENCES, status)
     status = jnp.where(working, status, lane.status)
-    trial, predicted = _propose(moved, _solve(moved, held, moved.damping, way.linear), way.bounded)
+    step = _solve(moved, held, moved.damping, way.linear)
+    if any(way.first):
+        step = _begin(moved, step, held, first & better, way.first)
+    trial, predicted = _propose(moved, step, way.bounded)
     # The last step is not evaluated here: what comes after the loop evaluates its end.
     last = working & (status == int(Status.CONVERGED))
     final, _ = _propose(moved, newton, way.bounded)
     theta = [jnp.where(last, new, old) for new, old in zip(final, moved.theta, strict=True)]
     length = jnp.where(working, length, lane.length)
     return moved._replace(theta=theta, length=length, status=status, trial=trial, predicted=predicted)
+
+
+def _begin(
+    lane: _Lane, step: list[Array], held: Sequence[Array] | None, begins: Array, linear: Sequence[bool]
+) -> list[Array]:
+    """Return the step, that to the best of the linear parameters alone where a fit begins and they are distinct."""
+    moves = [jnp.full(begins.shape, float(free)) for free in linear]
+    if held is not None:
+        moves = [jnp.where(h, 0.0, move) for h, move in zip(held, moves, strict=True)]
+    matrix = lanes.only(lane.curvature, moves)
+    against = [-g * move for g, move in zip(lane.gradient, moves, strict=True)]
+    root, least = lanes.cholesky(matrix)
+    alone = lanes.substitute_back(root, lanes.substitute(root, against))
+    wanted = begins & (least > _DISTINCT)
+    return [jnp.where(wanted, a, b) for a, b in zip(alone, step, strict=True)]
 
 
 def _held(lane: _Lane) -> list[Array]:

@@ -77,7 +77,7 @@ def eliminate(
                 part = series.take(some)
                 values = run(
                     *(fill(each[some].astype(float), shape.queue) for each in (theta, free, curvature)),
-                    [as_queue(c, shape.queue) for c in (*part.x, part.y, part.weight)],
+                    as_queue((*part.x, part.y, part.weight), shape.queue, shared),
                     tiles_of(part, shape),
                     -(-len(some) // shape.lanes),
                 )

@@ -83,7 +83,7 @@ def _settle_rows(
     run = once(objective, ("settle", shape, shared, mended), compiling)
     for some in np.split(rows, range(shape.queue, len(rows), shape.queue)):
         part = series.take(some)
-        columns = [as_queue(c, shape.queue) for c in (*part.x, part.y, part.weight)]
+        columns = as_queue((*part.x, part.y, part.weight), shape.queue, shared)
         values = run(
             *(fill(rows[some].astype(float), shape.queue) for rows in (theta, free, curvature)),
             columns,
