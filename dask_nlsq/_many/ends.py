@@ -150,8 +150,9 @@ def _record(ends: Ends, rows: npt.NDArray[np.int64], known: Settled) -> None:
 
 def unscaled_covariance(ends: Ends) -> npt.NDArray[np.float64]:
     """Return (JᵀJ)⁻¹ of each fit, infinite for parameters that a direction unseen by the data moves."""
-    inverse = ends.inverse.copy()
-    for row in np.flatnonzero((ends.status > 0) & (ends.pivot <= DEPENDENT)):
+    rows = np.flatnonzero((ends.status > 0) & (ends.pivot <= DEPENDENT))
+    inverse = ends.inverse.copy() if len(rows) else ends.inverse
+    for row in rows:
         free = ends.free[row]
         gram = square(ends.curvature[row][None])[0][np.ix_(free, free)]
         scale = np.sqrt(np.where(np.diag(gram) > 0, np.diag(gram), 1.0))

@@ -56,6 +56,9 @@ _FALL = 0.1
 """Factor of the damping after a step whose gain was as predicted: a third, as Nielsen has it, keeps a damping that
 slows the last steps down."""
 
+_BLOCK = 2**15
+"""Numbers of a block of rows."""
+
 A = TypeVar("A", bound=np.generic)
 
 _SHARE, _CLOSE = 0.7, 1e-3
@@ -151,20 +154,34 @@ class Series:
     y: Matrix  # (n or 1, points)
     weight: Matrix  # (n or 1, points)
 
-    @functools.cached_property
+    @property
     def response(self) -> Vector:
         """Σ (w y)² of each series, (n,)."""
-        return _squares(self.weight * self.y)
+        return self._moments[0]
 
-    @functools.cached_property
+    @property
     def spread(self) -> Vector:
         """Σ w² (y − mean)² of each series, (n,)."""
-        w2 = self.weight**2
-        mean = (w2 * self.y).sum(axis=1) / np.broadcast_to(w2, (len(w2), self.y.shape[1])).sum(axis=1)
-        return _squares(self.weight * (self.y - mean[:, None]))
+        return self._moments[1]
+
+    @functools.cached_property
+    def _moments(self) -> tuple[Vector, Vector]:
+        """Both, block by block: what is formed of the rows stays in a core's second-level cache."""
+        n, rows = len(self.y), max(_BLOCK // self.y.shape[1], 1)
+        response, spread = np.empty(n), np.empty(n)
+        for some in (slice(start, start + rows) for start in range(0, n, rows)):
+            weight, y = (c if len(c) == 1 else c[some] for c in (self.weight, self.y))
+            weighted, w2 = weight * y, weight**2
+            sums = (weight * weighted).sum(axis=1), np.broadcast_to(w2, y.shape).sum(axis=1)
+            response[some] = _squares(weighted)
+            with np.errstate(invalid="ignore"):  # a series without weight has no mean
+                spread[some] = _squares(weight * (y - (sums[0] / sums[1])[:, None]))
+        return response, spread
 
     def take(self, rows: npt.NDArray[np.int64]) -> Series:
         """Return some of the series, without a copy where they lie together."""
+        if len(rows) == max(len(c) for c in (*self.x, self.y, self.weight)) and _together(rows):
+            return self
         x, y, weight = tuple(_take(c, rows) for c in self.x), _take(self.y, rows), _take(self.weight, rows)
         return Series(x, y, weight)
 
@@ -209,9 +226,12 @@ def _squares(values: Matrix) -> Vector:
 def _take(rows: Matrix, which: npt.NDArray[np.int64]) -> Matrix:
     if len(rows) == 1:
         return rows
-    if len(which) and which[-1] - which[0] == len(which) - 1 and (np.diff(which) == 1).all():
-        return rows[which[0] : which[-1] + 1]
-    return rows[which]
+    return rows[which[0] : which[-1] + 1] if _together(which) else rows[which]
+
+
+def _together(which: npt.NDArray[np.int64]) -> bool:
+    """Whether these are neighbours in their order."""
+    return len(which) > 0 and which[-1] - which[0] == len(which) - 1 and bool((np.diff(which) == 1).all())
 
 
 def minimise(
