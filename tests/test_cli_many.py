@@ -71,6 +71,7 @@ OPTIONS = {
         {"fixed": {"a": 3.0}, "start": "neighbours"},
     ),
     "a name that is fixed, and a loss": (("--fixed", "a", "--loss", "huber"), {"fixed": ["a"], "loss": "huber"}),
+    "shared": (("--shared", "a"), {"shared": ["a"]}),
     "tied": (("--tied", "a=maximum(b,2)"), {"tied": {"a": "maximum(b,2)"}}),
     "bounds": (
         ("--bounds", "b=:1.2", "--sigma", "0.01", "--absolute-sigma", "--covariance", "--max-nfev", "50"),

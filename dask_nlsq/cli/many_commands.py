@@ -126,6 +126,8 @@ def fit_many(
             labelled.to_zarr(output, **stores.remote(output, storage_options))
             # The figures lie in the store now, and need not be fitted again to be counted.
             ends = stores.count_status(output, storage_options)
+        if fits.shared is not None:
+            click.echo(f"{fits.shared}\n")
         succeeded = _say(ends, "series", output)
     context.exit(0 if succeeded else NOT_CONVERGED)
 
