@@ -106,6 +106,14 @@ REFUSED = {
         "leave no value",
     ),
     "columns of all": (lambda: dask_nlsq.fit(sets(), x="t", shared="tau"), NlsqError, "belongs to a data set"),
+    "a misspelt parameter": (lambda: dask_nlsq.fit(sets(), shared="tau", fixed={"ofset": 0}), ModelError, "ofset"),
+    "p0 in two forms": (
+        lambda: dask_nlsq.fit(sets(pump={"p0": [1.0, 1.0, 0.0]}), shared="tau", p0=P0),
+        NlsqError,
+        "must be a mapping",
+    ),
+    "a jac of all": (lambda: dask_nlsq.fit(sets(), shared="tau", jac=lambda *a: a), NlsqError, "jac="),
+    "one key twice": (lambda: dask_nlsq.fit({1: sets()["pump"], "1": sets()["probe"]}), NlsqError, "the key '1'"),
     "a checkpoint": (lambda: dask_nlsq.fit(sets(), shared="tau", checkpoint="here"), NlsqError, "checkpoint="),
     "one model": (lambda: dask_nlsq.fit(decay, T, Y, shared="tau"), NlsqError, "several data sets"),
 }

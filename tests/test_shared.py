@@ -92,6 +92,10 @@ OPTIONS = {
     "two, in another order": (series(offset=0.5), {"shared": ["offset", "rate"]}),
     "robust, missing points": (holed(Y), {"shared": ["rate"], "loss": "soft_l1", "f_scale": 0.1, "sigma": SIGMA}),
     "an own one at a bound": (Y, {"shared": ["rate"], "bounds": {"offset": (0.6, 5.0)}}),
+    "a series that says nothing of what is shared": (
+        1e-3 * np.concatenate([Y, 1.0 - Y[:1]]),
+        {"shared": ["rate"], "bounds": {"amplitude": (0.0, 10.0)}},
+    ),
     "a shared one at a bound": (Y, {"shared": ["rate"], "bounds": {"rate": (0.1, 1.2)}}),
 }
 
@@ -152,6 +156,32 @@ def test_groups_have_the_bits_of_any_partitions(npartitions):
     dense = Dense(wide, ["rate"])
     np.testing.assert_allclose(one[list(NAMES)], dense.values, rtol=1e-7)
     np.testing.assert_allclose(one["amplitude_rate_cov"], dense.cov[:, 0, 1], rtol=1e-6)
+
+
+def test_series_along_the_first_axis_have_the_same_bits():
+    for chunks in (-1, 1):
+        assert same(dask_nlsq.fit_many(decay, T, da.from_array(Y.T, chunks=(-1, chunks)), axis=0, p0=P0, shared="rate"))
+
+
+def test_values_at_which_a_series_has_no_model_are_refused():
+    def root(x, height, edge):
+        return height * jnp.sqrt(x - edge)
+
+    x = np.linspace(1, 2, 20)
+    y = np.array([[2.0], [3.0]]) * np.sqrt(x - 0.999) + 0.001 * np.cos(9 * x)
+    result = dask_nlsq.fit_many(root, x, y, p0={"height": 0.1, "edge": -9.0}, shared="edge").compute()
+    assert result.success.all() and abs(result["edge"][0] - 0.999) < 0.01
+
+
+def test_moments_keep_their_digits_at_an_offset():
+    level = dask_nlsq.fit_many(decay, T, Y + 1e7, p0=[*P0[:2], 1e7], shared="rate")
+    assert level.shared.rsquared == pytest.approx(expected().shared.rsquared, rel=1e-6)
+
+
+def test_a_result_of_each_series_is_a_start():
+    alone = dask_nlsq.fit_many(decay, T, Y, p0=P0)
+    again = dask_nlsq.fit_many(decay, T, Y, p0=alone, shared="rate")
+    assert again.shared.nsweeps < expected().shared.nsweeps
 
 
 def test_series_that_fail_take_no_part():

@@ -7,6 +7,7 @@ becomes a result. The one module that knows both the numerics and the world.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import sys
 import time
@@ -277,6 +278,7 @@ def fit(
         "bounds": bounds,
         "fixed": fixed,
         "tied": tied,
+        "shared": shared,
         "prior": prior,
         "loss": loss,
         "f_scale": f_scale,
@@ -316,9 +318,8 @@ def fit(
     }
     if isinstance(model, (list, tuple, Mapping)):
         common = () if shared is None else (shared,) if isinstance(shared, str) else tuple(shared)
-        return fit_joint(parts(model, arguments), common, _fit_alone, _lay_out)
-    if shared is not None:
-        raise NlsqError("shared= is for several data sets; fit_groups and fit_many share parameters between series.")
+        data_sets = parts(model, arguments)
+        return fit_joint(data_sets, common, _fit_alone, functools.partial(_lay_out, sharing=len(data_sets)))
     return _fit_alone(FitOptions(model, **arguments))
 
 
@@ -330,10 +331,11 @@ def _fit_alone(options: FitOptions) -> FitResult:
         return _fit(resolved, options, session, started)
 
 
-def _lay_out(options: FitOptions) -> Problem:
-    """Return a data set as it lies for sweeps."""
+def _lay_out(options: FitOptions, sharing: int) -> Problem:
+    """Return a data set as it lies for sweeps, beside others: so many share the memory."""
     resolved = _resolve(options)
-    decided, executor, groups, _ = _gather(resolved, options)
+    with outside_pool(resolved.executor):
+        decided, executor, groups, _ = _gather(resolved, options, sharing=sharing)
     return _problem(dataclasses.replace(resolved, executor=executor), groups, decided, Session(), resolved.executor)
 
 
@@ -516,6 +518,8 @@ def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
 
 def _resolve(options: FitOptions) -> Resolved:
     """Resolve the arguments, and refuse to stream what does not add up."""
+    if options.shared is not None:
+        raise NlsqError("shared= is for several data sets; fit_groups and fit_many share parameters between series.")
     resolved = resolve(options)
     # These three are called for what they refuse, before anything is read.
     target(resolved.parameters.free, options.precision)
@@ -532,13 +536,13 @@ def _resolve(options: FitOptions) -> Resolved:
 
 
 def _gather(
-    resolved: Resolved, options: FitOptions, sampled: bool = False
+    resolved: Resolved, options: FitOptions, sampled: bool = False, sharing: int = 1
 ) -> tuple[Plan, Executor, Sequence[Any], Sample | None]:
     """Return the plan, the partitions in groups, held where it says so, and a sample where one is needed."""
     source, executor = resolved.source, resolved.executor
     executor.wait_for_workers()
     partitions, sample, read = len(source.partitions), None, 0.0
-    inputs = gather_plan_inputs(resolved, options.memory_limit)
+    inputs = gather_plan_inputs(resolved, options.memory_limit).shared_by(sharing)
     decided = (
         None if inputs.partition_rows is None else make_plan(inputs, options.settings)
     )  # may refuse, before anything is read
@@ -546,7 +550,7 @@ def _gather(
         started = time.perf_counter()
         sample = draw_sample(executor, group(source.partitions, float("inf"), executor.workers), partitions)
         read = time.perf_counter() - started
-        inputs, decided = gather_plan_inputs(resolved, options.memory_limit, sample), None
+        inputs, decided = gather_plan_inputs(resolved, options.memory_limit, sample).shared_by(sharing), None
     decided = decided or make_plan(inputs, options.settings)
     groups = arrange(source, executor, decided)
     executor = executor_of(decided, executor)

@@ -9,6 +9,7 @@ placed in the columns of these parameters, are stacked:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -35,6 +36,7 @@ from dask_nlsq._fit.progress import Progress
 from dask_nlsq._kernel import MANY_ROWS, Reduction, Request, Whitening, merge
 from dask_nlsq._result import FitResult
 from dask_nlsq._solver import Factor, State, TrustRegion, factorise, final, inference
+from dask_nlsq._sweep import outside_pool
 from dask_nlsq._system import peak_memory
 from dask_nlsq._typing import Matrix, Vector
 
@@ -48,7 +50,8 @@ _NAMED = ("p0", "bounds", "fixed", "tied")
 
 _REFUSED = (
     *("prior", "cov_type", "callback", "time_limit", "tier", "goal", "workflow", "config", "precision"),
-    *("n_starts", "method", "checkpoint", "autotune"),
+    *("n_starts", "method", "autotune", "checkpoint", "checkpoint_interval", "checkpoint_every", "resume"),
+    *("compression", "keep", "strict"),
 )
 """Arguments that one data set takes and several do not."""
 
@@ -72,6 +75,8 @@ def parts(
     for name in _DATA:
         if common.get(name) is not None:
             raise NlsqError(f"{name}= belongs to a data set: give it in the mapping of each.")
+    if callable(common.get("jac")):
+        raise NlsqError("jac= is a function of one model: leave it out, or fit one data set.")
     named = data_sets.items() if isinstance(data_sets, Mapping) else enumerate(data_sets)
     found = {}
     for key, given in named:
@@ -81,10 +86,17 @@ def parts(
         if unknown:
             possible = ", ".join(("model", *_DATA, *_NAMED))
             raise NlsqError(f"Data set {key!r} has {unknown}; it takes {possible}. Others are for all.")
-        of_all = {name: value for name, value in common.items() if name not in _NAMED}
+        if str(key) in found:
+            raise NlsqError(f"Two data sets have the key {str(key)!r}.")
+        of_all = {name: value for name, value in common.items() if name not in ("shared", *_NAMED)}
         found[str(key)] = FitOptions(**of_all | dict(given) | _by_name(given, common))
     if len(found) < 2:
         raise NlsqError("Several data sets are needed; give one as fit(model, data=…).")
+    known = {name for each in found.values() for name in to_model(each.model, each.p0).parameters}
+    for option in _NAMED:
+        unknown = [name for name in common.get(option) or () if name not in known]
+        if unknown:
+            raise ModelError(f"{option}= for all data sets names {unknown}; the parameters are {sorted(known)}.")
     return found
 
 
@@ -98,8 +110,9 @@ def _by_name(given: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, A
             continue
         if not isinstance(of_all, Mapping):
             raise NlsqError(f"{option}= for several data sets must be a mapping from names; it is {of_all!r}.")
-        if own is None or isinstance(own, Mapping):
-            taken[option] = {name: value for name, value in of_all.items() if name in names} | dict(own or {})
+        if own is not None and not isinstance(own, Mapping):
+            raise NlsqError(f"{option}= is given for all data sets, so that of one must be a mapping too, not {own!r}.")
+        taken[option] = {name: value for name, value in of_all.items() if name in names} | dict(own or {})
     return taken
 
 
@@ -262,7 +275,9 @@ def fit_joint(
         max_nfev=of_all.max_nfev or MANY_ROWS,
     )
     state, seconds, whitenings = solver.init(joint.start(results)), list[float](), dict[str, Whitening | None]()
-    with Progress(1, of_all.progress) as bar:
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(Progress(1, of_all.progress))
+        stack.enter_context(outside_pool(next(iter(joint.problems.values())).reader))
         while not solver.terminate(state):
             clock = time.perf_counter()
             bar.notify(SweepBegin(f"joint sweep {state.nsweeps + 1}", state))

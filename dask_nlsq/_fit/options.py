@@ -67,6 +67,7 @@ class FitOptions:
     bounds: Any = None
     fixed: Any = None
     tied: Mapping[str, Any] | None = None
+    shared: Any = None
     prior: Mapping[str, tuple[float, float]] | None = None
     loss: Loss = "linear"
     f_scale: float = 1.0

@@ -243,7 +243,7 @@ def quadratic(matrix: Triangle, vector: Sequence[Array]) -> Array:
 def only(matrix: Triangle, free: Sequence[Array]) -> Triangle:
     """Return a matrix with the rows and columns of the identity for parameters whose `free`, (lanes,), is 0."""
     return [
-        [jnp.where(row[i] * free[i] > 0, row[i], 1.0) if i == j else free[i] * free[j] * row[j] for j in range(i + 1)]
+        [jnp.where(free[i] > 0, row[i], 1.0) if i == j else free[i] * free[j] * row[j] for j in range(i + 1)]
         for i, row in enumerate(matrix)
     ]
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
@@ -170,9 +171,10 @@ def fit_many(
         given["sigma"] = weights
     if isinstance(p0, ManyFits):
         common = {shared} if isinstance(shared, str) else set(shared or ())
-        starts = {name: v for name, v in starts.items() if name not in {*shared_fixed, *(tied or {}), *common}}
         found = {} if p0.shared is None else p0.shared.params.to_dict()
         shared_start |= {name: value for name, value in found.items() if name in common}
+        settled = {*shared_fixed, *(tied or {}), *(name for name in common if name in found)}
+        starts = {name: values for name, values in starts.items() if name not in settled}
     for name, values in held.items():
         # A series that has no value for it is not fitted: at infinity its model is not finite.
         starts[name] = lower[name] = upper[name] = da.where(da.isnan(da.asarray(values)), np.inf, values)
@@ -194,11 +196,17 @@ def fit_many(
     )
     roles = {"start": starts, "lower": lower, "upper": upper}
     of_each = [name for name in task.free[task.own :] if any(name in own for own in roles.values())]
+    if isinstance(p0, ManyFits):  # each is fitted by itself from there, and their mean is the start
+        task = dataclasses.replace(task, guessed=(*task.guessed, *(name for name in of_each if name in starts)))
+        of_each = [name for name in of_each if name in lower or name in upper]
     if of_each:
         raise DataError(f"{of_each} are shared by all series, and have values of each in p0, bounds or fixed.")
     given |= {role: _stack(task.free, own, series) for role, own in roles.items() if own}
     together = None
     if task.n_shared:
+        own = [role for role in roles if role in given]
+        with computing(client, progress):  # else they would be computed in each pass
+            given |= dict(zip(own, dask.persist(*(given[role] for role in own)), strict=True))
         if start == "neighbours":
             raise NlsqError('start="neighbours" fits each series by itself, and shared= all of them together.')
         known, together, standing = estimate(task, _chunks(series, given, client, progress))

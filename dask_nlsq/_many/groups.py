@@ -69,8 +69,8 @@ def fit_groups(
         As in `fit_many`, with numbers that all groups share; what p0 does not give, the model guesses for each group.
     shared : str or sequence of str, optional
         Parameters that are common to all groups; the others belong to each. They are estimated when this is called, in
-        about ten passes over the rows; rows that have to be shuffled stay in the memory of the workers for that, which
-        may spill them to disk. Every row of the result has their values.
+        about ten passes over the rows. Rows that have to be shuffled stay in memory as long as the result does: of
+        the workers, which may spill them to disk, or of this process. Every row of the result has their values.
     covariance : bool
         Whether the result has a column ``A_B_cov`` for each two parameters A and B, besides the standard errors.
     within_partitions : bool, optional

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -65,8 +66,8 @@ class Totals(NamedTuple):
     dof: float  # points, less the own parameters that are free
     cost: float
     weight: float  # Σ w²
-    response: float  # Σ w² y
-    square: float  # of the mean of each series, times its weight
+    response: float  # Σ w² (y − reference)
+    square: float  # of the mean of each series less the reference, times its weight
     spread: float  # Σ w² (y − mean of the series)²
     log_weight: float
     gram: Matrix  # (q + 1, q + 1)
@@ -79,17 +80,17 @@ class Totals(NamedTuple):
         scalars = dict(zip(cls._fields, sums[:9].tolist(), strict=False))
         return cls(**scalars, gram=gram.reshape(q + 1, q + 1), curvature=curvature.reshape(q, q))
 
-    def reduction(self, robust: bool) -> Reduction:
+    def reduction(self, robust: bool, reference: float) -> Reduction:
         """Return what the solver sees, whose rows are those that the own parameters leave over."""
-        mean = self.response / self.weight if self.weight > 0 else 0.0
+        away = self.response / self.weight if self.weight > 0 else 0.0
         return Reduction(
-            rows=round(self.dof),
+            rows=round(self.dof) if math.isfinite(self.dof) else 0,
             dropped=0,
             cost=self.cost,
             gram=self.gram,
             weight=self.weight,
-            mean=mean,
-            response_sum_of_squares=max(self.spread + self.square - self.weight * mean**2, 0.0),
+            mean=reference + away,
+            response_sum_of_squares=max(self.spread + self.square - self.weight * away**2, 0.0),
             log_weight=self.log_weight,
             sums=np.zeros(0),
             checksum=np.zeros(0, np.uint64),
@@ -103,6 +104,7 @@ def reduce_chunk(
     payload: Payload,
     values: Vector,
     s: Matrix,
+    reference: float,
 ) -> Reduced:
     """Fit the series of a chunk with the shared parameters held, and sum what they say of them.
 
@@ -116,11 +118,13 @@ def reduce_chunk(
         Of the shared parameters.
     s : ndarray (q, q)
         By which their columns of J are multiplied.
+    reference : float
+        A response about which the moments of y keep their digits.
     """
     task: Task = payload.value
     standing, sums = [], _nothing(task)
     for i, (y, given) in enumerate(rows):
-        now, part = _reduce(task, y, given, None if before is None else before[0][i], values, s)
+        now, part = _reduce(task, y, given, None if before is None else before[0][i], values, s, reference)
         standing.append(now)
         sums = sums + part
     return standing, sums
@@ -132,7 +136,13 @@ def _nothing(task: Task) -> ExactSum:
 
 
 def _reduce(
-    task: Task, y: Matrix, given: Mapping[str, Matrix], before: Standing | None, values: Vector, s: Matrix
+    task: Task,
+    y: Matrix,
+    given: Mapping[str, Matrix],
+    before: Standing | None,
+    values: Vector,
+    s: Matrix,
+    reference: float,
 ) -> tuple[Standing, ExactSum]:
     """Do so for series of one length."""
     own, start = task.own, given.get("start", np.full((len(y), len(task.free)), np.nan))
@@ -153,7 +163,8 @@ def _reduce(
     back = np.swapaxes(turned, 1, 2)
     series = fitted.series.take(rows)
     w2 = np.broadcast_to(series.weight**2, (len(rows), y.shape[1]))
-    weight, response = w2.sum(axis=1), (w2 * series.y).sum(axis=1)
+    y = series.y - reference
+    weight, response = w2.sum(axis=1), (w2 * y).sum(axis=1)
     mean = np.divide(response, weight, out=np.zeros(len(rows)), where=weight > 0)
     with np.errstate(divide="ignore"):
         logs = np.where(w2 > 0, 0.5 * np.log(w2), 0.0).sum(axis=1)
@@ -165,7 +176,7 @@ def _reduce(
         weight,
         response,
         weight * mean**2,
-        (w2 * (series.y - mean[:, None]) ** 2).sum(axis=1),
+        (w2 * (y - mean[:, None]) ** 2).sum(axis=1),
         logs,
     )
     gram = np.zeros((len(rows), task.n_shared + 1, task.n_shared + 1))
@@ -173,8 +184,13 @@ def _reduce(
     gram[:, :-1, -1] = gram[:, -1, :-1] = (back @ found.gradient[:, :, None])[:, :, 0]
     gram[:, -1, -1] = 2.0 * found.cost
     curved = back @ found.curved @ turned
-    each = [np.stack(scalars, axis=1), *(a.reshape(len(rows), a[0].size) for a in (gram, curved))]
-    return Standing(theta, counts), ExactSum.of(np.concatenate(each, axis=1))
+    parts = [np.stack(scalars, axis=1), *(a.reshape(len(rows), a[0].size) for a in (gram, curved))]
+    each = np.concatenate(parts, axis=1)
+    if before is None:  # a series without a derivative at the start takes no part either
+        good = np.isfinite(each).all(axis=1)
+        counts[rows[~good]] = False
+        each = each[good]
+    return Standing(theta, counts), ExactSum.of(each)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,22 +242,26 @@ def estimate(task: Task, chunks: Chunks) -> tuple[Shared, FitResult, list[Delaye
     payload, begun = serialize(task), time.perf_counter()
     start, lower, upper = (each[task.own :] for each in (task.start, task.lower, task.upper))
     if task.alone is not None:
-        start = np.clip(_mean_estimates(task.alone, chunks, task.n_shared, start), lower, upper)
+        given = np.array([name not in task.guessed for name in task.free[task.own :]])
+        mean = _mean_estimates(task.alone, chunks, task.n_shared, start)
+        start = np.clip(np.where(given, start, mean), lower, upper)
     solver = TrustRegion(lower, upper, absolute_sigma=task.absolute_sigma, max_nfev=_SWEEPS)
-    state, kept, seconds = solver.init(start), None, list[float]()
+    state, kept, seconds, reference = solver.init(start), None, list[float](), 0.0
     totals: Totals | None = None
     while not solver.terminate(state):
         clock = time.perf_counter()
         request = solver.request(state)
         s = np.eye(task.n_shared) if request.whitening is None else request.whitening.s
-        states, sums = chunks.sweep(reduce_chunk, kept, payload, request.theta, s)
+        states, sums = chunks.sweep(reduce_chunk, kept, payload, request.theta, s, reference)
         now = Totals.of(sums.rounded(), task.n_shared)
         if totals is None and not now.series > 0:
             raise DataError(
                 "None of the series can be fitted at the start: each has fewer points than parameters of its own, or "
                 "the model is not finite there. Give p0, and see fit_many without shared= for what each fails of."
             )
-        state = solver.step(state, now.reduction(task.objective.robust))
+        reduction = now.reduction(task.objective.robust, reference)
+        state = solver.step(state, reduction)
+        reference = reference or reduction.mean
         seconds.append(time.perf_counter() - clock)
         last = state.history[-1]
         log.info("sweep %d: cost %.10g, %.3g standard errors remain", last.sweep, last.cost, last.step)

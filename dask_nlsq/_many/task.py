@@ -157,9 +157,9 @@ class Task:
 
     def _series(self, y: Matrix, given: Mapping[str, Matrix]) -> tuple[Series, Flags]:
         """Return the points with their weights, and which series have any."""
-        y = as_float(y)
+        y = np.ascontiguousarray(as_float(y))  # NumPy sums rows in an order that hangs on how they lie
         x = tuple(np.asarray(c)[None] for c in self.x or ()) or tuple(
-            np.asarray(given[f"x{i}"], float) for i in range(self.objective.n_columns)
+            np.ascontiguousarray(given[f"x{i}"], float) for i in range(self.objective.n_columns)
         )
         sigma = given.get("sigma", self.sigma)
         with np.errstate(divide="ignore"):

@@ -54,6 +54,10 @@ class PlanInputs:
         """Bytes of all rows once they are decoded."""
         return None if self.rows is None else self.rows * self.row_bytes
 
+    def shared_by(self, fits: int) -> PlanInputs:
+        """Return what one of several fits knows, which share the memory."""
+        return dataclasses.replace(self, limit=self.limit // fits, here=self.here // fits)
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
