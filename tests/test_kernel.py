@@ -206,7 +206,7 @@ def smoothed(t, amplitude, rate, width):
 
 
 def test_rows_of_a_model_with_shared_work_are_evaluated_each_at_its_parameters():
-    shared = validate.look(objective(smoothed), np.ones(3)).objective
+    shared = validate.check(objective(smoothed), np.ones(3)).objective
     assert shared.jacobian == "shared"
     t, thetas = np.linspace(0, 2, 7), np.linspace(0.5, 1.5, 21).reshape(7, 3)
     found = evaluate_rows(shared, Block((t,), np.zeros(7)), thetas)

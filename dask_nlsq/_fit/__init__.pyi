@@ -8,9 +8,9 @@ from .loop import run_in_memory as run_in_memory
 from .non_finite import explain as explain
 from .options import FitOptions as FitOptions
 from .outcome import UndeterminedWarning as UndeterminedWarning
+from .outcome import build_combined as build_combined
 from .outcome import differences_taken as differences_taken
 from .outcome import expand as expand
-from .outcome import history_columns as history_columns
 from .outcome import reservations as reservations
 from .outcome import warn_of_open_ends as warn_of_open_ends
 from .problem import resolve_objective as resolve_objective

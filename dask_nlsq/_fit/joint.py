@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,24 +21,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dask_nlsq._errors import BoundsError, ModelError, NlsqError, TooFewRows, warn
+from dask_nlsq._errors import BoundsError, ModelError, NlsqError, TooFewRows
 from dask_nlsq._fit.observer import SweepBegin
 from dask_nlsq._fit.options import FitOptions
-from dask_nlsq._fit.outcome import (
-    UndeterminedWarning,
-    about_data,
-    expand,
-    history_columns,
-    reservations,
-    warn_of_open_ends,
-)
+from dask_nlsq._fit.outcome import UndeterminedWarning, about_data, build_combined, expand
 from dask_nlsq._fit.problem import Problem, to_model
 from dask_nlsq._fit.progress import Progress
-from dask_nlsq._kernel import MANY_ROWS, Reduction, Request, Whitening, merge
+from dask_nlsq._kernel import Reduction, Request, Whitening, merge
 from dask_nlsq._result import FitResult
-from dask_nlsq._solver import Factor, State, TrustRegion, factorise, final, inference
+from dask_nlsq._solver import Factor, State, TrustRegion, factorise
 from dask_nlsq._sweep import outside_pool
-from dask_nlsq._system import peak_memory
 from dask_nlsq._typing import Matrix, Vector
 
 log = logging.getLogger("dask_nlsq")
@@ -272,7 +265,7 @@ def fit_joint(
         ftol=of_all.ftol,
         xtol=of_all.xtol,
         gtol=of_all.gtol,
-        max_nfev=of_all.max_nfev or MANY_ROWS,
+        max_nfev=of_all.max_nfev or sys.maxsize,
     )
     state, seconds, whitenings = solver.init(joint.start(results)), list[float](), dict[str, Whitening | None]()
     with contextlib.ExitStack() as stack:
@@ -307,41 +300,19 @@ def _result(
     total: float,
 ) -> FitResult:
     """Return the result of all data sets, with what each sees of it as its parts."""
-    point = state.at
-    theta, cost = final(state, joint.lower, joint.upper)
-    side = np.where(theta <= joint.lower, -1, np.where(theta >= joint.upper, 1, 0))
-    free = side == 0
-    statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma)
-    s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf
-    pcov = inference.covariance(point.factor, s2, free)
-    notes = reservations(joint.names, side, inference.entangled(point.factor, theta, pcov, free))
-    notes += tuple(f"Data set {key!r}: {text}" for key, each in joint.problems.items() for text in about_data(each))
-    if not state.ending.success:
-        warn(f"The joint fit has not converged: {state.ending.sentence}")
-    warn_of_open_ends(joint.names, pcov)
-    whole = FitResult(
-        names=joint.names,
-        popt=theta,
-        pcov=pcov,
-        cost=cost,
-        optimality=float(np.abs(np.where(free, point.factor.gradient, 0.0)).max()),
-        statistics=statistics,
-        n_dropped=point.reduction.dropped,
-        condition_number=point.factor.condition,
-        active_mask=side,
-        status=state.ending,
-        sweeps=history_columns(state, joint.names, seconds),
-        provenance={
+    whole = build_combined(
+        joint.names,
+        solver,
+        state,
+        state.at.reduction,
+        seconds,
+        total,
+        tuple(f"Data set {key!r}: {text}" for key, each in joint.problems.items() for text in about_data(each)),
+        {
             "model": " + ".join(dict.fromkeys(problem.objective.model.name for problem in joint.problems.values())),
             "data": f"{len(joint.problems)} data sets",
             "partitions": sum(len(problem.source.partitions) for problem in joint.problems.values()),
-            "seconds": sum(seconds),
-            "total_seconds": total,
-            "rows_per_second": state.nsweeps * point.reduction.rows / max(sum(seconds), 1e-9),
-            "peak_memory": peak_memory(),
         },
-        notes=notes,
-        factor=point.factor,
     )
     return dataclasses.replace(whole, parts={key: _part(joint, key, whole) for key in joint.problems})
 

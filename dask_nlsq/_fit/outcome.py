@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dask
@@ -24,7 +24,7 @@ from dask_nlsq._fit.checks.identifiability import identifiable_factor
 from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.profile import Profiler
 from dask_nlsq._kernel import SLABS, Reduction, device
-from dask_nlsq._model import Objective, Parameters
+from dask_nlsq._model import Objective, Parameters, side_of_bounds
 from dask_nlsq._plan import Measured, Plan
 from dask_nlsq._result import FitResult, columns_of
 from dask_nlsq._solver import Factor, Point, State, Status, TrustRegion, final, inference
@@ -81,6 +81,60 @@ def build(
     )
 
 
+def build_combined(
+    names: tuple[str, ...],
+    solver: TrustRegion,
+    state: State,
+    reduction: Reduction,
+    seconds: list[float],
+    total: float,
+    notes: tuple[str, ...],
+    provenance: Mapping[str, Any],
+    n_eliminated: int = 0,
+) -> FitResult:
+    """Return the result of several data sets, or of many series, that one solver has fitted together.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Of the free parameters, which are all.
+    reduction : Reduction
+        Of the accepted point, with all rows that count.
+    n_eliminated : int
+        Parameters besides, that each series has eliminated.
+    """
+    theta, cost = final(state, solver.lower, solver.upper)
+    side = side_of_bounds(theta, solver.lower, solver.upper)
+    free, factor = side == 0, state.at.factor
+    statistics = inference.statistics(reduction, cost, n_eliminated + int(free.sum()), solver.absolute_sigma)
+    pcov = inference.covariance(factor, statistics.residual_variance(solver.absolute_sigma), free)
+    if not state.ending.success:
+        warn(f"The fit of {', '.join(names)} has not converged: {state.ending.sentence}")
+    warn_of_open_ends(names, pcov)
+    return FitResult(
+        names=names,
+        popt=theta,
+        pcov=pcov,
+        cost=cost,
+        optimality=float(np.abs(np.where(free, factor.gradient, 0.0)).max()),
+        statistics=statistics,
+        n_dropped=reduction.dropped,
+        condition_number=factor.condition,
+        active_mask=side,
+        status=state.ending,
+        sweeps=history_columns(state, names, seconds),
+        provenance={
+            **provenance,
+            "seconds": sum(seconds),
+            "total_seconds": total,
+            "rows_per_second": state.nsweeps * reduction.rows / max(sum(seconds), 1e-9),
+            "peak_memory": peak_memory(),
+        },
+        notes=(*reservations(names, side, inference.entangled(factor, theta, pcov, free)), *notes),
+        factor=factor,
+    )
+
+
 def about_data(problem: Problem) -> tuple[str, ...]:
     """Say what is worth knowing of how the columns were read."""
     info = problem.source.info
@@ -93,8 +147,8 @@ def reservations(names: Sequence[str], side: npt.NDArray[np.int64], vague: npt.N
     """Say which free parameters ended at a bound, and which the data hardly determine, with what may help."""
     notes: tuple[str, ...] = ()
     if side.any():
-        held = ", ".join(itertools.compress(names, side))
-        notes += (f"{held} ended at a bound and was held there; it has no standard error.",)
+        at_bounds = ", ".join(itertools.compress(names, side))
+        notes += (f"{at_bounds} ended at a bound and was held there; it has no standard error.",)
     if vague.any():
         notes += (
             f"Hardly determined by these data: {', '.join(itertools.compress(names, vague))}. Within three standard "
@@ -170,8 +224,7 @@ def _covariance(
     """Return the covariance of the free parameters, (p, p)."""
     dof = statistics.dof
     if point.reduction.meat is None:
-        s2 = 1.0 if absolute_sigma else statistics.redchi if dof > 0 else np.inf
-        return inference.covariance(factor, s2, free)
+        return inference.covariance(factor, statistics.residual_variance(absolute_sigma), free)
     inverse = np.eye(len(free)) if point.whitening is None else point.whitening.inverse
     # The sums are in the coordinates of the S of their sweep.
     meat = inverse.T @ point.reduction.meat @ inverse

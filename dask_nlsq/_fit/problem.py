@@ -132,14 +132,14 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
         sandwich=options.cov_type == "sandwich",
         expansion=parameters.expansion,
     )
-    return parameters, _look(serialize(objective).value, parameters.start, options.jac)
+    return parameters, _checked_objective(serialize(objective).value, parameters.start, options.jac)
 
 
-def _look(objective: Objective, start: Vector, jac: object) -> Objective:
-    """Look at the model before any data are read, and say how its Jacobian will be formed."""
+def _checked_objective(objective: Objective, start: Vector, jac: object) -> Objective:
+    """Check the model before any data are read, and say how its Jacobian will be formed."""
     if not callable(jac) and jac not in (None, "jax", "2-point", "3-point"):
         raise ModelError(f'jac is {jac!r}; "jax", "2-point", "3-point" or a function is needed.')
-    objective, obstacle, single, traceable = validate.look(objective, start)
+    objective, obstacle, single, traceable = validate.check(objective, start)
     name = objective.model.name
     if single:
         warn(

@@ -1,4 +1,4 @@
-"""Look at a model before it is fitted: what it returns, how its Jacobian is formed, whether it looks across rows."""
+"""Check a model before it is fitted: what it returns, how its Jacobian is formed, whether it looks across rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 _UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, IndexError)
 
 
-class Look(NamedTuple):
+class Checked(NamedTuple):
     """What is known of a model before it sees data."""
 
     objective: Objective  # with its Jacobian chosen
@@ -39,19 +39,18 @@ class Look(NamedTuple):
     traceable: bool = True
 
 
-def look(objective: Objective, theta: Vector) -> Look:
-    """Return what `check` says, which is asked once for each objective."""
-    return once(objective, "look", lambda: check(objective, theta))
-
-
-def check(objective: Objective, theta: Vector) -> Look:
-    """Look at the model without data: its shape, its dtype, its constants, and how its Jacobian can be formed.
+def check(objective: Objective, theta: Vector) -> Checked:
+    """Check the model without data, once: its shape, its dtype, its constants, and how its Jacobian can be formed.
 
     Raises
     ------
     ModelError
         The model runs neither under JAX nor under NumPy, or does not return one real number a row.
     """
+    return once(objective, "check", lambda: _check(objective, theta))
+
+
+def _check(objective: Objective, theta: Vector) -> Checked:
     name, rows = objective.model.name, traced.ROWS
     with jax.enable_x64(True):
         try:
@@ -68,18 +67,18 @@ def check(objective: Objective, theta: Vector) -> Look:
             raise ModelError(f"The model {name!r} returns {dtype}; real numbers are needed.")
         single = tuple(map(_said, traced.single(traced.constants(program))))
         if objective.jac is not None:
-            return Look(dataclasses.replace(objective, jacobian="numeric"), None, single)
+            return Checked(dataclasses.replace(objective, jacobian="numeric"), None, single)
         shared = traced.shares(program, objective.n_columns)
         jacobian, obstacle = _direction(objective, ("shared", "forward") if shared else ("reverse", "forward"))
         objective = dataclasses.replace(objective, jacobian=jacobian)
         if obstacle is None:
-            return Look(objective, None, single)
+            return Checked(objective, None, single)
         if (failed := _under_numpy(objective, theta)) is not None:
             raise ModelError(
                 f"The model {name!r} has no derivative in JAX ({_where(obstacle)}), and raises "
                 f"{type(failed).__name__} under NumPy: {failed}."
             ) from failed
-        return Look(_compiled(objective), f"has no derivative in JAX: {obstacle} ({_where(obstacle)})", single)
+        return Checked(_compiled(objective), f"has no derivative in JAX: {obstacle} ({_where(obstacle)})", single)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,18 +136,18 @@ def _said(constant: jax.Array) -> str:
     return f"{float(constant):.9g}" if constant.size == 1 and constant.dtype.kind == "f" else f"shape {constant.shape}"
 
 
-def _check_numpy(objective: Objective, theta: Vector, error: Exception) -> Look:
-    """Look at a model that JAX cannot trace; what is held at a whole number may have to be one."""
+def _check_numpy(objective: Objective, theta: Vector, error: Exception) -> Checked:
+    """Check a model that JAX cannot trace; what is fixed at a whole number may have to be one."""
     failed = _under_numpy(objective, theta)
     if failed is None:
         objective, single = (
             dataclasses.replace(objective, jacobian="numeric"),
             traced.single(reached(objective.model.func)),
         )
-        return Look(objective, f"cannot be traced by JAX: {_where(error)}", tuple(map(_said, single)), False)
+        return Checked(objective, f"cannot be traced by JAX: {_where(error)}", tuple(map(_said, single)), False)
     needs_integers = any(isinstance(e, (TypeError, IndexError)) and "integer" in str(e) for e in (error, failed))
     if needs_integers and (whole := _whole(objective)) is not None:
-        return check(whole, theta)
+        return _check(whole, theta)
     shown = failed if not isinstance(error, _UNTRACEABLE) else error
     raise ModelError(
         f"The model {objective.model.name!r} raises {type(shown).__name__}: {shown}. It runs neither under JAX "
@@ -157,7 +156,7 @@ def _check_numpy(objective: Objective, theta: Vector, error: Exception) -> Look:
 
 
 def _whole(objective: Objective) -> Objective | None:
-    """Return an objective that hands on whole numbers as such, where parameters are held at some."""
+    """Return an objective that hands on whole numbers as such, where parameters are fixed at some."""
     expansion = objective.expansion
     fixed = {} if expansion is None else expansion.fixed
     whole = {name: int(v) for name, v in fixed.items() if isinstance(v, float) and v.is_integer()}

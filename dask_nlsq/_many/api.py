@@ -84,7 +84,7 @@ def fit_many(
     bounds : tuple or mapping, optional
         ``(lower, upper)`` or ``{name: (lower, upper)}``; each a number or an array of the outer shape.
     fixed : mapping or sequence of str, optional
-        ``{name: value}``, a number or an array of the outer shape; or names to be held at their start.
+        ``{name: value}``, a number or an array of the outer shape; or names to be fixed at their start.
     tied : mapping, optional
         ``{name: "expression of other parameters"}``.
     loss, f_scale
@@ -161,7 +161,7 @@ def fit_many(
     outer = series.shape[:-1]
     split = functools.partial(_split, bound, labels, outer)
     starts, shared_start = split(_mapping(bound, p0, "p0"), "p0")
-    held, shared_fixed = split(_fixed(fixed), "fixed")
+    fixed_values, shared_fixed = split(_fixed(fixed), "fixed")
     lower, upper, shared_bounds = _limits(split, bounds)
     names = fixed if isinstance(fixed, (str, list, tuple)) else shared_fixed
     weights = None if sigma is None else _column(sigma, series, axis, "sigma")
@@ -171,11 +171,11 @@ def fit_many(
         given["sigma"] = weights
     if isinstance(p0, ManyFits):
         common = {shared} if isinstance(shared, str) else set(shared or ())
-        found = {} if p0.shared is None else p0.shared.params.to_dict()
-        shared_start |= {name: value for name, value in found.items() if name in common}
-        settled = {*shared_fixed, *(tied or {}), *(name for name in common if name in found)}
-        starts = {name: values for name, values in starts.items() if name not in settled}
-    for name, values in held.items():
+        known = {} if p0.shared is None else p0.shared.params.to_dict()
+        shared_start |= {name: value for name, value in known.items() if name in common}
+        without = {*shared_fixed, *(tied or {}), *(name for name in common if name in known)}
+        starts = {name: values for name, values in starts.items() if name not in without}
+    for name, values in fixed_values.items():
         # A series that has no value for it is not fitted: at infinity its model is not finite.
         starts[name] = lower[name] = upper[name] = da.where(da.isnan(da.asarray(values)), np.inf, values)
     task = make_task(
@@ -195,28 +195,28 @@ def fit_many(
         shared=shared,
     )
     roles = {"start": starts, "lower": lower, "upper": upper}
-    of_each = [name for name in task.free[task.own :] if any(name in own for own in roles.values())]
+    varying = [name for name in task.free[task.n_own :] if any(name in values for values in roles.values())]
     if isinstance(p0, ManyFits):  # each is fitted by itself from there, and their mean is the start
-        task = dataclasses.replace(task, guessed=(*task.guessed, *(name for name in of_each if name in starts)))
-        of_each = [name for name in of_each if name in lower or name in upper]
-    if of_each:
-        raise DataError(f"{of_each} are shared by all series, and have values of each in p0, bounds or fixed.")
-    given |= {role: _stack(task.free, own, series) for role, own in roles.items() if own}
-    together = None
+        task = dataclasses.replace(task, guessed=(*task.guessed, *(name for name in varying if name in starts)))
+        varying = [name for name in varying if name in lower or name in upper]
+    if varying:
+        raise DataError(f"{varying} are shared by all series, and have values of each in p0, bounds or fixed.")
+    given |= {role: _stack(task.free, values, series) for role, values in roles.items() if values}
+    shared_fit = None
     if task.n_shared:
-        own = [role for role in roles if role in given]
-        with computing(client, progress):  # else they would be computed in each pass
-            given |= dict(zip(own, dask.persist(*(given[role] for role in own)), strict=True))
         if start == "neighbours":
             raise NlsqError('start="neighbours" fits each series by itself, and shared= all of them together.')
-        known, together, standing = estimate(task, _chunks(series, given, client, progress))
-        task, given["start"] = dataclasses.replace(task, shared=known), _where_they_stand(series, standing, task)
+        present = [role for role in roles if role in given]
+        with computing(client, progress):  # else they would be computed in each pass
+            given |= dict(zip(present, dask.persist(*(given[role] for role in present)), strict=True))
+        estimates, shared_fit, states = estimate(task, _chunks(series, given, client, progress))
+        task, given["start"] = dataclasses.replace(task, shared=estimates), _last_thetas(series, states, task)
     payload = serialize(task)
     figures = _lazy(payload, series, given)
     if start == "neighbours" and outer and series.size:
         figures = refit_from_neighbours(payload, series, given, figures)
     return ManyFits(
-        shared=together,
+        shared=shared_fit,
         names=bound.parameters,
         figures=figures,
         has_covariance=covariance,
@@ -359,20 +359,20 @@ def _chunk(names: Sequence[str], *arrays: AnyArray) -> list[Rows]:
     return [(y, dict(zip(names, given, strict=True)))]
 
 
-def _where_they_stand(series: da.Array, states: Sequence[Delayed], task: Task) -> da.Array:
-    """Return where the series of each chunk begin next, (*outer, p)."""
+def _last_thetas(series: da.Array, states: Sequence[Delayed], task: Task) -> da.Array:
+    """Return the last parameters of the series of each chunk, (*outer, p)."""
     blocks = np.empty((*series.numblocks[:-1], 1), object)  # `block` joins the last axis first
     for place, state in zip(np.ndindex(blocks.shape), states, strict=True):
         size = [chunks[i] for chunks, i in zip(series.chunks[:-1], place, strict=False)]
         shape = (*size, len(task.free))
-        blocks[place] = da.from_delayed(delayed(_starts_of)(state, shape), shape, np.float64)
+        blocks[place] = da.from_delayed(delayed(_thetas_of)(state, shape), shape, np.float64)
     whole: da.Array = da.block(blocks.tolist())
     return whole
 
 
-def _starts_of(state: Reduced, shape: tuple[int, ...]) -> AnyArray:
-    ((standing,), _) = state
-    return standing.theta.reshape(shape)
+def _thetas_of(state: Reduced, shape: tuple[int, ...]) -> AnyArray:
+    ((series_state,), _) = state
+    return series_state.theta.reshape(shape)
 
 
 def _lazy(payload: Payload, series: da.Array, given: Mapping[str, da.Array]) -> da.Array:

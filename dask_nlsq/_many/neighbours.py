@@ -26,16 +26,16 @@ def refit_from_neighbours(
     Only figures reach over the edges of chunks, so that the series themselves do not travel.
     """
     outer = tuple(range(series.ndim - 1))
-    ends = itertools.count(series.ndim - 1)  # axes of one chunk each
-    arguments: list[Any] = [series, (*outer, next(ends))]
-    width = next(ends)
+    estimates = itertools.count(series.ndim - 1)  # axes of one chunk each
+    arguments: list[Any] = [series, (*outer, next(estimates))]
+    width = next(estimates)
     for array in given.values():
-        arguments += [array, (*outer, next(ends))]
+        arguments += [array, (*outer, next(estimates))]
     margins = {axis: int(axis in outer) for axis in range(series.ndim)}
     before: list[da.Array] = []
     for _ in range(_ROUNDS):
         now = overlap(figures, depth=margins, boundary=dict.fromkeys(outer, np.nan))
-        halos = [part for halo in (now, *before) for part in (halo, (*outer, next(ends)))]
+        halos = [part for halo in (now, *before) for part in (halo, (*outer, next(estimates)))]
         figures = da.blockwise(
             _refit,
             (*outer, width),

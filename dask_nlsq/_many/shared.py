@@ -6,7 +6,7 @@ residuals once its own parameters are eliminated is summed, and the sums are wha
 .. math:: \min_s \sum_g \min_{u_g} \tfrac12 \|r_g(s, u_g)\|^2
 
 Only these sums, of the size of s, leave a worker, and they are exact, so that neither chunks nor their order change a
-bit. Where each series stands remains with its chunk, and is where it goes on from in the next sweep.
+bit. The state of each series remains with its chunk, and the next sweep goes on from it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ import dask
 import numpy as np
 from dask.delayed import Delayed, delayed
 
-from dask_nlsq._errors import DataError, warn
-from dask_nlsq._fit import history_columns, reservations, warn_of_open_ends
+from dask_nlsq._errors import DataError
+from dask_nlsq._fit import build_combined
 from dask_nlsq._kernel import ExactSum, Reduction
-from dask_nlsq._many.ends import Flags
+from dask_nlsq._many.estimates import Flags
 from dask_nlsq._many.task import Shared, Task, indices
 from dask_nlsq._result import FitResult
-from dask_nlsq._solver import State, Status, TrustRegion, final, inference
+from dask_nlsq._solver import State, Status, TrustRegion, inference
 from dask_nlsq._sweep import Payload, serialize
-from dask_nlsq._system import peak_memory
 from dask_nlsq._typing import Matrix, Vector
 
 log = logging.getLogger("dask_nlsq")
@@ -47,15 +46,15 @@ _FAN_IN = 16
 """Sums that are added in one task."""
 
 
-class Standing(NamedTuple):
-    """Where the series of one chunk stand between two sweeps."""
+class SeriesState(NamedTuple):
+    """What is known of the series of one chunk between two sweeps."""
 
     theta: Matrix  # (n, p), where each begins next; NaN where that is not known
-    counts: Flags  # (n,), whether it takes part
+    included: Flags  # (n,), whether it takes part
 
 
-Reduced = tuple[list[Standing], ExactSum]
-"""Where the series of a chunk stand, a list by their lengths, and what they say of the shared parameters in sum."""
+Reduced = tuple[list[SeriesState], ExactSum]
+"""The states of the series of a chunk, a list by their lengths, and what they say of the shared parameters in sum."""
 
 
 class Totals(NamedTuple):
@@ -106,7 +105,7 @@ def reduce_chunk(
     s: Matrix,
     reference: float,
 ) -> Reduced:
-    """Fit the series of a chunk with the shared parameters held, and sum what they say of them.
+    """Fit the series of a chunk with the shared parameters fixed, and sum what they say of them.
 
     Parameters
     ----------
@@ -122,44 +121,48 @@ def reduce_chunk(
         A response about which the moments of y keep their digits.
     """
     task: Task = payload.value
-    standing, sums = [], _nothing(task)
+    states, sums = [], _no_sums(task)
     for i, (y, given) in enumerate(rows):
-        now, part = _reduce(task, y, given, None if before is None else before[0][i], values, s, reference)
-        standing.append(now)
+        now, part = _reduce_rows(task, y, given, None if before is None else before[0][i], values, s, reference)
+        states.append(now)
         sums = sums + part
-    return standing, sums
+    return states, sums
 
 
-def _nothing(task: Task) -> ExactSum:
+def _no_sums(task: Task) -> ExactSum:
     q = task.n_shared
     return ExactSum.of(np.zeros((0, 9 + (q + 1) ** 2 + q**2)))
 
 
-def _reduce(
+def _reduce_rows(
     task: Task,
     y: Matrix,
     given: Mapping[str, Matrix],
-    before: Standing | None,
+    before: SeriesState | None,
     values: Vector,
     s: Matrix,
     reference: float,
-) -> tuple[Standing, ExactSum]:
-    """Do so for series of one length."""
-    own, start = task.own, given.get("start", np.full((len(y), len(task.free)), np.nan))
+) -> tuple[SeriesState, ExactSum]:
+    """Return the states of series of one length, and what they say of the shared parameters in sum."""
+    start = given.get("start", np.full((len(y), len(task.free)), np.nan))
     if before is not None:
         given = {**given, "start": before.theta}
-    fitted = task.fit(y, task.hold(y, given, values))
-    ends = fitted.ends
-    finite = np.isfinite(ends.cost) & np.isfinite(ends.theta).all(axis=1) & (ends.status != int(Status.NOT_FINITE))
-    counts = finite & (ends.status != int(Status.TOO_FEW)) if before is None else before.counts
-    theta = np.where((ends.status > 0)[:, None], ends.theta, start)
-    rows = np.flatnonzero(counts)
+    fitted = task.fit(y, task.with_shared(y, given, values))
+    estimates = fitted.estimates
+    finite = (
+        np.isfinite(estimates.cost)
+        & np.isfinite(estimates.theta).all(axis=1)
+        & (estimates.status != int(Status.NOT_FINITE))
+    )
+    included = finite & (estimates.status != int(Status.TOO_FEW)) if before is None else before.included
+    theta = np.where((estimates.status > 0)[:, None], estimates.theta, start)
+    rows = np.flatnonzero(included)
     if not len(rows):
-        return Standing(theta, counts), _nothing(task)
+        return SeriesState(theta, included), _no_sums(task)
     if not finite[rows].all():  # the solver refuses the values
-        return Standing(theta, counts), ExactSum.of(np.full((1, _nothing(task).finite.size), np.nan))
-    found = task.eliminate(fitted, rows)
-    turned = np.swapaxes(found.root, 1, 2) @ s  # J_s S is what these are of nearly orthonormal columns
+        return SeriesState(theta, included), ExactSum.of(np.full((1, _no_sums(task).finite.size), np.nan))
+    eliminated = task.eliminate(fitted, rows)
+    turned = np.swapaxes(eliminated.root, 1, 2) @ s  # J_s S is what these are of nearly orthonormal columns
     back = np.swapaxes(turned, 1, 2)
     series = fitted.series.take(rows)
     w2 = np.broadcast_to(series.weight**2, (len(rows), y.shape[1]))
@@ -171,8 +174,8 @@ def _reduce(
     scalars = (
         np.ones(len(rows)),
         fitted.points[rows],
-        fitted.points[rows] - np.count_nonzero(ends.free[rows, :own], axis=1),
-        found.cost,
+        fitted.points[rows] - np.count_nonzero(estimates.free[rows, : task.n_own], axis=1),
+        eliminated.cost,
         weight,
         response,
         weight * mean**2,
@@ -180,17 +183,17 @@ def _reduce(
         logs,
     )
     gram = np.zeros((len(rows), task.n_shared + 1, task.n_shared + 1))
-    gram[:, :-1, :-1] = back @ found.inner @ turned
-    gram[:, :-1, -1] = gram[:, -1, :-1] = (back @ found.gradient[:, :, None])[:, :, 0]
-    gram[:, -1, -1] = 2.0 * found.cost
-    curved = back @ found.curved @ turned
+    gram[:, :-1, :-1] = back @ eliminated.inner @ turned
+    gram[:, :-1, -1] = gram[:, -1, :-1] = (back @ eliminated.gradient[:, :, None])[:, :, 0]
+    gram[:, -1, -1] = 2.0 * eliminated.cost
+    curved = back @ eliminated.curved @ turned
     parts = [np.stack(scalars, axis=1), *(a.reshape(len(rows), a[0].size) for a in (gram, curved))]
     each = np.concatenate(parts, axis=1)
     if before is None:  # a series without a derivative at the start takes no part either
         good = np.isfinite(each).all(axis=1)
-        counts[rows[~good]] = False
+        included[rows[~good]] = False
         each = each[good]
-    return Standing(theta, counts), ExactSum.of(each)
+    return SeriesState(theta, included), ExactSum.of(each)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,12 +240,12 @@ def estimate(task: Task, chunks: Chunks) -> tuple[Shared, FitResult, list[Delaye
     Returns
     -------
     Shared, FitResult, list of Delayed
-        The estimates, the same with all that a fit says of itself, and where the series of each chunk stand.
+        The estimates, the same with all that a fit says of itself, and the states of the series of each chunk.
     """
     payload, begun = serialize(task), time.perf_counter()
-    start, lower, upper = (each[task.own :] for each in (task.start, task.lower, task.upper))
+    start, lower, upper = (each[task.n_own :] for each in (task.start, task.lower, task.upper))
     if task.alone is not None:
-        given = np.array([name not in task.guessed for name in task.free[task.own :]])
+        given = np.array([name not in task.guessed for name in task.free[task.n_own :]])
         mean = _mean_estimates(task.alone, chunks, task.n_shared, start)
         start = np.clip(np.where(given, start, mean), lower, upper)
     solver = TrustRegion(lower, upper, absolute_sigma=task.absolute_sigma, max_nfev=_SWEEPS)
@@ -257,7 +260,7 @@ def estimate(task: Task, chunks: Chunks) -> tuple[Shared, FitResult, list[Delaye
         if totals is None and not now.series > 0:
             raise DataError(
                 "None of the series can be fitted at the start: each has fewer points than parameters of its own, or "
-                "the model is not finite there. Give p0, and see fit_many without shared= for what each fails of."
+                "the model is not finite there. Give p0, or fit without shared=: the status of each series says why."
             )
         reduction = now.reduction(task.objective.robust, reference)
         state = solver.step(state, reduction)
@@ -265,7 +268,7 @@ def estimate(task: Task, chunks: Chunks) -> tuple[Shared, FitResult, list[Delaye
         seconds.append(time.perf_counter() - clock)
         last = state.history[-1]
         log.info("sweep %d: cost %.10g, %.3g standard errors remain", last.sweep, last.cost, last.step)
-        if state.at.theta is request.theta or np.array_equal(state.at.theta, request.theta):
+        if np.array_equal(state.at.theta, request.theta):
             kept, totals = states, now
     if totals is None or kept is None:
         raise RuntimeError("No sweep was accepted.")
@@ -300,43 +303,18 @@ def _result(
     task: Task, solver: TrustRegion, state: State, totals: Totals, seconds: list[float], total: float, partitions: int
 ) -> tuple[Shared, FitResult]:
     """Return what is known of the shared parameters at the end."""
-    names, point = task.free[task.own :], state.at
-    theta, cost = final(state, solver.lower, solver.upper)
-    side = np.where(theta <= solver.lower, -1, np.where(theta >= solver.upper, 1, 0))
-    free = side == 0
-    own = round(totals.points - totals.dof)
-    whole = dataclasses.replace(point.reduction, rows=round(totals.points))
-    statistics = inference.statistics(whole, cost, own + int(free.sum()), solver.absolute_sigma)
-    s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf
-    pcov = inference.covariance(point.factor, s2, free)
-    notes = reservations(names, side, inference.entangled(point.factor, theta, pcov, free))
-    notes += (f"{round(totals.series):,} series, with {own:,} parameters of their own, took part.",)
-    if not state.ending.success:
-        warn(f"The shared parameters were not found: {state.ending.sentence}")
-    warn_of_open_ends(names, pcov)
-    result = FitResult(
-        names=names,
-        popt=theta,
-        pcov=pcov,
-        cost=cost,
-        optimality=float(np.abs(np.where(free, point.factor.gradient, 0.0)).max()),
-        statistics=statistics,
-        n_dropped=0,
-        condition_number=point.factor.condition,
-        active_mask=side,
-        status=state.ending,
-        sweeps=history_columns(state, names, seconds),
-        provenance={
-            "model": task.model.name,
-            "data": "series",
-            "partitions": partitions,
-            "executor": "dask",
-            "seconds": sum(seconds),
-            "total_seconds": total,
-            "rows_per_second": state.nsweeps * totals.points / max(sum(seconds), 1e-9),
-            "peak_memory": peak_memory(),
-        },
-        notes=notes,
-        factor=point.factor,
+    n_eliminated = round(totals.points - totals.dof)
+    result = build_combined(
+        task.free[task.n_own :],
+        solver,
+        state,
+        dataclasses.replace(state.at.reduction, rows=round(totals.points)),
+        seconds,
+        total,
+        (f"{round(totals.series):,} series, with {n_eliminated:,} parameters of their own, took part.",),
+        {"model": task.model.name, "data": "series", "partitions": partitions, "executor": "dask"},
+        n_eliminated,
     )
-    return Shared(theta, inference.covariance(point.factor, 1.0, free), s2, state.ending), result
+    s2 = result.statistics.residual_variance(solver.absolute_sigma)
+    unscaled = inference.covariance(state.at.factor, 1.0, result.active_mask == 0)
+    return Shared(result.popt, unscaled, s2, state.ending), result

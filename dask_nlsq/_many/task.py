@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from dask_nlsq._errors import BoundsError, DataError, ModelError, NlsqError
 from dask_nlsq._kernel import linearity, predict_lanes, validate
-from dask_nlsq._many.ends import (
+from dask_nlsq._many.estimates import (
     DEPENDENT,
     Cube,
-    Ends,
+    Estimates,
     Flags,
     determined,
     mark_lost,
@@ -26,7 +26,7 @@ from dask_nlsq._many.ends import (
     unscaled_covariance,
 )
 from dask_nlsq._model import Expansion, Guess, Loss, Model, Objective, Parameters, check_loss, make_feasible
-from dask_nlsq._solver import Eliminated, Series, Status, Tolerance, Way, eliminate, minimise, settle
+from dask_nlsq._solver import Eliminated, Series, Status, Tolerance, Way, eliminate, gauss_newton_steps, minimise
 from dask_nlsq._sweep import serialize
 from dask_nlsq._typing import AnyArray, Matrix, Vector
 
@@ -55,14 +55,14 @@ class Fitted:
     """Fits of some series, beside what they were fitted to."""
 
     series: Series
-    ends: Ends
-    held: Flags  # (n, p), by equal bounds
+    estimates: Estimates
+    fixed: Flags  # (n, p), by equal bounds
     points: npt.NDArray[np.int64]  # (n,), that count
 
     @property
-    def own_dof(self) -> npt.NDArray[np.int64]:
-        """Degrees of freedom of each series; a bound that holds a parameter takes away its own."""
-        dof: npt.NDArray[np.int64] = self.points - np.count_nonzero(self.ends.free, axis=1)
+    def dof(self) -> npt.NDArray[np.int64]:
+        """Degrees of freedom of each series; a parameter at a bound takes none."""
+        dof: npt.NDArray[np.int64] = self.points - np.count_nonzero(self.estimates.free, axis=1)
         return dof
 
 
@@ -86,14 +86,14 @@ class Task:
     shared: Shared | None = None  # their estimates, once they are known
 
     @property
-    def own(self) -> int:
+    def n_own(self) -> int:
         """Number of free parameters that each series has for itself; they are the first."""
         return len(self.start) - self.n_shared
 
     @property
     def alone(self) -> Task | None:
         """The same fits with nothing shared, where nobody says at which values shared parameters begin."""
-        return dataclasses.replace(self, n_shared=0) if set(self.guessed) & set(self.free[self.own :]) else None
+        return dataclasses.replace(self, n_shared=0) if set(self.guessed) & set(self.free[self.n_own :]) else None
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -116,23 +116,26 @@ class Task:
             What each series has of its own: ``x0``, ``x1``, … and ``sigma`` (n, points); ``start``, ``lower`` and
             ``upper`` (n, p), of which NaN stands for what all share.
         """
-        return self.figures(self.fit(y, given if self.shared is None else self.hold(y, given, self.shared.values)))
+        return self.figures(
+            self.fit(y, given if self.shared is None else self.with_shared(y, given, self.shared.values))
+        )
 
-    def hold(self, y: Matrix, given: Mapping[str, Matrix], values: Vector) -> dict[str, Matrix]:
-        """Return what is given for each series with the shared parameters held at their values (q,)."""
-        held = {}
+    def with_shared(self, y: Matrix, given: Mapping[str, Matrix], values: Vector) -> dict[str, Matrix]:
+        """Return what is given for each series with the shared parameters fixed at their values (q,)."""
+        roles = {}
         for role in ("start", "lower", "upper"):
             rows = np.array(given.get(role, np.full((len(y), len(self.free)), np.nan)))
-            rows[:, self.own :] = values
-            held[role] = rows
-        return {**given, **held}
+            rows[:, self.n_own :] = values
+            roles[role] = rows
+        return {**given, **roles}
 
     def fit(self, y: Matrix, given: Mapping[str, Matrix]) -> Fitted:
         """Fit each series; `given` is as above."""
         series, usable = self._series(y, given)
         n, p = len(y), len(self.free)
         lower, upper = (
-            _own(given.get(side), shared, n) for side, shared in (("lower", self.lower), ("upper", self.upper))
+            _each_or_shared(given.get(side), shared, n)
+            for side, shared in (("lower", self.lower), ("upper", self.upper))
         )
         bounded = "lower" in given or "upper" in given or bool(np.isfinite([self.lower, self.upper]).any())
         if "lower" in given or "upper" in given:
@@ -143,17 +146,17 @@ class Task:
                 f"The lower bound of {self.free[column]!r} is {lower[row, column]:g}, above its upper bound "
                 f"{upper[row, column]:g}, for a series."
             )
-        ends = Ends.none(n, p)
-        held = np.broadcast_to(lower == upper, (n, p))
+        estimates = Estimates.unknown(n, p)
+        fixed = np.broadcast_to(lower == upper, (n, p))
         points = np.count_nonzero(series.weight > 0, axis=1) * np.ones(n, int)
-        dof = points - np.count_nonzero(~held, axis=1)
+        dof = points - np.count_nonzero(~fixed, axis=1)
         enough = usable & (dof >= 0)
         start = self._starts(series, enough, given.get("start"), lower, upper)
-        ends.status[:] = np.where(enough, ends.status, int(Status.TOO_FEW))
+        estimates.status[:] = np.where(enough, estimates.status, int(Status.TOO_FEW))
         rows = np.flatnonzero(enough)
         if len(rows):
-            self._fit(series, rows, start, lower, upper, bounded, dof, ends)
-        return Fitted(series, ends, held, points)
+            self._fit(series, rows, start, lower, upper, bounded, dof, estimates)
+        return Fitted(series, estimates, fixed, points)
 
     def _series(self, y: Matrix, given: Mapping[str, Matrix]) -> tuple[Series, Flags]:
         """Return the points with their weights, and which series have any."""
@@ -189,16 +192,16 @@ class Task:
     def _starts(self, series: Series, enough: Flags, given: Matrix | None, lower: Matrix, upper: Matrix) -> Matrix:
         """Return where each fit begins, (n, p), inside its bounds."""
         n = len(series.y)
-        start = np.array(_own(given, self.start, n) * np.ones((n, 1)))
+        start = np.array(_each_or_shared(given, self.start, n) * np.ones((n, 1)))
         if self.guessed and self.model.guess is not None:
             places = [self.free.index(name) for name in self.guessed]
-            own_start = np.full(start.shape, np.nan) if given is None else given
-            for row in np.flatnonzero(enough & np.isnan(own_start[:, places]).any(axis=1)):
-                own = series.take(np.array([row]))
-                counts = own.weight[0] > 0
-                guess = _guess(self.model.guess, [c[0][counts] for c in own.x], own.y[0][counts])
+            given_start = np.full(start.shape, np.nan) if given is None else given
+            for row in np.flatnonzero(enough & np.isnan(given_start[:, places]).any(axis=1)):
+                one = series.take(np.array([row]))
+                counts = one.weight[0] > 0
+                guess = _guess(self.model.guess, [c[0][counts] for c in one.x], one.y[0][counts])
                 values = np.array([guess.get(name, np.nan) for name in self.guessed], float)
-                wanted = np.isfinite(values) & np.isnan(own_start[row, places])
+                wanted = np.isfinite(values) & np.isnan(given_start[row, places])
                 start[row, places] = np.where(wanted, values, start[row, places])
         feasible: Matrix = make_feasible(start, lower, upper)
         inside = (lower <= start) & (start <= upper)
@@ -213,14 +216,14 @@ class Task:
         upper: Matrix,
         bounded: bool,
         dof: Vector,
-        ends: Ends,
+        estimates: Estimates,
     ) -> None:
         """Write how the fits of some series end."""
         # Nothing that is chosen here may hang on the bounds of another series.
         linear = tuple(linearity(self.objective).linear.tolist())
         way = Way(bounded=bounded, first=() if all(linear) else linear)
-        self._attempt(way, series, rows, start, lower, upper, dof, ends)
-        rows = rows[~ends.settled[rows]]
+        self._attempt(way, series, rows, start, lower, upper, dof, estimates)
+        rows = rows[~estimates.conclusive[rows]]
         if not len(rows):
             return
         open_ = np.broadcast_to(np.isinf(lower) & np.isinf(upper), start.shape)[rows]
@@ -229,14 +232,14 @@ class Task:
             if pattern.any():
                 some = rows[which.ravel() == i]
                 projected = Way(bounded=bounded, linear=tuple(pattern.tolist()))
-                self._attempt(projected, series, some, start, lower, upper, dof, ends)
-        rows = rows[~ends.settled[rows]]
+                self._attempt(projected, series, some, start, lower, upper, dof, estimates)
+        rows = rows[~estimates.conclusive[rows]]
         # A direction that the data never saw has an infinite error; one that was lost on the way is a failure.
-        lost = rows[ends.status[rows] > 0]
+        lost = rows[estimates.status[rows] > 0]
         if len(lost):
             free = np.broadcast_to(lower < upper, start.shape)[lost]
-            begun = settle(self.objective, series.take(lost), start[lost], free)
-            ends.status[lost[begun.pivot > DEPENDENT]] = int(Status.UNIDENTIFIABLE)
+            begun = gauss_newton_steps(self.objective, series.take(lost), start[lost], free)
+            estimates.status[lost[begun.pivot > DEPENDENT]] = int(Status.UNIDENTIFIABLE)
 
     def _attempt(
         self,
@@ -247,7 +250,7 @@ class Task:
         lower: Matrix,
         upper: Matrix,
         dof: Vector,
-        ends: Ends,
+        estimates: Estimates,
     ) -> None:
         """Fit some series in one way, and keep what is better than what is known."""
         limits, part = (some_rows(lower, rows), some_rows(upper, rows)), series.take(rows)
@@ -255,19 +258,19 @@ class Task:
         if self.shared is not None:  # from where they stand a last step brings the digits of a fit of all series
             tolerance = dataclasses.replace(tolerance, step=_EXACT)
         fits = minimise(self.objective, part, start[rows], *limits, tolerance=tolerance)
-        fitted = Ends.of(fits.theta, fits.cost, fits.steps, fits.status, fits.curvature)
+        fitted = Estimates.of(fits.theta, fits.cost, fits.steps, fits.status, fits.curvature)
         polish(self.objective, part, fitted, *limits, dof[rows])
         mark_lost(self.objective, part, fitted, start[rows], *limits, way)
-        ends.improve(rows, fitted)
+        estimates.improve(rows, fitted)
 
     def figures(self, fitted: Fitted) -> Matrix:
         """Return the row of each fit: NaN in place of the estimates of one that failed."""
-        series, ends, held, dof = fitted.series, fitted.ends, fitted.held, fitted.own_dof
-        n = len(ends.status)
+        series, estimates, dof = fitted.series, fitted.estimates, fitted.dof
+        n = len(estimates.status)
         with np.errstate(all="ignore"):
-            redchi = np.where(dof > 0, 2.0 * ends.cost / dof, np.nan)
+            redchi = np.where(dof > 0, 2.0 * estimates.cost / dof, np.nan)
             s2 = np.ones(n) if self.absolute_sigma else np.where(dof > 0, redchi, np.inf)
-            inverse = unscaled_covariance(ends)
+            inverse = unscaled_covariance(estimates)
             if self.shared is not None:
                 inverse, s2 = inverse + self._coupled(fitted, self.shared), np.full(n, self.shared.s2)
             # A parameter that is fixed keeps the error 0 where there are no degrees of freedom.
@@ -275,22 +278,22 @@ class Task:
             odd = ~np.isfinite(cov).all(axis=(1, 2))
             some = np.where(inverse[odd] == 0, 0.0, np.where(np.isinf(inverse[odd]), inverse[odd], cov[odd]))
             cov[odd] = np.where(np.isinf(some), np.inf, some)
-            rsquared = 1.0 - 2.0 * ends.cost / series.spread
-        bound = ~ends.free & ~held
+            rsquared = 1.0 - 2.0 * estimates.cost / series.spread
+        bound = ~estimates.free & ~fitted.fixed
         if self.shared is not None:
-            bound[:, self.own :] = np.isnan(self.shared.unscaled_covariance.diagonal())
+            bound[:, self.n_own :] = np.isnan(self.shared.unscaled_covariance.diagonal())
         if bound.any():
             cov[bound[:, :, None] | bound[:, None, :]] = np.nan
-        theta, cov = self._expand(ends.theta, cov)
+        theta, cov = self._expand(estimates.theta, cov)
         figures = np.full((n, self.width), np.nan)
         k = theta.shape[1]
-        status = ends.status
+        status = estimates.status
         if self.shared is not None and not self.shared.status.success:
             status = np.where(status > 0, int(self.shared.status), status)
         good = status > 0
         figures[good, :k] = theta[good]
         figures[good, k : 2 * k] = np.sqrt(np.einsum("nii->ni", cov))[good]
-        statistics = (ends.cost, redchi, rsquared, fitted.points, ends.steps, status)
+        statistics = (estimates.cost, redchi, rsquared, fitted.points, estimates.steps, status)
         figures[:, 2 * k : 2 * k + len(STATISTICS)] = np.stack(statistics, axis=1)
         figures[~good, 2 * k : 2 * k + 3] = np.nan
         if self.covariance:
@@ -304,20 +307,20 @@ class Task:
         in T, where V is the unscaled covariance of s.
         """
         turn = np.zeros((len(fitted.points), len(self.free), self.n_shared))
-        turn[:, self.own :] = np.eye(self.n_shared)
-        rows = np.flatnonzero(fitted.ends.status > 0)
+        turn[:, self.n_own :] = np.eye(self.n_shared)
+        rows = np.flatnonzero(fitted.estimates.status > 0)
         if len(rows):
-            turn[rows, : self.own] = -self.eliminate(fitted, rows).coupling
-        known = np.nan_to_num(shared.unscaled_covariance, nan=0.0, posinf=np.inf)  # one at a bound is held there
+            turn[rows, : self.n_own] = -self.eliminate(fitted, rows).coupling
+        known = np.nan_to_num(shared.unscaled_covariance, nan=0.0, posinf=np.inf)  # one at a bound stays there
         return _propagate(turn, np.broadcast_to(known, (len(turn), *known.shape)))
 
     def eliminate(self, fitted: Fitted, rows: npt.NDArray[np.int64]) -> Eliminated:
         """Return what some series say of the shared parameters once their own ones are eliminated."""
-        ends = fitted.ends
-        free = determined(ends, rows, self.own)
-        free[:, self.own :] = True
+        estimates = fitted.estimates
+        free = determined(estimates, rows, self.n_own)
+        free[:, self.n_own :] = True
         part = fitted.series.take(rows)
-        return eliminate(self.objective, part, ends.theta[rows], free, ends.curvature[rows], self.own)
+        return eliminate(self.objective, part, estimates.theta[rows], free, estimates.curvature[rows], self.n_own)
 
     def _expand(self, theta: Matrix, cov: Cube) -> tuple[Matrix, Cube]:
         """Return all parameters and their covariance from those of the free ones."""
@@ -375,7 +378,7 @@ def as_float(array: AnyArray) -> AnyArray:
     return np.asarray(array, float)
 
 
-def _own(given: Matrix | None, shared: Vector, n: int) -> Matrix:
+def _each_or_shared(given: Matrix | None, shared: Vector, n: int) -> Matrix:
     """Return what all series share, (1, p), or what each has, (n, p), where any has its own."""
     if given is None:
         return shared[None]
@@ -419,10 +422,10 @@ def make_task(
     if not isinstance(max_nfev, (int, np.integer)) or max_nfev < 1:
         raise NlsqError(f"max_nfev is {max_nfev!r}; a positive whole number is needed.")
     common = () if shared is None else (shared,) if isinstance(shared, str) else tuple(shared)
-    parameters = _shared_last(Parameters.of(model, p0, bounds, fixed, tied), common)
+    parameters = Parameters.of(model, p0, bounds, fixed, tied).with_shared_last(common)
     check_names(model.parameters, ())
     return Task(
-        objective=_look(model, parameters, loss, f_scale),
+        objective=_checked_objective(model, parameters, loss, f_scale),
         model=model,
         x=None if columns is None else tuple(columns),
         sigma=sigma,
@@ -435,32 +438,6 @@ def make_task(
         covariance=covariance,
         max_nfev=int(max_nfev),
         n_shared=len(common),
-    )
-
-
-def _shared_last(parameters: Parameters, shared: Sequence[str]) -> Parameters:
-    """Return the parameters with those that all series share behind the others.
-
-    Raises
-    ------
-    ModelError
-        A name is none of a free parameter, or no parameter is left for each series.
-    """
-    unknown = [name for name in shared if name not in parameters.free]
-    if unknown or len(set(shared)) < len(shared):
-        raise ModelError(
-            f"shared names {list(shared)}; each must be one of the free parameters {list(parameters.free)}."
-        )
-    own = [name for name in parameters.free if name not in shared]
-    if not own:
-        raise ModelError("All free parameters are shared, so that there is one fit of all rows: use fit.")
-    order = [parameters.free.index(name) for name in (*own, *shared)]
-    return dataclasses.replace(
-        parameters,
-        free=(*own, *shared),
-        start=parameters.start[order],
-        lower=parameters.lower[order],
-        upper=parameters.upper[order],
     )
 
 
@@ -478,34 +455,27 @@ def check_names(parameters: Sequence[str], keys: Sequence[str]) -> None:
         raise ModelError(f"The answer would have two columns {twice[0]!r}; rename the parameter, or use Model.prefix.")
 
 
-def _look(model: Model, parameters: Parameters, loss: Loss, f_scale: float) -> Objective:
-    """Return what is to be evaluated, looked at before any data."""
+def _checked_objective(model: Model, parameters: Parameters, loss: Loss, f_scale: float) -> Objective:
+    """Return what is to be evaluated, with its Jacobian chosen."""
     objective = Objective(
         dataclasses.replace(model, guess=None),
         (*(f"x{i}" for i in range(sum(map(len, model.columns.values())))), "y"),
         loss=loss,
         f_scale=f_scale,
-        expansion=_expansion(parameters),
+        expansion=parameters.expansion,
     )
     if parameters.p > _MOST_PARAMETERS:
         raise ModelError(
             f"The model {model.name!r} has {parameters.p} free parameters; fit_many takes {_MOST_PARAMETERS} at most. "
-            "Hold some with fixed=, or fit each series with fit."
+            "Fix some with fixed=, or fit each series with fit."
         )
-    look = validate.look(serialize(objective).value, parameters.start)
-    if look.objective.jacobian == "numeric":
+    checked = validate.check(serialize(objective).value, parameters.start)
+    if checked.objective.jacobian == "numeric":
         raise ModelError(
-            f"The model {model.name!r} {look.obstacle}. fit_many differentiates with JAX only: write the model with "
+            f"The model {model.name!r} {checked.obstacle}. fit_many differentiates with JAX only: write the model with "
             "jax.numpy, or fit each series with fit."
         )
-    return look.objective
-
-
-def _expansion(parameters: Parameters) -> Expansion | None:
-    """Return how all parameters follow from the free ones, also where these have another order alone."""
-    if parameters.free == parameters.names:
-        return None
-    return parameters.expansion or Expansion(parameters.names, parameters.free)
+    return checked.objective
 
 
 def predict(

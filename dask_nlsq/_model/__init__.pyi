@@ -26,6 +26,7 @@ from .objective import Jacobian as Jacobian
 from .objective import Objective as Objective
 from .parameters import Parameters as Parameters
 from .parameters import make_feasible as make_feasible
+from .parameters import side_of_bounds as side_of_bounds
 from .prior import Prior as Prior
 from .source_hash import Known as Known
 from .source_hash import attributes as attributes

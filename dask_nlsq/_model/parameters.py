@@ -74,10 +74,10 @@ class Parameters:
             Starting values; a mapping may leave names out. What is not given comes from the defaults in the
             signature, else it is 1. Where 1 is not within the bounds it is their middle, or 1 away from a single one.
         bounds : tuple or mapping, optional
-            ``(lower, upper)``, each a number or a sequence, or ``{name: (lower, upper)}``. Equal bounds hold a
+            ``(lower, upper)``, each a number or a sequence, or ``{name: (lower, upper)}``. Equal bounds fix a
             parameter.
         fixed : mapping or sequence of str, optional
-            ``{name: value}``, or names to be held at their start.
+            ``{name: value}``, or names to be fixed at their start.
         tied : mapping, optional
             ``{name: "expression of other parameters"}``.
         prior : mapping, optional
@@ -97,11 +97,13 @@ class Parameters:
         ordinary = make_feasible(np.ones(len(names)), lower, upper)
         values = {name: given.get(name, float(ordinary[i])) for i, name in enumerate(names)}
         ties = _ties(names, tied or {})
-        held = _held(names, fixed, values)
-        held |= {
-            n: float(low) for n, low, high in zip(names, lower, upper, strict=True) if low == high and n not in held
+        constants = _fixed_values(names, fixed, values)
+        constants |= {
+            n: float(low)
+            for n, low, high in zip(names, lower, upper, strict=True)
+            if low == high and n not in constants
         }
-        both = [name for name in ties if name in held]
+        both = [name for name in ties if name in constants]
         if both:
             raise ModelError(f"{both} are fixed as well as tied; say one of the two.")
         meant = _meant(names, bounds)
@@ -113,9 +115,9 @@ class Parameters:
                     f"{name!r} is tied and has the bounds [{low:g}, {high:g}], which would not be kept. Bound the "
                     "parameters that it follows from."
                 )
-            if name in held and not low <= held[name] <= high:
-                raise BoundsError(f"{name!r} is fixed at {held[name]:g}, outside its bounds [{low:g}, {high:g}].")
-        free = tuple(name for name in names if name not in held and name not in ties)
+            if name in constants and not low <= constants[name] <= high:
+                raise BoundsError(f"{name!r} is fixed at {constants[name]:g}, outside its bounds [{low:g}, {high:g}].")
+        free = tuple(name for name in names if name not in constants and name not in ties)
         if not free:
             raise ModelError(f"All parameters of {model.name!r} are fixed or tied; nothing is left to fit.")
         start = np.array([values[name] for name in free])
@@ -127,7 +129,7 @@ class Parameters:
                 raise BoundsError(f"p0 of {name!r} is {value:g}, outside its bounds [{low:g}, {high:g}].")
         guessed = tuple(name for name in free if name not in given)
         believed = _prior(free, prior) if prior else None
-        return cls(names, free, start, lower[place], upper[place], believed, held, ties, guessed)
+        return cls(names, free, start, lower[place], upper[place], believed, constants, ties, guessed)
 
     def with_guess(self, guess: Mapping[str, float], rows: int) -> Parameters:
         """Take starts guessed from so many rows, inside the bounds, for those that nobody gave."""
@@ -152,17 +154,35 @@ class Parameters:
         """Rows without which there is no fit: one a free parameter, of which a prior is one; at least 1."""
         return max(self.p - (0 if self.prior is None else int(np.count_nonzero(self.prior.weight))), 1)
 
+    def with_shared_last(self, shared: Sequence[str]) -> Parameters:
+        """Put the free parameters that many series share behind the others.
+
+        Raises
+        ------
+        ModelError
+            A name is none of a free parameter, or no parameter is left for each series.
+        """
+        if not set(shared) <= set(self.free) or len(set(shared)) < len(shared):
+            raise ModelError(f"shared names {list(shared)}; each must be one of the free parameters {list(self.free)}.")
+        remaining = [name for name in self.free if name not in shared]
+        if not remaining:
+            raise ModelError("All free parameters are shared, so that there is one fit of all rows: use fit.")
+        free = (*remaining, *shared)
+        order = [self.free.index(name) for name in free]
+        start, lower, upper = (values[order] for values in (self.start, self.lower, self.upper))
+        return dataclasses.replace(self, free=free, start=start, lower=lower, upper=upper)
+
     def side(self, theta: Vector) -> npt.NDArray[np.int64]:
         """Return at which bound each free parameter is, (p,): -1, 1, or 0 for none."""
-        return np.where(theta <= self.lower, -1, np.where(theta >= self.upper, 1, 0))
+        return side_of_bounds(theta, self.lower, self.upper)
 
     @property
     def expansion(self) -> Expansion | None:
-        """How all parameters follow from the free ones; None where all are free."""
-        return Expansion(self.names, self.free, self.fixed, self.tied) if self.fixed or self.tied else None
+        """How all parameters follow from the free ones; None where these are all, in their order."""
+        return None if self.free == self.names else Expansion(self.names, self.free, self.fixed, self.tied)
 
 
-def _held(names: Sequence[str], fixed: object, values: Mapping[str, float]) -> dict[str, float]:
+def _fixed_values(names: Sequence[str], fixed: object, starts: Mapping[str, float]) -> dict[str, float]:
     """Return the value of each fixed parameter."""
     if fixed is None:
         return {}
@@ -170,15 +190,15 @@ def _held(names: Sequence[str], fixed: object, values: Mapping[str, float]) -> d
     fixed = [fixed] if isinstance(fixed, str) else fixed
     if not isinstance(fixed, Iterable):
         raise ModelError(f"fixed is {fixed!r}; {{name: value}} or a list of names is needed.")
-    held = dict(fixed) if isinstance(fixed, Mapping) else {name: values.get(name, np.nan) for name in fixed}
-    _known(names, held, "fixed")
+    values = dict(fixed) if isinstance(fixed, Mapping) else {name: starts.get(name, np.nan) for name in fixed}
+    _known(names, values, "fixed")
     try:
-        held = {name: float(value) for name, value in held.items()}
+        values = {name: float(value) for name, value in values.items()}
     except (TypeError, ValueError) as error:
-        raise ModelError(f"Fixed parameters must be numbers; they are {held}.") from error
-    if not np.isfinite(list(held.values())).all():
-        raise ModelError(f"Fixed parameters must be finite; they are {held}.")
-    return held
+        raise ModelError(f"Fixed parameters must be numbers; they are {values}.") from error
+    if not np.isfinite(list(values.values())).all():
+        raise ModelError(f"Fixed parameters must be finite; they are {values}.")
+    return values
 
 
 def _ties(names: Sequence[str], tied: Mapping[str, object]) -> dict[str, Expression]:
@@ -288,6 +308,11 @@ def _bounds(names: Sequence[str], bounds: Bounds) -> tuple[Vector, Vector]:
         if low > high:
             raise BoundsError(f"The lower bound of {name!r} is {low:g}, above its upper bound {high:g}.")
     return lower, upper
+
+
+def side_of_bounds(theta: Vector, lower: Vector, upper: Vector) -> npt.NDArray[np.int64]:
+    """Return at which bound each parameter is, (p,): -1, 1, or 0 for none."""
+    return np.where(theta <= lower, -1, np.where(theta >= upper, 1, 0))
 
 
 def make_feasible(start: Vector, lower: Vector, upper: Vector) -> Vector:

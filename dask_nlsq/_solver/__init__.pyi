@@ -3,6 +3,9 @@ from .batched import Series as Series
 from .batched import Tolerance as Tolerance
 from .batched import Way as Way
 from .batched import minimise as minimise
+from .batched import square as square
+from .batched_newton import GaussNewton as GaussNewton
+from .batched_newton import gauss_newton_steps as gauss_newton_steps
 from .elimination import Eliminated as Eliminated
 from .elimination import eliminate as eliminate
 from .factor import EPS as EPS
@@ -15,9 +18,6 @@ from .forgetting import FACTORS as FACTORS
 from .forgetting import begin as begin
 from .forgetting import inverse_root as inverse_root
 from .inference import Statistics as Statistics
-from .last_step import Settled as Settled
-from .last_step import settle as settle
-from .last_step import square as square
 from .screening import ABREAST as ABREAST
 from .screening import MOST_ROWS as MOST_ROWS
 from .screening import LocalMinima as LocalMinima

@@ -13,7 +13,7 @@ level of the residuals.
 Fits take unlike numbers of steps. When a quarter of the lanes has ended, the next fits of the queue take their places,
 and the few that are left at the end of a queue go on beside those of the next, so that no lane waits for the slowest.
 
-The normal equations hold half of the digits of an ill-conditioned Jacobian; `last_step` brings the others.
+The normal equations hold half of the digits of an ill-conditioned Jacobian; `batched_newton` brings the others.
 """
 
 from __future__ import annotations
@@ -234,6 +234,15 @@ def _together(which: npt.NDArray[np.int64]) -> bool:
     return len(which) > 0 and which[-1] - which[0] == len(which) - 1 and bool((np.diff(which) == 1).all())
 
 
+def square(packed: Matrix) -> npt.NDArray[np.float64]:
+    """Return symmetric matrices (n, p, p) from the rows of their lower triangles, (n, p (p + 1) / 2)."""
+    p = int(np.sqrt(2 * packed.shape[1]))
+    matrices = np.zeros((len(packed), p, p))
+    i, j = np.tril_indices(p)
+    matrices[:, i, j] = matrices[:, j, i] = packed
+    return matrices
+
+
 def minimise(
     objective: Objective,
     series: Series,
@@ -278,7 +287,7 @@ def _finish(
     way: Way,
     shape: Shape,
 ) -> None:
-    """Write the ends of all fits that have none over what is known of them."""
+    """Go on with the fits that have not ended, and write how they end in their place."""
     p = fits.theta.shape[1]
     prior = (np.zeros(p), np.zeros(p)) if pull is None else pull
     shared = tuple(len(c) == 1 for c in (*series.x, series.y, series.weight, lower))
@@ -354,7 +363,7 @@ def _run(
 ) -> list[Array]:
     """Work through a queue of `n` fits until at most `fewest` are at work; return what has become of each."""
     p, queue = objective.n_parameters, len(fits[0])
-    ending = functools.partial(_judge, tolerance=tolerance, most=most)
+    ending = functools.partial(_status, tolerance=tolerance, most=most)
     known = _known(columns, bounds, queue)
 
     def refill(carry: tuple[_Lane, Array, list[Array]]) -> tuple[_Lane, Array, list[Array]]:
@@ -515,15 +524,15 @@ def _step(
         growth=jnp.where(first & better, lane.growth, choose(jnp.full_like(cost, 2.0), 2.0 * lane.growth)),
         steps=lane.steps + (working & ~first),  # a fit that goes on evaluates the point where it stands once more
     )
-    held = _held(moved) if way.bounded else None
-    newton = _solve(moved, held, tiny)
+    at_bound = _at_bound(moved) if way.bounded else None
+    newton = _solve(moved, at_bound, tiny)
     status, length = ending(moved, newton)
     if not way.mended:
         status = jnp.where(known & ~differentiable, DIFFERENCES, status)
     status = jnp.where(working, status, lane.status)
-    step = _solve(moved, held, moved.damping, way.linear)
+    step = _solve(moved, at_bound, moved.damping, way.linear)
     if any(way.first):
-        step = _begin(moved, step, held, first & better, way.first)
+        step = _begin(moved, step, at_bound, first & better, way.first)
     trial, predicted = _propose(moved, step, way.bounded)
     # The last step is not evaluated here: what comes after the loop evaluates its end.
     last = working & (status == int(Status.CONVERGED))
@@ -534,12 +543,12 @@ def _step(
 
 
 def _begin(
-    lane: _Lane, step: list[Array], held: Sequence[Array] | None, begins: Array, linear: Sequence[bool]
+    lane: _Lane, step: list[Array], at_bound: Sequence[Array] | None, begins: Array, linear: Sequence[bool]
 ) -> list[Array]:
     """Return the step, that to the best of the linear parameters alone where a fit begins and they are distinct."""
     moves = [jnp.full(begins.shape, float(free)) for free in linear]
-    if held is not None:
-        moves = [jnp.where(h, 0.0, move) for h, move in zip(held, moves, strict=True)]
+    if at_bound is not None:
+        moves = [jnp.where(b, 0.0, move) for b, move in zip(at_bound, moves, strict=True)]
     matrix = lanes.only(lane.curvature, moves)
     against = [-g * move for g, move in zip(lane.gradient, moves, strict=True)]
     root, least = lanes.cholesky(matrix)
@@ -548,7 +557,7 @@ def _begin(
     return [jnp.where(wanted, a, b) for a, b in zip(alone, step, strict=True)]
 
 
-def _held(lane: _Lane) -> list[Array]:
+def _at_bound(lane: _Lane) -> list[Array]:
     """Return which parameters a bound holds, or two equal ones."""
     sides = zip(lane.theta, lane.lower, lane.upper, lane.gradient, strict=True)
     return [(t <= low) & (g > 0) | (t >= high) & (g < 0) | (low == high) for t, low, high, g in sides]
@@ -570,7 +579,7 @@ def holds_step(sums: lanes.Sums, first: int) -> Array:
 
 
 def _solve(
-    lane: _Lane, held: Sequence[Array] | None, damping: Array, undamped: Sequence[bool] | None = None
+    lane: _Lane, at_bound: Sequence[Array] | None, damping: Array, undamped: Sequence[bool] | None = None
 ) -> list[Array]:
     """Return the damped step of the parameters that no bound holds; those in which the model is linear need none."""
     p = len(lane.theta)
@@ -578,17 +587,17 @@ def _solve(
     damped = [jnp.where(row[-1] > 0, (1.0 + d) * row[-1], 1.0) for row, d in zip(lane.curvature, some, strict=True)]
     matrix = [[*row[:-1], diagonal] for row, diagonal in zip(lane.curvature, damped, strict=True)]
     against = [-g for g in lane.gradient]
-    if held is not None:
+    if at_bound is not None:
         matrix = [
-            [jnp.where(held[i] | held[j], float(i == j), entry) for j, entry in enumerate(row)]
+            [jnp.where(at_bound[i] | at_bound[j], float(i == j), entry) for j, entry in enumerate(row)]
             for i, row in enumerate(matrix)
         ]
-        against = [jnp.where(h, 0.0, g) for h, g in zip(held, against, strict=True)]
+        against = [jnp.where(b, 0.0, g) for b, g in zip(at_bound, against, strict=True)]
     root, _ = lanes.cholesky(matrix)
     return lanes.substitute_back(root, lanes.substitute(root, against))
 
 
-def _judge(lane: _Lane, newton: list[Array], tolerance: Array, most: Array) -> tuple[Array, Array]:
+def _status(lane: _Lane, newton: list[Array], tolerance: Array, most: Array) -> tuple[Array, Array]:
     r"""Return the status of each lane and the length of its undamped step in standard errors.
 
     After two such steps the next is about :math:`e_k \min(1, e_k / e_{k-1})` long.

@@ -47,6 +47,10 @@ class Statistics:
     aicc: float
     bic: float
 
+    def residual_variance(self, absolute_sigma: bool) -> float:
+        """Return s²: 1 under ``absolute_sigma``, and infinity without degrees of freedom."""
+        return 1.0 if absolute_sigma else self.redchi if self.dof > 0 else float("inf")
+
 
 def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool, believed: float = 0.0) -> Statistics:
     """Compute the statistics of a fit whose cost is ``chisqr / 2``, `believed` of χ² coming from priors."""

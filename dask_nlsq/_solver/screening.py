@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from dask_nlsq._kernel import Block
 from dask_nlsq._model import Objective, Prior
-from dask_nlsq._solver.batched import UNSEEN, Series, Shape, Tolerance, Way, minimise
-from dask_nlsq._solver.last_step import square
+from dask_nlsq._solver.batched import UNSEEN, Series, Shape, Tolerance, Way, minimise, square
 from dask_nlsq._typing import Matrix, Vector
 
 MOST_ROWS = 2048

@@ -44,7 +44,7 @@ class Report:
         side = parameters.side(theta)
         statistics = self._statistics(state, cost, int((side == 0).sum()))
         factor = solver.factor(state)
-        s2 = 1.0 if solver.absolute_sigma else statistics.redchi if statistics.dof > 0 else np.inf
+        s2 = statistics.residual_variance(solver.absolute_sigma)
         free_cov = solver.covariance(state, s2, side == 0)
         notes = self._notes(state)
         notes += reservations(parameters.free, side, inference.entangled(factor, theta, free_cov, side == 0))

@@ -1,4 +1,4 @@
-"""Ends: how fits of many series end, with the last step of each and what its covariance follows from."""
+"""Estimates of many series: where their fits end, the last step of each, and what its covariance follows from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._model import Objective
-from dask_nlsq._solver import Series, Settled, Status, Tolerance, Way, minimise, settle, square
+from dask_nlsq._solver import GaussNewton, Series, Status, Tolerance, Way, gauss_newton_steps, minimise, square
 from dask_nlsq._typing import Matrix, Vector
 
 DEPENDENT = 1e-13
@@ -26,8 +26,8 @@ Cube = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
-class Ends:
-    """How fits end, a row each, written as it becomes known."""
+class Estimates:
+    """Where fits end, a row each, written as it becomes known."""
 
     theta: Matrix
     cost: Vector
@@ -36,11 +36,11 @@ class Ends:
     curvature: Matrix  # (n, p (p + 1) / 2), the rows of the lower triangle of JᵀJ
     inverse: npt.NDArray[np.float64]  # (n, p, p), its inverse
     pivot: Vector
-    free: Flags  # (n, p), neither fixed nor held by a bound
+    free: Flags  # (n, p), neither fixed nor at a bound
 
     @classmethod
-    def none(cls, n: int, p: int) -> Ends:
-        """Return the ends of fits that have none."""
+    def unknown(cls, n: int, p: int) -> Estimates:
+        """Return the estimates of fits of which nothing is known."""
         status, curvature = np.full(n, int(Status.NOT_FINITE)), np.zeros((n, p * (p + 1) // 2))
         return cls.of(np.full((n, p), np.nan), np.full(n, np.inf), np.zeros(n, np.int64), status, curvature)
 
@@ -52,22 +52,22 @@ class Ends:
         steps: npt.NDArray[np.int64],
         status: npt.NDArray[np.int64],
         curvature: Matrix,
-    ) -> Ends:
-        """Return ends of which nothing more is known."""
+    ) -> Estimates:
+        """Return estimates of which nothing more is known."""
         n, p = theta.shape
         return cls(
             theta, cost, steps, status, curvature, np.full((n, p, p), np.nan), np.zeros(n), np.zeros((n, p), bool)
         )
 
     @property
-    def settled(self) -> Flags:
+    def conclusive(self) -> Flags:
         """Which fits need no second attempt: they have converged, to where the data determine all parameters."""
         return (self.status > 0) & (self.pivot > DEPENDENT)
 
-    def improve(self, rows: npt.NDArray[np.int64], other: Ends) -> None:
-        """Take the ends of some rows that are better than what is known of them."""
-        before = 2 * self.settled[rows] + (self.status[rows] > 0)
-        after = 2 * other.settled + (other.status > 0)
+    def improve(self, rows: npt.NDArray[np.int64], other: Estimates) -> None:
+        """Take the estimates of some rows that are better than what is known of them."""
+        before = 2 * self.conclusive[rows] + (self.status[rows] > 0)
+        after = 2 * other.conclusive + (other.status > 0)
         better = (after > before) | ((after == before) & (other.cost < self.cost[rows]))
         steps = self.steps[rows] + other.steps
         for field in dataclasses.fields(self):
@@ -80,81 +80,85 @@ class Ends:
         self.status[rows] = np.where(better, other.status, self.status[rows])
 
 
-def polish(objective: Objective, series: Series, ends: Ends, lower: Matrix, upper: Matrix, dof: Vector) -> None:
+def polish(
+    objective: Objective, series: Series, estimates: Estimates, lower: Matrix, upper: Matrix, dof: Vector
+) -> None:
     """Add the last step of each fit, and write what its covariance follows from."""
-    rows = np.flatnonzero(np.isfinite(ends.theta).all(axis=1) & np.isfinite(ends.cost))
+    rows = np.flatnonzero(np.isfinite(estimates.theta).all(axis=1) & np.isfinite(estimates.cost))
     if not len(rows):
         return
-    at_bound = (ends.theta <= lower) | (ends.theta >= upper)
-    ends.free[:] = ~at_bound
-    known = settle(objective, series.take(rows), ends.theta[rows], ends.free[rows], ends.curvature[rows])
-    _record(ends, rows, known)
+    at_bound = (estimates.theta <= lower) | (estimates.theta >= upper)
+    estimates.free[:] = ~at_bound
+    known = gauss_newton_steps(
+        objective, series.take(rows), estimates.theta[rows], estimates.free[rows], estimates.curvature[rows]
+    )
+    _record(estimates, rows, known)
     step, decrease = known.step, known.decrease
     for _ in range(_POLISH):
-        s2 = 2.0 * ends.cost[rows] / np.maximum(dof[rows], 1)
-        trial = np.clip(ends.theta[rows] + step, some_rows(lower, rows), some_rows(upper, rows))
+        s2 = 2.0 * estimates.cost[rows] / np.maximum(dof[rows], 1)
+        trial = np.clip(estimates.theta[rows] + step, some_rows(lower, rows), some_rows(upper, rows))
         # Of columns of J that depend on one another, the step along what is not determined means nothing.
-        good = (ends.status[rows] > 0) & (ends.pivot[rows] > DEPENDENT) & np.isfinite(step).all(axis=1)
-        long = good & (decrease > _NEAR**2 * s2 + _rounding(series, ends, rows) ** 2)
+        good = (estimates.status[rows] > 0) & (estimates.pivot[rows] > DEPENDENT) & np.isfinite(step).all(axis=1)
+        long = good & (decrease > _NEAR**2 * s2 + _rounding(series, estimates, rows) ** 2)
         last = good & ~long
-        ends.theta[rows[last]] = trial[last]
-        ends.cost[rows[last]] -= np.minimum(decrease[last], ends.cost[rows[last]])
+        estimates.theta[rows[last]] = trial[last]
+        estimates.cost[rows[last]] -= np.minimum(decrease[last], estimates.cost[rows[last]])
         rows, trial = rows[long], trial[long]
         if not len(rows):
             return
         # Of an ill-conditioned J, the normal equations have lost the digits of the step.
-        known = settle(objective, series.take(rows), trial, ends.free[rows], ends.curvature[rows])
-        lower_cost = known.cost <= ends.cost[rows]
-        ends.status[rows[~lower_cost]] = int(Status.STALLED)
-        rows, known = rows[lower_cost], Settled(*(column[lower_cost] for column in known))
-        ends.theta[rows] = trial[lower_cost]
-        _record(ends, rows, known)
+        known = gauss_newton_steps(objective, series.take(rows), trial, estimates.free[rows], estimates.curvature[rows])
+        lower_cost = known.cost <= estimates.cost[rows]
+        estimates.status[rows[~lower_cost]] = int(Status.STALLED)
+        rows, known = rows[lower_cost], GaussNewton(*(column[lower_cost] for column in known))
+        estimates.theta[rows] = trial[lower_cost]
+        _record(estimates, rows, known)
         step, decrease = known.step, known.decrease
-    ends.status[rows] = int(Status.STALLED)
+    estimates.status[rows] = int(Status.STALLED)
 
 
-def _rounding(series: Series, ends: Ends, rows: npt.NDArray[np.int64]) -> Vector:
+def _rounding(series: Series, estimates: Estimates, rows: npt.NDArray[np.int64]) -> Vector:
     """Return what rounding leaves uncertain in the residuals of some fits, as the length of their vector."""
-    i, j = np.tril_indices(ends.theta.shape[1])
-    size = (ends.curvature[rows][:, i == j] * ends.theta[rows] ** 2).sum(axis=1)
+    i, j = np.tril_indices(estimates.theta.shape[1])
+    size = (estimates.curvature[rows][:, i == j] * estimates.theta[rows] ** 2).sum(axis=1)
     level: Vector = 16 * np.finfo(float).eps * np.sqrt(series.response[rows] + size)
     return level
 
 
 def mark_lost(
-    objective: Objective, series: Series, ends: Ends, start: Matrix, lower: Matrix, upper: Matrix, way: Way
+    objective: Objective, series: Series, estimates: Estimates, start: Matrix, lower: Matrix, upper: Matrix, way: Way
 ) -> None:
     """Mark fits in which a parameter has no effect any more, beside the effect that it had at the start.
 
     An amplitude that ended at 0 leaves a rate undetermined, whose column of J is rounding.
     """
     i, j = np.tril_indices(start.shape[1])
-    squares = ends.curvature[:, i == j]
-    size = np.maximum(np.abs(ends.theta), np.abs(start)) ** 2
+    squares = estimates.curvature[:, i == j]
+    size = np.maximum(np.abs(estimates.theta), np.abs(start)) ** 2
     response = series.response[:, None]
     with np.errstate(over="ignore", invalid="ignore"):
-        slight = ends.free & (squares * size <= 1e-24 * response)
-    rows = np.flatnonzero((ends.status > 0) & slight.any(axis=1))
+        slight = estimates.free & (squares * size <= 1e-24 * response)
+    rows = np.flatnonzero((estimates.status > 0) & slight.any(axis=1))
     if len(rows):
         limits = some_rows(lower, rows), some_rows(upper, rows)
         begin = Tolerance(most=0, way=dataclasses.replace(way, linear=()))
         begun = minimise(objective, series.take(rows), start[rows], *limits, tolerance=begin)
         lost = slight[rows] & (squares[rows] <= _NOTHING**2 * begun.curvature[:, i == j])
-        ends.pivot[rows[lost.any(axis=1)]] = 0.0
+        estimates.pivot[rows[lost.any(axis=1)]] = 0.0
 
 
-def _record(ends: Ends, rows: npt.NDArray[np.int64], known: Settled) -> None:
+def _record(estimates: Estimates, rows: npt.NDArray[np.int64], known: GaussNewton) -> None:
     for name in ("cost", "inverse", "pivot"):
-        getattr(ends, name)[rows] = getattr(known, name)
+        getattr(estimates, name)[rows] = getattr(known, name)
 
 
-def unscaled_covariance(ends: Ends) -> npt.NDArray[np.float64]:
+def unscaled_covariance(estimates: Estimates) -> npt.NDArray[np.float64]:
     """Return (JᵀJ)⁻¹ of each fit, infinite for parameters that a direction unseen by the data moves."""
-    rows = np.flatnonzero((ends.status > 0) & (ends.pivot <= DEPENDENT))
-    inverse = ends.inverse.copy() if len(rows) else ends.inverse
+    rows = np.flatnonzero((estimates.status > 0) & (estimates.pivot <= DEPENDENT))
+    inverse = estimates.inverse.copy() if len(rows) else estimates.inverse
     for row in rows:
-        free = ends.free[row]
-        gram = square(ends.curvature[row][None])[0][np.ix_(free, free)]
+        free = estimates.free[row]
+        gram = square(estimates.curvature[row][None])[0][np.ix_(free, free)]
         scale = np.sqrt(np.where(np.diag(gram) > 0, np.diag(gram), 1.0))
         values, vectors = np.linalg.eigh(gram / scale / scale[:, None])
         seen = values > DEPENDENT * max(values[-1], DEPENDENT)
@@ -168,11 +172,11 @@ def unscaled_covariance(ends: Ends) -> npt.NDArray[np.float64]:
     return inverse
 
 
-def determined(ends: Ends, rows: npt.NDArray[np.int64], first: int) -> Flags:
+def determined(estimates: Estimates, rows: npt.NDArray[np.int64], first: int) -> Flags:
     """Return which of the `first` parameters are free in some fits, and determined beside those before them, (n, p)."""
-    free: Flags = ends.free[rows]
-    for i in np.flatnonzero(ends.pivot[rows] <= DEPENDENT):
-        gram = square(ends.curvature[rows[i]][None])[0]
+    free: Flags = estimates.free[rows]
+    for i in np.flatnonzero(estimates.pivot[rows] <= DEPENDENT):
+        gram = square(estimates.curvature[rows[i]][None])[0]
         kept: list[int] = []
         for j in range(first):
             left = gram[j, j]
