@@ -92,6 +92,10 @@ OPTIONS = {
     "two, in another order": (series(offset=0.5), {"shared": ["offset", "rate"]}),
     "robust, missing points": (holed(Y), {"shared": ["rate"], "loss": "soft_l1", "f_scale": 0.1, "sigma": SIGMA}),
     "an own one at a bound": (Y, {"shared": ["rate"], "bounds": {"offset": (0.6, 5.0)}}),
+    "robust, an own one at a bound": (
+        Y,
+        {"shared": ["rate"], "loss": "soft_l1", "f_scale": 0.1, "bounds": {"offset": (0.6, 5.0)}},
+    ),
     "a series that says nothing of what is shared": (
         1e-3 * np.concatenate([Y, 1.0 - Y[:1]]),
         {"shared": ["rate"], "bounds": {"amplitude": (0.0, 10.0)}},
@@ -171,6 +175,7 @@ def test_values_at_which_a_series_has_no_model_are_refused():
     y = np.array([[2.0], [3.0]]) * np.sqrt(x - 0.999) + 0.001 * np.cos(9 * x)
     result = dask_nlsq.fit_many(root, x, y, p0={"height": 0.1, "edge": -9.0}, shared="edge").compute()
     assert result.success.all() and abs(result["edge"][0] - 0.999) < 0.01
+    assert not result.shared.history["accepted"].all()
 
 
 def test_moments_keep_their_digits_at_an_offset():

@@ -93,7 +93,7 @@ def _eliminate_lanes(
         root, _ = lanes.cholesky(lanes.only(curvature, free))
         root = lax.optimization_barrier(root)
         sums = lanes.evaluate(objective, theta, data, tiles, root, free, mended)
-        gram = curved = lanes.only(sums.gram, free)
+        gram = curved = sums.gram
         gradient = sums.gradient
     inner, _, _ = _schur(gram, gradient, n_own)
     curved_inner, left, slopes = _schur(curved, gradient, n_own)
