@@ -21,13 +21,13 @@ from dask_nlsq._kernel.safeguarded_difference import mend_tile
 from dask_nlsq._model import Objective, loss
 from dask_nlsq._typing import Matrix
 
-_ELEMENTS = 2048
+_ELEMENTS = 3072
 """Elements of a tile: what is formed of it stays in a core's first-level cache."""
 
 
 def tile(lanes: int) -> int:
-    """Return the points of a tile of so many lanes."""
-    return max(_ELEMENTS // lanes, 1)
+    """Return the points of a tile of so many lanes: a power of two, for the padded lengths are multiples of it."""
+    return 1 << max(_ELEMENTS // lanes, 1).bit_length() - 1
 
 
 Triangle = list[list[Array]]
@@ -168,6 +168,15 @@ def _mend(objective: Objective, theta: Sequence[Array], data: Data, columns: lis
 
     jac = jnp.stack(columns)
     return list(lax.cond(jnp.isfinite(jac).all(), lambda jac: jac, mend, jac))
+
+
+def moments(data: Data) -> tuple[Array, Array]:
+    """Return Σ (w y)² and Σ w² (y − mean)² of each lane, (lanes,), or (1,) of a series that all lanes share."""
+    w2 = data.weight**2
+    total = jnp.sum(w2, axis=0)
+    response = jnp.sum(w2 * data.y**2, axis=0)
+    mean = jnp.sum(w2 * data.y, axis=0) / jnp.where(total > 0, total, 1.0)
+    return response, jnp.sum(w2 * (data.y - mean) ** 2, axis=0)
 
 
 class Root(NamedTuple):

@@ -36,6 +36,8 @@ class Estimates:
     curvature: Matrix  # (n, p (p + 1) / 2), the rows of the lower triangle of JᵀJ
     inverse: npt.NDArray[np.float64]  # (n, p, p), its inverse
     pivot: Vector
+    response: Vector  # Σ (w y)²
+    spread: Vector  # Σ w² (y − mean)²
     free: Flags  # (n, p), neither fixed nor at a bound
 
     @classmethod
@@ -55,9 +57,9 @@ class Estimates:
     ) -> Estimates:
         """Return estimates of which nothing more is known."""
         n, p = theta.shape
-        return cls(
-            theta, cost, steps, status, curvature, np.full((n, p, p), np.nan), np.zeros(n), np.zeros((n, p), bool)
-        )
+        inverse, free = np.full((n, p, p), np.nan), np.zeros((n, p), bool)
+        response, spread = np.full((2, n), np.nan)
+        return cls(theta, cost, steps, status, curvature, inverse, np.zeros(n), response, spread, free)
 
     @property
     def conclusive(self) -> Flags:
@@ -99,7 +101,7 @@ def polish(
         trial = np.clip(estimates.theta[rows] + step, some_rows(lower, rows), some_rows(upper, rows))
         # Of columns of J that depend on one another, the step along what is not determined means nothing.
         good = (estimates.status[rows] > 0) & (estimates.pivot[rows] > DEPENDENT) & np.isfinite(step).all(axis=1)
-        long = good & (decrease > _NEAR**2 * s2 + _rounding(series, estimates, rows) ** 2)
+        long = good & (decrease > _NEAR**2 * s2 + _rounding(estimates, rows) ** 2)
         last = good & ~long
         estimates.theta[rows[last]] = trial[last]
         estimates.cost[rows[last]] -= np.minimum(decrease[last], estimates.cost[rows[last]])
@@ -117,11 +119,11 @@ def polish(
     estimates.status[rows] = int(Status.STALLED)
 
 
-def _rounding(series: Series, estimates: Estimates, rows: npt.NDArray[np.int64]) -> Vector:
+def _rounding(estimates: Estimates, rows: npt.NDArray[np.int64]) -> Vector:
     """Return what rounding leaves uncertain in the residuals of some fits, as the length of their vector."""
     i, j = np.tril_indices(estimates.theta.shape[1])
     size = (estimates.curvature[rows][:, i == j] * estimates.theta[rows] ** 2).sum(axis=1)
-    level: Vector = 16 * np.finfo(float).eps * np.sqrt(series.response[rows] + size)
+    level: Vector = 16 * np.finfo(float).eps * np.sqrt(estimates.response[rows] + size)
     return level
 
 
@@ -135,7 +137,7 @@ def mark_lost(
     i, j = np.tril_indices(start.shape[1])
     squares = estimates.curvature[:, i == j]
     size = np.maximum(np.abs(estimates.theta), np.abs(start)) ** 2
-    response = series.response[:, None]
+    response = estimates.response[:, None]
     with np.errstate(over="ignore", invalid="ignore"):
         slight = estimates.free & (squares * size <= 1e-24 * response)
     rows = np.flatnonzero((estimates.status > 0) & slight.any(axis=1))
@@ -148,7 +150,7 @@ def mark_lost(
 
 
 def _record(estimates: Estimates, rows: npt.NDArray[np.int64], known: GaussNewton) -> None:
-    for name in ("cost", "inverse", "pivot"):
+    for name in ("cost", "inverse", "pivot", "response", "spread"):
         getattr(estimates, name)[rows] = getattr(known, name)
 
 

@@ -221,7 +221,7 @@ class Task:
         """Write how the fits of some series end."""
         # Nothing that is chosen here may hang on the bounds of another series.
         linear = tuple(linearity(self.objective).linear.tolist())
-        way = Way(bounded=bounded, first=() if all(linear) else linear)
+        way = Way(bounded=bounded, first=() if all(linear) else linear, polished=True)
         self._attempt(way, series, rows, start, lower, upper, dof, estimates)
         rows = rows[~estimates.conclusive[rows]]
         if not len(rows):
@@ -231,7 +231,7 @@ class Task:
         for i, pattern in enumerate(patterns):
             if pattern.any():
                 some = rows[which.ravel() == i]
-                projected = Way(bounded=bounded, linear=tuple(pattern.tolist()))
+                projected = Way(bounded=bounded, linear=tuple(pattern.tolist()), polished=True)
                 self._attempt(projected, series, some, start, lower, upper, dof, estimates)
         rows = rows[~estimates.conclusive[rows]]
         # A direction that the data never saw has an infinite error; one that was lost on the way is a failure.
@@ -265,7 +265,7 @@ class Task:
 
     def figures(self, fitted: Fitted) -> Matrix:
         """Return the row of each fit: NaN in place of the estimates of one that failed."""
-        series, estimates, dof = fitted.series, fitted.estimates, fitted.dof
+        estimates, dof = fitted.estimates, fitted.dof
         n = len(estimates.status)
         with np.errstate(all="ignore"):
             redchi = np.where(dof > 0, 2.0 * estimates.cost / dof, np.nan)
@@ -278,7 +278,7 @@ class Task:
             odd = ~np.isfinite(cov).all(axis=(1, 2))
             some = np.where(inverse[odd] == 0, 0.0, np.where(np.isinf(inverse[odd]), inverse[odd], cov[odd]))
             cov[odd] = np.where(np.isinf(some), np.inf, some)
-            rsquared = 1.0 - 2.0 * estimates.cost / series.spread
+            rsquared = 1.0 - 2.0 * estimates.cost / estimates.spread
         bound = ~estimates.free & ~fitted.fixed
         if self.shared is not None:
             bound[:, self.n_own :] = np.isnan(self.shared.unscaled_covariance.diagonal())

@@ -35,8 +35,8 @@ from dask_nlsq._solver.factor import EPS
 from dask_nlsq._solver.status import Status
 from dask_nlsq._typing import Matrix, Vector
 
-_LANES, _FEW_LANES, _LONG = 256, 16, 4096
-"""Fits that are worked on at a time: vectors of two kilobytes, long beside what starting an operation costs. Series of
+_LANES, _FEW_LANES, _LONG = 384, 16, 4096
+"""Fits that are worked on at a time: vectors of 3 KiB, long beside what starting an operation costs. Series of
 more than so many points are tiles by themselves, of which a few at a time take less memory."""
 
 _QUEUE, _ELEMENTS = 4096, 2**20
@@ -55,9 +55,6 @@ UNSEEN, DIFFERENCES = -128, -127
 _FALL = 0.1
 """Factor of the damping after a step whose gain was as predicted: a third, as Nielsen has it, keeps a damping that
 slows the last steps down."""
-
-_BLOCK = 2**15
-"""Numbers of a block of rows."""
 
 A = TypeVar("A", bound=np.generic)
 
@@ -86,6 +83,7 @@ class Way:
     linear: tuple[bool, ...] = ()  # parameters that are brought to their best at every trial (variable projection)
     bounded: bool = True  # whether any parameter has a bound, or is fixed for each series by equal ones
     first: tuple[bool, ...] = ()  # parameters that the first step alone moves: those in which the model is linear
+    polished: bool = False  # whether `batched_newton` adds a step where the loop ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,30 +152,6 @@ class Series:
     y: Matrix  # (n or 1, points)
     weight: Matrix  # (n or 1, points)
 
-    @property
-    def response(self) -> Vector:
-        """Σ (w y)² of each series, (n,)."""
-        return self._moments[0]
-
-    @property
-    def spread(self) -> Vector:
-        """Σ w² (y − mean)² of each series, (n,)."""
-        return self._moments[1]
-
-    @functools.cached_property
-    def _moments(self) -> tuple[Vector, Vector]:
-        """Both, block by block: what is formed of the rows stays in a core's second-level cache."""
-        n, rows = len(self.y), max(_BLOCK // self.y.shape[1], 1)
-        response, spread = np.empty(n), np.empty(n)
-        for some in (slice(start, start + rows) for start in range(0, n, rows)):
-            weight, y = (c if len(c) == 1 else c[some] for c in (self.weight, self.y))
-            weighted, w2 = weight * y, weight**2
-            sums = (weight * weighted).sum(axis=1), np.broadcast_to(w2, y.shape).sum(axis=1)
-            response[some] = _squares(weighted)
-            with np.errstate(invalid="ignore"):  # a series without weight has no mean
-                spread[some] = _squares(weight * (y - (sums[0] / sums[1])[:, None]))
-        return response, spread
-
     def take(self, rows: npt.NDArray[np.int64]) -> Series:
         """Return some of the series, without a copy where they lie together."""
         if len(rows) == max(len(c) for c in (*self.x, self.y, self.weight)) and _together(rows):
@@ -214,13 +188,6 @@ class Shape:
         padded = -(-points // step) * step
         queue = max(min(_QUEUE, _ELEMENTS // padded) // lanes_, 1) * lanes_
         return cls(padded, lanes_, queue)
-
-
-def _squares(values: Matrix) -> Vector:
-    """Return the sum of squares of each row; the values are overwritten."""
-    values *= values
-    total: Vector = values.sum(axis=1)
-    return total
 
 
 def _take(rows: Matrix, which: npt.NDArray[np.int64]) -> Matrix:
@@ -363,7 +330,7 @@ def _run(
 ) -> list[Array]:
     """Work through a queue of `n` fits until at most `fewest` are at work; return what has become of each."""
     p, queue = objective.n_parameters, len(fits[0])
-    ending = functools.partial(_status, tolerance=tolerance, most=most)
+    ending = functools.partial(_status, tolerance=tolerance, most=most, last_steps=2 if way.polished else 1)
     known = _known(columns, bounds, queue)
 
     def refill(carry: tuple[_Lane, Array, list[Array]]) -> tuple[_Lane, Array, list[Array]]:
@@ -597,16 +564,17 @@ def _solve(
     return lanes.substitute_back(root, lanes.substitute(root, against))
 
 
-def _status(lane: _Lane, newton: list[Array], tolerance: Array, most: Array) -> tuple[Array, Array]:
+def _status(lane: _Lane, newton: list[Array], tolerance: Array, most: Array, last_steps: int) -> tuple[Array, Array]:
     r"""Return the status of each lane and the length of its undamped step in standard errors.
 
-    After two such steps the next is about :math:`e_k \min(1, e_k / e_{k-1})` long.
+    After two such steps the next is about :math:`e_k \min(1, e_k / e_{k-1})` long, and the one after it shorter by that
+    factor again. So many `last_steps` are taken: that of the loop, and maybe one more from where it leads.
     """
     decrease = -lanes.dot(lane.gradient, newton)
     s2 = 2.0 * lane.cost / lane.dof
     length = jnp.sqrt(jnp.maximum(decrease, 0.0) / jnp.where(s2 > 0, s2, 1.0))
     ratio = jnp.where(lane.length > 0, jnp.clip(length / lane.length, _RATIO, 1.0), 1.0)
-    arrived = (length * ratio <= tolerance) | (decrease <= _rounding(lane) ** 2)
+    arrived = (length * ratio**last_steps <= tolerance) | (decrease <= _rounding(lane) ** 2)
     status = jnp.where(arrived, int(Status.CONVERGED), UNSEEN)
     status = jnp.where((lane.steps >= most) & ~arrived, int(Status.MAX_NFEV), status)
     status = jnp.where((lane.damping > 1e12) & ~arrived, int(Status.STALLED), status)

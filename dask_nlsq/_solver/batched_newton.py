@@ -32,6 +32,8 @@ class GaussNewton(NamedTuple):
     decrease: Vector  # (n,), of the cost, that the step is expected to bring
     inverse: npt.NDArray[np.float64]  # (n, p, p), (JᵀJ)⁻¹ of the free parameters, zero for the others
     pivot: Vector  # (n,), least ratio of a pivot to its diagonal element: nothing where columns of J are dependent
+    response: Vector  # (n,), Σ (w y)²
+    spread: Vector  # (n,), Σ w² (y − mean)²
 
 
 def gauss_newton_steps(
@@ -54,7 +56,7 @@ def gauss_newton_steps(
     if curvature is None:
         identity = np.eye(p)[np.tril_indices(p)]
         curvature = np.broadcast_to(identity, (len(theta), len(identity)))
-    sizes = (), (p,), (), (p, p), ()
+    sizes = (), (p,), (), (p, p), (), (), ()
     return GaussNewton(*evaluate_series(_step_lanes, "gauss-newton", sizes, objective, series, theta, free, curvature))
 
 
@@ -89,7 +91,8 @@ def _step_lanes(
     step, decrease = [-s * f for s, f in zip(lanes.substitute_back(root, z), free, strict=True)], 0.5 * lanes.dot(z, z)
     step, decrease, inverse = _barrier((step, decrease, inverse))
     square = jnp.stack([inverse[max(i, j)][min(i, j)] for i in range(p) for j in range(p)], axis=1)
-    return [sums.cost, jnp.stack(step, axis=1), decrease, square.reshape(-1, p, p), pivot]
+    response, spread = (jnp.broadcast_to(moment, pivot.shape) for moment in lanes.moments(data))
+    return [sums.cost, jnp.stack(step, axis=1), decrease, square.reshape(-1, p, p), pivot, response, spread]
 
 
 def _barrier(values: T) -> T:
