@@ -34,6 +34,8 @@ from ._plan import estimate_memory as estimate_memory
 from ._plan import get_memory_tier as get_memory_tier
 from ._plan import plot_memory as plot_memory
 from ._plan import plot_tiers as plot_tiers
+from ._result import Band as Band
+from ._result import Derived as Derived
 from ._result import FitResult as FitResult
 from ._solver import Status as Status
 from ._streaming import StreamingFitter as StreamingFitter

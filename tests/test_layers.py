@@ -51,7 +51,7 @@ EXTRAS = {
     "xarray",
 }
 LATE = {"scipy.optimize"}  # takes as long to import as pandas, and no worker that models lead to needs it
-DOORS = {f"dask_nlsq._kernel.{name}" for name in ("faults", "kernel", "validate")}
+DOORS = {f"dask_nlsq._kernel.{name}" for name in ("faults", "kernel", "rows", "validate")}
 """The task entry in _sweep opens them at its first call."""
 
 ROOT = Path(__file__).parents[1] / "dask_nlsq"

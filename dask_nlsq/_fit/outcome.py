@@ -77,6 +77,7 @@ def build(
         notes=notes,
         plan=_measured(problem, state, seconds, total, peak),
         starts=starts,
+        absolute_sigma=solver.absolute_sigma,
         **_living(problem, solver, state, statistics),
     )
 
@@ -131,6 +132,7 @@ def build_combined(
             "peak_memory": peak_memory(),
         },
         notes=(*reservations(names, side, inference.entangled(factor, theta, pcov, free)), *notes),
+        absolute_sigma=solver.absolute_sigma,
         factor=factor,
     )
 

@@ -3,6 +3,7 @@ from . import device as device
 from . import faults as faults
 from . import kernel as kernel
 from . import lanes as lanes
+from . import rows as rows
 from . import validate as validate
 from .block import GROUP_BYTES as GROUP_BYTES
 from .block import MANY_ROWS as MANY_ROWS

@@ -54,6 +54,25 @@ def evaluate_rows(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
     return np.concatenate(pieces)
 
 
+def standard_errors(objective: Objective, x: Sequence[Vector], theta: Vector, cov: Matrix) -> Vector:
+    r"""Return the standard error of the model at each row, (rows,), by the delta method: :math:`\sqrt{J C J^T}`.
+
+    Parameters
+    ----------
+    theta : ndarray (p,)
+        The free parameters.
+    cov : ndarray (p, p)
+        C, infinite for parameters that are not determined, and NaN for those at a bound, which add nothing.
+    """
+    objective = dataclasses.replace(objective, weighted=False, loss="linear", sandwich=False, second=False)
+    block = Block(tuple(x), np.zeros(len(x[0])))
+    jac = evaluate_rows(objective, block, np.broadcast_to(theta, (block.rows, len(theta))))[:, :-1]
+    variance = np.maximum(((jac @ np.where(np.isfinite(cov), cov, 0.0)) * jac).sum(axis=1), 0.0)
+    open_ends = np.isinf(np.diag(cov))
+    moved: Vector = np.where((jac[:, open_ends] != 0).any(axis=1), np.inf, np.sqrt(variance))
+    return moved
+
+
 def _filled(column: Vector) -> Vector:
     """Return a column of `_SIZE` rows whose last value is repeated."""
     return np.pad(column, (0, _SIZE - len(column)), mode="edge")

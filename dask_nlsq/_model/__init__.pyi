@@ -1,4 +1,5 @@
 from . import loss as loss
+from .expression import Expression as Expression
 from .guess import Guess as Guess
 from .library import LIBRARY as LIBRARY
 from .library import constant as constant

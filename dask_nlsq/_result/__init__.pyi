@@ -1,3 +1,5 @@
+from .bands import Band as Band
+from .bands import Derived as Derived
 from .labels import columns_of as columns_of
 from .result import FitResult as FitResult
 from .result import starts_frame as starts_frame

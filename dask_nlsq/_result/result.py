@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import dask.dataframe as dd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -19,11 +20,12 @@ from scipy.optimize import OptimizeWarning
 from dask_nlsq._checkpoint import Checkpoints, Text, from_text, pack, to_text, unpack
 from dask_nlsq._errors import CheckpointError, NlsqError, one_of, warn
 from dask_nlsq._plan import Plan
-from dask_nlsq._result import predict as prediction
+from dask_nlsq._result.bands import Derived, band, derived
+from dask_nlsq._result.evaluate import evaluate, names_of
 from dask_nlsq._result.report import report
 from dask_nlsq._solver import Factor, Statistics, Status
 from dask_nlsq._sources import Columns
-from dask_nlsq._sweep import Payload
+from dask_nlsq._sweep import Payload, predict_rows, standard_errors
 from dask_nlsq._typing import Matrix, Vector
 
 if TYPE_CHECKING:
@@ -75,7 +77,8 @@ class FitResult:
         on how many rows that is, the number of the minimum (0 is the answer, -1 none), and how its fit ended. A
         parameter that is called as another column (``cost``, ``rows``, ``minimum``, ``status``) is ``"NAME
         (parameter)"``.
-
+    absolute_sigma : bool
+        Whether sigma was taken as it is, and not scaled by the residuals.
     parts : dict of str to FitResult
         Of a fit of several data sets, the same estimates in the names of the model of each; ``predict`` of a part
         evaluates that model, and the statistics are those of all data sets.
@@ -107,6 +110,7 @@ class FitResult:
     plan: Plan | None = None
     checkpoint_errors: tuple[str, ...] = ()
     starts: pd.DataFrame | None = None
+    absolute_sigma: bool = False
     # Of a fit of several data sets, what each sees of it; they are not written.
     parts: Mapping[str, FitResult] = dataclasses.field(default_factory=dict)
     # What is needed to evaluate the model again.
@@ -353,9 +357,162 @@ class FitResult:
         DataError
             A column is missing, or columns have unlike lengths; where chunks are of unknown sizes, when it is computed.
         """
+        payload, columns = self._model()
+        return evaluate(functools.partial(predict_rows, payload, self.popt), columns, data)
+
+    def residuals(self, data: Any, y: Any = None, *, weighted: bool = False) -> Any:
+        r"""Return what the fitted model leaves of the observations, :math:`y - f(x; \hat\theta)`; lazy for Dask.
+
+        Parameters
+        ----------
+        data : as for `predict`
+            With the column of y, unless `y` is given.
+        y : array or Series, optional
+            The observations.
+        weighted : bool
+            Divide by sigma, as the fit did.
+
+        Returns
+        -------
+        Series named "residual" for a frame, otherwise an array, in units of y
+
+        Raises
+        ------
+        DataError
+            A column is missing.
+        NlsqError
+            The result has no model.
+        """
+        _, columns = self._model()
+        observed = self._column(columns.y, data) if y is None else y
+        residual = observed - self.predict(data)
+        if weighted:
+            residual = residual / self._sigma(data, None)
+        return residual.rename("residual") if isinstance(residual, (pd.Series, dd.Series)) else residual
+
+    def confidence_band(self, data: Any, level: float = 0.95) -> Any:
+        r"""Return where the model's curve may lie, :math:`f \pm t_\nu \sqrt{g^T C g}`, row by row; lazy for Dask.
+
+        C is the covariance of the estimates and g the gradient of the model with respect to them. A band of 95 % covers
+        the true value with that probability at each row, and not at all rows at once.
+
+        Parameters
+        ----------
+        data : as for `predict`
+        level : float
+            Probability to cover, at least 0.5 and below 1.
+
+        Returns
+        -------
+        DataFrame with the columns ``predicted``, ``lower`` and ``upper`` for a frame, otherwise a `Band` of arrays
+            In units of y; infinite where a parameter matters that the data do not determine. A parameter at a bound is
+            taken as known.
+
+        Raises
+        ------
+        NlsqError
+            `level` is out of range, or the result has no model.
+
+        Examples
+        --------
+        >>> import numpy as np, jax.numpy as jnp, dask_nlsq
+        >>> t = np.array([0.0, 1, 2, 3])
+        >>> result = dask_nlsq.fit(lambda t, a, b: a * jnp.exp(-b * t), t, np.array([2.0, 1.2, 0.8, 0.4]))
+        >>> result.confidence_band(np.array([0.5])).lower.round(2).tolist()
+        [1.39]
+        """
+        _check_level(level)
+        return band(self.predict(data), self._curve_stderr(data), level, self.dof)
+
+    def prediction_band(self, data: Any, level: float = 0.95, *, sigma: Any = None) -> Any:
+        r"""Return where a new observation may lie, :math:`f \pm t_\nu \sqrt{g^T C g + s^2 \sigma^2}`; lazy for Dask.
+
+        Parameters
+        ----------
+        data : as for `predict`
+        level : float
+            Probability to cover, at least 0.5 and below 1.
+        sigma : number, array or Series, optional
+            Standard deviation of each new observation, as in the fit; that of the fit where it is a number or a column
+            of `data`, 1 where there was none.
+
+        Returns
+        -------
+        As `confidence_band`; :math:`s^2` is ``redchi``, or 1 under ``absolute_sigma``
+
+        Raises
+        ------
+        NlsqError
+            `level` is out of range, the fit had a sigma that is not in `data`, or the result has no model.
+        """
+        _check_level(level)
+        s2 = self.statistics.residual_variance(self.absolute_sigma)
+        scatter = s2 * self._sigma(data, sigma) ** 2
+        return band(self.predict(data), (self._curve_stderr(data) ** 2 + scatter) ** 0.5, level, self.dof)
+
+    def eval_uncertainty(self, expression: str) -> Derived:
+        r"""Return a quantity that follows from the parameters, with its standard error :math:`\sqrt{g^T C g}`.
+
+        Parameters
+        ----------
+        expression : str
+            Of parameters, such as ``"amplitude / rate"``; as for ``tied=``.
+
+        Returns
+        -------
+        Derived
+            ``value`` and ``stderr``.
+
+        Raises
+        ------
+        ModelError
+            The text names what is no parameter, or holds what an expression may not.
+
+        Examples
+        --------
+        >>> import numpy as np, jax.numpy as jnp, dask_nlsq
+        >>> t = np.array([0.0, 1, 2, 3])
+        >>> result = dask_nlsq.fit(lambda t, a, b: a * jnp.exp(-b * t), t, np.array([2.0, 1.2, 0.8, 0.4]))
+        >>> half_life = result.eval_uncertainty("log(2) / b")
+        >>> round(half_life.value, 2), round(half_life.stderr, 2)
+        (1.41, 0.06)
+        """
+        return derived(expression, self.names, self.popt, self.pcov)
+
+    def _model(self) -> tuple[Payload, Columns]:
         if self.payload is None or self.columns is None:
-            raise NlsqError("This result was read from a file and has no model; evaluate your model at params.")
-        return prediction.predict(self.payload, self.popt, self.columns, data)
+            raise NlsqError(
+                "This result has no model: it was read from a file, or is of several fits together. Evaluate the model "
+                "at params, or use the result of each fit."
+            )
+        return self.payload, self.columns
+
+    def _curve_stderr(self, data: Any) -> Any:
+        """Return the standard error of the model at each row."""
+        payload, columns = self._model()
+        expansion = payload.value.expansion
+        free = [self.names.index(name) for name in (self.names if expansion is None else expansion.free)]
+        cov = self.pcov[np.ix_(free, free)]
+        return evaluate(functools.partial(standard_errors, payload, self.popt[free], cov), columns, data)
+
+    def _column(self, name: str, data: Any) -> Any:
+        """Return a column of the data, as numbers."""
+        _, columns = self._model()
+        return evaluate(_first, dataclasses.replace(columns, x=(name,)), data)
+
+    def _sigma(self, data: Any, sigma: Any) -> Any:
+        """Return the standard deviations of observations, in the units of the fit's sigma."""
+        _, columns = self._model()
+        if sigma is not None:
+            return sigma
+        if not isinstance(columns.sigma, str):
+            return 1.0 if columns.sigma is None else columns.sigma
+        if columns.sigma not in names_of(data):
+            raise NlsqError(
+                f"The fit was weighted by sigma, {columns.sigma!r}, which these data lack: give them as a frame with "
+                "that column, or the standard deviations of the observations as sigma=."
+            )
+        return self._column(columns.sigma, data)
 
     def report(self) -> str:
         """Return the report that ``print(result)`` shows."""
@@ -408,6 +565,7 @@ class FitResult:
             "provenance": dict(self.provenance),
             "notes": list(self.notes),
             "checkpoint_errors": list(self.checkpoint_errors),
+            "absolute_sigma": self.absolute_sigma,
             "plan": None if self.plan is None else self.plan.to_dict(),
             "starts": None if self.starts is None else self.starts.to_dict(orient="list"),
         }
@@ -431,6 +589,7 @@ class FitResult:
             notes=tuple(values["notes"]),
             # Results of earlier versions lack what is looked up with a default.
             checkpoint_errors=tuple(values.get("checkpoint_errors", ())),
+            absolute_sigma=values.get("absolute_sigma", False),
             plan=None if values.get("plan") is None else Plan.from_dict(values["plan"]),
             starts=None if values.get("starts") is None else starts_frame(values["starts"]),
         )
@@ -495,6 +654,10 @@ class FitResult:
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.6g}" for name, value in self.params.items())
         return f"<FitResult {self.status.name} {values}>"
+
+
+def _first(x: tuple[Vector, ...]) -> Vector:
+    return x[0].astype(np.float64)
 
 
 def _check_level(level: object) -> None:

@@ -68,6 +68,7 @@ class Report:
             notes=notes,
             payload=serialize(self.estimator.objective),
             columns=self.columns,
+            absolute_sigma=solver.absolute_sigma,
             factor=factor,
         )
 

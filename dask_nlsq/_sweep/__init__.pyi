@@ -18,5 +18,6 @@ from .task import find_faults as find_faults
 from .task import non_finite as non_finite
 from .task import predict_rows as predict_rows
 from .task import reduce_group as reduce_group
+from .task import standard_errors as standard_errors
 from .tree import Finished as Finished
 from .tree import Partial as Partial

@@ -17,7 +17,7 @@ from dask_nlsq._kernel import FAN_IN, Block, Reduction, Request, merge
 from dask_nlsq._sweep.failure import Failure, load
 from dask_nlsq._sweep.groups import Batch, Group
 from dask_nlsq._sweep.payload import Payload
-from dask_nlsq._typing import Vector
+from dask_nlsq._typing import Matrix, Vector
 
 if TYPE_CHECKING:
     from dask_nlsq._sources import Partition
@@ -161,6 +161,13 @@ def predict_rows(payload: Payload, theta: Vector, x: tuple[Vector, ...]) -> Vect
     kernel, _ = _kernels()
     values: Vector = kernel.predict_block(payload.value, Block(x, x[0]), theta)
     return values
+
+
+def standard_errors(payload: Payload, theta: Vector, cov: Matrix, x: tuple[Vector, ...]) -> Vector:
+    """Return the standard error of the model at columns x, each of shape (rows,), of its free parameters `theta`."""
+    from dask_nlsq._kernel import rows
+
+    return rows.standard_errors(payload.value, x, theta, cov)
 
 
 def _kernels() -> tuple[ModuleType, ModuleType]:
