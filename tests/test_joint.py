@@ -1,5 +1,7 @@
 """Several data sets with a model each, some parameters being common: the answer of one dense fit of all of them."""
 
+import re
+
 import dask.array as da
 import dask.dataframe as dd
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 from scipy.optimize import least_squares
 
 import dask_nlsq
-from dask_nlsq import BoundsError, ModelError, NlsqError
+from dask_nlsq import BoundsError, DataError, ModelError, NlsqError
 
 RNG = np.random.default_rng(0)
 T, X = np.linspace(0, 10, 200), np.linspace(0, 6, 80)
@@ -84,6 +86,9 @@ def test_each_part_has_the_names_of_its_model():
     expected = result.params["height_probe"] * (1 - np.exp(-X / result.params["tau"]))
     np.testing.assert_allclose(probe.predict({"x": X}), expected)
     assert "2 data sets" in str(result)
+    parts = [re.search(r"These (\d+) rows add ([\d.e+-]+) to χ²", part.notes[0]).groups() for part in (pump, probe)]
+    rows, squares = zip(*parts, strict=True)
+    assert sum(map(int, rows)) == result.n_obs and sum(map(float, squares)) == pytest.approx(result.chisqr, rel=1e-5)
 
 
 def test_a_list_is_numbered_and_constraints_hold():
@@ -115,6 +120,17 @@ REFUSED = {
     "a jac of all": (lambda: dask_nlsq.fit(sets(), shared="tau", jac=lambda *a: a), NlsqError, "jac="),
     "one key twice": (lambda: dask_nlsq.fit({1: sets()["pump"], "1": sets()["probe"]}), NlsqError, "the key '1'"),
     "a checkpoint": (lambda: dask_nlsq.fit(sets(), shared="tau", checkpoint="here"), NlsqError, "checkpoint="),
+    "a shared name that is none": (lambda: dask_nlsq.fit(sets(), shared="taw", p0=P0), ModelError, "taw"),
+    "one name for two": (
+        lambda: dask_nlsq.fit([{"model": lambda x, a, a_1: a * x + a_1, "x": X, "y": Z}] * 2, shared="a_1"),
+        ModelError,
+        "one name",
+    ),
+    "cells that are not finite": (
+        lambda: dask_nlsq.fit(sets(pump={"y": np.full(len(T), np.nan)}), shared="tau", p0=P0),
+        DataError,
+        "data_set 'pump'",
+    ),
     "one model": (lambda: dask_nlsq.fit(decay, T, Y, shared="tau"), NlsqError, "several data sets"),
 }
 

@@ -15,10 +15,10 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.optimize import least_squares
+from scipy.optimize import OptimizeWarning, least_squares
 
 import dask_nlsq
-from dask_nlsq import DataError, ModelError, NlsqError, Status
+from dask_nlsq import DataError, ModelError, NlsqError, NlsqWarning, Status
 from dask_nlsq._kernel import ExactSum
 
 GROUPS, POINTS = 7, 25
@@ -178,6 +178,39 @@ def test_values_at_which_a_series_has_no_model_are_refused():
     assert not result.shared.history["accepted"].all()
 
 
+def edged(t, height, edge):
+    return height * jnp.sqrt(t - edge)
+
+
+def test_series_that_have_no_model_at_the_start_take_part_once_they_have_one():
+    t = np.stack([np.linspace(low, 3, 30) for low in (1.0, 1.0, 0.5)])
+    y = np.array([[1.0], [2.0], [3.0]]) * np.sqrt(t - 0.2) + 0.02 * np.random.default_rng(0).normal(size=t.shape)
+    late, early = (dask_nlsq.fit_many(edged, t, y, p0=[1, edge], shared="edge").compute() for edge in (0.7, 0.0))
+    assert "3 series" in late.shared.notes[-1]
+    np.testing.assert_allclose(late["edge"], early["edge"], rtol=1e-9)
+    np.testing.assert_allclose(late.stderr["edge"], early.stderr["edge"], rtol=1e-6)
+    t[2] -= 5
+    with pytest.warns(NlsqWarning, match="1 series take no part in the fit of edge"):
+        assert not dask_nlsq.fit_many(edged, t, y, p0=[1, 0.7], shared="edge").compute().success.all()
+
+
+TWICE = {
+    "another offset": (lambda t, a, b, c: a * t + b + c, "c", ("a",)),
+    "another amplitude": (lambda t, a, s, k: a * s * jnp.exp(-k * t), ("s", "k"), ("k",)),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_what_own_parameters_can_replace_is_not_determined_and_spoils_nothing_else(name):
+    model, shared, known = TWICE[name]
+    y = np.array([[1.0], [2.0], [3.0]]) * np.exp(-1.3 * T) + 0.01 * np.random.default_rng(0).normal(size=(3, POINTS))
+    with pytest.warns(OptimizeWarning, match="do not determine"):
+        result = dask_nlsq.fit_many(model, T, y, shared=shared).compute()
+    assert result.success.all() and abs(result.shared.popt).max() < 10
+    for parameter, errors in result.stderr.items():
+        assert np.isfinite(errors).all() if parameter in known else np.isinf(errors).all()
+
+
 def test_moments_keep_their_digits_at_an_offset():
     level = dask_nlsq.fit_many(decay, T, Y + 1e7, p0=[*P0[:2], 1e7], shared="rate")
     assert level.shared.rsquared == pytest.approx(expected().shared.rsquared, rel=1e-6)
@@ -223,8 +256,10 @@ def test_xarray_keeps_its_names():
 
 
 REFUSED = {
-    "an unknown name": ({"shared": "tau"}, ModelError, "free parameters"),
-    "one that is fixed": ({"shared": "rate", "fixed": {"rate": 1.0}}, ModelError, "free parameters"),
+    "an unknown name": ({"shared": "tau"}, ModelError, "is none; the free"),
+    "one that is fixed": ({"shared": "rate", "fixed": {"rate": 1.0}}, ModelError, "is fixed"),
+    "one that is tied": ({"shared": "rate", "tied": {"rate": "offset"}}, ModelError, "is tied"),
+    "one name twice": ({"shared": ("rate", "rate")}, ModelError, "twice"),
     "all of them": ({"shared": NAMES}, ModelError, "use fit"),
     "neighbours": ({"shared": "rate", "start": "neighbours"}, NlsqError, "by itself"),
     "a start of each series": ({"shared": "rate", "p0": {"rate": np.ones(GROUPS)}}, DataError, "values of each"),

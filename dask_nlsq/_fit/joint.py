@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,8 @@ from dask_nlsq._sweep import outside_pool
 from dask_nlsq._typing import Matrix, Vector
 
 log = logging.getLogger("dask_nlsq")
+
+T = TypeVar("T")
 
 _DATA = ("x", "y", "data", "sigma", "filters", "storage_options", "version")
 """Arguments that belong to a data set."""
@@ -74,7 +76,8 @@ def parts(
     found = {}
     for key, given in named:
         if not isinstance(given, Mapping) or "model" not in given:
-            raise NlsqError(f"Data set {key!r} is {given!r}; a mapping with a model and other arguments is needed.")
+            seen = f"has {sorted(map(str, given))}" if isinstance(given, Mapping) else f"is a {type(given).__name__}"
+            raise NlsqError(f"Data set {key!r} {seen}; a mapping with a model and other arguments is needed.")
         unknown = [name for name in given if name not in ("model", *_DATA, *_NAMED)]
         if unknown:
             possible = ", ".join(("model", *_DATA, *_NAMED))
@@ -130,7 +133,10 @@ class Joint:
         BoundsError
             The bounds of a shared parameter leave nothing in common.
         """
+        known = {name for problem in problems.values() for name in problem.parameters.names}
         for name in shared:
+            if name not in known:
+                raise ModelError(f"shared names {name!r}, and the parameters of the models are {sorted(known)}.")
             if sum(name in problem.parameters.free for problem in problems.values()) < 2:
                 free = {key: list(problem.parameters.free) for key, problem in problems.items()}
                 raise ModelError(f"{name!r} is shared, and must be free in two data sets at least; they have {free}.")
@@ -138,8 +144,13 @@ class Joint:
             key: [name if name in shared else f"{name}_{key}" for name in problem.parameters.free]
             for key, problem in problems.items()
         }
-        own = [label for each in labels.values() for label in each if label not in shared]
-        names = (*shared, *own)
+        unshared = [
+            f"{name}_{key}"
+            for key, problem in problems.items()
+            for name in problem.parameters.free
+            if name not in shared
+        ]
+        names = (*shared, *unshared)
         if len(set(names)) < len(names):
             raise ModelError(f"Two parameters would have one name: {sorted(names)}. Give the data sets other keys.")
         places = {key: np.array([names.index(label) for label in each]) for key, each in labels.items()}
@@ -181,10 +192,10 @@ class Joint:
 
     def sweep(
         self, request: Request, whitenings: Mapping[str, Whitening | None]
-    ) -> tuple[Reduction, dict[str, Whitening | None]]:
-        """Reduce all data sets, each with its own preconditioner; return those for the next sweep as well."""
+    ) -> tuple[dict[str, Reduction], dict[str, Whitening | None]]:
+        """Reduce each data set with its own preconditioner; return those for the next sweep as well."""
         p, s = len(self.names), None if request.whitening is None else request.whitening.s
-        reductions, following = [], {}
+        reductions, following = {}, {}
         for key, problem in self.problems.items():
             place, whitening = self.places[key], whitenings.get(key)
             asked = Request(request.theta[place], whitening, first=request.first)
@@ -198,8 +209,8 @@ class Joint:
                 curvature = _curvature(found, whitening, place, p, s)
             none = np.zeros(0)  # columns of data sets are not alike
             bare = dataclasses.replace(found, sums=none, checksum=none.astype(np.uint64), differences=None)
-            reductions.append(dataclasses.replace(bare, gram=gram, curvature=curvature))
-        return merge(reductions), following
+            reductions[key] = dataclasses.replace(bare, gram=gram, curvature=curvature)
+        return reductions, following
 
 
 def _spread(columns: Matrix, place: npt.NDArray[np.int64], p: int) -> Matrix:
@@ -255,8 +266,8 @@ def fit_joint(
     begun = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UndeterminedWarning)  # by one data set a shared parameter need not be
-        results = {key: _by_itself(each, fit_alone) for key, each in options.items()}
-    joint = Joint.of({key: lay_out(each) for key, each in options.items()}, shared)
+        results = {key: _of_data_set(key, _by_itself, each, fit_alone) for key, each in options.items()}
+    joint = Joint.of({key: _of_data_set(key, lay_out, each) for key, each in options.items()}, shared)
     of_all = next(iter(options.values()))
     solver = TrustRegion(
         joint.lower,
@@ -268,19 +279,33 @@ def fit_joint(
         max_nfev=of_all.max_nfev or sys.maxsize,
     )
     state, seconds, whitenings = solver.init(joint.start(results)), list[float](), dict[str, Whitening | None]()
+    accepted = dict[str, Reduction]()
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(Progress(1, of_all.progress))
         stack.enter_context(outside_pool(next(iter(joint.problems.values())).reader))
         while not solver.terminate(state):
             clock = time.perf_counter()
             bar.notify(SweepBegin(f"joint sweep {state.nsweeps + 1}", state))
-            reduction, whitenings = joint.sweep(solver.request(state), whitenings)
+            request = solver.request(state)
+            reductions, whitenings = joint.sweep(request, whitenings)
+            reduction = merge(list(reductions.values()))
             if state.point is None and not reduction.finite:
                 begins = dict(zip(joint.names, state.trial.tolist(), strict=True))
                 raise ModelError(f"A model is not finite where the joint fit begins, {begins}.")
             state = solver.step(state, reduction)
+            if np.array_equal(state.at.theta, request.theta):
+                accepted = reductions
             seconds.append(time.perf_counter() - clock)
-    return _result(joint, solver, state, seconds, time.perf_counter() - begun)
+    return _result(joint, solver, state, accepted, seconds, time.perf_counter() - begun)
+
+
+def _of_data_set(key: str, work: Callable[..., T], *arguments: Any) -> T:
+    """Do work for one data set, whose key goes into its errors."""
+    try:
+        return work(*arguments)
+    except NlsqError as error:
+        error.at(data_set=repr(key))
+        raise
 
 
 def _by_itself(options: FitOptions, fit_alone: Callable[[FitOptions], FitResult]) -> FitResult | None:
@@ -296,6 +321,7 @@ def _result(
     joint: Joint,
     solver: TrustRegion,
     state: State,
+    reductions: Mapping[str, Reduction],
     seconds: list[float],
     total: float,
 ) -> FitResult:
@@ -314,10 +340,10 @@ def _result(
             "partitions": sum(len(problem.source.partitions) for problem in joint.problems.values()),
         },
     )
-    return dataclasses.replace(whole, parts={key: _part(joint, key, whole) for key in joint.problems})
+    return dataclasses.replace(whole, parts={key: _part(joint, key, whole, reductions[key]) for key in joint.problems})
 
 
-def _part(joint: Joint, key: str, whole: FitResult) -> FitResult:
+def _part(joint: Joint, key: str, whole: FitResult, reduction: Reduction) -> FitResult:
     """Return the joint estimates as a data set sees them, in the names of its model."""
     place, problem = joint.places[key], joint.problems[key]
     popt, pcov, side = expand(
@@ -333,6 +359,9 @@ def _part(joint: Joint, key: str, whole: FitResult) -> FitResult:
         popt=popt,
         pcov=pcov,
         active_mask=side,
+        notes=(
+            f"These {reduction.rows:,} rows add {2 * reduction.cost:.6g} to χ²; the statistics are of all data sets.",
+        ),
         factor=None,
         payload=problem.payload,
         columns=dataclasses.replace(problem.columns, origins=problem.source.info.origins),

@@ -194,5 +194,22 @@ def determined(estimates: Estimates, rows: npt.NDArray[np.int64], first: int) ->
     return free
 
 
+def explained(curvature: Matrix, free: Flags, first: int) -> Flags:
+    """Return which parameters behind the `first` ones have a column of J that theirs explain, (n, p - first)."""
+    gram = square(curvature)
+    scale = np.sqrt(np.einsum("nii->ni", gram))
+    scale = np.where(scale > 0, scale, 1.0)
+    gram = gram / scale[:, :, None] / scale[:, None, :]
+    counts = free[:, :first]
+    inner = np.where(counts[:, :, None] & counts[:, None, :], gram[:, :first, :first], np.eye(first))
+    mixed = np.where(counts[:, :, None], gram[:, :first, first:], 0.0)
+    known = np.isfinite(inner).all(axis=(1, 2)) & np.isfinite(mixed).all(axis=(1, 2))
+    left = np.ones(mixed[:, 0].shape)
+    share = np.linalg.pinv(inner[known], rcond=DEPENDENT, hermitian=True) @ mixed[known]
+    left[known] = 1.0 - (mixed[known] * share).sum(axis=1)
+    nothing: Flags = left <= DEPENDENT
+    return nothing
+
+
 def some_rows(limits: Matrix, rows: npt.NDArray[np.int64]) -> Matrix:
     return limits if len(limits) == 1 else limits[rows]

@@ -24,13 +24,13 @@ import dask
 import numpy as np
 from dask.delayed import Delayed, delayed
 
-from dask_nlsq._errors import DataError
+from dask_nlsq._errors import DataError, warn
 from dask_nlsq._fit import build_combined
 from dask_nlsq._kernel import ExactSum, Reduction
 from dask_nlsq._many.estimates import Flags
 from dask_nlsq._many.task import Shared, Task, indices
 from dask_nlsq._result import FitResult
-from dask_nlsq._solver import State, Status, TrustRegion, inference
+from dask_nlsq._solver import State, Status, TrustRegion, final, inference
 from dask_nlsq._sweep import Payload, serialize
 from dask_nlsq._typing import Matrix, Vector
 
@@ -69,15 +69,16 @@ class Totals(NamedTuple):
     square: float  # of the mean of each series less the reference, times its weight
     spread: float  # Σ w² (y − mean of the series)²
     log_weight: float
+    left_out: float  # series that have enough points, and no finite model or derivative
     gram: Matrix  # (q + 1, q + 1)
     curvature: Matrix  # (q, q)
 
     @classmethod
     def of(cls, sums: Vector, q: int) -> Totals:
         """Return the columns by name."""
-        gram, curvature = sums[9 : 9 + (q + 1) ** 2], sums[9 + (q + 1) ** 2 :]
-        scalars = dict(zip(cls._fields, sums[:9].tolist(), strict=False))
-        return cls(**scalars, gram=gram.reshape(q + 1, q + 1), curvature=curvature.reshape(q, q))
+        scalars, gram, curvature = np.split(sums, [_SCALARS, _SCALARS + (q + 1) ** 2])
+        named = dict(zip(cls._fields, scalars.tolist(), strict=False))
+        return cls(**named, gram=gram.reshape(q + 1, q + 1), curvature=curvature.reshape(q, q))
 
     def reduction(self, robust: bool, reference: float) -> Reduction:
         """Return what the solver sees, whose rows are those that the own parameters leave over."""
@@ -95,6 +96,9 @@ class Totals(NamedTuple):
             checksum=np.zeros(0, np.uint64),
             curvature=self.curvature if robust else None,
         )
+
+
+_SCALARS = len(Totals._fields) - 2
 
 
 def reduce_chunk(
@@ -131,7 +135,7 @@ def reduce_chunk(
 
 def _no_sums(task: Task) -> ExactSum:
     q = task.n_shared
-    return ExactSum.of(np.zeros((0, 9 + (q + 1) ** 2 + q**2)))
+    return ExactSum.of(np.zeros((0, _SCALARS + (q + 1) ** 2 + q**2)))
 
 
 def _reduce_rows(
@@ -154,11 +158,12 @@ def _reduce_rows(
         & np.isfinite(estimates.theta).all(axis=1)
         & (estimates.status != int(Status.NOT_FINITE))
     )
-    included = finite & (estimates.status != int(Status.TOO_FEW)) if before is None else before.included
+    enough = estimates.status != int(Status.TOO_FEW)
+    included = finite & enough if before is None else before.included
     theta = np.where((estimates.status > 0)[:, None], estimates.theta, start)
     rows = np.flatnonzero(included)
     if not len(rows):
-        return SeriesState(theta, included), _no_sums(task)
+        return SeriesState(theta, included), _count_left_out(task, enough)
     if not finite[rows].all():  # the solver refuses the values
         return SeriesState(theta, included), ExactSum.of(np.full((1, _no_sums(task).finite.size), np.nan))
     eliminated = task.eliminate(fitted, rows)
@@ -181,6 +186,7 @@ def _reduce_rows(
         weight * mean**2,
         (w2 * (y - mean[:, None]) ** 2).sum(axis=1),
         logs,
+        np.zeros(len(rows)),
     )
     gram = np.zeros((len(rows), task.n_shared + 1, task.n_shared + 1))
     gram[:, :-1, :-1] = back @ eliminated.inner @ turned
@@ -193,7 +199,14 @@ def _reduce_rows(
         good = np.isfinite(each).all(axis=1)
         included[rows[~good]] = False
         each = each[good]
-    return SeriesState(theta, included), ExactSum.of(each)
+    return SeriesState(theta, included), ExactSum.of(each) + _count_left_out(task, enough & ~included)
+
+
+def _count_left_out(task: Task, left_out: Flags) -> ExactSum:
+    """Return sums that count these series, and of which all else is 0."""
+    count = np.zeros((1, _no_sums(task).finite.size))
+    count[0, Totals._fields.index("left_out")] = np.count_nonzero(left_out)
+    return ExactSum.of(count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,6 +262,28 @@ def estimate(task: Task, chunks: Chunks) -> tuple[Shared, FitResult, list[Delaye
         mean = _mean_estimates(task.alone, chunks, task.n_shared, start)
         start = np.clip(np.where(given, start, mean), lower, upper)
     solver = TrustRegion(lower, upper, absolute_sigma=task.absolute_sigma, max_nfev=_SWEEPS)
+    most = math.inf
+    while True:
+        state, totals, kept, seconds = _solve(task, payload, chunks, solver, start)
+        theta, _ = final(state, lower, upper)
+        if not 0 < totals.left_out < most or not state.ending.success:
+            break
+        # Series that have no model at the start may have one here.
+        start, most = theta, totals.left_out
+    if totals.left_out:
+        names = ", ".join(task.free[task.n_own :])
+        warn(
+            f"{round(totals.left_out):,} series take no part in the fit of {names}: their model is not finite where it "
+            "began. They are fitted with the values that the others gave. Begin elsewhere with p0, or leave them out."
+        )
+    shared, result = _result(task, solver, state, totals, seconds, time.perf_counter() - begun, len(chunks.rows))
+    return shared, result, kept
+
+
+def _solve(
+    task: Task, payload: Payload, chunks: Chunks, solver: TrustRegion, start: Vector
+) -> tuple[State, Totals, list[Delayed], list[float]]:
+    """Fit the shared parameters from a start; return the end, the sums there, the chunks, and the seconds of sweeps."""
     state, kept, seconds, reference = solver.init(start), None, list[float](), 0.0
     totals: Totals | None = None
     while not solver.terminate(state):
@@ -272,8 +307,7 @@ def estimate(task: Task, chunks: Chunks) -> tuple[Shared, FitResult, list[Delaye
             kept, totals = states, now
     if totals is None or kept is None:
         raise RuntimeError("No sweep was accepted.")
-    shared, result = _result(task, solver, state, totals, seconds, time.perf_counter() - begun, len(chunks.rows))
-    return shared, result, kept
+    return state, totals, kept, seconds
 
 
 def _mean_estimates(alone: Task, chunks: Chunks, n_shared: int, start: Vector) -> Vector:

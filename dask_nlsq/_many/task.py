@@ -20,6 +20,7 @@ from dask_nlsq._many.estimates import (
     Estimates,
     Flags,
     determined,
+    explained,
     mark_lost,
     polish,
     some_rows,
@@ -319,8 +320,11 @@ class Task:
         estimates = fitted.estimates
         free = determined(estimates, rows, self.n_own)
         free[:, self.n_own :] = True
-        part = fitted.series.take(rows)
-        return eliminate(self.objective, part, estimates.theta[rows], free, estimates.curvature[rows], self.n_own)
+        part, curvature = fitted.series.take(rows), estimates.curvature[rows]
+        eliminated = eliminate(self.objective, part, estimates.theta[rows], free, curvature, self.n_own)
+        # What its own parameters can do as well, a series says nothing of: only rounding is left of such a column.
+        eliminated.root[explained(curvature, free, self.n_own)] = 0.0
+        return eliminated
 
     def _expand(self, theta: Matrix, cov: Cube) -> tuple[Matrix, Cube]:
         """Return all parameters and their covariance from those of the free ones."""

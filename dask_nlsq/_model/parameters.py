@@ -162,8 +162,12 @@ class Parameters:
         ModelError
             A name is none of a free parameter, or no parameter is left for each series.
         """
-        if not set(shared) <= set(self.free) or len(set(shared)) < len(shared):
-            raise ModelError(f"shared names {list(shared)}; each must be one of the free parameters {list(self.free)}.")
+        if len(set(shared)) < len(shared):
+            raise ModelError(f"shared names a parameter twice: {list(shared)}.")
+        for name in shared:
+            if name not in self.free:
+                why = "is fixed" if name in self.fixed else "is tied" if name in self.tied else "is none"
+                raise ModelError(f"shared names {name!r}, which {why}; the free parameters are {list(self.free)}.")
         remaining = [name for name in self.free if name not in shared]
         if not remaining:
             raise ModelError("All free parameters are shared, so that there is one fit of all rows: use fit.")

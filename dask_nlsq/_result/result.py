@@ -319,8 +319,8 @@ class FitResult:
     def _profiler(self) -> Any:
         if self.profiler is None:
             raise NlsqError(
-                "This result keeps no data: it was read from a file, pickled, or made by a StreamingFitter. A profile "
-                "fits all rows again; fit them with dask_nlsq.fit, and profile what that returns."
+                "This result keeps no data: it was read from a file, pickled, made by a StreamingFitter, or is of "
+                "several fits together. A profile fits all rows again; profile what dask_nlsq.fit returns for them."
             )
         if self.status is Status.PRECISION:
             raise NlsqError(
