@@ -182,6 +182,12 @@ REFUSED = {
         "'s'",
     ),
     "text for y": (lambda: FRAME.nlsq.fit_groups("number", decay, y="name"), DataError, "dtype"),
+    "text of digits for y": (
+        lambda: FRAME.assign(y=FRAME["y"].astype(str)).nlsq.fit_groups("number", decay),
+        DataError,
+        "dtype",
+    ),
+    "a path": (lambda: dask_nlsq.fit_groups("rows.parquet", "number", decay), DataError, "DataFrame"),
     "a model of nothing": (lambda: FRAME.nlsq.fit_groups("number", lambda t: t), ModelError, "parameter"),
     "a sigma of zero": (lambda: FRAME.assign(s=0.0).nlsq.fit_groups("number", decay, sigma="s"), DataError, "positive"),
 }

@@ -105,6 +105,10 @@ def fit_groups(
     {'detector': ['a', 'b'], 'rate': [0.5, 2.0]}
     """
     check_not_forked()
+    if not isinstance(data, (pd.DataFrame, dd.DataFrame)):
+        raise DataError(
+            f"The data are a {type(data).__name__}; a pandas or Dask DataFrame is needed, as of read_parquet."
+        )
     keys = [by] if isinstance(by, str) else list(by)
     model = to_model(model, p0)
     taken = (*keys, y, *([sigma] if isinstance(sigma, str) else []))
@@ -299,6 +303,8 @@ def _numbers(column: pd.Series, name: str) -> Vector:
         seconds = column.to_numpy(f"{'M' if column.dtype.kind == 'M' else 'm'}8[ns]")
         return np.where(np.isnat(seconds), np.nan, seconds.astype(np.int64) / 1e9)
     try:
+        if pd.api.types.infer_dtype(column, skipna=True) in ("string", "bytes"):  # of digits, too
+            raise TypeError("text")
         return column.to_numpy(np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise DataError(
