@@ -16,6 +16,7 @@ def report(
     names: Sequence[str],
     popt: Vector,
     stderr: Iterable[float],
+    remarks: Sequence[str],
     statistics: Statistics,
     status: Status,
     *,
@@ -25,14 +26,14 @@ def report(
     provenance: Mapping[str, Any],
     notes: Sequence[str],
 ) -> str:
-    """Return the report as lines of plain text; arguments are named as in `FitResult`."""
+    """Return the report as lines of plain text; arguments are named as in `FitResult`, with a remark a parameter."""
     title = f"{provenance['model']}({', '.join(names)})"
     ending = "converged" if status.success else "NOT converged"
     lines = [
         f"Nonlinear least squares: {title}",
         f"  {ending} ({status.name}): {status.sentence}",
         "",
-        *_parameters(names, popt, stderr),
+        *_parameters(names, popt, stderr, remarks),
         "",
         *_statistics(statistics, n_dropped, condition_number),
         *_run(provenance, nsweeps),
@@ -41,13 +42,15 @@ def report(
     return "\n".join(lines)
 
 
-def _parameters(names: Sequence[str], popt: Vector, stderr: Iterable[float]) -> list[str]:
+def _parameters(names: Sequence[str], popt: Vector, stderr: Iterable[float], remarks: Sequence[str]) -> list[str]:
     width = max(map(len, names))
     rows = []
-    for name, value, error in zip(names, popt, stderr, strict=True):
+    for name, value, error, remark in zip(names, popt, stderr, remarks, strict=True):
         share = abs(error / value) if value else np.inf
-        relative = f"  ({100 * share:.2g} %)" if share < 1 else ""
-        rows.append(f"  {name:<{width}}  {value:>17.10g}  ± {error:<11.4g}{relative}".rstrip())
+        relative = f"({100 * share:.2g} %)" if 0 < share < 1 else ""
+        uncertainty = f"± {error:<11.4g}" if error > 0 else ""
+        words = "  ".join(filter(None, (uncertainty, relative, f"({remark})" if remark else "")))
+        rows.append(f"  {name:<{width}}  {value:>17.10g}  {words}".rstrip())
     return rows
 
 

@@ -22,6 +22,7 @@ from dask_nlsq._errors import CheckpointError, NlsqError, one_of, warn
 from dask_nlsq._plan import Plan
 from dask_nlsq._result.bands import Derived, band, derived
 from dask_nlsq._result.evaluate import evaluate, names_of
+from dask_nlsq._result.html import remarks, to_html
 from dask_nlsq._result.report import report
 from dask_nlsq._solver import Factor, Statistics, Status
 from dask_nlsq._sources import Columns
@@ -520,6 +521,7 @@ class FitResult:
             self.names,
             self.popt,
             self.stderr,
+            remarks(self),
             self.statistics,
             self.status,
             n_dropped=self.n_dropped,
@@ -530,8 +532,8 @@ class FitResult:
         )
 
     def summary(self) -> pd.DataFrame:
-        """Return a table of estimates, standard errors and 95 % intervals."""
-        return pd.concat([self.params, self.stderr, self.conf_int()], axis=1)
+        """Return a table of estimates, standard errors and 95 % intervals, one row a parameter."""
+        return pd.concat([self.params.rename("value"), self.stderr, self.conf_int()], axis=1)
 
     def check(self) -> FitResult:
         """Return the result itself, or raise where the fit did not converge.
@@ -650,6 +652,10 @@ class FitResult:
 
     def __str__(self) -> str:
         return self.report()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: estimates first, with notes before them; history and provenance folded."""
+        return to_html(self)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.6g}" for name, value in self.params.items())
