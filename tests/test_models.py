@@ -268,3 +268,24 @@ def test_a_sample_of_many_rows_is_large_enough(partitions, rows, drawn):
     one = Block((np.arange(rows, dtype=float),), np.ones(rows))
     sample = draw_sample(Serial(), group([one] * partitions, float("inf"), 1), partitions)
     assert sample.partitions == drawn and sample.estimated_rows == partitions * rows
+
+
+FORMULA = "a*exp(-b*t) + c"
+FIT_BY = {
+    "a frame": lambda model, frame: dask_nlsq.fit(model, data=frame),
+    "the accessor": lambda model, frame: frame.nlsq.fit(model),
+    "arrays": lambda model, frame: dask_nlsq.fit(model, frame["t"].to_numpy(), frame["y"].to_numpy()),
+    "a mapping": lambda model, frame: dask_nlsq.fit(model, {"t": frame["t"].to_numpy()}, frame["y"].to_numpy()),
+}
+
+
+@pytest.mark.parametrize("way", FIT_BY)
+def test_a_formula_is_a_model_wherever_one_is_taken(way):
+    t = np.linspace(0, 4, 50)
+    frame = pd.DataFrame({"t": t, "y": 2 * np.exp(-t) + 0.5 + 0.01 * np.cos(9 * t)})
+    expected = FIT_BY[way](Model.from_expression(FORMULA), frame)
+    assert FIT_BY[way](FORMULA, frame).params.to_dict() == expected.params.to_dict()
+    many = dask_nlsq.fit_many(FORMULA, t, frame["y"].to_numpy()[None]).compute()
+    assert many["b"][0] == pytest.approx(expected.params["b"], rel=1e-6)
+    (row,) = frame.assign(g=1).nlsq.fit_groups("g", FORMULA)["b"]
+    assert row == pytest.approx(expected.params["b"], rel=1e-6)

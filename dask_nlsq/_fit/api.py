@@ -103,7 +103,8 @@ def fit(
     Parameters
     ----------
     model : callable, Model, str, or several data sets
-        The name of one of `dask_nlsq.models`, a Model, or a function ``f(column, *parameters)`` in ``jax.numpy``,
+        A formula such as ``"a*exp(-b*t) + c"``, the name of one of `dask_nlsq.models`, a Model, or a function
+        ``f(column, *parameters)`` in ``jax.numpy``,
         acting on each row by itself. The first argument is a column
         (or several, as an array of shape (k, rows), when `x` names several); a later argument is a column only
         when `x` names it. The other arguments are the parameters; their defaults are starting values. Several data sets

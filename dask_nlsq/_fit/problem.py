@@ -170,14 +170,14 @@ def _listed(texts: Sequence[str]) -> str:
 
 
 def to_model(model: object, p0: object = None) -> Model:
-    """Return a model from a function, a model or the name of one; p0 counts the parameters of ``*theta``."""
+    """Return a model from a function, a model, its name or a formula; p0 counts the parameters of ``*theta``."""
     if isinstance(model, str):
         model = named(model)
     if isinstance(model, Model):
         return model
     if not callable(model):
         raise ModelError(
-            f"model is a {type(model).__name__}; a function f(x, *parameters), a Model or the name of one is needed."
+            f"model is a {type(model).__name__}; a function f(x, *parameters), a Model, a name or a formula is needed."
         )
     values: Any = getattr(p0, "popt", p0)
     n = len(p0) if isinstance(p0, Mapping) else None if p0 is None else np.size(values)

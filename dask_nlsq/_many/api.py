@@ -64,7 +64,7 @@ def fit_many(
     Parameters
     ----------
     model : callable, Model or str
-        As in `fit`: the name of one of `dask_nlsq.models`, a Model, or a function ``f(x, *parameters)`` in
+        As in `fit`: a formula, the name of one of `dask_nlsq.models`, a Model, or a function ``f(x, *parameters)`` in
         ``jax.numpy``.
     x : array, tuple or mapping of arrays, or str
         Of shape (points,), which all series share, or of the shape of `y`; a tuple of such columns where the model

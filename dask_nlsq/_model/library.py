@@ -210,17 +210,19 @@ def polynomial(degree: SupportsIndex) -> Model:
     return _model(f"polynomial({highest})", text, functools.partial(_polynomial, degree=highest))
 
 
-def named(name: str) -> Model:
-    """Return the library's model of this name.
+def named(text: str) -> Model:
+    """Return the library's model of this name, or the model that a formula is.
 
     Raises
     ------
     ModelError
-        There is none.
+        It is neither.
     """
-    if name not in LIBRARY:
+    if any(sign in text for sign in "+-*/("):  # as in every formula but a bare name, and in no name
+        return Model.from_expression(text)
+    if text not in LIBRARY:
         raise ModelError(
-            f"The library has no model {name!r}; it has {', '.join(LIBRARY)}. A formula is made a model with "
-            "Model.from_expression."
+            f"The library has no model {text!r}; it has {', '.join(LIBRARY)}. A formula, such as "
+            "'a*exp(-b*t) + c', is a model too."
         )
-    return LIBRARY[name]
+    return LIBRARY[text]
