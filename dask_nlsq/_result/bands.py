@@ -7,6 +7,8 @@ is :math:`\sqrt{g^T C g}`, and a new observation scatters about it with the vari
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,9 +19,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dask_nlsq._errors import ModelError
+from dask_nlsq._errors import ModelError, NlsqError
 from dask_nlsq._model import Expression
+from dask_nlsq._result.evaluate import evaluate, names_of
 from dask_nlsq._solver import inference
+from dask_nlsq._sources import Columns
+from dask_nlsq._sweep import Payload, standard_errors
 from dask_nlsq._typing import Matrix, Vector
 
 
@@ -46,6 +51,41 @@ def band(predicted: Any, stderr: Any, level: float, dof: int) -> Any:
     if isinstance(predicted, (pd.Series, dd.Series)):
         return predicted.to_frame("predicted").assign(lower=lower, upper=upper)
     return Band(predicted, lower, upper)
+
+
+def curve_stderr(payload: Payload, columns: Columns, params: pd.Series, cov: pd.DataFrame, data: Any) -> Any:
+    """Return the standard error of the model at each row."""
+    expansion = payload.value.expansion
+    free = list(params.index if expansion is None else expansion.free)
+    function = functools.partial(standard_errors, payload, params[free].to_numpy(), cov.loc[free, free].to_numpy())
+    return evaluate(function, columns, data)
+
+
+def column(columns: Columns, name: str, data: Any) -> Any:
+    """Return a column of the data as numbers."""
+    return evaluate(_first, dataclasses.replace(columns, x=(name,)), data)
+
+
+def _first(x: tuple[Vector, ...]) -> Vector:
+    return x[0].astype(np.float64)
+
+
+def sigma_of(columns: Columns, data: Any) -> Any:
+    """Return the standard deviations of observations, in the units of the fit's sigma; 1 where it had none.
+
+    Raises
+    ------
+    NlsqError
+        It had a column, which the data lack.
+    """
+    if not isinstance(columns.sigma, str):
+        return 1.0 if columns.sigma is None else columns.sigma
+    if columns.sigma not in names_of(data):
+        raise NlsqError(
+            f"The fit was weighted by sigma, {columns.sigma!r}, which these data lack: give them as a frame with that "
+            "column, or the standard deviations of the observations as sigma=."
+        )
+    return column(columns, columns.sigma, data)
 
 
 def derived(text: str, names: Sequence[str], theta: Vector, cov: Matrix) -> Derived:

@@ -20,13 +20,13 @@ from scipy.optimize import OptimizeWarning
 from dask_nlsq._checkpoint import Checkpoints, Text, from_text, pack, to_text, unpack
 from dask_nlsq._errors import CheckpointError, NlsqError, one_of, warn
 from dask_nlsq._plan import Plan
-from dask_nlsq._result.bands import Derived, band, derived
-from dask_nlsq._result.evaluate import evaluate, names_of
+from dask_nlsq._result.bands import Derived, band, column, curve_stderr, derived, sigma_of
+from dask_nlsq._result.evaluate import evaluate
 from dask_nlsq._result.html import remarks, to_html
 from dask_nlsq._result.report import report
 from dask_nlsq._solver import Factor, Statistics, Status
 from dask_nlsq._sources import Columns
-from dask_nlsq._sweep import Payload, predict_rows, standard_errors
+from dask_nlsq._sweep import Payload, predict_rows
 from dask_nlsq._typing import Matrix, Vector
 
 if TYPE_CHECKING:
@@ -385,10 +385,9 @@ class FitResult:
             The result has no model.
         """
         _, columns = self._model()
-        observed = self._column(columns.y, data) if y is None else y
-        residual = observed - self.predict(data)
+        residual = (column(columns, columns.y, data) if y is None else y) - self.predict(data)
         if weighted:
-            residual = residual / self._sigma(data, None)
+            residual = residual / sigma_of(columns, data)
         return residual.rename("residual") if isinstance(residual, (pd.Series, dd.Series)) else residual
 
     def confidence_band(self, data: Any, level: float = 0.95) -> Any:
@@ -423,7 +422,7 @@ class FitResult:
         [1.39]
         """
         _check_level(level)
-        return band(self.predict(data), self._curve_stderr(data), level, self.dof)
+        return band(self.predict(data), curve_stderr(*self._model(), self.params, self.cov, data), level, self.dof)
 
     def prediction_band(self, data: Any, level: float = 0.95, *, sigma: Any = None) -> Any:
         r"""Return where a new observation may lie, :math:`f \pm t_\nu \sqrt{g^T C g + s^2 \sigma^2}`; lazy for Dask.
@@ -447,9 +446,11 @@ class FitResult:
             `level` is out of range, the fit had a sigma that is not in `data`, or the result has no model.
         """
         _check_level(level)
+        payload, columns = self._model()
         s2 = self.statistics.residual_variance(self.absolute_sigma)
-        scatter = s2 * self._sigma(data, sigma) ** 2
-        return band(self.predict(data), (self._curve_stderr(data) ** 2 + scatter) ** 0.5, level, self.dof)
+        scatter = s2 * (sigma_of(columns, data) if sigma is None else sigma) ** 2
+        stderr = (curve_stderr(payload, columns, self.params, self.cov, data) ** 2 + scatter) ** 0.5
+        return band(self.predict(data), stderr, level, self.dof)
 
     def eval_uncertainty(self, expression: str) -> Derived:
         r"""Return a quantity that follows from the parameters, with its standard error :math:`\sqrt{g^T C g}`.
@@ -487,33 +488,6 @@ class FitResult:
                 "at params, or use the result of each fit."
             )
         return self.payload, self.columns
-
-    def _curve_stderr(self, data: Any) -> Any:
-        """Return the standard error of the model at each row."""
-        payload, columns = self._model()
-        expansion = payload.value.expansion
-        free = [self.names.index(name) for name in (self.names if expansion is None else expansion.free)]
-        cov = self.pcov[np.ix_(free, free)]
-        return evaluate(functools.partial(standard_errors, payload, self.popt[free], cov), columns, data)
-
-    def _column(self, name: str, data: Any) -> Any:
-        """Return a column of the data, as numbers."""
-        _, columns = self._model()
-        return evaluate(_first, dataclasses.replace(columns, x=(name,)), data)
-
-    def _sigma(self, data: Any, sigma: Any) -> Any:
-        """Return the standard deviations of observations, in the units of the fit's sigma."""
-        _, columns = self._model()
-        if sigma is not None:
-            return sigma
-        if not isinstance(columns.sigma, str):
-            return 1.0 if columns.sigma is None else columns.sigma
-        if columns.sigma not in names_of(data):
-            raise NlsqError(
-                f"The fit was weighted by sigma, {columns.sigma!r}, which these data lack: give them as a frame with "
-                "that column, or the standard deviations of the observations as sigma=."
-            )
-        return self._column(columns.sigma, data)
 
     def report(self) -> str:
         """Return the report that ``print(result)`` shows."""
@@ -660,10 +634,6 @@ class FitResult:
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.6g}" for name, value in self.params.items())
         return f"<FitResult {self.status.name} {values}>"
-
-
-def _first(x: tuple[Vector, ...]) -> Vector:
-    return x[0].astype(np.float64)
 
 
 def _check_level(level: object) -> None:
