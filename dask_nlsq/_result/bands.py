@@ -29,7 +29,22 @@ from dask_nlsq._typing import Matrix, Vector
 
 
 class Band(NamedTuple):
-    """A curve and what lies so far below and above it that it covers with a stated probability at each row."""
+    """A curve and the limits below and above it, between which it lies with a stated probability at each row.
+
+    Attributes
+    ----------
+    predicted, lower, upper : array
+        In units of y, as `FitResult.confidence_band` and `FitResult.prediction_band` return them.
+
+    Examples
+    --------
+    >>> import numpy as np, dask_nlsq
+    >>> x = np.arange(5.0)
+    >>> result = dask_nlsq.fit("a + b*x", x, np.array([1.0, 2.9, 5.1, 7.0, 9.0]))
+    >>> predicted, lower, upper = result.confidence_band(np.array([2.0]))
+    >>> predicted.round(2).tolist(), (upper - lower).round(2).tolist()
+    ([5.0], [0.23])
+    """
 
     predicted: Any
     lower: Any
@@ -37,7 +52,23 @@ class Band(NamedTuple):
 
 
 class Derived(NamedTuple):
-    """A quantity that follows from the parameters."""
+    """A quantity that follows from the parameters.
+
+    Attributes
+    ----------
+    value : float
+    stderr : float
+        By the delta method, as `FitResult.eval_uncertainty` returns it.
+
+    Examples
+    --------
+    >>> import numpy as np, dask_nlsq
+    >>> x = np.arange(5.0)
+    >>> result = dask_nlsq.fit("a + b*x", x, np.array([1.0, 2.9, 5.1, 7.0, 9.0]))
+    >>> value, stderr = result.eval_uncertainty("a / b")
+    >>> round(value, 3), round(stderr, 3)
+    (0.488, 0.036)
+    """
 
     value: float
     stderr: float

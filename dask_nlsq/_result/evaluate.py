@@ -62,7 +62,7 @@ def evaluate(function: Function, columns: Columns, data: Any, name: str = "predi
     if isinstance(data, pd.DataFrame):
         return _series(data, function, columns, name)
     if are_paths(data):
-        raise DataError(f"Rows are needed, and {data!r} is a path: give dask.dataframe.read_parquet(path), for one.")
+        raise DataError(f"predict takes rows, and {data!r} is a path: give dask.dataframe.read_parquet(path), for one.")
     if is_arrow(data):
         data = select(data, columns.x, _REMEDY)[1]
     elif fields := getattr(getattr(data, "dtype", None), "names", None):

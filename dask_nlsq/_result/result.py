@@ -419,7 +419,7 @@ class FitResult:
         >>> t = np.array([0.0, 1, 2, 3])
         >>> result = dask_nlsq.fit(lambda t, a, b: a * jnp.exp(-b * t), t, np.array([2.0, 1.2, 0.8, 0.4]))
         >>> result.confidence_band(np.array([0.5])).lower.round(2).tolist()
-        [1.39]
+        [1.41]
         """
         _check_level(level)
         return band(self.predict(data), curve_stderr(*self._model(), self.params, self.cov, data), level, self.dof)
@@ -477,7 +477,7 @@ class FitResult:
         >>> result = dask_nlsq.fit(lambda t, a, b: a * jnp.exp(-b * t), t, np.array([2.0, 1.2, 0.8, 0.4]))
         >>> half_life = result.eval_uncertainty("log(2) / b")
         >>> round(half_life.value, 2), round(half_life.stderr, 2)
-        (1.41, 0.06)
+        (1.39, 0.08)
         """
         return derived(expression, self.names, self.popt, self.pcov)
 
