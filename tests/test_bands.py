@@ -135,6 +135,45 @@ def test_residuals_are_what_the_model_leaves(jac):
     np.testing.assert_allclose(fitted.residuals({"t": T, "y": Y}), expected, rtol=1e-9, atol=1e-12)
 
 
+def test_residuals_belong_to_their_rows_and_not_to_an_index():
+    fitted = result()
+    y = pd.Series(Y, index=np.arange(100, 100 + T.size))
+    np.testing.assert_array_equal(fitted.residuals(FRAME, y), fitted.residuals(FRAME))
+    sigma = pd.Series(SIGMA, index=y.index)
+    assert np.isfinite(result(sigma="s").prediction_band(FRAME[["t"]], sigma=sigma)).all(axis=None)
+
+
+@pytest.mark.parametrize("columns", [4, 6])
+def test_residuals_of_a_grid_whose_x_has_fewer_dimensions(columns):
+    xr = pytest.importorskip("xarray")
+    x, noise = np.arange(4.0), 0.01 * np.random.default_rng(0).normal(size=(4, columns))
+    data = xr.Dataset({"y": (("i", "j"), (3 + 2 * x)[:, None] + noise), "s": ("j", np.ones(columns))}, {"x": ("i", x)})
+    fitted = dask_nlsq.fit("a+b*x", data=data, x="x", y="y", sigma="s")
+    residual = fitted.residuals(data, weighted=True)
+    assert residual.dims == ("i", "j") and float((residual**2).sum()) == pytest.approx(fitted.chisqr)
+    assert fitted.prediction_band(data).upper.dims == ("i", "j")
+
+
+def test_a_band_is_finite_where_a_derivative_is_not():
+    x = np.arange(20.0)
+    fitted = dask_nlsq.fit("c + sqrt(b*x)", x, 2 * np.sqrt(x) + 1 + np.random.default_rng(0).normal(0, 0.1, 20))
+    band = fitted.confidence_band(x)
+    assert band.upper[0] - band.predicted[0] == pytest.approx(stats.t.ppf(0.975, 18) * fitted.stderr["c"], rel=1e-6)
+
+
+NAMED = {
+    "Arrow": lambda: pytest.importorskip("pyarrow").Table.from_pandas(FRAME),
+    "structured": lambda: FRAME.to_records(index=False),
+    "mapping": lambda: {name: FRAME[name].to_numpy() for name in FRAME},
+}
+
+
+@pytest.mark.parametrize("container", NAMED)
+def test_a_sigma_among_the_data_is_found(container):
+    expected = result(sigma="s").prediction_band(FRAME)
+    np.testing.assert_allclose(result(sigma="s").prediction_band(NAMED[container]()).upper, expected["upper"])
+
+
 def test_a_derived_quantity_is_the_delta_method_by_hand():
     fitted = result()
     a, b, _ = fitted.popt
@@ -160,7 +199,10 @@ REFUSED = {
     "code": (lambda: result().eval_uncertainty("__import__('os')"), ModelError, "not allowed"),
     "a level": (lambda: result().confidence_band(X, 95), NlsqError, "0.95"),
     "a sigma that is not there": (lambda: result(sigma="s").prediction_band(X), NlsqError, "sigma="),
-    "a column that is not there": (lambda: result().residuals(FRAME[["t"]]), DataError, "y"),
+    "a column that is not there": (lambda: result().residuals(FRAME[["t"]]), DataError, "observations as y="),
+    "x alone": (lambda: result().residuals(T), DataError, "observations as y="),
+    "too few observations": (lambda: result().residuals(T, Y[1:]), DataError, "39"),
+    "a sigma that is a name": (lambda: result().prediction_band(T, sigma="s"), DataError, "numbers are needed"),
 }
 
 

@@ -187,6 +187,16 @@ REFUSED = {
         DataError,
         "dtype",
     ),
+    "categories of digits": (
+        lambda: FRAME.assign(y=FRAME["y"].round().astype(str).astype("category")).nlsq.fit_groups("number", decay),
+        DataError,
+        "dtype",
+    ),
+    "text among numbers": (
+        lambda: FRAME.assign(y=["1", *FRAME["y"][1:]]).nlsq.fit_groups("number", decay),
+        DataError,
+        "dtype",
+    ),
     "a path": (lambda: dask_nlsq.fit_groups("rows.parquet", "number", decay), DataError, "DataFrame"),
     "a model of nothing": (lambda: FRAME.nlsq.fit_groups("number", lambda t: t), ModelError, "parameter"),
     "a sigma of zero": (lambda: FRAME.assign(s=0.0).nlsq.fit_groups("number", decay, sigma="s"), DataError, "positive"),

@@ -44,8 +44,12 @@ class Page(html.parser.HTMLParser):
 
 TAGS = {"div", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "details", "summary"}
 RESULTS = {
-    "plain": ({}, "0.0"),
+    "plain": ({}, "2.4"),
     "fixed": ({"fixed": {"offset": 0.5}}, "fixed"),
+    "tied to one at a bound": (
+        {"bounds": {"offset": (0.6, 1.0)}, "tied": {"amplitude": "4 * offset"}},
+        "follows one at a bound",
+    ),
     "at a bound": ({"bounds": {"offset": (0.6, 1.0)}}, "at its lower bound"),
     "not converged": ({"max_nfev": 1}, "NOT converged (MAX_NFEV)"),
 }
@@ -63,6 +67,10 @@ def test_a_page_and_a_report_say_what_has_no_ordinary_error(name):
     assert "± 0 " not in str(result) and "nan" not in str(result).partition("rows")[0]
 
 
+def test_no_parameter_of_an_exact_fit_is_called_fixed():
+    assert "fixed" not in str(dask_nlsq.fit("a*t", T, 0 * T))
+
+
 def test_text_of_the_user_is_escaped():
     frame = pd.DataFrame({HOSTILE: T, "y": Y})
     result = dask_nlsq.fit(decay, data=frame, x=HOSTILE, p0=[2, 1, 0.4])
@@ -78,6 +86,7 @@ VALUES = {
     (3.2e20, 1e18): ("3.200e+20", "0.010e+20"),
     (0.0, 0.02): ("0.000", "0.020"),
     (0.001, 5.0): ("0.0", "5.0"),
+    (1.2345, 0.0996): ("1.23", "0.10"),
     (1.25, 0.0): ("1.25", "0"),
     (1.25, np.inf): ("1.25", "inf"),
     (1.25, np.nan): ("1.25", "nan"),

@@ -469,3 +469,18 @@ def test_what_cannot_be_is_refused(name):
     call, error, words = REFUSED[name]
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_statistics_have_the_bits_of_any_chunks_with_a_sigma_of_each_point(missing):
+    rng = np.random.default_rng(0)
+    x, sigma = np.linspace(0, 3, 37), rng.uniform(0.5, 2, 37)
+    y = rng.uniform(1, 3, (40, 1)) * np.exp(-1.1 * x) + rng.normal(0, 0.05, (40, 37))
+    y[3, 5] = np.nan if missing else y[3, 5]
+    figures = [
+        np.asarray(
+            dask_nlsq.fit_many("a*exp(-b*x)", x, da.from_array(y, chunks=(size, -1)), p0=[1, 1], sigma=sigma).figures
+        )
+        for size in (40, 7, 1)
+    ]
+    assert all(np.array_equal(each, figures[0]) for each in figures[1:])

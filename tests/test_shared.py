@@ -194,6 +194,23 @@ def test_series_that_have_no_model_at_the_start_take_part_once_they_have_one():
         assert not dask_nlsq.fit_many(edged, t, y, p0=[1, 0.7], shared="edge").compute().success.all()
 
 
+def test_a_fit_that_went_well_is_not_lost_to_series_that_have_no_model():
+    t = np.stack([np.linspace(1, 4, 40)] * 3 + [np.linspace(0.5, 4, 40)])
+    u = np.array([[-0.6], [-0.5], [-0.7], [-0.8]])
+    y = np.sqrt(t - u - 1.2) + 1.2 * t**2 + 0.001 * np.random.default_rng(0).normal(size=t.shape)
+    result = dask_nlsq.fit_many(
+        lambda t, u, s: jnp.sqrt(t - u - s) + s * t * t, t, y, p0={"u": 0.3, "s": 0.3}, shared="s"
+    ).compute()
+    assert result.success[:3].all() and result.shared.params["s"] == pytest.approx(1.2, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("error::dask_nlsq.NlsqWarning")
+def test_series_that_are_not_to_be_fitted_are_not_missed():
+    fixed = np.r_[np.full(GROUPS - 1, 0.7), np.nan]
+    result = dask_nlsq.fit_many(decay, T, Y, p0=P0, shared="rate", fixed={"offset": fixed}).compute()
+    assert result.success[:-1].all() and not result.success[-1]
+
+
 TWICE = {
     "another offset": (lambda t, a, b, c: a * t + b + c, "c", ("a",)),
     "another amplitude": (lambda t, a, s, k: a * s * jnp.exp(-k * t), ("s", "k"), ("k",)),
@@ -256,7 +273,7 @@ def test_xarray_keeps_its_names():
 
 
 REFUSED = {
-    "an unknown name": ({"shared": "tau"}, ModelError, "is none; the free"),
+    "an unknown name": ({"shared": "tau"}, ModelError, "is no parameter; the free"),
     "one that is fixed": ({"shared": "rate", "fixed": {"rate": 1.0}}, ModelError, "is fixed"),
     "one that is tied": ({"shared": "rate", "tied": {"rate": "offset"}}, ModelError, "is tied"),
     "one name twice": ({"shared": ("rate", "rate")}, ModelError, "twice"),

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from dask_nlsq._errors import BoundsError, ModelError, NlsqError, TooFewRows
 from dask_nlsq._fit.observer import SweepBegin
 from dask_nlsq._fit.options import FitOptions
-from dask_nlsq._fit.outcome import UndeterminedWarning, about_data, build_combined, expand
+from dask_nlsq._fit.outcome import UndeterminedWarning, about_data, build_combined, expand, reservations
 from dask_nlsq._fit.problem import Problem, to_model
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._kernel import Reduction, Request, Whitening, merge
@@ -144,13 +144,8 @@ class Joint:
             key: [name if name in shared else f"{name}_{key}" for name in problem.parameters.free]
             for key, problem in problems.items()
         }
-        unshared = [
-            f"{name}_{key}"
-            for key, problem in problems.items()
-            for name in problem.parameters.free
-            if name not in shared
-        ]
-        names = (*shared, *unshared)
+        pairs = [pair for key, each in labels.items() for pair in zip(problems[key].parameters.free, each, strict=True)]
+        names = (*shared, *(label for name, label in pairs if name not in shared))
         if len(set(names)) < len(names):
             raise ModelError(f"Two parameters would have one name: {sorted(names)}. Give the data sets other keys.")
         places = {key: np.array([names.index(label) for label in each]) for key, each in labels.items()}
@@ -360,7 +355,8 @@ def _part(joint: Joint, key: str, whole: FitResult, reduction: Reduction) -> Fit
         pcov=pcov,
         active_mask=side,
         notes=(
-            f"These {reduction.rows:,} rows add {2 * reduction.cost:.6g} to χ²; the statistics are of all data sets.",
+            *reservations(problem.parameters.names, side, np.zeros(len(side), bool)),
+            f"These {reduction.rows:,} rows add {2 * reduction.cost:.6g} to χ²; the statistics are those of all.",
         ),
         factor=None,
         payload=problem.payload,

@@ -110,7 +110,8 @@ def build_combined(
     statistics = inference.statistics(reduction, cost, n_eliminated + int(free.sum()), solver.absolute_sigma)
     pcov = inference.covariance(factor, statistics.residual_variance(solver.absolute_sigma), free)
     if not state.ending.success:
-        warn(f"The fit of {', '.join(names)} has not converged: {state.ending.sentence}")
+        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        warn(f"The fit of {some} has not converged: {state.ending.sentence}")
     warn_of_open_ends(names, pcov)
     return FitResult(
         names=names,

@@ -170,13 +170,28 @@ def _mend(objective: Objective, theta: Sequence[Array], data: Data, columns: lis
     return list(lax.cond(jnp.isfinite(jac).all(), lambda jac: jac, mend, jac))
 
 
-def moments(data: Data) -> tuple[Array, Array]:
-    """Return Σ (w y)² and Σ w² (y − mean)² of each lane, (lanes,), or (1,) of a series that all lanes share."""
-    w2 = data.weight**2
-    total = jnp.sum(w2, axis=0)
-    response = jnp.sum(w2 * data.y**2, axis=0)
-    mean = jnp.sum(w2 * data.y, axis=0) / jnp.where(total > 0, total, 1.0)
-    return response, jnp.sum(w2 * (data.y - mean) ** 2, axis=0)
+def moments(data: Data, lanes: int, tiles: Array) -> tuple[Array, Array]:
+    """Return Σ (w y)² and Σ w² (y − mean)² of each lane, (lanes,), tile by tile as in `evaluate`."""
+    size = tile(lanes)
+    nothing = jnp.zeros(lanes)
+
+    def rows(k: Array) -> tuple[Array, Array]:
+        parts = [lax.dynamic_slice_in_dim(column, k * size, size) for column in (data.y, data.weight**2)]
+        # In one layout, whatever all lanes share: XLA's order of a sum hangs on it.
+        y, w2 = lax.optimization_barrier([jnp.broadcast_to(part, (size, lanes)) for part in parts])
+        return y, w2
+
+    def first(k: Array, sums: list[Array]) -> list[Array]:
+        y, w2 = rows(k)
+        return [total + _sum(values) for total, values in zip(sums, (w2, w2 * y, w2 * y**2), strict=True)]
+
+    def second(k: Array, sums: Array) -> Array:
+        y, w2 = rows(k)
+        return sums + _sum(w2 * (y - mean) ** 2)
+
+    weight, weighted, response = lax.fori_loop(0, tiles, first, [nothing] * 3)
+    mean = weighted / jnp.where(weight > 0, weight, 1.0)
+    return response, lax.fori_loop(0, tiles, second, nothing)
 
 
 class Root(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 from dask_nlsq._kernel import finite_difference
 from dask_nlsq._kernel.block import Block
 from dask_nlsq._kernel.compile_cache import once
+from dask_nlsq._kernel.safeguarded_difference import mend_tile
 from dask_nlsq._kernel.tile import jacobian_and_residual
 from dask_nlsq._model import Objective
 from dask_nlsq._typing import Matrix, Vector
@@ -67,6 +68,13 @@ def standard_errors(objective: Objective, x: Sequence[Vector], theta: Vector, co
     objective = dataclasses.replace(objective, weighted=False, loss="linear", sandwich=False, second=False)
     block = Block(tuple(x), np.zeros(len(x[0])))
     jac = evaluate_rows(objective, block, np.broadcast_to(theta, (block.rows, len(theta))))[:, :-1]
+    bad = ~np.isfinite(jac).all(axis=1)
+    if bad.any() and objective.jacobian != "numeric":
+        with jax.enable_x64(True):
+            rest = [jnp.asarray(column[bad]) for column in block.wide().x]
+            part = jnp.concatenate([jnp.asarray(jac[bad].T), jnp.zeros((1, bad.sum()))])
+            (mended,), _, _ = mend_tile(objective, jnp.asarray(theta), rest, jnp.ones(bad.sum()), [part])
+            jac[bad] = np.asarray(mended)[:-1].T
     variance = np.maximum(((jac @ np.where(np.isfinite(cov), cov, 0.0)) * jac).sum(axis=1), 0.0)
     open_ends = np.isinf(np.diag(cov))
     moved: Vector = np.where((jac[:, open_ends] != 0).any(axis=1), np.inf, np.sqrt(variance))

@@ -194,21 +194,21 @@ def determined(estimates: Estimates, rows: npt.NDArray[np.int64], first: int) ->
     return free
 
 
-def explained(curvature: Matrix, free: Flags, first: int) -> Flags:
-    """Return which parameters behind the `first` ones have a column of J that theirs explain, (n, p - first)."""
+def dependent_on_own(curvature: Matrix, free: Flags, n_own: int) -> Flags:
+    """Return which shared parameters have a column of J in the span of those of the own parameters, (n, p - n_own)."""
     gram = square(curvature)
     scale = np.sqrt(np.einsum("nii->ni", gram))
     scale = np.where(scale > 0, scale, 1.0)
     gram = gram / scale[:, :, None] / scale[:, None, :]
-    counts = free[:, :first]
-    inner = np.where(counts[:, :, None] & counts[:, None, :], gram[:, :first, :first], np.eye(first))
-    mixed = np.where(counts[:, :, None], gram[:, :first, first:], 0.0)
-    known = np.isfinite(inner).all(axis=(1, 2)) & np.isfinite(mixed).all(axis=(1, 2))
-    left = np.ones(mixed[:, 0].shape)
-    share = np.linalg.pinv(inner[known], rcond=DEPENDENT, hermitian=True) @ mixed[known]
-    left[known] = 1.0 - (mixed[known] * share).sum(axis=1)
-    nothing: Flags = left <= DEPENDENT
-    return nothing
+    mask = free[:, :n_own]
+    inner = np.where(mask[:, :, None] & mask[:, None, :], gram[:, :n_own, :n_own], np.eye(n_own))
+    mixed = np.where(mask[:, :, None], gram[:, :n_own, n_own:], 0.0)
+    finite = np.isfinite(inner).all(axis=(1, 2)) & np.isfinite(mixed).all(axis=(1, 2))
+    remainder = np.ones((len(gram), gram.shape[1] - n_own))
+    coefficients = np.linalg.pinv(inner[finite], rcond=DEPENDENT, hermitian=True) @ mixed[finite]
+    remainder[finite] = 1.0 - (mixed[finite] * coefficients).sum(axis=1)
+    dependent: Flags = remainder <= DEPENDENT
+    return dependent
 
 
 def some_rows(limits: Matrix, rows: npt.NDArray[np.int64]) -> Matrix:

@@ -303,8 +303,9 @@ def _numbers(column: pd.Series, name: str) -> Vector:
         seconds = column.to_numpy(f"{'M' if column.dtype.kind == 'M' else 'm'}8[ns]")
         return np.where(np.isnat(seconds), np.nan, seconds.astype(np.int64) / 1e9)
     try:
-        if pd.api.types.infer_dtype(column, skipna=True) in ("string", "bytes"):  # of digits, too
-            raise TypeError("text")
+        values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+        if pd.api.types.is_string_dtype(values.dtype) and any(isinstance(v, (str, bytes)) for v in values):
+            raise TypeError("text, though it may be of digits")
         return column.to_numpy(np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise DataError(

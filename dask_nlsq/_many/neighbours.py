@@ -26,16 +26,16 @@ def refit_from_neighbours(
     Only figures reach over the edges of chunks, so that the series themselves do not travel.
     """
     outer = tuple(range(series.ndim - 1))
-    estimates = itertools.count(series.ndim - 1)  # axes of one chunk each
-    arguments: list[Any] = [series, (*outer, next(estimates))]
-    width = next(estimates)
+    single = itertools.count(series.ndim - 1)  # axes of one chunk each
+    arguments: list[Any] = [series, (*outer, next(single))]
+    width = next(single)
     for array in given.values():
-        arguments += [array, (*outer, next(estimates))]
+        arguments += [array, (*outer, next(single))]
     margins = {axis: int(axis in outer) for axis in range(series.ndim)}
     before: list[da.Array] = []
     for _ in range(_ROUNDS):
         now = overlap(figures, depth=margins, boundary=dict.fromkeys(outer, np.nan))
-        halos = [part for halo in (now, *before) for part in (halo, (*outer, next(estimates)))]
+        halos = [part for halo in (now, *before) for part in (halo, (*outer, next(single)))]
         figures = da.blockwise(
             _refit,
             (*outer, width),

@@ -42,6 +42,9 @@ Rows = tuple[Matrix, Mapping[str, Matrix]]
 _SWEEPS = 200
 """Most sweeps; an ordinary fit takes ten."""
 
+_RESTARTS = 5
+"""How often the fit goes on with series that had no model before."""
+
 _FAN_IN = 16
 """Sums that are added in one task."""
 
@@ -99,6 +102,7 @@ class Totals(NamedTuple):
 
 
 _SCALARS = len(Totals._fields) - 2
+"""Numbers of `Totals` besides its two matrices."""
 
 
 def reduce_chunk(
@@ -108,6 +112,7 @@ def reduce_chunk(
     values: Vector,
     s: Matrix,
     reference: float,
+    decide: bool,
 ) -> Reduced:
     """Fit the series of a chunk with the shared parameters fixed, and sum what they say of them.
 
@@ -123,11 +128,13 @@ def reduce_chunk(
         By which their columns of J are multiplied.
     reference : float
         A response about which the moments of y keep their digits.
+    decide : bool
+        Whether it is decided here which series take part.
     """
     task: Task = payload.value
     states, sums = [], _no_sums(task)
     for i, (y, given) in enumerate(rows):
-        now, part = _reduce_rows(task, y, given, None if before is None else before[0][i], values, s, reference)
+        now, part = _reduce_rows(task, y, given, None if before is None else before[0][i], values, s, reference, decide)
         states.append(now)
         sums = sums + part
     return states, sums
@@ -146,6 +153,7 @@ def _reduce_rows(
     values: Vector,
     s: Matrix,
     reference: float,
+    decide: bool,
 ) -> tuple[SeriesState, ExactSum]:
     """Return the states of series of one length, and what they say of the shared parameters in sum."""
     start = given.get("start", np.full((len(y), len(task.free)), np.nan))
@@ -159,7 +167,9 @@ def _reduce_rows(
         & (estimates.status != int(Status.NOT_FINITE))
     )
     enough = estimates.status != int(Status.TOO_FEW)
-    included = finite & enough if before is None else before.included
+    # A series whose own parameters are given as NaN begins at infinity, and is not to be fitted.
+    enough &= ~np.isinf(start).any(axis=1)
+    included = finite & enough if before is None or decide else before.included
     theta = np.where((estimates.status > 0)[:, None], estimates.theta, start)
     rows = np.flatnonzero(included)
     if not len(rows):
@@ -195,7 +205,7 @@ def _reduce_rows(
     curved = back @ eliminated.curved @ turned
     parts = [np.stack(scalars, axis=1), *(a.reshape(len(rows), a[0].size) for a in (gram, curved))]
     each = np.concatenate(parts, axis=1)
-    if before is None:  # a series without a derivative at the start takes no part either
+    if decide:  # a series without a derivative at the start takes no part either
         good = np.isfinite(each).all(axis=1)
         included[rows[~good]] = False
         each = each[good]
@@ -262,35 +272,41 @@ def estimate(task: Task, chunks: Chunks) -> tuple[Shared, FitResult, list[Delaye
         mean = _mean_estimates(task.alone, chunks, task.n_shared, start)
         start = np.clip(np.where(given, start, mean), lower, upper)
     solver = TrustRegion(lower, upper, absolute_sigma=task.absolute_sigma, max_nfev=_SWEEPS)
-    most = math.inf
-    while True:
-        state, totals, kept, seconds = _solve(task, payload, chunks, solver, start)
-        theta, _ = final(state, lower, upper)
-        if not 0 < totals.left_out < most or not state.ending.success:
+    state, totals, kept, seconds = _solve(task, payload, chunks, solver, start)
+    for _ in range(_RESTARTS):
+        if not totals.left_out or not state.ending.success:
             break
-        # Series that have no model at the start may have one here.
-        start, most = theta, totals.left_out
+        # Series that have no model at the start may have one at the estimates.
+        again = _solve(task, payload, chunks, solver, final(state, lower, upper)[0], kept)
+        if not again[0].ending.success or again[1].left_out >= totals.left_out:
+            break
+        state, totals, kept, seconds = again
     if totals.left_out:
-        names = ", ".join(task.free[task.n_own :])
         warn(
-            f"{round(totals.left_out):,} series take no part in the fit of {names}: their model is not finite where it "
-            "began. They are fitted with the values that the others gave. Begin elsewhere with p0, or leave them out."
+            f"{round(totals.left_out):,} series take no part in the fit of {', '.join(task.free[task.n_own :])}: their "
+            "model is not finite at the start, nor at the estimates of the others. Begin elsewhere with p0, or leave "
+            "them out."
         )
     shared, result = _result(task, solver, state, totals, seconds, time.perf_counter() - begun, len(chunks.rows))
     return shared, result, kept
 
 
 def _solve(
-    task: Task, payload: Payload, chunks: Chunks, solver: TrustRegion, start: Vector
+    task: Task,
+    payload: Payload,
+    chunks: Chunks,
+    solver: TrustRegion,
+    start: Vector,
+    kept: list[Delayed] | None = None,
 ) -> tuple[State, Totals, list[Delayed], list[float]]:
-    """Fit the shared parameters from a start; return the end, the sums there, the chunks, and the seconds of sweeps."""
-    state, kept, seconds, reference = solver.init(start), None, list[float](), 0.0
+    """Fit from a start, the series from the states that are kept; return the last state, sums, states and seconds."""
+    state, seconds, reference = solver.init(start), list[float](), 0.0
     totals: Totals | None = None
     while not solver.terminate(state):
         clock = time.perf_counter()
         request = solver.request(state)
         s = np.eye(task.n_shared) if request.whitening is None else request.whitening.s
-        states, sums = chunks.sweep(reduce_chunk, kept, payload, request.theta, s, reference)
+        states, sums = chunks.sweep(reduce_chunk, kept, payload, request.theta, s, reference, not seconds)
         now = Totals.of(sums.rounded(), task.n_shared)
         if totals is None and not now.series > 0:
             raise DataError(

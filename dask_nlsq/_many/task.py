@@ -19,8 +19,8 @@ from dask_nlsq._many.estimates import (
     Cube,
     Estimates,
     Flags,
+    dependent_on_own,
     determined,
-    explained,
     mark_lost,
     polish,
     some_rows,
@@ -322,8 +322,8 @@ class Task:
         free[:, self.n_own :] = True
         part, curvature = fitted.series.take(rows), estimates.curvature[rows]
         eliminated = eliminate(self.objective, part, estimates.theta[rows], free, curvature, self.n_own)
-        # What its own parameters can do as well, a series says nothing of: only rounding is left of such a column.
-        eliminated.root[explained(curvature, free, self.n_own)] = 0.0
+        # A projected column of which only rounding is left counts as zero.
+        eliminated.root[dependent_on_own(curvature, free, self.n_own)] = 0.0
         return eliminated
 
     def _expand(self, theta: Matrix, cov: Cube) -> tuple[Matrix, Cube]:

@@ -218,7 +218,7 @@ def named(text: str) -> Model:
     ModelError
         It is neither.
     """
-    if any(sign in text for sign in "+-*/("):  # as in every formula but a bare name, and in no name
+    if any(sign in text for sign in "+-*/(<>="):  # as in every formula but a bare name, and in no name
         return Model.from_expression(text)
     if text not in LIBRARY:
         raise ModelError(

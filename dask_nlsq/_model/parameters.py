@@ -160,13 +160,13 @@ class Parameters:
         Raises
         ------
         ModelError
-            A name is none of a free parameter, or no parameter is left for each series.
+            A name is not that of a free parameter, or no parameter is left for each series.
         """
         if len(set(shared)) < len(shared):
             raise ModelError(f"shared names a parameter twice: {list(shared)}.")
         for name in shared:
             if name not in self.free:
-                why = "is fixed" if name in self.fixed else "is tied" if name in self.tied else "is none"
+                why = "is fixed" if name in self.fixed else "is tied" if name in self.tied else "is no parameter"
                 raise ModelError(f"shared names {name!r}, which {why}; the free parameters are {list(self.free)}.")
         remaining = [name for name in self.free if name not in shared]
         if not remaining:

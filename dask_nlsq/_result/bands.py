@@ -12,6 +12,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import dask
 import dask.dataframe as dd
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dask_nlsq._errors import ModelError, NlsqError
+from dask_nlsq._errors import DataError, ModelError, NlsqError
 from dask_nlsq._model import Expression
 from dask_nlsq._result.evaluate import evaluate, names_of
 from dask_nlsq._solver import inference
@@ -92,7 +93,54 @@ def curve_stderr(payload: Payload, columns: Columns, params: pd.Series, cov: pd.
     return evaluate(function, columns, data)
 
 
-def column(columns: Columns, name: str, data: Any) -> Any:
+def on_one_grid(data: Any, names: Sequence[str]) -> Any:
+    """Return the variables of an xarray Dataset with the dimensions of all of them; other data as they are."""
+    if not hasattr(data, "data_vars"):
+        return data
+    import xarray
+
+    there = [name for name in names if name in data.variables]
+    spread = xarray.broadcast(*(xarray.DataArray(data[name].variable) for name in there))
+    return dict(zip(there, spread, strict=True))
+
+
+def beside(predicted: Any, values: Any, what: str) -> Any:
+    """Return a number, or values that belong to the rows of a prediction one by one, whatever their index.
+
+    Raises
+    ------
+    DataError
+        They are not as many numbers as rows, or lie in memory where the prediction is lazy or the other way round.
+    """
+    if isinstance(predicted, dd.Series) or dask.is_dask_collection(values) != dask.is_dask_collection(predicted):
+        if np.ndim(values) == 0 and not isinstance(values, str) and not dask.is_dask_collection(values):
+            return values
+        raise DataError(f"{what} lies elsewhere than the rows: give it as a column of the data.", column=what)
+    if dask.is_dask_collection(values):
+        return values
+    try:
+        array = np.asarray(values, float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} is {values!r:.80}; numbers are needed.", column=what) from error
+    if array.ndim and array.shape != predicted.shape:
+        raise DataError(f"{what} has the shape {array.shape}, and there are {predicted.shape} rows.", column=what)
+    return array
+
+
+def observed(columns: Columns, data: Any) -> Any:
+    """Return the observations among the data.
+
+    Raises
+    ------
+    DataError
+        There is no such column.
+    """
+    if columns.y not in names_of(data):
+        raise DataError(f"There is no column {columns.y!r} among the data; give the observations as y=.", column="y")
+    return _column(columns, columns.y, data)
+
+
+def _column(columns: Columns, name: str, data: Any) -> Any:
     """Return a column of the data as numbers."""
     return evaluate(_first, dataclasses.replace(columns, x=(name,)), data)
 
@@ -116,7 +164,7 @@ def sigma_of(columns: Columns, data: Any) -> Any:
             f"The fit was weighted by sigma, {columns.sigma!r}, which these data lack: give them as a frame with that "
             "column, or the standard deviations of the observations as sigma=."
         )
-    return column(columns, columns.sigma, data)
+    return _column(columns, columns.sigma, data)
 
 
 def derived(text: str, names: Sequence[str], theta: Vector, cov: Matrix) -> Derived:

@@ -86,6 +86,10 @@ def evaluate(function: Function, columns: Columns, data: Any, name: str = "predi
 
 def names_of(data: Any) -> list[str]:
     """Return the names of the columns; none for arrays."""
+    if hasattr(data, "column_names"):  # of Arrow
+        return list(data.column_names)
+    if fields := getattr(getattr(data, "dtype", None), "names", None):
+        return list(fields)
     if hasattr(data, "columns"):
         return list(data.columns)
     return [*data.keys(), *getattr(data, "coords", ())] if hasattr(data, "keys") else []

@@ -1,4 +1,4 @@
-"""The page in miniature that a notebook shows of a fit."""
+"""HTML of a fit, as a notebook shows it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def to_html(result: FitResult) -> str:
     return _TEMPLATES.get_template("result.html").render(
         result=result,
         rows=[
-            (name, *rounded(value, error), said)
-            for name, value, error, said in zip(
+            (name, *rounded(value, error), remark)
+            for name, value, error, remark in zip(
                 result.names, result.popt.tolist(), result.stderr.tolist(), remarks(result), strict=True
             )
         ],
@@ -36,9 +36,16 @@ def to_html(result: FitResult) -> str:
 def remarks(result: FitResult) -> list[str]:
     """Return why a parameter has no ordinary standard error, a text for each."""
     sides = {-1: "at its lower bound", 1: "at its upper bound"}
+    exact = result.chisqr == 0  # so that all errors are 0
+
+    def remark(error: float) -> str:
+        if error == 0 and not exact:
+            return "fixed"
+        return "not determined" if math.isinf(error) else "follows one at a bound" if math.isnan(error) else ""
+
     return [
-        sides.get(int(side)) or ("fixed" if error == 0 else "not determined" if math.isinf(error) else "")
-        for side, error in zip(result.active_mask, result.stderr, strict=True)
+        sides.get(side) or remark(error)
+        for side, error in zip(result.active_mask.tolist(), result.stderr.tolist(), strict=True)
     ]
 
 
@@ -53,8 +60,9 @@ def rounded(value: float, error: float) -> tuple[str, str]:
     """
     if not (math.isfinite(value) and math.isfinite(error) and error > 0):
         return f"{value:.8g}", f"{error:.2g}"
+    error = float(f"{error:.1e}")  # of two digits, as 0.0996 is 0.10
     last = math.floor(math.log10(error)) - 1  # the place of the second digit of the error
-    first = max(math.floor(math.log10(abs(value))) if value else last, last)
+    first = max(math.floor(math.log10(abs(value))) if value else last + 1, last + 1)
     if -5 <= first < 7:
         decimals = max(-last, 0)
         return f"{round(value, -last):.{decimals}f}", f"{round(error, -last):.{decimals}f}"

@@ -20,7 +20,7 @@ from scipy.optimize import OptimizeWarning
 from dask_nlsq._checkpoint import Checkpoints, Text, from_text, pack, to_text, unpack
 from dask_nlsq._errors import CheckpointError, NlsqError, one_of, warn
 from dask_nlsq._plan import Plan
-from dask_nlsq._result.bands import Derived, band, column, curve_stderr, derived, sigma_of
+from dask_nlsq._result.bands import Derived, band, beside, curve_stderr, derived, observed, on_one_grid, sigma_of
 from dask_nlsq._result.evaluate import evaluate
 from dask_nlsq._result.html import remarks, to_html
 from dask_nlsq._result.report import report
@@ -368,8 +368,8 @@ class FitResult:
         ----------
         data : as for `predict`
             With the column of y, unless `y` is given.
-        y : array or Series, optional
-            The observations.
+        y : array, optional
+            The observations, row by row; needed where `data` has no names.
         weighted : bool
             Divide by sigma, as the fit did.
 
@@ -385,7 +385,9 @@ class FitResult:
             The result has no model.
         """
         _, columns = self._model()
-        residual = (column(columns, columns.y, data) if y is None else y) - self.predict(data)
+        data = on_one_grid(data, columns.names)
+        predicted = self.predict(data)
+        residual = (observed(columns, data) if y is None else beside(predicted, y, "y")) - predicted
         if weighted:
             residual = residual / sigma_of(columns, data)
         return residual.rename("residual") if isinstance(residual, (pd.Series, dd.Series)) else residual
@@ -432,7 +434,7 @@ class FitResult:
         data : as for `predict`
         level : float
             Probability to cover, at least 0.5 and below 1.
-        sigma : number, array or Series, optional
+        sigma : number or array, optional
             Standard deviation of each new observation, as in the fit; that of the fit where it is a number or a column
             of `data`, 1 where there was none.
 
@@ -447,10 +449,12 @@ class FitResult:
         """
         _check_level(level)
         payload, columns = self._model()
+        data = on_one_grid(data, columns.names if sigma is None else columns.x)
+        predicted = self.predict(data)
         s2 = self.statistics.residual_variance(self.absolute_sigma)
-        scatter = s2 * (sigma_of(columns, data) if sigma is None else sigma) ** 2
+        scatter = s2 * (sigma_of(columns, data) if sigma is None else beside(predicted, sigma, "sigma")) ** 2
         stderr = (curve_stderr(payload, columns, self.params, self.cov, data) ** 2 + scatter) ** 0.5
-        return band(self.predict(data), stderr, level, self.dof)
+        return band(predicted, stderr, level, self.dof)
 
     def eval_uncertainty(self, expression: str) -> Derived:
         r"""Return a quantity that follows from the parameters, with its standard error :math:`\sqrt{g^T C g}`.

@@ -91,7 +91,7 @@ def _step_lanes(
     step, decrease = [-s * f for s, f in zip(lanes.substitute_back(root, z), free, strict=True)], 0.5 * lanes.dot(z, z)
     step, decrease, inverse = _barrier((step, decrease, inverse))
     square = jnp.stack([inverse[max(i, j)][min(i, j)] for i in range(p) for j in range(p)], axis=1)
-    response, spread = (jnp.broadcast_to(moment, pivot.shape) for moment in lanes.moments(data))
+    response, spread = lanes.moments(data, len(pivot), tiles)
     return [sums.cost, jnp.stack(step, axis=1), decrease, square.reshape(-1, p, p), pivot, response, spread]
 
 
