@@ -222,7 +222,7 @@ class Task:
         """Write how the fits of some series end."""
         # Nothing that is chosen here may hang on the bounds of another series.
         linear = tuple(linearity(self.objective).linear.tolist())
-        way = Way(bounded=bounded, first=() if all(linear) else linear, polished=True)
+        way = Way(bounded=bounded, first=() if all(linear) else linear)
         self._attempt(way, series, rows, start, lower, upper, dof, estimates)
         rows = rows[~estimates.conclusive[rows]]
         if not len(rows):
@@ -232,7 +232,7 @@ class Task:
         for i, pattern in enumerate(patterns):
             if pattern.any():
                 some = rows[which.ravel() == i]
-                projected = Way(bounded=bounded, linear=tuple(pattern.tolist()), polished=True)
+                projected = Way(bounded=bounded, linear=tuple(pattern.tolist()))
                 self._attempt(projected, series, some, start, lower, upper, dof, estimates)
         rows = rows[~estimates.conclusive[rows]]
         # A direction that the data never saw has an infinite error; one that was lost on the way is a failure.

@@ -83,7 +83,6 @@ class Way:
     linear: tuple[bool, ...] = ()  # parameters that are brought to their best at every trial (variable projection)
     bounded: bool = True  # whether any parameter has a bound, or is fixed for each series by equal ones
     first: tuple[bool, ...] = ()  # parameters that the first step alone moves: those in which the model is linear
-    polished: bool = False  # whether `batched_newton` adds a step where the loop ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,7 +329,7 @@ def _run(
 ) -> list[Array]:
     """Work through a queue of `n` fits until at most `fewest` are at work; return what has become of each."""
     p, queue = objective.n_parameters, len(fits[0])
-    ending = functools.partial(_status, tolerance=tolerance, most=most, last_steps=2 if way.polished else 1)
+    ending = functools.partial(_status, tolerance=tolerance, most=most)
     known = _known(columns, bounds, queue)
 
     def refill(carry: tuple[_Lane, Array, list[Array]]) -> tuple[_Lane, Array, list[Array]]:
@@ -564,17 +563,16 @@ def _solve(
     return lanes.substitute_back(root, lanes.substitute(root, against))
 
 
-def _status(lane: _Lane, newton: list[Array], tolerance: Array, most: Array, last_steps: int) -> tuple[Array, Array]:
+def _status(lane: _Lane, newton: list[Array], tolerance: Array, most: Array) -> tuple[Array, Array]:
     r"""Return the status of each lane and the length of its undamped step in standard errors.
 
-    After two such steps the next is about :math:`e_k \min(1, e_k / e_{k-1})` long, and the one after it shorter by that
-    factor again. So many `last_steps` are taken: that of the loop, and maybe one more from where it leads.
+    After two such steps the next is about :math:`e_k \min(1, e_k / e_{k-1})` long.
     """
     decrease = -lanes.dot(lane.gradient, newton)
     s2 = 2.0 * lane.cost / lane.dof
     length = jnp.sqrt(jnp.maximum(decrease, 0.0) / jnp.where(s2 > 0, s2, 1.0))
     ratio = jnp.where(lane.length > 0, jnp.clip(length / lane.length, _RATIO, 1.0), 1.0)
-    arrived = (length * ratio**last_steps <= tolerance) | (decrease <= _rounding(lane) ** 2)
+    arrived = (length * ratio <= tolerance) | (decrease <= _rounding(lane) ** 2)
     status = jnp.where(arrived, int(Status.CONVERGED), UNSEEN)
     status = jnp.where((lane.steps >= most) & ~arrived, int(Status.MAX_NFEV), status)
     status = jnp.where((lane.damping > 1e12) & ~arrived, int(Status.STALLED), status)
