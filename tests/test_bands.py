@@ -8,7 +8,9 @@ import dask.dataframe as dd
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import xarray as xr
 from scipy import stats
 from scipy.optimize import OptimizeWarning, curve_fit
 
@@ -92,7 +94,6 @@ def test_a_band_has_the_shape_of_what_is_asked(container, band):
 
 
 def test_a_grid_keeps_its_dimensions():
-    xr = pytest.importorskip("xarray")
     data = xr.Dataset({"t": (("a", "b"), X.reshape(2, 2))})
     band = result().confidence_band(data)
     assert band.upper.dims == ("a", "b")
@@ -145,7 +146,6 @@ def test_residuals_belong_to_their_rows_and_not_to_an_index():
 
 @pytest.mark.parametrize("columns", [4, 6])
 def test_residuals_of_a_grid_whose_x_has_fewer_dimensions(columns):
-    xr = pytest.importorskip("xarray")
     x, noise = np.arange(4.0), 0.01 * np.random.default_rng(0).normal(size=(4, columns))
     data = xr.Dataset({"y": (("i", "j"), (3 + 2 * x)[:, None] + noise), "s": ("j", np.ones(columns))}, {"x": ("i", x)})
     fitted = dask_nlsq.fit("a+b*x", data=data, x="x", y="y", sigma="s")
@@ -162,7 +162,7 @@ def test_a_band_is_finite_where_a_derivative_is_not():
 
 
 NAMED = {
-    "Arrow": lambda: pytest.importorskip("pyarrow").Table.from_pandas(FRAME),
+    "Arrow": lambda: pa.Table.from_pandas(FRAME),
     "structured": lambda: FRAME.to_records(index=False),
     "mapping": lambda: {name: FRAME[name].to_numpy() for name in FRAME},
 }

@@ -77,8 +77,8 @@ def standard_errors(objective: Objective, x: Sequence[Vector], theta: Vector, co
             jac[bad] = np.asarray(mended)[:-1].T
     variance = np.maximum(((jac @ np.where(np.isfinite(cov), cov, 0.0)) * jac).sum(axis=1), 0.0)
     open_ends = np.isinf(np.diag(cov))
-    moved: Vector = np.where((jac[:, open_ends] != 0).any(axis=1), np.inf, np.sqrt(variance))
-    return moved
+    errors: Vector = np.where((jac[:, open_ends] != 0).any(axis=1), np.inf, np.sqrt(variance))
+    return errors
 
 
 def _filled(column: Vector) -> Vector:

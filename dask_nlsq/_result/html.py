@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
+from dask_nlsq._result.report import remarks
+
 if TYPE_CHECKING:
     from dask_nlsq._result.result import FitResult
 
@@ -24,29 +26,17 @@ def to_html(result: FitResult) -> str:
         rows=[
             (name, *rounded(value, error), remark)
             for name, value, error, remark in zip(
-                result.names, result.popt.tolist(), result.stderr.tolist(), remarks(result), strict=True
+                result.names,
+                result.popt.tolist(),
+                result.stderr.tolist(),
+                remarks(result.stderr, result.active_mask, result.chisqr),
+                strict=True,
             )
         ],
         correlation=_correlation(result) if 1 < len(result.names) <= _MOST else [],
         history=result.history.reset_index().to_dict("split"),
         cell=_cell,
     )
-
-
-def remarks(result: FitResult) -> list[str]:
-    """Return why a parameter has no ordinary standard error, a text for each."""
-    sides = {-1: "at its lower bound", 1: "at its upper bound"}
-    exact = result.chisqr == 0  # so that all errors are 0
-
-    def remark(error: float) -> str:
-        if error == 0 and not exact:
-            return "fixed"
-        return "not determined" if math.isinf(error) else "follows one at a bound" if math.isnan(error) else ""
-
-    return [
-        sides.get(side) or remark(error)
-        for side, error in zip(result.active_mask.tolist(), result.stderr.tolist(), strict=True)
-    ]
 
 
 def rounded(value: float, error: float) -> tuple[str, str]:

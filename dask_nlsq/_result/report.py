@@ -16,7 +16,7 @@ def report(
     names: Sequence[str],
     popt: Vector,
     stderr: Iterable[float],
-    remarks: Sequence[str],
+    active_mask: Iterable[int],
     statistics: Statistics,
     status: Status,
     *,
@@ -26,20 +26,33 @@ def report(
     provenance: Mapping[str, Any],
     notes: Sequence[str],
 ) -> str:
-    """Return the report as lines of plain text; arguments are named as in `FitResult`, with a remark a parameter."""
+    """Return the report as lines of plain text; arguments are named as in `FitResult`."""
     title = f"{provenance['model']}({', '.join(names)})"
     ending = "converged" if status.success else "NOT converged"
     lines = [
         f"Nonlinear least squares: {title}",
         f"  {ending} ({status.name}): {status.sentence}",
         "",
-        *_parameters(names, popt, stderr, remarks),
+        *_parameters(names, popt, stderr, remarks(stderr, active_mask, statistics.chisqr)),
         "",
         *_statistics(statistics, n_dropped, condition_number),
         *_run(provenance, nsweeps),
     ]
     lines += [f"  note: {note}" for note in notes]
     return "\n".join(lines)
+
+
+def remarks(stderr: Iterable[float], active_mask: Iterable[int], chisqr: float) -> list[str]:
+    """Return why a parameter has no ordinary standard error, a text for each; empty where it has one."""
+    sides = {-1: "at its lower bound", 1: "at its upper bound"}
+    exact = chisqr == 0  # so that all errors are 0
+
+    def remark(error: float) -> str:
+        if error == 0 and not exact:
+            return "fixed"
+        return "not determined" if np.isinf(error) else "follows one at a bound" if np.isnan(error) else ""
+
+    return [sides.get(int(side)) or remark(error) for side, error in zip(active_mask, stderr, strict=True)]
 
 
 def _parameters(names: Sequence[str], popt: Vector, stderr: Iterable[float], remarks: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from dask_nlsq._errors import CheckpointError, NlsqError, one_of, warn
 from dask_nlsq._plan import Plan
 from dask_nlsq._result.bands import Derived, band, beside, curve_stderr, derived, observed, on_one_grid, sigma_of
 from dask_nlsq._result.evaluate import evaluate
-from dask_nlsq._result.html import remarks, to_html
+from dask_nlsq._result.html import to_html
 from dask_nlsq._result.report import report
 from dask_nlsq._solver import Factor, Statistics, Status
 from dask_nlsq._sources import Columns
@@ -380,9 +380,17 @@ class FitResult:
         Raises
         ------
         DataError
-            A column is missing.
+            A column is missing, or `y` is not as long as the rows.
         NlsqError
             The result has no model.
+
+        Examples
+        --------
+        >>> import numpy as np, dask_nlsq
+        >>> x = np.arange(4.0)
+        >>> result = dask_nlsq.fit("a + b*x", x, np.array([1.0, 2.9, 5.1, 7.0]))
+        >>> result.residuals(x, np.array([1.0, 2.9, 5.1, 7.0])).round(2).tolist()
+        [0.03, -0.09, 0.09, -0.03]
         """
         _, columns = self._model()
         data = on_one_grid(data, columns.names)
@@ -444,8 +452,18 @@ class FitResult:
 
         Raises
         ------
+        DataError
+            `sigma` is not as long as the rows, or no numbers.
         NlsqError
             `level` is out of range, the fit had a sigma that is not in `data`, or the result has no model.
+
+        Examples
+        --------
+        >>> import numpy as np, dask_nlsq
+        >>> x = np.arange(4.0)
+        >>> result = dask_nlsq.fit("a + b*x", x, np.array([1.0, 2.9, 5.1, 7.0]))
+        >>> result.prediction_band(np.array([1.5])).lower.round(2).tolist()
+        [3.54]
         """
         _check_level(level)
         payload, columns = self._model()
@@ -499,7 +517,7 @@ class FitResult:
             self.names,
             self.popt,
             self.stderr,
-            remarks(self),
+            self.active_mask,
             self.statistics,
             self.status,
             n_dropped=self.n_dropped,

@@ -18,7 +18,7 @@ from jax import Array, lax
 from dask_nlsq._kernel import lanes
 from dask_nlsq._model import Objective
 from dask_nlsq._solver.batched import Series, convex
-from dask_nlsq._solver.evaluation import evaluate_series
+from dask_nlsq._solver.evaluation import LanePoint, evaluate_series
 from dask_nlsq._typing import Matrix, Vector
 
 T = TypeVar("T")
@@ -60,16 +60,9 @@ def gauss_newton_steps(
     return GaussNewton(*evaluate_series(_step_lanes, "gauss-newton", sizes, objective, series, theta, free, curvature))
 
 
-def _step_lanes(
-    objective: Objective,
-    theta: list[Array],
-    free: list[Array],
-    curvature: lanes.Triangle,
-    data: lanes.Data,
-    tiles: Array,
-    mended: bool,
-) -> list[Array]:
+def _step_lanes(objective: Objective, point: LanePoint, mended: bool) -> list[Array]:
     """Return for each lane what `GaussNewton` has, in its order."""
+    theta, free, curvature, data, tiles = point
     p = len(theta)
     if objective.robust:  # the curvature of a robust loss is no sum of products of columns
         sums = lanes.evaluate(objective, theta, data, tiles, mended=mended)

@@ -25,7 +25,7 @@ from jax import Array, lax
 from dask_nlsq._kernel import lanes
 from dask_nlsq._model import Objective
 from dask_nlsq._solver.batched import Series, holds_step
-from dask_nlsq._solver.evaluation import evaluate_series
+from dask_nlsq._solver.evaluation import LanePoint, evaluate_series
 from dask_nlsq._typing import Matrix, Vector
 
 Matrices = npt.NDArray[np.float64]
@@ -70,17 +70,9 @@ def eliminate(
     )
 
 
-def _eliminate_lanes(
-    n_own: int,
-    objective: Objective,
-    theta: list[Array],
-    free: list[Array],
-    curvature: lanes.Triangle,
-    data: lanes.Data,
-    tiles: Array,
-    mended: bool,
-) -> list[Array]:
+def _eliminate_lanes(n_own: int, objective: Objective, point: LanePoint, mended: bool) -> list[Array]:
     """Return for each lane what `Eliminated` has, in its order."""
+    theta, free, curvature, data, tiles = point
     p = len(theta)
     one, zero = jnp.ones_like(theta[0]), jnp.zeros_like(theta[0])
     if objective.robust:  # the curvature of a robust loss is no sum of products of columns

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +18,19 @@ from dask_nlsq._solver.batched import Series, Shape, as_queue, fill, pick, tiles
 from dask_nlsq._typing import Matrix
 
 
-class LaneFunction(Protocol):
-    """What is computed for each lane: arrays whose first axis is the lanes, the cost before the others."""
+class LanePoint(NamedTuple):
+    """Where the model is evaluated in each lane, and the points of its series."""
 
-    def __call__(
-        self,
-        objective: Objective,
-        theta: list[Array],
-        free: list[Array],
-        curvature: lanes.Triangle,
-        data: lanes.Data,
-        tiles: Array,
-        mended: bool,
-    ) -> list[Array]:
-        """Return the arrays; with `mended`, derivatives that are not finite are replaced by differences."""
+    theta: list[Array]  # p arrays (lanes,)
+    free: list[Array]  # p arrays (lanes,), 1 for each parameter whose column of J counts, and 0 for the others
+    curvature: lanes.Triangle  # JᵀJ there or nearby
+    data: lanes.Data
+    tiles: Array  # (), that hold the points
+
+
+LaneFunction: TypeAlias = Callable[[Objective, LanePoint, bool], list[Array]]
+"""What is computed for each lane: arrays whose first axis is the lanes, the cost before the others. The last argument
+says whether derivatives that are not finite are replaced by differences."""
 
 
 def evaluate_series(
@@ -50,8 +49,8 @@ def evaluate_series(
 
     Parameters
     ----------
-    function : LaneFunction
-        Compiled once for each objective, key and shape.
+    function : callable
+        A `LaneFunction`, compiled once for each objective, key and shape.
     key : Hashable
         By which the function is known.
     sizes : sequence of tuple
@@ -131,7 +130,7 @@ def _run(
         entries = iter(pick(curvature, place))
         triangle = [[next(entries) for _ in range(i + 1)] for i in range(p)]
         at = list(pick(theta, place)), list(pick(free, place)), triangle
-        part = function(objective, *at, lanes.Data(tuple(x), y, weight), tiles, mended)
+        part = function(objective, LanePoint(*at, lanes.Data(tuple(x), y, weight), tiles), mended)
         return [
             lax.dynamic_update_slice_in_dim(rows, new, k * abreast, 0) for rows, new in zip(arrays, part, strict=True)
         ]
