@@ -36,6 +36,7 @@ from ._plan import plot_memory as plot_memory
 from ._plan import plot_tiers as plot_tiers
 from ._result import Band as Band
 from ._result import Derived as Derived
+from ._result import Diagnostics as Diagnostics
 from ._result import FitResult as FitResult
 from ._solver import Status as Status
 from ._streaming import StreamingFitter as StreamingFitter

@@ -45,6 +45,7 @@ EXTRAS = {
     "h5py",
     "icechunk",
     "matplotlib",
+    "mpl_toolkits",
     "optax",
     "pyiceberg",
     "s3fs",

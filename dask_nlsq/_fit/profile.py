@@ -14,7 +14,7 @@ share sweeps.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,8 +26,11 @@ from dask_nlsq._errors import NlsqError
 from dask_nlsq._fit.loop import Search, fitted, run_searches
 from dask_nlsq._fit.problem import Problem, arrange
 from dask_nlsq._fit.progress import Progress
+from dask_nlsq._fit.residual_pass import residual_summary
+from dask_nlsq._kernel import Request, Whitening
 from dask_nlsq._result import columns_of
 from dask_nlsq._solver import EPS, Factor, State, Statistics, Status, TrustRegion, cost_noise, final, lost
+from dask_nlsq._sweep import ResidualSummary
 from dask_nlsq._typing import Vector
 
 T = TypeVar("T")
@@ -47,6 +50,9 @@ _FARTHEST = 1e3
 _LOWER = 1e-3
 """Decrease of the cost, in units of s², that no rounding and no step left over explains."""
 
+
+_PROBE = 0.01
+"""Standard errors by which parameters move for a derivative of JᵀJ, which only matters over a standard error or so."""
 
 _UNFINISHED = (Status.MAX_NFEV, Status.STALLED)
 """Ends of a fit that leave open how low its cost can be; where parameters are silent, it can be no lower."""
@@ -99,6 +105,10 @@ class Profiler:
             )
         return dataclasses.replace(self, solver=solver, **_centre(solver, state))
 
+    def residual_summary(self, theta: Vector, s: float, rows: int) -> ResidualSummary:
+        """Return what one pass over the rows says of the residuals at all parameters `theta`."""
+        return residual_summary(self.problem, theta, s, rows)
+
     def intervals(self, level: float) -> dict[str, tuple[float, float]]:
         """Return both ends of the interval of each parameter that is free and determined."""
         quantile, at = float(stats.t.ppf(0.5 + level / 2, max(self.dof, 1))), self._settled()
@@ -131,6 +141,61 @@ class Profiler:
         rows, index = [self._row(held) for held in conditionals], pd.Index(tried, name=label)
         return pd.DataFrame(rows, index=index, columns=["tau", "cost", *labels]).drop(columns=label)
 
+    def contour(self, a: str, b: str, values: tuple[Vector, Vector] | None, points: int, within: float) -> pd.DataFrame:
+        """Return the rise of χ², in units of s², on a grid of two parameters, the others being fitted again."""
+        free, at = self.problem.parameters.free, self._settled()
+        for name in (a, b):
+            if name not in free:
+                raise NlsqError(f"{name!r} is no free parameter of this fit; those are {', '.join(free)}.")
+        if a == b:
+            raise NlsqError(f"A contour needs two parameters; {a!r} was named twice.")
+        places = [free.index(name) for name in (a, b)]
+        sides = []
+        for j, given in zip(places, values or (None, None), strict=True):
+            estimate = at._estimate(j)
+            if given is None and not estimate.slope > 0:
+                raise NlsqError(f"The data do not determine {free[j]!r}; say with values= where to hold it.")
+            side = estimate.value + np.linspace(-within, within, points) / estimate.slope if given is None else given
+            sides.append(np.unique(np.clip(_numbers(free[j], side), self.solver.lower[j], self.solver.upper[j])))
+        pairs = [(one, other) for one in sides[0].tolist() for other in sides[1].tolist()]
+        rises = self._run([at._rise(dict(zip(places, pair, strict=True))) for pair in pairs])
+        grid = np.array(rises).reshape(len(sides[0]), len(sides[1]))
+        return pd.DataFrame(grid, index=pd.Index(sides[0], name=a), columns=pd.Index(sides[1], name=b))
+
+    def _rise(self, held: dict[int, float]) -> Search[float]:
+        """Find the rise of χ² in units of s² with some parameters held; infinite where the model is not finite."""
+        others = [j for j in range(len(self.theta)) if j not in held]
+        shift = np.zeros(len(self.theta))
+        for j, value in held.items():
+            shift[j] = value - self.theta[j]
+        scaled = self.factor.r / self.factor.norms
+        along, *_ = np.linalg.lstsq(scaled[:, others], self.factor.r @ shift, rcond=64 * self.factor.p * EPS)
+        shift[others] = -along / self.factor.norms[others]
+        end = yield from self._with_held(held, self.theta + shift)
+        if end is None:
+            return float("inf")
+        state, _, cost = end
+        return float("nan") if state.status in _UNFINISHED else max(2.0 * (cost - self.cost) / self.s2, 0.0)
+
+    def skewness(self, cov: pd.DataFrame) -> dict[str, float]:
+        """Return Hougaard's measure of skewness of each free parameter that has a variance."""
+        free = list(self.problem.parameters.free)
+        known = cov.loc[free, free].to_numpy()
+        places = [j for j in range(len(free)) if 0 < known[j, j] < np.inf]
+        # What is at a bound, or not determined, stays where it is.
+        units = [np.where(np.isfinite(known[j]), known[j], 0.0) / np.sqrt(known[j, j]) for j in places]
+        ends = [(u, self.theta + sign * _PROBE * u) for u in units for sign in (-1, 1)]
+        lengths = self._run([self._squared_length(theta, u) for u, theta in ends])
+        slopes = (np.array(lengths[1::2]) - np.array(lengths[::2])) / (2 * _PROBE * self.s2)
+        return dict(zip([free[j] for j in places], (0.0 - 1.5 * slopes).tolist(), strict=True))
+
+    def _squared_length(self, theta: Vector, u: Vector) -> Search[float]:
+        """Find the squared length of J u at some parameters."""
+        whitening = Whitening(np.diag(1 / self.factor.norms), np.diag(self.factor.norms))
+        reduction = yield Request(theta, whitening)
+        v = whitening.inverse @ u
+        return float(v @ reduction.gram[:-1, :-1] @ v)
+
     def _row(self, held: Conditional | None) -> list[float]:
         if held is None:
             return [np.nan, np.inf] + [np.nan] * len(self.problem.parameters.names)
@@ -150,29 +215,42 @@ class Profiler:
 
     def _conditional(self, j: int, value: float, near: Conditional) -> Search[Conditional | None]:
         """Fit the other parameters, from where the tangent at a known point leads."""
-        lower, upper = self.solver.lower.copy(), self.solver.upper.copy()
-        lower[j] = upper[j] = value
-        solver = dataclasses.replace(self.solver, lower=lower, upper=upper, tolerance=_TOLERANCE)
-        state = yield from fitted(solver, np.clip(near.theta + near.tangent * (value - near.value), lower, upper))
-        if state is None or state.point is None:
+        end = yield from self._with_held({j: value}, near.theta + near.tangent * (value - near.value))
+        if end is None:
             return None
-        theta, cost = final(state, lower, upper)
+        state, theta, cost = end
         if state.status in _UNFINISHED:  # the least cost is lower by nobody knows how much
             return Conditional(value, np.nan, np.nan, theta, near.tangent, cost)
-        factor, delta = state.point.factor, theta - state.point.theta
+        factor, delta = state.at.factor, theta - state.at.theta
         tau = float(np.sign(value - self.theta[j]) * np.sqrt(max(2.0 * (cost - self.cost) / self.s2, 0.0)))
         gradient = float(factor.r[:, j] @ (factor.z + factor.r @ delta))  # of the cost, where the last step has led
-        if self.cost - cost > 10 * self.noise + _LOWER * self.s2:
-            parameters = self.problem.parameters
-            p0 = dict(zip(parameters.free, theta.tolist(), strict=True)) | dict(parameters.fixed)
-            raise NlsqError(
-                f"With {parameters.free[j]} = {value:g} the cost is {cost:g}, below that of the fit, {self.cost:g}: "
-                "the fit had ended in a local minimum, or ftol, xtol or gtol had ended it before it came to one. Fit "
-                f"again from p0={p0}."
-            )
         # At the estimate itself this is 0 / 0.
         slope = gradient / (self.s2 * tau) if tau else near.slope
         return Conditional(value, tau, slope, theta, _follow(factor, j)[0], cost)
+
+    def _with_held(self, held: Mapping[int, float], start: Vector) -> Search[tuple[State, Vector, float] | None]:
+        """Fit with some parameters held at values; None where the model is not finite at the start.
+
+        Returned are the state at the end, the estimates (p,) with the last step added, and their cost.
+        """
+        lower, upper = self.solver.lower.copy(), self.solver.upper.copy()
+        for j, value in held.items():
+            lower[j] = upper[j] = value
+        solver = dataclasses.replace(self.solver, lower=lower, upper=upper, tolerance=_TOLERANCE)
+        state = yield from fitted(solver, np.clip(start, lower, upper))
+        if state is None or state.point is None:
+            return None
+        theta, cost = final(state, lower, upper)
+        if self.cost - cost > 10 * self.noise + _LOWER * self.s2 and state.status not in _UNFINISHED:
+            parameters = self.problem.parameters
+            p0 = dict(zip(parameters.free, theta.tolist(), strict=True)) | dict(parameters.fixed)
+            at = ", ".join(f"{parameters.free[j]} = {value:g}" for j, value in held.items())
+            raise NlsqError(
+                f"With {at} the cost is {cost:g}, below that of the fit, {self.cost:g}: the fit had ended in a local "
+                "minimum, or ftol, xtol or gtol had ended it before it came to one. Fit "
+                f"again from p0={p0}."
+            )
+        return state, theta, cost
 
     def _end(self, j: int, aim: float) -> Search[float]:
         """Find where τ reaches its aim; a bound where that comes first, infinite where it goes on for ever."""

@@ -177,8 +177,15 @@ def add(left: M, right: M) -> M:
         columns={},
         name=f"{left.name} + {right.name}",
         # A sum of sums is guessed flat, so that parts are tried in all orders.
-        guess=SumGuess((*_parts(left), *_parts(right))),
+        guess=SumGuess((*_guessed(left), *_guessed(right))),
+        parts=(*components(left), *components(right)),
     )
+
+
+def components(model: M) -> tuple[M, ...]:
+    """Return the models that were added; the model itself where none were."""
+    parts: tuple[M, ...] = model.parts
+    return parts or (dataclasses.replace(model, guess=None),)
 
 
 def prefix(model: M, text: str) -> M:
@@ -212,6 +219,7 @@ def prefix(model: M, text: str) -> M:
         columns={},
         name=f"{text}{model.name}",
         guess=guess,
+        parts=tuple(prefix(part, text) for part in model.parts),
     )
 
 
@@ -248,7 +256,8 @@ def _part(model: ParametricFunction) -> tuple[ParametricFunction, tuple[str, ...
     return dataclasses.replace(model, columns={model.inputs[0]: (0,)}, guess=None), model.parameters
 
 
-def _parts(model: ParametricFunction) -> tuple[ParametricFunction, ...]:
+def _guessed(model: ParametricFunction) -> tuple[ParametricFunction, ...]:
+    """Return the models of a sum with their guesses."""
     return model.guess.parts if isinstance(model.guess, SumGuess) else (model,)
 
 

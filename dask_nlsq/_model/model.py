@@ -51,6 +51,8 @@ class Model(ParametricFunction):
     guess : callable, optional
         ``guess(x, y)`` returns ``{name: start}`` from a sample of the rows; x is a sequence of columns in the order
         of `inputs`, without rows that are not finite or have no weight.
+    parts : tuple of Model
+        Of a sum, what was added; see `components`.
 
     Examples
     --------
@@ -167,6 +169,18 @@ class Model(ParametricFunction):
             if unknown:
                 raise ModelError(f"{argument}= names {unknown}; the names in {text!r} are {list(expression.names)}.")
         return cls(expression, expression.names, inputs, frozenset(expression.names), starts, {}, name or text, guess)
+
+    @property
+    def components(self) -> tuple[Model, ...]:
+        """The models that this is the sum of, with the names that their parameters have here; itself where it is none.
+
+        Examples
+        --------
+        >>> from dask_nlsq import models
+        >>> [part.name for part in (models.gaussian + models.line).components]
+        ['gaussian', 'line']
+        """
+        return composition.components(self)
 
     def __add__(self, other: Model) -> Model:
         """Add two models of the same columns; the right one's column takes the name of the left one's.

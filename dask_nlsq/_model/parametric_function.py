@@ -21,6 +21,7 @@ class ParametricFunction:
     columns: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     name: str = "model"
     guess: Guess | None = None
+    parts: tuple[Self, ...] = ()  # of a sum, what was added, under the names of the sum; without guesses
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 from .bands import Band as Band
 from .bands import Derived as Derived
+from .diagnostics import Diagnostics as Diagnostics
 from .labels import columns_of as columns_of
 from .result import FitResult as FitResult
 from .result import starts_frame as starts_frame

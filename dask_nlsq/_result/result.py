@@ -21,12 +21,14 @@ from dask_nlsq._checkpoint import Checkpoints, Text, from_text, pack, to_text, u
 from dask_nlsq._errors import CheckpointError, NlsqError, one_of, warn
 from dask_nlsq._plan import Plan
 from dask_nlsq._result.bands import Derived, band, beside, curve_stderr, derived, observed, on_one_grid, sigma_of
+from dask_nlsq._result.diagnostics import Diagnostics, diagnose
 from dask_nlsq._result.evaluate import evaluate
 from dask_nlsq._result.html import to_html
+from dask_nlsq._result.plots import estimates, rows
 from dask_nlsq._result.report import report
 from dask_nlsq._solver import Factor, Statistics, Status
 from dask_nlsq._sources import Columns
-from dask_nlsq._sweep import Payload, predict_rows
+from dask_nlsq._sweep import Payload, ResidualSummary, predict_rows
 from dask_nlsq._typing import Matrix, Vector
 
 if TYPE_CHECKING:
@@ -317,6 +319,55 @@ class FitResult:
         curve: pd.DataFrame = self._profiler().curve(name, values)
         return curve
 
+    def contour(
+        self,
+        a: str,
+        b: str,
+        values: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+        *,
+        points: int = 15,
+        within: float = 3.0,
+    ) -> pd.DataFrame:
+        r"""Return the joint confidence region of two parameters by profile likelihood, on a grid.
+
+        With C(u, v) the least cost where the two parameters are held at u and v, the region of the level
+        :math:`F_{2,\nu}(\Delta/2)` ends where :math:`\Delta = 2 (C(u, v) - C(\hat\theta)) / s^2` (Bates & Watts,
+        `doi:10.1002/9780470316757 <https://doi.org/10.1002/9780470316757>`_). The fits share their sweeps.
+
+        Parameters
+        ----------
+        a, b : str
+            Free parameters.
+        values : pair of sequences of float, optional
+            Where to hold them; by default evenly around the estimates.
+        points : int
+            Values of each, where `values` is not given.
+        within : float
+            How far they reach, in standard errors.
+
+        Returns
+        -------
+        DataFrame
+            The level of the region that ends at each point, from 0 at the estimates to 1; rows are values of `a`,
+            columns those of `b`. NaN where a fit did not converge.
+
+        Raises
+        ------
+        NlsqError
+            As in `profile`.
+
+        Examples
+        --------
+        >>> import numpy as np, dask_nlsq
+        >>> t = np.array([0.0, 1, 2, 3])
+        >>> result = dask_nlsq.fit("a * exp(-b*x)", t, np.array([2.0, 1.2, 0.8, 0.4]), p0={"a": 1.0, "b": 1.0})
+        >>> result.contour("a", "b", values=([1.9, 2.0, 2.1], [0.5])).round(2)[0.5].tolist()
+        [0.72, 0.01, 0.69]
+        """
+        pair = None if values is None else tuple(values)
+        rise: pd.DataFrame = self._profiler().contour(a, b, pair, points, within)
+        return pd.DataFrame(stats.f.cdf(rise / 2, 2, max(self.dof, 1)), index=rise.index, columns=rise.columns)
+
     def _profiler(self) -> Any:
         if self.profiler is None:
             raise NlsqError(
@@ -502,6 +553,94 @@ class FitResult:
         (1.39, 0.08)
         """
         return derived(expression, self.names, self.popt, self.pcov)
+
+    def skewness(self) -> pd.Series:
+        r"""Return Hougaard's measure of skewness of each estimate, which says how far linear theory can be believed.
+
+        Below 0.1 an estimate behaves as in a linear model; above 0.25 its intervals should come from
+        ``conf_int(method="profile")``, and above 1 it is far from normal. It is the third central moment of the
+        estimate, in units of its standard error, to the first order in :math:`s^2`,
+
+        .. math:: g_i = -\frac{3}{2 s^2} \left.\frac{d}{dt}\right|_0 \lVert J(\hat\theta + t u)\, u \rVert^2,
+            \qquad u = C_{\cdot i} / \sqrt{C_{ii}},
+
+        and one pass over the data evaluates it for all parameters (Hougaard, J. R. Stat. Soc. B 47 (1985) 103; the
+        limits are Ratkowsky's, Handbook of Nonlinear Regression Models, 1990).
+
+        Returns
+        -------
+        Series
+            NaN for parameters that are fixed, tied, at a bound, or not determined.
+
+        Raises
+        ------
+        NlsqError
+            As in `profile`.
+
+        Examples
+        --------
+        >>> import numpy as np, dask_nlsq
+        >>> t = np.array([0.0, 1, 2, 3])
+        >>> result = dask_nlsq.fit("a * exp(-b*x)", t, np.array([2.0, 1.2, 0.8, 0.4]), p0={"a": 1.0, "b": 1.0})
+        >>> result.skewness().round(2).tolist()
+        [0.01, 0.1]
+        """
+        known = self._profiler().skewness(self.cov)
+        return pd.Series([known.get(name, np.nan) for name in self.names], index=list(self.names), name="skewness")
+
+    def diagnostics(self) -> Diagnostics:
+        """Check the estimates and the residuals, and say in words what does not look right.
+
+        One pass over the data counts the residuals by each column, the fit and the partition (the pass that plots
+        take), another one is for `skewness`.
+
+        Returns
+        -------
+        Diagnostics
+            ``print`` shows the findings, ``table`` holds all checks. Of many rows, a departure below 5 % of the
+            residual standard deviation is not worth words, however certain it is.
+
+        Raises
+        ------
+        NlsqError
+            The result keeps no data.
+
+        Examples
+        --------
+        >>> import numpy as np, dask_nlsq
+        >>> x = np.linspace(0, 4, 400)
+        >>> result = dask_nlsq.fit("a + b*x", x, x**2 + 0.1 * np.cos(99 * x))
+        >>> result.diagnostics().table.loc["mean against x", "finding"]
+        'The residuals vary with x, by 0.96 of their standard deviation: the model lacks something.'
+        """
+        return diagnose(self)
+
+    plot = rows.plot
+    plot_residuals = rows.plot_residuals
+    plot_components = rows.plot_components
+    plot_history = estimates.plot_history
+    plot_correlation = estimates.plot_correlation
+    plot_profile = estimates.plot_profile
+    plot_contour = estimates.plot_contour
+    plot_starts = estimates.plot_starts
+
+    @functools.cached_property
+    def _residual_summary(self) -> ResidualSummary:
+        """What one pass over the rows says of the residuals; the pass is made once."""
+        self._model()
+        if self.profiler is None:
+            raise NlsqError(
+                "This result keeps no data: it was read from a file, pickled, made by a StreamingFitter, or is of "
+                "several fits together. Its rows are drawn from what dask_nlsq.fit returns for them."
+            )
+        summary: ResidualSummary = self.profiler.residual_summary(self.popt, self._residual_std, self.n_obs)
+        return summary
+
+    @property
+    def _residual_std(self) -> float:
+        """The standard deviation of the residuals, in units of sigma; 1 where it is none that can be divided by."""
+        s = float(np.sqrt(self.statistics.residual_variance(self.absolute_sigma)))
+        return s if np.isfinite(s) and s > 0 else self.rmse or 1.0
 
     def _model(self) -> tuple[Payload, Columns]:
         if self.payload is None or self.columns is None:

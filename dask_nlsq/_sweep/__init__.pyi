@@ -1,3 +1,4 @@
+from .binned import Binned as Binned
 from .driver import PartitionDigests as PartitionDigests
 from .driver import sweep_each as sweep_each
 from .executors.distributed import Cluster as Cluster
@@ -11,6 +12,9 @@ from .groups import Group as Group
 from .groups import group as group
 from .payload import Payload as Payload
 from .payload import serialize as serialize
+from .residual_summary import ResidualSummary as ResidualSummary
+from .residual_summary import merged as merged
+from .residual_summary import summarise as summarise
 from .task import Answer as Answer
 from .task import draw as draw
 from .task import explore as explore

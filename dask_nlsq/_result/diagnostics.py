@@ -1,0 +1,230 @@
+r"""Diagnostics: what a fit leaves in its residuals, and how far its standard errors can be believed.
+
+With the standardised residual :math:`z = (y - f) / (s \sigma)`, counted by cells c of a column, :math:`n_c` rows each:
+
+===============  ===================================================================================================
+autocorrelation  :math:`r_1 = \sum z_i z_{i+1} / \sum z_i^2` of neighbouring rows; :math:`r_1 \sqrt n` is normal
+normality        Jarque and Bera's :math:`\tfrac n6 (g_1^2 + \tfrac14 g_2^2)`, doi:10.2307/1403192, is chi-square(2)
+mean             :math:`\sum n_c \bar z_c^2 / \overline{z^2}` is chi-square with as many degrees as cells
+spread           :math:`\sum n_c (\overline{z_c^2} - \overline{z^2})^2 / \mathrm{var}(z^2)`, the same less one; the
+                 studentised test of Koenker, doi:10.1016/0304-4076(81)90062-2, with cells for regressors
+partition        :math:`\sqrt{n_k} (\overline{z_k^2} - \overline{z^2}) / \mathrm{sd}(z^2)` of the most unlike partition
+===============  ===================================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from dask_nlsq._errors import NlsqError
+from dask_nlsq._result.plots import panels
+from dask_nlsq._sweep import Binned, ResidualSummary
+
+if TYPE_CHECKING:
+    from dask_nlsq._result.result import FitResult
+
+_SURE = 1e-3
+"""Probability under noise alone below which something is said: a table has some ten rows."""
+
+_NOTABLE = 0.05
+"""Share of the standard deviation from which it is said: of 1e9 rows, one of 1e-4 is certain and of no account."""
+
+_CORRELATED = 0.95
+"""Correlation of two estimates from which it is said."""
+
+_ILL = 1e4
+"""Condition number from which the direction that the data hardly see is named."""
+
+_SKEWED = 0.25
+"""Skewness of an estimate from which linear theory misleads, after Ratkowsky."""
+
+
+class Check(NamedTuple):
+    """One row of the table."""
+
+    check: str
+    statistic: float
+    pvalue: float
+    finding: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnostics:
+    """Checks of a fit; printed, it is what they found, in words.
+
+    Attributes
+    ----------
+    table : DataFrame
+        A row a check: ``statistic``; ``pvalue``, how probable one as far out is where the residuals are independent
+        noise of one spread, NaN where there is no such test; and ``finding``, empty where all is well.
+
+    Examples
+    --------
+    >>> import numpy as np, dask_nlsq
+    >>> x = np.linspace(0, 4, 60)
+    >>> y = 1 + 2 * x + np.random.default_rng(0).normal(0, 0.1, 60)
+    >>> print(dask_nlsq.fit("a + b*x", x, y).diagnostics())
+    9 checks found nothing out of the ordinary.
+    """
+
+    table: pd.DataFrame
+
+    @property
+    def findings(self) -> list[str]:
+        """What was found, a sentence or two each."""
+        found = self.table["finding"]
+        return [str(words) for words in found[found != ""]]
+
+    def __str__(self) -> str:
+        if not self.findings:
+            return f"{len(self.table)} checks found nothing out of the ordinary."
+        wrapper = textwrap.TextWrapper(100, initial_indent="- ", subsequent_indent="  ")
+        return "\n".join(map(wrapper.fill, self.findings))
+
+    def __repr__(self) -> str:
+        return f"<Diagnostics of {len(self.table)} checks, {len(self.findings)} with a finding>"
+
+    def _repr_html_(self) -> str:
+        html: str = self.table.to_html(float_format="{:.4g}".format, na_rep="")
+        return html
+
+
+def diagnose(result: FitResult) -> Diagnostics:
+    """Make all checks."""
+    checks = [*_of_estimates(result), *_of_residuals(result)]
+    return Diagnostics(pd.DataFrame(checks).set_index("check"))
+
+
+def _of_estimates(result: FitResult) -> Iterator[Check]:
+    yield Check("condition number", result.condition_number, np.nan, _weak_direction(result))
+    correlation = result.correlation.to_numpy()
+    for i, j in itertools.combinations(range(len(result.names)), 2):
+        if abs(correlation[i, j]) > _CORRELATED:
+            pair = f"{result.names[i]} and {result.names[j]}"
+            words = f"The data say little of {pair} apart, and more of a combination of both."
+            yield Check(f"correlation of {pair}", correlation[i, j], np.nan, words)
+    for name, side in zip(result.names, result.active_mask, strict=True):
+        if side:
+            end = "lower" if side < 0 else "upper"
+            words = f"{name} lies at its {end} bound, so that the bound decides it; the other errors take it as known."
+            yield Check(f"bound of {name}", float(result.params[name]), np.nan, words)
+    for name, skewness in _skewness(result).items():
+        words = ""
+        if abs(skewness) > _SKEWED:
+            words = f'Intervals of {name} by its standard error mislead: use conf_int(method="profile").'
+        yield Check(f"skewness of {name}", skewness, np.nan, words)
+
+
+def _skewness(result: FitResult) -> dict[str, float]:
+    try:
+        skewness = result.skewness().dropna()
+        return dict(zip(skewness.index, skewness.tolist(), strict=True))
+    except NlsqError:  # as for a robust loss, which has none
+        return {}
+
+
+def _weak_direction(result: FitResult) -> str:
+    """Say in which direction the parameters can move with the least change of the fit."""
+    open_ends = result.stderr.index[np.isinf(result.stderr)]
+    if len(open_ends):
+        return f"The data do not determine {', '.join(open_ends)}."
+    if result.factor is None or result.condition_number < _ILL:
+        return ""
+    free = result._model()[0].value
+    names = free.model.parameters if free.expansion is None else free.expansion.free
+    direction = result.factor.svd[2][-1] / result.factor.norms
+    # As changes that go together, in units of the largest beside its standard error.
+    errors = result.stderr[list(names)].to_numpy()
+    with np.errstate(all="ignore"):
+        share = np.nan_to_num(np.abs(direction / errors))
+    taken = np.flatnonzero(share > 0.3 * share.max())
+    first = taken[0]
+    moves = [f"{names[j]} by {direction[j] / direction[first]:.3g}" for j in taken]
+    return f"The fit hardly changes where these move together: {', '.join(moves)}."
+
+
+def _of_residuals(result: FitResult) -> Iterator[Check]:
+    summary = result._residual_summary
+    mean, square, third, fourth = _moments(summary)
+    if summary.rows < 3 or not square > 0:
+        return
+    variance = max(fourth - square**2, np.finfo(float).tiny)
+    pairs, products = summary.pairs
+    if pairs > 1:
+        lag = products / pairs / square
+        pvalue = float(2 * stats.norm.sf(abs(lag) * np.sqrt(pairs)))
+        words = "Neighbouring rows have like residuals" if lag > 0 else "Neighbouring rows have opposite residuals"
+        words += ", as if they were not independent: if the rows are in the order in which they were taken, standard "
+        words += "errors are too small." if lag > 0 else "errors are too large."
+        yield Check("autocorrelation", lag, pvalue, _said(words, pvalue, abs(lag)))
+    centred = square - mean**2
+    skew = (third - 3 * mean * square + 2 * mean**3) / centred**1.5
+    excess = (fourth - 4 * mean * third + 6 * mean**2 * square - 3 * mean**4) / centred**2 - 3
+    jarque = summary.rows / 6 * (skew**2 + excess**2 / 4)
+    pvalue = float(stats.chi2.sf(jarque, 2))
+    words = f"The residuals are not normal: skewness {skew:.2g}, excess kurtosis {excess:.2g}."
+    words += ' Heavy tails: a robust loss, such as loss="soft_l1", gives outliers less weight.' if excess > 1 else ""
+    yield Check("normality", jarque, pvalue, _said(words, pvalue, max(abs(skew), abs(excess))))
+    columns = result._model()[1]
+    for name, binned in zip((*columns.x, "the fit"), (*summary.by_column, summary.by_fit), strict=True):
+        yield from _against(name, binned, summary.rows, square, variance, columns.sigma is not None)
+    if len(summary.partitions) > 1:
+        yield _of_partitions(summary, square, variance)
+
+
+def _against(name: str, binned: Binned, rows: int, square: float, variance: float, weighted: bool) -> Iterator[Check]:
+    """Compare the residuals in cells of a column."""
+    axis, score = panels.coarse(binned, rows).axes, binned.axes[1].middles
+    counts = binned.on(axis).counts
+    n = counts.sum(axis=1)
+    counts, n = counts[n >= 5], n[n >= 5]
+    if len(n) < 2:
+        return
+    means, squares = counts @ score / n, counts @ score**2 / n
+    statistic = float((n * means**2).sum() / square)
+    pvalue = float(stats.chi2.sf(statistic, len(n)))
+    # How far the means scatter more than noise would.
+    excess = float(np.sqrt(max((statistic - len(n)) / n.sum(), 0.0)))
+    words = f"The residuals vary with {name}, by {excess:.2g} of their standard deviation: the model lacks something."
+    yield Check(f"mean against {name}", statistic, pvalue, _said(words, pvalue, excess))
+    statistic = float((n * (squares - square) ** 2).sum() / variance)
+    pvalue = float(stats.chi2.sf(statistic, len(n) - 1))
+    low, high = np.sqrt(np.quantile(squares, [0.05, 0.95]) / square)
+    remedy = "sigma is not right everywhere" if weighted else "weigh the rows by sigma="
+    words = f"The residuals scatter unlike with {name}, {low:.2g} to {high:.2g} times their standard deviation: "
+    words += f'{remedy}, or take cov_type="sandwich".'
+    yield Check(f"spread against {name}", statistic, pvalue, _said(words, pvalue, float(high - low)))
+
+
+def _of_partitions(summary: ResidualSummary, square: float, variance: float) -> Check:
+    """Find the partition whose residuals scatter the most unlike."""
+    number, rows, chisqr = summary.partitions.T
+    departure = np.sqrt(rows) * (chisqr / rows - square) / np.sqrt(variance)
+    worst = int(np.argmax(np.abs(departure)))
+    # The largest of so many.
+    pvalue = float(min(2 * stats.norm.sf(abs(departure[worst])) * len(rows), 1.0))
+    ratio = float(np.sqrt(chisqr[worst] / rows[worst] / square))
+    words = f"Partition {int(number[worst])} scatters {ratio:.2g} times as much as all rows do: look at what is in it."
+    return Check("most unlike partition", float(departure[worst]), pvalue, _said(words, pvalue, abs(ratio - 1)))
+
+
+def _moments(summary: ResidualSummary) -> tuple[float, float, float, float]:
+    """Return the means of z, z², z³ and z⁴."""
+    if summary.points is not None:
+        z, weight = summary.points.score, np.ones(summary.rows)
+    else:
+        z, weight = summary.by_fit.axes[1].middles, summary.score_counts.astype(float)
+    one, two, three, four = (float(weight @ z**power / weight.sum()) for power in (1, 2, 3, 4))
+    return one, two, three, four
+
+
+def _said(words: str, pvalue: float, effect: float) -> str:
+    return words if pvalue < _SURE and effect > _NOTABLE else ""

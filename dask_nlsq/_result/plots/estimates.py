@@ -1,0 +1,274 @@
+"""Plots of the estimates: how the fit came to them, and how sure they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats
+
+from dask_nlsq._errors import NlsqError, one_of
+from dask_nlsq._result.plots import panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from dask_nlsq._result.result import FitResult
+
+_NUMBERS = 12
+"""Parameters up to which a correlation is written into its cell."""
+
+
+def plot_history(result: FitResult, column: str = "cost", *, ax: Axes | None = None) -> Axes:
+    """Draw a column of the history against the sweeps; hollow marks are sweeps whose step was refused.
+
+    Parameters
+    ----------
+    column : str
+        Of ``result.history``: "cost", "step", "damping", "radius", "seconds", or a parameter.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default in a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    NlsqError
+        matplotlib is not installed, or there is no such column.
+
+    Examples
+    --------
+    >>> import numpy as np, dask_nlsq
+    >>> x = np.linspace(0, 4, 50)
+    >>> result = dask_nlsq.fit("a * exp(-b*x)", x, 2 * np.exp(-x) + 0.01 * np.cos(9 * x), p0={"a": 1.0, "b": 0.5})
+    >>> result.plot_history().get_xlabel()
+    'sweep'
+    """
+    history = result.history
+    one_of("column", column, *(name for name in history.columns if name != "accepted"))
+    ax = panels.one(ax)
+    values = history[column].astype(float)
+    accepted = history["accepted"].astype(bool)
+    ax.plot(values.index, values, color="C0", linewidth=1)
+    ax.plot(values.index[accepted], values[accepted], "o", color="C0")
+    ax.plot(values.index[~accepted], values[~accepted], "o", color="C0", markerfacecolor="none")
+    finite = values[np.isfinite(values)]
+    if column not in result.names and len(finite) and (finite > 0).all() and finite.max() > 10 * finite.min():
+        ax.set_yscale("log")
+    label = "remaining step, standard errors" if column == "step" else column
+    ax.set(xlabel="sweep", ylabel=label, title=f"{result.provenance['model']}: {result.status.name}")
+    ax.locator_params(axis="x", integer=True)
+    return ax
+
+
+def plot_correlation(result: FitResult, *, ax: Axes | None = None) -> Axes:
+    """Draw the correlation of the estimates as a matrix of colours, red for positive and blue for negative.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default in a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    NlsqError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, dask_nlsq
+    >>> result = dask_nlsq.fit("a + b*x", np.arange(4.0), np.array([1.0, 2.9, 5.1, 7.0]))
+    >>> result.plot_correlation().get_title()
+    'Correlation of the estimates'
+    """
+    names, values = list(result.names), result.correlation.to_numpy()
+    side = float(np.clip(1.6 + 0.55 * len(names), 3.4, 9.0))
+    ax = panels.one(ax, (side + 0.8, side))
+    image = ax.imshow(values, cmap="RdBu_r", vmin=-1.0, vmax=1.0)
+    ax.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
+    ax.set_yticks(range(len(names)), names)
+    if len(names) <= _NUMBERS:
+        for i, j in np.ndindex(values.shape):
+            if np.isfinite(values[i, j]):
+                colour = "white" if abs(values[i, j]) > 0.6 else "black"
+                ax.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color=colour, fontsize="small")
+    ax.figure.colorbar(image, ax=ax, shrink=0.8)
+    ax.set_title("Correlation of the estimates")
+    return ax
+
+
+def plot_profile(result: FitResult, name: str, *, level: float = 0.95, ax: Axes | None = None) -> Axes:
+    r"""Draw the profile of a parameter: :math:`\tau`, the signed root of the rise of the cost.
+
+    Where the model is linear in its parameters the profile is the straight line that is drawn beside it; the interval
+    of the level lies between the vertical lines, where the profile meets Student's quantile.
+
+    Parameters
+    ----------
+    name : str
+        A free parameter.
+    level : float
+        Probability that the interval covers.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default in a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    NlsqError
+        As `FitResult.profile`, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, dask_nlsq
+    >>> t = np.array([0.0, 1, 2, 3])
+    >>> result = dask_nlsq.fit("a * exp(-b*x)", t, np.array([2.0, 1.2, 0.8, 0.4]), p0={"a": 1.0, "b": 1.0})
+    >>> result.plot_profile("b").get_xlabel()
+    'b'
+    """
+    reach = stats.t.ppf(0.5 + level / 2, max(result.dof, 1))
+    profile = result.profile(name)
+    interval = result.conf_int(level, method="profile").loc[name]
+    ax = panels.one(ax)
+    value, error = float(result.params[name]), float(result.stderr[name])
+    tau = profile["tau"].to_numpy()
+    ax.plot(profile.index, tau, "o-", color="C0", markersize=4, label="profile")
+    ends = np.array([profile.index[0], profile.index[-1]])
+    ax.plot(ends, (ends - value) / error, "--", color="C1", linewidth=1, label="linear theory")
+    for sign, end in zip((-1, 1), interval, strict=True):
+        ax.axhline(sign * reach, color="0.5", linewidth=0.8, linestyle=":")
+        if np.isfinite(end):
+            ax.axvline(end, color="C0", linewidth=0.8, linestyle=":")
+    ax.plot([value], [0.0], "+", color="C1", markersize=10)
+    ax.set(xlabel=name, ylabel="τ", title=f"Profile of {name}, interval of {100 * level:.3g} %")
+    ax.legend()
+    return ax
+
+
+def plot_contour(
+    result: FitResult,
+    a: str,
+    b: str,
+    *,
+    levels: tuple[float, ...] = (0.68, 0.95),
+    points: int = 15,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw joint confidence regions of two parameters by profile likelihood, and the ellipses of the linear theory.
+
+    Parameters
+    ----------
+    a, b : str
+        Free parameters.
+    levels : tuple of float
+        Probabilities that the regions cover both parameters together.
+    points : int
+        As in `FitResult.contour`, which fits at ``points**2`` pairs of values over the same sweeps.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default in a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    NlsqError
+        As `FitResult.contour`, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, dask_nlsq
+    >>> t = np.linspace(0, 3, 12)
+    >>> result = dask_nlsq.fit("a * exp(-b*x)", t, 2 * np.exp(-t) + 0.05 * np.cos(9 * t), p0={"a": 1.0, "b": 0.5})
+    >>> ax = result.plot_contour("a", "b", points=7)
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('a', 'b')
+    """
+    dof = max(result.dof, 1)
+    rises = [2.0 * float(stats.f.ppf(level, 2, dof)) for level in sorted(levels)]
+    # A little farther than the ellipse of the highest level.
+    region = result.contour(a, b, points=points, within=1.25 * rises[-1] ** 0.5)
+    ax = panels.one(ax)
+    names = {rise: f"{100 * level:.3g} %" for rise, level in zip(rises, sorted(levels), strict=True)}
+    # In units of the rise of χ², which is smooth where a probability is flat.
+    grid = 2.0 * stats.f.ppf(region.to_numpy().T, 2, dof)
+    grid[~np.isfinite(grid)] = np.nan
+    lines = ax.contour(region.index, region.columns, grid, levels=rises, colors="C0")
+    ax.clabel(lines, fmt=names)
+    angle = np.linspace(0, 2 * np.pi, 200)
+    centre, cov = result.params[[a, b]].to_numpy(), result.cov.loc[[a, b], [a, b]].to_numpy()
+    ellipse = np.linalg.cholesky(cov) @ np.array([np.cos(angle), np.sin(angle)])
+    for i, rise in enumerate(rises):
+        x, y = centre[:, None] + rise**0.5 * ellipse
+        ax.plot(x, y, "--", color="C1", linewidth=1, label=None if i else "linear theory")
+    ax.plot(*centre, "+", color="C1", markersize=10)
+    ax.plot([], [], color="C0", label="profile likelihood")
+    ax.set(xlabel=a, ylabel=b, title="Joint confidence regions")
+    ax.legend()
+    return ax
+
+
+def plot_starts(result: FitResult, *, ax: Axes | None = None) -> Axes:
+    """Draw where each start of a search has ended: the cost by rank, a colour for each minimum.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default in a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    NlsqError
+        The fit was no search from several starts, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, dask_nlsq
+    >>> x = np.linspace(0, 4, 60)
+    >>> y = np.sin(3 * x) + 0.1 * np.cos(40 * x)
+    >>> result = dask_nlsq.fit("sin(w * x)", x, y, p0={"w": 1.0}, bounds={"w": (0.0, 9.0)}, n_starts=8, seed=0)
+    >>> result.plot_starts().get_xlabel()
+    'start, by cost'
+    """
+    table = result.starts
+    if table is None:
+        raise NlsqError("This fit had one start; with n_starts=, say 32, it searches from several.")
+    ax = panels.one(ax)
+    labels = {name: f"{name}" for name in ("cost", "minimum")}
+    ranked = table.sort_values(labels["cost"], kind="stable").reset_index(drop=True)
+    cost = ranked[labels["cost"]].astype(float)
+    minimum = ranked[labels["minimum"]].astype(int)
+    drawn = np.isfinite(cost)
+    for number in sorted(minimum[drawn].unique()):
+        of = drawn & (minimum == number)
+        label = {0: "the answer", -1: "no minimum"}.get(number, f"minimum {number}")
+        marker = "x" if number == -1 else "o"
+        # A dozen names say enough.
+        ax.plot(
+            ranked.index[of] + 1,
+            cost[of],
+            marker,
+            markersize=5,
+            color="0.5" if number < 0 else f"C{number % 10}",
+            label=label if number < 10 else "_",
+        )
+    finite = cost[drawn]
+    if len(finite) and (finite > 0).all() and finite.max() > 10 * finite.min():
+        ax.set_yscale("log")
+    ax.set(xlabel="start, by cost", ylabel="cost", title=f"{len(table)} starts, {int((~drawn).sum())} without a cost")
+    ax.legend()
+    return ax

@@ -1,0 +1,106 @@
+"""Axes to draw on, and what every plot of rows draws alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dask_nlsq._errors import NlsqError
+from dask_nlsq._sweep import Binned
+from dask_nlsq._typing import Vector
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from dask_nlsq._result.result import FitResult
+
+
+def pyplot() -> Any:
+    """Return matplotlib's interface to new figures.
+
+    Raises
+    ------
+    NlsqError
+        matplotlib is not installed.
+    """
+    try:
+        import matplotlib.pyplot as plt
+    except ModuleNotFoundError as error:
+        raise NlsqError("Plots need matplotlib, which is not installed: pip install 'dask-nlsq[plot]'.") from error
+    return plt
+
+
+def one(ax: Axes | None, size: tuple[float, float] = (6.4, 4.4)) -> Axes:
+    """Return the axes that were given, or those of a new figure."""
+    return pyplot().subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+class Moments(NamedTuple):
+    """Of the standardised residuals in each cell of a column that holds rows."""
+
+    middle: Vector
+    rows: Vector
+    mean: Vector
+    spread: Vector  # standard deviation; NaN for a single row
+
+
+def moments(binned: Binned) -> Moments:
+    """Return mean and spread of what the second axis counts, by cells of the first."""
+    axis, score = binned.axes
+    count = binned.counts.sum(axis=1).astype(float)
+    filled = count > 0
+    counts, n = binned.counts[filled], count[filled]
+    mean = counts @ score.middles / n
+    square = counts @ score.middles**2 / n - mean**2
+    with np.errstate(all="ignore"):
+        spread = np.sqrt(np.maximum(square, 0.0) * n / (n - 1))
+    return Moments(axis.middles[filled], n, mean, spread)
+
+
+def coarse(binned: Binned, rows: int) -> Binned:
+    """Return cells of which each has some tens of rows, or some tens of cells."""
+    return binned.coarsened(int(np.clip(rows / 20, 8, 48)))
+
+
+def shown(result: FitResult, name: str, values: Vector) -> Any:
+    """Return values of a column as its axis shows them: dates where the column holds some."""
+    origin = result._model()[1].origins.get(name)
+    if origin is None:
+        return values
+    moment = pd.Timestamp(origin)
+    moment = moment.tz_localize(None) if moment.tzinfo is not None else moment
+    return (moment + pd.to_timedelta(values, unit="s")).to_numpy()
+
+
+def number_of(result: FitResult, x: str | None) -> int:
+    """Return the place of a column among those of x, the first where none is named.
+
+    Raises
+    ------
+    NlsqError
+        There is no such column.
+    """
+    names = result._model()[1].x
+    if x is None:
+        return 0
+    if x not in names:
+        raise NlsqError(f"There is no column {x!r} of x; the model takes {list(names)}.")
+    return names.index(x)
+
+
+def binned_residuals(ax: Axes, binned: Binned, s: float, x: Any) -> None:
+    """Draw mean and spread of the residuals in cells; `x` turns the middles of cells to what the axis shows."""
+    m = moments(binned)
+    at = x(m.middle)
+    with np.errstate(all="ignore"):
+        error = m.spread / np.sqrt(m.rows)
+    ax.fill_between(at, s * (m.mean - m.spread), s * (m.mean + m.spread), color="C0", alpha=0.2, linewidth=0)
+    ax.errorbar(at, s * m.mean, s * np.where(m.rows > 1, error, 0.0), fmt=".", color="C0", markersize=4, linewidth=1)
+    ax.axhline(0.0, color="C1", linewidth=1)
+
+
+def residual_label(result: FitResult) -> str:
+    """Return what the axis of residuals is called."""
+    return "residual" if result._model()[1].sigma is None else "residual / sigma"
