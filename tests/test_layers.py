@@ -12,7 +12,7 @@ import pytest
 
 LEVELS = [
     "_errors _typing",
-    "_system",
+    "_system _pyplot",
     "_model",
     "_kernel",
     "_solver",
@@ -31,6 +31,7 @@ JAX_FREE = {"_system", "_sources", "_plan", "_checkpoint", "_sweep", "_accessors
 NUMERIC = {"jax", "jaxlib", "numpy", "scipy"}
 THIRD_PARTIES = {  # what a folder may import of others, where that is limited
     "_errors": set(),
+    "_pyplot": {"matplotlib"},
     "_typing": {"numpy"},
     "_system": {"psutil"},
     "_model": NUMERIC,

@@ -17,6 +17,7 @@ import zarr
 from dask.diagnostics import ProgressBar
 
 from dask_nlsq._errors import NlsqError
+from dask_nlsq._many import maps
 from dask_nlsq._many.labels import Labels
 from dask_nlsq._many.task import STATISTICS, as_float, indices, predict
 from dask_nlsq._result import FitResult
@@ -235,6 +236,12 @@ class ManyFits:
         arrays = dict(fits.params) | {f"{name}_stderr": array for name, array in fits.stderr.items()}
         arrays |= {name: getattr(fits, name) for name in STATISTICS}
         return arrays | ({"cov": fits.cov} if self.has_covariance else {})
+
+    def computed_arrays(self) -> dict[str, Any]:
+        """Return all arrays by name, computed together."""
+        return self._arrays(self.compute().figures)
+
+    plot = maps.plot
 
     def to_dataset(self, layout: str = "named") -> xr.Dataset:
         """Return an xarray Dataset, of Dask arrays as long as the fits are not computed.

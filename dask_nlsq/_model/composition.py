@@ -184,7 +184,7 @@ def add(left: M, right: M) -> M:
 
 def components(model: M) -> tuple[M, ...]:
     """Return the models that were added; the model itself where none were."""
-    parts: tuple[M, ...] = model.parts
+    parts: tuple[Any, ...] = model.parts
     return parts or (dataclasses.replace(model, guess=None),)
 
 

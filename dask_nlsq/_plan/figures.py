@@ -9,6 +9,7 @@ import numpy as np
 
 from dask_nlsq._plan.memory import estimate_memory
 from dask_nlsq._plan.tiers import RULES, MemoryTier, WorkflowTier
+from dask_nlsq._pyplot import axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +40,7 @@ def plot_tiers(ax: Axes | None = None) -> Axes:
     >>> ax.get_title()
     'Which tier is chosen'
     """
-    ax = _axes(ax, (11, 6))
+    ax = axes(ax, (11, 6))
     boxes = {"boxstyle": "round,pad=0.4", "edgecolor": "0.3"}
     line = {"arrowstyle": "-", "color": "0.5"}
     centre = (len(RULES) - 1) / 2
@@ -90,7 +91,7 @@ def plot_memory(n_params: int = 5, *, n_columns: int = 2, threads: int = 1, ax: 
     >>> [line.get_label() for line in ax.get_lines()][:2]
     ['STANDARD', 'CHUNKED']
     """
-    ax = _axes(ax, (9, 5.5))
+    ax = axes(ax, (9, 5.5))
     rows = np.unique(np.logspace(3, 9, 61).astype(int))
     for tier in WorkflowTier:
         growth = [estimate_memory(int(n), n_params, tier, n_columns=n_columns, threads=threads) / 1e9 for n in rows]
@@ -104,14 +105,6 @@ def plot_memory(n_params: int = 5, *, n_columns: int = 2, threads: int = 1, ax: 
     ax.legend(loc="upper left")
     ax.grid(alpha=0.3)
     return ax
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt  # an extra
-
-    return plt.subplots(figsize=size, layout="constrained")[1]
 
 
 def _runs(tiers: tuple[WorkflowTier, ...]) -> list[tuple[str, WorkflowTier]]:

@@ -62,7 +62,8 @@ class Axis:
     @property
     def edges(self) -> Vector:
         """Edges of the cells, (cells + 1,)."""
-        return np.ldexp(np.arange(self.first, self.first + self.cells + 1, dtype=np.float64), self.k)
+        edges: Vector = np.ldexp(np.arange(self.first, self.first + self.cells + 1, dtype=np.float64), self.k)
+        return edges
 
     @property
     def middles(self) -> Vector:
@@ -115,13 +116,15 @@ class FixedAxis:
     @property
     def middles(self) -> Vector:
         """Middles of the cells, (cells,)."""
-        return 0.5 * (self.edges[1:] + self.edges[:-1])
+        middles: Vector = 0.5 * (self.edges[1:] + self.edges[:-1])
+        return middles
 
     def index(self, column: Vector) -> Vector:
         """Return in which cell each value lies, as whole numbers."""
-        scaled = (column - self.edges[0]) * (self.cells / (self.edges[-1] - self.edges[0]))
+        scaled: Vector = (column - self.edges[0]) * (self.cells / (self.edges[-1] - self.edges[0]))
         np.clip(scaled, 0, self.cells - 1, out=scaled)
-        return np.floor(scaled, out=scaled)
+        np.floor(scaled, out=scaled)
+        return scaled
 
     def joined(self, other: object) -> FixedAxis:
         """Return the same."""

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from dask_nlsq._errors import NlsqError, one_of
-from dask_nlsq._result.plots import panels
+from dask_nlsq._pyplot import axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def plot_history(result: FitResult, column: str = "cost", *, ax: Axes | None = N
     """
     history = result.history
     one_of("column", column, *(name for name in history.columns if name != "accepted"))
-    ax = panels.one(ax)
+    ax = axes(ax)
     values = history[column].astype(float)
     accepted = history["accepted"].astype(bool)
     ax.plot(values.index, values, color="C0", linewidth=1)
@@ -89,7 +89,7 @@ def plot_correlation(result: FitResult, *, ax: Axes | None = None) -> Axes:
     """
     names, values = list(result.names), result.correlation.to_numpy()
     side = float(np.clip(1.6 + 0.55 * len(names), 3.4, 9.0))
-    ax = panels.one(ax, (side + 0.8, side))
+    ax = axes(ax, (side + 0.8, side))
     image = ax.imshow(values, cmap="RdBu_r", vmin=-1.0, vmax=1.0)
     ax.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
     ax.set_yticks(range(len(names)), names)
@@ -138,7 +138,7 @@ def plot_profile(result: FitResult, name: str, *, level: float = 0.95, ax: Axes 
     reach = stats.t.ppf(0.5 + level / 2, max(result.dof, 1))
     profile = result.profile(name)
     interval = result.conf_int(level, method="profile").loc[name]
-    ax = panels.one(ax)
+    ax = axes(ax)
     value, error = float(result.params[name]), float(result.stderr[name])
     tau = profile["tau"].to_numpy()
     ax.plot(profile.index, tau, "o-", color="C0", markersize=4, label="profile")
@@ -198,7 +198,7 @@ def plot_contour(
     rises = [2.0 * float(stats.f.ppf(level, 2, dof)) for level in sorted(levels)]
     # A little farther than the ellipse of the highest level.
     region = result.contour(a, b, points=points, within=1.25 * rises[-1] ** 0.5)
-    ax = panels.one(ax)
+    ax = axes(ax)
     names = {rise: f"{100 * level:.3g} %" for rise, level in zip(rises, sorted(levels), strict=True)}
     # In units of the rise of χ², which is smooth where a probability is flat.
     grid = 2.0 * stats.f.ppf(region.to_numpy().T, 2, dof)
@@ -247,7 +247,7 @@ def plot_starts(result: FitResult, *, ax: Axes | None = None) -> Axes:
     table = result.starts
     if table is None:
         raise NlsqError("This fit had one start; with n_starts=, say 32, it searches from several.")
-    ax = panels.one(ax)
+    ax = axes(ax)
     labels = {name: f"{name}" for name in ("cost", "minimum")}
     ranked = table.sort_values(labels["cost"], kind="stable").reset_index(drop=True)
     cost = ranked[labels["cost"]].astype(float)

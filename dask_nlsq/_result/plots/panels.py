@@ -1,4 +1,4 @@
-"""Axes to draw on, and what every plot of rows draws alike."""
+"""Panels: what every plot of rows draws alike."""
 
 from __future__ import annotations
 
@@ -15,26 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from dask_nlsq._result.result import FitResult
-
-
-def pyplot() -> Any:
-    """Return matplotlib's interface to new figures.
-
-    Raises
-    ------
-    NlsqError
-        matplotlib is not installed.
-    """
-    try:
-        import matplotlib.pyplot as plt
-    except ModuleNotFoundError as error:
-        raise NlsqError("Plots need matplotlib, which is not installed: pip install 'dask-nlsq[plot]'.") from error
-    return plt
-
-
-def one(ax: Axes | None, size: tuple[float, float] = (6.4, 4.4)) -> Axes:
-    """Return the axes that were given, or those of a new figure."""
-    return pyplot().subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
 class Moments(NamedTuple):

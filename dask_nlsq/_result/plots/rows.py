@@ -14,6 +14,7 @@ from scipy import stats
 
 from dask_nlsq._errors import NlsqError, one_of
 from dask_nlsq._model import Model
+from dask_nlsq._pyplot import axes, pyplot
 from dask_nlsq._result.bands import Band, band, curve_stderr
 from dask_nlsq._result.plots import panels
 from dask_nlsq._sweep import predict_rows
@@ -82,8 +83,8 @@ def plot(
     below: Axes | None = None
     if ax is None:
         with_residuals = residuals is not False
-        plt = panels.pyplot()
-        _, axes = plt.subplots(
+        plt = pyplot()
+        _, panes = plt.subplots(
             1 + with_residuals,
             squeeze=False,
             sharex=True,
@@ -91,7 +92,7 @@ def plot(
             height_ratios=[3, 1][: 1 + with_residuals],
             layout="constrained",
         )
-        ax, below = axes[0, 0], axes[1, 0] if with_residuals else None
+        ax, below = panes[0, 0], panes[1, 0] if with_residuals else None
     elif residuals:
         from mpl_toolkits.axes_grid1 import make_axes_locatable
 
@@ -214,16 +215,16 @@ def plot_residuals(result: FitResult, kind: str | None = None, *, x: str | None 
     }
     if kind is not None:
         one_of("kind", kind, *draw)
-        ax = panels.one(ax)
+        ax = axes(ax)
         draw[kind](ax, result)
         return ax
     if ax is not None:
         raise NlsqError(f"ax= takes one panel; name it with kind=, one of {', '.join(draw)}.")
-    figure, axes = panels.pyplot().subplots(2, 2, figsize=(8.4, 6.4), layout="constrained")
-    for panel, function in zip(axes.flat, draw.values(), strict=True):
+    figure, panes = pyplot().subplots(2, 2, figsize=(8.4, 6.4), layout="constrained")
+    for panel, function in zip(panes.flat, draw.values(), strict=True):
         function(panel, result)
     figure.suptitle(f"Residuals of {result.provenance['model']}")
-    return axes
+    return panes
 
 
 def _against_column(ax: Axes, result: FitResult, j: int) -> None:
