@@ -1,6 +1,7 @@
 """Plots of a fit: one pass over the data, what they show, and how they look."""
 
 import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -247,9 +248,5 @@ def test_matplotlib_waits_for_the_first_plot():
         "print(r, r._repr_html_()); assert 'matplotlib' not in sys.modules\n"
         "r.plot_correlation(); assert 'matplotlib' in sys.modules\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        capture_output=True,
-        env={**__import__("os").environ, "MPLBACKEND": "agg"},
-    )
+    env = {**os.environ, "MPLBACKEND": "agg"}
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=env)
