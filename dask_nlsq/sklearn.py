@@ -1,8 +1,8 @@
 """NLSQRegressor: a fit as an estimator of scikit-learn.
 
-It only translates. The features X, of shape (rows, features), become the columns x of `dask_nlsq.fit`, the sample
-weights become sigma, and the `FitResult` predicts. What lies in memory is validated by scikit-learn, and what lies in
-Dask by the fit, partition by partition.
+The features X, of shape (rows, features), become the columns x of `dask_nlsq.fit`, sample weights become sigma, and
+the `FitResult` predicts. scikit-learn validates data in memory; the fit validates Dask collections, partition by
+partition.
 """
 
 from __future__ import annotations
