@@ -11,6 +11,7 @@ import pytest
 
 import dask_nlsq
 from dask_nlsq._accessors.accessor import NlsqAccessor, XarrayAccessor
+from dask_nlsq.sklearn import NLSQRegressor
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,7 +53,7 @@ def test_readme_has_its_two_commands():
 
 
 PUBLIC = {name: getattr(dask_nlsq, name) for name in dask_nlsq.__all__ if not name.startswith("__")}
-PUBLIC |= {"NlsqAccessor": NlsqAccessor, "XarrayAccessor": XarrayAccessor}
+PUBLIC |= {"NlsqAccessor": NlsqAccessor, "XarrayAccessor": XarrayAccessor, "NLSQRegressor": NLSQRegressor}
 PUBLIC |= {f"cluster.{name}": getattr(dask_nlsq.cluster, name) for name in dask_nlsq.cluster.__all__}
 
 

@@ -21,7 +21,7 @@ LEVELS = [
     "_result",
     "_fit",
     "_streaming _many _curve_fit",
-    "_accessors cluster models",
+    "_accessors cluster models sklearn",
     "__init__",
     "cli",  # comes in by the front door, as a user does: the package does not import it
 ]

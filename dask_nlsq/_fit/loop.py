@@ -299,7 +299,10 @@ def validate_rows(problem: Problem, reduction: Reduction) -> None:
         warn(f"Column {name!r} holds integers beyond 2**53, which float64 rounds.")
     fewest = problem.parameters.fewest_rows
     if reduction.rows == 0:
-        raise DataError(f"There are no rows to fit ({reduction.dropped} were dropped by the NaN policy).")
+        raise DataError(
+            f"There are no rows to fit: {reduction.dropped} were dropped by the NaN policy, and those of infinite "
+            "sigma, which have zero weight, do not count."
+        )
     if reduction.rows < fewest:
         raise TooFewRows(f"There are {reduction.rows} rows for {fewest} parameters; at least {fewest} are needed.")
     if not _squares_in_range(problem, reduction):

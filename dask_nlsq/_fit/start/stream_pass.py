@@ -262,7 +262,10 @@ def stream(
         note = f"The model was not finite on batch {streamed.batches} of a first pass, which was given up."
         return None, [], (note,)
     if streamed.sums is None:
-        raise DataError(f"There are no rows to fit ({streamed.dropped} were dropped by the NaN policy).")
+        raise DataError(
+            f"There are no rows to fit: {streamed.dropped} were dropped by the NaN policy, and those of infinite "
+            "sigma, which have zero weight, do not count."
+        )
     validate_first_sweep(problem, streamed.sums)
     if not ended.settled or not agrees(problem.objective, online, streamed, sample.block):
         note = "A first pass in batches led away from where they were linearised, and was not used."
