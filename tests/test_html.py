@@ -1,17 +1,30 @@
-"""What a notebook shows of a result."""
+"""What a notebook shows, and the page and the tables of a result."""
 
 import html.parser
+import itertools
+import re
+import sys
 
+import dask
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 import dask_nlsq
-from dask_nlsq._result.html import rounded
+from dask_nlsq import Checkpoints, FitResult, Model, NlsqError, StreamingFitter
+from dask_nlsq._html import Fold, Fragment, Table, Text, page
+from dask_nlsq._result import html as result_html
+from dask_nlsq._result.table import rounded
 
 T = np.linspace(0, 4, 60)
-HOSTILE = "<img src=x onerror=\"f('&')\">"
+HOSTILE = [
+    "<script>alert('1')</script>",
+    "<img src=x onerror=\"f('&')\">",
+    "\"' onclick=f() x='",
+    "&lt;b&gt; & </table></style></div>",
+]
 
 
 def decay(t, amplitude, rate, offset):
@@ -22,27 +35,32 @@ Y = 2.5 * np.exp(-1.3 * T) + 0.5 + 0.1 * np.random.default_rng(0).normal(size=T.
 
 
 class Page(html.parser.HTMLParser):
-    """The tags, attributes and cells of a page, whose tags must all be closed."""
+    """The tags, attributes and texts of a page, whose tags must all be closed."""
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.names, self.text, self.open = set(), set(), [], []
+        self.tags, self.attributes, self.text, self.open = set(), [], [], []
         self.feed(text)
+        self.close()
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        self.names |= {name for name, _ in attrs}
-        self.open.append(tag)
+        self.attributes += attrs
+        self.open += [tag] * (tag not in {"img", "meta"})
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += [data.strip()] if data.strip() else []
+        self.text += [data.strip()] if data.strip() and self.open[-1:] != ["style"] else []
+
+    @property
+    def names(self):
+        return {name for name, _ in self.attributes}
 
 
-TAGS = {"div", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "details", "summary"}
+TAGS = {"div", "style", "p", "pre", "strong", "table", "thead", "tbody", "tr", "th", "td", "details", "summary"}
 RESULTS = {
     "plain": ({}, "converged (CONVERGED)"),
     "fixed": ({"fixed": {"offset": 0.5}}, "fixed"),
@@ -73,11 +91,146 @@ def test_no_parameter_of_an_exact_fit_is_called_fixed():
     assert "fixed" not in str(dask_nlsq.fit("a*t", T, 0 * T))
 
 
-def test_text_of_the_user_is_escaped():
-    frame = pd.DataFrame({HOSTILE: T, "y": Y})
-    result = dask_nlsq.fit(decay, data=frame, x=HOSTILE, p0=[2, 1, 0.4])
-    text = result._repr_html_()
-    assert Page(text).tags <= TAGS and "<img" not in text and "&lt;img" in text
+def hostile_model(text):
+    """A model whose name and second parameter are a text."""
+    return Model(decay, ("t", "amplitude", text, "offset"), ("t",), name=text)
+
+
+def hostile_fit(text, **options):
+    frame = pd.DataFrame({f"x{text}": T, f"y{text}": Y})
+    return dask_nlsq.fit(hostile_model(text), data=frame, x=f"x{text}", y=f"y{text}", p0=[2, 1, 0.4], **options)
+
+
+def hostile_many(text, **options):
+    y = xr.DataArray(np.stack([Y, np.full(T.size, np.nan)]), dims=(text, "t"))
+    return dask_nlsq.fit_many(hostile_model(text), T, y, p0=[2, 1, 0.4], axis="t", **options)
+
+
+def checkpoints(text, folder):
+    hostile_fit(text, checkpoint=folder / text)
+    return Checkpoints(folder / text)
+
+
+SHOWN = {
+    "result": lambda text, _: hostile_fit(text),
+    "failed result": lambda text, _: hostile_fit(text, max_nfev=1),
+    "plan": lambda text, _: dask_nlsq.plan(hostile_model(text), T, Y, p0=[2, 1, 0.4]),
+    "plan of a fit": lambda text, _: hostile_fit(text).plan,
+    "model": lambda text, _: hostile_model(text),
+    "formula": lambda text, _: Model.from_expression("a*x < 2", name=text),
+    "checkpoints": checkpoints,
+    "no checkpoint": lambda text, folder: Checkpoints(folder / text),
+    "lazy fits": lambda text, _: hostile_many(text),
+    "computed fits": lambda text, _: hostile_many(text).compute(),
+    "shared": lambda text, _: hostile_many(text, shared=text).compute(),
+    "waiting stream": lambda text, _: StreamingFitter(hostile_model(text), p0=[2, 1, 0.4]),
+    "stream": lambda text, _: StreamingFitter(hostile_model(text), p0=[2, 1, 0.4]).partial_fit(
+        np.tile(T, 5), np.tile(Y, 5)
+    ),
+}
+
+
+@pytest.mark.crossed(len(SHOWN))
+@pytest.mark.filterwarnings("ignore::scipy.optimize.OptimizeWarning")
+@pytest.mark.parametrize(("text", "name"), list(itertools.product(HOSTILE, SHOWN)))
+def test_text_of_the_user_is_escaped(text, name, tmp_path):
+    page = Page(SHOWN[name](text, tmp_path)._repr_html_())
+    assert page.tags <= TAGS and page.names <= {"class", "style", "scope"}
+    # The name of a folder has no double slashes.
+    assert re.sub("/+", "/", text) in re.sub("/+", "/", "\n".join(page.text))
+
+
+TEXT = "<b> & 'c' \"d\""
+PARTS = [
+    TEXT,
+    Text(TEXT),
+    Table([[TEXT, 1.5, True]], header=[TEXT, "", ""]),
+    Fold(TEXT, [TEXT, Fold("", [Text(TEXT)])]),
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_is_escaped(part):
+    shown = Page(page(Fragment(TEXT, [part], TEXT, TEXT, [TEXT]), [(TEXT, b"<svg></svg>")]))
+    assert shown.tags <= TAGS | {"html", "head", "meta", "title", "body", "figure", "figcaption", "img"}
+    assert shown.text.count(TEXT) >= 6 and dict(shown.attributes)["alt"] == TEXT
+
+
+def test_no_rule_of_style_reaches_what_is_around():
+    (style,) = re.findall("<style>(.*)</style>", Fragment("").html(), re.DOTALL)
+    rules = re.findall(r"^([^{}]+){", re.sub(r"/\*.*?\*/", "", style, flags=re.DOTALL), re.MULTILINE)
+    selectors = [selector.strip() for rule in rules for selector in re.sub(r"\(.*?\)", "", rule).split(",")]
+    assert len(rules) > 5 and all(selector.startswith(".dask-nlsq") for selector in selectors)
+
+
+def test_what_many_fits_show_is_not_computed_for_it():
+    def refuse(*_, **__):
+        raise AssertionError("computed")
+
+    with dask.config.set(scheduler=refuse):
+        lazy = Page(hostile_many("pixel")._repr_html_())
+    assert {"Not computed yet: compute(), to_zarr(path) or to_dataset().", "pixel: 2"} <= set(lazy.text)
+
+
+def test_computed_fits_show_how_they_ended_and_their_medians():
+    fits = hostile_many("rate").compute()
+    shown = Page(fits._repr_html_()).text
+    assert shown[1] == "1 of 2 series did not converge; failures() names them."
+    assert {"TOO_FEW", dask_nlsq.Status.TOO_FEW.sentence, f"{fits['rate'][0]:.6g}"} <= set(shown)
+
+
+def test_rows_that_wait_for_a_first_estimate_wait_on_after_they_were_shown():
+    fitter = StreamingFitter(decay, p0=[2, 1, 0.4]).partial_fit(T, Y)
+    assert "60 rows have come; the first estimate takes 150." in Page(fitter._repr_html_()).text
+    assert repr(fitter) == "<StreamingFitter of decay(amplitude, rate, offset): 60 rows wait>"
+    fitter = fitter.partial_fit(T, Y).partial_fit(T, Y)
+    assert repr(fitter).endswith("offset): 180 rows in 1 batches>")
+    assert "Last of 1 updates" in Page(fitter._repr_html_()).text
+
+
+def test_damaged_checkpoints_come_first_and_old_ones_are_folded(tmp_path):
+    result = dask_nlsq.fit("line", T, Y)
+    for _ in range(5):
+        result.save(tmp_path)
+    (tmp_path / "commits/00000003.json").write_text("{}")
+    (tmp_path / "commits/00000009.json").write_text("{}")
+    shown = Page(Checkpoints(tmp_path)._repr_html_()).text
+    assert shown[1] == "generation 9: commits/00000009.json is no record of a commit."
+    assert "1 older" in shown and repr(Checkpoints(tmp_path)) == f"<Checkpoints at {tmp_path}>"
+
+
+def draws(result, ax):
+    ax.plot([0, 1])
+    return ax
+
+
+def refuses(result, ax):
+    raise NlsqError("It keeps no data.")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_page_needs_no_other_file(text, monkeypatch, tmp_path):
+    monkeypatch.setattr(result_html, "_PLOTS", {"Fit": "plot", "Residuals": "plot_residuals", "Map": "plot_map"})
+    monkeypatch.setattr(FitResult, "plot", draws, raising=False)
+    monkeypatch.setattr(FitResult, "plot_residuals", refuses, raising=False)
+    result = hostile_fit(text)
+    assert result.to_html(tmp_path / "fit.html") is None
+    written = (tmp_path / "fit.html").read_text("utf-8")
+    shown = Page(written)
+    sources = [value for name, value in shown.attributes if name in {"src", "href", "srcset", "data"}]
+    assert [source[:22] for source in sources] == ["data:image/png;base64,"]
+    assert written.startswith("<!DOCTYPE html>") and not re.search(r"http|url\(|@import|<script|<link", written)
+    assert {("charset", "utf-8"), ("name", "viewport")} <= set(shown.attributes)
+    assert {"Fit", result.report(), "Residuals could not be drawn: It keeps no data."} <= set(shown.text)
+    assert shown.text[0] == shown.text[1] == f"{text}(amplitude, {text}, offset)"
+
+
+@pytest.mark.parametrize(("plots", "installed", "count"), [(False, True, 0), (True, False, 1)])
+def test_a_page_without_plots_says_why(plots, installed, count, monkeypatch):
+    if not installed:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    shown = Page(dask_nlsq.fit(decay, T, Y, p0=[2, 1, 0.4]).to_html(plots=plots))
+    assert "img" not in shown.tags and "\n".join(shown.text).count('pip install "dask_nlsq[plot]"') == count
 
 
 VALUES = {
@@ -103,3 +256,29 @@ def test_values_are_rounded_by_their_errors(pair):
 def test_the_summary_is_a_table_of_values():
     table = dask_nlsq.fit(decay, T, Y, p0=[2, 1, 0.4]).summary()
     assert list(table.columns) == ["value", "stderr", "lower", "upper"] and table.index[0] == "amplitude"
+
+
+def test_tables_for_papers_are_rounded_by_the_errors():
+    result = dask_nlsq.fit(decay, T, Y, p0=[2, 1, 0.4], fixed={"offset": 0.5})
+    table = result.to_dataframe()
+    assert table.drop(columns="remark").equals(result.summary()) and table["remark"].tolist() == ["", "", "fixed"]
+    value, error = rounded(result.params["rate"], result.stderr["rate"])
+    for text, sign in ((result.to_markdown(), "|"), (result.to_latex(caption="Decay"), "&")):
+        (line,) = [line for line in text.splitlines() if "rate" in line]
+        cells = [cell.strip() for cell in line.strip("|").split(sign)]
+        assert cells[:3] == ["rate", value, error] and len({len(cell.partition(".")[2]) for cell in cells[1:5]}) == 1
+    assert r"\caption{Decay}" in text
+
+
+@pytest.mark.parametrize("text", ["<script>", "a|b", "a_b"])
+def test_names_in_tables_for_papers_are_escaped(text):
+    result = hostile_fit(text)
+    names = [line.split(" | ")[0] for line in result.to_markdown().splitlines()]
+    assert names[3].strip("| ") == text.replace("<", "&lt;").replace(">", "&gt;").replace("|", r"\|")
+    assert text.replace("_", r"\_") in result.to_latex()
+
+
+def test_markdown_names_the_package_that_it_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tabulate", None)
+    with pytest.raises(NlsqError, match=r'pip install "dask_nlsq\[tables\]"'):
+        dask_nlsq.fit("line", T, Y).to_markdown()

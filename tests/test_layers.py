@@ -12,7 +12,7 @@ import pytest
 
 LEVELS = [
     "_errors _typing",
-    "_system _pyplot",
+    "_system _pyplot _html",
     "_model",
     "_kernel",
     "_solver",
@@ -26,7 +26,8 @@ LEVELS = [
     "cli",  # comes in by the front door, as a user does: the package does not import it
 ]
 LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units.split()}
-JAX_FREE = {"_system", "_sources", "_plan", "_checkpoint", "_sweep", "_accessors", "cluster", "__init__", "cli"}
+JAX_FREE = {"_system", "_html", "_sources", "_plan", "_checkpoint", "_sweep", "_accessors"}
+JAX_FREE |= {"cluster", "__init__", "cli"}
 """What a scheduler process loads, and every `dask` command."""
 NUMERIC = {"jax", "jaxlib", "numpy", "scipy"}
 THIRD_PARTIES = {  # what a folder may import of others, where that is limited
@@ -34,6 +35,7 @@ THIRD_PARTIES = {  # what a folder may import of others, where that is limited
     "_pyplot": {"matplotlib"},
     "_typing": {"numpy"},
     "_system": {"psutil"},
+    "_html": {"jinja2"},
     "_model": NUMERIC,
     "_kernel": NUMERIC,
     "_solver": NUMERIC,
@@ -52,7 +54,7 @@ EXTRAS = {
     "s3fs",
     "xarray",
 }
-LATE = {"scipy.optimize"}  # takes as long to import as pandas, and no worker that models lead to needs it
+LATE = {"scipy.optimize", "jinja2"}  # take as long to import as pandas, and no worker that models lead to needs them
 DOORS = {f"dask_nlsq._kernel.{name}" for name in ("faults", "kernel", "rows", "validate")}
 """The task entry in _sweep opens them at its first call."""
 

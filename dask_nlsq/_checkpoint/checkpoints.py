@@ -34,6 +34,7 @@ import pandas as pd
 from dask_nlsq._checkpoint.codec import GROUP, TOTAL_BYTES, Keys, check_group, check_key
 from dask_nlsq._checkpoint.storage import Place, open_place
 from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, NlsqError, warn
+from dask_nlsq._html import Fold, Fragment, Table
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -271,6 +272,24 @@ class Checkpoints:
         columns = ["created", "sweeps", "cost", "status", "finished", "bytes", "fault"]
         table = pd.DataFrame([*rows.values()], index=pd.Index([*rows], name="generation"))
         return table.reindex(columns=columns + [c for c in table.columns if c not in columns])
+
+    def __repr__(self) -> str:
+        return f"<Checkpoints at {self.place}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: damaged records, and the table of `list`, the newest generation first."""
+        table = self.list().iloc[::-1]
+        faults = table.pop("fault")
+        cells = table.astype(object).where(table.notna(), "").reset_index().to_dict("split")
+        newest, older = (Table(rows, cells["columns"]) for rows in (cells["data"][:KEEP], cells["data"][KEEP:]))
+        return Fragment(
+            title=f"Checkpoints at {self.place}",
+            notes=[f"generation {number}: {fault}" for number, fault in faults.items() if fault],
+            parts=[
+                newest if newest.rows else "There is no generation.",
+                *([Fold(f"{len(older.rows):,} older", [older])] if older.rows else []),
+            ],
+        ).html()
 
     def verify(self) -> dict[int, str]:
         """Hash every file of every generation; return what is wrong with which."""

@@ -18,6 +18,7 @@ from dask.diagnostics import ProgressBar
 
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._many import maps
+from dask_nlsq._many.html import fragment_of
 from dask_nlsq._many.labels import Labels
 from dask_nlsq._many.task import STATISTICS, as_float, indices, predict
 from dask_nlsq._result import FitResult
@@ -273,9 +274,18 @@ class ManyFits:
             variables[name] = ((*dims, *(("param",) if extra == 1 else ends[:extra])), array)
         return xr.Dataset(variables, coords=coords)
 
-    def __repr__(self) -> str:
+    @property
+    def title(self) -> str:
+        """How many series and which parameters."""
         size = " × ".join(map(str, self.shape)) or "1"
-        head = f"<ManyFits of {size} series: {', '.join(self.names)}>"
+        return f"ManyFits of {size} series: {', '.join(self.names)}"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: how many series ended how, and the parameters; nothing is computed for it."""
+        return fragment_of(self).html()
+
+    def __repr__(self) -> str:
+        head = f"<{self.title}>"
         if not self.computed:
             return f"{head}\nNot computed yet: compute(), to_zarr(path) or to_dataset()."
         counts = self.counts()

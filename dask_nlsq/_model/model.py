@@ -22,6 +22,7 @@ from dask_nlsq._errors import ModelError
 from dask_nlsq._model import composition
 from dask_nlsq._model.expression import Expression
 from dask_nlsq._model.guess import Guess
+from dask_nlsq._model.html import fragment_of
 from dask_nlsq._model.parametric_function import ParametricFunction
 
 _BY_PLACE_ONLY = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
@@ -211,6 +212,10 @@ class Model(ParametricFunction):
         ('p1_amplitude', 'p1_center', 'p1_sigma')
         """
         return composition.prefix(self, text)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the formula, the columns, and the parameters with their starts."""
+        return fragment_of(self).html()
 
     def inputs_among(self, present: Sequence[str], taken: Sequence[str]) -> tuple[str, ...]:
         """Return the arguments that are columns of the data, by their names.

@@ -126,7 +126,8 @@ class Plan(Decisions):
         return render.page(self)
 
     def _repr_html_(self) -> str:
-        return render.html(self)
+        """Return what a notebook shows: advice first, then the decisions with their reasons."""
+        return render.fragment_of(self).html()
 
 
 def make_plan(inputs: PlanInputs, config: WorkflowConfig) -> Plan:

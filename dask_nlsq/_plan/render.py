@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html as escaping
 from collections.abc import Iterator
 
 from dask.utils import format_bytes, format_time
 
+from dask_nlsq._html import Fold, Fragment, Table
 from dask_nlsq._plan.decisions import Decisions
 from dask_nlsq._plan.memory import READERS
 from dask_nlsq._plan.tiers import WorkflowTier
@@ -20,48 +20,24 @@ def page(plan: Decisions) -> str:
 def explain(plan: Decisions) -> str:
     """Return every decision with its reason, and what a task holds part by part."""
     rows = [(name, f"{value}: {plan.reasons[name]}" if name in plan.reasons else value) for name, value in _lines(plan)]
-    parts = {
-        "encoded": plan.task.encoded,
-        "decoded": plan.task.decoded,
-        "the partition before": plan.task.before,
-        "slab": plan.task.slab,
-        "tile": plan.task.tile,
-        "scratch": plan.task.scratch,
-    }
-    held = " + ".join(f"{name} {format_bytes(int(value))}" for name, value in parts.items() if value)
-    rows.append(("task", f"{held} = {format_bytes(plan.task.total)}"))
-    inputs = plan.inputs
-    rows.append(("cluster", f"local_cluster(plan) would start {plan.n_workers} of {inputs.cores} possible workers"))
-    if inputs.rows_per_second is not None:
-        speed = f"compiled in {_time(inputs.compile_seconds)}, {inputs.rows_per_second:,.0f} rows a second and thread"
-        reading = inputs.bytes_per_second
-        rows.append(("dry run", speed + (f", {_bytes(reading)} read a second and thread" if reading else "")))
-    return "\n".join([page(plan).splitlines()[0], *_columns(rows)])
+    return "\n".join([page(plan).splitlines()[0], *_columns([*rows, *_details(plan)])])
 
 
 def report(plan: Decisions) -> str:
     """Return what was predicted beside what was measured."""
-    now = plan.measured
-    table = [
-        ("", "predicted", "measured"),
-        ("sweeps", f"{plan.sweeps}", now and f"{now.sweeps}"),
-        ("seconds a sweep", _time(plan.sweep_seconds), now and _time(now.sweep_seconds)),
-        ("seconds in all", _time(plan.seconds), now and _time(now.seconds)),
-        ("bytes read", _bytes(plan.read_bytes), now and _bytes(now.read_bytes)),
-        ("peak memory", _bytes(plan.peak), now and _bytes(now.peak)),
-    ]
-    return "\n".join(f"{name:<16}  {before:>12}  {after or '-':>12}" for name, before, after in table)
+    return "\n".join(f"{name:<16}  {before:>12}  {after:>12}" for name, before, after in _comparison(plan))
 
 
-def html(plan: Decisions) -> str:
-    """Return the decisions as a table of HTML."""
-    left = "style='text-align:left'"
-    cells = [[escaping.escape(text) for text in (*line, plan.reasons.get(line[0], ""))] for line in _lines(plan)]
-    rows = "".join(
-        f"<tr><th {left}>{name}</th><td {left}>{value}</td><td {left}>{why}</td></tr>" for name, value, why in cells
+def fragment_of(plan: Decisions) -> Fragment:
+    """Return the advice, the decisions with their reasons, and folded the details and what was measured."""
+    rows = [(name, value, plan.reasons.get(name, "")) for name, value in _lines(plan) if name != "advice"]
+    header, *figures = _comparison(plan)
+    measured = [Fold("Predicted and measured", [Table(figures, header, align="lrr")])] if plan.measured else []
+    return Fragment(
+        title=page(plan).splitlines()[0],
+        notes=plan.advice,
+        parts=[Table(rows, header=("", "decision", "reason")), *measured, Fold("Details", [Table(_details(plan))])],
     )
-    title = escaping.escape(page(plan).splitlines()[0])
-    return f"<table><caption>{title}</caption>{rows}</table>"
 
 
 def _lines(plan: Decisions) -> Iterator[tuple[str, str]]:
@@ -88,6 +64,43 @@ def _lines(plan: Decisions) -> Iterator[tuple[str, str]]:
         yield "time", f"about {_time(plan.sweep_seconds)} a sweep, {_time(plan.seconds)} in all"
     for advice in plan.advice:
         yield "advice", advice
+
+
+def _details(plan: Decisions) -> list[tuple[str, str]]:
+    """Return what a task holds, how many workers suit the plan, and what a dry run has measured."""
+    parts = {
+        "encoded": plan.task.encoded,
+        "decoded": plan.task.decoded,
+        "the partition before": plan.task.before,
+        "slab": plan.task.slab,
+        "tile": plan.task.tile,
+        "scratch": plan.task.scratch,
+    }
+    held = " + ".join(f"{name} {format_bytes(int(value))}" for name, value in parts.items() if value)
+    inputs = plan.inputs
+    rows = [
+        ("task", f"{held} = {format_bytes(plan.task.total)}"),
+        ("cluster", f"local_cluster(plan) would start {plan.n_workers} of {inputs.cores} possible workers"),
+    ]
+    if inputs.rows_per_second is not None:
+        speed = f"compiled in {_time(inputs.compile_seconds)}, {inputs.rows_per_second:,.0f} rows a second and thread"
+        reading = inputs.bytes_per_second
+        rows.append(("dry run", speed + (f", {_bytes(reading)} read a second and thread" if reading else "")))
+    return rows
+
+
+def _comparison(plan: Decisions) -> list[tuple[str, str, str]]:
+    """Return a row of headings, and one for each figure."""
+    now = plan.measured
+    table = [
+        ("", "predicted", "measured"),
+        ("sweeps", f"{plan.sweeps}", now and f"{now.sweeps}"),
+        ("seconds a sweep", _time(plan.sweep_seconds), now and _time(now.sweep_seconds)),
+        ("seconds in all", _time(plan.seconds), now and _time(now.seconds)),
+        ("bytes read", _bytes(plan.read_bytes), now and _bytes(now.read_bytes)),
+        ("peak memory", _bytes(plan.peak), now and _bytes(now.peak)),
+    ]
+    return [(name, before, after or "-") for name, before, after in table]
 
 
 def _data(plan: Decisions) -> str:

@@ -35,8 +35,8 @@ def report(
         "",
         *_parameters(names, popt, stderr, remarks(stderr, active_mask, statistics.chisqr)),
         "",
-        *_statistics(statistics, n_dropped, condition_number),
-        *_run(provenance, nsweeps),
+        *(f"  {label:<20}{text}" for label, text in statistics_rows(statistics, n_dropped, condition_number)),
+        *(f"  {label:<20}{text}" for label, text in run_rows(provenance, nsweeps)),
     ]
     lines += [f"  note: {note}" for note in notes]
     return "\n".join(lines)
@@ -67,23 +67,26 @@ def _parameters(names: Sequence[str], popt: Vector, stderr: Iterable[float], rem
     return rows
 
 
-def _statistics(statistics: Statistics, n_dropped: int, condition_number: float) -> list[str]:
+def statistics_rows(statistics: Statistics, n_dropped: int, condition_number: float) -> list[tuple[str, str]]:
+    """Return the statistics of the fit, each with its name."""
     dropped = f", {n_dropped:,} dropped" if n_dropped else ""
     return [
-        f"  rows                {statistics.n_obs:,}{dropped}",
-        f"  degrees of freedom  {statistics.dof:,}",
-        f"  chi-square          {statistics.chisqr:.8g}  (reduced {statistics.redchi:.6g})",
-        f"  R²                  {statistics.rsquared:.8g}",
-        f"  RMSE                {statistics.rmse:.6g}",
-        f"  AIC, BIC            {statistics.aic:.10g}, {statistics.bic:.10g}",
-        f"  condition number    {condition_number:.3g}",
+        ("rows", f"{statistics.n_obs:,}{dropped}"),
+        ("degrees of freedom", f"{statistics.dof:,}"),
+        ("chi-square", f"{statistics.chisqr:.8g}  (reduced {statistics.redchi:.6g})"),
+        ("R²", f"{statistics.rsquared:.8g}"),
+        ("RMSE", f"{statistics.rmse:.6g}"),
+        ("AIC, BIC", f"{statistics.aic:.10g}, {statistics.bic:.10g}"),
+        ("condition number", f"{condition_number:.3g}"),
     ]
 
 
-def _run(run: Mapping[str, Any], nsweeps: int) -> list[str]:
+def run_rows(run: Mapping[str, Any], nsweeps: int) -> list[tuple[str, str]]:
+    """Return what was read in which time and memory, each with its name."""
+    partitions = f"{run['partitions']:,} partition{'s' * (run['partitions'] != 1)}"
+    speed = f"{run['rows_per_second']:,.0f} rows a second"
     return [
-        f"  data                {run['data']}, {run['partitions']:,} partition{'s' * (run['partitions'] != 1)}",
-        f"  sweeps              {nsweeps} in {format_time(run['seconds'])}, "
-        f"{run['rows_per_second']:,.0f} rows a second",
-        f"  peak memory         {format_bytes(run['peak_memory'])} in this process",
+        ("data", f"{run['data']}, {partitions}"),
+        ("sweeps", f"{nsweeps} in {format_time(run['seconds'])}, {speed}"),
+        ("peak memory", f"{format_bytes(run['peak_memory'])} in this process"),
     ]

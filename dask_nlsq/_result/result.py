@@ -8,6 +8,7 @@ import json
 import numbers
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.dataframe as dd
@@ -23,9 +24,10 @@ from dask_nlsq._plan import Plan
 from dask_nlsq._result.bands import Derived, band, beside, curve_stderr, derived, observed, on_one_grid, sigma_of
 from dask_nlsq._result.diagnostics import Diagnostics, diagnose
 from dask_nlsq._result.evaluate import evaluate
-from dask_nlsq._result.html import to_html
+from dask_nlsq._result.html import document, fragment_of
 from dask_nlsq._result.plots import estimates, rows
 from dask_nlsq._result.report import report
+from dask_nlsq._result.table import to_dataframe, to_latex, to_markdown
 from dask_nlsq._solver import Factor, Statistics, Status
 from dask_nlsq._sources import Columns
 from dask_nlsq._sweep import Payload, ResidualSummary, predict_rows
@@ -670,6 +672,76 @@ class FitResult:
         """Return a table of estimates, standard errors and 95 % intervals, one row a parameter."""
         return pd.concat([self.params.rename("value"), self.stderr, self.conf_int()], axis=1)
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the table of `summary` with a column ``remark``: why a parameter has no ordinary standard error."""
+        return to_dataframe(self)
+
+    def to_markdown(self, **options: Any) -> str:
+        """Return the table of `to_dataframe` in Markdown, all numbers of a row rounded by its standard error.
+
+        Parameters
+        ----------
+        **options
+            Passed to `pandas.DataFrame.to_markdown`.
+
+        Raises
+        ------
+        NlsqError
+            The package tabulate, of the extra ``tables``, is not installed.
+        """
+        return to_markdown(self, **options)
+
+    def to_latex(self, **options: Any) -> str:
+        r"""Return the table of `to_dataframe` in LaTeX, all numbers of a row rounded by its standard error.
+
+        Parameters
+        ----------
+        **options
+            Passed to `pandas.DataFrame.to_latex`, such as ``caption`` and ``label``.
+
+        Examples
+        --------
+        >>> import numpy as np, dask_nlsq
+        >>> x = np.arange(6.0)
+        >>> result = dask_nlsq.fit("intercept + slope*x", x, np.array([1.0, 3.1, 4.9, 7.0, 9.1, 10.9]))
+        >>> print(result.to_latex())
+        \begin{tabular}{lrrrrl}
+        \toprule
+         & value & stderr & lower & upper & remark \\
+        \midrule
+        intercept & 1.019 & 0.068 & 0.831 & 1.207 &  \\
+        slope & 1.993 & 0.022 & 1.931 & 2.055 &  \\
+        \bottomrule
+        \end{tabular}
+        """
+        return to_latex(self, **options)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None, *, plots: bool = True) -> str | None:
+        """Return a page of HTML that needs no other file and no network, or write it to a file.
+
+        It shows what a notebook shows, the report as text, and the plots.
+
+        Parameters
+        ----------
+        path : str or path, optional
+            The file, in UTF-8, which is replaced if it exists; without one, the text is returned.
+        plots : bool
+            Whether plots are drawn, which needs the extra ``plot``; some take a pass over the data. The page says why
+            one is missing.
+
+        Examples
+        --------
+        >>> import numpy as np, dask_nlsq
+        >>> result = dask_nlsq.fit("a*x", np.arange(3.0), np.array([0.0, 1.1, 1.9]))
+        >>> result.to_html(plots=False).splitlines()[0]
+        '<!DOCTYPE html>'
+        """
+        text = document(self, plots)
+        if path is None:
+            return text
+        Path(path).write_text(text, encoding="utf-8")
+        return None
+
     def check(self) -> FitResult:
         """Return the result itself, or raise where the fit did not converge.
 
@@ -790,7 +862,7 @@ class FitResult:
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: estimates first, with notes before them; history and provenance folded."""
-        return to_html(self)
+        return fragment_of(self).html()
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.6g}" for name, value in self.params.items())

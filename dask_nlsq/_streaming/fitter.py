@@ -7,6 +7,7 @@ import dataclasses
 import numbers
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,19 @@ import numpy.typing as npt
 import pandas as pd
 
 from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, warn
-from dask_nlsq._fit import FitOptions, guess_start, optimizer_of, resolve_objective, to_model, warm_start
+from dask_nlsq._fit import (
+    FitOptions,
+    UndeterminedWarning,
+    guess_start,
+    optimizer_of,
+    resolve_objective,
+    to_model,
+    warm_start,
+)
+from dask_nlsq._html import Fold, Fragment, Table
 from dask_nlsq._kernel import Block, concatenate, validate
 from dask_nlsq._model import Model
-from dask_nlsq._result import FitResult, columns_of
+from dask_nlsq._result import FitResult, columns_of, fragment_of
 from dask_nlsq._solver import Streaming, StreamState
 from dask_nlsq._sources import Columns
 from dask_nlsq._streaming.batches import blocks, weighing
@@ -43,6 +53,9 @@ HISTORY = 10_000
 
 SAMPLE = 4_000
 """Rows that are kept, at which the sums are relinearised."""
+
+_SHOWN = 10
+"""Updates that a notebook shows."""
 
 
 class StreamingFitter:
@@ -326,6 +339,29 @@ class StreamingFitter:
             state = self._warm_up()
         report = Report(self._model.name, self._columns, self._estimator, self._sample.drawn, self._seconds)
         return report.result(self._evidence.relinearised(self._estimator, state))
+
+    @property
+    def _title(self) -> str:
+        return f"StreamingFitter of {self._model.name}({', '.join(self._parameters.names)})"
+
+    def __repr__(self) -> str:
+        state = self._state
+        waiting = sum(block.rows for block in self._waiting)
+        known = f"{waiting:,} rows wait" if state is None else f"{state.rows:,} rows in {state.batches:,} batches"
+        return f"<{self._title}: {known}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the result, and folded the last updates; rows that wait are left alone."""
+        if self._state is None or self._state.sums is None:
+            waiting, needed = sum(block.rows for block in self._waiting), WARM_ROWS * self._parameters.p
+            return Fragment(self._title, [f"{waiting:,} rows have come; the first estimate takes {needed:,}."]).html()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UndeterminedWarning)  # the table says it
+            fragment = fragment_of(self.result())
+        history = self.history.iloc[: -_SHOWN - 1 : -1].reset_index().to_dict("split")
+        updates = Table(history["data"], history["columns"], align="r")
+        parts = [*fragment.parts, Fold(f"Last of {len(self._history):,} updates", [updates])]
+        return dataclasses.replace(fragment, title=self._title, parts=parts).html()
 
     # --- files --------------------------------------------------------------------------------------------------------
 

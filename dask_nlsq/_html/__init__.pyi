@@ -1,0 +1,6 @@
+from .fragment import Fold as Fold
+from .fragment import Fragment as Fragment
+from .fragment import Part as Part
+from .fragment import Table as Table
+from .fragment import Text as Text
+from .fragment import page as page
