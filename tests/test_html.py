@@ -230,7 +230,7 @@ def test_a_page_without_plots_says_why(plots, installed, count, monkeypatch):
     if not installed:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     shown = Page(dask_nlsq.fit(decay, T, Y, p0=[2, 1, 0.4]).to_html(plots=plots))
-    assert "img" not in shown.tags and "\n".join(shown.text).count('pip install "dask_nlsq[plot]"') == count
+    assert "img" not in shown.tags and "\n".join(shown.text).count('pip install "dask-nlsq[plot]"') == count
 
 
 VALUES = {
@@ -280,5 +280,5 @@ def test_names_in_tables_for_papers_are_escaped(text):
 
 def test_markdown_names_the_package_that_it_lacks(monkeypatch):
     monkeypatch.setitem(sys.modules, "tabulate", None)
-    with pytest.raises(NlsqError, match=r'pip install "dask_nlsq\[tables\]"'):
+    with pytest.raises(NlsqError, match=r'pip install "dask-nlsq\[tables\]"'):
         dask_nlsq.fit("line", T, Y).to_markdown()

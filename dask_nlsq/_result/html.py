@@ -90,7 +90,7 @@ def draw(result: FitResult) -> tuple[list[tuple[str, bytes]], list[str]]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return [], ['The plots need matplotlib, which is not installed: pip install "dask_nlsq[plot]".']
+        return [], ['The plots need matplotlib, which is not installed: pip install "dask-nlsq[plot]".']
     figures, missing = [], []
     for title, method in _PLOTS.items():
         if not hasattr(result, method):

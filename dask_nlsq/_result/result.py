@@ -704,15 +704,8 @@ class FitResult:
         >>> import numpy as np, dask_nlsq
         >>> x = np.arange(6.0)
         >>> result = dask_nlsq.fit("intercept + slope*x", x, np.array([1.0, 3.1, 4.9, 7.0, 9.1, 10.9]))
-        >>> print(result.to_latex())
-        \begin{tabular}{lrrrrl}
-        \toprule
-         & value & stderr & lower & upper & remark \\
-        \midrule
-        intercept & 1.019 & 0.068 & 0.831 & 1.207 &  \\
-        slope & 1.993 & 0.022 & 1.931 & 2.055 &  \\
-        \bottomrule
-        \end{tabular}
+        >>> result.to_latex().splitlines()[4]
+        'intercept & 1.029 & 0.070 & 0.833 & 1.224 &  \\\\'
         """
         return to_latex(self, **options)
 

@@ -31,7 +31,7 @@ def to_markdown(result: FitResult, **options: Any) -> str:
         return str(table.to_markdown(**settings))
     except ImportError as error:
         raise NlsqError(
-            'to_markdown needs the package tabulate, which is not installed: pip install "dask_nlsq[tables]".'
+            'to_markdown needs the package tabulate, which is not installed: pip install "dask-nlsq[tables]".'
         ) from error
 
 
