@@ -114,6 +114,7 @@ def checkpoints(text, folder):
 SHOWN = {
     "result": lambda text, _: hostile_fit(text),
     "failed result": lambda text, _: hostile_fit(text, max_nfev=1),
+    "diagnostics": lambda text, _: hostile_fit(text, bounds={text: (0, 1.1)}).diagnostics(),
     "plan": lambda text, _: dask_nlsq.plan(hostile_model(text), T, Y, p0=[2, 1, 0.4]),
     "plan of a fit": lambda text, _: hostile_fit(text).plan,
     "model": lambda text, _: hostile_model(text),
@@ -199,20 +200,16 @@ def test_damaged_checkpoints_come_first_and_old_ones_are_folded(tmp_path):
     assert "1 older" in shown and repr(Checkpoints(tmp_path)) == f"<Checkpoints at {tmp_path}>"
 
 
-def draws(result, ax):
-    ax.plot([0, 1])
-    return ax
-
-
 def refuses(result, ax):
     raise NlsqError("It keeps no data.")
 
 
+FIGURES = {"Fit": ((3, 2), [FitResult.plot]), "Map": ((3, 2), [FitResult.plot_history, refuses])}
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_page_needs_no_other_file(text, monkeypatch, tmp_path):
-    monkeypatch.setattr(result_html, "_PLOTS", {"Fit": "plot", "Residuals": "plot_residuals", "Map": "plot_map"})
-    monkeypatch.setattr(FitResult, "plot", draws, raising=False)
-    monkeypatch.setattr(FitResult, "plot_residuals", refuses, raising=False)
+    monkeypatch.setattr(result_html, "_FIGURES", FIGURES)
     result = hostile_fit(text)
     assert result.to_html(tmp_path / "fit.html") is None
     written = (tmp_path / "fit.html").read_text("utf-8")
@@ -221,8 +218,13 @@ def test_a_page_needs_no_other_file(text, monkeypatch, tmp_path):
     assert [source[:22] for source in sources] == ["data:image/png;base64,"]
     assert written.startswith("<!DOCTYPE html>") and not re.search(r"http|url\(|@import|<script|<link", written)
     assert {("charset", "utf-8"), ("name", "viewport")} <= set(shown.attributes)
-    assert {"Fit", result.report(), "Residuals could not be drawn: It keeps no data."} <= set(shown.text)
+    assert {"Fit", result.report(), "Map could not be drawn: It keeps no data."} <= set(shown.text)
     assert shown.text[0] == shown.text[1] == f"{text}(amplitude, {text}, offset)"
+
+
+def test_a_page_has_all_figures():
+    shown = Page(dask_nlsq.fit(decay, T, Y, p0=[2, 1, 0.4]).to_html())
+    assert [value for name, value in shown.attributes if name == "alt"] == list(result_html._FIGURES)
 
 
 @pytest.mark.parametrize(("plots", "installed", "count"), [(False, True, 0), (True, False, 1)])

@@ -129,6 +129,12 @@ def test_axes_are_named(name):
     assert ax.get_title()
 
 
+def test_a_stream_has_a_history_of_one_sweep():
+    fitter = dask_nlsq.StreamingFitter(DECAY, p0=P0, x="t").partial_fit(*rows(300).to_numpy().T)
+    line, *_ = fitter.result().plot_history().get_lines()
+    assert line.get_xdata().tolist() == [1]
+
+
 @pytest.mark.parametrize("call", ["plot", "plot_history", "plot_correlation"])
 def test_draws_on_the_axes_that_it_is_given(call):
     _, ax = plt.subplots()

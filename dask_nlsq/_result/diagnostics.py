@@ -25,6 +25,7 @@ import pandas as pd
 from scipy import stats
 
 from dask_nlsq._errors import NlsqError
+from dask_nlsq._html import Fold, Fragment, Table
 from dask_nlsq._result.plots import panels
 from dask_nlsq._sweep import Binned, ResidualSummary
 
@@ -93,8 +94,10 @@ class Diagnostics:
         return f"<Diagnostics of {len(self.table)} checks, {len(self.findings)} with a finding>"
 
     def _repr_html_(self) -> str:
-        html: str = self.table.to_html(float_format="{:.4g}".format, na_rep="")
-        return html
+        """Return what a notebook shows: what was found, and folded the table of all checks."""
+        rows = self.table.astype(object).where(self.table.notna(), "").reset_index().to_dict("split")
+        title = f"{len(self.table)} checks, {len(self.findings)} with a finding"
+        return Fragment(title, [Fold("Checks", [Table(rows["data"], rows["columns"])])], notes=self.findings).html()
 
 
 def diagnose(result: FitResult) -> Diagnostics:

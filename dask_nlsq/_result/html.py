@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._html import Fold, Fragment, Part, Table, Text, page
+from dask_nlsq._result.plots import estimates, rows
 from dask_nlsq._result.report import remarks, run_rows, statistics_rows
 from dask_nlsq._result.table import rounded
 
@@ -17,13 +21,16 @@ if TYPE_CHECKING:
 _MOST = 12
 """Parameters up to which correlations are shown."""
 
-_PLOTS = {
-    "Fit": "plot",
-    "Residuals": "plot_residuals",
-    "Convergence": "plot_history",
-    "Correlation": "plot_correlation",
+_FIGURES: Mapping[str, tuple[tuple[float, float], Sequence[Callable[..., Any]]]] = {
+    "Fit": ((8.4, 5.4), [rows.plot]),
+    "Residuals": (
+        (8.4, 6.4),
+        [functools.partial(rows.plot_residuals, kind=kind) for kind in ("x", "fit", "histogram", "quantiles")],
+    ),
+    "Convergence": ((8.4, 4.4), [estimates.plot_history, functools.partial(estimates.plot_history, column="step")]),
+    "Correlation": ((6.4, 5.4), [estimates.plot_correlation]),
 }
-"""Methods that draw a page's figures, by title."""
+"""Of a page, by title: inches, and what draws each panel."""
 
 
 def fragment_of(result: FitResult) -> Fragment:
@@ -45,7 +52,7 @@ def fragment_of(result: FitResult) -> Fragment:
         failure="" if result.success else result.message,
         notes=result.notes,
         parts=[
-            estimates(result),
+            estimate_table(result),
             Table(
                 [
                     *statistics_rows(result.statistics, result.n_dropped, result.condition_number),
@@ -57,7 +64,7 @@ def fragment_of(result: FitResult) -> Fragment:
     )
 
 
-def estimates(result: FitResult) -> Table:
+def estimate_table(result: FitResult) -> Table:
     """Return the table of estimates, rounded by their errors."""
     rows = []
     why = remarks(result.stderr, result.active_mask, result.chisqr)
@@ -89,16 +96,16 @@ def draw(result: FitResult) -> tuple[list[tuple[str, bytes]], list[str]]:
     """Return figures by title, as PNG, and why others could not be drawn."""
     try:
         from matplotlib.figure import Figure
-    except ImportError:
+    except ModuleNotFoundError:
         return [], ['The plots need matplotlib, which is not installed: pip install "dask-nlsq[plot]".']
     figures, missing = [], []
-    for title, method in _PLOTS.items():
-        if not hasattr(result, method):
-            continue
-        # A figure of its own, and not one of pyplot, which a notebook would show beside the page.
-        figure = Figure(figsize=(8, 5), layout="constrained")
+    for title, (size, panels) in _FIGURES.items():
+        # Not one of pyplot, which a notebook would show beside the page.
+        figure = Figure(figsize=size, layout="constrained")
+        panes = figure.subplots(math.ceil(len(panels) / 2), min(len(panels), 2), squeeze=False)
         try:
-            getattr(result, method)(ax=figure.subplots())
+            for panel, ax in zip(panels, panes.flat, strict=True):
+                panel(result, ax=ax)
         except NlsqError as error:
             missing.append(f"{title} could not be drawn: {error}")
             continue

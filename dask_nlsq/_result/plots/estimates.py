@@ -50,7 +50,7 @@ def plot_history(result: FitResult, column: str = "cost", *, ax: Axes | None = N
     one_of("column", column, *(name for name in history.columns if name != "accepted"))
     ax = axes(ax)
     values = history[column].astype(float)
-    accepted = history["accepted"].astype(bool)
+    accepted = history.get("accepted", values.notna()).astype(bool)  # a stream, of one sweep, has no such column
     ax.plot(values.index, values, color="C0", linewidth=1)
     ax.plot(values.index[accepted], values[accepted], "o", color="C0")
     ax.plot(values.index[~accepted], values[~accepted], "o", color="C0", markerfacecolor="none")
