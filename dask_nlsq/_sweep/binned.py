@@ -8,6 +8,7 @@ cells and their counts are those that all rows together would have, however they
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._typing import Vector
-
-_CHUNK = 1 << 15
-"""Rows at a time, so that what is made on the way stays in a core's cache."""
 
 _DIGITS = 44
 """Binary digits that a column is resolved to at most: an index of a cell has to be a whole number."""
@@ -37,7 +35,7 @@ class Axis:
         """Return the cells for the values of a column, one or more."""
         return cls(float(column.min()), float(column.max()), most)
 
-    @property
+    @functools.cached_property
     def k(self) -> int:
         """The exponent of the width."""
         largest = max(abs(self.lower), abs(self.upper))
@@ -49,12 +47,12 @@ class Axis:
             k += 1
         return k
 
-    @property
+    @functools.cached_property
     def first(self) -> int:
         """The number of the first cell."""
         return self._cell(self.lower, self.k)
 
-    @property
+    @functools.cached_property
     def cells(self) -> int:
         """How many cells there are."""
         return self._cell(self.upper, self.k) - self.first + 1
@@ -83,6 +81,8 @@ class Axis:
 
     def joined(self, other: Axis) -> Axis:
         """Return the cells for the values of both."""
+        if self == other:
+            return self
         return dataclasses.replace(self, lower=min(self.lower, other.lower), upper=max(self.upper, other.upper))
 
     @staticmethod
@@ -90,7 +90,7 @@ class Axis:
         return math.floor(math.ldexp(value, -k))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class FixedAxis:
     """Cells of one width between two limits; values beyond count to the first and the last."""
 
@@ -143,26 +143,30 @@ class Binned:
     total: npt.NDArray[np.float64] | None = None  # (cells, ...), of one more column
 
     @classmethod
-    def of(cls, axes: Sequence[AnyAxis], columns: Sequence[Vector], value: Vector | None = None) -> Binned:
-        """Return the counts of rows on given axes, and the total of a value."""
+    def of(cls, axes: Sequence[AnyAxis], cells: Sequence[Vector], value: Vector | None = None) -> Binned:
+        """Return the counts of rows on given axes, and the total of a value.
+
+        Parameters
+        ----------
+        cells : sequence of ndarray (rows,)
+            In which cell of each axis a row lies, as `index` of the axis returns it.
+        """
         shape = tuple(axis.cells for axis in axes)
-        size = math.prod(shape)
-        counts, total = np.zeros(size, np.int64), None if value is None else np.zeros(size)
-        for start in range(0, len(columns[0]), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            index = axes[0].index(columns[0][part])
-            for axis, column in zip(axes[1:], columns[1:], strict=True):
-                index *= axis.cells
-                index += axis.index(column[part])
-            cells = index.astype(np.int64)
-            counts += np.bincount(cells, minlength=size)
-            if total is not None and value is not None:
-                total += np.bincount(cells, value[part], size)
-        return cls(tuple(axes), counts.reshape(shape), None if total is None else total.reshape(shape))
+        place = cells[0]
+        for axis, index in zip(axes[1:], cells[1:], strict=True):
+            place = place * axis.cells
+            place += index
+        place = place.astype(np.int64)
+        counts = np.bincount(place, minlength=math.prod(shape)).reshape(shape)
+        total: Any = None if value is None else np.bincount(place, value, math.prod(shape)).reshape(shape)
+        return cls(tuple(axes), counts, total)
 
     def merge(self, other: Binned) -> Binned:
         """Return the sums over the rows of both."""
-        axes = tuple(a.joined(b) for a, b in zip(self.axes, other.axes, strict=True))  # type: ignore[arg-type]
+        if self.axes == other.axes:
+            axes = self.axes
+        else:
+            axes = tuple(a.joined(b) for a, b in zip(self.axes, other.axes, strict=True))  # type: ignore[arg-type]
         one, two = self.on(axes), other.on(axes)
         total = None if one.total is None or two.total is None else one.total + two.total
         return Binned(axes, one.counts + two.counts, total)

@@ -21,6 +21,9 @@ from dask_nlsq._typing import Vector
 CELLS = 128
 """Most cells along a column."""
 
+_CHUNK = 1 << 15
+"""Rows at a time."""
+
 SCORES = FixedAxis(np.linspace(-8.05, 8.05, 162))
 """Cells of standardised residuals."""
 
@@ -39,17 +42,27 @@ class Points(NamedTuple):
         return Points(x, *(np.concatenate(pair) for pair in zip(self[1:], other[1:], strict=True)))
 
 
+class Axes(NamedTuple):
+    """Cells along the columns of x, along y and along the fit."""
+
+    x: tuple[Axis, ...]
+    y: Axis
+    fit: Axis
+
+
 @dataclasses.dataclass(frozen=True)
 class ResidualSummary:
     r"""Counts of rows by x, y, the fit f and the score :math:`z = (y - f) / (s \sigma)`."""
 
     rows: int
-    density: tuple[Binned, ...]  # by each column of x and by y
-    by_column: tuple[Binned, ...]  # by each column of x and by z, with the total of f
-    by_fit: Binned  # by f and by z
+    chisqr: float  # the sum of z²
     pairs: tuple[int, float]  # neighbouring rows of a partition, and the sum of the products of their z
-    partitions: npt.NDArray[np.float64]  # (partitions, 3): number, rows, sum of z²
+    density: tuple[Binned, ...]  # by each column of x and by y
+    by_column: tuple[Binned, ...]  # by each column of x and by z, with the total of f where there are several
+    by_fit: Binned  # by f and by z
     points: Points | None = None
+    partitions: npt.NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.empty((0, 3)))
+    """Of each partition its number, rows and sum of z²."""
 
     @property
     def score_counts(self) -> npt.NDArray[np.int64]:
@@ -71,21 +84,32 @@ class ResidualSummary:
         """
         if not block.rows:
             return None
-        block = block.wide()
+        x, y, of_fit = (tuple(Axis.of(c, CELLS) for c in columns) for columns in (block.x, (block.y,), (fit,)))
+        axes = Axes(x, *y, *of_fit)
+        starts = range(0, block.rows, _CHUNK)
+        chunks = [block.take(slice(start, start + _CHUNK)) for start in starts]
+        pieces = (
+            cls._of_chunk(chunk.wide(), fit[start : start + _CHUNK], s, axes, keep)
+            for start, chunk in zip(starts, chunks, strict=True)
+        )
+        whole = functools.reduce(cls.merge, pieces)
+        return dataclasses.replace(whole, partitions=np.array([[number, whole.rows, whole.chisqr]]))
+
+    @classmethod
+    def _of_chunk(cls, block: Block, fit: Vector, s: float, axes: Axes, keep: bool) -> ResidualSummary:
+        """Summarise some rows, so few that what is made on the way stays in a core's cache."""
         score = block.y - fit
-        score /= s
-        if block.weight is not None:
-            score *= block.weight
-        columns = [Axis.of(column, CELLS) for column in block.x]
-        y = Axis.of(block.y, CELLS)
-        total = fit if len(columns) > 1 else None
+        score *= 1 / s if block.weight is None else block.weight / s
+        x = [axis.index(column) for axis, column in zip(axes.x, block.x, strict=True)]
+        y, z, of_fit = axes.y.index(block.y), SCORES.index(score), axes.fit.index(fit)
+        total = fit if len(x) > 1 else None
         return cls(
             block.rows,
-            tuple(Binned.of([axis, y], [x, block.y]) for axis, x in zip(columns, block.x, strict=True)),
-            tuple(Binned.of([axis, SCORES], [x, score], total) for axis, x in zip(columns, block.x, strict=True)),
-            Binned.of([Axis.of(fit, CELLS), SCORES], [fit, score]),
-            (block.rows - 1, float(score[:-1] @ score[1:])),
-            np.array([[number, block.rows, float(score @ score)]]),
+            _dot(score, score),
+            (block.rows - 1, _dot(score[:-1], score[1:])),
+            tuple(Binned.of([axis, axes.y], [cells, y]) for axis, cells in zip(axes.x, x, strict=True)),
+            tuple(Binned.of([axis, SCORES], [cells, z], total) for axis, cells in zip(axes.x, x, strict=True)),
+            Binned.of([axes.fit, SCORES], [of_fit, z]),
             Points(block.x, block.y, fit, score) if keep else None,
         )
 
@@ -93,13 +117,19 @@ class ResidualSummary:
         """Return the summary of the rows of both."""
         return ResidualSummary(
             self.rows + other.rows,
+            self.chisqr + other.chisqr,
+            (self.pairs[0] + other.pairs[0], self.pairs[1] + other.pairs[1]),
             tuple(a.merge(b) for a, b in zip(self.density, other.density, strict=True)),
             tuple(a.merge(b) for a, b in zip(self.by_column, other.by_column, strict=True)),
             self.by_fit.merge(other.by_fit),
-            (self.pairs[0] + other.pairs[0], self.pairs[1] + other.pairs[1]),
-            np.concatenate([self.partitions, other.partitions]),
             None if self.points is None or other.points is None else self.points.joined(other.points),
+            np.concatenate([self.partitions, other.partitions]),
         )
+
+
+def _dot(a: Vector, b: Vector) -> float:
+    """Return the sum of products, without the threads of BLAS, which wait for one another beside other tasks."""
+    return float(np.einsum("i,i", a, b))
 
 
 def summarise(group: Group, payload: Payload, theta: Vector, s: float, keep: bool) -> list[ResidualSummary] | Failure:
