@@ -53,6 +53,14 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_correlated_values_are_the_delta_method(name):
+    pytest.importorskip("uncertainties")
+    u = result(**OPTIONS[name]).uvars()
+    ratio, expected = u["amplitude"] / u["rate"], result(**OPTIONS[name]).eval_uncertainty("amplitude / rate")
+    assert np.allclose([ratio.nominal_value, ratio.std_dev], expected, rtol=1e-7)
+
+
 @pytest.mark.parametrize("level", [0.68, 0.95])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_band_is_the_delta_method_by_hand(name, level):

@@ -12,7 +12,7 @@ import pytest
 
 LEVELS = [
     "_errors _typing",
-    "_system _pyplot _html",
+    "_system _html",
     "_model",
     "_kernel",
     "_solver",
@@ -32,9 +32,8 @@ JAX_FREE |= {"cluster", "__init__", "cli"}
 NUMERIC = {"jax", "jaxlib", "numpy", "scipy"}
 THIRD_PARTIES = {  # what a folder may import of others, where that is limited
     "_errors": set(),
-    "_pyplot": {"matplotlib"},
     "_typing": {"numpy"},
-    "_system": {"psutil"},
+    "_system": {"matplotlib", "psutil"},
     "_html": {"jinja2"},
     "_model": NUMERIC,
     "_kernel": NUMERIC,
@@ -52,6 +51,7 @@ EXTRAS = {
     "optax",
     "pyiceberg",
     "s3fs",
+    "uncertainties",
     "xarray",
 }
 LATE = {"scipy.optimize", "jinja2"}  # take as long to import as pandas, and no worker that models lead to needs them

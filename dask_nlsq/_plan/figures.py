@@ -9,7 +9,7 @@ import numpy as np
 
 from dask_nlsq._plan.memory import estimate_memory
 from dask_nlsq._plan.tiers import RULES, MemoryTier, WorkflowTier
-from dask_nlsq._pyplot import axes
+from dask_nlsq._system import axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

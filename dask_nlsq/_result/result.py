@@ -644,6 +644,39 @@ class FitResult:
         s = float(np.sqrt(self.statistics.residual_variance(self.absolute_sigma)))
         return s if np.isfinite(s) and s > 0 else self.rmse or 1.0
 
+    def uvars(self) -> dict[str, Any]:
+        """Return the estimates as numbers of the package uncertainties, whose arithmetic keeps their correlations.
+
+        Returns
+        -------
+        dict of str to uncertainties.ufloat
+
+        Raises
+        ------
+        NlsqError
+            uncertainties is not installed, or the covariance is not finite; see `eval_uncertainty`, which needs neither.
+
+        Examples
+        --------
+        >>> import numpy as np, dask_nlsq
+        >>> x = np.arange(5.0)
+        >>> result = dask_nlsq.fit("a + b*x", x, np.array([1.0, 2.9, 5.1, 7.0, 9.0]))
+        >>> u = result.uvars()
+        >>> print(f"{u['a'] / u['b']:.1u}")
+        0.49+/-0.04
+        """
+        try:
+            import uncertainties
+        except ModuleNotFoundError as error:
+            raise NlsqError(
+                "uvars needs the package uncertainties, which is not installed: pip install uncertainties."
+            ) from error
+        if not np.isfinite(self.pcov).all():
+            unknown = [name for name, error in self.stderr.items() if not np.isfinite(error)]
+            raise NlsqError(f"{', '.join(map(str, unknown))} has no finite error, which correlated values need.")
+        values = uncertainties.correlated_values(self.popt.tolist(), self.pcov.tolist())
+        return dict(zip(self.names, values, strict=True))
+
     def _model(self) -> tuple[Payload, Columns]:
         if self.payload is None or self.columns is None:
             raise NlsqError(

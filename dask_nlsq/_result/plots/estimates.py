@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from dask_nlsq._errors import NlsqError, one_of
-from dask_nlsq._pyplot import axes
+from dask_nlsq._system import axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
