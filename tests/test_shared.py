@@ -162,6 +162,18 @@ def test_groups_have_the_bits_of_any_partitions(npartitions):
     np.testing.assert_allclose(one["amplitude_rate_cov"], dense.cov[:, 0, 1], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "of", [lambda f: f, lambda f: dd.from_pandas(f, npartitions=3, sort=False)], ids=["pandas", "Dask"]
+)
+def test_groups_return_the_fit_of_what_they_share(of):
+    table, together = of(frame()).nlsq.fit_groups("run", decay, p0=P0, shared="rate", full_output=True)
+    first = table.head(1, **({"npartitions": -1} if hasattr(table, "dask") else {})).iloc[0]
+    assert together.names == ("rate",) and together.success
+    assert (together.params["rate"], together.stderr["rate"]) == (first["rate"], first["rate_stderr"])
+    with pytest.raises(NlsqError, match="shared= names none"):
+        of(frame()).nlsq.fit_groups("run", decay, p0=P0, full_output=True)
+
+
 def test_series_along_the_first_axis_have_the_same_bits():
     for chunks in (-1, 1):
         assert same(dask_nlsq.fit_many(decay, T, da.from_array(Y.T, chunks=(-1, chunks)), axis=0, p0=P0, shared="rate"))

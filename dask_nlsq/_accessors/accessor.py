@@ -61,7 +61,7 @@ class NlsqAccessor:
         x: str | Sequence[str] | None = None,
         y: str = "y",
         **options: Any,
-    ) -> pd.DataFrame | dd.DataFrame:
+    ) -> Any:
         """Fit `model` to each group of rows; ``dask_nlsq.fit_groups(frame, by, model, x, y, **options)``."""
         return _many.fit_groups(self._frame, by, model, x, y, **options)
 

@@ -14,11 +14,12 @@ import numpy.typing as npt
 import pandas as pd
 from dask.delayed import Delayed, delayed
 
-from dask_nlsq._errors import DataError
+from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._fit import to_model
 from dask_nlsq._many.shared import Chunks, Reduced, Rows, estimate
 from dask_nlsq._many.task import STATISTICS, Task, check_names, make_task
 from dask_nlsq._model import Loss, Model
+from dask_nlsq._result import FitResult
 from dask_nlsq._solver import Status
 from dask_nlsq._sweep import Payload, serialize
 from dask_nlsq._system import check_not_forked
@@ -48,7 +49,8 @@ def fit_groups(
     covariance: bool = False,
     max_nfev: int = 200,
     within_partitions: bool | None = None,
-) -> dd.DataFrame | pd.DataFrame:
+    full_output: bool = False,
+) -> Any:
     r"""Fit a model to every group of rows, each by itself, and return a row for each group.
 
     Parameters
@@ -78,10 +80,12 @@ def fit_groups(
         a group each. Partitions are then fitted as they lie, and a group that is met in two of them has two rows.
         By default this holds where `by` is the index and its divisions are known; else rows are shuffled once, by
         Dask's ``dataframe.shuffle.method``: over the network with a client, and on disk without.
+    full_output : bool
+        With shared parameters, return also the `FitResult` of them, whose statistics are those of all groups together.
 
     Returns
     -------
-    DataFrame
+    DataFrame, or with `full_output` a DataFrame and a FitResult
         Of Dask, lazily, where `data` is. Columns are the keys with their types, the parameters, their standard errors
         as ``NAME_stderr``, and ``cost``, ``redchi``, ``rsquared``, ``n_obs``, ``nfev`` and ``status``, which is the
         name of a `Status`. The estimates of a group that failed are NaN.
@@ -92,6 +96,8 @@ def fit_groups(
         A column is missing or not numeric; with ``nan_policy="raise"``, when it is computed, a value is not finite.
     ModelError
         As in `fit_many`.
+    NlsqError
+        `full_output` is True and no parameter is shared.
 
     Examples
     --------
@@ -133,6 +139,8 @@ def fit_groups(
         shared=shared,
     )
     check_names(task.model.parameters, keys)
+    if full_output and not task.n_shared:
+        raise NlsqError("full_output=True returns the fit of shared parameters, and shared= names none.")
     # Groups are padded with NaN, so that they see to the policy themselves.
     groups = Groups(
         serialize(dataclasses.replace(task, nan_policy="omit")),
@@ -145,8 +153,9 @@ def fit_groups(
     if isinstance(data, pd.DataFrame):
         if not task.n_shared:
             return groups(data)
-        groups, (state,) = groups.with_shared([delayed(data, traverse=False)], scheduler="sync")
-        return groups(data, state.compute(scheduler="sync"))
+        groups, result, (state,) = groups.with_shared([delayed(data, traverse=False)], scheduler="sync")
+        fits = groups(data, state.compute(scheduler="sync"))
+        return (fits, result) if full_output else fits
     rows = data
     if within_partitions is None:
         within_partitions = keys == [data.index.name] and data.known_divisions
@@ -159,10 +168,10 @@ def fit_groups(
     if task.n_shared:
         rows = rows if within_partitions else rows.persist()
         frames = rows.to_delayed()
-        groups, states = groups.with_shared(frames)
+        groups, result, states = groups.with_shared(frames)
         tables = [delayed(groups)(frame, state) for frame, state in zip(frames, states, strict=True)]
         together: dd.DataFrame = dd.from_delayed(tables, meta=meta, verify_meta=False)
-        return together
+        return (together, result) if full_output else together
     fitted: dd.DataFrame = rows.map_partitions(groups, meta=meta, enforce_metadata=False)
     return fitted
 
@@ -196,13 +205,15 @@ class Groups:
         """Return the groups as series, those of alike lengths together."""
         return self._arrange(frame)[2]
 
-    def with_shared(self, frames: Sequence[Delayed], scheduler: str | None = None) -> tuple[Groups, list[Delayed]]:
-        """Estimate what all groups share; return who fits each with that, and where those of each frame stand."""
+    def with_shared(
+        self, frames: Sequence[Delayed], scheduler: str | None = None
+    ) -> tuple[Groups, FitResult, list[Delayed]]:
+        """Estimate what all groups share; return who fits each with that, what is known of it, and where all stand."""
         task: Task = self.payload.value
         chunks = Chunks([delayed(self.rows)(frame) for frame in frames], contextlib.nullcontext, scheduler)
-        known, _, states = estimate(task, chunks)
+        known, result, states = estimate(task, chunks)
         payload = serialize(dataclasses.replace(task, shared=known))
-        return dataclasses.replace(self, payload=payload), states
+        return dataclasses.replace(self, payload=payload), result, states
 
     def _arrange(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[npt.NDArray[np.int64]], list[Rows]]:
         """Return the keys of the groups, and in buckets of alike lengths their places and their points."""

@@ -654,7 +654,7 @@ class FitResult:
         Raises
         ------
         NlsqError
-            uncertainties is not installed, or the covariance is not finite; see `eval_uncertainty`, which needs neither.
+            uncertainties is not installed, or an error is not finite; `eval_uncertainty` needs neither.
 
         Examples
         --------

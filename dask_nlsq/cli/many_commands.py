@@ -183,9 +183,17 @@ def fit_groups(
         clear = stores.claim(output, storage_options, overwrite, "Parquet", [data])
         frame = stores.read_frame(data, storage_options, keys, within_partitions)
         with connected(scheduler, {}):
-            table: Any = dask_nlsq.fit_groups(
-                frame, keys, load_model(model), x, y or "y", within_partitions=within_partitions or None, **options
+            fits: Any = dask_nlsq.fit_groups(
+                frame,
+                keys,
+                load_model(model),
+                x,
+                y or "y",
+                within_partitions=within_partitions or None,
+                full_output=bool(options["shared"]),
+                **options,
             )
+            table, together = fits if options["shared"] else (fits, None)
             clear()
             try:
                 table.to_parquet(output, write_index=False, storage_options=storage_options)
@@ -195,6 +203,8 @@ def fit_groups(
             written = stores.read_frame(output, storage_options)
             ends = written["status"].value_counts().compute().to_dict()
             rows = written.head(_FIRST, npartitions=-1)
+        if together is not None:
+            click.echo(f"{together}\n")
         click.echo(rows.to_string(index=False))
         succeeded = _say(ends, "groups", output)
     context.exit(0 if succeeded else NOT_CONVERGED)

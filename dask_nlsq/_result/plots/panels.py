@@ -17,26 +17,30 @@ if TYPE_CHECKING:
     from dask_nlsq._result.result import FitResult
 
 
+_FEWEST = 3
+"""Rows of a cell whose mean is drawn."""
+
+
 class Moments(NamedTuple):
-    """Of the standardised residuals in each cell of a column that holds rows."""
+    """Of the standardised residuals in each cell of a column that holds a few rows."""
 
     middle: Vector
     rows: Vector
     mean: Vector
-    spread: Vector  # standard deviation; NaN for a single row
+    spread: Vector  # standard deviation
 
 
 def moments(binned: Binned) -> Moments:
     """Return mean and spread of what the second axis counts, by cells of the first."""
     axis, score = binned.axes
     count = binned.counts.sum(axis=1).astype(float)
-    filled = count > 0
+    filled = count >= _FEWEST
     counts, n = binned.counts[filled], count[filled]
     mean = counts @ score.middles / n
     square = counts @ score.middles**2 / n - mean**2
-    with np.errstate(all="ignore"):
-        spread = np.sqrt(np.maximum(square, 0.0) * n / (n - 1))
-    return Moments(axis.middles[filled], n, mean, spread)
+    spread = np.sqrt(np.maximum(square, 0.0) * n / (n - 1))
+    # The first and the last cell may reach beyond the rows.
+    return Moments(np.clip(axis.middles[filled], axis.lower, axis.upper), n, mean, spread)
 
 
 def coarse(binned: Binned, rows: int) -> Binned:
@@ -74,10 +78,8 @@ def binned_residuals(ax: Axes, binned: Binned, s: float, x: Any) -> None:
     """Draw mean and spread of the residuals in cells; `x` turns the middles of cells to what the axis shows."""
     m = moments(binned)
     at = x(m.middle)
-    with np.errstate(all="ignore"):
-        error = m.spread / np.sqrt(m.rows)
     ax.fill_between(at, s * (m.mean - m.spread), s * (m.mean + m.spread), color="C0", alpha=0.2, linewidth=0)
-    ax.errorbar(at, s * m.mean, s * np.where(m.rows > 1, error, 0.0), fmt=".", color="C0", markersize=4, linewidth=1)
+    ax.errorbar(at, s * m.mean, s * m.spread / np.sqrt(m.rows), fmt=".", color="C0", markersize=4, linewidth=1)
     ax.axhline(0.0, color="C1", linewidth=1)
 
 
