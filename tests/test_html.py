@@ -14,7 +14,7 @@ import xarray as xr
 
 import dask_nlsq
 from dask_nlsq import Checkpoints, FitResult, Model, NlsqError, StreamingFitter
-from dask_nlsq._html import Fold, Fragment, Table, Text, page
+from dask_nlsq._display import Fold, Fragment, Table, Text, page
 from dask_nlsq._result import html as result_html
 from dask_nlsq._result.table import rounded
 

@@ -12,7 +12,7 @@ import pytest
 
 LEVELS = [
     "_errors _typing",
-    "_system _html",
+    "_system _display",
     "_model",
     "_kernel",
     "_solver",
@@ -26,15 +26,15 @@ LEVELS = [
     "cli",  # comes in by the front door, as a user does: the package does not import it
 ]
 LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units.split()}
-JAX_FREE = {"_system", "_html", "_sources", "_plan", "_checkpoint", "_sweep", "_accessors"}
+JAX_FREE = {"_system", "_display", "_sources", "_plan", "_checkpoint", "_sweep", "_accessors"}
 JAX_FREE |= {"cluster", "__init__", "cli"}
 """What a scheduler process loads, and every `dask` command."""
 NUMERIC = {"jax", "jaxlib", "numpy", "scipy"}
 THIRD_PARTIES = {  # what a folder may import of others, where that is limited
     "_errors": set(),
     "_typing": {"numpy"},
-    "_system": {"matplotlib", "psutil"},
-    "_html": {"jinja2"},
+    "_system": {"psutil"},
+    "_display": {"jinja2", "matplotlib"},
     "_model": NUMERIC,
     "_kernel": NUMERIC,
     "_solver": NUMERIC,
@@ -166,7 +166,7 @@ def test_nothing_shadows_a_module(folder):
 
 def test_few_rooms():
     """What a stranger meets first fits on a screen."""
-    assert len([p for p in ROOT.iterdir() if p.name != "__pycache__"]) < 26
+    assert len([p for p in ROOT.iterdir() if p.name != "__pycache__"]) < 25
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if unit(m) in JAX_FREE])

@@ -33,8 +33,8 @@ import pandas as pd
 
 from dask_nlsq._checkpoint.codec import GROUP, TOTAL_BYTES, Keys, check_group, check_key
 from dask_nlsq._checkpoint.storage import Place, open_place
+from dask_nlsq._display import Fold, Fragment, Table
 from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, NlsqError, warn
-from dask_nlsq._html import Fold, Fragment, Table
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store

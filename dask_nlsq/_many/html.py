@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dask_nlsq._html import Fold, Fragment, Part, Table
+from dask_nlsq._display import Fold, Fragment, Part, Table
 from dask_nlsq._result import fragment_of as result_fragment
 from dask_nlsq._solver import Status
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dask_nlsq._display import axes
 from dask_nlsq._errors import NlsqError, one_of
 from dask_nlsq._solver import Status
-from dask_nlsq._system import axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dask_nlsq._html import Fragment, Part, Table
+from dask_nlsq._display import Fragment, Part, Table
 from dask_nlsq._model.expression import Expression
 from dask_nlsq._model.parametric_function import ParametricFunction
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dask_nlsq._display import axes
 from dask_nlsq._plan.memory import estimate_memory
 from dask_nlsq._plan.tiers import RULES, MemoryTier, WorkflowTier
-from dask_nlsq._system import axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

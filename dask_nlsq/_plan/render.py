@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dask.utils import format_bytes, format_time
 
-from dask_nlsq._html import Fold, Fragment, Table
+from dask_nlsq._display import Fold, Fragment, Table
 from dask_nlsq._plan.decisions import Decisions
 from dask_nlsq._plan.memory import READERS
 from dask_nlsq._plan.tiers import WorkflowTier

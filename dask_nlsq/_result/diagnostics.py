@@ -24,8 +24,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from dask_nlsq._display import Fold, Fragment, Table
 from dask_nlsq._errors import NlsqError
-from dask_nlsq._html import Fold, Fragment, Table
 from dask_nlsq._result.plots import panels
 from dask_nlsq._sweep import Binned, ResidualSummary
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dask_nlsq._display import Fold, Fragment, Part, Table, Text, page
 from dask_nlsq._errors import NlsqError
-from dask_nlsq._html import Fold, Fragment, Part, Table, Text, page
 from dask_nlsq._result.plots import estimates, rows
 from dask_nlsq._result.report import remarks, run_rows, statistics_rows
 from dask_nlsq._result.table import rounded

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from dask_nlsq._display import Fold, Fragment, Table
 from dask_nlsq._errors import DataError, ModelError, NlsqError, TooFewRows, warn
 from dask_nlsq._fit import (
     FitOptions,
@@ -25,7 +26,6 @@ from dask_nlsq._fit import (
     to_model,
     warm_start,
 )
-from dask_nlsq._html import Fold, Fragment, Table
 from dask_nlsq._kernel import Block, concatenate, validate
 from dask_nlsq._model import Model
 from dask_nlsq._result import FitResult, columns_of, fragment_of

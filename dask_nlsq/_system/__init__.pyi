@@ -6,8 +6,6 @@ from .batch_job import known as known
 from .batch_job import run_count as run_count
 from .batch_job import seconds as seconds
 from .batch_job import time_left as time_left
-from .figure import axes as axes
-from .figure import pyplot as pyplot
 from .fork import check_not_forked as check_not_forked
 from .memory import peak_memory as peak_memory
 from .memory import trim_memory as trim_memory

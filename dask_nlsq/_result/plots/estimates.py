@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
+from dask_nlsq._display import axes
 from dask_nlsq._errors import NlsqError, one_of
-from dask_nlsq._system import axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

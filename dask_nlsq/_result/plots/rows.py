@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from dask_nlsq._display import axes, pyplot
 from dask_nlsq._errors import NlsqError, one_of
 from dask_nlsq._model import Model
 from dask_nlsq._result.bands import Band, band, curve_stderr
 from dask_nlsq._result.plots import panels
 from dask_nlsq._sweep import predict_rows
-from dask_nlsq._system import axes, pyplot
 from dask_nlsq._typing import Vector
 
 if TYPE_CHECKING:

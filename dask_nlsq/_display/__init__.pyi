@@ -1,3 +1,5 @@
+from .figure import axes as axes
+from .figure import pyplot as pyplot
 from .fragment import Fold as Fold
 from .fragment import Fragment as Fragment
 from .fragment import Part as Part

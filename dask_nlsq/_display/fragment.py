@@ -67,7 +67,7 @@ class Fragment:
 
     Examples
     --------
-    >>> from dask_nlsq._html import Fragment
+    >>> from dask_nlsq._display import Fragment
     >>> "a &lt; b" in Fragment("a < b").html()
     True
     """
@@ -92,7 +92,7 @@ def page(fragment: Fragment, figures: Sequence[tuple[str, bytes]] = ()) -> str:
 def _templates() -> jinja2.Environment:
     import jinja2  # workers import models, and show nothing
 
-    loader = jinja2.PackageLoader("dask_nlsq._html")
+    loader = jinja2.PackageLoader("dask_nlsq._display")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": _cell, "side": _side, "shade": _shade, "data_uri": _data_uri}
     return environment
