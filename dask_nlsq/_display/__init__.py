@@ -1,4 +1,4 @@
-"""Display: what a notebook shows of an object, as plain data that one set of templates turns into HTML; axes to draw on."""
+"""What a notebook shows of an object, as plain data that one set of templates turns into HTML; axes to draw on."""
 
 import lazy_loader
 
