@@ -40,6 +40,8 @@ from peers import (
 from rows import TRUTH, decay, decay_numpy, decay_rows, decay_series, peaks
 
 import dask_nlsq
+from dask_nlsq._fit.problem import arrange
+from dask_nlsq._fit.residual_pass import residual_summary
 from dask_nlsq._kernel import kernel as kernels
 from dask_nlsq._kernel import validate
 from dask_nlsq._kernel.block import Block
@@ -210,6 +212,18 @@ def parquet_reread(size):
 def frame(size):
     """A fit of dd.read_parquet(path) through the accessor."""
     yield from beside_arrow(size, lambda path: dd.read_parquet(path).nlsq.fit(decay))
+
+
+@comparison("plot", "a sweep of the fit", "times")
+def plot(size):
+    """The pass over a path of Parquet that plots and diagnostics take, read again."""
+    result = dask_nlsq.fit(decay, data=rows.parquet(size.folder, size(2_000_000, 50_000_000)), cache="none")
+    problem = result.profiler.problem
+    problem = dataclasses.replace(problem, groups=arrange(problem.source, problem.reader, problem.plan))
+    yield (
+        lambda: residual_summary(problem, result.popt, result.rmse, result.n_obs),
+        lambda: problem.sweep([Request(result.popt)]),
+    )
 
 
 @comparison("zarr", "a bare read of all chunks into memory, np.fromfile, a thread a core", "times")
