@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import xarray as xr
+import zarr
 from scipy import stats
 from scipy.optimize import OptimizeWarning, curve_fit
 
@@ -51,6 +52,31 @@ OPTIONS = {
     "absolute": {"sigma": "s", "absolute_sigma": True},
     "one sigma": {"sigma": 0.2},
 }
+
+
+WRITTEN = {
+    "NumPy": (T, (T.size,)),
+    "Dask": (da.from_array(T, chunks=(7, 20, 13)), (20,)),
+    "two dimensions": (da.from_array(T.reshape(5, 8), chunks=(2, 8)), (2, 8)),
+    "xarray": (xr.DataArray(T.reshape(5, 8), dims=("pixel", "time")).chunk({"pixel": 3}), (3, 8)),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_predictions_are_written_beside_the_data(name, tmp_path):
+    data, chunks = WRITTEN[name]
+    lazy = result().predict({"t": data}, to=tmp_path / "p.zarr")
+    stored = zarr.open_group(tmp_path / "p.zarr", mode="r")["predicted"]
+    assert stored.chunks == chunks and stored.shape == data.shape == lazy.shape
+    assert np.array_equal(stored[...].ravel(), result().predict(T)) and np.array_equal(lazy.compute(), stored[...])
+    assert tuple(stored.metadata.dimension_names) == getattr(data, "dims", ("dim_0", "dim_1")[: data.ndim])
+    with pytest.raises(FileExistsError):
+        result().predict({"t": data}, to=tmp_path / "p.zarr")
+
+
+def test_a_frame_is_not_written_as_an_array(tmp_path):
+    with pytest.raises(DataError, match="to_parquet"):
+        result().predict(FRAME, to=tmp_path / "p.zarr")
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -18,10 +18,11 @@ from dask_nlsq._errors import BoundsError, DataError, ModelError, NlsqError
 from dask_nlsq._fit import to_model
 from dask_nlsq._many.labels import Labels, labelled
 from dask_nlsq._many.neighbours import refit_from_neighbours
-from dask_nlsq._many.result import ManyFits, computing
+from dask_nlsq._many.result import ManyFits
 from dask_nlsq._many.shared import Chunks, Reduced, Rows, estimate
 from dask_nlsq._many.task import Task, as_float, make_task
 from dask_nlsq._model import Loss, Model
+from dask_nlsq._result import computing
 from dask_nlsq._sweep import Payload, serialize
 from dask_nlsq._system import check_not_forked
 from dask_nlsq._typing import AnyArray, Matrix

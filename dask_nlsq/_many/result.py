@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import dask
 import dask.array as da
-import distributed
 import numpy as np
 import pandas as pd
-import zarr
-from dask.diagnostics import ProgressBar
 
 from dask_nlsq._errors import NlsqError
 from dask_nlsq._many import maps
 from dask_nlsq._many.html import fragment_of
 from dask_nlsq._many.labels import Labels
 from dask_nlsq._many.task import STATISTICS, as_float, indices, predict
-from dask_nlsq._result import FitResult
+from dask_nlsq._result import FitResult, computing, regular, write
 from dask_nlsq._solver import Status
 from dask_nlsq._sweep import Payload
 
@@ -208,28 +203,18 @@ class ManyFits:
         FileExistsError
             There is something already, and `overwrite` is False.
         """
-        # Two tasks must never write to one chunk of the store, as they would where Dask's chunks are irregular.
-        figures = da.asarray(self.figures)
-        figures = figures.rechunk({i: max(c, default=1) for i, c in enumerate(figures.chunks[:-1])})
-        regular = dataclasses.replace(self, figures=figures)
-        mode: Literal["w", "w-"] = "w" if overwrite else "w-"
+        figures = regular(da.asarray(self.figures), len(self.shape))
+        fits = dataclasses.replace(self, figures=figures)
         with self._computing():
             if self.labels.coords:  # which xarray writes as it reads them
-                regular.to_dataset().to_zarr(path, mode=mode, consolidated=False, storage_options=storage_options)
+                mode: Literal["w", "w-"] = "w" if overwrite else "w-"
+                fits.to_dataset().to_zarr(path, mode=mode, consolidated=False, storage_options=storage_options)
                 return
-            group = zarr.open_group(path, mode=mode, storage_options=storage_options)
-            dims = self.labels.of(len(self.shape))
-            sources, targets = [], []
-            for name, array in regular._arrays(figures).items():
-                names = (*dims, *("cov_i", "cov_j")[: array.ndim - len(dims)])
-                chunks = tuple(max(sizes[0], 1) for sizes in array.chunks)
-                target = group.create_array(
-                    name, shape=array.shape, chunks=chunks, dtype=array.dtype, dimension_names=names
-                )
-                sources.append(array)
-                targets.append(target)
+            names = self.labels.of(len(self.shape))
+            arrays = fits._arrays(figures)
+            dims = {name: (*names, *("cov_i", "cov_j")[: array.ndim - len(names)]) for name, array in arrays.items()}
+            group = write(arrays, dims, path, overwrite=overwrite, storage_options=storage_options)
             group.attrs["param"] = list(self.names)
-            da.store(sources, targets, lock=False)  # type: ignore[arg-type]  # its annotation leaves out arrays of Zarr
 
     def _arrays(self, figures: Any) -> dict[str, Any]:
         """Return all arrays by name."""
@@ -291,20 +276,6 @@ class ManyFits:
         counts = self.counts()
         width = max((len(str(name)) for name in counts.index), default=0)
         return "\n".join([head, *(f"{name:{width}}  {count:,}" for name, count in counts.items())])
-
-
-@contextlib.contextmanager
-def computing(client: Client | None, progress: bool | None) -> Iterator[None]:
-    """Compute with a client, or whom Dask takes, and show a bar where that is wanted."""
-    with contextlib.ExitStack() as stack:
-        if client is not None:
-            stack.enter_context(client.as_current())
-        try:
-            distributed.get_client()
-        except ValueError:
-            if progress or (progress is None and sys.stderr.isatty()):
-                stack.enter_context(ProgressBar(minimum=0.0 if progress else 1.0, out=sys.stderr))
-        yield
 
 
 def _predicted(fits: ManyFits, columns: tuple[Any, ...]) -> Any:

@@ -6,3 +6,6 @@ from .html import fragment_of as fragment_of
 from .labels import columns_of as columns_of
 from .result import FitResult as FitResult
 from .result import starts_frame as starts_frame
+from .zarr_group import computing as computing
+from .zarr_group import regular as regular
+from .zarr_group import write as write

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from scipy import stats
 from scipy.optimize import OptimizeWarning
 
 from dask_nlsq._checkpoint import Checkpoints, Text, from_text, pack, to_text, unpack
-from dask_nlsq._errors import CheckpointError, NlsqError, one_of, warn
+from dask_nlsq._errors import CheckpointError, DataError, NlsqError, one_of, warn
 from dask_nlsq._plan import Plan
 from dask_nlsq._result.bands import Derived, band, beside, curve_stderr, derived, observed, on_one_grid, sigma_of
 from dask_nlsq._result.diagnostics import Diagnostics, diagnose
@@ -28,6 +29,7 @@ from dask_nlsq._result.html import document, fragment_of
 from dask_nlsq._result.plots import estimates, rows
 from dask_nlsq._result.report import report
 from dask_nlsq._result.table import to_dataframe, to_latex, to_markdown
+from dask_nlsq._result.zarr_group import computing, regular, write
 from dask_nlsq._solver import Factor, Statistics, Status
 from dask_nlsq._sources import Columns
 from dask_nlsq._sweep import Payload, ResidualSummary, predict_rows
@@ -393,7 +395,14 @@ class FitResult:
             )
         return self.profiler
 
-    def predict(self, data: Any) -> Any:
+    def predict(
+        self,
+        data: Any,
+        *,
+        to: str | os.PathLike[str] | Store | None = None,
+        overwrite: bool = False,
+        storage_options: dict[str, Any] | None = None,
+    ) -> Any:
         """Evaluate the fitted model; lazy for Dask collections.
 
         Parameters
@@ -401,18 +410,53 @@ class FitResult:
         data : Dask or pandas DataFrame or Series, mapping of arrays, array, tuple of arrays, or number
             Where to evaluate: columns by name, or arrays in the order of the fit. They must have the same length, and
             are cut alike where some are of Dask; a number beside them stands in every row.
+        to : str, path or zarr.abc.store.Store, optional
+            Evaluate now, chunk by chunk, and write a Zarr group with the array "predicted", which has the shape and
+            the chunks of the data, and the names of their dimensions where they have some.
+        overwrite : bool
+            Whether what is there is replaced; else it is an error.
+        storage_options : dict, optional
+            Passed to fsspec, for URLs.
 
         Returns
         -------
         Series for a frame or a Series, otherwise an array; of Dask where a column of `data` is
+            With `to`, a Dask array of what was written.
 
         Raises
         ------
         DataError
             A column is missing, or columns have unlike lengths; where chunks are of unknown sizes, when it is computed.
+            With `to`, the data are a frame, whose number of rows is not known before they are read.
+        FileExistsError
+            There is something at `to`, and `overwrite` is False.
+
+        Examples
+        --------
+        >>> import numpy as np, dask.array as da, dask_nlsq, zarr
+        >>> x = np.arange(5.0)
+        >>> result = dask_nlsq.fit("a + b*x", x, 1 + 2 * x)
+        >>> result.predict(np.array([10.0])).round(6).tolist()
+        [21.0]
+        >>> result.predict(da.arange(6.0, chunks=2), to=zarr.storage.MemoryStore()).chunks
+        ((2, 2, 2),)
         """
         payload, columns = self._model()
-        return evaluate(functools.partial(predict_rows, payload, self.popt), columns, data)
+        predicted = evaluate(functools.partial(predict_rows, payload, self.popt), columns, data)
+        if to is None:
+            return predicted
+        if isinstance(predicted, (pd.Series, dd.Series)):
+            raise DataError("to= writes arrays; write a frame by frame.assign(predicted=...).to_parquet(path).")
+        array = da.asarray(getattr(predicted, "data", predicted) if hasattr(predicted, "dims") else predicted)
+        if np.isnan(array.size):
+            raise DataError("The chunks have unknown sizes; call compute_chunk_sizes() on the data first.")
+        array = regular(array, array.ndim)
+        dims = getattr(predicted, "dims", [f"dim_{i}" for i in range(array.ndim)])
+        with computing():
+            group = write(
+                {"predicted": array}, {"predicted": dims}, to, overwrite=overwrite, storage_options=storage_options
+            )
+        return da.from_zarr(group["predicted"])
 
     def residuals(self, data: Any, y: Any = None, *, weighted: bool = False) -> Any:
         r"""Return what the fitted model leaves of the observations, :math:`y - f(x; \hat\theta)`; lazy for Dask.

@@ -1,0 +1,67 @@
+"""Dask arrays written to a Zarr group, chunk by chunk, with a progress bar on long work."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import dask.array as da
+import distributed
+import zarr
+from dask.diagnostics import ProgressBar
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@contextlib.contextmanager
+def computing(client: Client | None = None, progress: bool | None = None) -> Iterator[None]:
+    """Compute with a client, or whom Dask takes, and show a bar where that is wanted."""
+    with contextlib.ExitStack() as stack:
+        if client is not None:
+            stack.enter_context(client.as_current())
+        try:
+            distributed.get_client()
+        except ValueError:
+            if progress or (progress is None and sys.stderr.isatty()):
+                stack.enter_context(ProgressBar(minimum=0.0 if progress else 1.0, out=sys.stderr))
+        yield
+
+
+def regular(array: da.Array, axes: int) -> da.Array:
+    """Return an array whose chunks along the first axes are alike: two tasks must never write to one chunk."""
+    even: da.Array = array.rechunk({i: max(sizes, default=1) for i, sizes in enumerate(array.chunks[:axes])})
+    return even
+
+
+def write(
+    arrays: Mapping[str, da.Array],
+    dims: Mapping[str, Sequence[str]],
+    path: Any,
+    *,
+    overwrite: bool = False,
+    storage_options: dict[str, Any] | None = None,
+) -> zarr.Group:
+    """Write arrays of `regular` chunks to a new Zarr group, each with the names of its dimensions.
+
+    Raises
+    ------
+    FileExistsError
+        There is something already, and `overwrite` is False.
+    """
+    mode: Literal["w", "w-"] = "w" if overwrite else "w-"
+    group = zarr.open_group(path, mode=mode, storage_options=storage_options)
+    targets = [
+        group.create_array(
+            name,
+            shape=array.shape,
+            chunks=tuple(max(sizes[0], 1) for sizes in array.chunks),
+            dtype=array.dtype,
+            dimension_names=dims[name],
+        )
+        for name, array in arrays.items()
+    ]
+    da.store(list(arrays.values()), targets, lock=False)  # type: ignore[arg-type]  # its annotation leaves out Zarr
+    return group
