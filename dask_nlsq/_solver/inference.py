@@ -78,6 +78,7 @@ def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool, 
         )
 
 
+@np.errstate(over="ignore")
 def covariance(factor: Factor, s2: float, free: npt.NDArray[np.bool_], meat: Matrix | None = None) -> Matrix:
     """Return s²(RᵀR)⁻¹ over the `free` parameters, NaN for the others; with `meat` M, (RᵀR)⁻¹ s²M (RᵀR)⁻¹.
 
@@ -100,6 +101,7 @@ def covariance(factor: Factor, s2: float, free: npt.NDArray[np.bool_], meat: Mat
     return cov
 
 
+@np.errstate(over="ignore")
 def entangled(factor: Factor, theta: Vector, cov: Matrix, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     r"""Return which of the `free` parameters the data hardly tell from one another.
 

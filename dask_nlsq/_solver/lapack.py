@@ -46,7 +46,8 @@ def _upper(p: int) -> npt.NDArray[np.bool_]:
 
 def norm(v: Vector) -> float:
     """Return the length of a vector, to the bit that of `numpy.linalg.norm`."""
-    return math.sqrt(v @ v)
+    # Its own method warns of no overflow, which is no news where a fit runs off to infinity.
+    return math.sqrt(v.dot(v))
 
 
 def _call(routine: Callable[..., Any], a: Matrix, **options: Any) -> Any:
