@@ -44,10 +44,10 @@ def _upper(p: int) -> npt.NDArray[np.bool_]:
     return np.triu(np.ones((p, p), bool))
 
 
+@np.errstate(over="ignore")
 def norm(v: Vector) -> float:
     """Return the length of a vector, to the bit that of `numpy.linalg.norm`."""
-    # Its own method warns of no overflow, which is no news where a fit runs off to infinity.
-    return math.sqrt(v.dot(v))
+    return math.sqrt(v @ v)
 
 
 def _call(routine: Callable[..., Any], a: Matrix, **options: Any) -> Any:
