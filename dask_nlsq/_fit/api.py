@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from dask_nlsq._fit.outcome import about_data, build, revive
 from dask_nlsq._fit.plan_inputs import dry_run, gather_plan_inputs, speed
 from dask_nlsq._fit.problem import Problem, Resolved, arrange, executor_of, resolve
 from dask_nlsq._fit.progress import Progress
+from dask_nlsq._fit.result_cache import cached
 from dask_nlsq._fit.sample import Sample, draw_sample
 from dask_nlsq._fit.session import EndedRun, Session, open_session
 from dask_nlsq._fit.start.multistart import summarize_search
@@ -91,6 +93,7 @@ def fit(
     compression: str | None = None,
     keep: int | None = None,
     strict: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
     autotune: bool = False,
     client: Any = None,
     progress: bool | None = None,
@@ -224,6 +227,11 @@ def fit(
     strict : bool
         Whether a checkpoint that cannot be written ends the fit; by default a warning says so, and
         ``result.checkpoint_errors``.
+    cache_dir : str or path, optional
+        A folder or URL in which results are kept. The same fit of the same data returns the stored result: model,
+        options that decide about the answer, data and the versions of packages are compared. Data at a path are known
+        by their files and not read; other data are read once. ``provenance["cache"]`` says whether the result was
+        there, or in what the most similar one differs. By default ``nlsq.cache-dir`` of Dask's configuration.
     autotune : bool
         Time the formulations of the kernel on some rows and take the fastest, said in ``provenance["kernel"]``. The
         bits of the answer then depend on a clock; by default a rule decides.
@@ -313,6 +321,7 @@ def fit(
         "compression": compression,
         "keep": keep,
         "strict": strict,
+        "cache_dir": cache_dir,
         "autotune": autotune,
         "client": client,
         "progress": progress,
@@ -328,8 +337,11 @@ def _fit_alone(options: FitOptions) -> FitResult:
     """Fit one data set."""
     started = time.perf_counter()
     resolved = _resolve(options)
-    with outside_pool(resolved.executor), open_session(resolved, options) as session:
-        return _fit(resolved, options, session, started)
+    with outside_pool(resolved.executor):
+        if options.cache_dir is not None:
+            return cached(resolved, options, lambda session: _fit(resolved, options, session, started))
+        with open_session(resolved, options) as session:
+            return _fit(resolved, options, session, started)
 
 
 def _lay_out(options: FitOptions, sharing: int) -> Problem:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, TypeAlias
 
+import dask
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import DataError, one_of
@@ -101,6 +102,7 @@ class FitOptions:
     compression: str | None = None
     keep: int | None = None
     strict: bool = False
+    cache_dir: Any = None
     autotune: bool = False
     client: Any = None
     progress: bool | None = None
@@ -114,6 +116,8 @@ class FitOptions:
         object.__setattr__(self, "settings", merge_config(given, self.config, self.workflow, configured))
         for name in names:
             object.__setattr__(self, name, getattr(self.settings, name))
+        if configured and self.cache_dir is None and self.checkpoint is None:
+            object.__setattr__(self, "cache_dir", dask.config.get("nlsq.cache-dir", None))
         one_of("nan_policy", self.nan_policy, "raise", "omit", error=DataError)
         one_of("missing_chunks", self.missing_chunks, "fill", "raise", error=DataError)
         one_of("cov_type", self.cov_type, "standard", "sandwich")

@@ -178,7 +178,8 @@ class CheckpointSession(Session):
         self._latest: Callable[[], Mapping[str, Any]] | None = None
         # Where the lock could not be written, what others have written meanwhile is told by the numbers of generations.
         self._numbers = [] if lock.held else checkpoints.numbers()
-        self._due = 0.0  # the first state is written at once
+        # The first state is written at once, unless none is wanted before the end.
+        self._due = float("inf") if options.checkpoint_interval == float("inf") else 0.0
         self._sweeps = 0
         self.commits, self.seconds, self.errors = 0, 0.0, list[str]()
 

@@ -124,6 +124,7 @@ ARGUMENTS = (
     "--checkpoint-interval", type=click.FloatRange(min=0), metavar="SECONDS", help="Between commits; by default 60."
 )
 @click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="SWEEPS", help="Between commits, besides.")
+@click.option("--cache-dir", metavar="PATH|URL", help="Keep results there, and return the one of the same fit.")
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Generations that are kept; by default 5.")
 @with_options(CLUSTER)
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar; by default on a terminal.")

@@ -1,0 +1,154 @@
+"""Result cache: fits that have ended, each under a hash of all that decides about its answer.
+
+An entry is the checkpoint of a run that has ended. What finds it again is the fingerprint that guards a checkpoint, the
+token of the data, and the versions of the packages on which bits depend::
+
+    cache/
+      8d1c…/            one fit: state.zarr, commits, as `Checkpoints` reads them
+
+A hit is a run that "goes on" from its end: data at a path, whose files are compared, are not read; other data are read
+once and compared with what each partition held. Where an entry is damaged, the fit is made again; where another
+process writes the same entry, this one fits without the cache. A local cache is bounded, least recently used first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dask
+from dask.base import tokenize
+from dask.utils import parse_bytes
+
+from dask_nlsq._checkpoint import Checkpoints, versions
+from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, CheckpointMismatch, NlsqError, warn
+from dask_nlsq._fit.fingerprints import differences, fingerprint
+from dask_nlsq._fit.options import FitOptions
+from dask_nlsq._fit.problem import Resolved
+from dask_nlsq._fit.session import Session, open_session
+from dask_nlsq._kernel import Block
+from dask_nlsq._result import FitResult
+
+log = logging.getLogger("dask_nlsq")
+
+_COMPARED = 50
+"""Entries, the latest ones, that a miss is compared with to say what differs."""
+
+_ALIKE = 6
+"""Differences up to which another fit is a variant of this one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """The place of a fit in a cache, and whether its result was there."""
+
+    folder: str
+    key: str
+    fingerprint: Mapping[str, Any]
+    session: Session
+    hit: bool
+
+    def labelled(self, result: FitResult) -> FitResult:
+        """Return the result with what the cache did; on a miss, in what the most alike entry differs."""
+        about: dict[str, Any] = {"where": self.folder, "entry": self.key, "hit": self.hit}
+        if not self.hit and (nearest := _nearest(self.folder, self.key, self.fingerprint)):
+            about["differs"] = nearest
+            log.info("the result cache has another fit: %s", nearest)
+        provenance = {name: value for name, value in result.provenance.items() if name != "checkpoint"}
+        return dataclasses.replace(result, provenance={**provenance, "cache": about})
+
+
+def cached(resolved: Resolved, options: FitOptions, run: Callable[[Session], FitResult]) -> FitResult:
+    """Return the stored result of a fit, or run it and store what comes of it.
+
+    Raises
+    ------
+    NlsqError
+        A checkpoint was asked for as well.
+    """
+    if options.checkpoint is not None:
+        raise NlsqError("cache_dir= and checkpoint= both keep the state of a fit; give one of them.")
+    try:
+        with _open_entry(resolved, options) as entry:
+            return entry.labelled(run(entry.session))
+    except CheckpointMismatch as other:
+        # Rows in no files, under a name that they had before.
+        log.info("the data of an entry of the result cache have changed: %s", other)
+        with _open_entry(resolved, options, resume=False) as entry:
+            return entry.labelled(run(entry.session))
+
+
+@contextlib.contextmanager
+def _open_entry(resolved: Resolved, options: FitOptions, resume: str | bool = "auto") -> Iterator[Entry]:
+    """Open the entry of a fit, as a session that goes on from its end where the result is there."""
+    folder, current = os.fspath(options.cache_dir), fingerprint(resolved, options)
+    # Rows in memory are told apart by what they hold; others by files, or by what Dask calls them.
+    rows = [p.columns for p in resolved.source.partitions if isinstance(p, Block)]
+    identity = json.dumps([current, resolved.source.token, tokenize(rows), versions()], sort_keys=True)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    where = f"{folder.rstrip('/')}/{key}"
+    # Written at the end alone; what a killed run has left would be gone on from all the same.
+    kept = dataclasses.replace(
+        options, checkpoint=where, checkpoint_interval=float("inf"), checkpoint_every=None, resume=resume
+    )
+    with contextlib.ExitStack() as stack:
+        session = _opened(stack, resolved, kept)
+        yield Entry(folder, key, current, session, session.ended(options.max_nfev) is not None)
+    if "://" not in folder and Path(where).exists():
+        os.utime(where)
+        _bound(Path(folder))
+
+
+def _opened(stack: contextlib.ExitStack, resolved: Resolved, options: FitOptions) -> Session:
+    try:
+        return stack.enter_context(open_session(resolved, options))
+    except CheckpointCorrupt as damage:
+        warn(f"The result cache has a damaged entry, and the fit is made again: {damage}")
+        return stack.enter_context(open_session(resolved, dataclasses.replace(options, resume=False)))
+    except CheckpointError as error:  # another process writes this entry
+        log.info("the result cache is left aside: %s", error)
+        return Session()
+
+
+def _bound(folder: Path) -> None:
+    """Remove the entries that were used least recently, until the others fit."""
+    most = parse_bytes(dask.config.get("nlsq.cache-dir-bytes"))
+    entries = sorted(_entries(folder), key=_used, reverse=True)
+    total = 0
+    for i, entry in enumerate(entries):
+        total += sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
+        if total > most and i:  # never the one that was just used
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _nearest(folder: str, key: str, current: Mapping[str, Any]) -> dict[str, str]:
+    """Return in what the entry that is most alike differs; nothing where there is no other."""
+    if "://" in folder:
+        return {}
+    found = []
+    for entry in sorted(_entries(Path(folder)), key=_used, reverse=True)[:_COMPARED]:
+        if entry.name != key:
+            with contextlib.suppress(CheckpointError, OSError):
+                there = Checkpoints(entry).describe()
+                found.append(differences(there.fingerprint, current, strict=True) or {"data or versions": "others"})
+    nearest = min(found, key=len, default={})
+    return nearest if len(nearest) <= _ALIKE else {}
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if (path / "commits").is_dir()] if folder.is_dir() else []
+
+
+def _used(entry: Path) -> float:
+    try:
+        return entry.stat().st_mtime
+    except OSError:  # another process has removed it
+        return 0.0

@@ -1,0 +1,168 @@
+"""The result cache: what is found again, what is not and why, and what two writers or damage do."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+from problems import decay, decay_rows
+
+import dask_nlsq
+from dask_nlsq import NlsqError, NlsqWarning
+from dask_nlsq._sweep import failure
+
+P0 = [2.0, 1.0, 0.4]
+T, Y = decay_rows(3_000)
+
+
+def parquet(folder, y=Y):
+    folder.mkdir(exist_ok=True)
+    for i, rows in enumerate(np.array_split(np.arange(len(T)), 3)):
+        pd.DataFrame({"t": T[rows], "y": y[rows]}).to_parquet(folder / f"{i}.parquet")
+    return str(folder)
+
+
+DATA = {
+    "path": parquet,
+    "Dask frame of files": lambda folder: dd.read_parquet(parquet(folder)),
+    "Dask frame": lambda _: dd.from_pandas(pd.DataFrame({"t": T, "y": Y}), npartitions=3),
+    "pandas": lambda _: pd.DataFrame({"t": T, "y": Y}),
+}
+
+
+@pytest.fixture
+def fit(tmp_path):
+    """A fit with a cache in a temporary folder."""
+    return lambda data, **options: dask_nlsq.fit(
+        decay, data=data, cache_dir=tmp_path / "cache", **{"p0": P0, **options}
+    )
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The partitions that have been read."""
+    seen, original = [], failure.read_again
+    monkeypatch.setattr(failure, "read_again", lambda load: (seen.append(load), original(load))[1])
+    return seen
+
+
+def hit(result):
+    return result.provenance["cache"]["hit"]
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_the_same_fit_is_found_again(kind, fit, tmp_path):
+    data = DATA[kind](tmp_path / "data")
+    first, second = fit(data), fit(data)
+    assert (hit(first), hit(second)) == (False, True)
+    assert np.array_equal(first.popt, second.popt) and np.array_equal(first.pcov, second.pcov)
+    assert first.history.equals(second.history) and second.provenance["finished"] == first.provenance["finished"]
+    assert np.array_equal(second.predict(T), first.predict(T))
+
+
+def test_files_are_not_read_again(fit, reads, tmp_path):
+    path = parquet(tmp_path / "data")
+    fit(path)
+    count = len(reads)
+    assert hit(fit(path)) and len(reads) == count > 0
+
+
+OTHER = {
+    "bounds": ({"bounds": {"rate": (0.0, 9.0)}}, "lower bounds"),
+    "start": ({"p0": [1.0, 1.0, 0.0]}, "start"),
+    "fixed": ({"fixed": {"offset": 0.5}}, "fixed"),
+    "loss": ({"loss": "huber"}, "loss"),
+    "seed": ({"seed": 3}, "seed"),
+    "covariance": ({"cov_type": "sandwich"}, "cov_type"),
+    "absolute": ({"absolute_sigma": True}, "absolute_sigma"),
+    "goal": ({"goal": "quality"}, "goal"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_another_option_is_another_fit(name, fit):
+    options, differing = OTHER[name]
+    frame = pd.DataFrame({"t": T, "y": Y})
+    fit(frame)
+    result = fit(frame, **options)
+    assert not hit(result) and differing in result.provenance["cache"]["differs"]
+    assert hit(fit(frame, **options)) and hit(fit(frame))
+
+
+FREE = {"threads": {"client": False}, "no bar": {"progress": False}, "commits": {"checkpoint_interval": 1.0}}
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_where_a_fit_runs_makes_no_other(name, fit):
+    frame = pd.DataFrame({"t": T, "y": Y})
+    fit(frame)
+    assert hit(fit(frame, **FREE[name]))
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_a_changed_number_is_other_data(kind, fit, tmp_path, monkeypatch):
+    fit(DATA[kind](tmp_path / "data"))
+    monkeypatch.setitem(globals(), "Y", np.where(np.arange(len(Y)) == 7, Y + 1e-9, Y))
+    parquet(tmp_path / "data", Y)
+    changed = fit(DATA[kind](tmp_path / "data"))
+    assert not hit(changed)
+
+
+def test_a_damaged_entry_is_fitted_again(fit, tmp_path):
+    frame = pd.DataFrame({"t": T, "y": Y})
+    first = fit(frame)
+    chunk = max((tmp_path / "cache").rglob("c/0"), key=lambda path: path.stat().st_size)
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    with pytest.warns(NlsqWarning, match="damaged"):
+        again = fit(frame)
+    assert not hit(again) and np.array_equal(again.popt, first.popt)
+    assert hit(fit(frame))
+
+
+HOLD = "import sys; from dask_nlsq._checkpoint import Lock; from dask_nlsq._checkpoint.storage import open_place; "
+HOLD += "Lock(open_place(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
+
+
+def test_what_another_process_writes_is_left_alone(fit, tmp_path, caplog):
+    frame = pd.DataFrame({"t": T, "y": Y})
+    entry = tmp_path / "cache" / fit(frame).provenance["cache"]["entry"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(entry)], **pipes) as other:
+        assert other.stdout.readline() == b"held\n"
+        with caplog.at_level(logging.INFO, "dask_nlsq"):
+            assert fit(frame).success
+        other.stdin.close()
+    assert "left aside" in caplog.text
+
+
+def test_the_oldest_go_first(fit, tmp_path):
+    frame = pd.DataFrame({"t": T, "y": Y})
+    with dask.config.set({"nlsq.cache-dir-bytes": "1 kB"}):
+        entries = [fit(frame, seed=seed).provenance["cache"]["entry"] for seed in range(3)]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == entries[-1:]
+
+
+def test_the_configuration_names_the_folder(tmp_path):
+    frame = pd.DataFrame({"t": T, "y": Y})
+    with dask.config.set({"nlsq.cache-dir": str(tmp_path / "cache")}):
+        results = [dask_nlsq.fit(decay, data=frame, p0=P0) for _ in range(2)]
+        checkpointed = dask_nlsq.fit(decay, data=frame, p0=P0, checkpoint=tmp_path / "run")
+    assert [hit(result) for result in results] == [False, True]
+    assert "cache" not in checkpointed.provenance
+
+
+def test_a_checkpoint_besides_is_refused(fit, tmp_path):
+    with pytest.raises(NlsqError, match="give one"):
+        fit(pd.DataFrame({"t": T, "y": Y}), checkpoint=tmp_path / "run")
+
+
+def test_a_cluster_finds_what_threads_have_stored(fit, client, tmp_path):
+    path = parquet(tmp_path / "data")
+    here, there = fit(path, client=False), fit(path, client=client)
+    assert hit(there) and np.array_equal(here.popt, there.popt)
+    assert Path(there.provenance["cache"]["where"]) == tmp_path / "cache"
