@@ -1,22 +1,26 @@
 """Every Python block of the README and of docs/, and every docstring example of a public name, runs."""
 
 import doctest
+import inspect
 import re
 import tempfile
 from pathlib import Path
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
 
 import dask_nlsq
 from dask_nlsq._accessors.accessor import NlsqAccessor, XarrayAccessor
+from dask_nlsq.cli.commands import main
 from dask_nlsq.sklearn import NLSQRegressor
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/reference").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\]\(([^)#:]+)\)")
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+AUTODOC = re.compile(r"^\.\. auto(?:class|data|exception|function):: (\S+)$", re.MULTILINE)
 
 
 def blocks(page):
@@ -50,6 +54,44 @@ def test_readme_has_its_two_commands():
     text = (ROOT / "README.md").read_text("utf-8")
     for name in ("main job", "test command"):
         assert len(re.findall(rf"^<!-- {name} -->\n```bash\n[^\n]+\n```$", text, re.MULTILINE)) == 1
+
+
+def test_reference_has_each_public_name_once():
+    pages = (ROOT / "docs/reference").glob("*.md")
+    documented = sorted(name for page in pages for name in AUTODOC.findall(page.read_text("utf-8")))
+    modules = {"dask_nlsq": dask_nlsq, "dask_nlsq.cluster": dask_nlsq.cluster, "dask_nlsq.models": dask_nlsq.models}
+    public = {f"{module}.{name}" for module, of in modules.items() for name in of.__all__ if not name.startswith("__")}
+    accessors = {f"{one.__module__}.{one.__name__}" for one in (NlsqAccessor, XarrayAccessor)}
+    assert documented == sorted((public | accessors) - {*modules, "dask_nlsq.cluster.local_cluster"})  # it is above
+
+
+SHARED_SECTIONS = {
+    "plan": ["dask-nlsq fit DATA"],
+    "fit-many": ["Options of fit-many and fit-groups"],
+    "fit-groups": ["Options of fit-many and fit-groups", "dask-nlsq fit DATA"],
+}
+COMMANDS = {**main.commands, **main.commands["checkpoints"].commands}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_line_page_has_every_option(name):
+    page = (ROOT / "docs/cli.md").read_text("utf-8")
+    sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
+    group = name if name in main.commands else "checkpoints"
+    own = next(title for title in sections if re.match(rf"dask-nlsq {group}( |$)", title))
+    text = "".join(sections[title] for title in [own, *SHARED_SECTIONS.get(name, ())])
+    options = [p for p in COMMANDS[name].params if isinstance(p, click.Option)]
+    missing = [p.opts[-1] for p in options if not re.search(rf"`{p.opts[-1]}[ `]", text)]
+    assert not missing
+    for option in options:
+        if option.required:
+            assert re.search(rf"`{option.opts[-1]}[ `][^\n]*\*\*required\*\*", text)
+
+
+def test_fitting_page_has_every_option_in_a_table():
+    rows = re.findall(r"^\| (`[^|]+) \|", (ROOT / "docs/fitting.md").read_text("utf-8"), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert set(inspect.signature(dask_nlsq.fit).parameters) <= named
 
 
 PUBLIC = {name: getattr(dask_nlsq, name) for name in dask_nlsq.__all__ if not name.startswith("__")}

@@ -36,7 +36,7 @@ class ManyFits:
     ----------
     names : tuple of str
         The parameters.
-    figures : array, shape (*outer, width)
+    figures : array of shape ``(*outer, width)``
         For each series its parameters, their standard errors, the statistics and the covariance if it was asked for.
     shared : FitResult or None
         What is known of the parameters that all series share; its statistics are those of all series together.
@@ -82,7 +82,7 @@ class ManyFits:
 
     @property
     def cov(self) -> Any:
-        """The covariance of each series, (*outer, p, p), if it was asked for."""
+        """The covariance of each series, of shape ``(*outer, p, p)``, if it was asked for."""
         if not self.has_covariance:
             raise NlsqError("The covariance was not kept; ask for it with fit_many(..., covariance=True).")
         k = len(self.names)
@@ -170,7 +170,7 @@ class ManyFits:
         return table
 
     def predict(self, x: Any = None) -> Any:
-        """Return the model at the points of each series, or at other points, (*outer, points), lazily.
+        """Return the model at the points of each series, or at other points, of shape ``(*outer, points)``, lazily.
 
         Parameters
         ----------
@@ -181,7 +181,7 @@ class ManyFits:
         return _predicted(self, columns)
 
     def residuals(self) -> Any:
-        """Return the model minus y at every point, (*outer, points), lazily."""
+        """Return the model minus y at every point, of shape ``(*outer, points)``, lazily."""
         if self.y is None:
             raise NlsqError("This result keeps no data: fit again for its residuals.")
         return self.predict() - self.y
