@@ -44,6 +44,7 @@ html_theme = "furo"
 html_title = f"dask_nlsq {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_show_copyright = False
 
 
 def describe_model(app, what, name, model, options, lines):

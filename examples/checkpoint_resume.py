@@ -9,8 +9,8 @@
 # %% [markdown]
 # # Checkpoint and resume
 #
-# A long fit may meet a wall time or a power failure. With `checkpoint=` it saves its state, and the same call resumes
-# it, with the bits of a run that nothing interrupted.
+# A long fit may meet a wall time or a power failure. With `checkpoint=` it saves its state, and the
+# same call resumes it, with the bits of a run that nothing interrupted.
 
 # %%
 import tempfile
@@ -51,7 +51,8 @@ stopped = dask_nlsq.fit(decay, checkpoint=run, callback=stop_after_three, **opti
 print(stopped.success, stopped.message)
 
 # %% [markdown]
-# The folder contains a generation for each commit. Each is a Zarr group with a record of sizes and hashes.
+# The folder contains a generation for each commit. Each is a Zarr group with a record of sizes and
+# hashes.
 
 # %%
 checkpoints = dask_nlsq.Checkpoints(run)
@@ -59,8 +60,8 @@ assert checkpoints.verify() == {}
 checkpoints.list()
 
 # %% [markdown]
-# The same call resumes the fit. Its history continues where it was interrupted, and its bits are those of a fit that
-# ran through.
+# The same call resumes the fit. Its history continues where it was interrupted, and its bits are
+# those of a fit that ran through.
 
 # %%
 resumed = dask_nlsq.fit(decay, checkpoint=run, **options)
@@ -70,7 +71,13 @@ resumed
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-axes.semilogy(through.history["cost"] - through.cost + 1e-9, "o-", label="not interrupted", markersize=9, alpha=0.4)
+axes.semilogy(
+    through.history["cost"] - through.cost + 1e-9,
+    "o-",
+    label="not interrupted",
+    markersize=9,
+    alpha=0.4,
+)
 axes.semilogy(resumed.history["cost"] - resumed.cost + 1e-9, ".-", label="resumed")
 axes.axvline(2.5, color="0.5", linestyle="--")
 axes.set(xlabel="sweep", ylabel="cost above the minimum")

@@ -9,7 +9,8 @@
 # %% [markdown]
 # # A first fit
 #
-# An exponential decay, fitted to a column of a frame: write the model, name the columns, read the result.
+# An exponential decay, fitted to a column of a frame: write the model, name the columns, read the
+# result.
 
 # %%
 import dask.dataframe as dd
@@ -18,11 +19,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-import dask_nlsq  # noqa: F401, adds .nlsq to frames
+import dask_nlsq  # adds .nlsq to frames
 
 # %% [markdown]
-# The data are 100,000 noisy observations of a signal that decays. They are in a Dask frame of four partitions; files
-# of Parquet or arrays would do as well.
+# The data are 100,000 noisy observations of a signal that decays. They are in a Dask frame of four
+# partitions; files of Parquet or arrays would do as well.
 
 # %%
 rng = np.random.default_rng(0)
@@ -31,8 +32,8 @@ frame = pd.DataFrame({"t": t, "signal": rng.normal(2.5 * np.exp(-1.3 * t) + 0.5,
 ddf = dd.from_pandas(frame, npartitions=4)
 
 # %% [markdown]
-# The model is a Python function in `jax.numpy`. Its first argument is a column, and the others are the parameters. A
-# default is a starting value.
+# The model is a Python function in `jax.numpy`. Its first argument is a column, and the others are
+# the parameters. A default is a starting value.
 
 
 # %%
@@ -60,7 +61,9 @@ grid = np.linspace(0, 5, 101)
 band = result.prediction_band(grid)
 some = frame.sample(500, random_state=0)
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.plot(some["t"], some["signal"], ".", color="0.6", markersize=3, label="500 of the rows")
+axes.plot(
+    some["t"], some["signal"], ".", color="0.6", markersize=3, label="500 of the rows"
+)
 axes.fill_between(grid, band.lower, band.upper, alpha=0.2, label="95 % prediction band")
 axes.plot(grid, band.predicted, label="fit")
 axes.set(xlabel="t", ylabel="signal")
@@ -68,8 +71,8 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# Is the model right? The history shows how the fit converged, and a second model that adds a parameter shows whether
-# the data ask for it: the lower AIC is preferred.
+# Is the model right? The history shows how the fit converged, and a second model that adds a
+# parameter shows whether the data ask for it: the lower AIC is preferred.
 
 
 # %%

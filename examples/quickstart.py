@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import dask_nlsq  # noqa: F401, adds .nlsq to Dask and pandas frames
+import dask_nlsq  # adds .nlsq to Dask and pandas frames
 
 TRUTH = {"amplitude": 2.5, "rate": 1.3, "offset": 0.5}
 NOISE = 0.2
@@ -45,14 +45,18 @@ def write(folder: Path, rows: int) -> list[Path]:
 def main(rows: int, folder: Path) -> None:
     """Write, fit, report."""
     paths = write(folder, rows)
-    print(f"{rows:,} rows, {sum(p.stat().st_size for p in paths) / 1e6:,.0f} MB of Parquet in {folder}\n")
+    print(
+        f"{rows:,} rows, {sum(p.stat().st_size for p in paths) / 1e6:,.0f} MB of Parquet in {folder}\n"
+    )
 
     ddf = dd.read_parquet(paths)
     # cache="none" reads the files again in every sweep, as it has to be where they do not fit in memory.
     result = ddf.nlsq.fit(decay, y="signal", cache="none")
     print(result)
 
-    print("\nThe data were made with these values; the last column is how many standard errors away they lie.\n")
+    print(
+        "\nThe data were made with these values; the last column is how many standard errors away they lie.\n"
+    )
     for name, true in TRUTH.items():
         away = (result.params[name] - true) / result.stderr[name]
         print(f"  {name:<9}  {true:>5}  {away:+.2f}")
@@ -61,7 +65,11 @@ def main(rows: int, folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--folder", type=Path, help="where to write and keep the files; by default a temporary folder")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where to write and keep the files; by default a temporary folder",
+    )
     args = parser.parse_args()
     if args.folder is not None:
         main(args.rows, args.folder)

@@ -9,9 +9,10 @@
 # %% [markdown]
 # # Many fits of an image cube: when is the sea warmest?
 #
-# The annual cycle of the surface temperature at each point of a map of the tropics. The data are monthly means that
-# combine satellites and buoys (OSTIA, April 2006 to September 2010), at 18 × 432 points around the equator; they come
-# with the package `iris-sample-data`. The model is fitted at each point, with its own parameters:
+# The annual cycle of the surface temperature at each point of a map of the tropics. The data are
+# monthly means that combine satellites and buoys (OSTIA, April 2006 to September 2010), at 18 × 432
+# points around the equator; they come with the package `iris-sample-data`. The model is fitted at
+# each point, with its own parameters:
 #
 # ```text
 # mean + amplitude * cos(2π (year - warmest)) + trend * (year - 2008.5)
@@ -42,13 +43,17 @@ sea
 
 # %%
 def cycle(year, mean, amplitude, warmest, trend):
-    """Temperature (K): its mean, half of its annual range, the part of a year where it is warmest, its trend a year."""
-    return mean + amplitude * jnp.cos(2 * jnp.pi * (year - warmest)) + trend * (year - 2008.5)
+    """Temperature (K): mean, half of the annual range, warmest time of year, trend."""
+    return (
+        mean
+        + amplitude * jnp.cos(2 * jnp.pi * (year - warmest))
+        + trend * (year - 2008.5)
+    )
 
 
 # %% [markdown]
-# Each fit starts from the mean and from the month that is warmest at its point: a starting value is a number for all
-# points, or an array of the shape of the map.
+# Each fit starts from the mean and from the month that is warmest at its point: a starting value is
+# a number for all points, or an array of the shape of the map.
 
 # %%
 known = sea.notnull().any("time").compute()
@@ -63,23 +68,32 @@ maps = sea.nlsq.fit_many(cycle, dim="time", x="year", p0=start).compute()
 maps
 
 # %% [markdown]
-# Points on land have no values. They do not stop the others; their status says why they were not fitted.
+# Points on land have no values. They do not stop the others; their status says why they were not
+# fitted.
 
 # %%
 codes, counts = np.unique(maps["status"], return_counts=True)
 pd.Series(counts, [dask_nlsq.Status.of(code).name for code in codes], name="points")
 
 # %% [markdown]
-# A negative amplitude with a warmest time half a year later is the same curve, so the signs are made equal before the
-# maps are drawn. The time of the maximum is left out where the cycle is too small to have one.
+# A negative amplitude with a warmest time half a year later is the same curve, so the signs are
+# made equal before the maps are drawn. The time of the maximum is left out where the cycle is too
+# small to have one.
 
 # %%
 negative = maps["amplitude"] < 0
-maps = maps.assign(amplitude=abs(maps["amplitude"]), warmest=(maps["warmest"] + 0.5 * negative) % 1)
+maps = maps.assign(
+    amplitude=abs(maps["amplitude"]), warmest=(maps["warmest"] + 0.5 * negative) % 1
+)
 
 figure, axes = plt.subplots(2, 1, figsize=(10, 3.6), sharex=True, layout="constrained")
 maps["amplitude"].plot(ax=axes[0], cbar_kwargs={"label": "amplitude (K)"})
-phase = {"cmap": "twilight", "vmin": 0, "vmax": 1, "cbar_kwargs": {"label": "warmest (year)"}}
+phase = {
+    "cmap": "twilight",
+    "vmin": 0,
+    "vmax": 1,
+    "cbar_kwargs": {"label": "warmest (year)"},
+}
 maps["warmest"].where(maps["warmest_stderr"] < 0.05).plot(ax=axes[1], **phase)
 for panel in axes:
     panel.set(title="", xlabel="", facecolor="tan")
@@ -87,10 +101,16 @@ axes[1].set_xlabel("longitude (°)")
 plt.show()
 
 # %%
-for name, latitude, longitude in (("Gulf of Guinea", 0, 5), ("Eastern Pacific", 0, 265)):
+for name, latitude, longitude in (
+    ("Gulf of Guinea", 0, 5),
+    ("Eastern Pacific", 0, 265),
+):
     place = maps.sel(latitude=latitude, longitude=longitude, method="nearest")
     day = np.datetime64("2010-01-01") + int(365 * float(place["warmest"]))
-    print(f"{name:16} ± {float(place['amplitude']):.2f} K, warmest on {day.astype(object):%d %B}", end="")
+    print(
+        f"{name:16} ± {float(place['amplitude']):.2f} K, warmest on {day.astype(object):%d %B}",
+        end="",
+    )
     print(f" ± {365 * float(place['warmest_stderr']):.0f} days")
 
 # %% [markdown]

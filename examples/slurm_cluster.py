@@ -11,9 +11,10 @@
 # %% [markdown]
 # # A recipe for a Slurm cluster
 #
-# **This notebook is not executed when the pages are built**, because it needs a queue. It fits files on a parallel
-# file system with workers that are jobs. `pbs`, `sge` and `lsf` take the arguments of `slurm`. It needs `pip install
-# "dask-nlsq[jobqueue]"`, in an environment that the nodes see.
+# **This notebook is not executed when the pages are built**, because it needs a queue. It fits
+# files on a parallel file system with workers that are jobs. `pbs`, `sge` and `lsf` take the
+# arguments of `slurm`. It needs `pip install "dask-nlsq[jobqueue]"`, in an environment that the
+# nodes see.
 
 # %%
 import jax.numpy as jnp
@@ -32,8 +33,8 @@ data = {"y": "signal", "data": "/scratch/runs/*.parquet"}
 # %% [markdown]
 # ## What will it need?
 #
-# The plan reads the footers of the files and one partition. The memory of a task, plus about 400 MB, divided by 0.8,
-# is that of a worker process.
+# The plan reads the footers of the files and one partition. The memory of a task, plus about 400
+# MB, divided by 0.8, is that of a worker process.
 
 # %%
 plan = dask_nlsq.plan(decay, tier="chunked", **data)
@@ -43,12 +44,15 @@ print(f"{plan.task.total / 1e9:.2f} GB for a task")
 # %% [markdown]
 # ## Workers that are jobs
 #
-# Eight jobs of eight processes, each with one thread and 4 GB. Jobs that reach their wall time are replaced, and the
-# result does not change by a bit. The checkpoint is for the driver: if this process ends, the same cell continues.
+# Eight jobs of eight processes, each with one thread and 4 GB. Jobs that reach their wall time are
+# replaced, and the result does not change by a bit. The checkpoint is for the driver: if this
+# process ends, the same cell continues.
 
 # %%
 with (
-    cluster.slurm(64, cores=8, memory="32 GB", walltime="04:00:00", queue="long") as jobs,
+    cluster.slurm(
+        64, cores=8, memory="32 GB", walltime="04:00:00", queue="long"
+    ) as jobs,
     Client(jobs) as client,
 ):
     print(jobs.job_script())  # what is submitted
@@ -59,8 +63,9 @@ result
 # %% [markdown]
 # ## A driver that is a job too
 #
-# A notebook ends with its login. This writes a batch job whose driver is warned before its wall time, commits, and is
-# requeued until the fit has ended. The model is in `mymodels.py` beside the script.
+# A notebook ends with its login. This writes a batch job whose driver is warned before its wall
+# time, commits, and is requeued until the fit has ended. The model is in `mymodels.py` beside the
+# script.
 
 # %%
 script = cluster.job_script(

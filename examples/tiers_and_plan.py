@@ -9,8 +9,8 @@
 # %% [markdown]
 # # Tiers and the plan
 #
-# A fit decides before it reads: load the rows into this process, or leave them where they are. The plan says what
-# will be done and what it will need, and the result is the same for every tier.
+# A fit decides before it reads: load the rows into this process, or leave them where they are. The
+# plan says what will be done and what it will need, and the result is the same for every tier.
 
 # %%
 import tempfile
@@ -26,7 +26,9 @@ folder = tempfile.TemporaryDirectory()
 rng = np.random.default_rng(0)
 for number in range(8):
     t = rng.uniform(0, 5, 50_000)
-    rows = pd.DataFrame({"t": t, "signal": rng.normal(2.5 * np.exp(-1.3 * t) + 0.5, 0.2)})
+    rows = pd.DataFrame(
+        {"t": t, "signal": rng.normal(2.5 * np.exp(-1.3 * t) + 0.5, 0.2)}
+    )
     rows.to_parquet(Path(folder.name) / f"{number}.parquet")
 
 
@@ -48,15 +50,19 @@ plan
 print(plan.explain())
 
 # %% [markdown]
-# With less memory, or at another size, the plan is another one. This is the choice for 50 million rows with the
-# memory of a laptop and of a server, in gigabytes:
+# With less memory, or at another size, the plan is another one. This is the choice for 50 million
+# rows with the memory of a laptop and of a server, in gigabytes:
 
 # %%
 for memory in (8, 100):
-    print(memory, dask_nlsq.auto_select_workflow(50_000_000, n_params=3, memory=memory).tier)
+    print(
+        memory,
+        dask_nlsq.auto_select_workflow(50_000_000, n_params=3, memory=memory).tier,
+    )
 
 # %% [markdown]
-# Memory that does not suffice is an error before anything is read. The message has both numbers and the remedy.
+# Memory that does not suffice is an error before anything is read. The message has both numbers and
+# the remedy.
 
 # %% tags=["raises-exception"]
 dask_nlsq.fit(decay, y="signal", data=folder.name, memory_limit="300 MB")
@@ -66,11 +72,16 @@ dask_nlsq.fit(decay, y="signal", data=folder.name, memory_limit="300 MB")
 
 # %%
 tiers = {
-    tier: dask_nlsq.fit(decay, y="signal", data=folder.name, tier=tier) for tier in ("standard", "chunked", "streaming")
+    tier: dask_nlsq.fit(decay, y="signal", data=folder.name, tier=tier)
+    for tier in ("standard", "chunked", "streaming")
 }
 pd.DataFrame(
     {
-        tier: {"rate": f"{fit.params['rate']:.9f}", "stderr": f"{fit.stderr['rate']:.9f}", "sweeps": fit.nsweeps}
+        tier: {
+            "rate": f"{fit.params['rate']:.9f}",
+            "stderr": f"{fit.stderr['rate']:.9f}",
+            "sweeps": fit.nsweeps,
+        }
         for tier, fit in tiers.items()
     }
 )

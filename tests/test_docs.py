@@ -46,8 +46,17 @@ def test_page_runs(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
-    missing = [link for link in LINK.findall(page.read_text("utf-8")) if not (page.parent / link).exists()]
+    text = page.read_text("utf-8")
+    missing = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
+    missing += [test for test in re.findall(r"`(tests/\w+\.py)`", text) if not (ROOT / test).exists()]
     assert not missing
+
+
+def test_gallery_has_each_notebook():
+    notebooks = sorted(p.stem for p in (ROOT / "examples").glob("*.py") if p.read_text("utf-8").startswith("# ---"))
+    page = (ROOT / "docs/gallery.md").read_text("utf-8")
+    assert sorted(re.findall(r"^examples/(\w+)$", page, re.MULTILINE)) == notebooks
+    assert sorted(re.findall(r"^:link: examples/(\w+)$", page, re.MULTILINE)) == notebooks
 
 
 def test_readme_has_its_two_commands():
