@@ -55,7 +55,7 @@ class NLSQRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         Estimates by name.
     n_features_in_ : int
         Number of features seen during `fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (``n_features_in_``,)
         Names of the features, if X is a frame whose columns all have text as names.
 
     Examples

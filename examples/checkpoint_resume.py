@@ -70,17 +70,8 @@ assert (resumed.popt == through.popt).all() and (resumed.pcov == through.pcov).a
 resumed
 
 # %%
-figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-axes.semilogy(
-    through.history["cost"] - through.cost + 1e-9,
-    "o-",
-    label="not interrupted",
-    markersize=9,
-    alpha=0.4,
-)
-axes.semilogy(resumed.history["cost"] - resumed.cost + 1e-9, ".-", label="resumed")
-axes.axvline(2.5, color="0.5", linestyle="--")
-axes.set(xlabel="sweep", ylabel="cost above the minimum")
+axes = resumed.plot_history("cost")
+axes.axvline(3, color="0.5", linestyle="--", label="interrupted")
 axes.legend()
 plt.show()
 

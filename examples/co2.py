@@ -103,10 +103,16 @@ plt.show()
 # %% [markdown]
 # ## Are these residuals noise?
 #
-# They are not: they drift over years, which a parabola cannot follow. Neighbouring weeks resemble
-# one another, so there are fewer independent observations than rows, and the standard errors above
-# are too small. The correlation of neighbours says by how much; for an autoregressive process of
-# first order, errors of slow terms grow by about √((1 + r) / (1 - r)).
+# The diagnostics say that they are not: they drift over years, which a parabola cannot follow, and
+# neighbouring weeks resemble one another.
+
+# %%
+print(result.diagnostics())
+
+# %% [markdown]
+# There are fewer independent observations than rows, so the standard errors above are too small. The
+# correlation of neighbours says by how much; for an autoregressive process of first order, errors of
+# slow terms grow by about √((1 + r) / (1 - r)).
 
 # %%
 residual = (fitted["co2"] - fitted["fit"]).to_numpy()

@@ -53,26 +53,26 @@ print(f"half-life = {result.eval_uncertainty('log(2) / rate').value:.4f}")
 result.conf_int(0.95)
 
 # %% [markdown]
-# `predict` and the bands take new values of the columns. The confidence band of so many rows is narrower than the line;
-# 95 % of new observations lie in the prediction band.
+# `plot` shows the data, the fit, its bands and the residuals. So many rows are drawn as a density, which
+# takes one pass over them, and the confidence band is narrower than the line.
 
 # %%
-grid = np.linspace(0, 5, 101)
-band = result.prediction_band(grid)
-some = frame.sample(500, random_state=0)
-figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.plot(
-    some["t"], some["signal"], ".", color="0.6", markersize=3, label="500 of the rows"
-)
-axes.fill_between(grid, band.lower, band.upper, alpha=0.2, label="95 % prediction band")
-axes.plot(grid, band.predicted, label="fit")
-axes.set(xlabel="t", ylabel="signal")
-axes.legend()
+result.plot()
 plt.show()
 
 # %% [markdown]
-# Is the model right? The history shows how the fit converged, and a second model that adds a
-# parameter shows whether the data ask for it: the lower AIC is preferred.
+# `predict` and the bands take new values of the columns: 95 % of new observations lie in the
+# prediction band.
+
+# %%
+result.prediction_band(pd.DataFrame({"t": np.linspace(0, 5, 6)}))
+
+# %% [markdown]
+# Is the model right? `diagnostics` says in words what does not look right, here nothing. A second
+# model that adds a parameter shows whether the data ask for it: the lower AIC is preferred.
+
+# %%
+print(result.diagnostics())
 
 
 # %%

@@ -74,22 +74,7 @@ miles = np.array([200, 500, 1000, 2500, 5000])
 pd.DataFrame({"miles": miles, "minutes": result.predict(miles).round()})
 
 # %%
-grid = np.linspace(80, 5000, 200)
-band = result.prediction_band(grid)
-some = flights.dropna().sample(2_000, random_state=0)
-figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.plot(
-    some["distance"],
-    some["air_time"],
-    ".",
-    color="0.6",
-    markersize=3,
-    label="2,000 of the flights",
-)
-axes.fill_between(grid, band.lower, band.upper, alpha=0.2, label="95 % prediction band")
-axes.plot(grid, band.predicted, label="fit")
-axes.set(xlabel="distance (miles)", ylabel="air time (minutes)")
-axes.legend()
+result.plot()
 plt.show()
 
 # %% [markdown]
@@ -100,9 +85,26 @@ plt.show()
 
 # %%
 rest = ddf.assign(residual=result.residuals(ddf)).compute().dropna()
-rest.groupby(
-    pd.cut(rest["distance"], [0, 500, 1000, 1500, 2000, 2600, 5000]), observed=True
-)["residual"].agg(["count", "mean", "std"]).round(1)
+miles = pd.cut(rest["distance"], [0, 500, 1000, 1500, 2000, 2600, 5000])
+rest.groupby(miles, observed=True)["residual"].agg(["count", "mean", "std"]).round(1)
+
+# %%
+result.plot_residuals(x="distance")
+plt.show()
+
+# %% [markdown]
+# The diagnostics say the same in words:
+
+# %%
+print(result.diagnostics())
+
+# %% [markdown]
+# The spread grows with the distance. The sandwich covariance is valid then; its standard errors are
+# this many times as large:
+
+# %%
+sandwich = ddf.nlsq.fit(power_law, y="air_time", nan_policy="omit", cov_type="sandwich")
+(sandwich.stderr / result.stderr).round(2)
 
 # %% [markdown]
 # ## Every carrier by itself

@@ -57,12 +57,10 @@ result.starts[["p0_frequency", "frequency", "cost", "rows", "minimum", "status"]
 # %%
 starts = result.starts.dropna(subset="frequency")
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.scatter(
-    starts["p0_frequency"],
-    starts["frequency"],
-    c=starts["minimum"] == 0,
-    cmap="coolwarm",
-    s=18,
+lowest = starts["minimum"] == 0
+axes.plot("p0_frequency", "frequency", "o", data=starts[~lowest], label="other minima")
+axes.plot(
+    "p0_frequency", "frequency", "s", data=starts[lowest], label="the lowest minimum"
 )
 axes.axhline(13.37, color="0.5", linestyle="--", label="true frequency")
 axes.set(xlabel="frequency at the start", ylabel="frequency of its minimum")
