@@ -248,10 +248,12 @@ def plot_starts(result: FitResult, *, ax: Axes | None = None) -> Axes:
     if table is None:
         raise NlsqError("This fit had one start; with n_starts=, say 32, it searches from several.")
     ax = axes(ax)
-    labels = {name: f"{name}" for name in ("cost", "minimum")}
-    ranked = table.sort_values(labels["cost"], kind="stable").reset_index(drop=True)
-    cost = ranked[labels["cost"]].astype(float)
-    minimum = ranked[labels["minimum"]].astype(int)
+    # Starts that were left early have a cost on a sample of the rows.
+    sampled = table["rows"].nunique() > 1
+    per_row = table["cost"].astype(float) / (table["rows"] if sampled else 1.0)
+    order = np.argsort(per_row.to_numpy(), kind="stable")
+    cost = per_row.iloc[order].reset_index(drop=True)
+    minimum = table["minimum"].astype(int).iloc[order].reset_index(drop=True)
     drawn = np.isfinite(cost)
     for number in sorted(minimum[drawn].unique()):
         of = drawn & (minimum == number)
@@ -259,7 +261,7 @@ def plot_starts(result: FitResult, *, ax: Axes | None = None) -> Axes:
         marker = "x" if number == -1 else "o"
         # A dozen names say enough.
         ax.plot(
-            ranked.index[of] + 1,
+            cost.index[of] + 1,
             cost[of],
             marker,
             markersize=5,
@@ -269,6 +271,8 @@ def plot_starts(result: FitResult, *, ax: Axes | None = None) -> Axes:
     finite = cost[drawn]
     if len(finite) and (finite > 0).all() and finite.max() > 10 * finite.min():
         ax.set_yscale("log")
-    ax.set(xlabel="start, by cost", ylabel="cost", title=f"{len(table)} starts, {int((~drawn).sum())} without a cost")
+    failed = int((~drawn).sum())
+    title = f"{len(table)} starts" + (f", {failed} without a cost" if failed else "")
+    ax.set(xlabel="start, by cost", ylabel="cost per row" if sampled else "cost", title=title)
     ax.legend()
     return ax
