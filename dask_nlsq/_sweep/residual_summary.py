@@ -21,7 +21,7 @@ from dask_nlsq._typing import Vector
 CELLS = 128
 """Most cells along a column."""
 
-_CHUNK = 1 << 15
+_CHUNK = 1 << 16
 """Rows at a time."""
 
 SCORES = FixedAxis(np.linspace(-8.05, 8.05, 162))
