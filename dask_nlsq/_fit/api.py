@@ -17,7 +17,7 @@ from typing import Any
 
 from scipy.optimize import OptimizeResult
 
-from dask_nlsq._errors import NlsqError, warn
+from dask_nlsq._errors import NlsqError, check_keywords, warn
 from dask_nlsq._fit.checks.identifiability import lost_sensitivity
 from dask_nlsq._fit.checks.perturbed_restarts import refit_perturbed
 from dask_nlsq._fit.checks.restarts import find_finite_starts, restart
@@ -45,6 +45,7 @@ from dask_nlsq._sweep import Executor, group, outside_pool, serialize
 from dask_nlsq._typing import Vector
 
 
+@check_keywords
 def fit(
     model: Any,
     x: Any = None,
@@ -485,6 +486,7 @@ _TOLERANCE = {OptimizationGoal.FAST: 0.1, OptimizationGoal.QUALITY: 1e-8}
 """Largest step that may remain, in standard errors, where the goal says so."""
 
 
+@check_keywords
 def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
     """Say what `fit` would do with the same arguments, before it does anything.
 
@@ -527,6 +529,9 @@ def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
     inputs = gather_plan_inputs(resolved, asked.memory_limit)
     make_plan(inputs, asked.settings)  # refuses, before anything is read
     return make_plan(dry_run(resolved, inputs), asked.settings)
+
+
+plan.__signature__ = inspect.signature(fit).replace(return_annotation=Plan)  # type: ignore[attr-defined]
 
 
 def _resolve(options: FitOptions) -> Resolved:
