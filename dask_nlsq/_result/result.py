@@ -39,12 +39,15 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class FitResult:
     r"""Estimates, their covariance, and how the fit went.
 
     The covariance is :math:`s^2 (J^T J)^{-1}` at the estimates, with :math:`s^2 = \chi^2/\nu`, or 1 under
     ``absolute_sigma``. Names that SciPy's ``OptimizeResult`` has keep SciPy's meaning.
+
+    Two results are equal where their estimates, covariance, cost, statistics, bounds and status are, to the bit; when
+    and how they were computed does not count. ``name in result`` asks for a parameter.
 
     Attributes
     ----------
@@ -926,6 +929,21 @@ class FitResult:
                 OptimizeWarning,
             )
         return iter((self.popt, self.pcov))
+
+    def __eq__(self, other: object) -> bool:
+        return self._numbers() == other._numbers() if isinstance(other, FitResult) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.names, self.status))
+
+    def _numbers(self) -> str:
+        """Return what two equal results have in common, as text: JSON has every bit, and NaN equals itself there."""
+        values = self.to_dict()
+        compared = ("params", "cov", "cost", "statistics", "n_dropped", "active_mask", "status", "absolute_sigma")
+        return json.dumps({name: values[name] for name in compared})
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self.names
 
     def __str__(self) -> str:
         return self.report()
