@@ -331,6 +331,7 @@ def _result(
         tuple(f"Data set {key!r}: {text}" for key, each in joint.problems.items() for text in about_data(each)),
         {
             "model": " + ".join(dict.fromkeys(problem.objective.model.name for problem in joint.problems.values())),
+            "loss": next(iter(joint.problems.values())).objective.loss_name,
             "data": f"{len(joint.problems)} data sets",
             "partitions": sum(len(problem.source.partitions) for problem in joint.problems.values()),
         },

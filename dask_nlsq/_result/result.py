@@ -58,6 +58,8 @@ class FitResult:
         Covariance and correlation of the estimates.
     popt, pcov : ndarray of shape (p,) and (p, p)
         The same without names; ``popt, pcov = result`` unpacks them.
+    free : tuple of str
+        The parameters that were estimated.
     cost : float
         Half the weighted sum of squared residuals.
     n_obs, n_dropped, dof : int
@@ -162,6 +164,16 @@ class FitResult:
             # Divided one after the other, for the product of two small errors may underflow.
             values = self.pcov / error / error[:, None]
         return pd.DataFrame(values, index=list(self.names), columns=list(self.names))
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The parameters that were estimated: neither fixed nor tied nor at a bound."""
+        expansion = None if self.payload is None else self.payload.value.expansion
+        held = {*expansion.fixed, *expansion.tied} if expansion is not None else set()
+        if self.payload is None and self.recorded is not None:
+            held = {*self.recorded["fixed"], *self.recorded["tied"]}
+        pairs = zip(self.names, self.active_mask, strict=True)
+        return tuple(name for name, side in pairs if side == 0 and name not in held)
 
     @property
     def success(self) -> bool:
