@@ -280,7 +280,7 @@ def fit_joint(
         stack.enter_context(outside_pool(next(iter(joint.problems.values())).reader))
         while not solver.terminate(state):
             clock = time.perf_counter()
-            bar.notify(SweepBegin(f"joint sweep {state.nsweeps + 1}", state))
+            bar.notify(SweepBegin(f"joint sweep {state.nsweeps + 1}", state, counted=False))
             request = solver.request(state)
             reductions, whitenings = joint.sweep(request, whitenings)
             reduction = merge(list(reductions.values()))

@@ -110,7 +110,7 @@ def fit_many(
     client : distributed.Client, optional
         Who computes, where the result's methods are not told otherwise; by default whom Dask itself would take.
     progress : bool, optional
-        Show a progress bar while the result is computed; by default on a terminal.
+        Show a progress bar while the result is computed; by default on a terminal and in a notebook.
 
     Returns
     -------
