@@ -203,6 +203,7 @@ def test_a_model_is_pickled():
         ([decay], {"columns": ["t"]}, "columns="),
         ([decay], {"defaults": {"rat": 1}}, "rat"),
         (["a*x"], {"defaults": {"b": 1}}, "'b'"),
+        ([decay], {"inputs": ("t",)}, "arguments="),
     ],
 )
 def test_what_is_no_model_is_refused(args, options, message):

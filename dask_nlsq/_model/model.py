@@ -96,6 +96,8 @@ class Model(ParametricFunction):
         parts: tuple[Model, ...] = (),
     ) -> None:
         if arguments is None:
+            if inputs or keywords:
+                raise ModelError("inputs= and keywords= are some of arguments=, which is not given.")
             read = _read(func, columns, defaults, name or None)
             func, arguments, inputs, keywords = read.func, read.arguments, read.inputs, read.keywords
             defaults, columns, name = read.defaults, read.columns, read.name
