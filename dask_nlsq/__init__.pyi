@@ -35,9 +35,11 @@ from ._plan import get_memory_tier as get_memory_tier
 from ._plan import plot_memory as plot_memory
 from ._plan import plot_tiers as plot_tiers
 from ._result import Band as Band
+from ._result import Comparison as Comparison
 from ._result import Derived as Derived
 from ._result import Diagnostics as Diagnostics
 from ._result import FitResult as FitResult
+from ._result import compare as compare
 from ._solver import Status as Status
 from ._streaming import StreamingFitter as StreamingFitter
 from .cluster import local_cluster as local_cluster

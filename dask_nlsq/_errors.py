@@ -25,10 +25,16 @@ Each error also inherits the built-in that a caller would expect, so that ``exce
 
 from __future__ import annotations
 
+import difflib
+import functools
 import inspect
 import os
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class NlsqError(Exception):
@@ -149,3 +155,22 @@ def one_of(name: str, value: object, *choices: str, error: type[NlsqError] = Nls
     if value not in choices:
         *others, last = (f'"{choice}"' for choice in choices)
         raise error(f"{name} is {value!r}; {', '.join(others)} or {last} is needed.")
+
+
+def check_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function refuse keyword arguments that it does not have with the name that is nearest to each."""
+
+    @functools.cache
+    def names() -> dict[str, inspect.Parameter]:
+        return dict(inspect.signature(checked).parameters)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        for name in options:
+            if name not in names():
+                nearest = difflib.get_close_matches(name, names(), n=1)
+                remedy = f"Did you mean {nearest[0]!r}?" if nearest else "help() lists those that it has."
+                raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}. {remedy}")
+        return function(*args, **options)
+
+    return checked

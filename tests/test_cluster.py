@@ -1,5 +1,6 @@
 """Batch jobs: detection of the current job, the scripts written for each queue, and their behaviour."""
 
+import logging
 import os
 import re
 import signal
@@ -679,6 +680,49 @@ def test_fit_starts_a_local_cluster(tmp_path):
     seen = command("fit", tmp_path / "line.parquet", "-m", "line", *arguments)
     assert seen.exit_code == 0, seen.output
     assert FitResult.load(tmp_path / "run").provenance["executor"] == "cluster"
+
+
+SCRIPT = """
+import sys, numpy as np, pandas as pd, dask.dataframe as dd, dask_nlsq
+from distributed import Client
+
+if __name__ == "__main__":
+    x = np.linspace(0, 1, 1000)
+    rows = pd.DataFrame({"x": x, "y": 1 + 2 * x})
+    plan = dask_nlsq.plan("line", x, rows["y"].to_numpy())
+    cluster = dask_nlsq.local_cluster(plan, n_workers=2, processes=sys.argv[1] == "processes")
+    client = Client(cluster)
+    kept = dd.from_pandas(rows, npartitions=4).persist()
+    assert kept.nlsq.fit("line", client=client, tier="chunked").success
+    if sys.argv[2] == "closed":
+        cluster.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["closed", "left open"])
+@pytest.mark.parametrize("where", ["processes", "threads"])
+def test_a_local_cluster_warns_of_nothing_and_closes_in_silence(tmp_path, where, how):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-W", "default", tmp_path / "script.py", where, how]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_closing_a_local_cluster_leaves_the_log_as_it_was():
+    import numpy as np
+    from distributed import LocalCluster
+
+    import dask_nlsq
+
+    log = logging.getLogger("distributed.scheduler")
+    x = np.linspace(0, 1, 100)
+    local = dask_nlsq.local_cluster(dask_nlsq.plan("line", x, x), n_workers=1, processes=False)
+    level = log.level
+    assert isinstance(local, LocalCluster) and local.dashboard_link.endswith("/status")
+    local.close()
+    local.close()
+    assert log.level == level
 
 
 WRITTEN = {  # examples/: how each was written

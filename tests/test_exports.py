@@ -1,6 +1,7 @@
 """The names that `import dask_nlsq` exports, and the absence of side effects."""
 
 import ast
+import inspect
 import itertools
 import json
 import os
@@ -9,9 +10,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 
 import dask_nlsq
+from dask_nlsq._accessors.accessor import NlsqAccessor, XarrayAccessor
 
 STUB = Path(dask_nlsq.__file__).with_suffix(".pyi")
 
@@ -87,3 +90,53 @@ def test_stub_names_what_is_exported():
     imported = [a.asname or a.name for n in body if isinstance(n, ast.ImportFrom) for a in n.names]
     public = [name for name in dask_nlsq.__all__ if not name.startswith("__")]
     assert sorted(imported) == public
+
+
+ACCESSORS = [
+    (NlsqAccessor.fit, dask_nlsq.fit, {"data"}),
+    (NlsqAccessor.plan, dask_nlsq.plan, {"data"}),
+    (NlsqAccessor.fit_groups, dask_nlsq.fit_groups, {"data"}),
+    (XarrayAccessor.fit, dask_nlsq.fit, {"data"}),
+    (XarrayAccessor.fit_many, dask_nlsq.fit_many, {"axis"}),
+]
+
+
+@pytest.mark.parametrize(("method", "function", "given"), ACCESSORS, ids=lambda v: getattr(v, "__qualname__", ""))
+def test_accessors_show_the_options_of_their_functions(method, function, given):
+    options = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    shown = {p.name: p.default for p in inspect.signature(method).parameters.values()}
+    assert {name: shown[name] for name in options if name not in given} == {
+        name: default for name, default in options.items() if name not in given
+    }
+    assert not given & set(shown) and "options" not in shown and next(iter(shown)) == "self"
+    for section in ("Parameters", "Returns", "Raises", "Examples"):
+        assert method.__doc__.count(f"{section}\n{'-' * len(section)}\n") == 1
+
+
+def test_an_accessor_shows_each_parameter_once():
+    entries = XarrayAccessor.fit_many.__doc__.partition("Returns")[0]
+    assert [entries.count(f"\n{name} : ") for name in ("x", "dim", "p0", "axis")] == [1, 1, 1, 0]
+    assert "\nloss : " in NlsqAccessor.fit.__doc__ and "\ndata : " not in NlsqAccessor.fit.__doc__
+
+
+FRAME = pd.DataFrame({"x": [0.0, 1, 2], "y": [0.0, 1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("call", "nearest"),
+    [
+        (lambda: dask_nlsq.fit("line", bound=1), "'bounds'"),
+        (lambda: dask_nlsq.plan("line", memory=1), "'memory_limit'"),
+        (lambda: dask_nlsq.fit_many("line", [0.0], [0.0], shard="slope"), "'shared'"),
+        (lambda: dask_nlsq.fit_groups(FRAME, "x", "line", fix="slope"), "'fixed'"),
+        (lambda: FRAME.nlsq.fit("line", bound=1), "'bounds'"),
+        (lambda: FRAME.nlsq.plan("line", tear="auto"), "'tier'"),
+        (lambda: FRAME.nlsq.fit_groups("x", "line", shard="slope"), "'shared'"),
+        (lambda: FRAME.to_xarray().nlsq.fit("line", bound=1), "'bounds'"),
+        (lambda: FRAME.to_xarray().nlsq.fit_many("line", "no dimension", shard="slope"), "'shared'"),
+        (lambda: FRAME.nlsq.fit("line", data=FRAME), "help"),
+    ],
+)
+def test_the_nearest_option_is_named(call, nearest):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument.*{nearest}"):
+        call()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import re
 
 import dask.array as da
@@ -268,6 +269,23 @@ def test_statistics_and_result(tmp_path):
     written["history"]["cost"].clear()  # theirs, and nobody else's
     assert again.to_json() == result.to_json()
     assert len(again.history) == result.nsweeps > 0
+
+
+def test_results_are_equal_where_their_numbers_are():
+    t, y = decay_rows(100)
+    result, again = (dask_nlsq.fit(decay, t, y, p0=TRUTH) for _ in range(2))
+    assert result == again and hash(result) == hash(again) and result in [again]
+    assert result == dask_nlsq.FitResult.from_dict(json.loads(result.to_json()))
+    bound = dask_nlsq.fit(decay, t, y, bounds={"rate": (0, 1.2)})
+    assert bound == dask_nlsq.FitResult.from_dict(bound.to_dict()) != result
+    assert result != 3 and "rate" in result and "rat" not in result and result.popt not in result
+
+
+@pytest.mark.parametrize(
+    ("form", "text"), [("{}", "CONVERGED"), ("{:>10}", " CONVERGED"), ("{:d}", "5"), ("{!s}", "CONVERGED")]
+)
+def test_a_status_prints_as_a_word(form, text):
+    assert form.format(Status.CONVERGED) == text and Status.CONVERGED == 5
 
 
 @pytest.mark.parametrize("name", ["cost", "radius", "seconds", "sweep"])

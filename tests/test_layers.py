@@ -35,7 +35,7 @@ THIRD_PARTIES = {  # what a folder may import of others, where that is limited
     "_typing": {"numpy"},
     "_system": {"psutil"},
     "_display": {"jinja2", "matplotlib"},
-    "_model": NUMERIC,
+    "_model": NUMERIC | {"matplotlib"},  # which `Model.plot` imports when it draws
     "_kernel": NUMERIC,
     "_solver": NUMERIC,
 }

@@ -1,12 +1,17 @@
 """Classification of a function's arguments as columns and parameters, and their starting values."""
 
+import dataclasses
+import pickle
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
-from dask_nlsq import BoundsError, Model, ModelError
+import dask_nlsq
+from dask_nlsq import BoundsError, DataError, Model, ModelError, models
 from dask_nlsq._fit.problem import to_model
 from dask_nlsq._model.parameters import Parameters
 
@@ -137,3 +142,137 @@ def test_start(p0, bounds, start, guessed):
 def test_unusable_starts_and_bounds(p0, bounds, error):
     with pytest.raises(error):
         Parameters.of(MODEL, p0, bounds)
+
+
+def decay(t, amplitude, rate, offset=0.0):
+    return amplitude * jnp.exp(-rate * t) + offset
+
+
+def numpy_decay(t, amplitude, rate, offset=0.0):
+    values = np.zeros(len(t))
+    values[t >= 0] = amplitude * np.exp(-rate * t[t >= 0]) + offset
+    return values
+
+
+FORMULA = "amplitude*exp(-rate*t) + offset"
+
+
+@pytest.mark.parametrize(
+    ("model", "same", "text"),
+    [
+        (Model(decay), Model.from_function(decay), "Model(decay(t; amplitude, rate, offset=0))"),
+        (Model(decay, defaults={"rate": 2}), None, "Model(decay(t; amplitude, rate=2, offset=0))"),
+        (Model(decay, name="fall"), None, "Model(fall(t; amplitude, rate, offset=0))"),
+        (Model(FORMULA), Model.from_expression(FORMULA), f"Model('{FORMULA}')"),
+        (Model("a*t", columns=["t"]), Model.from_expression("a*t", ["t"]), "Model('a*t', columns=['t'])"),
+        (Model(models.line), models.line, "Model(line(x; intercept, slope))"),
+        (models.line + models.gaussian.prefix("g"), None, None),
+        (Model(lambda x, a: a * x), None, "Model((<lambda>)(x; a))"),
+    ],
+    ids=str,
+)
+def test_a_model_is_made_shown_and_compared(model, same, text):
+    assert text is None or repr(model) == text
+    assert same is None or (model == same and hash(model) == hash(same))
+    assert model == Model(model) and model in [model] and model in {model: 1}
+    assert model != models.sinusoid and model != 3 and model.parameters[0] in model.parameters
+
+
+def test_models_of_functions_with_arrays_compare():
+    @dataclasses.dataclass
+    class Weighted:
+        weights: np.ndarray
+
+        def __call__(self, x, a):
+            return a * x
+
+    one, other = (Model(Weighted(np.ones(3))) for _ in range(2))
+    assert one == Model(one) and one != other
+
+
+def test_a_model_is_pickled():
+    again = pickle.loads(pickle.dumps(Model(decay)))
+    assert again == Model(decay) and again.eval(0.0, amplitude=2, rate=1) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "message"),
+    [
+        (["gaussian"], {}, "no formula"),
+        ([3], {}, "func is a int"),
+        ([decay], {"columns": ["t"]}, "columns="),
+        ([decay], {"defaults": {"rat": 1}}, "rat"),
+        (["a*x"], {"defaults": {"b": 1}}, "'b'"),
+        ([decay], {"inputs": ("t",)}, "arguments="),
+    ],
+)
+def test_what_is_no_model_is_refused(args, options, message):
+    with pytest.raises(ModelError, match=message):
+        Model(*args, **options)
+
+
+TIMES = np.linspace(0, 1, 5)
+
+
+@pytest.mark.parametrize("func", [decay, numpy_decay, FORMULA])
+@pytest.mark.parametrize("x", [TIMES, list(TIMES), TIMES.reshape(1, 5), pd.Series(TIMES), {"t": TIMES}, 0.25], ids=str)
+def test_a_model_is_evaluated_in_float64(func, x):
+    values = Model(func).eval(x, amplitude=2, rate=1.3, offset=0.1)
+    expected = 2 * np.exp(-1.3 * np.asarray(x["t"] if isinstance(x, dict) else x)) + 0.1
+    np.testing.assert_allclose(values, expected.ravel() if np.ndim(x) else expected, rtol=1e-14)
+    assert isinstance(values, np.ndarray if np.ndim(expected) else float)
+
+
+@pytest.mark.parametrize(
+    "x", [(TIMES, 2 * TIMES), {"u": 2 * TIMES, "t": TIMES}, pd.DataFrame({"t": TIMES, "u": 2 * TIMES})]
+)
+def test_a_model_of_two_columns_is_evaluated(x):
+    assert Model(two_columns).eval(x, a=3).tolist() == (6 * TIMES**2).tolist()
+    assert Model("a*t*u", columns=["t", "u"]).eval(x, a=3).tolist() == (6 * TIMES**2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("x", "params", "error", "message"),
+    [
+        (TIMES, {"amplitude": 1}, ModelError, "No value of 'rate'"),
+        (TIMES, {"amplitude": 1, "rates": 1}, ModelError, "Did you mean 'rate'"),
+        (["a"], {"amplitude": 1, "rate": 1}, DataError, "numbers"),
+        (np.array(["2026"], "M8[s]"), {"amplitude": 1, "rate": 1}, DataError, "dates"),
+        (1j * TIMES, {"amplitude": 1, "rate": 1}, DataError, "complex"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(x, params, error, message):
+    with pytest.raises(error, match=message):
+        Model(decay).eval(x, **params)
+
+
+def test_dask_is_sent_to_map_blocks():
+    x = pytest.importorskip("dask.array").from_array(TIMES)
+    with pytest.raises(DataError, match="map_blocks"):
+        models.line.eval(x, intercept=1, slope=2)
+    assert x.map_blocks(models.line.eval, dtype=float, intercept=1, slope=2).compute()[-1] == 3
+
+
+@pytest.mark.parametrize(
+    "model", [models.gaussian, models.gaussian + models.line, Model(decay), Model(decay, defaults={"rate": 3})]
+)
+def test_a_fit_starts_from_the_guess(model):
+    x = np.linspace(-1, 1, 200)
+    y = 3 * np.exp(-(((x - 0.2) / 0.1) ** 2)) + np.where(x > 0.9, np.nan, 0.0)
+    result = dask_nlsq.fit(model, x, y, max_nfev=1, nan_policy="omit")
+    start = result.history.iloc[0][list(model.parameters)].to_dict()
+    assert model.guess(x, y) == pytest.approx(start, rel=1e-12)
+
+
+def test_a_guess_refuses_unequal_lengths():
+    with pytest.raises(DataError, match="equally long"):
+        models.line.guess([1.0, 2.0], [1.0])
+
+
+def test_a_model_is_drawn():
+    ax = Model(decay).plot([1.0, 0.0], amplitude=2, rate=1)
+    (line,) = ax.lines
+    assert line.get_xdata().tolist() == [0, 1] and line.get_ydata()[0] == 2 and ax.get_xlabel() == "t"
+    assert Model(decay).plot(TIMES, amplitude=1, rate=1, ax=ax) is ax and len(ax.lines) == 2
+    with pytest.raises(ModelError, match="over one"):
+        Model(two_columns).plot((TIMES, TIMES), a=1)

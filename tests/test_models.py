@@ -97,7 +97,7 @@ def test_recovers_what_is_known(name, truth, rng):
 @pytest.mark.parametrize("name", TRUTHS)
 def test_a_guess_is_finite_and_names_every_parameter(name, rng):
     rows = noisy(LIBRARY[name], TRUTHS[name][0], rng)
-    start = LIBRARY[name].guess([rows["x"].to_numpy()], rows["y"].to_numpy())
+    start = LIBRARY[name].guess(rows["x"].to_numpy(), rows["y"].to_numpy())
     assert start.keys() == set(LIBRARY[name].parameters) and np.isfinite(list(start.values())).all()
 
 
@@ -179,7 +179,7 @@ def test_names_that_clash_are_refused_with_the_remedy():
 def test_prefix_renames_parameters_only():
     model = models.gaussian.prefix("x")
     assert model.parameters == ("xamplitude", "xcenter", "xsigma") and model.inputs == ("x",)
-    start = model.guess([np.linspace(0, 1, 50)], np.linspace(0, 1, 50))
+    start = model.guess(np.linspace(0, 1, 50), np.linspace(0, 1, 50))
     assert start.keys() == set(model.parameters)
     with pytest.raises(ModelError, match="prefix"):
         models.gaussian.prefix("1-")

@@ -412,7 +412,7 @@ def test_a_batch_on_which_the_model_is_not_finite_is_left_out():
 
 
 def guessing(guess):
-    return dataclasses.replace(dask_nlsq.Model.from_function(decay), guess=guess)
+    return dask_nlsq.Model(decay, guess_func=guess)
 
 
 @pytest.mark.parametrize("forget", [np.float32(0.5), np.float64(0.5), Fraction(1, 2)])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 from dask_nlsq import _fit, _many, _plan, _result
+from dask_nlsq._accessors.signature import options_of
 from dask_nlsq._errors import DataError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class NlsqAccessor:
     def __init__(self, frame: pd.DataFrame | dd.DataFrame) -> None:
         self._frame = frame
 
+    @options_of(lambda: _fit.fit)
     def fit(
         self,
         model: Callable[..., Any] | str,
@@ -44,6 +46,7 @@ class NlsqAccessor:
         """Fit `model` to this frame's columns; ``dask_nlsq.fit(model, x, y, data=frame, **options)``."""
         return _fit.fit(model, x, y, data=self._frame, **options)
 
+    @options_of(lambda: _fit.plan)
     def plan(
         self,
         model: Callable[..., Any] | str,
@@ -54,6 +57,7 @@ class NlsqAccessor:
         """Say what `fit` would do; ``dask_nlsq.plan(model, x, y, data=frame, **options)``."""
         return _fit.plan(model, x, y, data=self._frame, **options)
 
+    @options_of(lambda: _many.fit_groups)
     def fit_groups(
         self,
         by: str | Sequence[str],
@@ -83,6 +87,7 @@ class XarrayAccessor:
     def __init__(self, data: xr.Dataset | xr.DataArray) -> None:
         self._data = data
 
+    @options_of(lambda: _fit.fit)
     def fit(
         self, model: Callable[..., Any] | str, x: str | Sequence[str] | None = None, y: str = "y", **options: Any
     ) -> _result.FitResult:
@@ -93,6 +98,7 @@ class XarrayAccessor:
         data: Any = self._data
         return _fit.fit(model, x, y, data=data if hasattr(data, "data_vars") else data.to_dataset(name=y), **options)
 
+    @options_of(lambda: _many.fit_many, without=("axis",))
     def fit_many(
         self,
         model: Callable[..., Any] | str,

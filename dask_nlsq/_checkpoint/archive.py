@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 
-def save(path: str | os.PathLike[str], value: DataclassInstance) -> None:
+def save(path: str | os.PathLike[str], value: DataclassInstance, compression: str | None = None) -> None:
     """Write a dataclass to a file: the whole of it, or what was there stays."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for key, data in pack(value).items():
+        for key, data in pack(value, compression).items():
             # Of zipfile's own date, in 1980: equal states make equal files.
             archive.writestr(zipfile.ZipInfo(key), data)
     target = Path(path)

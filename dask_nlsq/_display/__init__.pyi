@@ -6,3 +6,5 @@ from .fragment import Part as Part
 from .fragment import Table as Table
 from .fragment import Text as Text
 from .fragment import page as page
+from .output import is_shown as is_shown
+from .output import stream as stream

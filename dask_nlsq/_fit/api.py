@@ -17,13 +17,13 @@ from typing import Any
 
 from scipy.optimize import OptimizeResult
 
-from dask_nlsq._errors import NlsqError, warn
+from dask_nlsq._errors import NlsqError, check_keywords, warn
 from dask_nlsq._fit.checks.identifiability import lost_sensitivity
 from dask_nlsq._fit.checks.perturbed_restarts import refit_perturbed
 from dask_nlsq._fit.checks.restarts import find_finite_starts, restart
 from dask_nlsq._fit.joint import fit_joint, parts
 from dask_nlsq._fit.loop import lowest, run_shared, stopped, verify
-from dask_nlsq._fit.observer import Observers
+from dask_nlsq._fit.observer import Observer, Observers, SweepBegin
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.outcome import about_data, build, revive
 from dask_nlsq._fit.plan_inputs import dry_run, gather_plan_inputs, speed
@@ -45,6 +45,7 @@ from dask_nlsq._sweep import Executor, group, outside_pool, serialize
 from dask_nlsq._typing import Vector
 
 
+@check_keywords
 def fit(
     model: Any,
     x: Any = None,
@@ -238,7 +239,7 @@ def fit(
     client : distributed.Client, optional
         By default the open client if there is one, else threads of this process.
     progress : bool, optional
-        Show a progress bar; by default on a terminal, for fits longer than a second.
+        Show a progress bar; by default on a terminal and in a notebook, for fits longer than a second.
 
     Returns
     -------
@@ -368,18 +369,20 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
         kernel.prepare(objective)
     saved_pass = saved is not None and saved.passing is not None
     searches = options.searches and (saved is None or saved.state is None)
-    decided, executor, groups, sample = _gather(resolved, options, saved_pass or searches)
-    resolved, others, notes = find_start(resolved, options, executor, groups, sample, saved)
-    problem = _problem(dataclasses.replace(resolved, executor=executor), groups, decided, session, resolved.executor)
-    solver = _solver(resolved.objective, resolved.parameters, options, decided)
-    if ended is not None:
-        verify(problem, ended)
-        return _again(problem, solver, ended)
-    # A run that goes on keeps the notes of its beginning.
-    notes = _notes(problem) + notes if saved is None else saved.notes
-    session.remember(problem, notes, search=None if saved is None else saved.search)
-    deadline = None if options.time_limit is None else time.monotonic() + options.time_limit
-    with Progress(len(source.partitions), options.progress) as bar:
+    with Progress(len(source.partitions), options.progress, source.info.rows) as bar:
+        decided, executor, groups, sample = _gather(resolved, options, saved_pass or searches, observer=bar)
+        resolved, others, notes = find_start(resolved, options, executor, groups, sample, saved)
+        problem = _problem(
+            dataclasses.replace(resolved, executor=executor), groups, decided, session, resolved.executor
+        )
+        solver = _solver(resolved.objective, resolved.parameters, options, decided)
+        if ended is not None:
+            verify(problem, ended)
+            return _again(problem, solver, ended)
+        # A run that goes on keeps the notes of its beginning.
+        notes = _notes(problem) + notes if saved is None else saved.notes
+        session.remember(problem, notes, search=None if saved is None else saved.search)
+        deadline = None if options.time_limit is None else time.monotonic() + options.time_limit
         observer = Observers(bar, session)
         route = find_route(problem, solver, [resolved.parameters.start, *others], sample, options, session, observer)
         notes += route.notes
@@ -485,6 +488,7 @@ _TOLERANCE = {OptimizationGoal.FAST: 0.1, OptimizationGoal.QUALITY: 1e-8}
 """Largest step that may remain, in standard errors, where the goal says so."""
 
 
+@check_keywords
 def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
     """Say what `fit` would do with the same arguments, before it does anything.
 
@@ -529,6 +533,9 @@ def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
     return make_plan(dry_run(resolved, inputs), asked.settings)
 
 
+plan.__signature__ = inspect.signature(fit).replace(return_annotation=Plan)  # type: ignore[attr-defined]
+
+
 def _resolve(options: FitOptions) -> Resolved:
     """Resolve the arguments, and refuse to stream what does not add up."""
     if options.shared is not None:
@@ -549,10 +556,11 @@ def _resolve(options: FitOptions) -> Resolved:
 
 
 def _gather(
-    resolved: Resolved, options: FitOptions, sampled: bool = False, sharing: int = 1
+    resolved: Resolved, options: FitOptions, sampled: bool = False, sharing: int = 1, observer: Observer | None = None
 ) -> tuple[Plan, Executor, Sequence[Any], Sample | None]:
     """Return the plan, the partitions in groups, held where it says so, and a sample where one is needed."""
     source, executor = resolved.source, resolved.executor
+    observer = observer or Observer()
     executor.wait_for_workers()
     partitions, sample, read = len(source.partitions), None, 0.0
     inputs = gather_plan_inputs(resolved, options.memory_limit).shared_by(sharing)
@@ -560,15 +568,20 @@ def _gather(
         None if inputs.partition_rows is None else make_plan(inputs, options.settings)
     )  # may refuse, before anything is read
     if source.info.rows is None and not source.shared:
+        observer.notify(SweepBegin("reading a sample of the rows", counted=False))
         started = time.perf_counter()
         sample = draw_sample(executor, group(source.partitions, float("inf"), executor.workers), partitions)
         read = time.perf_counter() - started
         inputs, decided = gather_plan_inputs(resolved, options.memory_limit, sample).shared_by(sharing), None
     decided = decided or make_plan(inputs, options.settings)
+    observer.notify(
+        SweepBegin(f"reading {decided.inputs.partitions:,} partitions of {source.info.kind}", counted=False)
+    )
     groups = arrange(source, executor, decided)
     executor = executor_of(decided, executor)
     sampled = sampled or decided.tier.streams
     if sample is None and (sampled or inputs.rows is None or inputs.rows > MANY_ROWS):
+        observer.notify(SweepBegin("reading a sample of the rows", counted=False))
         started = time.perf_counter()
         sample = draw_sample(executor, groups, partitions)
         read = time.perf_counter() - started

@@ -280,7 +280,7 @@ def fit_joint(
         stack.enter_context(outside_pool(next(iter(joint.problems.values())).reader))
         while not solver.terminate(state):
             clock = time.perf_counter()
-            bar.notify(SweepBegin(f"joint sweep {state.nsweeps + 1}", state))
+            bar.notify(SweepBegin(f"joint sweep {state.nsweeps + 1}", state, counted=False))
             request = solver.request(state)
             reductions, whitenings = joint.sweep(request, whitenings)
             reduction = merge(list(reductions.values()))
@@ -331,6 +331,7 @@ def _result(
         tuple(f"Data set {key!r}: {text}" for key, each in joint.problems.items() for text in about_data(each)),
         {
             "model": " + ".join(dict.fromkeys(problem.objective.model.name for problem in joint.problems.values())),
+            "loss": next(iter(joint.problems.values())).objective.loss_name,
             "data": f"{len(joint.problems)} data sets",
             "partitions": sum(len(problem.source.partitions) for problem in joint.problems.values()),
         },

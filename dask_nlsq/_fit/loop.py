@@ -193,7 +193,7 @@ def run_shared(
         else:
             _asked_to_stop(problem, states[leader], callback)  # who has ended need not stop, and is seen all the same
         states = _prune(states, leader, deadline is not None and time.monotonic() > deadline)
-        observer.notify(SweepEnd(_Written(tuple(states), tuple(others), tuple(seconds))))
+        observer.notify(SweepEnd(_Written(tuple(states), tuple(others), tuple(seconds)), states[leader]))
     return states, seconds
 
 

@@ -15,11 +15,12 @@ Saved: TypeAlias = Callable[[], Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class SweepBegin:
-    """A pass over the data begins, or one over the tasks of a search."""
+    """A pass over the data begins, or one over the tasks of a search, or what has no tasks to be counted."""
 
     title: str
     state: State | None = None  # of the fit whose sweep this is
     done: int = 0  # partitions that were finished before
+    counted: bool = True  # whether its tasks are told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class SweepEnd:
     """A sweep has ended, and the solver has made its step."""
 
     saved: Saved
+    state: State | None = None  # of the fit that leads
 
 
 @dataclasses.dataclass(frozen=True)

@@ -265,6 +265,7 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float, pe
     executor = problem.executor
     return {
         "model": problem.objective.model.name,
+        "loss": problem.objective.loss_name,
         "data": problem.source.info.kind,
         "token": problem.source.token,
         "columns": list(problem.columns.names),

@@ -123,7 +123,7 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
     parameters = Parameters.of(model, options.p0, *given)
     objective = Objective(
         # Only this process guesses, so that the guess of a model need not be one that can be sent.
-        dataclasses.replace(model, guess=None),
+        dataclasses.replace(model, guess_func=None),
         (*columns.x, columns.y),
         columns.sigma is not None,
         jac=options.jac if callable(options.jac) else None,

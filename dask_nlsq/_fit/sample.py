@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dask_nlsq._errors import ModelError
 from dask_nlsq._kernel import MANY_ROWS, Block, concatenate
-from dask_nlsq._model import Model, Parameters
+from dask_nlsq._model import Model, Parameters, guessed
 from dask_nlsq._sweep import Executor, Failure, draw
 
 PARTITIONS = 16
@@ -70,16 +69,9 @@ def _draw(executor: Executor, groups: Sequence[Any], partitions: int, count: int
 def guess_start(model: Model, parameters: Parameters, sample: Block) -> Parameters:
     """Start at the model's own guess wherever nobody gave a start."""
     block = _useful(sample)
-    if model.guess is None or not block.rows:
+    if model.guess_func is None or not block.rows:
         return parameters
-    taken = (model.columns[name] for name in model.inputs or model.columns)
-    try:
-        guess = model.guess([block.x[i] for places in taken for i in places], block.y)
-    except Exception as error:
-        raise ModelError(
-            f"The guess of {model.name!r} failed on {block.rows} rows ({type(error).__name__}: {error}). Give p0 for "
-            f"{', '.join(parameters.guessed)}."
-        ) from error
+    guess = guessed(model, block.x, block.y)
     return parameters.with_guess(guess, block.rows)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from dask.delayed import Delayed, delayed
 
-from dask_nlsq._errors import BoundsError, DataError, ModelError, NlsqError
+from dask_nlsq._errors import BoundsError, DataError, ModelError, NlsqError, check_keywords
 from dask_nlsq._fit import to_model
 from dask_nlsq._many.labels import Labels, labelled
 from dask_nlsq._many.neighbours import refit_from_neighbours
@@ -34,6 +34,7 @@ _CHUNK_BYTES = 2**23
 """Bytes of a chunk of series that is cut here: a tenth of a second's work, and little beside what a worker holds."""
 
 
+@check_keywords
 def fit_many(
     model: Callable[..., Any] | Model | str,
     x: Any,
@@ -109,7 +110,7 @@ def fit_many(
     client : distributed.Client, optional
         Who computes, where the result's methods are not told otherwise; by default whom Dask itself would take.
     progress : bool, optional
-        Show a progress bar while the result is computed; by default on a terminal.
+        Show a progress bar while the result is computed; by default on a terminal and in a notebook.
 
     Returns
     -------

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from dask.delayed import Delayed, delayed
 
-from dask_nlsq._errors import DataError, NlsqError
+from dask_nlsq._errors import DataError, NlsqError, check_keywords
 from dask_nlsq._fit import to_model
 from dask_nlsq._many.shared import Chunks, Reduced, Rows, estimate
 from dask_nlsq._many.task import STATISTICS, Task, check_names, make_task
@@ -29,6 +29,7 @@ _SHORTEST = 32
 """Points of the shortest bucket; each is four times as long as the one before, so that few loops are compiled."""
 
 
+@check_keywords
 def fit_groups(
     data: dd.DataFrame | pd.DataFrame,
     by: str | Sequence[str],

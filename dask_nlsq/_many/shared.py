@@ -362,7 +362,13 @@ def _result(
         seconds,
         total,
         (f"{round(totals.series):,} series, with {n_eliminated:,} parameters of their own, took part.",),
-        {"model": task.model.name, "data": "series", "partitions": partitions, "executor": "dask"},
+        {
+            "model": task.model.name,
+            "loss": task.objective.loss_name,
+            "data": "series",
+            "partitions": partitions,
+            "executor": "dask",
+        },
         n_eliminated,
     )
     s2 = result.statistics.residual_variance(solver.absolute_sigma)

@@ -194,13 +194,13 @@ class Task:
         """Return where each fit begins, (n, p), inside its bounds."""
         n = len(series.y)
         start = np.array(_each_or_shared(given, self.start, n) * np.ones((n, 1)))
-        if self.guessed and self.model.guess is not None:
+        if self.guessed and self.model.guess_func is not None:
             places = [self.free.index(name) for name in self.guessed]
             given_start = np.full(start.shape, np.nan) if given is None else given
             for row in np.flatnonzero(enough & np.isnan(given_start[:, places]).any(axis=1)):
                 one = series.take(np.array([row]))
                 counts = one.weight[0] > 0
-                guess = _guess(self.model.guess, [c[0][counts] for c in one.x], one.y[0][counts])
+                guess = _guess(self.model.guess_func, [c[0][counts] for c in one.x], one.y[0][counts])
                 values = np.array([guess.get(name, np.nan) for name in self.guessed], float)
                 wanted = np.isfinite(values) & np.isnan(given_start[row, places])
                 start[row, places] = np.where(wanted, values, start[row, places])
@@ -462,7 +462,7 @@ def check_names(parameters: Sequence[str], keys: Sequence[str]) -> None:
 def _checked_objective(model: Model, parameters: Parameters, loss: Loss, f_scale: float) -> Objective:
     """Return what is to be evaluated, with its Jacobian chosen."""
     objective = Objective(
-        dataclasses.replace(model, guess=None),
+        dataclasses.replace(model, guess_func=None),
         (*(f"x{i}" for i in range(sum(map(len, model.columns.values())))), "y"),
         loss=loss,
         f_scale=f_scale,

@@ -1,4 +1,5 @@
 from . import loss as loss
+from .curve import guessed as guessed
 from .expression import Expression as Expression
 from .guess import Guess as Guess
 from .library import LIBRARY as LIBRARY

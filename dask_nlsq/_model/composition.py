@@ -90,7 +90,7 @@ class SumGuess:
             part = self.parts[i]
             # A part without a guess starts at 1, as a fit does.
             values = dict.fromkeys(part.parameters, 1.0) | dict(part.defaults)
-            values |= {} if part.guess is None else dict(part.guess(columns.x, y))
+            values |= {} if part.guess_func is None else dict(part.guess_func(columns.x, y))
             starts |= values
             y = y - columns.value(i, values)
         return {name: starts[name] for part in self.parts for name in part.parameters}
@@ -177,7 +177,7 @@ def add(left: M, right: M) -> M:
         columns={},
         name=f"{left.name} + {right.name}",
         # A sum of sums is guessed flat, so that parts are tried in all orders.
-        guess=SumGuess((*_guessed(left), *_guessed(right))),
+        guess_func=SumGuess((*_guessed(left), *_guessed(right))),
         parts=(*components(left), *components(right)),
     )
 
@@ -185,7 +185,7 @@ def add(left: M, right: M) -> M:
 def components(model: M) -> tuple[M, ...]:
     """Return the models that were added; the model itself where none were."""
     parts: tuple[Any, ...] = model.parts
-    return parts or (dataclasses.replace(model, guess=None),)
+    return parts or (dataclasses.replace(model, guess_func=None),)
 
 
 def prefix(model: M, text: str) -> M:
@@ -206,10 +206,10 @@ def prefix(model: M, text: str) -> M:
         func = Sum(((_part(model)[0], tuple(names.values())),))
         keywords = frozenset(names.values())
     guess: Guess | None = None
-    if isinstance(model.guess, SumGuess):
-        guess = SumGuess(tuple(prefix(part, text) for part in model.guess.parts))
-    elif model.guess is not None:
-        guess = Renamed(model.guess, names)
+    if isinstance(model.guess_func, SumGuess):
+        guess = SumGuess(tuple(prefix(part, text) for part in model.guess_func.parts))
+    elif model.guess_func is not None:
+        guess = Renamed(model.guess_func, names)
     return dataclasses.replace(
         model,
         func=func,
@@ -218,7 +218,7 @@ def prefix(model: M, text: str) -> M:
         defaults={names[name]: value for name, value in model.defaults.items()},
         columns={},
         name=f"{text}{model.name}",
-        guess=guess,
+        guess_func=guess,
         parts=tuple(prefix(part, text) for part in model.parts),
     )
 
@@ -253,12 +253,12 @@ def _check_columns(left: ParametricFunction, right: ParametricFunction) -> None:
 
 def _part(model: ParametricFunction) -> tuple[ParametricFunction, tuple[str, ...]]:
     """Return what a `Sum` holds of a model: bound to the sum's column, with its names."""
-    return dataclasses.replace(model, columns={model.inputs[0]: (0,)}, guess=None), model.parameters
+    return dataclasses.replace(model, columns={model.inputs[0]: (0,)}, guess_func=None), model.parameters
 
 
 def _guessed(model: ParametricFunction) -> tuple[ParametricFunction, ...]:
     """Return the models of a sum with their guesses."""
-    return model.guess.parts if isinstance(model.guess, SumGuess) else (model,)
+    return model.guess_func.parts if isinstance(model.guess_func, SumGuess) else (model,)
 
 
 def _term(expression: Expression) -> str:

@@ -17,7 +17,7 @@ def fragment_of(model: ParametricFunction) -> Fragment:
         parts.append(f"Column{'s' * (len(columns) > 1)}: {', '.join(columns)}")
     else:
         parts.append("Which names are columns is left to the data.")
-    otherwise = "" if model.guess is None else "guessed from the data"
+    otherwise = "" if model.guess_func is None else "guessed from the data"
     rows = [(name, model.defaults.get(name, otherwise)) for name in model.parameters]
     header = ("parameter" if columns else "parameter or column", "start")
     return Fragment(model.name, [*parts, Table(rows, header, align="lr")])

@@ -16,53 +16,94 @@ import functools
 import inspect
 import numbers
 from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dask_nlsq._errors import ModelError
-from dask_nlsq._model import composition
+from dask_nlsq._model import composition, curve
 from dask_nlsq._model.expression import Expression
 from dask_nlsq._model.guess import Guess
 from dask_nlsq._model.html import fragment_of
 from dask_nlsq._model.parametric_function import ParametricFunction
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _BY_PLACE_ONLY = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False, repr=False, eq=False)
 class Model(ParametricFunction):
     r"""A model function :math:`f(x; \theta)` with named parameters.
 
+    Two models are equal where their functions are, their names, starts and guesses; two functions are equal where
+    Python says so.
+
     Parameters
     ----------
-    func : callable
-        ``func(column, *parameters)``, written with ``jax.numpy`` and acting on each row by itself.
-    arguments : tuple of str
+    func : callable, str or Model
+        ``func(column, *parameters)``, written with ``jax.numpy`` and acting on each row by itself, or a formula such as
+        ``"a*exp(-b*t) + c"``. What follows is read from it where `arguments` is not given; see `from_function` and
+        `from_expression`.
+    arguments : tuple of str, optional
         Arguments in the order of the signature, options left out; the names of an expression.
     inputs : tuple of str
         Those of them that take columns if nobody says more; empty for an expression that leaves it to the data.
     keywords : frozenset of str
         Those of them that can only be passed by name.
     defaults : mapping of str to float
-        Starting values that the signature gives.
-    columns : mapping of str to tuple of int
-        Which columns each column argument takes, by position; filled in by `bind`.
+        Starting values; by default those that the signature gives.
+    columns : mapping of str to tuple of int, or sequence of str
+        Which columns each column argument takes, by position; filled in by `bind`. Of a formula, which of its names are
+        columns.
     name : str
         What reports call it.
-    guess : callable, optional
-        ``guess(x, y)`` returns ``{name: start}`` from a sample of the rows; x is a sequence of columns in the order
-        of `inputs`, without rows that are not finite or have no weight.
+    guess_func : callable, optional
+        ``guess_func(x, y)`` returns ``{name: start}`` from a sample of the rows; x is a sequence of columns in the
+        order of `inputs`, without rows that are not finite or have no weight.
     parts : tuple of Model
         Of a sum, what was added; see `components`.
+
+    Raises
+    ------
+    ModelError
+        `func` cannot be read.
 
     Examples
     --------
     >>> from dask_nlsq import Model
     >>> def decay(t, amplitude, rate, offset=0.0):
     ...     return amplitude * 2.0 ** (-rate * t) + offset
-    >>> Model.from_function(decay).parameters
-    ('amplitude', 'rate', 'offset')
+    >>> model = Model(decay)
+    >>> model
+    Model(decay(t; amplitude, rate, offset=0))
+    >>> "rate" in model.parameters
+    True
+    >>> model.eval([0.0, 1.0], amplitude=3, rate=1).tolist()
+    [3.0, 1.5]
     """
+
+    def __init__(
+        self,
+        func: Callable[..., Any] | str | Model,
+        arguments: tuple[str, ...] | None = None,
+        inputs: tuple[str, ...] = (),
+        keywords: frozenset[str] = frozenset(),
+        defaults: Mapping[str, float] | None = None,
+        columns: Mapping[str, tuple[int, ...]] | Sequence[str] | None = None,
+        name: str = "",
+        guess_func: Guess | None = None,
+        parts: tuple[Model, ...] = (),
+    ) -> None:
+        if arguments is None:
+            if inputs or keywords:
+                raise ModelError("inputs= and keywords= are some of arguments=, which is not given.")
+            read = _read(func, columns, defaults, name or None)
+            func, arguments, inputs, keywords = read.func, read.arguments, read.inputs, read.keywords
+            defaults, columns, name = read.defaults, read.columns, read.name
+            guess_func, parts = guess_func or read.guess_func, read.parts
+        places = columns if isinstance(columns, Mapping) else {}
+        super().__init__(func, arguments, inputs, keywords, defaults or {}, places, name, guess_func, parts)  # type: ignore[arg-type]
 
     @classmethod
     def from_function(cls, func: Callable[..., Any], n_parameters: int | None = None) -> Model:
@@ -112,14 +153,13 @@ class Model(ParametricFunction):
                         keywords.add(parameter.name)
                     if isinstance(parameter.default, numbers.Real):
                         defaults[parameter.name] = float(parameter.default)
-        model = cls(func, tuple(arguments), tuple(arguments[:1]), frozenset(keywords), defaults, {}, name)
-        if not arguments or not model.parameters:
+        if len(arguments) < 2:
             raise ModelError(
                 f"The model {name!r} takes the arguments {tuple(arguments)}; a first one for the data and at "
                 "least one parameter are needed: def model(x, a, b): return ..., or give p0 for *args."
             )
         defaults.pop(arguments[0], None)  # the first argument is a column, whatever its default
-        return model
+        return cls(func, tuple(arguments), tuple(arguments[:1]), frozenset(keywords), defaults, {}, name)
 
     @classmethod
     def from_expression(
@@ -182,6 +222,109 @@ class Model(ParametricFunction):
         ['gaussian', 'line']
         """
         return composition.components(self)
+
+    def eval(self, x: Any, /, **params: float) -> Any:
+        """Return the values of the model at given parameters, in float64.
+
+        Parameters
+        ----------
+        x : array, tuple of arrays, array of shape (k, rows), mapping or frame
+            Columns, as for `fit`; all in memory.
+        **params : float
+            Parameters by name; those that the signature gives a default may be left out.
+
+        Returns
+        -------
+        ndarray of the shape of a column, or float where x is a number
+
+        Raises
+        ------
+        ModelError
+            A parameter has no value, or there is none of that name.
+        DataError
+            A column holds no numbers, or is a collection of Dask.
+
+        Examples
+        --------
+        >>> from dask_nlsq import models
+        >>> models.line.eval([0.0, 1.0], intercept=1, slope=2).tolist()
+        [1.0, 3.0]
+        """
+        return curve.evaluate(self, x, params)
+
+    def guess(self, x: Any, y: Any) -> dict[str, float]:
+        """Return where a fit to these rows would start without p0 and bounds.
+
+        That is the default in the signature, else what the model's guess says of the rows that are finite, else 1. A
+        fit guesses from some of the rows where there are many.
+
+        Parameters
+        ----------
+        x : array, tuple of arrays, array of shape (k, rows), mapping or frame
+            Columns, as for `fit`; all in memory.
+        y : array
+            The observations.
+
+        Raises
+        ------
+        ModelError
+            The model's guess failed.
+        DataError
+            A column holds no numbers, or is not as long as y.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dask_nlsq import models
+        >>> x = np.linspace(0, 1, 50)
+        >>> {name: round(value, 6) for name, value in models.line.guess(x, 1 + 2 * x).items()}
+        {'intercept': 1.0, 'slope': 2.0}
+        """
+        return curve.starts(self, x, y)
+
+    def plot(self, x: Any, /, *, ax: Axes | None = None, **params: float) -> Axes:
+        """Draw the model over one column at given parameters; needs the extra ``plot``.
+
+        Parameters
+        ----------
+        x : array
+            Where to evaluate it.
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; a new figure by default.
+        **params : float
+            As for `eval`.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dask_nlsq import models
+        >>> ax = models.gaussian.plot(np.linspace(0, 1, 50), amplitude=2, center=0.5, sigma=0.1)
+        >>> ax.get_xlabel()
+        'x'
+        """
+        return curve.plot(self, x, params, ax)
+
+    def __repr__(self) -> str:
+        text = self.func.text if isinstance(self.func, Expression) else None
+        if text == self.name:
+            columns = f", columns={list(self.inputs)}" if self.inputs else ""
+            defaults = f", defaults={dict(self.defaults)}" if self.defaults else ""
+            return f"Model({text!r}{columns}{defaults})"
+        name = self.name if self.name.isidentifier() else f"({self.name})"
+        starts = [f"{n}={self.defaults[n]:g}" if n in self.defaults else n for n in self.parameters]
+        return f"Model({name}({', '.join(self.columns or self.inputs)}; {', '.join(starts)}))"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Model):
+            return NotImplemented
+        return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
+
+    def __hash__(self) -> int:
+        return hash((self.arguments, self.inputs, self.name))
 
     def __add__(self, other: Model) -> Model:
         """Add two models of the same columns; the right one's column takes the name of the left one's.
@@ -303,6 +446,35 @@ class Model(ParametricFunction):
                 "columns= in Model.from_expression, for which x= then names the data in the same order."
             )
         return same | {name: (i,) for name, i in zip(open_inputs, strangers, strict=True)}
+
+
+def _read(func: object, columns: object, defaults: Mapping[str, float] | None, name: str | None) -> Model:
+    """Return the model that a function, a formula or a model is, with what is said of it besides."""
+    if isinstance(func, str):
+        if func.strip().isidentifier():
+            raise ModelError(
+                f"{func!r} is no formula, such as 'a*exp(-b*t) + c'. A model of the library is an attribute of "
+                "dask_nlsq.models, and fit takes its name."
+            )
+        return Model.from_expression(func, columns, name, defaults)  # type: ignore[arg-type]
+    if columns:
+        raise ModelError("columns= names those of a formula; of a function, x= names them in the call of fit.")
+    if not isinstance(func, Model) and not callable(func):
+        raise ModelError(f"func is a {type(func).__name__}; a function, a formula or a Model is needed.")
+    read = func if isinstance(func, Model) else Model.from_function(func)
+    unknown = [key for key in defaults or {} if key not in read.parameters]
+    if unknown:
+        raise ModelError(f"defaults= names {unknown}; the parameters of {read.name!r} are {list(read.parameters)}.")
+    starts = {**read.defaults, **{key: float(value) for key, value in (defaults or {}).items()}}
+    return dataclasses.replace(read, defaults=starts, name=name or read.name)
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two objects are equal; not where they do not say so, as those that hold arrays."""
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # whatever the objects of users raise
+        return False
 
 
 def _is_option(default: object) -> bool:

@@ -81,6 +81,11 @@ class Objective:
         """Whether large residuals count for less."""
         return self.loss != "linear"
 
+    @property
+    def loss_name(self) -> str:
+        """What the loss is called in a result."""
+        return self.loss if isinstance(self.loss, str) else "a function"
+
     def expand(self, theta: Sequence[Any]) -> Sequence[Any]:
         """Return all parameters of the model from the free ones."""
         return theta if self.expansion is None else self.expansion(theta)

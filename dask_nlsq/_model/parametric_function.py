@@ -20,7 +20,7 @@ class ParametricFunction:
     defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     name: str = "model"
-    guess: Guess | None = None
+    guess_func: Guess | None = None
     parts: tuple[Self, ...] = ()  # of a sum, what was added, under the names of the sum; without guesses
 
     @property

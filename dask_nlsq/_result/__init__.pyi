@@ -1,6 +1,8 @@
 from .bands import Band as Band
 from .bands import Derived as Derived
 from .bands import curve_stderr as curve_stderr
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
 from .diagnostics import Diagnostics as Diagnostics
 from .html import fragment_of as fragment_of
 from .labels import columns_of as columns_of

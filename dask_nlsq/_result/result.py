@@ -19,9 +19,10 @@ import pandas as pd
 from scipy import stats
 from scipy.optimize import OptimizeWarning
 
-from dask_nlsq._checkpoint import Checkpoints, Text, from_text, pack, to_text, unpack
+from dask_nlsq._checkpoint import Checkpoints, Text, archive, from_text, pack, to_text, unpack
 from dask_nlsq._errors import CheckpointError, DataError, NlsqError, one_of, warn
 from dask_nlsq._plan import Plan
+from dask_nlsq._result import model_record
 from dask_nlsq._result.bands import Derived, band, beside, curve_stderr, derived, observed, on_one_grid, sigma_of
 from dask_nlsq._result.diagnostics import Diagnostics, diagnose
 from dask_nlsq._result.evaluate import evaluate
@@ -39,12 +40,15 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class FitResult:
     r"""Estimates, their covariance, and how the fit went.
 
     The covariance is :math:`s^2 (J^T J)^{-1}` at the estimates, with :math:`s^2 = \chi^2/\nu`, or 1 under
     ``absolute_sigma``. Names that SciPy's ``OptimizeResult`` has keep SciPy's meaning.
+
+    Two results are equal where their estimates, covariance, cost, statistics, bounds and status are, to the bit; when
+    and how they were computed does not count. ``name in result`` asks for a parameter.
 
     Attributes
     ----------
@@ -54,6 +58,8 @@ class FitResult:
         Covariance and correlation of the estimates.
     popt, pcov : ndarray of shape (p,) and (p, p)
         The same without names; ``popt, pcov = result`` unpacks them.
+    free : tuple of str
+        The parameters that were estimated.
     cost : float
         Half the weighted sum of squared residuals.
     n_obs, n_dropped, dof : int
@@ -123,6 +129,8 @@ class FitResult:
     # What is needed to evaluate the model again.
     payload: Payload | None = None
     columns: Columns | None = None
+    # What was read of the model, where it was read without one.
+    recorded: Mapping[str, Any] | None = None
     # The triangle of the weighted Jacobian at the last sweep.
     factor: Factor | None = None
     # What is needed to fit again with a parameter held; it stays in the process of the fit.
@@ -156,6 +164,16 @@ class FitResult:
             # Divided one after the other, for the product of two small errors may underflow.
             values = self.pcov / error / error[:, None]
         return pd.DataFrame(values, index=list(self.names), columns=list(self.names))
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The parameters that were estimated: neither fixed nor tied nor at a bound."""
+        expansion = None if self.payload is None else self.payload.value.expansion
+        held = {*expansion.fixed, *expansion.tied} if expansion is not None else set()
+        if self.payload is None and self.recorded is not None:
+            held = {*self.recorded["fixed"], *self.recorded["tied"]}
+        pairs = zip(self.names, self.active_mask, strict=True)
+        return tuple(name for name, side in pairs if side == 0 and name not in held)
 
     @property
     def success(self) -> bool:
@@ -724,8 +742,8 @@ class FitResult:
     def _model(self) -> tuple[Payload, Columns]:
         if self.payload is None or self.columns is None:
             raise NlsqError(
-                "This result has no model: it was read from a file, or is of several fits together. Evaluate the model "
-                "at params, or use the result of each fit."
+                "This result has no model: it was read without one, or is of several fits together. Read it with "
+                "FitResult.load(path, model=...), or use the result of each fit."
             )
         return self.payload, self.columns
 
@@ -825,7 +843,8 @@ class FitResult:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the model as plain Python values that JSON can hold."""
+        """Return everything but the function of the model as plain Python values that JSON can hold."""
+        living = self.payload is not None and self.columns is not None
         return {
             "params": self.params.to_dict(),
             "stderr": self.stderr.to_dict(),
@@ -847,12 +866,27 @@ class FitResult:
             "absolute_sigma": self.absolute_sigma,
             "plan": None if self.plan is None else self.plan.to_dict(),
             "starts": None if self.starts is None else self.starts.to_dict(orient="list"),
+            "model": model_record.describe(*self._model(), self.popt) if living else self.recorded,
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FitResult:
-        """Rebuild a result from `to_dict`; it cannot predict, for it has no model."""
-        return cls(
+    def from_dict(cls, values: Mapping[str, Any], model: Any = None) -> FitResult:
+        """Rebuild a result from `to_dict`.
+
+        Parameters
+        ----------
+        values : mapping
+        model : callable, Model or str, optional
+            That was fitted; the result predicts and draws bands only with it.
+
+        Raises
+        ------
+        CheckpointMismatch
+            The model has other parameters than the result, or other values at the estimates.
+        CheckpointError
+            Nothing is recorded of the model.
+        """
+        result = cls(
             names=tuple(values["params"]),
             popt=np.array(list(values["params"].values()), float),
             pcov=np.array(values["cov"], float),
@@ -871,7 +905,12 @@ class FitResult:
             absolute_sigma=values.get("absolute_sigma", False),
             plan=None if values.get("plan") is None else Plan.from_dict(values["plan"]),
             starts=None if values.get("starts") is None else starts_frame(values["starts"]),
+            recorded=values.get("model"),
         )
+        if model is None:
+            return result
+        payload, columns = model_record.restore(model, result.recorded, result.names, result.popt)
+        return dataclasses.replace(result, payload=payload, columns=columns)
 
     def save(
         self,
@@ -880,38 +919,82 @@ class FitResult:
         storage_options: dict[str, Any] | None = None,
         compression: str | None = None,
     ) -> None:
-        """Write the result, without the model, as one generation of a checkpoint; see `dask_nlsq.Checkpoints`.
+        """Write the result, without the function of the model.
 
         Parameters
         ----------
         where : str, path or zarr.abc.store.Store
-            A folder, an fsspec URL, or a Zarr store.
-        """
-        about = {"sweeps": self.nsweeps, "cost": self.cost, "status": self.status.name, "finished": True}
-        # Without a fingerprint, for no fit goes on from a result alone.
-        Checkpoints(where, storage_options).commit(pack(_Written(to_text(self.to_dict())), compression), about, {})
-
-    @classmethod
-    def load(cls, where: str | os.PathLike[str] | Store, *, storage_options: dict[str, Any] | None = None) -> FitResult:
-        """Read a result that `save` or a fit with a checkpoint wrote; it has no model, and cannot predict.
+            A path that ends with ``.zip``: one file, a Zarr group in a zip. Otherwise a folder, an fsspec URL or a Zarr
+            store, to which the result is added as the newest generation of a checkpoint; see `dask_nlsq.Checkpoints`.
+        storage_options : dict, optional
+            Passed to fsspec, for URLs.
+        compression : {"gzip"}, optional
 
         Raises
         ------
-        CheckpointError
-            There is none, or the fit has not ended, or what is there does not verify.
+        NlsqError
+            A file is asked for at a URL.
         """
-        checkpoints = Checkpoints(where, storage_options)
-        newest = checkpoints.newest()
-        if newest is None:
-            raise CheckpointError(f"There is no checkpoint at {checkpoints.place}.")
-        generation, keys = newest
-        text = unpack(_Written, keys).result
+        written = _Written(to_text(self.to_dict()))
+        if (file := _file(where)) is not None:
+            archive.save(file, written, compression)
+            return
+        about = {"sweeps": self.nsweeps, "cost": self.cost, "status": self.status.name, "finished": True}
+        # Without a fingerprint, for no fit goes on from a result alone.
+        Checkpoints(where, storage_options).commit(pack(written, compression), about, {})
+
+    @classmethod
+    def load(
+        cls,
+        where: str | os.PathLike[str] | Store,
+        *,
+        model: Any = None,
+        storage_options: dict[str, Any] | None = None,
+    ) -> FitResult:
+        """Read a result that `save` or a fit with a checkpoint wrote.
+
+        Parameters
+        ----------
+        where : str, path or zarr.abc.store.Store
+            The file, folder, URL or store.
+        model : callable, Model or str, optional
+            That was fitted; the result predicts and draws bands only with it.
+        storage_options : dict, optional
+            Passed to fsspec, for URLs.
+
+        Raises
+        ------
+        CheckpointMismatch
+            The model has other parameters than the result, or other values at the estimates.
+        CheckpointError
+            There is no result, or the fit has not ended, or what is there does not verify; or `model` is given, and
+            nothing is recorded of it.
+
+        Examples
+        --------
+        >>> import numpy as np, dask_nlsq, tempfile
+        >>> x = np.arange(4.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     dask_nlsq.fit("a + b*x", x, 1 + 2 * x).save(f"{folder}/r.zip")
+        ...     again = dask_nlsq.FitResult.load(f"{folder}/r.zip", model="a + b*x")
+        >>> again.predict(np.array([5.0])).round(6).tolist()
+        [11.0]
+        """
+        if (file := _file(where)) is not None:
+            if not file.exists():
+                raise CheckpointError(f"There is no file {str(file)!r}.")
+            text, what = archive.load(_Written, file).result, str(file)
+        else:
+            checkpoints = Checkpoints(where, storage_options)
+            newest = checkpoints.newest()
+            if newest is None:
+                raise CheckpointError(f"There is no checkpoint at {checkpoints.place}.")
+            text, what = unpack(_Written, newest[1]).result, f"generation {newest[0].number} at {checkpoints.place}"
         if text is None:
             raise CheckpointError(
-                f"The fit at {checkpoints.place} has not ended: generation {generation.number} is on its way. Call fit "
-                "with the same checkpoint to go on."
+                f"The fit has not ended: {what} is on its way. Call fit with the same checkpoint to go on."
             )
-        return cls.from_dict(from_text(text))
+        return cls.from_dict(from_text(text), model)
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON text; infinities are written as ``Infinity``, as Python's json does."""
@@ -926,6 +1009,21 @@ class FitResult:
                 OptimizeWarning,
             )
         return iter((self.popt, self.pcov))
+
+    def __eq__(self, other: object) -> bool:
+        return self._numbers() == other._numbers() if isinstance(other, FitResult) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.names, self.status))
+
+    def _numbers(self) -> str:
+        """Return what two equal results have in common, as text: JSON has every bit, and NaN equals itself there."""
+        values = self.to_dict()
+        compared = ("params", "cov", "cost", "statistics", "n_dropped", "active_mask", "status", "absolute_sigma")
+        return json.dumps({name: values[name] for name in compared})
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self.names
 
     def __str__(self) -> str:
         return self.report()
@@ -959,6 +1057,15 @@ class _Written:
     """A result as JSON; a checkpoint holds more beside it."""
 
     result: Text | None = None
+
+
+def _file(where: object) -> Path | None:
+    """Return the path of the one file that is meant, or None where it is a folder, a URL or a store."""
+    if not isinstance(where, (str, os.PathLike)) or not os.fspath(where).endswith(".zip") or os.path.isdir(where):
+        return None
+    if "://" in os.fspath(where):
+        raise NlsqError(f"{where!r} is a URL: one file is on a local disk; leave .zip away for a folder there.")
+    return Path(where)
 
 
 def starts_frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:

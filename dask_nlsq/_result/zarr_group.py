@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +10,8 @@ import dask.array as da
 import distributed
 import zarr
 from dask.diagnostics import ProgressBar
+
+from dask_nlsq._display import is_shown, stream
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,8 +26,8 @@ def computing(client: Client | None = None, progress: bool | None = None) -> Ite
         try:
             distributed.get_client()
         except ValueError:
-            if progress or (progress is None and sys.stderr.isatty()):
-                stack.enter_context(ProgressBar(minimum=0.0 if progress else 1.0, out=sys.stderr))
+            if is_shown(progress):
+                stack.enter_context(ProgressBar(minimum=0.0 if progress else 1.0, out=stream()))
         yield
 
 

@@ -31,6 +31,8 @@ class Status(enum.IntEnum, metaclass=_Renaming):
     >>> from dask_nlsq import Status
     >>> Status.CONVERGED.success, int(Status.MAX_NFEV)
     (True, 0)
+    >>> print(Status.CONVERGED)
+    CONVERGED
     """
 
     sentence: str
@@ -68,6 +70,13 @@ class Status(enum.IntEnum, metaclass=_Renaming):
     ROUNDING = 6, "The step that remains is at the rounding level of float64."
     PRECISION = 8, "Every standard error is as small as was asked for; what was not needed for that was not read."
     STREAMED = 7, "Every batch was seen once, and the estimates stayed where the model is linear between batches."
+
+    def __str__(self) -> str:
+        # Of an IntEnum it would be the number, from Python 3.11 on.
+        return self.name
+
+    def __format__(self, spec: str) -> str:
+        return format(int(self) if spec[-1:] in tuple("bcdeEfFgGnoxX%") else self.name, spec)
 
     @property
     def success(self) -> bool:

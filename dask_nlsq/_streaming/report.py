@@ -105,6 +105,7 @@ class Report:
     def _provenance(self, state: StreamState) -> dict[str, Any]:
         return {
             "model": self.model,
+            "loss": "linear",
             "data": "batches",
             "partitions": state.batches,
             "executor": "serial",

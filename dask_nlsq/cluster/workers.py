@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -18,10 +19,25 @@ RENEWAL = 10.0
 """Seconds between two looks for jobs that have ended."""
 
 
+class _Workers(LocalCluster):
+    """Closes in silence: what its workers still hold goes with them, which is no loss worth a warning."""
+
+    def close(self, timeout: float | None = None) -> Any:
+        """Close the cluster."""
+        log = logging.getLogger("distributed.scheduler")
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            return super().close(timeout)
+        finally:
+            log.setLevel(level)
+
+
 def local_cluster(plan: Plan, **options: Any) -> LocalCluster:
     """Start worker processes on this machine, as many and as large as suits a plan.
 
-    Each has one thread, its share of the memory, and an XLA that keeps to that thread.
+    Each has one thread, its share of the memory, and an XLA that keeps to that thread. The dashboard, which needs
+    bokeh, is at ``cluster.dashboard_link``.
 
     Parameters
     ----------
@@ -56,7 +72,7 @@ def local_cluster(plan: Plan, **options: Any) -> LocalCluster:
     if options.get("processes", True):
         # Each worker's XLA would otherwise start as many threads as the machine has cores.
         options["env"] = {"PJRT_NPROC": "1"} | (options.get("env") or {})
-    return LocalCluster(**(chosen | options))
+    return _Workers(**(chosen | options))  # type: ignore[no-untyped-call]
 
 
 def slurm(

@@ -126,7 +126,7 @@ def _explore(
     batches = [Batch(tuple(left[i : i + size]), starts[left[i : i + size]]) for i in range(0, len(left), size)]
     if not batches:
         return
-    observer.notify(SweepBegin(f"{len(starts)} starts on {block.rows:,} rows"))
+    observer.notify(SweepBegin(f"{len(starts)} starts on {block.rows:,} rows", counted=False))
     for i, more in executor.run(explore, batches, serialize(explorer), block):
         if isinstance(more, Failure):
             numbers = ", ".join(map(str, batches[i].indices))

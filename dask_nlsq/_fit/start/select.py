@@ -39,13 +39,13 @@ def find_start(
     """Return the fit with its start and its kernel chosen, other starts, and how they were found."""
     parameters, objective, partitions = resolved.parameters, resolved.objective, len(resolved.source.partitions)
     if saved is not None:
-        guessed = () if resolved.model.guess is not None else parameters.guessed
+        guessed = () if resolved.model.guess_func is not None else parameters.guessed
         parameters = dataclasses.replace(parameters, start=saved.start, guessed=guessed)
         # The kernel is formed as it was, whatever the rules of this version say: another one has other bits.
         if (objective.jacobian, objective.tile) != (saved.jacobian, saved.tile):
             objective = dataclasses.replace(objective, jacobian=saved.jacobian, tile=saved.tile)
         return dataclasses.replace(resolved, parameters=parameters, objective=objective), [], ()
-    if parameters.guessed and resolved.model.guess is not None:
+    if parameters.guessed and resolved.model.guess_func is not None:
         rows = sample or draw_sample(executor, groups, partitions, GUESS_ROWS)
         parameters = guess_start(resolved.model, parameters, rows.block)
     if options.autotune:
