@@ -69,7 +69,7 @@ result.prediction_band(pd.DataFrame({"t": np.linspace(0, 5, 6)}))
 
 # %% [markdown]
 # Is the model right? `diagnostics` says in words what does not look right, here nothing. A second
-# model that adds a parameter shows whether the data ask for it: the lower AIC is preferred.
+# model that adds a parameter shows whether the data ask for it: the smaller AICc is preferred.
 
 # %%
 print(result.diagnostics())
@@ -81,7 +81,7 @@ def stretched(t, amplitude, rate, offset=0.0, beta=1.0):
 
 
 wider = ddf.nlsq.fit(stretched, y="signal", p0=result)
-print(f"AIC {result.aic:.1f} without beta, {wider.aic:.1f} with it")
+print(dask_nlsq.compare(result, wider, names=["without beta", "with beta"]))
 print(f"beta = {wider.params['beta']:.4f} ± {wider.stderr['beta']:.4f}")
 result.history[["cost", "step", "accepted"]]
 

@@ -119,5 +119,13 @@ carriers[["carrier", "a", "b", "b_stderr", "n_obs", "status"]].sort_values(
     "n_obs", ascending=False
 ).head(8)
 
+# %% [markdown]
+# The fit with its plots is one page that needs no other file:
+
+# %%
+page = Path(folder.name) / "flights.html"
+result.to_html(page)
+print(f"{page.stat().st_size / 1e3:.0f} kB")
+
 # %%
 folder.cleanup()

@@ -61,6 +61,11 @@ def fitted(kind):
 
 
 @functools.cache
+def line():
+    return dask_nlsq.fit("a + b*t", data=rows(60), y="signal", p0={"a": 1.0, "b": 0.0})
+
+
+@functools.cache
 def maps(outer):
     t, rng = np.linspace(0, 4, 20), np.random.default_rng(2)
     y = 3 * np.exp(-rng.uniform(0.5, 2, outer)[..., None] * t) + rng.normal(0, 0.02, (*outer, 20))
@@ -85,6 +90,7 @@ PLOTS = {
     "map": lambda: maps((6, 8)).plot("rate"),
     "status": lambda: maps((6, 8)).plot("status"),
     "series": lambda: maps((9,)).plot("rate"),
+    "comparison": lambda: dask_nlsq.compare(fitted("few"), line()).plot(),
 }
 
 

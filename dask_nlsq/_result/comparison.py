@@ -20,14 +20,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from dask_nlsq._display import axes
 from dask_nlsq._errors import DataError, NlsqError, warn
 from dask_nlsq._result.result import FitResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLUMNS = ("n_parameters", "n_obs", "chisqr", "redchi", "aic", "aicc", "bic")
 
@@ -57,6 +61,30 @@ class Comparison(NamedTuple):
 
     table: pd.DataFrame
     f_tests: pd.DataFrame
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw how far the AICc of each fit lies above the smallest, with its Akaike weight.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        ax = axes(ax, (6.4, 1.4 + 0.4 * len(self.table)))
+        rows = self.table.iloc[::-1]  # the best on top
+        delta = rows["delta_aicc"].to_numpy(float)
+        bars = ax.barh([str(name) for name in rows.index], delta, color="C0", alpha=0.6)
+        ax.bar_label(bars, [f"weight {weight:.2g}" for weight in rows["weight"]], padding=4)
+        ax.axvline(10.0, color="0.5", linewidth=0.8, linestyle=":")  # from here on, the data speak against a model
+        ax.set(xlabel="AICc above the smallest", title="Comparison of models")
+        ax.margins(x=0.25)
+        if delta.max(initial=0.0) > 1e3:
+            ax.set_xscale("symlog", linthresh=10.0)
+        return ax
 
     def __repr__(self) -> str:
         tests = f"\n\nF-tests of nested models\n{self.f_tests.to_string()}" if len(self.f_tests) else ""
