@@ -79,9 +79,11 @@ class Comparison(NamedTuple):
         delta = rows["delta_aicc"].to_numpy(float)
         bars = ax.barh([str(name) for name in rows.index], delta, color="C0", alpha=0.6)
         ax.bar_label(bars, [f"weight {weight:.2g}" for weight in rows["weight"]], padding=4)
-        ax.axvline(10.0, color="0.5", linewidth=0.8, linestyle=":")  # from here on, the data speak against a model
+        ax.axvline(
+            10.0, color="0.5", linewidth=0.8, linestyle=":", zorder=0
+        )  # from here on, the data speak against a model
         ax.set(xlabel="AICc above the smallest", title="Comparison of models")
-        ax.margins(x=0.25)
+        ax.margins(x=0.4)
         if delta.max(initial=0.0) > 1e3:
             ax.set_xscale("symlog", linthresh=10.0)
         return ax
