@@ -30,7 +30,7 @@ import functools
 import inspect
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -154,7 +154,13 @@ def one_of(name: str, value: object, *choices: str, error: type[NlsqError] = Nls
     """Refuse an argument that is none of its choices."""
     if value not in choices:
         *others, last = (f'"{choice}"' for choice in choices)
-        raise error(f"{name} is {value!r}; {', '.join(others)} or {last} is needed.")
+        raise error(f"{name} is {value!r}; {', '.join(others)} or {last} is needed.{nearest(value, choices)}")
+
+
+def nearest(name: object, names: Iterable[object]) -> str:
+    """Return a sentence with the name that is nearest to one that is not there; empty where none is near."""
+    near = difflib.get_close_matches(str(name), map(str, names), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def check_keywords(function: Callable[P, R]) -> Callable[P, R]:
@@ -168,9 +174,8 @@ def check_keywords(function: Callable[P, R]) -> Callable[P, R]:
     def checked(*args: P.args, **options: P.kwargs) -> R:
         for name in options:
             if name not in names():
-                nearest = difflib.get_close_matches(name, names(), n=1)
-                remedy = f"Did you mean {nearest[0]!r}?" if nearest else "help() lists those that it has."
-                raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}. {remedy}")
+                remedy = nearest(name, names()) or " help() lists those that it has."
+                raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}.{remedy}")
         return function(*args, **options)
 
     return checked

@@ -1,7 +1,9 @@
 """Plots of a fit: one pass over the data, what they show, and how they look."""
 
+import copy
 import functools
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import Client
 from hypothesis import given, settings
 from matplotlib.testing.compare import compare_images
 from scipy import stats
@@ -220,11 +223,15 @@ REFUSED = {
     "no such history": (lambda: fitted("few").plot_history("speed"), "column"),
     "one start": (lambda: fitted("few").plot_starts(), "n_starts"),
     "no sum": (lambda: fitted("few").plot_components(), "no sum"),
-    "no such parameter": (lambda: fitted("few").plot_contour("a", "z"), "no free parameter"),
-    "the same twice": (lambda: fitted("few").plot_contour("a", "a"), "twice"),
+    "no such parameter": (lambda: fitted("few").plot_contour("a", "z"), "no two free"),
+    "the same twice": (lambda: fitted("few").plot_contour("a", "a"), "no two free"),
     "no such map": (lambda: maps((6, 8)).plot("speed"), "name"),
     "three dimensions": (lambda: maps((2, 2, 2)).plot("rate"), "3 dimensions"),
-    "no data": (lambda: dask_nlsq.FitResult.from_dict(fitted("few").to_dict()).plot(), "no model"),
+    "a level in percent": (lambda: fitted("few").plot(level=95), "0.95"),
+    "levels in percent": (lambda: fitted("few").plot_contour("a", "b", levels=(68, 95)), "between 0 and 1"),
+    "one point": (lambda: fitted("few").plot_contour("a", "b", points=1), "5 or more"),
+    "one sequence": (lambda: fitted("few").contour("a", "b", values=([1.0],)), "two sequences"),
+    "no data": (lambda: dask_nlsq.FitResult.from_dict(fitted("few").to_dict()).plot(), "keeps no data"),
 }
 
 
@@ -235,13 +242,52 @@ def test_refused(name):
         call()
 
 
-def test_data_that_have_changed_are_refused():
-    sizes = iter([500] * 20 + [499] * 20)
-    frame = dd.from_map(lambda _: rows(next(sizes)), [0], meta=rows(1), enforce_metadata=False)
+CHANGES = {
+    "fewer rows": lambda frame: frame.iloc[:-1],
+    "no rows": lambda frame: frame.iloc[:0],
+    "other values": lambda frame: frame.assign(signal=frame.signal * 2),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_data_that_have_changed_are_refused(name):
+    changed = []
+
+    def read(i):
+        return CHANGES[name](rows(500, i)) if changed and i == 0 else rows(500, i)
+
+    frame = dd.from_map(read, range(2), meta=rows(1), enforce_metadata=False)
     result = frame.nlsq.fit(DECAY, y="signal", p0=P0, tier="chunked", client=False)
-    list(zip(range(20), sizes, strict=False))
+    changed.append(True)
     with pytest.raises(dask_nlsq.DataError, match="changed"):
         result.plot()
+
+
+def test_a_stream_that_ended_early_is_drawn(tmp_path):
+    for i in range(12):
+        rows(20_000, i).to_parquet(tmp_path / f"{i:02}.parquet")
+    result = dask_nlsq.fit(DECAY, data=str(tmp_path), y="signal", p0=P0, precision=0.05)
+    assert result.status.name == "PRECISION"
+    result.plot()
+    assert result._residual_summary.rows == 240_000
+
+
+def test_after_its_client_has_closed(cluster):
+    frame = dd.from_pandas(rows(3_000), npartitions=3)
+    with Client(cluster) as client:
+        here = frame.nlsq.fit(DECAY, y="signal", p0=P0)
+        there = frame.nlsq.fit(DECAY, y="signal", p0=P0, tier="chunked", client=client)
+    here.plot()
+    with pytest.raises(NlsqError, match="client of this fit is closed"):
+        there.plot()
+
+
+def test_what_was_drawn_does_not_travel():
+    result = dask_nlsq.fit(DECAY, data=rows(4_000), y="signal", p0=P0)
+    size = len(pickle.dumps(result))
+    result.plot()
+    assert len(pickle.dumps(result)) == size
+    copy.copy(result).plot()
 
 
 def test_contour_is_the_profile_likelihood_of_lmfit():

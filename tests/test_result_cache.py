@@ -130,7 +130,7 @@ HOLD += "Lock(open_place(sys.argv[1])).acquire(); print('held', flush=True); sys
 
 def test_what_another_process_writes_is_left_alone(fit, tmp_path, caplog):
     frame = pd.DataFrame({"t": T, "y": Y})
-    entry = tmp_path / "cache" / fit(frame).provenance["cache"]["entry"]
+    entry = tmp_path / "cache" / "nlsq-fits" / fit(frame).provenance["cache"]["entry"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", HOLD, str(entry)], **pipes) as other:
         assert other.stdout.readline() == b"held\n"
@@ -144,7 +144,30 @@ def test_the_oldest_go_first(fit, tmp_path):
     frame = pd.DataFrame({"t": T, "y": Y})
     with dask.config.set({"nlsq.cache-dir-bytes": "1 kB"}):
         entries = [fit(frame, seed=seed).provenance["cache"]["entry"] for seed in range(3)]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == entries[-1:]
+    assert [path.name for path in (tmp_path / "cache" / "nlsq-fits").iterdir()] == entries[-1:]
+
+
+def test_what_else_lies_in_the_folder_stays(fit, tmp_path):
+    frame = pd.DataFrame({"t": T, "y": Y})
+    saved, run = tmp_path / "cache" / "saved", tmp_path / "cache" / "run"
+    dask_nlsq.fit(decay, data=frame, p0=P0, checkpoint=run).save(saved)
+    with dask.config.set({"nlsq.cache-dir-bytes": "1 kB"}):
+        fit(frame)
+    assert dask_nlsq.FitResult.load(saved) == dask_nlsq.FitResult.load(run)
+
+
+UNUSABLE = {
+    "a file": ({}, lambda folder: (folder / "cache").write_text(""), "no folder can be made"),
+    "no size": ({"nlsq.cache-dir-bytes": "much"}, lambda _: None, "cache-dir-bytes"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_what_cannot_be_used_is_refused(name, fit, tmp_path):
+    config, prepare, words = UNUSABLE[name]
+    prepare(tmp_path)
+    with dask.config.set(config), pytest.raises(NlsqError, match=words):
+        fit(pd.DataFrame({"t": T, "y": Y}))
 
 
 def test_the_configuration_names_the_folder(tmp_path):

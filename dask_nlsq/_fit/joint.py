@@ -46,7 +46,7 @@ _NAMED = ("p0", "bounds", "fixed", "tied")
 _REFUSED = (
     *("prior", "cov_type", "callback", "time_limit", "tier", "goal", "workflow", "config", "precision"),
     *("n_starts", "method", "autotune", "checkpoint", "checkpoint_interval", "checkpoint_every", "resume"),
-    *("compression", "keep", "strict"),
+    *("compression", "keep", "strict", "cache_dir"),
 )
 """Arguments that one data set takes and several do not."""
 

@@ -22,11 +22,11 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from dask_nlsq._errors import NlsqError
+from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._fit.loop import Search, fitted, run_searches
 from dask_nlsq._fit.problem import Problem, arrange
 from dask_nlsq._fit.progress import Progress
-from dask_nlsq._fit.residual_pass import residual_summary
+from dask_nlsq._fit.residual_pass import here_or_there, residual_summary
 from dask_nlsq._kernel import Request, Whitening
 from dask_nlsq._result import columns_of
 from dask_nlsq._solver import EPS, Factor, State, Statistics, Status, TrustRegion, cost_noise, final, lost
@@ -50,6 +50,9 @@ _FARTHEST = 1e3
 _LOWER = 1e-3
 """Decrease of the cost, in units of s², that no rounding and no step left over explains."""
 
+
+_SAME = 1e-4
+"""Relative difference of χ² that steps left out and rounding make, and no change of the data."""
 
 _PROBE = 0.01
 """Standard errors by which parameters move for a derivative of JᵀJ, which only matters over a standard error or so."""
@@ -105,9 +108,28 @@ class Profiler:
             )
         return dataclasses.replace(self, solver=solver, **_centre(solver, state))
 
-    def residual_summary(self, theta: Vector, s: float, rows: int) -> ResidualSummary:
-        """Return what one pass over the rows says of the residuals at all parameters `theta`."""
-        return residual_summary(self.problem, theta, s, rows)
+    def residual_summary(self, theta: Vector, s: float, chisqr: float | None) -> ResidualSummary:
+        """Return what one pass over the rows says of the residuals at all parameters `theta`.
+
+        Parameters
+        ----------
+        s : float
+            What residuals are divided by.
+        chisqr : float, optional
+            That of the fit, which of a linear loss without a prior is that of the rows.
+
+        Raises
+        ------
+        DataError
+            The rows are others than in the fit.
+        """
+        summary = residual_summary(here_or_there(self.problem), theta, s)
+        plain = not self.problem.objective.robust and self.solver.prior is None
+        if chisqr is not None and plain:
+            now = summary.chisqr * s**2
+            if abs(now - chisqr) > _SAME * chisqr + 4 * self.noise:
+                raise DataError(f"χ² is {now:.8g} and was {chisqr:.8g} in the fit: the data have changed. Fit again.")
+        return summary
 
     def intervals(self, level: float) -> dict[str, tuple[float, float]]:
         """Return both ends of the interval of each parameter that is free and determined."""
@@ -202,7 +224,7 @@ class Profiler:
         return [held.tau, held.cost, *map(float, self.problem.objective.expand(held.theta.tolist()))]
 
     def _run(self, searches: Sequence[Search[T]]) -> list[T]:
-        problem = self.problem
+        problem = here_or_there(self.problem)
         # Rows are held while a profile runs, and not for as long as the result lives.
         groups = arrange(problem.source, problem.reader, problem.plan)
         with Progress(len(problem.source.partitions), None) as bar:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from dask_nlsq._errors import DataError
+from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._fit.observer import SweepBegin, TaskEnd
 from dask_nlsq._fit.problem import Problem, arrange
 from dask_nlsq._fit.progress import Progress
@@ -15,7 +15,25 @@ FEW = 5_000
 """Rows up to which they are kept one by one."""
 
 
-def residual_summary(problem: Problem, theta: Vector, s: float, rows: int) -> ResidualSummary:
+def here_or_there(problem: Problem) -> Problem:
+    """Return a problem that can be read again: where it was, or in this process where its client has been closed.
+
+    Raises
+    ------
+    NlsqError
+        It was fitted by a client that is closed.
+    """
+    if not problem.reader.closed:
+        return problem
+    if problem.executor.remote:
+        raise NlsqError(
+            "The client of this fit is closed, and what you ask for reads the data again: do so before it closes, or "
+            "fit again from p0=result."
+        )
+    return dataclasses.replace(problem, reader=problem.executor)
+
+
+def residual_summary(problem: Problem, theta: Vector, s: float) -> ResidualSummary:
     """Return the summary of the residuals of all rows.
 
     Parameters
@@ -23,9 +41,7 @@ def residual_summary(problem: Problem, theta: Vector, s: float, rows: int) -> Re
     theta : ndarray
         All parameters.
     s : float
-        The residual standard deviation.
-    rows : int
-        How many rows the fit had.
+        What residuals are divided by.
 
     Raises
     ------
@@ -33,13 +49,16 @@ def residual_summary(problem: Problem, theta: Vector, s: float, rows: int) -> Re
         A partition holds another number of rows than in the fit.
     """
     problem = dataclasses.replace(problem, groups=arrange(problem.source, problem.reader, problem.plan))
-    # Merged in the order of the partitions, whatever the order of arrival: the same bits for every executor.
+    before = problem.digests.rows
+    # Of a partition that the fit has not read, as many rows as any may be there.
+    few = bool(before) and len(before) == len(problem.source.partitions) and sum(before.values()) <= FEW
+    # Merged in the order of the groups, whatever the order of arrival.
     arrived: dict[int, list[ResidualSummary]] = {}
     whole: list[ResidualSummary] = []
     following = 0
     with Progress(len(problem.source.partitions), None) as bar, outside_pool(problem.executor):
         bar.notify(SweepBegin("residuals"))
-        for i, answer in problem.executor.run(summarise, problem.groups, problem.payload, theta, s, rows <= FEW):
+        for i, answer in problem.executor.run(summarise, problem.groups, problem.payload, theta, s, few):
             if isinstance(answer, Failure):
                 raise answer.error(theta)
             arrived[i] = answer
@@ -47,13 +66,14 @@ def residual_summary(problem: Problem, theta: Vector, s: float, rows: int) -> Re
             while following in arrived:
                 whole = merged([*whole, *arrived.pop(following)])
                 following += 1
-    summary = whole[0]
-    seen = problem.digests.digests
-    for number, now in summary.partitions[:, :2].astype(int).tolist():
-        before = int(seen[number, 0]) if number < len(seen) else now
-        if before != now:
+    now = {int(number): int(rows) for number, rows, _ in (whole[0].partitions if whole else ())}
+    for number, rows in before.items():
+        if now.get(number, 0) != rows:
             raise DataError(
-                f"The partition gave {before} rows to the fit and {now} now: the data have changed. Fit again.",
+                f"The partition gave {rows} rows to the fit and {now.get(number, 0)} now: the data have changed. Fit "
+                "again.",
                 partition=number,
             )
-    return summary
+    if not whole:
+        raise DataError("There are no rows any more: the data have changed.")
+    return whole[0]

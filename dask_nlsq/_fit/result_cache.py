@@ -4,7 +4,8 @@ An entry is the checkpoint of a run that has ended. What finds it again is the f
 token of the data, and the versions of the packages on which bits depend::
 
     cache/
-      8d1c…/            one fit: state.zarr, commits, as `Checkpoints` reads them
+      nlsq-fits/
+        8d1c…/          one fit: state.zarr, commits, as `Checkpoints` reads them
 
 A hit is a run that "goes on" from its end: data at a path, whose files are compared, are not read; other data are read
 once and compared with what each partition held. Where an entry is damaged, the fit is made again; where another
@@ -19,6 +20,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,6 +40,11 @@ from dask_nlsq._kernel import Block
 from dask_nlsq._result import FitResult
 
 log = logging.getLogger("dask_nlsq")
+
+_FITS = "nlsq-fits"
+"""The folder of the entries, so that nothing else that lies in the cache's folder is taken for one."""
+
+_KEY = re.compile("[0-9a-f]{32}")
 
 _COMPARED = 50
 """Entries, the latest ones, that a miss is compared with to say what differs."""
@@ -72,29 +79,38 @@ def cached(resolved: Resolved, options: FitOptions, run: Callable[[Session], Fit
     Raises
     ------
     NlsqError
-        A checkpoint was asked for as well.
+        A checkpoint was asked for as well; or no folder can be made there.
     """
     if options.checkpoint is not None:
         raise NlsqError("cache_dir= and checkpoint= both keep the state of a fit; give one of them.")
     try:
-        with _open_entry(resolved, options) as entry:
+        most = int(parse_bytes(dask.config.get("nlsq.cache-dir-bytes")))
+    except (TypeError, ValueError) as error:
+        raise NlsqError(f'nlsq.cache-dir-bytes: {error}; give a size such as "1 GiB".') from error
+    if "://" not in (folder := os.fspath(options.cache_dir)):
+        try:
+            (Path(folder) / _FITS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NlsqError(f"cache_dir is {folder!r}, where no folder can be made: {error}.") from error
+    try:
+        with _open_entry(resolved, options, most) as entry:
             return entry.labelled(run(entry.session))
     except CheckpointMismatch as other:
         # Rows in no files, under a name that they had before.
         log.info("the data of an entry of the result cache have changed: %s", other)
-        with _open_entry(resolved, options, resume=False) as entry:
+        with _open_entry(resolved, options, most, resume=False) as entry:
             return entry.labelled(run(entry.session))
 
 
 @contextlib.contextmanager
-def _open_entry(resolved: Resolved, options: FitOptions, resume: str | bool = "auto") -> Iterator[Entry]:
+def _open_entry(resolved: Resolved, options: FitOptions, most: int, resume: str | bool = "auto") -> Iterator[Entry]:
     """Open the entry of a fit, as a session that goes on from its end where the result is there."""
     folder, current = os.fspath(options.cache_dir), fingerprint(resolved, options)
     # Rows in memory are told apart by what they hold; others by files, or by what Dask calls them.
     rows = [p.columns for p in resolved.source.partitions if isinstance(p, Block)]
     identity = json.dumps([current, resolved.source.token, tokenize(rows), versions()], sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    where = f"{folder.rstrip('/')}/{key}"
+    where = f"{folder.rstrip('/')}/{_FITS}/{key}"
     # Written at the end alone; what a killed run has left would be gone on from all the same.
     kept = dataclasses.replace(
         options, checkpoint=where, checkpoint_interval=float("inf"), checkpoint_every=None, resume=resume
@@ -102,9 +118,10 @@ def _open_entry(resolved: Resolved, options: FitOptions, resume: str | bool = "a
     with contextlib.ExitStack() as stack:
         session = _opened(stack, resolved, kept)
         yield Entry(folder, key, current, session, session.ended(options.max_nfev) is not None)
-    if "://" not in folder and Path(where).exists():
-        os.utime(where)
-        _bound(Path(folder))
+    if "://" not in folder:
+        with contextlib.suppress(OSError):  # another process may remove what is looked at
+            os.utime(where)
+            _bound(Path(folder), most)
 
 
 def _opened(stack: contextlib.ExitStack, resolved: Resolved, options: FitOptions) -> Session:
@@ -118,9 +135,8 @@ def _opened(stack: contextlib.ExitStack, resolved: Resolved, options: FitOptions
         return Session()
 
 
-def _bound(folder: Path) -> None:
+def _bound(folder: Path, most: int) -> None:
     """Remove the entries that were used least recently, until the others fit."""
-    most = parse_bytes(dask.config.get("nlsq.cache-dir-bytes"))
     entries = sorted(_entries(folder), key=_used, reverse=True)
     total = 0
     for i, entry in enumerate(entries):
@@ -144,7 +160,8 @@ def _nearest(folder: str, key: str, current: Mapping[str, Any]) -> dict[str, str
 
 
 def _entries(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if (path / "commits").is_dir()] if folder.is_dir() else []
+    fits = folder / _FITS
+    return [path for path in fits.iterdir() if _KEY.fullmatch(path.name)] if fits.is_dir() else []
 
 
 def _used(entry: Path) -> float:

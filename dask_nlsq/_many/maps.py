@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 def plot(fits: ManyFits, name: str | None = None, *, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw a parameter or statistic: a map of series in two dimensions, points with errors of those in one.
 
+    Fits that are not computed yet are computed for it: call `compute` first, and draw from what it returns.
+
     Parameters
     ----------
     name : str, optional
@@ -54,6 +56,8 @@ def plot(fits: ManyFits, name: str | None = None, *, ax: Axes | None = None, **s
     if len(dims) not in (1, 2):
         raise NlsqError(f"These fits have {len(dims)} dimensions, a map one or two: draw a part of to_dataset().")
     positions = [_positions(fits, dim, size) for dim, size in zip(dims, fits.shape, strict=True)]
+    if not values.size:
+        raise NlsqError("There are no series to draw.")
     ax = axes(ax)
     if len(dims) == 1:
         error = arrays.get(f"{name}_stderr")
@@ -66,10 +70,12 @@ def plot(fits: ManyFits, name: str | None = None, *, ax: Axes | None = None, **s
     else:
         finite = values[np.isfinite(values)]
         low, high = np.percentile(finite, [2, 98]) if len(finite) else (0.0, 1.0)
-        shades = {"vmin": low, "vmax": high, "cmap": "viridis", **style}
+        limits = {} if "norm" in style else {"vmin": low, "vmax": high}
+        shades = {"cmap": "viridis", **limits, **style}
         mesh = ax.pcolormesh(positions[1], positions[0], values, rasterized=True, **shades)
         ax.figure.colorbar(mesh, ax=ax, label=name, extend="both" if len(finite) > 50 else "neither")
     if not fits.labels.coords:
+        ax.locator_params(integer=True)
         ax.invert_yaxis()  # without coordinates, the first row of an image is its top
         ax.set_aspect("equal")
     ax.set(xlabel=dims[1], ylabel=dims[0], title=name)

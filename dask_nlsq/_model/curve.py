@@ -71,6 +71,7 @@ def bind_columns(model: Model, x: Any, given: Mapping[str, Any]) -> tuple[Model,
                 f"The columns have the dimensions {sorted(dims)}; give them the same, as xarray.broadcast does."
             )
     else:
+        x = tuple(map(np.asarray, x)) if isinstance(x, tuple) and not any(np.isscalar(c) for c in x) else x
         several = isinstance(x, (tuple, list)) and bool(x) and getattr(x[0], "ndim", 0) >= 1
         raw = list(x) if several or getattr(x, "ndim", 1) == 2 else [x]
         names = model.array_names(len(raw), [*model.defaults, *given.keys() - model.defaults.keys()])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -182,3 +183,18 @@ def derived(text: str, names: Sequence[str], theta: Vector, cov: Matrix) -> Deri
         known = np.where(np.isnan(cov), 0.0, cov)
         variance = inference.propagate(known, gradient[None])[0, 0]
         return Derived(float(value(jnp.asarray(theta))), float(np.sqrt(max(variance, 0.0))))
+
+
+def check_level(level: object) -> None:
+    """Refuse what is no probability that an interval covers, and what is meant as the probability that it does not."""
+    # Percentages get this far, and a message of their own below.
+    if not isinstance(level, numbers.Real) or not 0 < float(level) < 100:
+        raise NlsqError(f"level is {level!r}; a number from 0.5 to 1 is needed, such as 0.95.")
+    level = float(level)
+    if level < 0.5:
+        raise NlsqError(
+            f"level is {level}, the probability that an interval covers, and a number from 0.5 to 1 is needed. "
+            f"Where {level} is the probability of error (alpha), give level={1 - level:.6g}."
+        )
+    if level >= 1:
+        raise NlsqError(f"level is {level}; a number from 0.5 to 1 is needed. For {level:g} %, give {level / 100:g}.")

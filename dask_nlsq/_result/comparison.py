@@ -155,8 +155,13 @@ def compare(*results: FitResult, names: Sequence[str] | None = None) -> Comparis
     table = pd.DataFrame(rows, index=pd.Index(labels, name="model"))
     finite = table["aicc"].where(np.isfinite(table["aicc"]))
     table["delta_aicc"] = table["aicc"] - finite.min()
-    likelihood = np.exp(-table["delta_aicc"] / 2)
+    if (perfect := table["aicc"] == -np.inf).any():  # a fit without residuals outweighs all others
+        likelihood = perfect.astype(float)
+    else:
+        likelihood = np.exp(-table["delta_aicc"] / 2)
     table["weight"] = likelihood / likelihood.sum()
+    if not np.isfinite(table["aicc"]).all() and not perfect.any():
+        warn("There are too few rows for the AICc of some fits, which needs two more than parameters; compare the BIC.")
     table["status"] = [result.status.name for result in results]
     return Comparison(table.sort_values("aicc", kind="stable"), _f_tests(dict(zip(labels, results, strict=True))))
 
@@ -237,7 +242,8 @@ def _f_tests(results: dict[str, FitResult]) -> pd.DataFrame:
     rows = [
         {"restricted": r, "full": f} | _f_test(results[r], results[f], r, f)
         for r, f in itertools.permutations(known, 2)
-        if set(free[r]) < set(free[f])
+        # At a bound a parameter is neither free nor a restriction, and F has no such distribution.
+        if set(free[r]) < set(free[f]) and not results[r].active_mask.any() and not results[f].active_mask.any()
     ]
     return pd.DataFrame(rows, columns=["restricted", "full", "F", "dof", "dof_full", "p_value"])
 

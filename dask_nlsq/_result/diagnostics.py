@@ -38,6 +38,9 @@ _SURE = 1e-3
 _NOTABLE = 0.05
 """Share of the standard deviation from which it is said: of 1e9 rows, one of 1e-4 is certain and of no account."""
 
+_ROUNDING = 1e-13
+"""Residuals, beside the fit, that are rounding and tell nothing."""
+
 _CORRELATED = 0.95
 """Correlation of two estimates from which it is said."""
 
@@ -73,7 +76,7 @@ class Diagnostics:
     >>> x = np.linspace(0, 4, 60)
     >>> y = 1 + 2 * x + np.random.default_rng(0).normal(0, 0.1, 60)
     >>> print(dask_nlsq.fit("a + b*x", x, y).diagnostics())
-    9 checks found nothing out of the ordinary.
+    10 checks found nothing out of the ordinary.
     """
 
     table: pd.DataFrame
@@ -107,38 +110,60 @@ def diagnose(result: FitResult) -> Diagnostics:
 
 
 def _of_estimates(result: FitResult) -> Iterator[Check]:
+    words = "" if result.success else f"The fit did not converge ({result.status.name}), so that nothing below is sure."
+    yield Check("convergence", np.nan, np.nan, words)
     yield Check("condition number", result.condition_number, np.nan, _weak_direction(result))
-    correlation = result.correlation.to_numpy()
-    for i, j in itertools.combinations(range(len(result.names)), 2):
-        if abs(correlation[i, j]) > _CORRELATED:
-            pair = f"{result.names[i]} and {result.names[j]}"
-            words = f"The data say little of {pair} apart, and more of a combination of both."
-            yield Check(f"correlation of {pair}", correlation[i, j], np.nan, words)
+    if len(result.names) > 1:
+        yield _of_correlations(result)
     for name, side in zip(result.names, result.active_mask, strict=True):
         if side:
             end = "lower" if side < 0 else "upper"
             words = f"{name} lies at its {end} bound, so that the bound decides it; the other errors take it as known."
             yield Check(f"bound of {name}", float(result.params[name]), np.nan, words)
-    for name, skewness in _skewness(result).items():
-        words = ""
-        if abs(skewness) > _SKEWED:
-            words = f'Intervals of {name} by its standard error mislead: use conf_int(method="profile").'
-        yield Check(f"skewness of {name}", skewness, np.nan, words)
+    skewness = _skewness(result)
+    if len(skewness):
+        skewed = [f"{name} ({value:.2g})" for name, value in skewness.items() if abs(value) > _SKEWED]
+        words = f"The estimates of {', '.join(skewed)} are skewed, so that intervals by their standard errors mislead: "
+        words += 'use conf_int(method="profile").'
+        yield Check("skewness", float(skewness.abs().max()), np.nan, words if skewed else "")
+    if result.absolute_sigma and result.dof > 0:
+        pvalue = float(2 * min(stats.chi2.cdf(result.chisqr, result.dof), stats.chi2.sf(result.chisqr, result.dof)))
+        ratio = float(np.sqrt(result.redchi))
+        words = f"The residuals are {ratio:.2g} times as large as sigma says: sigma is in other units, or the model "
+        words += "lacks something; the standard errors follow sigma."
+        yield Check("chi-square", result.chisqr, pvalue, _said(words, pvalue, abs(ratio - 1)))
 
 
-def _skewness(result: FitResult) -> dict[str, float]:
+def _of_correlations(result: FitResult) -> Check:
+    """Find the pairs of parameters that the data hardly tell apart."""
+    values = result.correlation.to_numpy()
+    pairs = [(i, j) for i, j in itertools.combinations(range(len(values)), 2) if np.isfinite(values[i, j])]
+    close = [
+        f"{result.names[i]} and {result.names[j]} ({values[i, j]:.3g})"
+        for i, j in pairs
+        if abs(values[i, j]) > _CORRELATED
+    ]
+    words = f"Strongly correlated: {', '.join(close)}. The data determine combinations of them better than each alone."
+    return Check(
+        "correlation", max((abs(values[i, j]) for i, j in pairs), default=np.nan), np.nan, words if close else ""
+    )
+
+
+def _skewness(result: FitResult) -> pd.Series:
     try:
-        skewness = result.skewness().dropna()
-        return dict(zip(skewness.index, skewness.tolist(), strict=True))
+        return result.skewness().dropna()
     except NlsqError:  # as for a robust loss, which has none
-        return {}
+        return pd.Series(dtype=float)
 
 
 def _weak_direction(result: FitResult) -> str:
     """Say in which direction the parameters can move with the least change of the fit."""
     open_ends = result.stderr.index[np.isinf(result.stderr)]
     if len(open_ends):
-        return f"The data do not determine {', '.join(open_ends)}."
+        return (
+            f"The data do not determine {', '.join(open_ends)}, or only a combination: hold one with fixed=, or take a "
+            "model without it."
+        )
     if result.factor is None or result.condition_number < _ILL:
         return ""
     free = result._model()[0].value
@@ -156,53 +181,58 @@ def _weak_direction(result: FitResult) -> str:
 
 def _of_residuals(result: FitResult) -> Iterator[Check]:
     summary = result._residual_summary
-    mean, square, third, fourth = _moments(summary)
-    if summary.rows < 3 or not square > 0:
+    mean, square, third, fourth = (power / summary.rows for power in summary.powers)
+    centred = square - mean**2
+    axis = summary.by_fit.axes[0]
+    rounding = _ROUNDING * max(abs(axis.lower), abs(axis.upper))
+    if summary.rows < 3 or not centred > 0 or result.rmse <= rounding:  # data without noise
         return
     variance = max(fourth - square**2, np.finfo(float).tiny)
+    columns = result._model()[1]
+    for name, binned in zip((*columns.x, "the fit"), (*summary.by_column, summary.by_fit), strict=True):
+        yield from _against(name, binned, summary.rows, columns.sigma is not None)
     pairs, products = summary.pairs
     if pairs > 1:
         lag = products / pairs / square
         pvalue = float(2 * stats.norm.sf(abs(lag) * np.sqrt(pairs)))
-        words = "Neighbouring rows have like residuals" if lag > 0 else "Neighbouring rows have opposite residuals"
-        words += ", as if they were not independent: if the rows are in the order in which they were taken, standard "
-        words += "errors are too small." if lag > 0 else "errors are too large."
+        words = f"Neighbouring rows have {'like' if lag > 0 else 'opposite'} residuals: the model lacks something, or "
+        words += "the rows are not independent, and standard errors are too "
+        words += "small." if lag > 0 else "large."
         yield Check("autocorrelation", lag, pvalue, _said(words, pvalue, abs(lag)))
-    centred = square - mean**2
     skew = (third - 3 * mean * square + 2 * mean**3) / centred**1.5
     excess = (fourth - 4 * mean * third + 6 * mean**2 * square - 3 * mean**4) / centred**2 - 3
     jarque = summary.rows / 6 * (skew**2 + excess**2 / 4)
     pvalue = float(stats.chi2.sf(jarque, 2))
     words = f"The residuals are not normal: skewness {skew:.2g}, excess kurtosis {excess:.2g}."
-    words += ' Heavy tails: a robust loss, such as loss="soft_l1", gives outliers less weight.' if excess > 1 else ""
+    if excess > 1 and result.provenance.get("loss", "linear") == "linear":
+        words += ' Where these are outliers, a robust loss such as loss="soft_l1" gives them less weight.'
     yield Check("normality", jarque, pvalue, _said(words, pvalue, max(abs(skew), abs(excess))))
-    columns = result._model()[1]
-    for name, binned in zip((*columns.x, "the fit"), (*summary.by_column, summary.by_fit), strict=True):
-        yield from _against(name, binned, summary.rows, square, variance, columns.sigma is not None)
     if len(summary.partitions) > 1:
         yield _of_partitions(summary, square, variance)
 
 
-def _against(name: str, binned: Binned, rows: int, square: float, variance: float, weighted: bool) -> Iterator[Check]:
-    """Compare the residuals in cells of a column."""
+def _against(name: str, binned: Binned, rows: int, weighted: bool) -> Iterator[Check]:
+    """Compare the residuals in cells of a column; those beyond the last cell of z count as there."""
     axis, score = panels.coarse(binned, rows).axes, binned.axes[1].middles
     counts = binned.on(axis).counts
+    square = float(counts.sum(axis=0) @ score**2 / counts.sum())
+    variance = float(counts.sum(axis=0) @ score**4 / counts.sum()) - square**2
     n = counts.sum(axis=1)
     counts, n = counts[n >= 5], n[n >= 5]
-    if len(n) < 2:
+    if len(n) < 2 or not (square > 0 and variance > 0):
         return
     means, squares = counts @ score / n, counts @ score**2 / n
     statistic = float((n * means**2).sum() / square)
     pvalue = float(stats.chi2.sf(statistic, len(n)))
     # How far the means scatter more than noise would.
     excess = float(np.sqrt(max((statistic - len(n)) / n.sum(), 0.0)))
-    words = f"The residuals vary with {name}, by {excess:.2g} of their standard deviation: the model lacks something."
+    words = f"The mean residual varies with {name}, by {excess:.2g} standard deviations: the model lacks something."
     yield Check(f"mean against {name}", statistic, pvalue, _said(words, pvalue, excess))
     statistic = float((n * (squares - square) ** 2).sum() / variance)
     pvalue = float(stats.chi2.sf(statistic, len(n) - 1))
     low, high = np.sqrt(np.quantile(squares, [0.05, 0.95]) / square)
     remedy = "sigma is not right everywhere" if weighted else "weigh the rows by sigma="
-    words = f"The residuals scatter unlike with {name}, {low:.2g} to {high:.2g} times their standard deviation: "
+    words = f"The scatter of the residuals changes with {name}, from {low:.2g} to {high:.2g} times its average: "
     words += f'{remedy}, or take cov_type="sandwich".'
     yield Check(f"spread against {name}", statistic, pvalue, _said(words, pvalue, float(high - low)))
 
@@ -217,16 +247,6 @@ def _of_partitions(summary: ResidualSummary, square: float, variance: float) -> 
     ratio = float(np.sqrt(chisqr[worst] / rows[worst] / square))
     words = f"Partition {int(number[worst])} scatters {ratio:.2g} times as much as all rows do: look at what is in it."
     return Check("most unlike partition", float(departure[worst]), pvalue, _said(words, pvalue, abs(ratio - 1)))
-
-
-def _moments(summary: ResidualSummary) -> tuple[float, float, float, float]:
-    """Return the means of z, z², z³ and z⁴."""
-    if summary.points is not None:
-        z, weight = summary.points.score, np.ones(summary.rows)
-    else:
-        z, weight = summary.by_fit.axes[1].middles, summary.score_counts.astype(float)
-    one, two, three, four = (float(weight @ z**power / weight.sum()) for power in (1, 2, 3, 4))
-    return one, two, three, four
 
 
 def _said(words: str, pvalue: float, effect: float) -> str:

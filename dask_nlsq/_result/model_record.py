@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_nlsq._errors import CheckpointError, CheckpointMismatch
+from dask_nlsq._errors import CheckpointError, CheckpointMismatch, warn
 from dask_nlsq._kernel import validate
 from dask_nlsq._model import Expansion, Expression, Model, Objective, named
 from dask_nlsq._sources import Columns
@@ -33,8 +33,14 @@ def describe(payload: Payload, columns: Columns, popt: Vector) -> dict[str, Any]
         "columns": dataclasses.asdict(columns) | {"x": list(columns.x), "origins": origins},
         "fixed": {} if expansion is None else dict(expansion.fixed),
         "tied": {} if expansion is None else {name: tie.text for name, tie in expansion.tied.items()},
+        "formula": getattr(payload.value.model.func, "text", None),
         "values": _values(payload, columns, popt).tolist(),
     }
+
+
+def formula(recorded: Mapping[str, Any] | None) -> str | None:
+    """Return the formula of a model that is one."""
+    return None if recorded is None else recorded.get("formula")
 
 
 def restore(
@@ -76,6 +82,8 @@ def restore(
     theta = popt[[names.index(name) for name in free]]
     payload = serialize(validate.check(objective, theta).objective)
     values, there = _values(payload, columns, popt), np.array(recorded["values"], float)
+    if not np.isfinite(there).any():
+        warn(f"Whether {bound.name!r} is the model that was fitted is not known: it has no value where that is seen.")
     size = np.abs(there[np.isfinite(there)]).max(initial=0.0)
     if not np.allclose(values, there, rtol=_CLOSE, atol=_CLOSE * size, equal_nan=True):
         raise CheckpointMismatch(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import numbers
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,17 @@ from dask_nlsq._checkpoint import Checkpoints, Text, archive, from_text, pack, t
 from dask_nlsq._errors import CheckpointError, DataError, NlsqError, one_of, warn
 from dask_nlsq._plan import Plan
 from dask_nlsq._result import model_record
-from dask_nlsq._result.bands import Derived, band, beside, curve_stderr, derived, observed, on_one_grid, sigma_of
+from dask_nlsq._result.bands import (
+    Derived,
+    band,
+    beside,
+    check_level,
+    curve_stderr,
+    derived,
+    observed,
+    on_one_grid,
+    sigma_of,
+)
 from dask_nlsq._result.diagnostics import Diagnostics, diagnose
 from dask_nlsq._result.evaluate import evaluate
 from dask_nlsq._result.html import document, fragment_of
@@ -138,7 +147,12 @@ class FitResult:
 
     def __getstate__(self) -> dict[str, Any]:
         # It holds the source and the executor of the fit, which live in its process only.
-        return self.__dict__ | {"profiler": None}
+        # Of what was derived from the fields nothing travels, as rows that were drawn.
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return fields | {"profiler": None}
+
+    def __copy__(self) -> FitResult:
+        return dataclasses.replace(self)
 
     @functools.cached_property
     def params(self) -> pd.Series:
@@ -300,7 +314,7 @@ class FitResult:
         >>> result.conf_int(0.9, method="profile").round(2).loc["b"].tolist()
         [0.42, 0.59]
         """
-        _check_level(level)
+        check_level(level)
         one_of("method", method, "t", "profile")
         if method == "t":
             # Student's t has no quantile at 0 degrees of freedom.
@@ -387,6 +401,10 @@ class FitResult:
         [0.72, 0.01, 0.69]
         """
         pair = None if values is None else tuple(values)
+        if pair is not None and len(pair) != 2:
+            raise NlsqError(f"values are {len(pair)}; two sequences are needed, of {a} and of {b}.")
+        if pair is None and (points < 2 or not within > 0):
+            raise NlsqError(f"points is {points} and within is {within}; 2 or more and a positive number are needed.")
         rise: pd.DataFrame = self._profiler().contour(a, b, pair, points, within)
         return pd.DataFrame(stats.f.cdf(rise / 2, 2, max(self.dof, 1)), index=rise.index, columns=rise.columns)
 
@@ -418,7 +436,6 @@ class FitResult:
         data: Any,
         *,
         to: str | os.PathLike[str] | Store | None = None,
-        overwrite: bool = False,
         storage_options: dict[str, Any] | None = None,
     ) -> Any:
         """Evaluate the fitted model; lazy for Dask collections.
@@ -431,8 +448,6 @@ class FitResult:
         to : str, path or zarr.abc.store.Store, optional
             Evaluate now, chunk by chunk, and write a Zarr group with the array "predicted", which has the shape and
             the chunks of the data, and the names of their dimensions where they have some.
-        overwrite : bool
-            Whether what is there is replaced; else it is an error.
         storage_options : dict, optional
             Passed to fsspec, for URLs.
 
@@ -447,7 +462,7 @@ class FitResult:
             A column is missing, or columns have unlike lengths; where chunks are of unknown sizes, when it is computed.
             With `to`, the data are a frame, whose number of rows is not known before they are read.
         FileExistsError
-            There is something at `to`, and `overwrite` is False.
+            There is something at `to`.
 
         Examples
         --------
@@ -471,9 +486,7 @@ class FitResult:
         array = regular(array, array.ndim)
         dims = getattr(predicted, "dims", [f"dim_{i}" for i in range(array.ndim)])
         with computing():
-            group = write(
-                {"predicted": array}, {"predicted": dims}, to, overwrite=overwrite, storage_options=storage_options
-            )
+            group = write({"predicted": array}, {"predicted": dims}, to, storage_options=storage_options)
         return da.from_zarr(group["predicted"])
 
     def residuals(self, data: Any, y: Any = None, *, weighted: bool = False) -> Any:
@@ -546,7 +559,7 @@ class FitResult:
         >>> result.confidence_band(np.array([0.5])).lower.round(2).tolist()
         [1.41]
         """
-        _check_level(level)
+        check_level(level)
         return band(self.predict(data), curve_stderr(*self._model(), self.params, self.cov, data), level, self.dof)
 
     def prediction_band(self, data: Any, level: float = 0.95, *, sigma: Any = None) -> Any:
@@ -580,7 +593,7 @@ class FitResult:
         >>> result.prediction_band(np.array([1.5])).lower.round(2).tolist()
         [3.54]
         """
-        _check_level(level)
+        check_level(level)
         payload, columns = self._model()
         data = on_one_grid(data, columns.names if sigma is None else columns.x)
         predicted = self.predict(data)
@@ -675,7 +688,7 @@ class FitResult:
         >>> x = np.linspace(0, 4, 400)
         >>> result = dask_nlsq.fit("a + b*x", x, x**2 + 0.1 * np.cos(99 * x))
         >>> result.diagnostics().table.loc["mean against x", "finding"]
-        'The residuals vary with x, by 0.96 of their standard deviation: the model lacks something.'
+        'The mean residual varies with x, by 0.96 standard deviations: the model lacks something.'
         """
         return diagnose(self)
 
@@ -695,16 +708,18 @@ class FitResult:
         if self.profiler is None:
             raise NlsqError(
                 "This result keeps no data: it was read from a file, pickled, made by a StreamingFitter, or is of "
-                "several fits together. Its rows are drawn from what dask_nlsq.fit returns for them."
+                "several data sets together. Only what dask_nlsq.fit returns for one data set can draw its rows."
             )
-        summary: ResidualSummary = self.profiler.residual_summary(self.popt, self._residual_std, self.n_obs)
+        early = self.status is Status.PRECISION  # there are more rows than were read
+        expected = None if early else self.chisqr
+        summary: ResidualSummary = self.profiler.residual_summary(self.popt, self._residual_std, expected)
         return summary
 
     @property
     def _residual_std(self) -> float:
-        """The standard deviation of the residuals, in units of sigma; 1 where it is none that can be divided by."""
-        s = float(np.sqrt(self.statistics.residual_variance(self.absolute_sigma)))
-        return s if np.isfinite(s) and s > 0 else self.rmse or 1.0
+        """What residuals are divided by to be standardised, in units of sigma: 1 where none can be divided by."""
+        s = float(np.sqrt(self.redchi)) if self.dof > 0 else self.rmse
+        return s if np.isfinite(s) and s > 0 else 1.0
 
     def uvars(self) -> dict[str, Any]:
         """Return the estimates as numbers of the package uncertainties, whose arithmetic keeps their correlations.
@@ -839,7 +854,10 @@ class FitResult:
             No test of convergence holds.
         """
         if not self.success:
-            raise NlsqError(f"The fit did not converge ({self.status.name}): {self.message}")
+            raise NlsqError(
+                f"The fit did not converge ({self.status.name}): {self.message} Go on from p0=result with a wider "
+                "limit, or start elsewhere."
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -907,6 +925,7 @@ class FitResult:
             starts=None if values.get("starts") is None else starts_frame(values["starts"]),
             recorded=values.get("model"),
         )
+        model = model_record.formula(result.recorded) if model is None else model
         if model is None:
             return result
         payload, columns = model_record.restore(model, result.recorded, result.names, result.popt)
@@ -1035,21 +1054,6 @@ class FitResult:
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.6g}" for name, value in self.params.items())
         return f"<FitResult {self.status.name} {values}>"
-
-
-def _check_level(level: object) -> None:
-    """Refuse what is no probability that an interval covers, and what is meant as the probability that it does not."""
-    # Percentages get this far, and a message of their own below.
-    if not isinstance(level, numbers.Real) or not 0 < float(level) < 100:
-        raise NlsqError(f"level is {level!r}; a number from 0.5 to 1 is needed, such as 0.95.")
-    level = float(level)
-    if level < 0.5:
-        raise NlsqError(
-            f"level is {level}, the probability that an interval covers, and a number from 0.5 to 1 is needed. "
-            f"Where {level} is the probability of error (alpha), give level={1 - level:.6g}."
-        )
-    if level >= 1:
-        raise NlsqError(f"level is {level}; a number from 0.5 to 1 is needed. For {level:g} %, give {level / 100:g}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,7 @@ def write(
             shape=array.shape,
             chunks=tuple(max(sizes[0], 1) for sizes in array.chunks),
             dtype=array.dtype,
+            fill_value=float("nan") if array.dtype.kind == "f" else None,  # of what a failure leaves out
             dimension_names=dims[name],
         )
         for name, array in arrays.items()

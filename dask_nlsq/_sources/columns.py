@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_nlsq._errors import DataError, NlsqError, SweepError
+from dask_nlsq._errors import DataError, NlsqError, SweepError, nearest
 from dask_nlsq._kernel import Block
 from dask_nlsq._typing import AnyArray, Vector
 
@@ -140,7 +140,7 @@ def check_columns(
     if missing:
         raise DataError(
             f"There is no column {', '.join(map(repr, missing))}; {where} has "
-            f"{', '.join(map(repr, present))}. {remedy}",
+            f"{', '.join(map(repr, present))}.{nearest(missing[0], present)} {remedy}",
             column=missing[0],
         )
     twice = [name for name in names if list(present).count(name) > 1]

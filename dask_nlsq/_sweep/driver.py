@@ -35,6 +35,12 @@ class PartitionDigests:
         """What was seen, (partitions, 2 + columns)."""
         return self._seen
 
+    @property
+    def rows(self) -> dict[int, int]:
+        """Rows of each partition that was seen."""
+        rows = self._seen[:, 0] if self._seen.size else np.empty(0, np.uint64)
+        return {i: int(rows[i]) for i in np.flatnonzero(rows != _UNSEEN).tolist()}
+
     def check(self, numbers: Sequence[int], digests: Digests) -> None:
         """Refuse partitions of these numbers whose rows are not those of the first sweep."""
         end = max(numbers) + 1

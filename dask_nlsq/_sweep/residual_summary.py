@@ -35,11 +35,14 @@ class Points(NamedTuple):
     y: Vector
     fit: Vector
     score: Vector  # the standardised residual
+    sigma: Vector | None  # of y, where the fit had one
 
     def joined(self, other: Points) -> Points:
         """Return the rows of both."""
         x = tuple(np.concatenate(pair) for pair in zip(self.x, other.x, strict=True))
-        return Points(x, *(np.concatenate(pair) for pair in zip(self[1:], other[1:], strict=True)))
+        y, fit, score = (np.concatenate(pair) for pair in zip(self[1:4], other[1:4], strict=True))
+        both = self.sigma is not None and other.sigma is not None
+        return Points(x, y, fit, score, np.concatenate([self.sigma, other.sigma]) if both else None)
 
 
 class Axes(NamedTuple):
@@ -55,7 +58,7 @@ class ResidualSummary:
     r"""Counts of rows by x, y, the fit f and the score :math:`z = (y - f) / (s \sigma)`."""
 
     rows: int
-    chisqr: float  # the sum of z²
+    powers: tuple[float, float, float, float]  # the sums of z, z², z³ and z⁴
     pairs: tuple[int, float]  # neighbouring rows of a partition, and the sum of the products of their z
     density: tuple[Binned, ...]  # by each column of x and by y
     by_column: tuple[Binned, ...]  # by each column of x and by z, with the total of f where there are several
@@ -63,6 +66,11 @@ class ResidualSummary:
     points: Points | None = None
     partitions: npt.NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.empty((0, 3)))
     """Of each partition its number, rows and sum of z²."""
+
+    @property
+    def chisqr(self) -> float:
+        """The sum of z²."""
+        return self.powers[1]
 
     @property
     def score_counts(self) -> npt.NDArray[np.int64]:
@@ -102,22 +110,27 @@ class ResidualSummary:
         score *= 1 / s if block.weight is None else block.weight / s
         x = [axis.index(column) for axis, column in zip(axes.x, block.x, strict=True)]
         y, z, of_fit = axes.y.index(block.y), SCORES.index(score), axes.fit.index(fit)
-        total = fit if len(x) > 1 else None
+        total, square = fit if len(x) > 1 else None, score**2
         return cls(
             block.rows,
-            _dot(score, score),
+            (float(score.sum()), _dot(score, score), _dot(score, square), _dot(square, square)),
             (block.rows - 1, _dot(score[:-1], score[1:])),
             tuple(Binned.of([axis, axes.y], [cells, y]) for axis, cells in zip(axes.x, x, strict=True)),
             tuple(Binned.of([axis, SCORES], [cells, z], total) for axis, cells in zip(axes.x, x, strict=True)),
             Binned.of([axes.fit, SCORES], [of_fit, z]),
-            Points(block.x, block.y, fit, score) if keep else None,
+            Points(block.x, block.y, fit, score, None if block.weight is None else 1 / block.weight) if keep else None,
         )
 
     def merge(self, other: ResidualSummary) -> ResidualSummary:
         """Return the summary of the rows of both."""
         return ResidualSummary(
             self.rows + other.rows,
-            self.chisqr + other.chisqr,
+            (
+                self.powers[0] + other.powers[0],
+                self.powers[1] + other.powers[1],
+                self.powers[2] + other.powers[2],
+                self.powers[3] + other.powers[3],
+            ),
             (self.pairs[0] + other.pairs[0], self.pairs[1] + other.pairs[1]),
             tuple(a.merge(b) for a, b in zip(self.density, other.density, strict=True)),
             tuple(a.merge(b) for a, b in zip(self.by_column, other.by_column, strict=True)),

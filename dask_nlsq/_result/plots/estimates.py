@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from dask_nlsq._display import axes
-from dask_nlsq._errors import NlsqError, one_of
+from dask_nlsq._errors import NlsqError, one_of, warn
+from dask_nlsq._result.bands import check_level
+from dask_nlsq._typing import Vector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from dask_nlsq._result.result import FitResult
+
+_THIN = 0.99
+"""Correlation from which the region of two parameters is too thin for a grid."""
 
 _NUMBERS = 12
 """Parameters up to which a correlation is written into its cell."""
@@ -57,6 +63,8 @@ def plot_history(result: FitResult, column: str = "cost", *, ax: Axes | None = N
     finite = values[np.isfinite(values)]
     if column not in result.names and len(finite) and (finite > 0).all() and finite.max() > 10 * finite.min():
         ax.set_yscale("log")
+    if len(values) == 1:
+        ax.set_xlim(0.0, 2.0)
     label = "remaining step, standard errors" if column == "step" else column
     ax.set(xlabel="sweep", ylabel=label, title=f"{result.provenance['model']}: {result.status.name}")
     ax.locator_params(axis="x", integer=True)
@@ -135,6 +143,7 @@ def plot_profile(result: FitResult, name: str, *, level: float = 0.95, ax: Axes 
     >>> result.plot_profile("b").get_xlabel()
     'b'
     """
+    check_level(level)
     reach = stats.t.ppf(0.5 + level / 2, max(result.dof, 1))
     profile = result.profile(name)
     interval = result.conf_int(level, method="profile").loc[name]
@@ -160,7 +169,7 @@ def plot_contour(
     b: str,
     *,
     levels: tuple[float, ...] = (0.68, 0.95),
-    points: int = 15,
+    points: int = 21,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw joint confidence regions of two parameters by profile likelihood, and the ellipses of the linear theory.
@@ -172,7 +181,7 @@ def plot_contour(
     levels : tuple of float
         Probabilities that the regions cover both parameters together.
     points : int
-        As in `FitResult.contour`, which fits at ``points**2`` pairs of values over the same sweeps.
+        Values of each parameter, over the extent of the region; fits at ``points**2`` pairs share their sweeps.
     ax : matplotlib.axes.Axes, optional
         Where to draw; by default in a new figure.
 
@@ -194,28 +203,52 @@ def plot_contour(
     >>> ax.get_xlabel(), ax.get_ylabel()
     ('a', 'b')
     """
+    if not levels or not all(0 < level < 1 for level in levels):
+        raise NlsqError(f"levels is {levels!r}; probabilities between 0 and 1 are needed, such as (0.68, 0.95).")
+    if points < 5:
+        raise NlsqError(f"points is {points}; 5 or more are needed for a contour.")
+    if a == b or not {a, b} <= set(result.free):
+        raise NlsqError(f"{a!r} and {b!r} are no two free parameters of this fit; those are {', '.join(result.free)}.")
+    if result.stderr[[a, b]].gt(0).all():
+        alike = float(result.correlation[b].to_numpy()[result.names.index(a)])
+        if abs(alike) > _THIN:
+            warn(
+                f"{a} and {b} are correlated by {alike:.4f}, so that their region is thinner than the cells of a grid: "
+                "count x from its middle, or take other parameters."
+            )
     dof = max(result.dof, 1)
     rises = [2.0 * float(stats.f.ppf(level, 2, dof)) for level in sorted(levels)]
-    # A little farther than the ellipse of the highest level.
-    region = result.contour(a, b, points=points, within=1.25 * rises[-1] ** 0.5)
+    # The region reaches as far as the profile of each parameter does where it has risen as much.
+    reach = float(2 * stats.t.cdf(rises[-1] ** 0.5, dof) - 1)
+    ends = result.conf_int(min(reach, 1 - 1e-9), method="profile").loc[[a, b]]
+    region = result.contour(a, b, values=_extent(ends, points), points=points, within=1.3 * rises[-1] ** 0.5)
     ax = axes(ax)
     names = {rise: f"{100 * level:.3g} %" for rise, level in zip(rises, sorted(levels), strict=True)}
-    # In units of the rise of χ², which is smooth where a probability is flat.
-    grid = 2.0 * stats.f.ppf(region.to_numpy().T, 2, dof)
+    # Roots of the rise of χ², between which a line is nearly right where the model is nearly linear.
+    grid = np.sqrt(2.0 * stats.f.ppf(region.to_numpy().T, 2, dof))
     grid[~np.isfinite(grid)] = np.nan
-    lines = ax.contour(region.index, region.columns, grid, levels=rises, colors="C0")
-    ax.clabel(lines, fmt=names)
-    angle = np.linspace(0, 2 * np.pi, 200)
+    lines = ax.contour(region.index, region.columns, grid, levels=[rise**0.5 for rise in rises], colors="C0")
+    ax.clabel(lines, fmt={rise**0.5: name for rise, name in names.items()})
     centre, cov = result.params[[a, b]].to_numpy(), result.cov.loc[[a, b], [a, b]].to_numpy()
-    ellipse = np.linalg.cholesky(cov) @ np.array([np.cos(angle), np.sin(angle)])
-    for i, rise in enumerate(rises):
-        x, y = centre[:, None] + rise**0.5 * ellipse
-        ax.plot(x, y, "--", color="C1", linewidth=1, label=None if i else "linear theory")
+    if np.isfinite(cov).all():
+        angle = np.linspace(0, 2 * np.pi, 200)
+        ellipse = np.linalg.cholesky(cov) @ np.array([np.cos(angle), np.sin(angle)])
+        for i, rise in enumerate(rises):
+            x, y = centre[:, None] + rise**0.5 * ellipse
+            ax.plot(x, y, "--", color="C1", linewidth=1, label=None if i else "linear theory")
     ax.plot(*centre, "+", color="C1", markersize=10)
     ax.plot([], [], color="C0", label="profile likelihood")
     ax.set(xlabel=a, ylabel=b, title="Joint confidence regions")
     ax.legend()
     return ax
+
+
+def _extent(ends: pd.DataFrame, points: int) -> tuple[Vector, Vector] | None:
+    """Return values of two parameters from a little below their lower ends to a little above the upper ones."""
+    if not np.isfinite(ends.to_numpy()).all():
+        return None
+    spans = [np.linspace(1.08 * low - 0.08 * high, 1.08 * high - 0.08 * low, points) for low, high in ends.to_numpy()]
+    return spans[0], spans[1]
 
 
 def plot_starts(result: FitResult, *, ax: Axes | None = None) -> Axes:

@@ -58,6 +58,21 @@ def shown(result: FitResult, name: str, values: Vector) -> Any:
     return (moment + pd.to_timedelta(values, unit="s")).to_numpy()
 
 
+def show_dates(ax: Axes, result: FitResult, name: str) -> None:
+    """Label an axis of dates by as many as there is room for."""
+    if result._model()[1].origins.get(name) is not None:
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        locator = AutoDateLocator(maxticks=6)
+        ax.xaxis.set_major_locator(locator)
+        ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def title(result: FitResult) -> str:
+    """Return the name of the model, and that the fit did not converge where it did not."""
+    return f"{result.provenance['model']}{'' if result.success else f' (NOT converged: {result.status.name})'}"
+
+
 def number_of(result: FitResult, x: str | None) -> int:
     """Return the place of a column among those of x, the first where none is named.
 
@@ -78,9 +93,16 @@ def binned_residuals(ax: Axes, binned: Binned, s: float, x: Any) -> None:
     """Draw mean and spread of the residuals in cells; `x` turns the middles of cells to what the axis shows."""
     m = moments(binned)
     at = x(m.middle)
-    ax.fill_between(at, s * (m.mean - m.spread), s * (m.mean + m.spread), color="C0", alpha=0.2, linewidth=0)
-    ax.errorbar(at, s * m.mean, s * m.spread / np.sqrt(m.rows), fmt=".", color="C0", markersize=4, linewidth=1)
+    low, high = s * (m.mean - m.spread), s * (m.mean + m.spread)
+    error = s * m.spread / np.sqrt(m.rows)
+    ax.fill_between(at, low, high, color="C0", alpha=0.2, linewidth=0, label="± standard deviation")
+    ax.errorbar(at, s * m.mean, error, fmt=".", color="C0", markersize=4, linewidth=1, label="mean ± standard error")
     ax.axhline(0.0, color="C1", linewidth=1)
+
+
+def dots(rows: int) -> float:
+    """Return the size of a point where there are so many."""
+    return 7.0 if rows <= 50 else 5.0 if rows <= 500 else 3.0
 
 
 def residual_label(result: FitResult) -> str:

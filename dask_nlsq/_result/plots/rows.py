@@ -15,7 +15,7 @@ from scipy import stats
 from dask_nlsq._display import axes, pyplot
 from dask_nlsq._errors import NlsqError, one_of
 from dask_nlsq._model import Model
-from dask_nlsq._result.bands import Band, band, curve_stderr
+from dask_nlsq._result.bands import Band, band, check_level, curve_stderr
 from dask_nlsq._result.plots import panels
 from dask_nlsq._sweep import predict_rows
 from dask_nlsq._typing import Vector
@@ -61,7 +61,7 @@ def plot(
     Returns
     -------
     matplotlib.axes.Axes
-        That of the data.
+        That of the data; that of the residuals is ``ax.figure.axes[1]``.
 
     Raises
     ------
@@ -77,6 +77,7 @@ def plot(
     >>> ax.get_ylabel(), len(ax.get_lines())
     ('y', 2)
     """
+    check_level(level)
     j = panels.number_of(result, x)
     summary = result._residual_summary
     columns = result._model()[1]
@@ -101,13 +102,16 @@ def plot(
     at = functools.partial(panels.shown, result, columns.x[j])
     points = summary.points
     if points is not None:
-        ax.plot(at(points.x[j]), points.y, ".", color="C0", markersize=5, alpha=0.7, label="data", zorder=1)
+        style: dict[str, Any] = {"fmt": ".", "markersize": panels.dots(summary.rows), "elinewidth": 0.8, "color": "C0"}
+        line = ax.errorbar(at(points.x[j]), points.y, points.sigma, **style)
+        line.set_label("data")
     else:
         _density(ax, summary.density[j], at)
     _curve(ax, result, j, level, at)
-    ax.set(ylabel=columns.y, title=result.provenance["model"])
+    ax.set(ylabel=columns.y, title=panels.title(result))
     ax.legend()
     (below or ax).set_xlabel(columns.x[j])
+    panels.show_dates(below or ax, result, columns.x[j])
     if below is not None:
         ax.tick_params(labelbottom=False)
         if points is not None:
@@ -136,12 +140,13 @@ def _curve(ax: Axes, result: FitResult, j: int, level: float, at: Any) -> None:
     payload, columns = result._model()
     axis = result._residual_summary.by_column[j].axes[0]
     if len(columns.x) > 1:
-        binned = result._residual_summary.by_column[j]
-        count = binned.counts.sum(axis=1)
+        summary = result._residual_summary
+        binned = panels.coarse(summary.by_column[j], summary.rows)
+        count, middles = binned.counts.sum(axis=1), binned.axes[0].middles
         filled = count > 0
         assert binned.total is not None
         mean = binned.total.sum(axis=1)[filled] / count[filled]
-        ax.plot(at(axis.middles[filled]), mean, ".-", color="C1", linewidth=1, label="mean of the fit", zorder=3)
+        ax.plot(at(middles[filled]), mean, "D", color="C1", markersize=5, label="mean of the fit", zorder=3)
         return
     x = np.linspace(axis.lower, axis.upper, _CURVE)
     ax.plot(at(x), predict_rows(payload, result.popt, (x,)), color="C1", label="fit", zorder=3)
@@ -223,7 +228,8 @@ def plot_residuals(result: FitResult, kind: str | None = None, *, x: str | None 
     figure, panes = pyplot().subplots(2, 2, figsize=(8.4, 6.4), layout="constrained")
     for panel, function in zip(panes.flat, draw.values(), strict=True):
         function(panel, result)
-    figure.suptitle(f"Residuals of {result.provenance['model']}")
+    panes[0, 0].legend(fontsize="small") if panes[0, 0].get_legend_handles_labels()[0] else None
+    figure.suptitle(f"Residuals of {panels.title(result)}")
     return panes
 
 
@@ -232,6 +238,7 @@ def _against_column(ax: Axes, result: FitResult, j: int) -> None:
     points = None if summary.points is None else (summary.points.x[j], summary.points.score)
     _against(ax, result, summary.by_column[j], points, functools.partial(panels.shown, result, name))
     ax.set_xlabel(name)
+    panels.show_dates(ax, result, name)
 
 
 def _against_fit(ax: Axes, result: FitResult) -> None:
@@ -261,10 +268,12 @@ def _histogram(ax: Axes, result: FitResult) -> None:
     filled = np.flatnonzero(counts)
     first, last = filled[0], filled[-1] + 1
     density = counts[first:last] / (counts.sum() * np.diff(edges)[first:last])
+    beyond = int(summary.score_counts[[0, -1]].sum()) if summary.points is None else 0
     ax.stairs(density, edges[first : last + 1], fill=True, color="C0", alpha=0.5)
     z = np.linspace(min(edges[first], -4.0), max(edges[last], 4.0), _CURVE)
     ax.plot(z, stats.norm.pdf(z), color="C1", label="normal")
-    ax.set(xlabel="standardised residual", ylabel="density")
+    label = f"standardised residual; {beyond:,} rows beyond ±8 at the ends" if beyond else "standardised residual"
+    ax.set(xlabel=label, ylabel="density")
     ax.legend()
 
 

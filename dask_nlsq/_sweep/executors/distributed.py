@@ -100,6 +100,11 @@ class Cluster(Executor):
         """Tasks that all workers run at a time, or are thought to once some have come."""
         return sum(self._places().values()) or _TO_COME
 
+    @property
+    def closed(self) -> bool:
+        """Whether the client has been closed."""
+        return self.client.status == "closed"
+
     def _places(self) -> dict[str, int]:
         """Return how many tasks each worker runs at a time: its threads, or its GPUs where tasks need one."""
         if self._resources is None:

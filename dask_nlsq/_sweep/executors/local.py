@@ -81,6 +81,11 @@ class Executor(abc.ABC):
     """Whether tasks run one after the other, in the thread that asks."""
 
     @property
+    def closed(self) -> bool:
+        """Whether it can run no more tasks."""
+        return False
+
+    @property
     @abc.abstractmethod
     def workers(self) -> int:
         """How many tasks run at a time."""
