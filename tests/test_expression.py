@@ -318,6 +318,12 @@ def test_columns_are_found_by_name(columns, x, rename):
     assert list(result.params.index) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("text", ["a*exp(-b*t)", "a*exp(-b*x)"])
+def test_a_single_column_goes_to_x_or_t(text):
+    frame = pd.DataFrame({"time": np.linspace(0, 3, 30), "level": 2 * np.exp(-0.5 * np.linspace(0, 3, 30))})
+    assert frame.nlsq.fit(text, x="time", y="level").popt == pytest.approx([2, 0.5])
+
+
 @pytest.mark.parametrize("store", ["parquet", "zarr", "mapping"])
 def test_every_source_says_which_names_are_columns(store, tmp_path):
     data = {name: FRAME[name].to_numpy() for name in FRAME}
@@ -373,7 +379,8 @@ def test_predicts_and_travels(client):
         (lambda: FRAME.nlsq.fit(Model.from_expression("a*z + b")), ["None of the names", "'z'", "columns="]),
         (lambda: FRAME.nlsq.fit(Model.from_expression("a*t + y")), ["'y'", "y="]),
         (lambda: FRAME.nlsq.fit(Model.from_expression("t + u")), ["no parameter"]),
-        (lambda: FRAME.nlsq.fit(Model.from_expression("a*t"), x="time"), ["'time'", "columns="]),
+        (lambda: FRAME.nlsq.fit(Model.from_expression("a*s"), x="time"), ["'time'", "columns="]),
+        (lambda: FRAME.nlsq.fit(Model.from_expression("a*t*x"), x="time"), ["'time'", "columns="]),
         (lambda: FRAME.nlsq.fit(Model.from_expression("a*t"), x=[]), ["x=[]"]),
         (lambda: dask_nlsq.fit(Model.from_expression("a*s"), X, X), ["1 column,", "columns="]),
         (lambda: dask_nlsq.fit(Model.from_expression("a*t*u"), (X, X), X), ["2 columns", "mapping"]),

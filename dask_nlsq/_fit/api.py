@@ -231,7 +231,7 @@ def fit(
     cache_dir : str or path, optional
         A folder or URL in which results are kept. The same fit of the same data returns the stored result: model,
         options that decide about the answer, data and the versions of packages are compared. Data at a path are known
-        by their files and not read; other data are read once. ``provenance["cache"]`` says whether the result was
+        by their files and not read; other data are read once. A callback is not called then. ``provenance["cache"]`` says whether the result was
         there, or in what the most similar one differs. By default ``nlsq.cache-dir`` of Dask's configuration.
     autotune : bool
         Time the formulations of the kernel on some rows and take the fastest, said in ``provenance["kernel"]``. The

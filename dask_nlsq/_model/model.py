@@ -395,14 +395,18 @@ class Model(ParametricFunction):
                 return self.arguments[:count]
             (first,) = self.inputs
             return (first,) if count == 1 else tuple(f"{first}[{i}]" for i in range(count))
-        usual = [name for name in self.arguments if name in ("x", "t")]
-        names = self.inputs or tuple(usual[:1])
+        names = self.inputs or self._usual
         if len(names) != count:
             raise ModelError(
                 f"x holds {count} column{'s' * (count > 1)}, and which names in {self.name!r} they are is not known. "
                 "Say it with columns= in Model.from_expression, or give x as a mapping from names to arrays."
             )
         return names
+
+    @property
+    def _usual(self) -> tuple[str, ...]:
+        """The name that stands for a single column in an expression where nobody says which does: the first of x, t."""
+        return tuple(name for name in self.arguments if name in ("x", "t"))[:1]
 
     def _leaves(self, count: int, p0: object) -> bool:
         """Whether p0 has a number for each parameter behind the first `count` arguments, and no other."""
@@ -415,7 +419,8 @@ class Model(ParametricFunction):
 
         Of a function, a later argument takes the column that bears its name; the first argument takes the rest, as
         one array of shape (rows,), or of shape (k, rows) when k columns are left. Of an expression, every name takes
-        the column of that name; columns of other names go to the names in ``inputs`` that are left, in order.
+        the column of that name; columns of other names go to the names in ``inputs`` that are left, in order; a single
+        one goes to x or t, where nothing is said.
         """
         columns = self._by_name(names) if isinstance(self.func, Expression) else self._by_position(names)
         bound = dataclasses.replace(self, columns=columns)
@@ -438,7 +443,9 @@ class Model(ParametricFunction):
     def _by_name(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
         same: dict[str, tuple[int, ...]] = {n: (i,) for i, n in enumerate(names) if n in self.arguments}
         strangers = [i for i, name in enumerate(names) if name not in self.arguments]
-        open_inputs = [name for name in self.inputs if name not in same]
+        usual = self._usual if len(names) == 1 and not {"x", "t"} <= set(self.arguments) else ()
+        inputs = self.inputs or usual
+        open_inputs = [name for name in inputs if name not in same]
         if not names or len(strangers) != len(open_inputs):
             raise ModelError(
                 f"x={list(names)} does not fit {self.name!r}, whose names are {list(self.arguments)}"
