@@ -312,3 +312,9 @@ def test_matplotlib_waits_for_the_first_plot():
     )
     env = {**os.environ, "MPLBACKEND": "agg"}
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=env)
+
+
+@pytest.mark.parametrize("progress", [None, False, True])
+def test_later_passes_show_the_bar_that_was_wanted(progress):
+    result = dask_nlsq.fit(DECAY, data=rows(100), y="signal", p0=P0, progress=progress)
+    assert result.profiler.problem.progress is progress

@@ -231,8 +231,9 @@ def fit(
     cache_dir : str or path, optional
         A folder or URL in which results are kept. The same fit of the same data returns the stored result: model,
         options that decide about the answer, data and the versions of packages are compared. Data at a path are known
-        by their files and not read; other data are read once. A callback is not called then. ``provenance["cache"]`` says whether the result was
-        there, or in what the most similar one differs. By default ``nlsq.cache-dir`` of Dask's configuration.
+        by their files and not read; other data are read once. A callback is not called then.
+        ``provenance["cache"]`` says whether the result was there, or in what the most similar one differs. By default
+        ``nlsq.cache-dir`` of Dask's configuration.
     autotune : bool
         Time the formulations of the kernel on some rows and take the fastest, said in ``provenance["kernel"]``. The
         bits of the answer then depend on a clock; by default a rule decides.
@@ -350,7 +351,9 @@ def _lay_out(options: FitOptions, sharing: int) -> Problem:
     resolved = _resolve(options)
     with outside_pool(resolved.executor):
         decided, executor, groups, _ = _gather(resolved, options, sharing=sharing)
-    return _problem(dataclasses.replace(resolved, executor=executor), groups, decided, Session(), resolved.executor)
+    return _problem(
+        dataclasses.replace(resolved, executor=executor), options, groups, decided, Session(), resolved.executor
+    )
 
 
 def _fit(resolved: Resolved, options: FitOptions, session: Session, started: float) -> FitResult:
@@ -359,7 +362,7 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
     if session.earlier_estimate is not None:
         resolved = dataclasses.replace(resolved, parameters=resolved.parameters.from_here(session.earlier_estimate))
     if ended is not None and session.same_files:
-        problem = _problem(resolved, (), Plan.from_dict(ended.result["plan"]), session)
+        problem = _problem(resolved, options, (), Plan.from_dict(ended.result["plan"]), session)
         return _again(problem, _solver(resolved.objective, resolved.parameters, options), ended)
     source, objective = resolved.source, resolved.objective
     # The kernel that is compiled ahead takes columns of float64; float32 columns have another. Compiling goes on while
@@ -373,7 +376,7 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
         decided, executor, groups, sample = _gather(resolved, options, saved_pass or searches, observer=bar)
         resolved, others, notes = find_start(resolved, options, executor, groups, sample, saved)
         problem = _problem(
-            dataclasses.replace(resolved, executor=executor), groups, decided, session, resolved.executor
+            dataclasses.replace(resolved, executor=executor), options, groups, decided, session, resolved.executor
         )
         solver = _solver(resolved.objective, resolved.parameters, options, decided)
         if ended is not None:
@@ -441,7 +444,12 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
 
 
 def _problem(
-    resolved: Resolved, groups: Sequence[Any], plan: Plan, session: Session, reader: Executor | None = None
+    resolved: Resolved,
+    options: FitOptions,
+    groups: Sequence[Any],
+    plan: Plan,
+    session: Session,
+    reader: Executor | None = None,
 ) -> Problem:
     objective = resolved.objective
     return Problem(
@@ -455,6 +463,7 @@ def _problem(
         plan,
         reader or resolved.executor,
         session.digests(),
+        options.progress,
     )
 
 

@@ -78,6 +78,7 @@ class Problem:
     plan: Plan
     reader: Executor  # who reads the partitions, where that is not who reduces them
     digests: PartitionDigests = dataclasses.field(default_factory=PartitionDigests)
+    progress: bool | None = None  # whether a bar is wanted, also of later passes
 
     def sweep(self, requests: Sequence[Request], **options: Any) -> list[Reduction]:
         """Reduce every partition for each request, in one pass over the data."""

@@ -227,7 +227,7 @@ class Profiler:
         problem = here_or_there(self.problem)
         # Rows are held while a profile runs, and not for as long as the result lives.
         groups = arrange(problem.source, problem.reader, problem.plan)
-        with Progress(len(problem.source.partitions), None) as bar:
+        with Progress(len(problem.source.partitions), problem.progress) as bar:
             return run_searches(dataclasses.replace(problem, groups=groups), searches, bar)
 
     def _estimate(self, j: int) -> Conditional:

@@ -56,7 +56,7 @@ def residual_summary(problem: Problem, theta: Vector, s: float) -> ResidualSumma
     arrived: dict[int, list[ResidualSummary]] = {}
     whole: list[ResidualSummary] = []
     following = 0
-    with Progress(len(problem.source.partitions), None) as bar, outside_pool(problem.executor):
+    with Progress(len(problem.source.partitions), problem.progress) as bar, outside_pool(problem.executor):
         bar.notify(SweepBegin("residuals"))
         for i, answer in problem.executor.run(summarise, problem.groups, problem.payload, theta, s, few):
             if isinstance(answer, Failure):
