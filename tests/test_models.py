@@ -1,6 +1,7 @@
 """The library of models: known parameters are recovered from noisy rows without a start, alone and in sums."""
 
 import doctest
+import pickle
 from pathlib import Path
 
 import dask.dataframe as dd
@@ -289,3 +290,8 @@ def test_a_formula_is_a_model_wherever_one_is_taken(way):
     assert many["b"][0] == pytest.approx(expected.params["b"], rel=1e-6)
     (row,) = frame.assign(g=1).nlsq.fit_groups("g", FORMULA)["b"]
     assert row == pytest.approx(expected.params["b"], rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: models.gaussian, lambda: models.line + models.gaussian.prefix("p_")])
+def test_a_pickled_model_is_the_same(make):
+    assert pickle.loads(pickle.dumps(make())) == make()

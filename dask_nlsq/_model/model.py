@@ -103,6 +103,7 @@ class Model(ParametricFunction):
             defaults, columns, name = read.defaults, read.columns, read.name
             guess_func, parts = guess_func or read.guess_func, read.parts
         places = columns if isinstance(columns, Mapping) else {}
+        arguments, inputs = tuple(arguments), tuple(inputs)
         super().__init__(func, arguments, inputs, keywords, defaults or {}, places, name, guess_func, parts)  # type: ignore[arg-type]
 
     @classmethod
@@ -478,6 +479,8 @@ def _read(func: object, columns: object, defaults: Mapping[str, float] | None, n
 
 def _same(one: object, other: object) -> bool:
     """Whether two objects are equal; not where they do not say so, as those that hold arrays."""
+    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
+        one, other = ((p.func, p.args, p.keywords) for p in (one, other))  # partials compare by identity
     try:
         return one is other or bool(one == other)
     except Exception:  # whatever the objects of users raise
