@@ -479,8 +479,15 @@ def _read(func: object, columns: object, defaults: Mapping[str, float] | None, n
 
 def _same(one: object, other: object) -> bool:
     """Whether two objects are equal; not where they do not say so, as those that hold arrays."""
+    if type(one) is not type(other):
+        return False
+    # Partials compare by identity, and so does what holds them.
     if isinstance(one, functools.partial) and isinstance(other, functools.partial):
-        one, other = ((p.func, p.args, p.keywords) for p in (one, other))  # partials compare by identity
+        return _same((one.func, one.args, one.keywords), (other.func, other.args, other.keywords))
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if dataclasses.is_dataclass(one) and not isinstance(one, (Model, type)):
+        return all(_same(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one))
     try:
         return one is other or bool(one == other)
     except Exception:  # whatever the objects of users raise
