@@ -67,6 +67,19 @@ def test_converged_is_0_and_output_round_trips(folder, data):
     assert result.n_obs == ROWS
 
 
+WRITTEN = {"page.html": b"<!doctype html>", "fit.png": b"\x89PNG", "fit.svg": b"<?xml", "fit.zip": b"PK"}
+
+
+def test_output_is_what_its_name_says(folder):
+    outputs = [part for name in WRITTEN for part in ("-o", name)]
+    seen = run("decay.parquet", "-m", "usermodels:decay", "-y", "signal", *outputs)
+    assert seen.exit_code == 0, seen.output
+    assert {name: Path(name).read_bytes()[: len(start)].lower() for name, start in WRITTEN.items()} == {
+        name: start.lower() for name, start in WRITTEN.items()
+    }
+    assert FitResult.load("fit.zip").params.to_dict() == pytest.approx(TRUTH, abs=5e-3)
+
+
 @pytest.mark.parametrize("x", [("--x", "t,u"), ("--x", "t", "--x", "u")])
 def test_columns_are_repeated_or_separated_by_commas(folder, x):
     seen = run("decay.parquet", "-m", "usermodels:plane", *x, "-y", "height", "-o", "result.json")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -45,14 +46,28 @@ def main() -> None:
     """Exact nonlinear least squares on more rows than fit in memory."""
 
 
-def _output(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+_DRAWN = (".png", ".svg", ".pdf")
+
+_WRITERS: dict[str, Callable[[Any, Path], Any]] = {
+    ".json": lambda result, path: path.write_text(result.to_json() + "\n", encoding="utf-8"),
+    ".html": lambda result, path: result.to_html(path),
+    ".zip": lambda result, path: result.save(path),
+    **dict.fromkeys(_DRAWN, lambda result, path: result.plot().figure.savefig(path)),
+}
+"""By the end of a path, what writes a result there."""
+
+
+def _output(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
     """Refuse before the fit what could not be written after it."""
-    if path is not None and path.suffix != ".json":
-        raise click.BadParameter(f"{str(path)!r} does not end in .json.")
-    # A fit may take hours, and would then end with its result lost.
-    if path is not None and not path.absolute().parent.is_dir():
-        raise click.BadParameter(f"There is no directory {str(path.parent)!r}.")
-    return path
+    for path in paths:
+        if path.suffix not in _WRITERS:
+            raise click.BadParameter(f"{str(path)!r} does not end in {', '.join(_WRITERS)}.")
+        # A fit may take hours, and would then end with its result lost.
+        if not path.absolute().parent.is_dir():
+            raise click.BadParameter(f"There is no directory {str(path.parent)!r}.")
+        if path.suffix in _DRAWN and importlib.util.find_spec("matplotlib") is None:
+            raise click.BadParameter(f"{str(path)!r} is drawn with matplotlib: pip install 'dask-nlsq[plot]'.")
+    return paths
 
 
 ARGUMENTS = (
@@ -108,9 +123,10 @@ ARGUMENTS = (
     "--output",
     "-o",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    multiple=True,
     callback=_output,
-    metavar="FILE.json",
-    help="Write the result as JSON.",
+    metavar="FILE",
+    help="Write the result: .json, .zip for FitResult.load, a page .html, or a plot .png, .svg, .pdf; repeatable.",
 )
 @click.option("--checkpoint", metavar="PATH|URL", help="Leave the state there on the way, and go on from it.")
 @click.option(
@@ -137,7 +153,7 @@ def fit(
     x: list[str] | None,
     y: str | None,
     scheduler: str | None,
-    output: Path | None,
+    output: tuple[Path, ...],
     resume: str,
     **options: Any,
 ) -> None:
@@ -163,14 +179,14 @@ def fit(
             ):
                 check()
                 result = dask_nlsq.fit(function, client=client, **arguments)
+                click.echo(result.report())
+                for path in output:
+                    _WRITERS[path.suffix](result, path)
         except KeyboardInterrupt:
             # With a checkpoint Ctrl-C commits, too, and the same command goes on.
             if not kept:
                 raise
             context.exit(INTERRUPTED)
-        click.echo(result.report())
-        if output is not None:
-            output.write_text(result.to_json() + "\n", encoding="utf-8")
     context.exit(0 if result.success else NOT_CONVERGED)
 
 
