@@ -113,7 +113,8 @@ PUBLIC |= {f"cluster.{name}": getattr(dask_nlsq.cluster, name) for name in dask_
 def test_docstring_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     value = PUBLIC[name]
-    found = doctest.DocTestFinder().find(value, name, globs={})
+    # module=False: methods that another module defines are looked at, too.
+    found = doctest.DocTestFinder().find(value, name, module=False, globs={})
     examples = sum(len(test.examples) for test in found)
     assert examples or issubclass(value, (Exception, Warning)), f"{name} has no example"
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)

@@ -10,43 +10,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
-import dask.dataframe as dd
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 from scipy.optimize import OptimizeWarning
 
-from dask_nlsq._checkpoint import Checkpoints, Text, archive, from_text, pack, to_text, unpack
-from dask_nlsq._errors import CheckpointError, DataError, NlsqError, one_of, warn
+from dask_nlsq._errors import NlsqError, warn
 from dask_nlsq._plan import Plan
-from dask_nlsq._result import model_record
-from dask_nlsq._result.bands import (
-    Derived,
-    band,
-    beside,
-    check_level,
-    curve_stderr,
-    derived,
-    observed,
-    on_one_grid,
-    sigma_of,
-)
+from dask_nlsq._result import intervals, predictions, saved
 from dask_nlsq._result.diagnostics import Diagnostics, diagnose
-from dask_nlsq._result.evaluate import evaluate
 from dask_nlsq._result.html import document, fragment_of
 from dask_nlsq._result.plots import estimates, rows
 from dask_nlsq._result.report import report
 from dask_nlsq._result.table import to_dataframe, to_latex, to_markdown
-from dask_nlsq._result.zarr_group import computing, regular, write
 from dask_nlsq._solver import Factor, Statistics, Status
 from dask_nlsq._sources import Columns
-from dask_nlsq._sweep import Payload, ResidualSummary, predict_rows
+from dask_nlsq._sweep import Payload, ResidualSummary
 from dask_nlsq._typing import Matrix, Vector
 
 if TYPE_CHECKING:
-    from zarr.abc.store import Store
+    pass
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -278,136 +260,6 @@ class FitResult:
         """Schwarz's criterion."""
         return self.statistics.bic
 
-    def conf_int(self, level: float = 0.95, method: str = "t") -> pd.DataFrame:
-        r"""Return confidence intervals, one row a parameter.
-
-        Parameters
-        ----------
-        level : float
-            Probability that an interval covers: 0.95 for intervals of 95 %, at least 0.5 and below 1. It is not the
-            probability of error, which SciPy's and statsmodels' functions call alpha.
-        method : {"t", "profile"}
-            "t" is :math:`\hat\theta \pm t_\nu s_{\hat\theta}`, at no cost. "profile" ends where the cost, minimised
-            over all other parameters, has risen by :math:`\tfrac12 s^2 t_\nu^2` (Bates & Watts,
-            `doi:10.1002/9780470316757 <https://doi.org/10.1002/9780470316757>`_); it sees how the model bends, is
-            the same however the model is parametrised, and takes some sweeps that all ends share; after
-            ``goal="fast"`` they begin with those that still lead to the minimum. Where :math:`s^2` is below what
-            rounding leaves uncertain in the cost, that counts in its place.
-
-        Returns
-        -------
-        DataFrame
-            Columns ``lower`` and ``upper``. An end is infinite where the data set none, a bound where that comes first,
-            NaN where the parameter is at a bound, tied, or not determined.
-
-        Raises
-        ------
-        NlsqError
-            `level` is out of range; or there is no profile: a robust loss, a fit that did not converge or that
-            ``precision=`` ended early, a result that keeps no data; or a better minimum was found on the way.
-
-        Examples
-        --------
-        >>> import numpy as np, jax.numpy as jnp, dask_nlsq
-        >>> t = np.array([0.0, 1, 2, 3])
-        >>> result = dask_nlsq.fit(lambda t, a, b: a * jnp.exp(-b * t), t, np.array([2.0, 1.2, 0.8, 0.4]))
-        >>> result.conf_int(0.9, method="profile").round(2).loc["b"].tolist()
-        [0.42, 0.59]
-        """
-        check_level(level)
-        one_of("method", method, "t", "profile")
-        if method == "t":
-            # Student's t has no quantile at 0 degrees of freedom.
-            reach = stats.t.ppf(0.5 + level / 2, max(self.dof, 1)) * self.stderr
-            return pd.DataFrame({"lower": self.params - reach, "upper": self.params + reach})
-        ends = pd.DataFrame(np.nan, index=list(self.names), columns=["lower", "upper"])
-        for name, (lower, upper) in self._profiler().intervals(level).items():
-            ends.loc[name] = [lower, upper]
-        # A fixed parameter has no error: both ends are its value.
-        held = self.stderr == 0
-        ends[held] = self.params[held].to_numpy()[:, None]
-        return ends
-
-    def profile(self, name: str, values: npt.ArrayLike | None = None) -> pd.DataFrame:
-        r"""Hold one parameter at some values, fit the others again, and return how the cost rises.
-
-        Parameters
-        ----------
-        name : str
-            A free parameter.
-        values : sequence of float, optional
-            Where to hold it, on the bound for values beyond one; by default 13 values within three standard errors. All
-            of them share sweeps.
-
-        Returns
-        -------
-        DataFrame
-            One row a value: ``tau``, the signed root of the rise of :math:`\chi^2` in units of :math:`s^2`, which is
-            linear where the model is; ``cost``; and the other parameters, one that is called ``tau`` or ``cost`` as
-            ``"NAME (parameter)"``.
-
-        Raises
-        ------
-        NlsqError
-            There is no profile, as in `conf_int`, or a better minimum was found on the way; `name` is no free
-            parameter; `values` are not finite numbers, or needed where the data do not determine the parameter.
-        """
-        curve: pd.DataFrame = self._profiler().curve(name, values)
-        return curve
-
-    def contour(
-        self,
-        a: str,
-        b: str,
-        values: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
-        *,
-        points: int = 15,
-        within: float = 3.0,
-    ) -> pd.DataFrame:
-        r"""Return the joint confidence region of two parameters by profile likelihood, on a grid.
-
-        With C(u, v) the least cost where the two parameters are held at u and v, the region of the level
-        :math:`F_{2,\nu}(\Delta/2)` ends where :math:`\Delta = 2 (C(u, v) - C(\hat\theta)) / s^2` (Bates & Watts,
-        `doi:10.1002/9780470316757 <https://doi.org/10.1002/9780470316757>`_). The fits share their sweeps.
-
-        Parameters
-        ----------
-        a, b : str
-            Free parameters.
-        values : pair of sequences of float, optional
-            Where to hold them; by default evenly around the estimates.
-        points : int
-            Values of each, where `values` is not given.
-        within : float
-            How far they reach, in standard errors.
-
-        Returns
-        -------
-        DataFrame
-            The level of the region that ends at each point, from 0 at the estimates to 1; rows are values of `a`,
-            columns those of `b`. NaN where a fit did not converge.
-
-        Raises
-        ------
-        NlsqError
-            As in `profile`.
-
-        Examples
-        --------
-        >>> import numpy as np, dask_nlsq
-        >>> t = np.array([0.0, 1, 2, 3])
-        >>> result = dask_nlsq.fit("a * exp(-b*x)", t, np.array([2.0, 1.2, 0.8, 0.4]), p0={"a": 1.0, "b": 1.0})
-        >>> result.contour("a", "b", values=([1.9, 2.0, 2.1], [0.5])).round(2)[0.5].tolist()
-        [0.72, 0.01, 0.69]
-        """
-        pair = None if values is None else tuple(values)
-        if pair is not None and len(pair) != 2:
-            raise NlsqError(f"values are {len(pair)}; two sequences are needed, of {a} and of {b}.")
-        if pair is None and (points < 2 or not within > 0):
-            raise NlsqError(f"points is {points} and within is {within}; 2 or more and a positive number are needed.")
-        rise: pd.DataFrame = self._profiler().contour(a, b, pair, points, within)
-        return pd.DataFrame(stats.f.cdf(rise / 2, 2, max(self.dof, 1)), index=rise.index, columns=rise.columns)
-
     def _profiler(self) -> Any:
         if self.profiler is None:
             raise NlsqError(
@@ -430,240 +282,6 @@ class FitResult:
                 'conf_int(method="t") with cov_type="sandwich".'
             )
         return self.profiler
-
-    def predict(
-        self,
-        data: Any,
-        *,
-        to: str | os.PathLike[str] | Store | None = None,
-        storage_options: dict[str, Any] | None = None,
-    ) -> Any:
-        """Evaluate the fitted model; lazy for Dask collections.
-
-        Parameters
-        ----------
-        data : Dask or pandas DataFrame or Series, mapping of arrays, array, tuple of arrays, or number
-            Where to evaluate: columns by name, or arrays in the order of the fit. They must have the same length, and
-            are cut alike where some are of Dask; a number beside them stands in every row.
-        to : str, path or zarr.abc.store.Store, optional
-            Evaluate now, chunk by chunk, and write a Zarr group with the array "predicted", which has the shape and
-            the chunks of the data, and the names of their dimensions where they have some.
-        storage_options : dict, optional
-            Passed to fsspec, for URLs.
-
-        Returns
-        -------
-        Series for a frame or a Series, otherwise an array; of Dask where a column of `data` is
-            With `to`, a Dask array of what was written.
-
-        Raises
-        ------
-        DataError
-            A column is missing, or columns have unlike lengths; where chunks are of unknown sizes, when it is computed.
-            With `to`, the data are a frame, whose number of rows is not known before they are read.
-        FileExistsError
-            There is something at `to`.
-
-        Examples
-        --------
-        >>> import numpy as np, dask.array as da, dask_nlsq, zarr
-        >>> x = np.arange(5.0)
-        >>> result = dask_nlsq.fit("a + b*x", x, 1 + 2 * x)
-        >>> result.predict(np.array([10.0])).round(6).tolist()
-        [21.0]
-        >>> result.predict(da.arange(6.0, chunks=2), to=zarr.storage.MemoryStore()).chunks
-        ((2, 2, 2),)
-        """
-        payload, columns = self._model()
-        predicted = evaluate(functools.partial(predict_rows, payload, self.popt), columns, data)
-        if to is None:
-            return predicted
-        if isinstance(predicted, (pd.Series, dd.Series)):
-            raise DataError("to= writes arrays; write a frame by frame.assign(predicted=...).to_parquet(path).")
-        array = da.asarray(getattr(predicted, "data", predicted) if hasattr(predicted, "dims") else predicted)
-        if np.isnan(array.size):
-            raise DataError("The chunks have unknown sizes; call compute_chunk_sizes() on the data first.")
-        array = regular(array, array.ndim)
-        dims = getattr(predicted, "dims", [f"dim_{i}" for i in range(array.ndim)])
-        with computing():
-            group = write({"predicted": array}, {"predicted": dims}, to, storage_options=storage_options)
-        return da.from_zarr(group["predicted"])
-
-    def residuals(self, data: Any, y: Any = None, *, weighted: bool = False) -> Any:
-        r"""Return what the fitted model leaves of the observations, :math:`y - f(x; \hat\theta)`; lazy for Dask.
-
-        Parameters
-        ----------
-        data : as for `predict`
-            With the column of y, unless `y` is given.
-        y : array, optional
-            The observations, row by row; needed where `data` has no names.
-        weighted : bool
-            Divide by sigma, as the fit did.
-
-        Returns
-        -------
-        Series named "residual" for a frame, otherwise an array, in units of y
-
-        Raises
-        ------
-        DataError
-            A column is missing, or `y` is not as long as the rows.
-        NlsqError
-            The result has no model.
-
-        Examples
-        --------
-        >>> import numpy as np, dask_nlsq
-        >>> x = np.arange(4.0)
-        >>> result = dask_nlsq.fit("a + b*x", x, np.array([1.0, 2.9, 5.1, 7.0]))
-        >>> result.residuals(x, np.array([1.0, 2.9, 5.1, 7.0])).round(2).tolist()
-        [0.03, -0.09, 0.09, -0.03]
-        """
-        _, columns = self._model()
-        data = on_one_grid(data, columns.names)
-        predicted = self.predict(data)
-        residual = (observed(columns, data) if y is None else beside(predicted, y, "y")) - predicted
-        if weighted:
-            residual = residual / sigma_of(columns, data)
-        return residual.rename("residual") if isinstance(residual, (pd.Series, dd.Series)) else residual
-
-    def confidence_band(self, data: Any, level: float = 0.95) -> Any:
-        r"""Return where the model's curve may lie, :math:`f \pm t_\nu \sqrt{g^T C g}`, row by row; lazy for Dask.
-
-        C is the covariance of the estimates and g the gradient of the model with respect to them. A band of 95 % covers
-        the true value with that probability at each row, and not at all rows at once.
-
-        Parameters
-        ----------
-        data : as for `predict`
-        level : float
-            Probability to cover, at least 0.5 and below 1.
-
-        Returns
-        -------
-        DataFrame with the columns ``predicted``, ``lower`` and ``upper`` for a frame, otherwise a `Band` of arrays
-            In units of y; infinite where a parameter matters that the data do not determine. A parameter at a bound is
-            taken as known.
-
-        Raises
-        ------
-        NlsqError
-            `level` is out of range, or the result has no model.
-
-        Examples
-        --------
-        >>> import numpy as np, jax.numpy as jnp, dask_nlsq
-        >>> t = np.array([0.0, 1, 2, 3])
-        >>> result = dask_nlsq.fit(lambda t, a, b: a * jnp.exp(-b * t), t, np.array([2.0, 1.2, 0.8, 0.4]))
-        >>> result.confidence_band(np.array([0.5])).lower.round(2).tolist()
-        [1.41]
-        """
-        check_level(level)
-        return band(self.predict(data), curve_stderr(*self._model(), self.params, self.cov, data), level, self.dof)
-
-    def prediction_band(self, data: Any, level: float = 0.95, *, sigma: Any = None) -> Any:
-        r"""Return where a new observation may lie, :math:`f \pm t_\nu \sqrt{g^T C g + s^2 \sigma^2}`; lazy for Dask.
-
-        Parameters
-        ----------
-        data : as for `predict`
-        level : float
-            Probability to cover, at least 0.5 and below 1.
-        sigma : number or array, optional
-            Standard deviation of each new observation, as in the fit; that of the fit where it is a number or a column
-            of `data`, 1 where there was none.
-
-        Returns
-        -------
-        As `confidence_band`; :math:`s^2` is ``redchi``, or 1 under ``absolute_sigma``
-
-        Raises
-        ------
-        DataError
-            `sigma` is not as long as the rows, or no numbers.
-        NlsqError
-            `level` is out of range, the fit had a sigma that is not in `data`, or the result has no model.
-
-        Examples
-        --------
-        >>> import numpy as np, dask_nlsq
-        >>> x = np.arange(4.0)
-        >>> result = dask_nlsq.fit("a + b*x", x, np.array([1.0, 2.9, 5.1, 7.0]))
-        >>> result.prediction_band(np.array([1.5])).lower.round(2).tolist()
-        [3.54]
-        """
-        check_level(level)
-        payload, columns = self._model()
-        data = on_one_grid(data, columns.names if sigma is None else columns.x)
-        predicted = self.predict(data)
-        s2 = self.statistics.residual_variance(self.absolute_sigma)
-        scatter = s2 * (sigma_of(columns, data) if sigma is None else beside(predicted, sigma, "sigma")) ** 2
-        stderr = (curve_stderr(payload, columns, self.params, self.cov, data) ** 2 + scatter) ** 0.5
-        return band(predicted, stderr, level, self.dof)
-
-    def eval_uncertainty(self, expression: str) -> Derived:
-        r"""Return a quantity that follows from the parameters, with its standard error :math:`\sqrt{g^T C g}`.
-
-        Parameters
-        ----------
-        expression : str
-            Of parameters, such as ``"amplitude / rate"``; as for ``tied=``.
-
-        Returns
-        -------
-        Derived
-            ``value`` and ``stderr``.
-
-        Raises
-        ------
-        ModelError
-            The text names what is no parameter, or holds what an expression may not.
-
-        Examples
-        --------
-        >>> import numpy as np, jax.numpy as jnp, dask_nlsq
-        >>> t = np.array([0.0, 1, 2, 3])
-        >>> result = dask_nlsq.fit(lambda t, a, b: a * jnp.exp(-b * t), t, np.array([2.0, 1.2, 0.8, 0.4]))
-        >>> half_life = result.eval_uncertainty("log(2) / b")
-        >>> round(half_life.value, 2), round(half_life.stderr, 2)
-        (1.39, 0.08)
-        """
-        return derived(expression, self.names, self.popt, self.pcov)
-
-    def skewness(self) -> pd.Series:
-        r"""Return Hougaard's measure of skewness of each estimate, which says how far linear theory can be believed.
-
-        Below 0.1 an estimate behaves as in a linear model; above 0.25 its intervals should come from
-        ``conf_int(method="profile")``, and above 1 it is far from normal. It is the third central moment of the
-        estimate, in units of its standard error, to the first order in :math:`s^2`,
-
-        .. math:: g_i = -\frac{3}{2 s^2} \left.\frac{d}{dt}\right|_0 \lVert J(\hat\theta + t u)\, u \rVert^2,
-            \qquad u = C_{\cdot i} / \sqrt{C_{ii}},
-
-        and one pass over the data evaluates it for all parameters (Hougaard, J. R. Stat. Soc. B 47 (1985) 103; the
-        limits are Ratkowsky's, Handbook of Nonlinear Regression Models, 1990).
-
-        Returns
-        -------
-        Series
-            NaN for parameters that are fixed, tied, at a bound, or not determined.
-
-        Raises
-        ------
-        NlsqError
-            As in `profile`.
-
-        Examples
-        --------
-        >>> import numpy as np, dask_nlsq
-        >>> t = np.array([0.0, 1, 2, 3])
-        >>> result = dask_nlsq.fit("a * exp(-b*x)", t, np.array([2.0, 1.2, 0.8, 0.4]), p0={"a": 1.0, "b": 1.0})
-        >>> result.skewness().round(2).tolist()
-        [0.01, 0.1]
-        """
-        known = self._profiler().skewness(self.cov)
-        return pd.Series([known.get(name, np.nan) for name in self.names], index=list(self.names), name="skewness")
 
     def diagnostics(self) -> Diagnostics:
         """Check the estimates and the residuals, and say in words what does not look right.
@@ -692,6 +310,21 @@ class FitResult:
         """
         return diagnose(self)
 
+    conf_int = intervals.conf_int
+    profile = intervals.profile
+    contour = intervals.contour
+    skewness = intervals.skewness
+    predict = predictions.predict
+    residuals = predictions.residuals
+    confidence_band = predictions.confidence_band
+    prediction_band = predictions.prediction_band
+    eval_uncertainty = predictions.eval_uncertainty
+    uvars = predictions.uvars
+    to_dict = saved.to_dict
+    to_json = saved.to_json
+    from_dict = classmethod(saved.from_dict)
+    save = saved.save
+    load = classmethod(saved.load)
     plot = rows.plot
     plot_residuals = rows.plot_residuals
     plot_components = rows.plot_components
@@ -720,39 +353,6 @@ class FitResult:
         """What residuals are divided by to be standardised, in units of sigma: 1 where none can be divided by."""
         s = float(np.sqrt(self.redchi)) if self.dof > 0 else self.rmse
         return s if np.isfinite(s) and s > 0 else 1.0
-
-    def uvars(self) -> dict[str, Any]:
-        """Return the estimates as numbers of the package uncertainties, whose arithmetic keeps their correlations.
-
-        Returns
-        -------
-        dict of str to uncertainties.ufloat
-
-        Raises
-        ------
-        NlsqError
-            uncertainties is not installed, or an error is not finite; `eval_uncertainty` needs neither.
-
-        Examples
-        --------
-        >>> import numpy as np, dask_nlsq
-        >>> x = np.arange(5.0)
-        >>> result = dask_nlsq.fit("a + b*x", x, np.array([1.0, 2.9, 5.1, 7.0, 9.0]))
-        >>> u = result.uvars()
-        >>> print(f"{u['a'] / u['b']:.1u}")
-        0.49+/-0.04
-        """
-        try:
-            import uncertainties
-        except ModuleNotFoundError as error:
-            raise NlsqError(
-                "uvars needs the package uncertainties, which is not installed: pip install uncertainties."
-            ) from error
-        if not np.isfinite(self.pcov).all():
-            unknown = [name for name, error in self.stderr.items() if not np.isfinite(error)]
-            raise NlsqError(f"{', '.join(map(str, unknown))} has no finite error, which correlated values need.")
-        values = uncertainties.correlated_values(self.popt.tolist(), self.pcov.tolist())
-        return dict(zip(self.names, values, strict=True))
 
     def _model(self) -> tuple[Payload, Columns]:
         if self.payload is None or self.columns is None:
@@ -860,165 +460,6 @@ class FitResult:
             )
         return self
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything but the function of the model as plain Python values that JSON can hold."""
-        living = self.payload is not None and self.columns is not None
-        return {
-            "params": self.params.to_dict(),
-            "stderr": self.stderr.to_dict(),
-            "cov": self.pcov.tolist(),
-            "cost": self.cost,
-            "optimality": self.optimality,
-            "statistics": dataclasses.asdict(self.statistics),
-            "n_dropped": self.n_dropped,
-            "condition_number": self.condition_number,
-            "active_mask": self.active_mask.tolist(),
-            "success": self.success,
-            "status": int(self.status),
-            "message": self.message,
-            "nsweeps": self.nsweeps,
-            "history": {name: list(values) for name, values in self.sweeps.items()},
-            "provenance": dict(self.provenance),
-            "notes": list(self.notes),
-            "checkpoint_errors": list(self.checkpoint_errors),
-            "absolute_sigma": self.absolute_sigma,
-            "plan": None if self.plan is None else self.plan.to_dict(),
-            "starts": None if self.starts is None else self.starts.to_dict(orient="list"),
-            "model": model_record.describe(*self._model(), self.popt) if living else self.recorded,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], model: Any = None) -> FitResult:
-        """Rebuild a result from `to_dict`.
-
-        Parameters
-        ----------
-        values : mapping
-        model : callable, Model or str, optional
-            That was fitted; the result predicts and draws bands only with it.
-
-        Raises
-        ------
-        CheckpointMismatch
-            The model has other parameters than the result, or other values at the estimates.
-        CheckpointError
-            Nothing is recorded of the model.
-        """
-        result = cls(
-            names=tuple(values["params"]),
-            popt=np.array(list(values["params"].values()), float),
-            pcov=np.array(values["cov"], float),
-            cost=values["cost"],
-            optimality=values["optimality"],
-            statistics=Statistics(**values["statistics"]),
-            n_dropped=values["n_dropped"],
-            condition_number=values["condition_number"],
-            active_mask=np.array(values["active_mask"]),
-            status=Status.of(values["status"]),
-            sweeps={name: list(column) for name, column in values["history"].items()},
-            provenance=values["provenance"],
-            notes=tuple(values["notes"]),
-            # Results of earlier versions lack what is looked up with a default.
-            checkpoint_errors=tuple(values.get("checkpoint_errors", ())),
-            absolute_sigma=values.get("absolute_sigma", False),
-            plan=None if values.get("plan") is None else Plan.from_dict(values["plan"]),
-            starts=None if values.get("starts") is None else starts_frame(values["starts"]),
-            recorded=values.get("model"),
-        )
-        model = model_record.formula(result.recorded) if model is None else model
-        if model is None:
-            return result
-        payload, columns = model_record.restore(model, result.recorded, result.names, result.popt)
-        return dataclasses.replace(result, payload=payload, columns=columns)
-
-    def save(
-        self,
-        where: str | os.PathLike[str] | Store,
-        *,
-        storage_options: dict[str, Any] | None = None,
-        compression: str | None = None,
-    ) -> None:
-        """Write the result, without the function of the model.
-
-        Parameters
-        ----------
-        where : str, path or zarr.abc.store.Store
-            A path that ends with ``.zip``: one file, a Zarr group in a zip. Otherwise a folder, an fsspec URL or a Zarr
-            store, to which the result is added as the newest generation of a checkpoint; see `dask_nlsq.Checkpoints`.
-        storage_options : dict, optional
-            Passed to fsspec, for URLs.
-        compression : {"gzip"}, optional
-
-        Raises
-        ------
-        NlsqError
-            A file is asked for at a URL.
-        """
-        written = _Written(to_text(self.to_dict()))
-        if (file := _file(where)) is not None:
-            archive.save(file, written, compression)
-            return
-        about = {"sweeps": self.nsweeps, "cost": self.cost, "status": self.status.name, "finished": True}
-        # Without a fingerprint, for no fit goes on from a result alone.
-        Checkpoints(where, storage_options).commit(pack(written, compression), about, {})
-
-    @classmethod
-    def load(
-        cls,
-        where: str | os.PathLike[str] | Store,
-        *,
-        model: Any = None,
-        storage_options: dict[str, Any] | None = None,
-    ) -> FitResult:
-        """Read a result that `save` or a fit with a checkpoint wrote.
-
-        Parameters
-        ----------
-        where : str, path or zarr.abc.store.Store
-            The file, folder, URL or store.
-        model : callable, Model or str, optional
-            That was fitted; the result predicts and draws bands only with it.
-        storage_options : dict, optional
-            Passed to fsspec, for URLs.
-
-        Raises
-        ------
-        CheckpointMismatch
-            The model has other parameters than the result, or other values at the estimates.
-        CheckpointError
-            There is no result, or the fit has not ended, or what is there does not verify; or `model` is given, and
-            nothing is recorded of it.
-
-        Examples
-        --------
-        >>> import numpy as np, dask_nlsq, tempfile
-        >>> x = np.arange(4.0)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     dask_nlsq.fit("a + b*x", x, 1 + 2 * x).save(f"{folder}/r.zip")
-        ...     again = dask_nlsq.FitResult.load(f"{folder}/r.zip", model="a + b*x")
-        >>> again.predict(np.array([5.0])).round(6).tolist()
-        [11.0]
-        """
-        if (file := _file(where)) is not None:
-            if not file.exists():
-                raise CheckpointError(f"There is no file {str(file)!r}.")
-            text, what = archive.load(_Written, file).result, str(file)
-        else:
-            checkpoints = Checkpoints(where, storage_options)
-            newest = checkpoints.newest()
-            if newest is None:
-                raise CheckpointError(f"There is no checkpoint at {checkpoints.place}.")
-            text, what = unpack(_Written, newest[1]).result, f"generation {newest[0].number} at {checkpoints.place}"
-        if text is None:
-            raise CheckpointError(
-                f"The fit has not ended: {what} is on its way. Call fit with the same checkpoint to go on."
-            )
-        return cls.from_dict(from_text(text), model)
-
-    def to_json(self) -> str:
-        """Return `to_dict` as JSON text; infinities are written as ``Infinity``, as Python's json does."""
-        return json.dumps(self.to_dict(), indent=2)
-
     def __iter__(self) -> Iterator[Any]:
         """Return ``popt, pcov``, with a warning where the fit did not converge: nothing else would tell."""
         if not self.success:
@@ -1054,26 +495,3 @@ class FitResult:
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.6g}" for name, value in self.params.items())
         return f"<FitResult {self.status.name} {values}>"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Written:
-    """A result as JSON; a checkpoint holds more beside it."""
-
-    result: Text | None = None
-
-
-def _file(where: object) -> Path | None:
-    """Return the path of the one file that is meant, or None where it is a folder, a URL or a store."""
-    if not isinstance(where, (str, os.PathLike)) or not os.fspath(where).endswith(".zip") or os.path.isdir(where):
-        return None
-    if "://" in os.fspath(where):
-        raise NlsqError(f"{where!r} is a URL: one file is on a local disk; leave .zip away for a folder there.")
-    return Path(where)
-
-
-def starts_frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
-    """Return a table of starts, numbered from 0: the one that was given."""
-    table = pd.DataFrame(dict(columns))
-    table.index.name = "start"
-    return table
