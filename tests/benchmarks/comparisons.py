@@ -221,7 +221,7 @@ def plot(size):
     problem = result.profiler.problem
     problem = dataclasses.replace(problem, groups=arrange(problem.source, problem.reader, problem.plan))
     yield (
-        lambda: residual_summary(problem, result.popt, result.rmse, result.n_obs),
+        lambda: residual_summary(problem, result.popt, result.rmse),
         lambda: problem.sweep([Request(result.popt)]),
     )
 
