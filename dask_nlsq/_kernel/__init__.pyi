@@ -1,3 +1,4 @@
+from . import cells as cells
 from . import compile_cache as compile_cache
 from . import device as device
 from . import faults as faults

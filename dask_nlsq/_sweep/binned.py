@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._typing import Vector
+
+_LEAST = -1000
+"""Least exponent of a width, so that its power of 2 and the inverse are numbers."""
 
 _DIGITS = 44
 """Binary digits that a column is resolved to at most: an index of a cell has to be a whole number."""
@@ -39,7 +41,7 @@ class Axis:
     def k(self) -> int:
         """The exponent of the width."""
         largest = max(abs(self.lower), abs(self.upper))
-        k = math.frexp(largest)[1] - _DIGITS
+        k = max(math.frexp(largest)[1] - _DIGITS, _LEAST)
         # Never finer than what a range of one value is resolved to, so that joining axes can only make them coarser.
         if (extent := self.upper - self.lower) > 0:
             k = max(k, math.frexp(extent)[1] - self.most.bit_length() - 1)
@@ -70,14 +72,10 @@ class Axis:
         middles: Vector = 0.5 * (edges[1:] + edges[:-1])
         return middles
 
-    def index(self, column: Vector) -> Vector:
-        """Return in which cell each value lies, as whole numbers."""
-        k = self.k
-        # Twice as fast as ldexp, and as exact where the power is a number.
-        scaled = column * 2.0**-k if abs(k) < 1000 else np.ldexp(column, -k)
-        np.floor(scaled, out=scaled)
-        scaled -= self.first
-        return scaled
+    @property
+    def grid(self) -> tuple[float, float]:
+        """A value v lies in cell ``floor(a v) - b``: a and b."""
+        return 2.0**-self.k, float(self.first)
 
     def joined(self, other: Axis) -> Axis:
         """Return the cells for the values of both."""
@@ -119,12 +117,11 @@ class FixedAxis:
         middles: Vector = 0.5 * (self.edges[1:] + self.edges[:-1])
         return middles
 
-    def index(self, column: Vector) -> Vector:
-        """Return in which cell each value lies, as whole numbers."""
-        scaled: Vector = (column - self.edges[0]) * (self.cells / (self.edges[-1] - self.edges[0]))
-        np.clip(scaled, 0, self.cells - 1, out=scaled)
-        np.floor(scaled, out=scaled)
-        return scaled
+    @property
+    def grid(self) -> tuple[float, float]:
+        """A value v lies in cell ``floor(a v - b)``, held within the cells: a and b."""
+        a = self.cells / float(self.edges[-1] - self.edges[0])
+        return a, a * float(self.edges[0])
 
     def joined(self, other: object) -> FixedAxis:
         """Return the same."""
@@ -136,30 +133,11 @@ AnyAxis = Axis | FixedAxis
 
 @dataclasses.dataclass(frozen=True)
 class Binned:
-    """How many rows lie in each cell of a grid of one or more columns, and what else is summed there."""
+    """How many rows lie in each cell of a grid of two columns, and the total of one more by cells of the first."""
 
     axes: tuple[AnyAxis, ...]
-    counts: npt.NDArray[np.int64]  # (cells, ...)
-    total: npt.NDArray[np.float64] | None = None  # (cells, ...), of one more column
-
-    @classmethod
-    def of(cls, axes: Sequence[AnyAxis], cells: Sequence[Vector], value: Vector | None = None) -> Binned:
-        """Return the counts of rows on given axes, and the total of a value.
-
-        Parameters
-        ----------
-        cells : sequence of ndarray (rows,)
-            In which cell of each axis a row lies, as `index` of the axis returns it.
-        """
-        shape = tuple(axis.cells for axis in axes)
-        place = cells[0]
-        for axis, index in zip(axes[1:], cells[1:], strict=True):
-            place = place * axis.cells
-            place += index
-        place = place.astype(np.int64)
-        counts = np.bincount(place, minlength=math.prod(shape)).reshape(shape)
-        total: Any = None if value is None else np.bincount(place, value, math.prod(shape)).reshape(shape)
-        return cls(tuple(axes), counts, total)
+    counts: npt.NDArray[np.int64]  # (cells of the first, of the second)
+    total: Vector | None = None  # (cells of the first,)
 
     def merge(self, other: Binned) -> Binned:
         """Return the sums over the rows of both."""
@@ -184,7 +162,7 @@ class Binned:
                 continue
             index = ((np.arange(old.cells) + old.first) >> (new.k - old.k)) - new.first
             counts = _added(counts, place, index, new.cells)
-            total = None if total is None else _added(total, place, index, new.cells)
+            total = _added(total, place, index, new.cells) if total is not None and place == 0 else total
         return Binned(axes, counts, total)
 
 

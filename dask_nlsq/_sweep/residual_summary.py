@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._kernel import Block
-from dask_nlsq._sweep.binned import Axis, Binned, FixedAxis
+from dask_nlsq._sweep.binned import AnyAxis, Axis, Binned, FixedAxis
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.groups import Group
 from dask_nlsq._sweep.payload import Payload
@@ -21,7 +21,7 @@ from dask_nlsq._typing import Vector
 CELLS = 128
 """Most cells along a column."""
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 17
 """Rows at a time."""
 
 SCORES = FixedAxis(np.linspace(-8.05, 8.05, 162))
@@ -105,19 +105,27 @@ class ResidualSummary:
 
     @classmethod
     def _of_chunk(cls, block: Block, fit: Vector, s: float, axes: Axes, keep: bool) -> ResidualSummary:
-        """Summarise some rows, so few that what is made on the way stays in a core's cache."""
-        score = block.y - fit
-        score *= 1 / s if block.weight is None else block.weight / s
-        x = [axis.index(column) for axis, column in zip(axes.x, block.x, strict=True)]
-        y, z, of_fit = axes.y.index(block.y), SCORES.index(score), axes.fit.index(fit)
-        total, square = fit if len(x) > 1 else None, score**2
+        """Summarise some rows."""
+        from dask_nlsq._kernel import cells  # with JAX, at its first use
+
+        every = (*axes.x, axes.y, axes.fit)
+        grids = np.array([*(axis.grid for axis in every), SCORES.grid])
+        score, by_y, by_score, of_fit = cells.count(block.x, block.y, fit, block.weight, s, grids, CELLS, SCORES.cells)
+        square = score**2
+
+        def binned(counts: npt.NDArray[np.int32], one: Axis, other: AnyAxis, total: Vector | None = None) -> Binned:
+            return Binned((one, other), counts[: one.cells, : other.cells].astype(np.int64), total)
+
+        # Against a single column the model is a curve, and needs no means.
+        several = len(axes.x) > 1
+        totals = [_total(axis, c, fit) if several else None for axis, c in zip(axes.x, block.x, strict=True)]
         return cls(
             block.rows,
             (float(score.sum()), _dot(score, score), _dot(score, square), _dot(square, square)),
             (block.rows - 1, _dot(score[:-1], score[1:])),
-            tuple(Binned.of([axis, axes.y], [cells, y]) for axis, cells in zip(axes.x, x, strict=True)),
-            tuple(Binned.of([axis, SCORES], [cells, z], total) for axis, cells in zip(axes.x, x, strict=True)),
-            Binned.of([axes.fit, SCORES], [of_fit, z]),
+            tuple(binned(n, axis, axes.y) for n, axis in zip(by_y, axes.x, strict=True)),
+            tuple(binned(n, axis, SCORES, t) for n, axis, t in zip(by_score, axes.x, totals, strict=True)),
+            binned(of_fit, axes.fit, SCORES),
             Points(block.x, block.y, fit, score, None if block.weight is None else 1 / block.weight) if keep else None,
         )
 
@@ -138,6 +146,13 @@ class ResidualSummary:
             None if self.points is None or other.points is None else self.points.joined(other.points),
             np.concatenate([self.partitions, other.partitions]),
         )
+
+
+def _total(axis: Axis, column: Vector, value: Vector) -> Vector:
+    """Return the totals of a value in the cells of a column."""
+    a, first = axis.grid
+    place = (np.floor(a * column) - first).astype(np.int64)
+    return np.bincount(place, value, axis.cells).astype(np.float64)
 
 
 def _dot(a: Vector, b: Vector) -> float:

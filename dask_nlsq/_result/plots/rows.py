@@ -145,7 +145,7 @@ def _curve(ax: Axes, result: FitResult, j: int, level: float, at: Any) -> None:
         count, middles = binned.counts.sum(axis=1), binned.axes[0].middles
         filled = count > 0
         assert binned.total is not None
-        mean = binned.total.sum(axis=1)[filled] / count[filled]
+        mean = binned.total[filled] / count[filled]
         ax.plot(at(middles[filled]), mean, "D", color="C1", markersize=5, label="mean of the fit", zorder=3)
         return
     x = np.linspace(axis.lower, axis.upper, _CURVE)
