@@ -28,6 +28,7 @@ from dask_nlsq._sweep.binned import Axis, Binned, FixedAxis
 mpl.use("agg")
 plt = pytest.importorskip("matplotlib.pyplot")
 
+DRAWN_BY = "3.11."
 LOOKS = Path(__file__).parent / "data" / "plots"
 DECAY = "a * exp(-b*t) + c"
 P0 = {"a": 1.0, "b": 1.0, "c": 0.0}
@@ -109,6 +110,8 @@ def _closed():
 @pytest.mark.parametrize("name", PLOTS)
 def test_looks_as_it_did(name, tmp_path):
     """Compared with a stored picture, without its text, which is of other fonts elsewhere."""
+    if not mpl.__version__.startswith(DRAWN_BY):
+        pytest.skip(f"the stored pictures are of matplotlib {DRAWN_BY}, whose releases lay out axes each in their way")
     first = np.ravel(PLOTS[name]())[0]
     for text in first.figure.findobj(mpl.text.Text):
         text.set_visible(False)
