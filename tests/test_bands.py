@@ -81,7 +81,6 @@ def test_a_frame_is_not_written_as_an_array(tmp_path):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_correlated_values_are_the_delta_method(name):
-    pytest.importorskip("uncertainties")
     u = result(**OPTIONS[name]).uvars()
     ratio, expected = u["amplitude"] / u["rate"], result(**OPTIONS[name]).eval_uncertainty("amplitude / rate")
     assert np.allclose([ratio.nominal_value, ratio.std_dev], expected, rtol=1e-7)

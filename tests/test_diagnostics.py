@@ -98,7 +98,7 @@ def test_the_same_is_found_in_few_rows_and_in_many(name):
 def test_an_unlike_partition_is_named():
     frame = pd.DataFrame({"x": X, "y": RIGHT + NOISE * np.where((np.arange(N) // 1000) == 2, 2.0, 1.0)})
     result = dd.from_pandas(frame, npartitions=4).nlsq.fit(MODEL, y="y", p0=P0)
-    assert "Partition 2" in result.diagnostics().table.loc["most unlike partition", "finding"]
+    assert "partition 2" in result.diagnostics().table.loc["outlying partition", "finding"]
 
 
 def test_numbers_are_those_of_all_rows():

@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 from functools import partial
 
+import dask.array as da
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -247,7 +248,7 @@ def test_what_cannot_be_evaluated_is_refused(x, params, error, message):
 
 
 def test_dask_is_sent_to_map_blocks():
-    x = pytest.importorskip("dask.array").from_array(TIMES)
+    x = da.from_array(TIMES)
     with pytest.raises(DataError, match="map_blocks"):
         models.line.eval(x, intercept=1, slope=2)
     assert x.map_blocks(models.line.eval, dtype=float, intercept=1, slope=2).compute()[-1] == 3

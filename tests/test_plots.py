@@ -10,7 +10,9 @@ from pathlib import Path
 
 import dask.dataframe as dd
 import hypothesis.strategies as st
+import lmfit
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,7 +28,6 @@ from dask_nlsq._sweep import ResidualSummary
 from dask_nlsq._sweep.binned import Axis, Binned, FixedAxis
 
 mpl.use("agg")
-plt = pytest.importorskip("matplotlib.pyplot")
 
 DRAWN_BY = "3.11."
 LOOKS = Path(__file__).parent / "data" / "plots"
@@ -117,8 +118,9 @@ def test_looks_as_it_did(name, tmp_path):
         text.set_visible(False)
     seen, stored = tmp_path / "seen.png", LOOKS / f"{name.replace(' ', '_')}.png"
     first.figure.savefig(seen)
-    if not stored.exists():  # a new plot: look at it, and commit it
+    if not stored.exists():
         first.figure.savefig(stored)
+        pytest.fail(f"{stored} is new: look at it, and commit it")
     assert compare_images(str(stored), str(seen), tol=12) is None
 
 
@@ -316,7 +318,6 @@ def test_what_was_drawn_does_not_travel():
 
 
 def test_contour_is_the_profile_likelihood_of_lmfit():
-    lmfit = pytest.importorskip("lmfit")
     data = rows(60)
     result = fitted("few")
     minimizer = lmfit.Minimizer(

@@ -101,11 +101,15 @@ result = dask_nlsq.fit(FORMULA, data=frame(0.05), tier="chunked")
 
 
 @pytest.mark.slow
-def test_a_notebook_shows_the_bar_and_no_warning():
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"import sys; sys.path[:0] = {[HERE]}\n{CELL}")])
-    nbclient.NotebookClient(book, timeout=240).execute()
-    outputs = book.cells[0].outputs
-    assert not [output for output in outputs if output.get("name") == "stderr"]
-    assert "CONVERGED after" in "".join(output.get("text", "") for output in outputs) or "widget" in str(outputs)
+def test_a_notebook_shows_the_bar_the_result_and_what_to_do_about_an_error():
+    reason = "it comes with the extra `examples`"
+    nbformat = pytest.importorskip("nbformat", reason=reason)
+    nbclient = pytest.importorskip("nbclient", reason=reason)
+    sources = [f"import sys; sys.path[:0] = {[HERE]}\n{CELL}", "result", "dask_nlsq.fit(FORMULA, data=frame(), y='yy')"]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    nbclient.NotebookClient(book, timeout=240, allow_errors=True).execute()
+    bar, shown, error = (cell.outputs for cell in book.cells)
+    assert len(bar) == 1, bar  # one output, updated in its place, and nothing on stderr
+    assert "CONVERGED after" in bar[0]["data"]["text/plain"] or "widget" in str(bar)
+    assert 'class="dask-nlsq"' in shown[0]["data"]["text/html"]
+    assert "Say which to use with x=, y= and sigma=." in error[-1]["evalue"]

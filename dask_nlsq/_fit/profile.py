@@ -26,7 +26,7 @@ from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._fit.loop import Search, fitted, run_searches
 from dask_nlsq._fit.problem import Problem, arrange
 from dask_nlsq._fit.progress import Progress
-from dask_nlsq._fit.residual_pass import here_or_there, residual_summary
+from dask_nlsq._fit.residual_pass import readable_again, residual_summary
 from dask_nlsq._kernel import Request, Whitening
 from dask_nlsq._result import columns_of
 from dask_nlsq._solver import EPS, Factor, State, Statistics, Status, TrustRegion, cost_noise, final, lost
@@ -123,7 +123,7 @@ class Profiler:
         DataError
             The rows are others than in the fit.
         """
-        summary = residual_summary(here_or_there(self.problem), theta, s)
+        summary = residual_summary(readable_again(self.problem), theta, s)
         plain = not self.problem.objective.robust and self.solver.prior is None
         if chisqr is not None and plain:
             now = summary.chisqr * s**2
@@ -142,13 +142,17 @@ class Profiler:
         names = self.problem.parameters.free
         return {names[j]: (ends[2 * i], ends[2 * i + 1]) for i, j in enumerate(known)}
 
-    def curve(self, name: str, values: npt.ArrayLike | None = None) -> pd.DataFrame:
-        """Return τ, the cost and the other parameters at some values of one parameter."""
+    def _place(self, name: str) -> int:
+        """Return the place of a free parameter."""
         free = self.problem.parameters.free
         if name not in free:
             raise NlsqError(f"{name!r} is no free parameter of this fit; those are {', '.join(free)}.")
-        values = None if values is None else _numbers(name, values)
-        j, at = free.index(name), self._settled()
+        return free.index(name)
+
+    def curve(self, name: str, values: npt.ArrayLike | None = None) -> pd.DataFrame:
+        """Return τ, the cost and the other parameters at some values of one parameter."""
+        j = self._place(name)
+        values, at = None if values is None else _numbers(name, values), self._settled()
         estimate = at._estimate(j)
         if values is None:
             if not estimate.slope > 0:
@@ -165,13 +169,10 @@ class Profiler:
 
     def contour(self, a: str, b: str, values: tuple[Vector, Vector] | None, points: int, within: float) -> pd.DataFrame:
         """Return the rise of χ², in units of s², on a grid of two parameters, the others being fitted again."""
-        free, at = self.problem.parameters.free, self._settled()
-        for name in (a, b):
-            if name not in free:
-                raise NlsqError(f"{name!r} is no free parameter of this fit; those are {', '.join(free)}.")
+        places = [self._place(name) for name in (a, b)]
         if a == b:
             raise NlsqError(f"A contour needs two parameters; {a!r} was named twice.")
-        places = [free.index(name) for name in (a, b)]
+        free, at = self.problem.parameters.free, self._settled()
         sides = []
         for j, given in zip(places, values or (None, None), strict=True):
             estimate = at._estimate(j)
@@ -224,7 +225,7 @@ class Profiler:
         return [held.tau, held.cost, *map(float, self.problem.objective.expand(held.theta.tolist()))]
 
     def _run(self, searches: Sequence[Search[T]]) -> list[T]:
-        problem = here_or_there(self.problem)
+        problem = readable_again(self.problem)
         # Rows are held while a profile runs, and not for as long as the result lives.
         groups = arrange(problem.source, problem.reader, problem.plan)
         with Progress(len(problem.source.partitions), problem.progress) as bar:

@@ -15,8 +15,8 @@ FEW = 5_000
 """Rows up to which they are kept one by one."""
 
 
-def here_or_there(problem: Problem) -> Problem:
-    """Return a problem that can be read again: where it was, or in this process where its client has been closed.
+def readable_again(problem: Problem) -> Problem:
+    """Return a problem whose rows can be read again, in this process where the client that read them is closed.
 
     Raises
     ------

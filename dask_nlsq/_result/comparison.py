@@ -73,6 +73,19 @@ class Comparison(NamedTuple):
         Returns
         -------
         matplotlib.axes.Axes
+
+        Raises
+        ------
+        NlsqError
+            matplotlib is not installed.
+
+        Examples
+        --------
+        >>> import numpy as np, dask_nlsq
+        >>> x, y = np.arange(6.0), np.array([1.0, 2.9, 5.1, 7.0, 9.1, 10.9])
+        >>> line, parabola = dask_nlsq.fit("a + b*x", x, y), dask_nlsq.fit("a + b*x + c*x**2", x, y)
+        >>> dask_nlsq.compare(line, parabola).plot().get_title()
+        'Comparison of models'
         """
         ax = axes(ax, (6.4, 1.4 + 0.4 * len(self.table)))
         rows = self.table.iloc[::-1]  # the best on top

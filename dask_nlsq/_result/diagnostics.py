@@ -8,7 +8,7 @@ normality        Jarque and Bera's :math:`\tfrac n6 (g_1^2 + \tfrac14 g_2^2)`, d
 mean             :math:`\sum n_c \bar z_c^2 / \overline{z^2}` is chi-square with as many degrees as cells
 spread           :math:`\sum n_c (\overline{z_c^2} - \overline{z^2})^2 / \mathrm{var}(z^2)`, the same less one; the
                  studentised test of Koenker, doi:10.1016/0304-4076(81)90062-2, with cells for regressors
-partition        :math:`\sqrt{n_k} (\overline{z_k^2} - \overline{z^2}) / \mathrm{sd}(z^2)` of the most unlike partition
+partition        :math:`\sqrt{n_k} (\overline{z_k^2} - \overline{z^2}) / \mathrm{sd}(z^2)`, the largest over partitions k
 ===============  ===================================================================================================
 """
 
@@ -110,8 +110,10 @@ def diagnose(result: FitResult) -> Diagnostics:
 
 
 def _of_estimates(result: FitResult) -> Iterator[Check]:
-    words = "" if result.success else f"The fit did not converge ({result.status.name}), so that nothing below is sure."
-    yield Check("convergence", np.nan, np.nan, words)
+    words = (
+        "" if result.success else f"The fit did not converge ({result.status.name}), and what follows is not reliable."
+    )
+    yield Check("convergence", np.nan, np.nan, "" if result.success else words)
     yield Check("condition number", result.condition_number, np.nan, _weak_direction(result))
     if len(result.names) > 1:
         yield _of_correlations(result)
@@ -195,9 +197,9 @@ def _of_residuals(result: FitResult) -> Iterator[Check]:
     if pairs > 1:
         lag = products / pairs / square
         pvalue = float(2 * stats.norm.sf(abs(lag) * np.sqrt(pairs)))
-        words = f"Neighbouring rows have {'like' if lag > 0 else 'opposite'} residuals: the model lacks something, or "
-        words += "the rows are not independent, and standard errors are too "
-        words += "small." if lag > 0 else "large."
+        sign, size = ("positively", "small") if lag > 0 else ("negatively", "large")
+        words = f"The residuals of neighbouring rows are {sign} correlated ({lag:.2g}): the model lacks something, or "
+        words += f"the rows are not independent, and standard errors are too {size}."
         yield Check("autocorrelation", lag, pvalue, _said(words, pvalue, abs(lag)))
     skew = (third - 3 * mean * square + 2 * mean**3) / centred**1.5
     excess = (fourth - 4 * mean * third + 6 * mean**2 * square - 3 * mean**4) / centred**2 - 3
@@ -238,15 +240,15 @@ def _against(name: str, binned: Binned, rows: int, weighted: bool) -> Iterator[C
 
 
 def _of_partitions(summary: ResidualSummary, square: float, variance: float) -> Check:
-    """Find the partition whose residuals scatter the most unlike."""
+    """Find the partition whose mean square of residuals is farthest from that of all rows."""
     number, rows, chisqr = summary.partitions.T
     departure = np.sqrt(rows) * (chisqr / rows - square) / np.sqrt(variance)
     worst = int(np.argmax(np.abs(departure)))
     # The largest of so many.
     pvalue = float(min(2 * stats.norm.sf(abs(departure[worst])) * len(rows), 1.0))
     ratio = float(np.sqrt(chisqr[worst] / rows[worst] / square))
-    words = f"Partition {int(number[worst])} scatters {ratio:.2g} times as much as all rows do: look at what is in it."
-    return Check("most unlike partition", float(departure[worst]), pvalue, _said(words, pvalue, abs(ratio - 1)))
+    words = f"The residuals of partition {int(number[worst])} are {ratio:.2g} times those of all rows: examine it."
+    return Check("outlying partition", float(departure[worst]), pvalue, _said(words, pvalue, abs(ratio - 1)))
 
 
 def _said(words: str, pvalue: float, effect: float) -> str:

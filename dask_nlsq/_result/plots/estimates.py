@@ -11,6 +11,7 @@ from scipy import stats
 from dask_nlsq._display import axes
 from dask_nlsq._errors import NlsqError, one_of, warn
 from dask_nlsq._result.bands import check_level
+from dask_nlsq._result.plots import panels
 from dask_nlsq._typing import Vector
 
 if TYPE_CHECKING:
@@ -60,9 +61,8 @@ def plot_history(result: FitResult, column: str = "cost", *, ax: Axes | None = N
     ax.plot(values.index, values, color="C0", linewidth=1)
     ax.plot(values.index[accepted], values[accepted], "o", color="C0")
     ax.plot(values.index[~accepted], values[~accepted], "o", color="C0", markerfacecolor="none")
-    finite = values[np.isfinite(values)]
-    if column not in result.names and len(finite) and (finite > 0).all() and finite.max() > 10 * finite.min():
-        ax.set_yscale("log")
+    if column not in result.names:
+        panels.scale(ax, values)
     if len(values) == 1:
         ax.set_xlim(0.0, 2.0)
     label = "remaining step, standard errors" if column == "step" else column
@@ -194,6 +194,11 @@ def plot_contour(
     NlsqError
         As `FitResult.contour`, or matplotlib is not installed.
 
+    Warns
+    -----
+    NlsqWarning
+        The parameters are correlated by more than 0.99.
+
     Examples
     --------
     >>> import numpy as np, dask_nlsq
@@ -290,7 +295,7 @@ def plot_starts(result: FitResult, *, ax: Axes | None = None) -> Axes:
     drawn = np.isfinite(cost)
     for number in sorted(minimum[drawn].unique()):
         of = drawn & (minimum == number)
-        label = {0: "the answer", -1: "no minimum"}.get(number, f"minimum {number}")
+        label = {0: "lowest minimum", -1: "no minimum"}.get(number, f"minimum {number}")
         marker = "x" if number == -1 else "o"
         # A dozen names say enough.
         ax.plot(
@@ -301,9 +306,7 @@ def plot_starts(result: FitResult, *, ax: Axes | None = None) -> Axes:
             color="0.5" if number < 0 else f"C{number % 10}",
             label=label if number < 10 else "_",
         )
-    finite = cost[drawn]
-    if len(finite) and (finite > 0).all() and finite.max() > 10 * finite.min():
-        ax.set_yscale("log")
+    panels.scale(ax, cost)
     failed = int((~drawn).sum())
     title = f"{len(table)} starts" + (f", {failed} without a cost" if failed else "")
     ax.set(xlabel="start, by cost", ylabel="cost per row" if sampled else "cost", title=title)

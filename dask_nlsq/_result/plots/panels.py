@@ -1,4 +1,4 @@
-"""Panels: what every plot of rows draws alike."""
+"""Panels: what several plots draw alike."""
 
 from __future__ import annotations
 
@@ -98,6 +98,13 @@ def binned_residuals(ax: Axes, binned: Binned, s: float, x: Any) -> None:
     ax.fill_between(at, low, high, color="C0", alpha=0.2, linewidth=0, label="± standard deviation")
     ax.errorbar(at, s * m.mean, error, fmt=".", color="C0", markersize=4, linewidth=1, label="mean ± standard error")
     ax.axhline(0.0, color="C1", linewidth=1)
+
+
+def scale(ax: Axes, values: pd.Series) -> None:
+    """Make the vertical axis logarithmic where finite values are positive and span more than a decade."""
+    finite = values[np.isfinite(values)]
+    if len(finite) and (finite > 0).all() and finite.max() > 10 * finite.min():
+        ax.set_yscale("log")
 
 
 def dots(rows: int) -> float:
