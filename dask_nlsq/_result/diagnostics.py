@@ -8,7 +8,7 @@ normality        Jarque and Bera's :math:`\tfrac n6 (g_1^2 + \tfrac14 g_2^2)`, d
 mean             :math:`\sum n_c \bar z_c^2 / \overline{z^2}` is chi-square with as many degrees as cells
 spread           :math:`\sum n_c (\overline{z_c^2} - \overline{z^2})^2 / \mathrm{var}(z^2)`, the same less one; the
                  studentised test of Koenker, doi:10.1016/0304-4076(81)90062-2, with cells for regressors
-partition        :math:`\sqrt{n_k} (\overline{z_k^2} - \overline{z^2}) / \mathrm{sd}(z^2)`, the largest over partitions k
+partition        :math:`\sqrt{n_k} (\overline{z_k^2} - \overline{z^2}) / \mathrm{sd}(z^2)`, the largest of all k
 ===============  ===================================================================================================
 """
 
@@ -110,9 +110,7 @@ def diagnose(result: FitResult) -> Diagnostics:
 
 
 def _of_estimates(result: FitResult) -> Iterator[Check]:
-    words = (
-        "" if result.success else f"The fit did not converge ({result.status.name}), and what follows is not reliable."
-    )
+    words = f"The fit did not converge ({result.status.name}), and what follows is not reliable."
     yield Check("convergence", np.nan, np.nan, "" if result.success else words)
     yield Check("condition number", result.condition_number, np.nan, _weak_direction(result))
     if len(result.names) > 1:
