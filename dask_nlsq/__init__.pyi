@@ -42,6 +42,10 @@ from ._result import FitResult as FitResult
 from ._result import compare as compare
 from ._solver import Status as Status
 from ._streaming import StreamingFitter as StreamingFitter
+from ._study import Study as Study
+from ._study import Variant as Variant
+from ._study import grid as grid
+from ._study import study as study
 from .cluster import local_cluster as local_cluster
 
 __version__: str

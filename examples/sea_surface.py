@@ -106,7 +106,9 @@ for name, latitude, longitude in (
     ("Eastern Pacific", 0, 265),
 ):
     place = maps.sel(latitude=latitude, longitude=longitude, method="nearest")
-    day = np.datetime64("2010-01-01") + np.timedelta64(int(365 * float(place["warmest"])), "D")
+    day = np.datetime64("2010-01-01") + np.timedelta64(
+        int(365 * float(place["warmest"])), "D"
+    )
     print(
         f"{name:16} ± {float(place['amplitude']):.2f} K, warmest on {day.astype(object):%d %B}",
         end="",

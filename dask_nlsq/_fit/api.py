@@ -338,17 +338,24 @@ def fit(
 def _fit_alone(options: FitOptions) -> FitResult:
     """Fit one data set."""
     started = time.perf_counter()
-    resolved = _resolve(options)
+    return fit_resolved(resolve_fit(options), options, started)
+
+
+def fit_resolved(
+    resolved: Resolved, options: FitOptions, started: float, observer: Observer | None = None
+) -> FitResult:
+    """Fit one data set, or return its stored result; an observer is told of every task and sweep."""
+    run = functools.partial(_fit, resolved, options, started=started, observer=observer or Observer())
     with outside_pool(resolved.executor):
         if options.cache_dir is not None:
-            return cached(resolved, options, lambda session: _fit(resolved, options, session, started))
+            return cached(resolved, options, run)
         with open_session(resolved, options) as session:
-            return _fit(resolved, options, session, started)
+            return run(session)
 
 
 def _lay_out(options: FitOptions, sharing: int) -> Problem:
     """Return a data set as it lies for sweeps, beside others: so many share the memory."""
-    resolved = _resolve(options)
+    resolved = resolve_fit(options)
     with outside_pool(resolved.executor):
         decided, executor, groups, _ = _gather(resolved, options, sharing=sharing)
     return _problem(
@@ -356,7 +363,7 @@ def _lay_out(options: FitOptions, sharing: int) -> Problem:
     )
 
 
-def _fit(resolved: Resolved, options: FitOptions, session: Session, started: float) -> FitResult:
+def _fit(resolved: Resolved, options: FitOptions, session: Session, started: float, observer: Observer) -> FitResult:
     """Fit what has been resolved, from the beginning or from where a run goes on."""
     saved, ended = session.saved, session.ended(options.max_nfev)
     if session.earlier_estimate is not None:
@@ -386,7 +393,7 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
         notes = _notes(problem) + notes if saved is None else saved.notes
         session.remember(problem, notes, search=None if saved is None else saved.search)
         deadline = None if options.time_limit is None else time.monotonic() + options.time_limit
-        observer = Observers(bar, session)
+        observer = Observers(bar, session, observer)
         route = find_route(problem, solver, [resolved.parameters.start, *others], sample, options, session, observer)
         notes += route.notes
         session.remember(problem, notes, search=route.search)
@@ -536,7 +543,7 @@ def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
     """
     # Bound to the signature of `fit`, so that a name or place that it does not have is refused alike.
     asked = FitOptions(**inspect.signature(fit).bind(model, x, y, **options).arguments)
-    resolved = _resolve(asked)
+    resolved = resolve_fit(asked)
     inputs = gather_plan_inputs(resolved, asked.memory_limit)
     make_plan(inputs, asked.settings)  # refuses, before anything is read
     return make_plan(dry_run(resolved, inputs), asked.settings)
@@ -545,7 +552,7 @@ def plan(model: Any, x: Any = None, y: Any = None, **options: Any) -> Plan:
 plan.__signature__ = inspect.signature(fit).replace(return_annotation=Plan)  # type: ignore[attr-defined]
 
 
-def _resolve(options: FitOptions) -> Resolved:
+def resolve_fit(options: FitOptions) -> Resolved:
     """Resolve the arguments, and refuse to stream what does not add up."""
     if options.shared is not None:
         raise NlsqError("shared= is for several data sets; fit_groups and fit_many share parameters between series.")

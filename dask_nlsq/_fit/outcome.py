@@ -270,7 +270,7 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float, pe
         "token": problem.source.token,
         "columns": list(problem.columns.names),
         "partitions": len(problem.source.partitions),
-        "executor": type(executor).__name__.lower(),
+        "executor": executor.name,
         "workers": executor.workers,
         "seconds": seconds,
         "total_seconds": total,

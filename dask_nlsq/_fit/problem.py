@@ -360,8 +360,8 @@ def executor_of(plan: Plan, executor: Executor) -> Executor:
         limited = plan.at_a_time < plan.inputs.threads
         return executor.limited(plan.at_a_time) if limited else executor
     if executor.serial or plan.inputs.partitions == 1:
-        return executor if executor.serial else Serial()
-    return Threads() if executor.remote else executor.limited(plan.at_a_time)
+        return executor if executor.serial else executor.here(threads=False)
+    return executor.here(threads=True) if executor.remote else executor.limited(plan.at_a_time)
 
 
 def arrange(source: Source, executor: Executor, plan: Plan) -> Sequence[Any]:

@@ -15,7 +15,7 @@ from tqdm import TqdmWarning
 with warnings.catch_warnings():
     # `tqdm.auto` warns that its bar for notebooks is experimental, or that it is text without ipywidgets.
     warnings.simplefilter("ignore", TqdmWarning)
-    from tqdm.auto import tqdm
+    from tqdm.auto import tqdm as tqdm
 
 from dask_nlsq._display import is_shown, stream
 from dask_nlsq._fit.observer import Estimates, Event, Observer, SweepBegin, SweepEnd, TaskEnd

@@ -30,12 +30,12 @@ import dask
 from dask.base import tokenize
 from dask.utils import parse_bytes
 
-from dask_nlsq._checkpoint import Checkpoints, versions
+from dask_nlsq._checkpoint import Checkpoints, from_text, unpack, versions
 from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, CheckpointMismatch, NlsqError, warn
 from dask_nlsq._fit.fingerprints import differences, fingerprint
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.problem import Resolved
-from dask_nlsq._fit.session import Session, open_session
+from dask_nlsq._fit.session import SavedState, Session, open_session
 from dask_nlsq._kernel import Block
 from dask_nlsq._result import FitResult
 
@@ -102,6 +102,28 @@ def cached(resolved: Resolved, options: FitOptions, run: Callable[[Session], Fit
             return entry.labelled(run(entry.session))
 
 
+def entry_folder(folder: str, key: str) -> str:
+    """Return the path or URL of an entry of a cache."""
+    return f"{folder.rstrip('/')}/{_FITS}/{key}"
+
+
+def stored_result(folder: str, key: str) -> FitResult:
+    """Return the result of an entry, by its key, whatever fit it is of.
+
+    Raises
+    ------
+    CheckpointError
+        There is none, or it is damaged.
+    """
+    newest = Checkpoints(entry_folder(folder, key)).newest()
+    saved = None if newest is None else unpack(SavedState, newest[1])
+    if saved is None or saved.result is None:
+        raise CheckpointError(f"The cache {folder!r} has no result {key!r} any more: it makes room for others.")
+    about = {"where": folder, "entry": key, "hit": True}
+    result = FitResult.from_dict(from_text(saved.result))
+    return dataclasses.replace(result, provenance={**result.provenance, "cache": about})
+
+
 @contextlib.contextmanager
 def _open_entry(resolved: Resolved, options: FitOptions, most: int, resume: str | bool = "auto") -> Iterator[Entry]:
     """Open the entry of a fit, as a session that goes on from its end where the result is there."""
@@ -110,7 +132,7 @@ def _open_entry(resolved: Resolved, options: FitOptions, most: int, resume: str 
     rows = [p.columns for p in resolved.source.partitions if isinstance(p, Block)]
     identity = json.dumps([current, resolved.source.token, tokenize(rows), versions()], sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    where = f"{folder.rstrip('/')}/{_FITS}/{key}"
+    where = entry_folder(folder, key)
     # Written at the end alone; what a killed run has left would be gone on from all the same.
     kept = dataclasses.replace(
         options, checkpoint=where, checkpoint_interval=float("inf"), checkpoint_every=None, resume=resume

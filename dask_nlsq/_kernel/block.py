@@ -106,6 +106,12 @@ class Block:
         x = tuple(c[rows] for c in self.x)
         return dataclasses.replace(self, x=x, y=self.y[rows], weight=weight, held=False, memory=None)
 
+    def select(self, places: tuple[int, ...], names: tuple[str, ...]) -> Block:
+        """Return the block with some of its columns x, by their places; `names` are those of all its columns then."""
+        x, rounded = tuple(self.x[i] for i in places), tuple(name for name in self.rounded if name in names)
+        memory = None if self.memory is None else self.memory.select((*places, *range(len(self.x), len(self.columns))))
+        return dataclasses.replace(self, x=x, rounded=rounded, memory=memory)
+
     def cut(self, size: int) -> list[Block]:
         """Return the block in pieces of `size` rows, each a view."""
         if self.rows <= size:
@@ -121,6 +127,11 @@ class Memory:
 
     def __init__(self, columns: tuple[Vector, ...]) -> None:
         self.columns = columns
+        self._selected: dict[tuple[int, ...], Memory] = {}
+
+    def select(self, places: tuple[int, ...]) -> Memory:
+        """Return some of the columns, the same object each time: blocks are neighbours where their memory is one."""
+        return self._selected.setdefault(places, Memory(tuple(self.columns[i] for i in places)))
 
     def __reduce__(self) -> Any:
         # The blocks of a pickle bring their own columns; what lies beside them here would travel for nothing.

@@ -2,6 +2,7 @@ from .bands import Band as Band
 from .bands import Derived as Derived
 from .bands import curve_stderr as curve_stderr
 from .comparison import Comparison as Comparison
+from .comparison import comparable as comparable
 from .comparison import compare as compare
 from .diagnostics import Diagnostics as Diagnostics
 from .html import fragment_of as fragment_of

@@ -18,8 +18,9 @@ F             :math:`\frac{(\chi^2_r - \chi^2_f)/(\nu_r - \nu_f)}{\chi^2_f/\nu_f
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -177,6 +178,22 @@ def compare(*results: FitResult, names: Sequence[str] | None = None) -> Comparis
         warn("There are too few rows for the AICc of some fits, which needs two more than parameters; compare the BIC.")
     table["status"] = [result.status.name for result in results]
     return Comparison(table.sort_values("aicc", kind="stable"), _f_tests(dict(zip(labels, results, strict=True))))
+
+
+def comparable(results: Mapping[str, FitResult]) -> list[list[str]]:
+    """Return the names of results that `compare` takes together, set by set, in the order in which they come."""
+    sets: list[list[str]] = []
+    for label, result in results.items():
+        with contextlib.suppress(NlsqError):  # of a robust loss
+            _check_likelihood(result, label)
+            for alike in sets:
+                with contextlib.suppress(NlsqError):
+                    _check_same_rows(results[alike[0]], alike[0], result, label)
+                    alike.append(label)
+                    break
+            else:
+                sets.append([label])
+    return sets
 
 
 def _labels(results: Sequence[FitResult], names: Sequence[str] | None) -> list[str]:

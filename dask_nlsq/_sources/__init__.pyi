@@ -9,6 +9,7 @@ from .arrow import select as select
 from .columns import Columns as Columns
 from .columns import check_columns as check_columns
 from .file_stamps import are_paths as are_paths
+from .file_stamps import each_path as each_path
 from .file_stamps import files as files
 from .frame import is_series as is_series
 from .grid import columns_of as columns_of

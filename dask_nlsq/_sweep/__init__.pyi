@@ -6,6 +6,8 @@ from .executors.distributed import outside_pool as outside_pool
 from .executors.local import Executor as Executor
 from .executors.local import Serial as Serial
 from .executors.local import Threads as Threads
+from .executors.shared import Pass as Pass
+from .executors.shared import SharedReads as SharedReads
 from .failure import Failure as Failure
 from .failure import load as load
 from .groups import Group as Group
@@ -16,6 +18,7 @@ from .residual_summary import ResidualSummary as ResidualSummary
 from .residual_summary import merged as merged
 from .residual_summary import summarise as summarise
 from .task import Answer as Answer
+from .task import Selection as Selection
 from .task import draw as draw
 from .task import explore as explore
 from .task import find_faults as find_faults

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pickle
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,19 +57,141 @@ def _opened(content: bytes) -> Answer:
 
 def reduce_group(group: Group, payload: Payload, requests: Sequence[Request]) -> Answer | Failure:
     """Load each partition once and reduce it for each request, small ones together."""
-    # Rows, dropped rows and checksums, as each partition is reduced for the first request.
-    digests: list[Any] = []
-    parts: list[list[Reduction]] = [[] for _ in requests]
+    reduced = _Reduced(payload, requests)
     for batch in group.batches():
-        for request, leaves in zip(requests, parts, strict=True):
-            reductions = _reduce(batch, payload, request, look=request.first and not digests)
-            if isinstance(reductions, Failure):
-                return reductions
-            leaves += reductions
-        digests += ([r.rows, r.dropped, *r.checksum.tolist()] for r in parts[0][-len(batch) :])
+        if not reduced.add(batch):
+            break
         batch.clear()  # before the next is read
-    nodes = tuple(tuple(_folded(leaves, group)) for leaves in parts)
-    return Answer(group.indices, np.array(digests, np.uint64), nodes, group.nodes)
+    return reduced.answer(group)
+
+
+class _Reduced:
+    """What of a group has been reduced so far, for each request of one fit."""
+
+    def __init__(self, payload: Payload, requests: Sequence[Request]) -> None:
+        self._payload, self._requests = payload, requests
+        # Rows, dropped rows and checksums, as each partition is reduced for the first request.
+        self._digests: list[Any] = []
+        self._parts: list[list[Reduction]] = [[] for _ in requests]
+        self.failure: Failure | None = None
+
+    def add(self, batch: Batch) -> bool:
+        """Reduce some blocks; return whether that went well."""
+        for request, leaves in zip(self._requests, self._parts, strict=True):
+            reductions = _reduce(batch, self._payload, request, look=request.first and not self._digests)
+            if isinstance(reductions, Failure):
+                self.failure = reductions
+                return False
+            leaves += reductions
+        self._digests += ([r.rows, r.dropped, *r.checksum.tolist()] for r in self._parts[0][-len(batch) :])
+        return True
+
+    def answer(self, group: Group) -> Answer | Failure:
+        """Return what came of all blocks of the group."""
+        if self.failure is not None:
+            return self.failure
+        nodes = tuple(tuple(_folded(leaves, group)) for leaves in self._parts)
+        return Answer(group.indices, np.array(self._digests, np.uint64), nodes, group.nodes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Some of the columns x of a block, by their places, and the names of all columns that are left."""
+
+    places: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def of(self, block: Block | Failure) -> Block | Failure:
+        """Return the block with these columns alone."""
+        return block if isinstance(block, Failure) else block.select(self.places, self.names)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Selected:
+    """A partition of which some columns are wanted."""
+
+    partition: Partition
+    selection: Selection
+
+    def load(self) -> Block:
+        return self.partition.load().select(self.selection.places, self.selection.names)
+
+
+def with_selection(group: Group, selection: Selection, task: Any, args: tuple[Any, ...]) -> Any:
+    """Run a task on a group of which it sees some columns alone."""
+    partitions = tuple(
+        selection.of(p) if isinstance(p, (Block, Failure)) else _Selected(p, selection) for p in group.partitions
+    )
+    return task(dataclasses.replace(group, partitions=partitions), *args)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one of several fits wants of a pass that they share."""
+
+    payload: Payload
+    requests: tuple[Request, ...]
+    selection: Selection | None = None  # None: all columns
+
+
+class Usage(NamedTuple):
+    """What a task took: seconds for reading and for computing, bytes that were read, and where it ran."""
+
+    read: float
+    computed: float
+    nbytes: int
+    worker: str
+
+
+def reduce_each(group: Group, shares: Sequence[Share]) -> tuple[tuple[Answer | Failure, ...], Usage] | Failure:
+    """Load each partition once and reduce it for each of several fits; one that fails stops no other."""
+    reduced = [_Reduced(share.payload, share.requests) for share in shares]
+    meter, computed = Meter(), 0.0
+    for batch in meter.on(group).batches():
+        begun = time.perf_counter()
+        for share, each in zip(shares, reduced, strict=True):
+            if each.failure is None:
+                seen = batch if share.selection is None else [(i, share.selection.of(block)) for i, block in batch]
+                each.add(seen)
+        computed += time.perf_counter() - begun
+        seen = []
+        batch.clear()  # before the next is read
+    return tuple(each.answer(group) for each in reduced), Usage(meter.seconds, computed, meter.nbytes, _worker())
+
+
+class Meter:
+    """Counts the seconds and bytes of what is read."""
+
+    def __init__(self) -> None:
+        self.seconds, self.nbytes = 0.0, 0
+
+    def on(self, group: Group) -> Group:
+        """Return the group with its partitions metered, but for those that are in memory."""
+        partitions = tuple(p if isinstance(p, (Block, Failure)) else _Metered(p, self) for p in group.partitions)
+        return dataclasses.replace(group, partitions=partitions)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Metered:
+    partition: Partition
+    meter: Meter
+
+    def load(self) -> Block:
+        begun = time.perf_counter()
+        block = self.partition.load()
+        self.meter.seconds += time.perf_counter() - begun
+        self.meter.nbytes += block.nbytes
+        return block
+
+
+def _worker() -> str:
+    """Return the address of the worker that runs this, or the thread of a process without one."""
+    from distributed import get_worker
+
+    try:
+        return str(get_worker().address)
+    except ValueError:
+        return threading.current_thread().name
 
 
 def _folded(leaves: Iterable[Reduction], group: Group) -> Iterator[Reduction]:

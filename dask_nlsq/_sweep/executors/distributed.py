@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -77,23 +77,35 @@ class Cluster(Executor):
 
     What is lost with a worker, Dask itself runs again on another. Where workers declare GPUs, tasks go to those alone,
     one a GPU; asking for a resource that nobody declares would wait for ever. A worker process runs at most `at_a_time`
-    tasks at a time where memory has room for no more.
+    tasks at a time where memory has room for no more. What each task needs of `resources`, and its `priority`, Dask is
+    told as they are.
     """
 
     remote = True
 
-    def __init__(self, client: Client, at_a_time: int | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        at_a_time: int | None = None,
+        resources: Mapping[str, float] | None = None,
+        priority: int = 0,
+    ) -> None:
         self.client = client
-        self._at_a_time = at_a_time
+        self._at_a_time, self._priority = at_a_time, priority
         self._spent: list[Future[Any]] = []  # futures of the last sweeps, whose values are here
         self._again: Future[Any] | None = None  # the future of a task that is run once more
         # n_workers=-1 asks for all: some releases of Dask describe five workers by default.
         declared = (w["resources"].get(_GPU) for w in client.scheduler_info(n_workers=-1)["workers"].values())
-        self._resources = {_GPU: 1} if any(declared) else None
+        self._asked = dict(resources or {})
+        self._resources = self._asked or ({_GPU: 1} if any(declared) else None)
 
     def limited(self, at_a_time: int) -> Cluster:
         """Return the same with at most so many tasks at a time in a process."""
-        return Cluster(self.client, at_a_time)
+        return Cluster(self.client, at_a_time, self._asked, self._priority)
+
+    def annotated(self, resources: Mapping[str, float], priority: int) -> Cluster:
+        """Return the same with what each task needs of the resources that workers declare, and a priority."""
+        return Cluster(self.client, self._at_a_time, resources, priority)
 
     @property
     def workers(self) -> int:
@@ -106,14 +118,17 @@ class Cluster(Executor):
         return self.client.status == "closed"
 
     def _places(self) -> dict[str, int]:
-        """Return how many tasks each worker runs at a time: its threads, or its GPUs where tasks need one."""
+        """Return how many tasks each worker runs at a time: its threads, or as its resources allow."""
         if self._resources is None:
             most = self._at_a_time or 2**31
             return {worker: min(int(threads), most) for worker, threads in self.client.nthreads().items()}
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        room = {
+            worker: min((w["resources"].get(n, 0) // k for n, k in self._resources.items() if k > 0), default=2**31)
+            for worker, w in workers.items()
+        }
         # A worker runs no more tasks than it has threads, whatever it declares.
-        gpus = {worker: int(w["resources"].get(_GPU, 0)) for worker, w in workers.items()}
-        return {worker: min(count, workers[worker]["nthreads"]) for worker, count in gpus.items() if count}
+        return {worker: min(int(count), workers[worker]["nthreads"]) for worker, count in room.items() if count >= 1}
 
     def capacity(self) -> tuple[int, int, int]:
         """Return how many workers get tasks, the most that one runs at a time, and the smallest memory limit, or 0."""
@@ -204,6 +219,7 @@ class Cluster(Executor):
                 driver=versions.own(),
                 key=keys,
                 resources=self._resources,
+                priority=self._priority,
                 pure=False,
             )
             index.update(zip(futures, (i for i, _ in batch), strict=True))
@@ -250,6 +266,7 @@ class Cluster(Executor):
                 driver=versions.own(),
                 key=(name, next(count)),
                 resources=self._resources,
+                priority=self._priority,
                 pure=False,
             )
 
@@ -288,7 +305,8 @@ class Cluster(Executor):
 
         What Dask raises is told in words. The futures that are `waiting` are given up where no worker comes in time.
         """
-        what = "worker that declares a GPU" if self._resources else "worker"
+        needed = " and ".join(f"{'a' if n == 1 else f'{n:g}'} {name}" for name, n in (self._resources or {}).items())
+        what = f"worker that declares {needed}" if needed else "worker"
 
         def end_wait() -> None:
             self.client.cancel([*(waiting() if waiting else ()), *([self._again] if self._again else ())])
@@ -350,6 +368,7 @@ class Cluster(Executor):
                         at_a_time=self._at_a_time,
                         key=(name, group.start),
                         resources=self._resources,
+                        priority=self._priority,
                         pure=False,
                     ),
                 )

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -81,6 +81,11 @@ class Executor(abc.ABC):
     """Whether tasks run one after the other, in the thread that asks."""
 
     @property
+    def name(self) -> str:
+        """What it is called in a result's provenance."""
+        return type(self).__name__.lower()
+
+    @property
     def closed(self) -> bool:
         """Whether it can run no more tasks."""
         return False
@@ -109,6 +114,17 @@ class Executor(abc.ABC):
     def limited(self, at_a_time: int) -> Executor:
         """Return the same with at most so many tasks at a time in a process."""
         return self
+
+    def annotated(self, resources: Mapping[str, float], priority: int) -> Executor:
+        """Return the same with what each task needs of the resources that workers declare, and a priority."""
+        raise NlsqError(
+            f"resources={dict(resources)} and priority={priority} are for the workers of a distributed Client, and "
+            "this process runs the tasks itself: open a Client, or leave them out."
+        )
+
+    def here(self, threads: bool) -> Executor:
+        """Return one that runs tasks in this process, in threads or one after the other."""
+        return Threads() if threads else Serial()
 
     def capacity(self) -> tuple[int, int, int]:
         """Return how many processes run tasks, how many each runs at a time, and its memory limit, or 0."""

@@ -1,0 +1,343 @@
+"""Shared: several fits to the same rows, which read them together.
+
+Each fit runs in a thread of its own and has an executor that looks like any other. Where one wants a sweep it waits
+until all others want one too; then each group of partitions is read once, and reduced for all of them::
+
+    reads = SharedReads(Threads(), partitions)
+    fit 1:  reads.join("line")   ->  run(reduce_group, groups, …)  ─┐
+                                                                    ├─  reduce_each: one task a group
+    fit 2:  reads.join("curve")  ->  run(reduce_group, groups, …)  ─┘
+
+What a fit gets is, to the bit, what it would get alone, for the leaves of the tree of reductions are partitions,
+whoever else has them reduced. What all want alike, as to hold the partitions in memory or to draw a sample, is done
+once.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from dask_nlsq._sweep.executors.local import Executor, Task, Window
+from dask_nlsq._sweep.failure import Failure
+from dask_nlsq._sweep.groups import Group
+from dask_nlsq._sweep.task import Selection, Share, Usage, draw, reduce_each, reduce_group, with_selection
+
+_END = object()
+"""Stands behind the last answer of a pass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One reading of all partitions: for which fits, and what it took."""
+
+    fits: tuple[str, ...]
+    partitions: int
+    seconds: float
+    read_seconds: float  # summed over tasks
+    compute_seconds: float
+    nbytes: int
+    workers: Mapping[str, int]  # tasks that each has run
+
+
+class _Ask:
+    """What one fit wants of the next pass, and where its answers arrive."""
+
+    def __init__(self, fit: str, executor: Executor, groups: Sequence[Any], share: Share) -> None:
+        self.fit, self.executor, self.groups, self.share = fit, executor, groups, share
+        self.given_up = False
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def put(self, answer: Any) -> None:
+        self._answers.put(answer)
+
+    def __iter__(self) -> Iterator[Any]:
+        while (answer := self._answers.get()) is not _END:
+            if isinstance(answer, BaseException):
+                raise answer
+            yield answer
+
+
+class SharedReads:
+    """The partitions that several fits read together, and who of them is under way.
+
+    Parameters
+    ----------
+    executor : Executor
+        Who runs the tasks.
+    partitions : callable
+        Returns what is read, with the columns of all fits; called once, after all that may begin have joined.
+    complete : callable
+        Whether no other fit may begin before one of those under way has ended. A pass waits until then.
+    on_pass : callable
+        Told of every pass that has ended.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        partitions: Callable[[], Sequence[Any]],
+        complete: Callable[[], bool] = lambda: True,
+        on_pass: Callable[[Pass], None] = lambda _: None,
+    ) -> None:
+        self._partitions, self._complete, self._on_pass = partitions, complete, on_pass
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._under_way: set[str] = set()
+        self._waiting: dict[str, _Ask] = {}
+        self._once: dict[Any, Any] = {}
+        self._once_lock = threading.RLock()
+        self._shared: dict[int, Any] = {}  # groups that are read together, by their identity
+        self._over: BaseException | None = None
+        self.executor = executor
+
+    def join(self, fit: str, selection: Callable[[], Selection | None] = lambda: None) -> Sharing:
+        """Return the executor of one more fit, which is under way from now on.
+
+        Which of the columns it takes is asked once `partitions` have been read or described.
+        """
+        self._begin(fit)
+        return Sharing(self, fit, selection, self.executor)
+
+    def _begin(self, fit: str) -> None:
+        with self._lock:
+            self._under_way.add(fit)
+
+    def has_joined(self, fit: str) -> bool:
+        """Whether a fit is under way, so that the others wait for it."""
+        return fit in self._under_way
+
+    def leave(self, fit: str) -> None:
+        """Wait for this fit no more: it has ended, or does something else."""
+        with self._lock:
+            self._under_way.discard(fit)
+        self.look()
+
+    def abort(self, error: BaseException) -> None:
+        """End the sweeps of all fits with an error."""
+        with self._changed:
+            self._over = error
+            self._changed.notify_all()
+            for ask in self._waiting.values():
+                ask.put(error)
+            self._waiting.clear()
+
+    def look(self) -> None:
+        """Begin the pass that all wait for; to be called whenever `complete` may have become true."""
+        with self._changed:
+            self._changed.notify_all()
+            if not self._waiting or not self._under_way <= self._waiting.keys() or not self._complete():
+                return
+            asks, self._waiting = [*self._waiting.values()], {}
+        together = collections.defaultdict(list)
+        for ask in asks:
+            together[(id(ask.executor), *map(id, ask.groups))].append(ask)
+        for each in together.values():
+            threading.Thread(target=self._run, args=(each,), name="nlsq pass", daemon=True).start()
+
+    def sweep(self, ask: _Ask) -> Iterator[Any]:
+        """Yield the answers of the next pass, in which this fit takes part."""
+        with self._lock:
+            if self._over is not None:
+                raise self._over
+            self._waiting[ask.fit] = ask
+        self.look()
+        try:
+            yield from ask
+        finally:
+            ask.given_up = True
+
+    def _run(self, asks: Sequence[_Ask]) -> None:
+        begun, usages = time.perf_counter(), list[Usage]()
+        first, shares = asks[0], [ask.share for ask in asks]
+        answers = first.executor.run(reduce_each, first.groups, shares)
+        try:
+            for i, answer in answers:
+                if isinstance(answer, Failure):  # of the group, so of each
+                    each: Sequence[Any] = [answer] * len(asks)
+                else:
+                    each, usage = answer
+                    usages.append(usage)
+                for ask, own in zip(asks, each, strict=True):
+                    ask.put((i, own))
+                if self._over is not None or all(ask.given_up for ask in asks):
+                    break
+        except BaseException as error:  # whatever it is, it is raised where each fit waits
+            for ask in asks:
+                ask.put(error)
+        finally:
+            if hasattr(answers, "close"):
+                answers.close()
+            self._on_pass(_pass(asks, time.perf_counter() - begun, usages))
+            for ask in asks:
+                ask.put(self._over or _END)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what was made under a key, which the first that asks for it makes."""
+        with self._once_lock:
+            if key not in self._once:
+                self._once[key] = make()
+            return self._once[key]
+
+    def read_together(self, groups: Sequence[Any], make: Callable[..., Any]) -> Sequence[Any]:
+        """Make groups of what is read together, cut as these of one fit."""
+        with self._changed:
+            # Their columns are known once all have joined that may begin.
+            self._changed.wait_for(lambda: self._over is not None or self._complete())
+            if self._over is not None:
+                raise self._over
+        partitions = self.once("partitions", self._partitions)
+        own = [dataclasses.replace(g, partitions=tuple(partitions[i] for i in g.indices)) for g in groups]
+        made = make(own)
+        with self._lock:
+            self._shared |= {id(group): group for group in made}
+        return list(made)
+
+    def has(self, group: object) -> bool:
+        """Whether a group is one that is read together."""
+        return id(group) in self._shared
+
+
+class Sharing(Executor):
+    """The executor of one fit of several that read together; what they do not share it runs by itself."""
+
+    def __init__(
+        self, reads: SharedReads, fit: str, selection: Callable[[], Selection | None], executor: Executor
+    ) -> None:
+        self._reads, self._fit, self._select, self._executor = reads, fit, selection, executor
+        self.remote, self.serial = executor.remote, executor.serial
+
+    @functools.cached_property
+    def _selection(self) -> Selection | None:
+        return self._select()
+
+    @property
+    def name(self) -> str:
+        """What is called so is who runs the tasks."""
+        return self._executor.name
+
+    @property
+    def scheduler(self) -> str:
+        """The scheduler of Dask that stands for it."""
+        return str(getattr(self._executor, "scheduler", "threads"))
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can run no more tasks."""
+        return self._executor.closed
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at a time."""
+        return self._executor.workers
+
+    def run(self, task: Task, groups: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
+        """Yield ``(i, task(groups[i], *args))``: a sweep with others, a sample once for all, anything else alone."""
+        if not groups or not all(map(self._reads.has, groups)):
+            yield from self._alone(task, groups, args)
+        elif task is reduce_group and self._reads.has_joined(self._fit):
+            payload, requests = args
+            share = Share(payload, tuple(requests), self._selection)
+            yield from self._reads.sweep(_Ask(self._fit, self._executor, groups, share))
+        elif task is draw or task is Group.load:
+            key = (task.__name__, id(self._executor), *map(id, groups), repr(args))
+            found = self._reads.once(key, lambda: list(self._executor.run(task, groups, *args)))
+            yield from ((i, self._seen(answer)) for i, answer in found)
+        elif self._selection is None:
+            yield from self._alone(task, groups, args)
+        else:
+            yield from self._alone(with_selection, groups, (self._selection, task, args))
+
+    def _alone(self, task: Task, groups: Sequence[Any], args: tuple[Any, ...]) -> Iterator[tuple[int, Any]]:
+        with self._away():
+            yield from self._executor.run(task, groups, *args)
+
+    def _seen(self, answer: Any) -> Any:
+        """Return what was read for all with this fit's columns alone."""
+        if self._selection is None or isinstance(answer, Failure):
+            return answer
+        if isinstance(answer, Group):  # whose partitions have been read
+            seen: Any = tuple(map(self._selection.of, answer.partitions))  # type: ignore[arg-type]
+            return dataclasses.replace(answer, partitions=seen)
+        return [(self._selection.of(block), rows) for block, rows in answer]
+
+    @contextlib.contextmanager
+    def _away(self) -> Iterator[None]:
+        """Let the others sweep while this fit has tasks of its own."""
+        under_way = self._reads.has_joined(self._fit)
+        self._reads.leave(self._fit)
+        try:
+            yield
+        finally:
+            if under_way:
+                self._reads._begin(self._fit)
+
+    @contextlib.contextmanager
+    def opened(self, ordered: bool = True) -> Iterator[Window]:
+        """Run tasks one by one, alone: batches are drawn in an order that is each fit's own."""
+        with self._away(), self._executor.opened(ordered) as window:
+            yield window
+
+    def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
+        """Load every partition once, for all fits."""
+        return self._together("hold", groups, lambda own: self._executor.hold(own, shared), shared)
+
+    def describe(self, groups: Sequence[Group]) -> Sequence[Any]:
+        """Return groups that each task can be sent at little cost, the same for all fits."""
+        return self._together("describe", groups, self._executor.describe)
+
+    def _together(self, what: str, groups: Sequence[Group], make: Callable[..., Any], *how: Any) -> Sequence[Any]:
+        if not self._reads.has_joined(self._fit):
+            alone: Sequence[Any] = make(groups)
+            return alone
+        # Of fits whose plans differ, each kind has groups of its own.
+        key = (what, *how, id(self._executor), *((g.start, len(g.partitions), g.ahead) for g in groups))
+        made: Sequence[Any] = self._reads.once(key, lambda: self._reads.read_together(groups, make))
+        return made
+
+    def limited(self, at_a_time: int) -> Executor:
+        """Return the same with at most so many tasks at a time in a process, for all fits."""
+        return self._of("limited", lambda: self._executor.limited(at_a_time), at_a_time)
+
+    def here(self, threads: bool) -> Executor:
+        """Return one that runs tasks in this process, for all fits."""
+        return self._of("here", lambda: self._executor.here(threads), threads)
+
+    def _of(self, what: str, make: Callable[[], Executor], how: object) -> Executor:
+        executor = self._reads.once((what, id(self._executor), how), make)
+        return Sharing(self._reads, self._fit, self._select, executor)
+
+    def capacity(self) -> tuple[int, int, int]:
+        """Return how many processes run tasks, how many each runs at a time, and its memory limit, or 0."""
+        return self._executor.capacity()
+
+    def ask(self, question: Callable[[], Any]) -> list[tuple[str, Any]]:
+        """Return the host of each process and what it answers."""
+        return self._executor.ask(question)
+
+    def peak(self) -> int:
+        """Return the largest resident size that a process has had, in bytes."""
+        return self._executor.peak()
+
+    def wait_for_workers(self) -> None:
+        """Wait until there is somebody to run tasks."""
+        self._executor.wait_for_workers()
+
+
+def _pass(asks: Sequence[_Ask], seconds: float, usages: Sequence[Usage]) -> Pass:
+    return Pass(
+        tuple(ask.fit for ask in asks),
+        sum(len(group.partitions) for group in asks[0].groups),
+        seconds,
+        sum(usage.read for usage in usages),
+        sum(usage.computed for usage in usages),
+        sum(usage.nbytes for usage in usages),
+        dict(collections.Counter(usage.worker for usage in usages)),
+    )
