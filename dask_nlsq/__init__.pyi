@@ -43,6 +43,7 @@ from ._result import compare as compare
 from ._solver import Status as Status
 from ._streaming import StreamingFitter as StreamingFitter
 from ._study import Study as Study
+from ._study import StudyFile as StudyFile
 from ._study import Variant as Variant
 from ._study import grid as grid
 from ._study import study as study

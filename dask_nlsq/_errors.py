@@ -25,12 +25,14 @@ Each error also inherits the built-in that a caller would expect, so that ``exce
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import difflib
 import functools
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -142,8 +144,27 @@ class DifferencesWarning(NlsqWarning):
     """A model is differentiated by differences, for JAX cannot do so."""
 
 
+_collected: contextvars.ContextVar[list[tuple[str, type[Warning]]] | None]
+_collected = contextvars.ContextVar("_collected", default=None)
+"""Where warnings of this thread are kept instead of being shown."""
+
+
+@contextlib.contextmanager
+def collected_warnings() -> Iterator[list[tuple[str, type[Warning]]]]:
+    """Keep the warnings of this thread, which is not that of the user, for `warn` in another."""
+    kept: list[tuple[str, type[Warning]]] = []
+    token = _collected.set(kept)
+    try:
+        yield kept
+    finally:
+        _collected.reset(token)
+
+
 def warn(message: str, category: type[Warning] = NlsqWarning) -> None:
     """Warn at the line outside this package that led here, through whatever door."""
+    if (kept := _collected.get()) is not None:
+        kept.append((message, category))
+        return
     inside, frame, level = os.path.dirname(__file__) + os.sep, inspect.currentframe(), 1
     while frame is not None and frame.f_code.co_filename.startswith(inside):
         frame, level = frame.f_back, level + 1

@@ -9,6 +9,7 @@ from .html import fragment_of as fragment_of
 from .labels import columns_of as columns_of
 from .result import FitResult as FitResult
 from .saved import starts_frame as starts_frame
+from .table import rounded as rounded
 from .zarr_group import computing as computing
 from .zarr_group import regular as regular
 from .zarr_group import write as write

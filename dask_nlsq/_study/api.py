@@ -14,8 +14,8 @@ from dask_nlsq._errors import NlsqError, check_keywords
 from dask_nlsq._study.artifacts import Artifact, check_artifacts
 from dask_nlsq._study.log import Log
 from dask_nlsq._study.progress import StudyBar
+from dask_nlsq._study.result import Study, place_of
 from dask_nlsq._study.run import Outcome, Runner, fits_at_a_time
-from dask_nlsq._study.study import Study, place_of
 from dask_nlsq._study.variants import Variant, to_variants
 
 _NAME = re.compile(r"[\w][\w .,+-]*")

@@ -78,21 +78,14 @@ def folder_of(result: FitResult) -> str:
     """Return where the artifacts of a result lie."""
     cache = result.provenance.get("cache")
     if cache is None:
-        raise NlsqError(
-            "Artifacts are kept with the fit in the cache: give cache_dir= to the study."
-        )
+        raise NlsqError("Artifacts are kept with the fit in the cache: give cache_dir= to the study.")
     return entry_folder(cache["where"], cache["entry"]) + "/artifacts"
 
 
 def encoded(name: str, value: Any) -> tuple[str, bytes]:
     """Return the ending of a file and its content."""
-    figure = getattr(value, "figure", value)
-    if (
-        isinstance(value, (list, np.ndarray))
-        and len(value)
-        and hasattr(np.ravel(np.asarray(value, object))[0], "figure")
-    ):
-        figure = np.ravel(np.asarray(value, object))[0].figure
+    drawn = np.ravel(np.asarray(value, object))  # axes may come in an array
+    figure = getattr(drawn[0], "figure", value) if len(drawn) else value
     if hasattr(figure, "savefig"):
         figure.savefig(image := io.BytesIO(), format="png", dpi=120)
         return ".png", image.getvalue()

@@ -5,8 +5,9 @@ event     fields, beside ``time``
 ========  ==================================================================================================
 begin     ``variants``
 sweep     ``variant``, ``sweep``, ``cost``, ``step`` in standard errors, ``accepted``, ``status`` at the end
-pass      ``variants`` that shared it, ``partitions``, ``seconds``, ``read_seconds`` and ``compute_seconds`` of
-          all tasks, ``bytes``, ``workers`` with the tasks of each
+pass      ``what``: a "sweep", or a "hold" that reads the data into memory; ``variants`` that shared it,
+          ``partitions``, ``seconds``, ``read_seconds`` and ``compute_seconds`` of all tasks, ``bytes``,
+          ``workers`` with the tasks of each
 end       ``variant``, ``status`` or ``error``, ``seconds``, ``cached``
 ========  ==================================================================================================
 """
@@ -48,6 +49,7 @@ class Log:
         """Write down a pass over the data."""
         self.write(
             "pass",
+            what=one.what,
             variants=list(one.fits),
             partitions=one.partitions,
             seconds=one.seconds,

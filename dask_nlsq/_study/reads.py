@@ -74,7 +74,7 @@ def _key(options: FitOptions, resolved: Resolved, resources: Mapping[str, float]
     )
     # Arrays are known by their places, whatever each model calls them.
     named: Any = (id(options.y), id(options.sigma)) if data is None else (columns.y, columns.sigma)
-    free = data is not None and columns.nan_policy == "raise" and kind in _CUT_BY_ROWS
+    free = data is not None and columns.nan_policy == "raise" and kind in _CUT_BY_ROWS and not resolved.source.shared
     return (
         *(given, named, columns.nan_policy, options.missing_chunks, str(options.filters), str(options.version)),
         *(repr(options.storage_options), kind, len(resolved.source.partitions), resolved.executor.name),

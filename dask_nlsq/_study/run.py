@@ -13,7 +13,7 @@ from typing import Any
 import dask
 import psutil
 
-from dask_nlsq._errors import NlsqError
+from dask_nlsq._errors import NlsqError, collected_warnings, warn
 from dask_nlsq._fit import FitOptions, fit_resolved, resolve_fit
 from dask_nlsq._plan import memory_limit
 from dask_nlsq._result import FitResult
@@ -73,6 +73,7 @@ class Runner:
     ) -> None:
         self._variants, self._settings, self._most, self._log = variants, settings, most, log
         self._on_end = on_end
+        self._warnings: dict[str, list[tuple[str, type[Warning]]]] = {}
         self._lock = threading.Lock()
         self._ended: dict[str, Outcome] = {}
         # Fits that may begin and have not joined those that read; a pass waits for them.
@@ -105,6 +106,10 @@ class Runner:
                 self._reads.abort(error)
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+        # Here, in the thread of the user, whose line they are to name.
+        for name in self._variants:
+            for message, category in self._warnings.get(name, ()):
+                warn(f"Variant {name!r}: {message}", category)
         outcomes = dict(zip(nodes, ended, strict=True))
         return {name: outcomes[name] for name in self._variants}
 
@@ -119,7 +124,7 @@ class Runner:
         waiting.callback(begun)
         with joined:
             try:
-                with waiting:
+                with waiting, collected_warnings() as self._warnings[name]:
                     outcome = self._fit(name, variant, before, started, joined, waiting)
             except Exception as error:  # of the model, the data, the cluster: a row of the table
                 outcome = Outcome(None, f"{type(error).__name__}: {error}", time.perf_counter() - started)

@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from dask_nlsq._errors import NlsqError, nearest
 from dask_nlsq._fit import FitOptions, to_model
 from dask_nlsq._result import FitResult
@@ -149,14 +151,13 @@ def to_variants(given: Mapping[str, Variant | Mapping[str, Any]], common: Mappin
         for other, taken in variant.taken().items():
             _check_taken(name, other, taken)
     try:
-        order = list(graphlib.TopologicalSorter({n: v.follows for n, v in variants.items()}).static_order())
+        graphlib.TopologicalSorter({n: v.follows for n, v in variants.items()}).prepare()
     except graphlib.CycleError as error:
         raise NlsqError(f"Variants follow one another in a circle: {' → '.join(error.args[1])}.") from error
     whole = {name: dataclasses.replace(v, options={**common, **v.options}) for name, v in variants.items()}
     lacking = [name for name, variant in whole.items() if variant.options.get("model") is None]
     if lacking:
         raise NlsqError(f"The variant {lacking[0]!r} has no model; give model= to it or to the study.")
-    del order
     return whole
 
 
@@ -201,13 +202,20 @@ def options_after(variant: Variant, results: Mapping[str, FitResult]) -> dict[st
         )
         for part, how in parts.items():
             options[part] = _merged(options.get(part), _take(part, how, result, names, other))
+        if "p0" in parts and isinstance(options.get("bounds"), Mapping):
+            options["p0"] = _within(options["bounds"], options["p0"])
     return options
+
+
+def _within(bounds: Mapping[str, Any], start: Mapping[str, float]) -> dict[str, float]:
+    """Return starting values, with those that lie beyond a bound moved to it."""
+    return {name: float(np.clip(value, *bounds[name])) if name in bounds else value for name, value in start.items()}
 
 
 def _take(part: str, how: Any, result: FitResult, names: Sequence[str], other: str) -> dict[str, Any]:
     """Return starting values, fixed values or bounds from a result."""
     estimates = result.params.to_dict()
-    errors = dict(zip(result.names, result.stderr.tolist(), strict=True))
+    errors = result.stderr.to_dict()
     listed = (how,) if isinstance(how, str) else how
     chosen = [name for name in names if name in estimates] if part == "bounds" or how is None else list(listed)
     if unknown := [name for name in chosen if name not in estimates or name not in names]:

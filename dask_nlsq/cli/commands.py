@@ -31,6 +31,7 @@ from dask_nlsq.cli.arguments import COLUMNS, MODEL, SCHEDULER, STORAGE, VALUES, 
 from dask_nlsq.cli.checkpoint_commands import checkpoints
 from dask_nlsq.cli.job_commands import CLUSTER, connected, job_script, keeps, take, with_options
 from dask_nlsq.cli.many_commands import fit_groups, fit_many
+from dask_nlsq.cli.study_commands import study
 from dask_nlsq.cli.terminal import NOT_CONVERGED, as_json, plainly
 
 INTERRUPTED = 75
@@ -238,6 +239,7 @@ def plan(
 main.add_command(fit_many)
 main.add_command(fit_groups)
 main.add_command(checkpoints)
+main.add_command(study)
 main.add_command(job_script)
 
 

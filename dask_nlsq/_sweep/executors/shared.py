@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dask_nlsq._kernel import Block
 from dask_nlsq._sweep.executors.local import Executor, Task, Window
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.groups import Group
@@ -36,8 +37,9 @@ _END = object()
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """One reading of all partitions: for which fits, and what it took."""
+    """One reading of all partitions, for a sweep or to hold them: for which fits, and what it took."""
 
+    what: str
     fits: tuple[str, ...]
     partitions: int
     seconds: float
@@ -186,7 +188,7 @@ class SharedReads:
                 self._once[key] = make()
             return self._once[key]
 
-    def read_together(self, groups: Sequence[Any], make: Callable[..., Any]) -> Sequence[Any]:
+    def read_together(self, what: str, groups: Sequence[Any], make: Callable[..., Any]) -> Sequence[Any]:
         """Make groups of what is read together, cut as these of one fit."""
         with self._changed:
             # Their columns are known once all have joined that may begin.
@@ -195,7 +197,12 @@ class SharedReads:
                 raise self._over
         partitions = self.once("partitions", self._partitions)
         own = [dataclasses.replace(g, partitions=tuple(partitions[i] for i in g.indices)) for g in groups]
+        begun = time.perf_counter()
         made = make(own)
+        if what == "hold":
+            seconds, count = time.perf_counter() - begun, len(partitions)
+            held = sum(block.nbytes for group in made for block in group.partitions if isinstance(block, Block))
+            self._on_pass(Pass(what, tuple(sorted(self._under_way)), count, seconds, seconds, 0.0, held, {}))
         with self._lock:
             self._shared |= {id(group): group for group in made}
         return list(made)
@@ -299,7 +306,7 @@ class Sharing(Executor):
             return alone
         # Of fits whose plans differ, each kind has groups of its own.
         key = (what, *how, id(self._executor), *((g.start, len(g.partitions), g.ahead) for g in groups))
-        made: Sequence[Any] = self._reads.once(key, lambda: self._reads.read_together(groups, make))
+        made: Sequence[Any] = self._reads.once(key, lambda: self._reads.read_together(what, groups, make))
         return made
 
     def limited(self, at_a_time: int) -> Executor:
@@ -333,6 +340,7 @@ class Sharing(Executor):
 
 def _pass(asks: Sequence[_Ask], seconds: float, usages: Sequence[Usage]) -> Pass:
     return Pass(
+        "sweep",
         tuple(ask.fit for ask in asks),
         sum(len(group.partitions) for group in asks[0].groups),
         seconds,

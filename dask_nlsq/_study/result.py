@@ -18,8 +18,7 @@ from dask.utils import format_bytes, format_time
 from dask_nlsq._display import Fold, Fragment, Table, axes, page
 from dask_nlsq._errors import CheckpointError, NlsqError, nearest, warn
 from dask_nlsq._fit import stored_result
-from dask_nlsq._result import Comparison, FitResult, comparable, compare
-from dask_nlsq._result.table import rounded
+from dask_nlsq._result import Comparison, FitResult, comparable, compare, rounded
 from dask_nlsq._study import artifacts
 from dask_nlsq._study.log import as_frame, read_log
 from dask_nlsq._study.run import Outcome
@@ -129,11 +128,11 @@ class Study(Mapping[str, FitResult]):
         outcome, labels = self.outcomes[name], self.variants[name].labels
         result = outcome.result
         line: dict[str, Any] = dict(labels)
-        nothing = {} if result is None else dict(zip(result.names, result.stderr.tolist(), strict=True))
+        errors = {} if result is None else result.stderr.to_dict()
         for parameter in parameters:
             here = result is not None and parameter in result
             line[parameter] = result.params[parameter] if here and result is not None else np.nan
-            line[f"{parameter}_stderr"] = nothing.get(parameter, np.nan)
+            line[f"{parameter}_stderr"] = errors.get(parameter, np.nan)
         line["n_parameters"] = np.nan if result is None else result.n_obs - result.dof
         line |= {each: np.nan if result is None else getattr(result, each) for each in _STATISTICS}
         line |= dict.fromkeys(("delta_aic", "delta_aicc", "delta_bic", "weight"), np.nan)
@@ -178,17 +177,16 @@ class Study(Mapping[str, FitResult]):
         return table.astype({"n_parameters": "Int64", "n_obs": "Int64"})
 
     def _took(self) -> list[tuple[str, str]]:
-        passes = [line for line in self.lines if line["event"] == "pass"]
+        passes = [line for line in self.lines if line["event"] == "pass" and line["what"] == "sweep"]
+        held = [line for line in self.lines if line["event"] == "pass" and line["what"] == "hold"]
         cached = sum(outcome.cached for outcome in self.outcomes.values())
-        rows = (
-            [("passes", f"{len(passes)} over the data, shared by up to {max(map(_fits, passes))} fits")]
-            if passes
-            else []
-        )
+        rows = []
         if passes:
+            together = max(len(line["variants"]) for line in passes)
+            rows.append(("sweeps", f"{len(passes)}, shared by up to {together} fits"))
             read, computed = (sum(line[key] for line in passes) for key in ("read_seconds", "compute_seconds"))
             rows.append(("tasks", f"{format_time(read)} reading, {format_time(computed)} computing"))
-            rows.append(("read", format_bytes(sum(line["bytes"] for line in passes))))
+            rows.append(("read", format_bytes(sum(line["bytes"] for line in (*passes, *held)))))
         return rows + ([("cache", f"{cached} of {len(self.outcomes)} results were there")] if cached else [])
 
     def __repr__(self) -> str:
@@ -196,16 +194,18 @@ class Study(Mapping[str, FitResult]):
 
     def _fragment(self) -> Fragment:
         short, parameters = self._short(), self._estimates()
-        rows = [
+        short_rows = [
             [name, *("" if value is pd.NA or value != value else value for value in row)]
             for name, row in zip(short.index, short.to_numpy(object).tolist(), strict=True)
         ]
-        parts: list[Any] = [Table(rows, header=("variant", *short.columns), align="ll")]
+        parts: list[Any] = [Table(short_rows, header=("variant", *short.columns), align="ll")]
         if parameters:
             parts.append(Fold("Estimates", [Table(parameters[1:], header=parameters[0])]))
         if len(self.f_tests):
             tests = self.f_tests
-            parts.append(Fold("F-tests of nested models", [Table(tests.to_numpy(object).tolist(), header=[*map(str, tests)])]))
+            parts.append(
+                Fold("F-tests of nested models", [Table(tests.to_numpy(object).tolist(), header=[*map(str, tests)])])
+            )
         parts.append(Fold("What it took", [Table(self._took())]))
         notes = [f"{name}: {error}" for name, error in self.errors.items()]
         return Fragment(self._title(), parts, notes=notes)
@@ -217,7 +217,7 @@ class Study(Mapping[str, FitResult]):
             return []
         lines = [["", *names]]
         for variant, result in self.items():
-            errors = dict(zip(result.names, result.stderr.tolist(), strict=True))
+            errors = result.stderr.to_dict()
             texts = {name: rounded(result.params[name], errors[name]) for name in result.names}
             lines.append([variant, *(" ± ".join(filter(None, texts.get(name, ()))) for name in names)])
         return lines
@@ -290,7 +290,7 @@ class Study(Mapping[str, FitResult]):
             raise NlsqError(f"No variant with a result has a parameter {name!r}.{nearest(name, names)}")
         ax = axes(ax, (6.4, 1.4 + 0.4 * len(having)))
         values = [float(result.params[name]) for result in having.values()]
-        errors = [float(result.stderr[list(result.names).index(name)]) for result in having.values()]
+        errors = [float(result.stderr[name]) for result in having.values()]
         drawn = [error if np.isfinite(error) else 0.0 for error in errors]
         ax.errorbar(values, range(len(having)), xerr=drawn, fmt="o", capsize=3)
         ax.set_yticks(range(len(having)), list(having))

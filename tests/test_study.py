@@ -1,0 +1,425 @@
+"""Studies: variants with the bits they have alone, shared reads, stages, failures as rows, cache, files, artifacts."""
+
+import json
+import threading
+
+import dask.array as da
+import dask.dataframe as dd
+import lmfit
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from nist import PROBLEMS
+from problems import decay, decay_rows
+from scipy import stats
+from scipy.optimize import OptimizeWarning
+
+import dask_nlsq
+from dask_nlsq import NlsqError, NlsqWarning, Study, StudyFile, grid, study
+from dask_nlsq._sweep import failure
+from dask_nlsq.cli.commands import main
+
+T, Y = decay_rows(6_000)
+Z = np.random.default_rng(1).uniform(-1, 1, len(T))
+FRAME = pd.DataFrame({"t": T, "z": Z, "y": Y + 0.3 * Z})
+P0 = {"a": 2.0, "b": 1.0}
+MODELS = {
+    "decay": "a*exp(-b*t)",
+    "offset": "a*exp(-b*t) + c",
+    "two columns": "a*exp(-b*t) + c + d*z",
+    "other order": "d*z + a*exp(-b*t)",
+}
+COLUMNS = {"decay": ["t"], "offset": ["t"], "two columns": ["t", "z"], "other order": ["z", "t"]}
+
+
+def parquet(folder, frame=FRAME, files=5):
+    folder.mkdir(exist_ok=True)
+    for i, rows in enumerate(np.array_split(np.arange(len(frame)), files)):
+        frame.iloc[rows].to_parquet(folder / f"{i}.parquet")
+    return str(folder)
+
+
+DATA = {
+    "path": parquet,
+    "Dask frame of files": lambda folder: dd.read_parquet(parquet(folder)),
+    "Dask frame": lambda _: dd.from_pandas(FRAME, npartitions=5),
+    "shuffled": lambda _: dd.from_pandas(FRAME, npartitions=5).shuffle("z", shuffle_method="tasks"),
+    "pandas": lambda _: FRAME,
+    "arrays": lambda _: {name: da.from_array(FRAME[name].to_numpy(), chunks=1200) for name in FRAME},
+}
+
+
+def of_models(**more):
+    return {name: {"model": text, "x": COLUMNS[name], "p0": P0, **more} for name, text in MODELS.items()}
+
+
+def same(one, other):
+    return np.array_equal(one.popt, other.popt) and np.array_equal(one.pcov, other.pcov, equal_nan=True)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The partitions that have been read."""
+    seen, original = [], failure.read_again
+    monkeypatch.setattr(failure, "read_again", lambda load: (seen.append(load), original(load))[1])
+    return seen
+
+
+@pytest.mark.parametrize("cache", ["none", "persist"])
+@pytest.mark.parametrize("kind", DATA)
+def test_each_variant_has_the_bits_it_has_alone(kind, cache, tmp_path):
+    data = DATA[kind](tmp_path / "data")
+    done = study(of_models(), data=data, options={"cache": cache, "tier": "chunked"})
+    assert list(done) == list(MODELS) and not done.errors
+    for name, options in of_models().items():
+        alone = dask_nlsq.fit(data=data, cache=cache, tier="chunked", **options)
+        assert same(done[name], alone) and done[name].nsweeps == alone.nsweeps
+        assert np.array_equal(done[name].predict(FRAME), alone.predict(FRAME))
+
+
+OPTIONS = {
+    "rows dropped": {"nan_policy": "omit"},
+    "robust": {"loss": "huber"},
+    "weights": {"sigma": 0.1, "absolute_sigma": True},
+    "bounds": {"bounds": {"a": (0, 2.5)}},
+    "search": {"n_starts": 4, "bounds": {"a": (0, 9), "b": (0, 9)}},
+    "differences": {"jac": "3-point"},
+    "quality": {"goal": "quality"},
+    "streaming": {"tier": "streaming"},
+    "precision": {"precision": 0.5},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_bits_with_other_options(options, tmp_path):
+    data, two = parquet(tmp_path / "data"), ["decay", "offset"]
+    if "n_starts" in options:
+        two = ["decay"]
+    given = {name: {**of_models()[name], "x": ["t"], **options} for name in two}
+    done = study({**given, "plain": {"model": MODELS["two columns"]}}, data=data, options={"cache": "none"})
+    for name in two:
+        assert same(done[name], dask_nlsq.fit(data=data, cache="none", **given[name])), done.errors
+
+
+def test_bits_on_a_cluster(client, tmp_path):
+    data = parquet(tmp_path / "data")
+    for cache in ("none", "persist"):
+        done = study(of_models(), data=data, options={"cache": cache}, client=client)
+        for name, options in of_models().items():
+            assert same(done[name], dask_nlsq.fit(data=data, cache=cache, client=client, **options))
+
+
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_reads_do_not_depend_on_the_number_of_variants(count, reads, tmp_path):
+    data, starts = parquet(tmp_path / "data"), np.linspace(1.0, 2.0, count)
+    given = {f"{start:.3f}": {"p0": {"a": start, "b": 1.0, "c": 0.1}} for start in starts}
+    done = study(given, data=data, model=MODELS["offset"], options={"cache": "none", "max_nfev": 3})
+    sweeps = max(result.nsweeps for result in done.values())
+    assert len(reads) == 5 * sweeps == 5 * len(done.passes)
+    assert all(len(fits) == count for fits in done.passes["variants"].iloc[:2])
+
+
+def test_reads_of_models_with_other_columns_are_shared(reads, tmp_path):
+    done = study(of_models(), data=parquet(tmp_path / "data"), options={"cache": "none", "max_nfev": 4})
+    assert len(reads) == 5 * max(result.nsweeps for result in done.values())
+
+
+def test_held_data_are_read_once(reads, tmp_path):
+    done = study(of_models(), data=parquet(tmp_path / "data"), options={"cache": "persist", "tier": "chunked"})
+    assert len(reads) == 5 and set(done.passes["what"]) == {"hold", "sweep"}
+
+
+def test_one_variant_alone_is_a_fit(reads, tmp_path):
+    data = parquet(tmp_path / "data")
+    done = study({"one": {}}, data=data, model=MODELS["offset"], options={"cache": "none"})
+    count = len(reads)
+    assert same(done["one"], dask_nlsq.fit(MODELS["offset"], data=data, cache="none")) and len(reads) == 2 * count
+
+
+def test_fewer_at_a_time_have_the_same_bits(tmp_path):
+    data = parquet(tmp_path / "data")
+    all_at_once, two = (study(of_models(), data=data, max_concurrent=most) for most in (None, 2))
+    assert all(same(all_at_once[name], two[name]) for name in MODELS)
+    assert max(map(len, two.passes["variants"])) == 2
+
+
+def test_threads_end_with_the_study():
+    before = threading.active_count()
+    study(of_models(), data=FRAME)
+    assert threading.active_count() <= before + 1  # a pool of threads that reads may stay
+
+
+def test_a_variant_begins_where_another_ended(tmp_path):
+    after = {
+        "start": {"model": MODELS["offset"], "after": "decay"},
+        "held": {"model": MODELS["offset"], "after": {"decay": {"fixed": ["b"]}}},
+        "within": {"model": MODELS["offset"], "after": {"decay": {"p0": ["a"], "bounds": 1.0}}},
+        "computed": {"model": MODELS["offset"], "after": {"decay": lambda r: {"p0": {"a": 2 * r.params["a"]}}}},
+        "merged": {"model": MODELS["two columns"], "after": {"start": {"p0": ["c"]}, "decay": {"fixed": ["a"]}}},
+    }
+    done = study({"decay": {"model": MODELS["decay"]}, **after}, data=FRAME)
+    first, error = done["decay"].params, done["decay"].stderr
+    assert same(done["start"], dask_nlsq.fit(MODELS["offset"], data=FRAME, p0=first.to_dict()))
+    assert done["held"].params["b"] == first["b"] and done["merged"].params["a"] == first["a"]
+    assert abs(done["within"].params["a"] - first["a"]) <= error["a"] * (1 + 1e-9)
+    assert same(done["computed"], dask_nlsq.fit(MODELS["offset"], data=FRAME, p0={"a": 2 * first["a"]}))
+
+
+def test_those_that_begin_together_read_together(reads, tmp_path):
+    variants = {"decay": {"model": MODELS["decay"]}}
+    variants |= {f"{i}": {"model": MODELS["offset"], "after": "decay", "p0": {"c": i / 9}} for i in range(4)}
+    done = study(variants, data=parquet(tmp_path / "data"), options={"cache": "none", "ftol": 1e-8})
+    assert len(reads) == 5 * len(done.passes)
+    assert len(done.passes) == done["decay"].nsweeps + max(done[f"{i}"].nsweeps for i in range(4))
+
+
+FAILING = {
+    "model": ({"model": "a*log(t - 99)"}, "ModelError"),
+    "column": ({"model": MODELS["decay"], "y": "absent"}, "DataError"),
+    "start": ({"model": MODELS["decay"], "p0": {"q": 1.0}}, "ModelError"),
+    "bounds": ({"model": MODELS["decay"], "bounds": {"a": (3, 2)}}, "BoundsError"),
+    "option": ({"model": MODELS["decay"], "loss": "cubic"}, "ModelError"),
+    "raises": ({"model": lambda t, a: a * t / [][0]}, "Error"),
+    "resources": ({"model": MODELS["decay"], "resources": {"GPU": 1}}, "NlsqError"),
+}
+
+
+@pytest.mark.parametrize(("bad", "error"), FAILING.values(), ids=FAILING)
+def test_what_fails_is_a_row(bad, error, tmp_path):
+    variants = {"bad": bad, "good": {"model": MODELS["offset"]}, "later": {"model": MODELS["offset"], "after": "bad"}}
+    done = study(variants, data=parquet(tmp_path / "data"))
+    assert list(done) == ["good"] and error in done.errors["bad"] and "'bad'" in done.errors["later"]
+    assert done.table.loc["bad", "error"] == done.errors["bad"] and "failed" in done.report()
+    with pytest.raises(KeyError, match="no result"):
+        done["bad"]
+
+
+def test_a_partition_that_cannot_be_read_fails_all_that_read_it(tmp_path):
+    data = parquet(tmp_path / "data")
+    (tmp_path / "data" / "3.parquet").write_bytes((tmp_path / "data" / "2.parquet").read_bytes()[:-3000] + b"PAR1")
+    done = study(of_models(), data=data)
+    assert set(done.errors) == set(MODELS) and len(done) == 0
+
+
+REFUSED = {
+    "nothing": (lambda: study({}, T, Y), "variants are"),
+    "option": (lambda: study({"a": {"los": "huber"}}, T, Y, model="a*x"), "Did you mean 'loss'"),
+    "common option": (lambda: study({"a": {}}, T, Y, model="a*x", options={"bound": 1}), "Did you mean 'bounds'"),
+    "of the study": (lambda: study({"a": {"checkpoint": "x"}}, T, Y, model="a*x"), "checkpoint= is no option"),
+    "no model": (lambda: study({"a": {}}, T, Y), "has no model"),
+    "follows none": (lambda: study({"a": {"after": "b"}}, T, Y, model="a*x"), "follows 'b'"),
+    "circle": (lambda: study({"a": {"after": "b"}, "b": {"after": "a"}}, T, Y, model="a*x"), "circle"),
+    "takes": (lambda: study({"a": {}, "b": {"after": {"a": "cov"}}}, T, Y, model="a*x"), "p0, fixed, bounds"),
+    "record": (lambda: study({"a": {}}, T, Y, model="a*x", record=["plot"]), "cache_dir"),
+    "artifact": (lambda: study({"a": {}}, T, Y, model="a*x", record=["plots"], cache_dir="x"), "Did you mean 'plot'"),
+    "at a time": (lambda: study({"a": {}}, T, Y, model="a*x", max_concurrent=0), "max_concurrent"),
+    "name": (lambda: study({"a": {}}, T, Y, model="a*x", name="../x"), "name of the study"),
+    "axis": (lambda: grid(losses=["linear"]), "Did you mean 'loss'"),
+    "values": (lambda: grid(loss="linear"), "list of values"),
+    "twice": (lambda: grid(model=[lambda x, a: a * x, lambda x, a: a + x]), "same label"),
+    "empty": (lambda: grid(loss=[]), "no values"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(call, message):
+    with pytest.raises(NlsqError, match=message):
+        call()
+
+
+def test_a_grid_has_its_labels_as_columns():
+    variants = grid(model={"line": "a + b*t", "decay": decay}, loss=["linear", "cauchy"], f_scale=[1.0, 0.3])
+    assert len(variants) == 8 and variants["line, cauchy, 0.3"].options["f_scale"] == 0.3
+    table = study(variants, data=FRAME, options={"x": "t"}).table
+    assert table.loc["decay, linear, 1.0", ["model", "loss", "f_scale"]].tolist() == ["decay", "linear", "1.0"]
+    assert table.loc["decay, linear, 1.0", "rate"] > 0 and np.isnan(table.loc["line, linear, 1.0", "rate_stderr"])
+
+
+@pytest.mark.parametrize("name", ["Misra1a", "Chwirut2", "DanWood"])
+def test_weights_and_f_by_hand_on_certified_problems(name):
+    problem = next(each for each in PROBLEMS if each.name == name)
+    x, y = np.asarray(problem.x["x"]), np.asarray(problem.y)
+    models = {"constant": "c + 0*x", "line": "c + d*x", "parabola": "c + d*x + e*x**2"}
+    done = study(grid(model=models), x, y)
+    n, k = len(y), np.array([1, 2, 3])
+    chi2 = np.array([((y - np.polyval(np.polyfit(x, y, degree), x)) ** 2).sum() for degree in range(3)])
+    aic = n * (np.log(2 * np.pi * chi2 / n) + 1) + 2 * (k + 1)
+    aicc = aic + 2 * (k + 1) * (k + 2) / (n - k - 2)
+    weight = np.exp(-(aicc - aicc.min()) / 2)
+    assert done.table["delta_aic"].to_numpy() == pytest.approx(aic - aic.min(), rel=1e-7, abs=1e-7)
+    assert done.table["weight"].to_numpy() == pytest.approx(weight / weight.sum(), rel=1e-6)
+    tests = done.f_tests.set_index(["restricted", "full"])
+    f = (chi2[1] - chi2[2]) / (chi2[2] / (n - 3))
+    assert tests.loc[("line", "parabola"), "F"] == pytest.approx(f, rel=1e-7)
+    assert tests.loc[("line", "parabola"), "p_value"] == pytest.approx(stats.f.sf(f, 1, n - 3), rel=1e-6)
+
+
+def test_weights_as_lmfit_has_them():
+    done = study(grid(model={"decay": MODELS["decay"], "offset": MODELS["offset"]}), data=FRAME)
+    results = {}
+    for name, function in {
+        "decay": lambda t, a, b: a * np.exp(-b * t),
+        "offset": lambda t, a, b, c: a * np.exp(-b * t) + c,
+    }.items():
+        model = lmfit.Model(function)
+        results[name] = model.fit(FRAME["y"].to_numpy(), t=T, **dict.fromkeys(model.param_names, 1.0))
+    difference = results["decay"].aic - results["offset"].aic
+    assert done.table.loc["decay", "delta_aic"] == pytest.approx(difference, rel=1e-6)
+
+
+def test_unlike_rows_are_not_compared():
+    halves = {"early": FRAME[FRAME["t"] < 2], "late": FRAME[FRAME["t"] >= 2]}
+    done = study(grid(data=halves, model={"line": "a + b*t", "decay": MODELS["decay"]}), options={"x": "t"})
+    assert done.table["rows"].tolist() == [0, 0, 1, 1] and len(done.comparisons) == 2
+    assert done.table.groupby("rows")["weight"].sum().tolist() == pytest.approx([1.0, 1.0])
+    robust = study(grid(loss=["linear", "huber"]), data=FRAME, model=MODELS["offset"])
+    assert not robust.comparisons and np.isnan(robust.table.loc["huber", "delta_aic"])
+
+
+def test_warnings_say_which_variant(tmp_path):
+    with pytest.warns(OptimizeWarning, match="Variant 'open': The data do not determine"):
+        study({"open": {"model": "a*exp(-b*t) + c + d"}, "good": {"model": MODELS["offset"]}}, data=FRAME)
+
+
+def test_what_is_cached_is_not_fitted_again(reads, tmp_path):
+    data, cache = parquet(tmp_path / "data"), tmp_path / "cache"
+    first = study(of_models(), data=data, cache_dir=cache)
+    count = len(reads)
+    second = study({**of_models(), "new": {"model": "a + b*t"}}, data=data, cache_dir=cache)
+    assert second.table["cached"].tolist() == [True] * 4 + [False] and len(reads) > count
+    assert all(same(first[name], second[name]) for name in MODELS)
+    count = len(reads)
+    plain = dask_nlsq.fit(data=data, cache_dir=cache, **of_models()["offset"])  # the same entry as a fit has
+    assert plain.provenance["cache"]["hit"] and len(reads) == count
+
+
+def test_loaded(tmp_path):
+    variants = {**grid(model=MODELS), "bad": {"model": "a*log(t - 99)"}}
+    done = study(variants, data=parquet(tmp_path / "data"), cache_dir=tmp_path / "cache", name="decays")
+    there = Study.load(tmp_path / "cache", "decays")
+    told = ["cached", "seconds", "error"]
+    assert there.table.drop(columns=told).equals(done.table.drop(columns=told)) and set(there.errors) == {"bad"}
+    assert there.f_tests.equals(done.f_tests) and len(there.metrics) == len(done.metrics)
+    assert np.array_equal(there["offset"].predict(FRAME), done["offset"].predict(FRAME))
+    with pytest.raises(NlsqError, match=r"there are \['decays'\]"):
+        Study.load(tmp_path / "cache", "decay")
+
+
+def test_log_has_a_line_for_each_event(tmp_path):
+    done = study(of_models(), data=parquet(tmp_path / "data"), cache_dir=tmp_path, options={"cache": "none"})
+    lines = [json.loads(line) for line in (tmp_path / "nlsq-studies" / "study" / "log.jsonl").read_text().splitlines()]
+    assert lines == list(done.lines)
+    sweeps = [line for line in lines if line["event"] == "sweep" and line["variant"] == "offset"]
+    assert [line["cost"] for line in sweeps] == done["offset"].history["cost"].tolist()
+    assert {line["variant"] for line in lines if line["event"] == "end"} == set(MODELS)
+    passes = done.passes
+    assert (passes["read_seconds"] > 0).all() and (passes["bytes"] == len(FRAME) * 24).all()
+    assert all(sum(workers.values()) == 5 for workers in passes["workers"])
+
+
+ARTIFACTS = {
+    "table": (lambda r: r.summary(), ".parquet"),
+    "array": (lambda r: r.predict(T[:5]), ".npy"),
+    "figure": (lambda r: r.plot_history(), ".png"),
+    "text": (lambda r: "text", ".txt"),
+    "bytes": (lambda r: b"bytes", ".bin"),
+    "values": (lambda r: {"chisqr": r.chisqr}, ".json"),
+    "page": (lambda r: r.to_html(plots=False), ".html"),
+}
+
+
+def test_artifacts_are_kept_when_asked(tmp_path):
+    functions = {name: function for name, (function, _) in ARTIFACTS.items()}
+    given = {"data": parquet(tmp_path / "data"), "cache_dir": tmp_path / "cache", "artifacts": functions}
+    two = {name: of_models()[name] for name in ("decay", "offset")}
+    assert study(two, **given).recorded == {"decay": {}, "offset": {}}
+    done = study(two, **given, record=list(functions))
+    assert {name: path[path.rindex(".") :] for name, path in done.recorded["offset"].items()} == {
+        name: ending for name, (_, ending) in ARTIFACTS.items()
+    }
+    assert done["offset"].provenance["cache"]["entry"] in done.recorded["offset"]["table"]
+    assert np.load(done.recorded["offset"]["array"]).tolist() == done["offset"].predict(T[:5]).tolist()
+
+
+def test_an_artifact_that_fails_is_told(tmp_path):
+    with pytest.warns(NlsqWarning, match="'broken' of 'one' could not be made: ZeroDivisionError"):
+        study(
+            {"one": {}}, T, Y, model=decay, cache_dir=tmp_path, artifacts={"broken": lambda _: 1 / 0}, record="broken"
+        )
+
+
+def test_shown(tmp_path):
+    done = study({**of_models(), "<b>": {"model": "a*log(t - 99)"}}, data=FRAME)
+    html = done._repr_html_()
+    assert "&lt;b&gt;" in html and "<b>" not in html and "two columns" in html and "F-tests" in html
+    done.to_html(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text("utf-8").count("data:image/png") == 5  # the comparison, a, b, c, d
+    assert done.plot().get_title() == "Comparison of models"
+    assert [label.get_text() for label in done.plot_parameter("c").get_yticklabels()] == ["offset", "two columns"]
+    with pytest.raises(NlsqError, match="parameter 'cc'"):
+        done.plot_parameter("cc")
+
+
+STUDY = """\
+data: data
+y: y
+options: {nan_policy: omit}
+grid:
+  model: {decay: "a*exp(-b*t)", offset: "a*exp(-b*t) + c"}
+  filters:
+    all: null
+    early: [[t, "<", 2]]
+variants:
+  bounded:
+    model: a*exp(-b*t) + c
+    bounds: {a: [0, 2.5]}
+    after: {"decay, all": p0}
+record: [report]
+"""
+
+
+def test_command_line(tmp_path, monkeypatch):
+    parquet(tmp_path / "data")
+    (tmp_path / "decays.yaml").write_text(STUDY)
+    file = str(tmp_path / "decays.yaml")
+    runs = [
+        CliRunner().invoke(main, ["study", *command])
+        for command in (
+            ["run", file, "--html", str(tmp_path / "page.html")],
+            ["run", file],
+            ["show", file],
+            ["show", file, "--json"],
+            ["compare", file],
+            ["compare", file, "--json"],
+        )
+    ]
+    assert [run.exit_code for run in runs] == [0] * 6, [run.output for run in runs]
+    assert "5 of 5 results were there" in runs[1].stdout and "decay, early" in runs[2].stdout
+    assert len(json.loads(runs[3].stdout)) == 5 and len(json.loads(runs[5].stdout)) == 2
+    done = StudyFile.read(file).load()
+    assert done["bounded"].params["a"] == 2.5 and set(done.recorded["bounded"]) == {"report"}
+    assert done["offset, early"].n_obs == (FRAME["t"] < 2).sum()
+
+
+FAULTY = {
+    "no mapping": ("- a", 1, "a mapping is needed"),
+    "no YAML": ("data: [", 1, "no YAML"),
+    "key": (STUDY + "recrod: []\n", 15, "Did you mean 'record'"),
+    "option": (STUDY.replace("nan_policy", "nan_polcy"), 3, "Did you mean 'nan_policy'"),
+    "axis": (STUDY.replace("  filters:", "  filter:"), 6, "Did you mean 'filters'"),
+    "variant's option": (STUDY.replace("    bounds:", "    bound:"), 12, "Did you mean 'bounds'"),
+    "model": (STUDY.replace('"a*exp(-b*t)"', '"a*exp(-b*"'), 5, "a\\*exp"),
+    "type": (STUDY.replace("y: y", "y: [y]"), 2, "name of a column"),
+    "twice": (STUDY + "y: z\n", 15, "stands twice"),
+    "no data": (STUDY.replace("data: data\n", ""), 1, "data: is missing"),
+    "nothing": ("data: data\n", 1, "grid: or variants:"),
+    "objects": ("data: !!python/object/apply:os.getcwd []\n", 1, "no YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "message"), FAULTY.values(), ids=FAULTY)
+def test_files_are_checked_line_by_line(text, line, message, tmp_path):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(NlsqError, match=rf"study.yaml, line {line}\b.*{message}"):
+        StudyFile.read(tmp_path / "study.yaml", dask_nlsq.Model.from_expression)
