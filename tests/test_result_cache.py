@@ -14,6 +14,8 @@ from problems import decay, decay_rows
 
 import dask_nlsq
 from dask_nlsq import NlsqError, NlsqWarning
+from dask_nlsq._checkpoint import checkpoints
+from dask_nlsq._fit import fingerprints, result_cache
 from dask_nlsq._sweep import failure
 
 P0 = [2.0, 1.0, 0.4]
@@ -111,6 +113,49 @@ def test_a_changed_number_is_other_data(kind, fit, tmp_path, monkeypatch):
     parquet(tmp_path / "data", Y)
     changed = fit(DATA[kind](tmp_path / "data"))
     assert not hit(changed)
+
+
+WRITTEN = """
+import jax.numpy as jnp
+RATE = 1.0
+def shape(t, rate):
+    return jnp.exp(-rate * t)
+def model(t, amplitude, rate, offset):
+    factor = amplitude * shape(t, RATE * rate)
+    return factor + offset
+"""
+REWRITTEN = {  # what is changed, and whether the stored result still counts
+    "nothing": ("", "", True),
+    "a constant": ("RATE = 1.0", "RATE = 1.5", False),
+    "a helper": ("exp(-rate * t)", "exp(-rate * t) * 1.1", False),
+    "the name of a local variable": ("factor", "scaled", True),
+    "the name of the helper": ("shape", "falling", True),
+    "a comment": ("RATE = 1.0", "RATE = 1.0  # per second", True),
+}
+
+
+@pytest.mark.parametrize("change", REWRITTEN)
+def test_a_model_is_known_by_what_it_computes(change, tmp_path):
+    old, new, kept = REWRITTEN[change]
+    results = []
+    for text in (WRITTEN, WRITTEN.replace(old, new)):
+        exec(text, space := {"__name__": "written"})
+        frame = pd.DataFrame({"t": T, "y": Y})
+        results.append(dask_nlsq.fit(space["model"], data=frame, p0=P0, cache_dir=tmp_path))
+    assert hit(results[1]) is kept
+    assert kept or results[1].provenance["cache"]["differs"] == {"model": "it computes something else"}
+
+
+def test_other_data_and_versions_are_named(fit, monkeypatch):
+    frame = pd.DataFrame({"t": T, "y": Y})
+    fit(frame)
+    other = fit(frame.assign(y=Y + 1e-9))
+    assert not hit(other) and other.provenance["cache"]["differs"] == {"data": "other values"}
+    newer = dict(checkpoints.versions(), jax="99.0")
+    for module in (checkpoints, result_cache, fingerprints):
+        monkeypatch.setattr(module, "versions", lambda: newer)
+    later = fit(frame)
+    assert not hit(later) and later.provenance["cache"]["differs"]["jax"].endswith("99.0 here")
 
 
 def test_a_damaged_entry_is_fitted_again(fit, tmp_path):

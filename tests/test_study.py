@@ -1,7 +1,13 @@
 """Studies: variants with the bits they have alone, shared reads, stages, failures as rows, cache, files, artifacts."""
 
+import collections
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import dask.array as da
 import dask.dataframe as dd
@@ -14,9 +20,11 @@ from nist import PROBLEMS
 from problems import decay, decay_rows
 from scipy import stats
 from scipy.optimize import OptimizeWarning
+from studied import bits, run
 
 import dask_nlsq
 from dask_nlsq import NlsqError, NlsqWarning, Study, StudyFile, grid, study
+from dask_nlsq._study.log import Log
 from dask_nlsq._sweep import failure
 from dask_nlsq.cli.commands import main
 
@@ -423,3 +431,57 @@ def test_files_are_checked_line_by_line(text, line, message, tmp_path):
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(NlsqError, match=rf"study.yaml, line {line}\b.*{message}"):
         StudyFile.read(tmp_path / "study.yaml", dask_nlsq.Model.from_expression)
+
+
+def begin(data, cache):
+    """Begin the study in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("studied.py")), data, str(cache)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+@pytest.mark.slow
+def test_killed_at_random_times(tmp_path):
+    """SIGKILL, ten times: no variant that has ended is fitted again, and the bits stay."""
+    data, rng, killed = parquet(tmp_path / "data"), np.random.default_rng(0), 0
+    expected = bits(run(data, tmp_path / "apart"))
+    for seconds in rng.uniform(0.5, 6.0, 10):
+        process = begin(data, tmp_path / "cache")
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed and bits(run(data, tmp_path / "cache")) == expected
+    lines = Study.load(tmp_path / "cache").lines
+    fitted = collections.Counter(line["variant"] for line in lines if line["event"] == "end" and not line["cached"])
+    assert max(fitted.values()) == 1 and sum(line["event"] == "begin" for line in lines) <= 11
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_cache(tmp_path):
+    data = parquet(tmp_path / "data")
+    both = [begin(data, tmp_path / "cache") for _ in range(2)]
+    expected = str(bits(run(data, tmp_path / "apart")))
+    assert [process.communicate()[0].strip() for process in both] == [expected] * 2
+    done = run(data, tmp_path / "cache")
+    assert done.table["cached"].all() and str(bits(done)) == expected
+
+
+@pytest.mark.parametrize("where", ["sweep", "end"])
+def test_interrupted(where, tmp_path, monkeypatch):
+    """Ctrl-C ends the study and its threads; what has ended is in the cache."""
+    data, seen = parquet(tmp_path / "data"), []
+
+    def notify(log, event, **fields):
+        seen.append(event)
+        if event == where and seen.count(where) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    before = threading.active_count()
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "write", notify)
+        with pytest.raises(KeyboardInterrupt):
+            study(of_models(), data=data, cache_dir=tmp_path / "cache", max_concurrent=1)
+    assert threading.active_count() <= before + 2
+    done = study(of_models(), data=data, cache_dir=tmp_path / "cache")
+    assert done.table["cached"].sum() >= (where == "end") and not done.errors

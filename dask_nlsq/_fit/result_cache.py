@@ -30,9 +30,9 @@ import dask
 from dask.base import tokenize
 from dask.utils import parse_bytes
 
-from dask_nlsq._checkpoint import Checkpoints, from_text, unpack, versions
+from dask_nlsq._checkpoint import Checkpoints, Generation, from_text, unpack, versions
 from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, CheckpointMismatch, NlsqError, warn
-from dask_nlsq._fit.fingerprints import differences, fingerprint
+from dask_nlsq._fit.fingerprints import differences, fingerprint, other_writers
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.problem import Resolved
 from dask_nlsq._fit.session import SavedState, Session, open_session
@@ -176,9 +176,16 @@ def _nearest(folder: str, key: str, current: Mapping[str, Any]) -> dict[str, str
         if entry.name != key:
             with contextlib.suppress(CheckpointError, OSError):
                 there = Checkpoints(entry).describe()
-                found.append(differences(there.fingerprint, current, strict=True) or {"data or versions": "others"})
+                found.append(_differing(there, current))
     nearest = min(found, key=len, default={})
     return nearest if len(nearest) <= _ALIKE else {}
+
+
+def _differing(there: Generation, current: Mapping[str, Any]) -> dict[str, str]:
+    """Return in what another entry differs: of rows in no files there is nothing else to tell them apart."""
+    here = versions()
+    listed = {name: f"{there.versions.get(name)} there, {here[name]} here" for name in other_writers(there.versions)}
+    return differences(there.fingerprint, current, strict=True) | listed or {"data": "other values"}
 
 
 def _entries(folder: Path) -> list[Path]:
