@@ -26,6 +26,7 @@ import dask_nlsq
 from dask_nlsq import NlsqError, NlsqWarning, Study, StudyFile, grid, study
 from dask_nlsq._study.log import Log
 from dask_nlsq._sweep import failure
+from dask_nlsq._sweep.executors import shared
 from dask_nlsq.cli.commands import main
 
 T, Y = decay_rows(6_000)
@@ -126,6 +127,24 @@ def test_reads_do_not_depend_on_the_number_of_variants(count, reads, tmp_path):
     sweeps = max(result.nsweeps for result in done.values())
     assert len(reads) == 5 * sweeps == 5 * len(done.passes)
     assert all(len(fits) == count for fits in done.passes["variants"].iloc[:2])
+
+
+def test_batches_are_read_together(reads, tmp_path):
+    done = study(of_models(), data=parquet(tmp_path / "data"), options={"cache": "none", "tier": "streaming"})
+    passes = done.passes
+    assert set(passes["what"]) == {"stream", "sweep"} and passes["variants"].map(len).iloc[0] == 4
+    sample = 5
+    assert len(reads) == sample + 5 * len(passes)
+
+
+def test_what_begins_alike_is_computed_once(monkeypatch, tmp_path):
+    """Of one minimum of the sample, fits from other starts have the same bits, and share all work."""
+    computed, original = [], shared._distinct
+    monkeypatch.setattr(shared, "_distinct", lambda shares: (computed.append(found := original(shares)), found)[1])
+    starts = {f"{i}": {"a": 2 + 0.4 * i, "b": 1 + 0.2 * i, "c": 0.4} for i in range(4)}
+    options = {"cache": "none", "tier": "streaming"}
+    done = study(grid(p0=starts), data=parquet(tmp_path / "data"), model=MODELS["offset"], options=options)
+    assert {len(distinct) for distinct, _ in computed} == {1} and len({r.popt.tobytes() for r in done.values()}) == 1
 
 
 def test_reads_of_models_with_other_columns_are_shared(reads, tmp_path):

@@ -32,7 +32,7 @@ from dask_nlsq._fit.sample import Sample
 from dask_nlsq._fit.session import EndedRun
 from dask_nlsq._kernel import Block, Reduction, Request, kernel
 from dask_nlsq._model import Objective
-from dask_nlsq._solver import State, Status, TrustRegion, stop
+from dask_nlsq._solver import State, Status, TrustRegion, final, residual_std, stop
 from dask_nlsq._sweep import Answer, Partial
 from dask_nlsq._typing import Vector
 
@@ -277,6 +277,27 @@ def fit_sample(problem: Problem, solver: TrustRegion, sample: Sample, start: Vec
         log.info("the sample could not be fitted: %s", error)
         return None
     return state if state.status is not None and state.status.success else None
+
+
+def fit_sample_anew(problem: Problem, solver: TrustRegion, sample: Sample, ended: State) -> State:
+    """Return how a fit of the sample ends that begins where another has ended, to about a standard error.
+
+    Fits from other starts that have ended in the same minimum have its bits from now on: what is rounded off is where
+    they differ.
+    """
+    at = ended.at
+    error = residual_std(at.reduction, at.factor.p, absolute_sigma=False) / at.factor.norms  # the others being held
+    if (
+        ended.status is not Status.CONVERGED
+        or not at.factor.determined.all()
+        or not (error > np.finfo(float).tiny).all()
+    ):
+        return ended
+    theta, cost = final(ended, solver.lower, solver.upper)
+    unit = np.exp2(np.floor(np.log2(error)))
+    start = np.clip(np.round(theta / unit) * unit, solver.lower, solver.upper)
+    anew = fit_sample(problem, solver, sample, start)
+    return ended if anew is None or final(anew, solver.lower, solver.upper)[1] > cost * (1.0 + _ALIKE) else anew
 
 
 def lowest_first(problem: Problem, starts: Sequence[Vector]) -> list[Vector]:

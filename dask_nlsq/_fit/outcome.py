@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.metadata
 import itertools
 import logging
 import platform
@@ -28,7 +30,7 @@ from dask_nlsq._model import Objective, Parameters, side_of_bounds
 from dask_nlsq._plan import Measured, Plan
 from dask_nlsq._result import FitResult, columns_of
 from dask_nlsq._solver import Factor, Point, State, Status, TrustRegion, final, inference
-from dask_nlsq._system import peak_memory
+from dask_nlsq._system import peak_memory, source_commit
 from dask_nlsq._typing import Matrix, Vector
 
 log = logging.getLogger("dask_nlsq")
@@ -282,9 +284,18 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float, pe
             "tile": problem.objective.tile or device.tile(device.own(), SLABS[1]),
             "autotuned": problem.objective.tile is not None,
         },
+        "platform": _platform(),
+        "source": source_commit(problem.objective.model.func),
         "finished": pd.Timestamp.now(tz="UTC").isoformat(),
         "versions": {
             "python": platform.python_version(),
+            "dask_nlsq": importlib.metadata.version("dask-nlsq"),
             **{m.__name__: m.__version__ for m in (dask, distributed, jax, np, zarr)},
         },
     }
+
+
+@functools.cache
+def _platform() -> str:
+    """Return the system and the processor, in words."""
+    return platform.platform()

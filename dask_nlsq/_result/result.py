@@ -20,6 +20,7 @@ from dask_nlsq._result import intervals, predictions, saved
 from dask_nlsq._result.diagnostics import Diagnostics, diagnose
 from dask_nlsq._result.html import document, fragment_of
 from dask_nlsq._result.plots import estimates, rows
+from dask_nlsq._result.provenance import Provenance
 from dask_nlsq._result.report import report
 from dask_nlsq._result.table import to_dataframe, to_latex, to_markdown
 from dask_nlsq._solver import Factor, Statistics, Status
@@ -69,7 +70,9 @@ class FitResult:
     sweeps : dict
         The columns of the history as lists.
     provenance : dict
-        Versions, data, times and memory.
+        Model, data, versions, platform, times and memory; where the model's function lies in a working tree of Git,
+        ``source`` has its file, the commit, and whether the file differs from it. ``print(result.provenance)`` lists
+        all of it.
     notes : tuple of str
         What was decided for the user and is worth knowing.
     plan : Plan
@@ -126,6 +129,9 @@ class FitResult:
     factor: Factor | None = None
     # What is needed to fit again with a parameter held; it stays in the process of the fit.
     profiler: Any = dataclasses.field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "provenance", Provenance(self.provenance))
 
     def __getstate__(self) -> dict[str, Any]:
         # It holds the source and the executor of the fit, which live in its process only.

@@ -5,7 +5,7 @@ event     fields, beside ``time``
 ========  ==================================================================================================
 begin     ``variants``
 sweep     ``variant``, ``sweep``, ``cost``, ``step`` in standard errors, ``accepted``, ``status`` at the end
-pass      ``what``: a "sweep", or a "hold" that reads the data into memory; ``variants`` that shared it,
+pass      ``what``: a "sweep", a "stream" of batches, or a "hold" that reads the data into memory; ``variants``,
           ``partitions``, ``seconds``, ``read_seconds`` and ``compute_seconds`` of all tasks, ``bytes``,
           ``workers`` with the tasks of each
 end       ``variant``, ``status`` or ``error``, ``seconds``, ``cached``

@@ -177,13 +177,13 @@ class Study(Mapping[str, FitResult]):
         return table.astype({"n_parameters": "Int64", "n_obs": "Int64"})
 
     def _took(self) -> list[tuple[str, str]]:
-        passes = [line for line in self.lines if line["event"] == "pass" and line["what"] == "sweep"]
+        passes = [line for line in self.lines if line["event"] == "pass" and line["what"] != "hold"]
         held = [line for line in self.lines if line["event"] == "pass" and line["what"] == "hold"]
         cached = sum(outcome.cached for outcome in self.outcomes.values())
         rows = []
         if passes:
             together = max(len(line["variants"]) for line in passes)
-            rows.append(("sweeps", f"{len(passes)}, shared by up to {together} fits"))
+            rows.append(("passes", f"{len(passes)} over the data, shared by up to {together} fits"))
             read, computed = (sum(line[key] for line in passes) for key in ("read_seconds", "compute_seconds"))
             rows.append(("tasks", f"{format_time(read)} reading, {format_time(computed)} computing"))
             rows.append(("read", format_bytes(sum(line["bytes"] for line in (*passes, *held)))))

@@ -133,6 +133,15 @@ class Share:
     requests: tuple[Request, ...]
     selection: Selection | None = None  # None: all columns
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What two shares have in common that are, to the bit, the same."""
+        asked = [
+            (r.theta.tobytes(), None if r.whitening is None else r.whitening.s.tobytes(), r.first, r.second)
+            for r in self.requests
+        ]
+        return self.payload.token, self.selection, *asked
+
 
 class Usage(NamedTuple):
     """What a task took: seconds for reading and for computing, bytes that were read, and where it ran."""

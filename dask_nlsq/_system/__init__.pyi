@@ -7,6 +7,7 @@ from .batch_job import run_count as run_count
 from .batch_job import seconds as seconds
 from .batch_job import time_left as time_left
 from .fork import check_not_forked as check_not_forked
+from .git import source_commit as source_commit
 from .memory import peak_memory as peak_memory
 from .memory import trim_memory as trim_memory
 from .retry import read_again as read_again

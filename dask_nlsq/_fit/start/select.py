@@ -11,7 +11,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from dask_nlsq._fit.loop import fit_sample, lowest_first
+from dask_nlsq._fit.loop import fit_sample, fit_sample_anew, lowest_first
 from dask_nlsq._fit.observer import Observer
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.problem import Problem, Resolved
@@ -115,6 +115,7 @@ def find_route(
         starts = [*finalists, *starts]
         near = fit_sample(problem, solver, sample, starts[0]) if streams else None
     elif sample is not None and not passing and (near := fit_sample(problem, solver, sample)) is not None:
+        near = fit_sample_anew(problem, solver, sample, near)
         starts = [final(near, solver.lower, solver.upper)[0], *starts]
         notes = (f"Started from a fit of {sample.block.rows:,} rows of {sample.partitions} partitions.",)
     if not streams:

@@ -110,7 +110,8 @@ def one_pass(
         sent = [_Sent(*label) for label in labels]
     batches = enumerate(schedule(len(partitions), seed))
     under_way = {label.number: label for label in sent}
-    with problem.executor.opened(ordered) as window:
+    alike = (len(partitions), seed) if begun is None else None
+    with problem.executor.opened(ordered, alike) as window:
 
         def send(label: _Sent, places: tuple[int, ...]) -> None:
             group = Group(places[0], tuple(partitions[i] for i in places), ahead=problem.plan.ahead, numbers=places)

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -246,7 +246,7 @@ class Cluster(Executor):
             yield i, value
 
     @contextlib.contextmanager
-    def opened(self, ordered: bool = True) -> Iterator[Window]:
+    def opened(self, ordered: bool = True, alike: Hashable = None) -> Iterator[Window]:
         """Run tasks on the workers; what is not waited for is given up."""
         from distributed import as_completed
 

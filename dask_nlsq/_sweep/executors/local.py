@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -100,8 +100,11 @@ class Executor(abc.ABC):
         """Yield ``(i, task(groups[i], *args))`` in any order."""
 
     @abc.abstractmethod
-    def opened(self, ordered: bool = True) -> contextlib.AbstractContextManager[Window]:
-        """Return a way to send ``task(group, *args)`` off, one by one, and to wait for it later."""
+    def opened(self, ordered: bool = True, alike: Hashable = None) -> contextlib.AbstractContextManager[Window]:
+        """Return a way to send ``task(group, *args)`` off, one by one, and to wait for it later.
+
+        Whoever gives the same `alike` sends the same groups, in the same order.
+        """
 
     @abc.abstractmethod
     def hold(self, groups: Sequence[Group], shared: bool = False) -> Sequence[Any]:
@@ -168,7 +171,7 @@ class Serial(Executor):
         return task(group, *args)
 
     @contextlib.contextmanager
-    def opened(self, ordered: bool = True) -> Iterator[Window]:
+    def opened(self, ordered: bool = True, alike: Hashable = None) -> Iterator[Window]:
         """Run each task where it is sent off."""
         yield Window(ordered, self._call, lambda _: 0, lambda value, _: value)
 
@@ -221,7 +224,7 @@ class Threads(Executor):
             _end(running, owner)
 
     @contextlib.contextmanager
-    def opened(self, ordered: bool = True) -> Iterator[Window]:
+    def opened(self, ordered: bool = True, alike: Hashable = None) -> Iterator[Window]:
         """Run tasks in the pool."""
 
         def first(futures: Sequence[Any]) -> int:
