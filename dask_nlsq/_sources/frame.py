@@ -13,9 +13,12 @@ import pandas as pd
 from dask_nlsq._errors import DataError
 from dask_nlsq._kernel import Block
 from dask_nlsq._sources.columns import Columns, check_columns, first_instants
+from dask_nlsq._sources.frame_files import FilePartition, file_partitions
 from dask_nlsq._sources.graph import GraphPartition, cut
 from dask_nlsq._sources.source import Info, Source
 from dask_nlsq._system import read_again
+
+KIND = "Dask DataFrame"
 
 
 def open_frame(frame: dd.DataFrame, columns: Columns, present: tuple[str, ...] = ()) -> Source:
@@ -26,22 +29,36 @@ def open_frame(frame: dd.DataFrame, columns: Columns, present: tuple[str, ...] =
     check_columns(present, columns.names)
     # One partition may otherwise be fused with its neighbours at run time, and the list would not be what it says.
     with dask.config.set({"optimization.tune.active": False}):
-        frame = frame[list(columns.names)].optimize()
+        files, frame = file_partitions(frame, columns, _raw), frame[list(columns.names)].optimize()
+    if files is not None:
+        return _of_files(files, str(frame._name), columns, present)
     graph, keys = dict(frame.__dask_graph__()), [(key,) for key in frame.__dask_keys__()]
     parts = cut(graph, keys)
     dates = [name for name in columns.names if frame.dtypes[name].kind == "M"]
     reads = (read_again(frame.partitions[i].compute) for i in range(frame.npartitions))
     columns = dataclasses.replace(columns, origins=first_instants(dates, reads))
     width = columns.row_bytes(dict(frame.dtypes))
-    info = Info(
-        "Dask DataFrame", None, columns.names, present, columns.origins, row_bytes=width, reader="Dask DataFrame"
-    )
+    info = Info(KIND, None, columns.names, present, columns.origins, row_bytes=width, reader=KIND)
     if parts is None:
         to_block = dask.delayed(_to_block, pure=True)
         return Source([to_block(part, columns) for part in frame.to_delayed()], frame._name, info, shared=True)
     # The name of an optimised frame is Dask's own hash of what it computes, and serves as the token of the source.
     partitions = [GraphPartition(g, k, _raw, columns) for g, k in zip(parts, keys, strict=True)]
     return Source(partitions, str(frame._name), info)
+
+
+def _of_files(partitions: Sequence[FilePartition], token: str, columns: Columns, present: tuple[str, ...]) -> Source:
+    """Take partitions that are files, as many and in the order of the frame, under its token and kind.
+
+    A checkpoint of the one way of reading goes on the other way, and both reduce the same rows in each partition.
+    """
+    types = partitions[0].types
+    dates = [name for name in columns.names if types[name].kind == "M"]
+    columns = dataclasses.replace(columns, origins=first_instants(dates, (read_again(p.read) for p in partitions)))
+    partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
+    width = columns.row_bytes(types)
+    info = Info(KIND, None, columns.names, present, columns.origins, row_bytes=width, reader=KIND)
+    return Source(partitions, token, info)
 
 
 def open_series(raw: Mapping[str, Any], columns: Columns) -> Source:

@@ -31,8 +31,8 @@ WHOLE = 2**31 - 1
 """Rows of a batch: a row group is one batch, whose columns NumPy takes without a copy; several would be joined."""
 
 BUFFER = 1 << 20
-"""Bytes that are read at a time from a file nearby, which is then never in memory as it was stored. What is far away is
-fetched in as few requests as can be."""
+"""Bytes that are read at a time from a file nearby, which is then never in memory as it was stored. What is smaller is
+read in one piece, and what is far away in as few requests as can be."""
 
 LARGE = 64 << 20
 """Bytes of a partition after which Arrow gives back what it has to spare, for some milliseconds."""
@@ -87,15 +87,42 @@ class ParquetPartition:
         return dict(to_arrays(rows.to_table(schema, columns=names, **how)))
 
     def _fetch(self, groups: list[int]) -> dict[str, Any]:
-        names: list[str] = list(self.columns.names)
-        arrays: dict[str, Any] = {}
         # With the metadata that the fragment has, or the footer of the file would be read again for each partition.
-        where = {"filesystem": self.fragment.filesystem, "metadata": self.fragment.metadata}
-        how = {"buffer_size": BUFFER if self.near else 0, "pre_buffer": not self.near}
-        with pq.ParquetFile(self.fragment.path, **where, **how) as file:
-            for group_of_names in ([name] for name in names) if self.near else [names]:
-                arrays |= to_arrays(file.read_row_groups(groups, columns=group_of_names, use_threads=False))
-        return arrays
+        path, filesystem, metadata = self.fragment.path, self.fragment.filesystem, self.fragment.metadata
+        with opened(path, filesystem, self.near, metadata) as file:
+            return fetch(file, path, filesystem, groups, self.columns.names, self.near)
+
+
+def opened(
+    path: str, filesystem: pyarrow.fs.FileSystem, near: bool, metadata: pq.FileMetaData | None = None
+) -> pq.ParquetFile:
+    """Open a file, of which a small one nearby is read into memory at once."""
+    if near:
+        with pa.OSFile(path) as file:
+            if file.size() < BUFFER:
+                return pq.ParquetFile(pa.BufferReader(file.read_buffer()), metadata=metadata)
+    return pq.ParquetFile(path, filesystem=filesystem, metadata=metadata, pre_buffer=not near)
+
+
+def fetch(
+    file: pq.ParquetFile,
+    path: str,
+    filesystem: pyarrow.fs.FileSystem,
+    groups: list[int],
+    names: Sequence[str],
+    near: bool,
+    expression: ds.Expression | None = None,
+) -> dict[str, Any]:
+    """Read columns of row groups of an open file, of the rows that pass a filter; large ones nearby one by one."""
+    size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
+    if not near or size < BUFFER or expression is not None:
+        table = file.read_row_groups(groups, columns=list(names), use_threads=False)
+        return dict(to_arrays(table if expression is None else table.filter(expression)))
+    arrays: dict[str, Any] = {}
+    with pq.ParquetFile(path, filesystem=filesystem, metadata=file.metadata, buffer_size=BUFFER) as buffered:
+        for name in names:
+            arrays |= to_arrays(buffered.read_row_groups(groups, columns=[name], use_threads=False))
+    return arrays
 
 
 def open_parquet(
@@ -107,13 +134,23 @@ def open_parquet(
     """Take a file, a folder or a pattern, at a path or an fsspec URL, or a list of them."""
     options = storage_options or {}
     fs, files, notes, roots = _find(path, options)
-    local = type(fs).__name__ == "LocalFileSystem"
+    local = is_near(fs)
     base = base_folder(fsspec.core.url_to_fs(path if isinstance(path, str) else path[0], **options)[1])
     rows = Rows(_dataset(files, base, fs, local), local, str(path), notes=tuple(notes))
     source = open_rows(rows, columns, filters)
     if len(roots) == 1 and filters is None and (stale := _older_metadata(fs, roots[0], source.info.rows)):
         return dataclasses.replace(source, info=dataclasses.replace(source.info, notes=(*source.info.notes, stale)))
     return source
+
+
+def is_near(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether files lie on a disk of this machine."""
+    return type(fs).__name__ == "LocalFileSystem"
+
+
+def to_filesystem(fs: fsspec.AbstractFileSystem) -> pyarrow.fs.FileSystem:
+    """Return a file system as Arrow takes it."""
+    return pyarrow.fs.LocalFileSystem() if is_near(fs) else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
 
 
 def _find(
@@ -155,7 +192,7 @@ class Rows:
 def open_rows(rows: Rows, columns: Columns, filters: Filters | None = None) -> Source:
     """Take the rows of a dataset that pass filters."""
     expression = to_expression(filters)
-    if missing := [name for name in _filtered(filters) if name not in rows.dataset.schema.names]:
+    if missing := [name for name in filtered(filters) if name not in rows.dataset.schema.names]:
         check_columns(rows.dataset.schema.names, missing, remedy="filters= name a column that there is.")
     try:
         return _open_rows(rows, columns, expression)
@@ -165,13 +202,13 @@ def open_rows(rows: Rows, columns: Columns, filters: Filters | None = None) -> S
         raise DataError(f"The filters {filters!r} are not of the types of the columns: {error}") from error
 
 
-def _filtered(filters: object) -> list[str]:
+def filtered(filters: object) -> list[str]:
     """Return the columns that filters name, where they are a list of tuples, or a list of such lists."""
     if not isinstance(filters, (list, tuple)):
         return []
     if len(filters) == 3 and isinstance(filters[0], str):
         return [filters[0]]
-    return [name for each in filters for name in _filtered(each)]
+    return [name for each in filters for name in filtered(each)]
 
 
 def to_expression(filters: Filters | None) -> ds.Expression | None:
@@ -299,7 +336,7 @@ def _dataset(paths: Sequence[str], base: str, fs: fsspec.AbstractFileSystem, loc
     scan = ds.ParquetFragmentScanOptions(pre_buffer=not local, use_buffered_stream=local, buffer_size=BUFFER)
     how = {
         "source": paths[0] if len(paths) == 1 else sorted(paths),
-        "filesystem": pyarrow.fs.LocalFileSystem() if local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+        "filesystem": to_filesystem(fs),
         "format": ds.ParquetFileFormat(default_fragment_scan_options=scan),
     }
     try:

@@ -214,6 +214,13 @@ def frame(size):
     yield from beside_arrow(size, lambda path: dd.read_parquet(path).nlsq.fit(decay))
 
 
+@comparison("files", "a bare read of both columns, file by file, pyarrow.parquet.ParquetFile", "times")
+def files(size):
+    """A fit of dd.read_parquet(path) through the accessor, of files of 2,000 rows."""
+    path = rows.many_files(size.folder, size(1_000, 5_000))
+    yield lambda: two_sweeps(dd.read_parquet(path).nlsq.fit(decay)), lambda: rows.read_files(path)
+
+
 @comparison("plot", "a sweep of the fit", "times")
 def plot(size):
     """The pass over a path of Parquet that plots and diagnostics take, read again."""

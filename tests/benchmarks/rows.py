@@ -70,14 +70,25 @@ def write_file(folder, index, rows):
     pq.write_table(pa.table({"t": t, "y": y}), folder / f"{index:05}.parquet")
 
 
-def parquet(folder, rows):
-    """Return a folder of so many rows in 50 files."""
+def parquet(folder, rows, files=FILES):
+    """Return a folder of so many rows in 50 files, or more."""
 
     def write(path):
-        for index in range(FILES):
-            write_file(path, index, rows // FILES)
+        for index in range(files):
+            write_file(path, index, rows // files)
 
-    return _once(folder / f"{rows}-parquet", write)
+    return _once(folder / f"{rows}-parquet-{files}", write)
+
+
+def many_files(folder, count):
+    """Return a folder of so many files of 2,000 rows."""
+    return parquet(folder, 2_000 * count, count)
+
+
+def read_files(path):
+    """Read both columns of every file in a folder, one after the other."""
+    for file in sorted(path.iterdir()):
+        pq.ParquetFile(file).read(columns=["t", "y"], use_threads=False)
 
 
 def zarr_group(folder, rows, chunk):
