@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import least_squares
 
 import dask_nlsq
-from dask_nlsq import BoundsError, DataError, ModelError, NlsqError
+from dask_nlsq import BoundsError, CheckpointError, CheckpointMismatch, DataError, ModelError, NlsqError
 
 RNG = np.random.default_rng(0)
 T, X = np.linspace(0, 10, 200), np.linspace(0, 6, 80)
@@ -93,9 +93,65 @@ def test_each_part_has_the_names_of_its_model():
 
 def test_a_list_is_numbered_and_constraints_hold():
     first, second = sets(pump={"fixed": {"offset": 0.5}}, probe={"tied": {"height": "tau"}}).values()
-    result = dask_nlsq.fit([first, second], shared="tau", p0=P0, bounds={"tau": (0.1, 2.0)})
-    assert result.names == ("tau", "amplitude_0") and result.parts["0"].params["offset"] == 0.5
-    assert result.params["tau"] == result.parts["1"].params["height"]
+    result = dask_nlsq.fit([first, second], shared="tau", p0=P0, bounds={"tau": (0.1, 5.0)})
+    assert result.names == ("tau", "amplitude_0", "offset_0", "height_1") and result.free == result.names[:2]
+    assert result.parts["0"].params["offset"] == result.params["offset_0"] == 0.5
+    assert result.params["tau"] == result.parts["1"].params["height"] == result.params["height_1"]
+    assert result.stderr["offset_0"] == 0 and result.stderr["tau"] == result.stderr["height_1"]
+    assert "(fixed)" in str(result) and result.correlation.loc["tau", "height_1"] == pytest.approx(1)
+
+
+HELD = {
+    "a fixed parameter": {"fixed": {"offset": 0.5}},
+    "fixed in one of them": {"fixed": {"tau": 2.0}},
+    "a tie": {"tied": {"offset": "0.2 * amplitude"}},
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_is_held_is_in_the_result_and_in_what_is_saved(name, tmp_path):
+    several = sets(pump=HELD[name])
+    several["third"] = several["probe"] | {"y": 0.9 * Z}
+    result = dask_nlsq.fit(several, shared="tau", p0=P0)
+    held = [label for label in result.names if label not in result.free]
+    ((option, given),) = HELD[name].items()
+    assert held == [f"{each}_pump" for each in given] and len(result.popt) == len(result.pcov) == len(result.names)
+    assert [result.stderr[label] == 0 for label in held] == [option == "fixed"]
+    result.save(tmp_path / "r.zip")
+    again = dask_nlsq.FitResult.load(tmp_path / "r.zip")
+    assert again == result and again.free == result.free and str(again) == str(result)
+    assert all(again.parts[key] == part for key, part in result.parts.items())
+
+
+def test_parts_are_saved_and_evaluate_the_models_that_are_given(tmp_path):
+    several = sets() | {"line": {"model": "a + b*t", "data": {"t": T, "y": 1 + T}}}
+    result = dask_nlsq.fit(several, shared="tau", p0=P0)
+    result.save(tmp_path / "folder")
+    again = dask_nlsq.FitResult.load(tmp_path / "folder", model={"pump": decay})
+    for key, x in (("pump", {"t": T}), ("line", {"t": T})):
+        np.testing.assert_array_equal(again.parts[key].predict(x), result.parts[key].predict(x))
+    with pytest.raises(NlsqError, match="model"):
+        again.parts["probe"].predict({"x": X})
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "words"),
+    [
+        (decay, CheckpointError, "several data sets"),
+        ({"pumps": decay}, CheckpointMismatch, "pumps"),
+        ({"pump": rise}, CheckpointMismatch, "rise"),
+    ],
+)
+def test_other_models_are_refused(model, error, words):
+    saved = dask_nlsq.fit(sets(), shared="tau", p0=P0).to_dict()
+    with pytest.raises(error, match=words):
+        dask_nlsq.FitResult.from_dict(saved, model)
+
+
+def test_a_result_that_was_saved_without_parts_is_read():
+    saved = dask_nlsq.fit(sets(), shared="tau", p0=P0).to_dict()
+    del saved["parts"]
+    assert dask_nlsq.FitResult.from_dict(saved).parts == {}
 
 
 REFUSED = {

@@ -142,5 +142,5 @@ def test_a_fit_with_a_checkpoint_predicts_again(tmp_path):
 def test_a_joint_fit_has_no_one_model(tmp_path):
     part = {"model": decay, "data": FRAME}
     dask_nlsq.fit([part, part], shared="rate").save(tmp_path / "r.zip")
-    with pytest.raises(CheckpointError, match="several fits"):
+    with pytest.raises(CheckpointError, match="several data sets"):
         FitResult.load(tmp_path / "r.zip", model=decay)

@@ -24,12 +24,19 @@ import numpy.typing as npt
 from dask_nlsq._errors import BoundsError, ModelError, NlsqError, TooFewRows
 from dask_nlsq._fit.observer import SweepBegin
 from dask_nlsq._fit.options import FitOptions
-from dask_nlsq._fit.outcome import UndeterminedWarning, about_data, build_combined, expand, reservations
+from dask_nlsq._fit.outcome import (
+    UndeterminedWarning,
+    about_data,
+    all_parameters,
+    build_combined,
+    expand,
+    reservations,
+)
 from dask_nlsq._fit.problem import Problem, to_model
 from dask_nlsq._fit.progress import Progress
 from dask_nlsq._kernel import Reduction, Request, Whitening, merge
 from dask_nlsq._result import FitResult
-from dask_nlsq._solver import Factor, State, TrustRegion, factorise
+from dask_nlsq._solver import Factor, State, TrustRegion, factorise, inference
 from dask_nlsq._sweep import outside_pool
 from dask_nlsq._typing import Matrix, Vector
 
@@ -116,7 +123,9 @@ def _by_name(given: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, A
 class Joint:
     """Data sets that are fitted together, and where the parameters of each lie among those of all."""
 
-    names: tuple[str, ...]  # of all free parameters: the shared ones, then those of each data set with its key
+    everything: tuple[str, ...]  # of all parameters: the shared ones, then those of each data set with its key
+    names: tuple[str, ...]  # of the free ones among them
+    labels: Mapping[str, Mapping[str, str]]  # what the parameters of each data set are called here
     problems: Mapping[str, Problem]
     places: Mapping[str, npt.NDArray[np.int64]]  # of the free parameters of each data set
     lower: Vector  # (p,)
@@ -140,15 +149,14 @@ class Joint:
             if sum(name in problem.parameters.free for problem in problems.values()) < 2:
                 free = {key: list(problem.parameters.free) for key, problem in problems.items()}
                 raise ModelError(f"{name!r} is shared, and must be free in two data sets at least; they have {free}.")
-        labels = {
-            key: [name if name in shared else f"{name}_{key}" for name in problem.parameters.free]
-            for key, problem in problems.items()
-        }
-        pairs = [pair for key, each in labels.items() for pair in zip(problems[key].parameters.free, each, strict=True)]
-        names = (*shared, *(label for name, label in pairs if name not in shared))
-        if len(set(names)) < len(names):
-            raise ModelError(f"Two parameters would have one name: {sorted(names)}. Give the data sets other keys.")
-        places = {key: np.array([names.index(label) for label in each]) for key, each in labels.items()}
+        labels = {key: _labels(key, problem, shared) for key, problem in problems.items()}
+        own = [label for each in labels.values() for name, label in each.items() if label != name]
+        everything = (*shared, *own)
+        if len(set(everything)) < len(everything):
+            raise ModelError(f"Two parameters would have one name: {sorted(everything)}. Give other keys.")
+        varied = {key: [labels[key][name] for name in problem.parameters.free] for key, problem in problems.items()}
+        names = tuple(label for label in everything if any(label in each for each in varied.values()))
+        places = {key: np.array([names.index(label) for label in each]) for key, each in varied.items()}
         lower, upper = np.full(len(names), -np.inf), np.full(len(names), np.inf)
         for key, place in places.items():
             parameters = problems[key].parameters
@@ -157,7 +165,7 @@ class Joint:
         for name, low, high in zip(names, lower, upper, strict=True):
             if not low < high:
                 raise BoundsError(f"The bounds of {name!r} in the data sets leave no value: [{low:g}, {high:g}].")
-        return cls(names, problems, places, lower, upper)
+        return cls(everything, names, labels, problems, places, lower, upper)
 
     def start(self, results: Mapping[str, FitResult | None]) -> Vector:
         """Return where to begin: the minimum of the quadratic forms of all data sets at their own estimates.
@@ -206,6 +214,12 @@ class Joint:
             bare = dataclasses.replace(found, sums=none, checksum=none.astype(np.uint64), differences=None)
             reductions[key] = dataclasses.replace(bare, gram=gram, curvature=curvature)
         return reductions, following
+
+
+def _labels(key: str, problem: Problem, shared: Sequence[str]) -> dict[str, str]:
+    """Return what the parameters of a data set are called among those of all; one that it holds is its own."""
+    free = problem.parameters.free
+    return {name: name if name in shared and name in free else f"{name}_{key}" for name in problem.parameters.names}
 
 
 def _spread(columns: Matrix, place: npt.NDArray[np.int64], p: int) -> Matrix:
@@ -336,7 +350,34 @@ def _result(
             "partitions": sum(len(problem.source.partitions) for problem in joint.problems.values()),
         },
     )
-    return dataclasses.replace(whole, parts={key: _part(joint, key, whole, reductions[key]) for key in joint.problems})
+    seen = {key: _part(joint, key, whole, reductions[key]) for key in joint.problems}
+    return dataclasses.replace(_with_held(joint, whole), parts=seen)
+
+
+def _with_held(joint: Joint, whole: FitResult) -> FitResult:
+    """Return the result with the parameters that data sets hold fixed or tied too."""
+    if joint.everything == joint.names:
+        return whole
+    values: dict[str, float] = {}
+    rows: dict[str, Vector] = {}  # derivatives with respect to the free parameters, (p,) each
+    fixed: dict[str, float] = {}
+    tied: dict[str, str] = {}
+    for key, problem in joint.problems.items():
+        parameters, labels, place = problem.parameters, joint.labels[key], joint.places[key]
+        everything, jacobian = all_parameters(parameters, problem.objective, whole.popt[place])
+        values |= zip(labels.values(), everything.tolist(), strict=True)
+        rows |= zip(labels.values(), _spread(jacobian, place, len(joint.names)), strict=True)
+        fixed |= {labels[name]: value for name, value in parameters.fixed.items()}
+        tied |= {labels[name]: tie.text for name, tie in parameters.tied.items()}
+    sides = dict(zip(joint.names, whole.active_mask, strict=True))
+    return dataclasses.replace(
+        whole,
+        names=joint.everything,
+        popt=np.array([values[name] for name in joint.everything]),
+        pcov=inference.propagate(whole.pcov, np.array([rows[name] for name in joint.everything])),
+        active_mask=np.array([sides.get(name, 0) for name in joint.everything]),
+        recorded={"fixed": fixed, "tied": tied},
+    )
 
 
 def _part(joint: Joint, key: str, whole: FitResult, reduction: Reduction) -> FitResult:

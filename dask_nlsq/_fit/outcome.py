@@ -242,13 +242,21 @@ def expand(
     """Return all parameters, their covariance by the delta method, and which are at a bound."""
     if parameters.expansion is None:
         return theta, pcov, side
+    everything, jacobian = all_parameters(parameters, objective, theta)
+    active = np.zeros(len(parameters.names), int)
+    active[[parameters.names.index(name) for name in parameters.free]] = side
+    return everything, inference.propagate(pcov, jacobian), active
+
+
+def all_parameters(parameters: Parameters, objective: Objective, theta: Vector) -> tuple[Vector, Matrix]:
+    """Return all parameters, and their derivatives with respect to the free ones."""
+    if parameters.expansion is None:
+        return theta, np.eye(len(theta))
     every = objective.expand
     with jax.enable_x64(True):
         everything = np.array([float(v) for v in every([float(t) for t in theta])])
         jacobian = np.asarray(jax.jacfwd(lambda t: jnp.stack([jnp.asarray(v, float) for v in every(list(t))]))(theta))
-    active = np.zeros(len(parameters.names), int)
-    active[[parameters.names.index(name) for name in parameters.free]] = side
-    return everything, inference.propagate(pcov, jacobian), active
+    return everything, jacobian
 
 
 def history_columns(state: State, names: Sequence[str], seconds: list[float]) -> dict[str, list[Any]]:

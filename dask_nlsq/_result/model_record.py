@@ -55,7 +55,7 @@ def restore(
     CheckpointMismatch
         The model has other parameters, or other values.
     """
-    if recorded is None:
+    if recorded is None or "columns" not in recorded:
         raise CheckpointError(
             "What was read says nothing of the model: it is of an earlier version, or of several fits together. Load "
             "it without model=, and evaluate the model at params."

@@ -118,7 +118,7 @@ class FitResult:
     checkpoint_errors: tuple[str, ...] = ()
     starts: pd.DataFrame | None = None
     absolute_sigma: bool = False
-    # Of a fit of several data sets, what each sees of it; they are not written.
+    # Of a fit of several data sets, what each sees of it.
     parts: Mapping[str, FitResult] = dataclasses.field(default_factory=dict)
     # What is needed to evaluate the model again.
     payload: Payload | None = None

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dask_nlsq._checkpoint import Checkpoints, Text, archive, from_text, pack, to_text, unpack
-from dask_nlsq._errors import CheckpointError, NlsqError
+from dask_nlsq._errors import CheckpointError, CheckpointMismatch, NlsqError
 from dask_nlsq._plan import Plan
 from dask_nlsq._result import model_record
 from dask_nlsq._solver import Statistics, Status
@@ -49,6 +49,7 @@ def to_dict(result: FitResult) -> dict[str, Any]:
         "plan": None if result.plan is None else result.plan.to_dict(),
         "starts": None if result.starts is None else result.starts.to_dict(orient="list"),
         "model": model_record.describe(*result._model(), result.popt) if living else result.recorded,
+        "parts": {key: to_dict(part) for key, part in result.parts.items()},
     }
 
 
@@ -63,16 +64,26 @@ def from_dict(cls: type[FitResult], values: Mapping[str, Any], model: Any = None
     Parameters
     ----------
     values : mapping
-    model : callable, Model or str, optional
-        That was fitted; the result predicts and draws bands only with it.
+    model : callable, Model, str or mapping, optional
+        That was fitted; the result predicts and draws bands only with it. Of a fit of several data sets, a mapping from
+        their keys to their models.
 
     Raises
     ------
     CheckpointMismatch
-        The model has other parameters than the result, or other values at the estimates.
+        The model has other parameters than the result, or other values at the estimates; or a mapping has other keys.
     CheckpointError
         Nothing is recorded of the model.
     """
+    models = model if isinstance(model, Mapping) else {}
+    model = None if isinstance(model, Mapping) else model
+    parts = values.get("parts", {})
+    if unknown := [key for key in models if key not in parts]:
+        raise CheckpointMismatch(f"model= has the keys {unknown}, and the result is of the data sets {list(parts)}.")
+    if model is not None and parts:
+        raise CheckpointError(
+            f"The result is of several data sets, each with a model: give model={{key: model}}, of {list(parts)}."
+        )
     result = cls(
         names=tuple(values["params"]),
         popt=np.array(list(values["params"].values()), float),
@@ -93,6 +104,7 @@ def from_dict(cls: type[FitResult], values: Mapping[str, Any], model: Any = None
         plan=None if values.get("plan") is None else Plan.from_dict(values["plan"]),
         starts=None if values.get("starts") is None else starts_frame(values["starts"]),
         recorded=values.get("model"),
+        parts={key: from_dict(cls, part, models.get(key)) for key, part in parts.items()},
     )
     model = model_record.formula(result.recorded) if model is None else model
     if model is None:
@@ -146,8 +158,9 @@ def load(
     ----------
     where : str, path or zarr.abc.store.Store
         The file, folder, URL or store.
-    model : callable, Model or str, optional
-        That was fitted; the result predicts and draws bands only with it.
+    model : callable, Model, str or mapping, optional
+        That was fitted; the result predicts and draws bands only with it. Of a fit of several data sets, a mapping from
+        their keys to their models, which ``parts`` then evaluate.
     storage_options : dict, optional
         Passed to fsspec, for URLs.
 
