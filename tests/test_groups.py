@@ -12,7 +12,7 @@ import xarray as xr
 from scipy.optimize import curve_fit
 
 import dask_nlsq
-from dask_nlsq import DataError, ModelError
+from dask_nlsq import BoundsError, DataError, ModelError
 
 P0 = [2.0, 1.0, 0.0]
 GROUPS = 60
@@ -238,3 +238,83 @@ def test_xarray_is_as_lazy_as_its_data_and_takes_variables_by_name():
 def test_xarray_fits_all_elements_at_once():
     result = IMAGE.nlsq.fit(decay, "t", p0=[1.0, 1.0, 0.0])
     assert result.n_obs == IMAGE.size and abs(result.params["rate"] - 1) < 0.02
+
+
+KNOWN = FRAME.merge(PLAIN.set_index("number")[["amplitude", "rate", "offset"]].add_suffix("_known"), on="number")
+KNOWN["low"], KNOWN["high"] = KNOWN["rate_known"] - 0.2, KNOWN["rate_known"] + 0.1
+EACH = {
+    "p0": {"p0": {"amplitude": "amplitude_known", "rate": "rate_known", "offset": 0.0}},
+    "bounds": {
+        "p0": {"amplitude": 2.0, "rate": "rate_known", "offset": 0.0},
+        "bounds": {"rate": ("low", "high"), "offset": (0, 5.0)},
+    },
+    "fixed": {"p0": {"amplitude": 2.0}, "fixed": {"offset": "offset_known"}},
+    "p0 of some": {"p0": {"rate": "rate_some"}},
+}
+
+
+def known(kind):
+    frame = KNOWN.assign(rate_some=KNOWN["rate_known"].where(KNOWN["number"] > 3))
+    return frame if kind == "pandas" else dd.from_pandas(frame.sample(frac=1, random_state=2), npartitions=3)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "Dask"])
+@pytest.mark.parametrize("name", EACH)
+def test_columns_hold_values_of_each_group(name, kind):
+    table = known(kind).nlsq.fit_groups("number", decay, **EACH[name])
+    table = by_number(table if kind == "pandas" else table.compute()).set_index("number")
+    frame, options = known("pandas"), EACH[name]
+    for number in (2, 33):
+        rows = frame[frame["number"] == number]
+
+        def own(value, rows=rows):
+            return value if not isinstance(value, str) else float(rows[value].iloc[0])
+
+        given = {what: options[what] for what in options if what != "bounds"}
+        given = {k: {n: own(v) for n, v in values.items() if own(v) == own(v)} for k, values in given.items()}
+        limits = {n: (own(low), own(high)) for n, (low, high) in options.get("bounds", {}).items()}
+        one = rows.nlsq.fit(decay, client=False, **given, **({"bounds": limits} if limits else {}))
+        row = table.loc[number]
+        np.testing.assert_allclose(row[list(one.names)].astype(float), one.popt, rtol=1e-6)
+        np.testing.assert_allclose(row[[f"{n}_stderr" for n in one.names]].astype(float), one.stderr, rtol=1e-5)
+
+
+def test_a_shared_parameter_beside_values_of_each_group():
+    options = {"shared": "offset", "p0": {"offset": 0.7, "amplitude": 3.0, "rate": 1.0}}
+    plain = dask_nlsq.fit_groups(KNOWN, "number", decay, **options)
+    options["p0"] = options["p0"] | {"rate": "rate_known"}
+    each = dask_nlsq.fit_groups(KNOWN, "number", decay, **options)
+    np.testing.assert_allclose(each["rate"], plain["rate"], rtol=1e-6)
+
+
+EACH_REFUSED = {
+    "no such column": ({"p0": {"rate": "rates"}}, DataError, "rates"),
+    "no such parameter": ({"p0": {"rat": "rate_known"}}, ModelError, "rat"),
+    "texts": ({"p0": {"rate": "name"}}, DataError, "name"),
+    "several values": ({"p0": {"rate": "t"}}, DataError, "several values in 60 of 60 groups"),
+    "no value of bounds": ({"bounds": {"rate": (0, "rate_some")}}, DataError, "no value in 4 of 60 .*'number': 0"),
+    "no value of fixed": ({"fixed": {"rate": "rate_some"}}, DataError, "no value in 4"),
+    "bounds that cross": ({"bounds": {"rate": ("high", "low")}}, BoundsError, "above its upper"),
+    "of a fixed parameter": ({"p0": {"rate": "rate_known"}, "fixed": ["rate"]}, ModelError, "fixed="),
+    "of a shared parameter": ({"p0": {"rate": "rate_known"}, "shared": "rate"}, DataError, "shared"),
+    "no pair": ({"bounds": {"rate": "low"}}, BoundsError, "a pair"),
+}
+
+
+@pytest.mark.parametrize("name", EACH_REFUSED)
+def test_columns_that_do_not_do_are_refused(name):
+    options, error, words = EACH_REFUSED[name]
+    with pytest.raises(error, match=words):
+        known("pandas").nlsq.fit_groups("number", decay, **options)
+
+
+@pytest.mark.parametrize("npartitions", [0, 3])
+@pytest.mark.parametrize("dtype", ["f8", "f4", "Float64"])
+def test_both_zeros_are_one_group(dtype, npartitions):
+    half = np.where(FRAME["half"] == 0, np.where(FRAME["number"] % 4 == 0, 0.0, -0.0), 1.0)
+    frame = FRAME.assign(half=pd.array(half, dtype=dtype)).sample(frac=1, random_state=0)
+    data = dd.from_pandas(frame, npartitions=npartitions) if npartitions else frame
+    table = data.nlsq.fit_groups("half", decay, p0=P0)
+    table = table.compute() if npartitions else table
+    assert sorted(table["half"]) == [0.0, 1.0] and not np.signbit(table["half"].astype(float)).any()
+    assert table["half"].dtype == frame["half"].dtype and table["n_obs"].sum() == len(FRAME)

@@ -164,7 +164,7 @@ def fit_many(
     split = functools.partial(_split, bound, labels, outer)
     starts, shared_start = split(_mapping(bound, p0, "p0"), "p0")
     fixed_values, shared_fixed = split(_fixed(fixed), "fixed")
-    lower, upper, shared_bounds = _limits(split, bounds)
+    lower, upper, shared_bounds = limits(split, bounds)
     names = fixed if isinstance(fixed, (str, list, tuple)) else shared_fixed
     weights = None if sigma is None else _column(sigma, series, axis, "sigma")
     given = {f"x{i}": c for i, c in enumerate(columns)} if any(c.ndim > 1 for c in columns) else {}
@@ -323,7 +323,7 @@ def _split(
     return own, {name: value for name, value in values.items() if name not in own}
 
 
-def _limits(
+def limits(
     split: Callable[[Mapping[str, Any], str], tuple[dict[str, Any], dict[str, float]]], bounds: Any
 ) -> tuple[dict[str, Any], dict[str, Any], Any]:
     """Return the lower and upper bounds that each series has of its own, and those that all share."""

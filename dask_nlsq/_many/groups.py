@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import dask.dataframe as dd
 import numpy as np
@@ -14,8 +15,10 @@ import numpy.typing as npt
 import pandas as pd
 from dask.delayed import Delayed, delayed
 
-from dask_nlsq._errors import DataError, NlsqError, check_keywords
+from dask_nlsq._errors import DataError, ModelError, NlsqError, check_keywords
 from dask_nlsq._fit import to_model
+from dask_nlsq._many.api import limits
+from dask_nlsq._many.estimates import Flags
 from dask_nlsq._many.shared import Chunks, Reduced, Rows, estimate
 from dask_nlsq._many.task import STATISTICS, Task, check_names, make_task
 from dask_nlsq._model import Loss, Model
@@ -24,6 +27,9 @@ from dask_nlsq._solver import Status
 from dask_nlsq._sweep import Payload, serialize
 from dask_nlsq._system import check_not_forked
 from dask_nlsq._typing import Matrix, Vector
+
+Own: TypeAlias = Mapping[str, Mapping[str, str]]
+"""By role, "start", "lower" or "upper", the column that holds a parameter's value in each group, by the parameter."""
 
 _SHORTEST = 32
 """Points of the shortest bucket; each is four times as long as the one before, so that few loops are compiled."""
@@ -68,8 +74,12 @@ def fit_groups(
         The column that is fitted.
     sigma : str or number, optional
         Standard deviation of y.
-    p0, bounds, fixed, tied, loss, f_scale, nan_policy, absolute_sigma, max_nfev
-        As in `fit_many`, with numbers that all groups share; what p0 does not give, the model guesses for each group.
+    p0, bounds, fixed : mapping, sequence or tuple, optional
+        As in `fit_many`. A value by name is a number, which all groups share, or the name of a column that has one
+        value in each group: ``p0={"rate": "rate_before"}``, ``bounds={"rate": (0, "fastest")}``,
+        ``fixed={"offset": "dark"}``. Where p0 gives none, or NaN, the model guesses for each group.
+    tied, loss, f_scale, nan_policy, absolute_sigma, max_nfev
+        As in `fit_many`.
     shared : str or sequence of str, optional
         Parameters that are common to all groups; the others belong to each. They are estimated when this is called, in
         about ten passes over the rows. Rows that have to be shuffled stay in memory as long as the result does: of
@@ -94,7 +104,9 @@ def fit_groups(
     Raises
     ------
     DataError
-        A column is missing or not numeric; with ``nan_policy="raise"``, when it is computed, a value is not finite.
+        A column is missing or not numeric, or a shared parameter has values of each group. When it is computed: a
+        column of p0, bounds or fixed has several values in a group, or none where bounds or fixed need one; with
+        ``nan_policy="raise"``, a value is not finite.
     ModelError
         As in `fit_many`.
     NlsqError
@@ -122,9 +134,11 @@ def fit_groups(
     if x is None:
         x = model.inputs or model.inputs_among(list(data.columns), taken)  # an expression names none by itself
     columns = [x] if isinstance(x, str) else list(x)
-    _check_columns(data, keys, columns, y, sigma)
+    model = model.bind(columns)
+    own, p0, bounds, fixed = _of_each_group(model, p0, bounds, fixed)
+    _check_columns(data, keys, columns, y, sigma, [column for values in own.values() for column in values.values()])
     task = make_task(
-        model.bind(columns),
+        model,
         None,
         sigma=None if isinstance(sigma, str) else sigma,
         p0=p0,
@@ -140,6 +154,7 @@ def fit_groups(
         shared=shared,
     )
     check_names(task.model.parameters, keys)
+    _check_own(task, own)
     if full_output and not task.n_shared:
         raise NlsqError("full_output=True returns the fit of shared parameters, and shared= names none.")
     # Groups are padded with NaN, so that they see to the policy themselves.
@@ -150,6 +165,7 @@ def fit_groups(
         y,
         sigma if isinstance(sigma, str) else None,
         strict=nan_policy == "raise",
+        own=own,
     )
     if isinstance(data, pd.DataFrame):
         if not task.n_shared:
@@ -163,6 +179,8 @@ def fit_groups(
     if any(key not in data.columns for key in keys):
         rows = rows.reset_index()
     rows = rows[list(dict.fromkeys(groups.needed))]
+    if signed := [key for key in keys if rows.dtypes[key].kind == "f"]:
+        rows = rows.assign(**{key: rows[key] + 0.0 for key in signed})  # -0.0 would be shuffled apart from 0.0
     if not within_partitions:
         rows = rows.shuffle(on=keys)
     meta = groups.empty(rows.dtypes)
@@ -187,11 +205,13 @@ class Groups:
     y: str
     sigma: str | None
     strict: bool = False  # whether a value that is not finite is refused
+    own: Own = dataclasses.field(default_factory=dict)
 
     @property
     def needed(self) -> tuple[str, ...]:
         """The columns that are read."""
-        return (*self.keys, *self.x, self.y, *(() if self.sigma is None else (self.sigma,)))
+        own = (column for values in self.own.values() for column in values.values())
+        return (*self.keys, *self.x, self.y, *(() if self.sigma is None else (self.sigma,)), *own)
 
     def __call__(self, frame: pd.DataFrame, state: Reduced | None = None) -> pd.DataFrame:
         """Return a row for each group, sorted by its keys; with shared parameters, from where the groups stand."""
@@ -220,6 +240,8 @@ class Groups:
         """Return the keys of the groups, and in buckets of alike lengths their places and their points."""
         if any(key not in frame.columns for key in self.keys):
             frame = frame.reset_index()
+        signed = [key for key in self.keys if frame.dtypes[key].kind == "f"]
+        frame = frame.assign(**{key: frame[key] + 0.0 for key in signed})  # of -0.0 and 0.0, which are one group
         grouped = frame.groupby(list(self.keys), sort=True, observed=True, dropna=False)
         number = grouped.ngroup().to_numpy()
         columns = [_numbers(frame[name], name) for name in (*self.x, self.y, *([self.sigma] if self.sigma else []))]
@@ -230,13 +252,43 @@ class Groups:
         number, columns = number[order], [column[order] for column in columns]
         first = np.flatnonzero(np.r_[True, number[1:] != number[:-1]]) if len(number) else np.zeros(0, np.int64)
         lengths = np.diff(np.r_[first, len(number)])
-        sizes, places, buckets = _bucket(lengths), [], []
+        own = self._own_values(frame, order, first)
+        sizes, places = _bucket(lengths), list[npt.NDArray[np.int64]]()
+        buckets: list[Rows] = []
         for points in np.unique(sizes):
             some = np.flatnonzero(sizes == points)
             some = some[np.argsort(lengths[some], kind="stable")]  # alike ones go through the loop together
             places.append(some)
-            buckets.append(self._padded(columns, first[some], lengths[some], int(points)))
+            series, given = self._padded(columns, first[some], lengths[some], int(points))
+            buckets.append((series, {**given, **{role: values[some] for role, values in own.items()}}))
         return frame.iloc[order[first]][list(self.keys)], places, buckets
+
+    def _own_values(
+        self, frame: pd.DataFrame, order: npt.NDArray[np.int64], first: npt.NDArray[np.int64]
+    ) -> dict[str, Matrix]:
+        """Return by role what each group has of its own, (groups, p); NaN stands for what all share."""
+        free = self.payload.value.free
+        found = {}
+        for role, columns in self.own.items():
+            found[role] = np.full((len(first), len(free)), np.nan)
+            for name, column in columns.items():
+                values = _numbers(frame[column], column)[order]
+                low, high = np.fmin.reduceat(values, first), np.fmax.reduceat(values, first)
+                self._check_one(frame.iloc[order[first]], column, name, low < high, "several values")
+                if role != "start":  # which the model may guess
+                    self._check_one(frame.iloc[order[first]], column, name, np.isnan(low), "no value")
+                found[role][:, free.index(name)] = low
+        return found
+
+    def _check_one(self, groups: pd.DataFrame, column: str, name: str, bad: Flags, what: str) -> None:
+        """Refuse a column that does not have one value in each group."""
+        if bad.any():
+            key = groups.iloc[int(bad.argmax())][list(self.keys)].to_dict()
+            raise DataError(
+                f"The column gives each group its value of {name!r}, and has {what} in {bad.sum():,} of {len(bad):,} "
+                f"groups of a partition, the first of them {key}; one is needed.",
+                column=column,
+            )
 
     def _padded(
         self, columns: Sequence[Vector], first: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], points: int
@@ -291,14 +343,49 @@ class Groups:
         return self._table(keys, np.empty((0, self.payload.value.width)))
 
 
+def _of_each_group(model: Model, p0: Any, bounds: Any, fixed: Any) -> tuple[Own, Any, Any, Any]:
+    """Tell the columns that hold a value for each group from the numbers that all groups share."""
+    split = functools.partial(_split, model)
+    starts, p0 = split(p0, "p0") if isinstance(p0, Mapping) else ({}, p0)
+    held, fixed = split(fixed, "fixed") if isinstance(fixed, Mapping) else ({}, fixed)
+    lower, upper, bounds = limits(split, bounds)
+    own = {"start": starts | held, "lower": lower | held, "upper": upper | held}
+    return {role: values for role, values in own.items() if values}, p0, bounds, fixed
+
+
+def _split(model: Model, values: Mapping[str, Any], what: str) -> tuple[dict[str, str], dict[str, Any]]:
+    unknown = [name for name in values if name not in model.parameters]
+    if unknown:
+        raise ModelError(f"{what} names {unknown}; the parameters are {list(model.parameters)}.")
+    own = {name: value for name, value in values.items() if isinstance(value, str)}
+    return own, {name: value for name, value in values.items() if name not in own}
+
+
+def _check_own(task: Task, own: Own) -> None:
+    """Refuse values of each group for parameters that are not free in each."""
+    named = list(dict.fromkeys(name for values in own.values() for name in values))
+    if held := [name for name in named if name not in task.free]:
+        raise ModelError(
+            f"{held} are fixed or tied for all groups; leave them out of p0 and bounds, or give "
+            f"fixed={{{held[0]!r}: COLUMN}}."
+        )
+    if common := [name for name in named if name in task.free[task.n_own :]]:
+        raise DataError(f"{common} are shared by all groups, and have values of each in p0, bounds or fixed.")
+
+
 def _check_columns(
-    data: dd.DataFrame | pd.DataFrame, keys: Sequence[str], x: Sequence[str], y: str, sigma: str | float | None
+    data: dd.DataFrame | pd.DataFrame,
+    keys: Sequence[str],
+    x: Sequence[str],
+    y: str,
+    sigma: str | float | None,
+    own: Sequence[str],
 ) -> None:
     """Refuse columns that are not there, or that play two parts."""
     if not keys or not x:
         raise DataError(f"by is {list(keys)!r} and x is {list(x)!r}; each must name a column.")
     present = [*data.columns, *([data.index.name] if data.index.name is not None else [])]
-    wanted = [*keys, *x, y, *([sigma] if isinstance(sigma, str) else [])]
+    wanted = [*keys, *x, y, *([sigma] if isinstance(sigma, str) else []), *own]
     missing = [name for name in wanted if name not in present]
     if missing:
         raise DataError(
