@@ -158,10 +158,26 @@ def test_an_output_is_replaced_only_on_request(folder):
         assert last.exit_code == 0 and last.stdout == first.stdout
 
 
+@pytest.mark.parametrize("arguments", [("fit-many", "xarray.zarr"), ("fit-groups", "rows.parquet", "--by", "run")])
+def test_an_output_stays_where_fits_fail(folder, arguments):
+    assert run(*arguments, "-o", "out").exit_code == 0
+    before = {str(path): path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
+    nothing = xr.open_zarr("xarray.zarr").load() * np.nan
+    nothing.assign_coords(t=T).to_zarr("xarray.zarr", mode="w")
+    FRAME.assign(y=np.nan).to_parquet("rows.parquet")
+    listed = sorted(path.name for path in folder.iterdir())
+    seen = run(*arguments, "-o", "out", "--overwrite", "--nan-policy", "raise")
+    assert seen.exit_code == 1 and "not finite" in seen.stderr
+    assert {str(path): path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in folder.iterdir()) == listed
+
+
 MANY = ("fit-many", "xarray.zarr", "-o", "out")
 GROUPS = ("fit-groups", "rows.parquet", "--by", "run,detector", "-o", "out")
 REFUSED = {
     "no such store": (("fit-many", "nothing.zarr", "-o", "out"), ["nothing.zarr"]),
+    "no store of a pattern": (("fit-many", "nothing*.zarr", "-o", "out"), ["is a pattern"]),
+    "no table of a pattern": (("fit-groups", "none/*.parquet", "--by", "run", "-o", "out"), ["Nothing was found at"]),
     "a folder that is no store": (("fit-many", "files", "-o", "out"), ["'files' cannot be read"]),
     "no such array": ((*MANY, "--array", "picture"), ["'picture'", "'image'"]),
     "an array within an array": (("fit-many", "t.zarr", "--array", "t", "-o", "out"), ["one array"]),

@@ -1,5 +1,8 @@
 """Many small fits: each series has the answer of `fit`, whatever is beside it, and whatever holds or fits it."""
 
+import dataclasses
+from pathlib import Path
+
 import dask.array as da
 import jax.numpy as jnp
 import numpy as np
@@ -398,6 +401,79 @@ def test_irregular_chunks_are_written_whole(tmp_path, labelled):
     with pytest.raises(FileExistsError):
         result.to_zarr(tmp_path / "fits.zarr")
     result.to_zarr(tmp_path / "fits.zarr", overwrite=True)
+
+
+SOURCES = {
+    "a path": lambda path: path / "cube.zarr",
+    "a text": lambda path: str(path / "cube.zarr"),
+    "a URL": lambda path: f"file://{path}/cube.zarr",
+    "a link": lambda path: (path / "link").symlink_to(path / "cube.zarr") or path / "link",
+    "a store of a path": lambda path: zarr.storage.LocalStore(path / "cube.zarr"),
+    "a store in memory": lambda path: zarr.storage.MemoryStore(),
+}
+
+
+OF_URLS = {"auto_mkdir": True}
+"""Options of a file system at a URL of this machine's disk."""
+
+
+def lazily(place, shape=(6, 3)):
+    """Write a cube to a store, and return its fits, which read from there."""
+    if isinstance(place, (str, Path)):
+        place = Path(str(place).removeprefix("file://")).resolve()
+    group = zarr.open_group(place, mode="w")
+    series = group.create_array("series", data=cube(shape), chunks=(2, 3, len(T)))
+    return dask_nlsq.fit_many(decay, T, series, p0=P0)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("kind", SOURCES)
+def test_fits_may_take_the_place_of_what_they_are_fitted_to(kind, labelled, tmp_path):
+    (tmp_path / "cube.zarr").mkdir()
+    place, options = SOURCES[kind](tmp_path), {"storage_options": OF_URLS} if kind == "a URL" else {}
+    fits = lazily(place)
+    if labelled:
+        image = xr.DataArray(fits.y, dims=("y", "x", "t"), coords={"y": np.arange(6), "t": T})
+        fits = dask_nlsq.fit_many(decay, None, image, axis="t", p0=P0)
+    expected = np.asarray(fits["rate"])
+    fits.to_zarr(place, overwrite=True, **options)
+    written = zarr.open_group(place, mode="r", **options)
+    assert np.array_equal(written["rate"][:], expected) and np.isfinite(expected).all() and "series" not in written
+    assert {each.name for each in tmp_path.iterdir()} <= {"cube.zarr", "link"}
+
+
+@pytest.mark.parametrize("kind", ["a path", "a URL"])
+def test_what_is_there_stays_where_fits_fail(kind, tmp_path):
+    place, options = SOURCES[kind](tmp_path), {"storage_options": OF_URLS} if kind == "a URL" else {}
+    fits = lazily(place)
+    broken = dataclasses.replace(fits, figures=fits.figures.map_blocks(lambda block: 1 / 0, meta=np.empty((0, 0, 0))))
+    with pytest.raises(ZeroDivisionError):
+        broken.to_zarr(place, overwrite=True, **options)
+    assert list(zarr.open_group(tmp_path / "cube.zarr", mode="r")) == ["series"] and len(list(tmp_path.iterdir())) == 1
+
+
+WRONG_AXES = {
+    "an array": (lambda y: dask_nlsq.fit_many(decay, T, y, p0=P0), "axis=0 of y"),
+    "an array of three": (lambda y: dask_nlsq.fit_many(decay, T, y[:, None], axis=2, p0=P0), "axis=0 of y"),
+    "names": (lambda y: named(y).nlsq.fit_many(decay, dim="pixel", x=T, p0=P0), "'t' of y"),
+    "names, by fit_many": (lambda y: dask_nlsq.fit_many(decay, "t", named(y), axis="pixel", p0=P0), "'t' of y"),
+}
+
+
+def named(y):
+    return xr.DataArray(y, dims=("t", "pixel"), coords={"t": T})
+
+
+@pytest.mark.parametrize("name", WRONG_AXES)
+def test_a_transposed_y_is_told(name):
+    call, words = WRONG_AXES[name]
+    with pytest.raises(DataError, match=f"each series has 5 points. Along {words} there are {len(T)}"):
+        call(cube((5,)).T)
+
+
+def test_the_accessor_says_dim():
+    with pytest.raises(DataError, match=r"dim is 'time'; the dimensions of y are \['t', 'pixel'\]"):
+        named(cube((5,)).T).nlsq.fit_many(decay, dim="time")
 
 
 def front(shape):

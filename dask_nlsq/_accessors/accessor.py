@@ -131,6 +131,8 @@ class XarrayAccessor:
             Lazy where the data are of Dask, else computed.
         """
         array, variables = self._response(y)
+        if dim not in array.dims:
+            raise DataError(f"dim is {dim!r}; the dimensions of y are {list(map(str, array.dims))}.")
         columns = x if isinstance(x, (tuple, list)) else [dim if x is None else x]
         columns = [variables[c] if isinstance(c, str) and c in variables else c for c in columns]
         if isinstance(sigma, str):

@@ -157,7 +157,7 @@ def fit_many(
     labels, x, y, sigma, axis = labelled(x, y, sigma, axis)
     series = _series(y, axis)
     several = isinstance(x, (tuple, list)) and (not len(x) or any(np.ndim(c) for c in x))
-    columns = [_column(c, series, axis, f"x[{i}]") for i, c in enumerate(x if several else [x])]
+    columns = [_column(c, series, axis, f"x[{i}]", labels.dims) for i, c in enumerate(x if several else [x])]
     model = to_model(model, p0)
     bound = model.bind(model.array_names(len(columns), p0) if named is None else named)
     outer = series.shape[:-1]
@@ -166,7 +166,7 @@ def fit_many(
     fixed_values, shared_fixed = split(_fixed(fixed), "fixed")
     lower, upper, shared_bounds = limits(split, bounds)
     names = fixed if isinstance(fixed, (str, list, tuple)) else shared_fixed
-    weights = None if sigma is None else _column(sigma, series, axis, "sigma")
+    weights = None if sigma is None else _column(sigma, series, axis, "sigma", labels.dims)
     given = {f"x{i}": c for i, c in enumerate(columns)} if any(c.ndim > 1 for c in columns) else {}
     given = {name: da.broadcast_to(c, series.shape) if c.ndim == 1 else c for name, c in given.items()}
     if weights is not None and weights.ndim > 1:
@@ -263,7 +263,17 @@ def _as_array(column: Any, name: str) -> AnyArray:
         raise DataError(f"{name} is {column!r}; numbers are needed.") from error
 
 
-def _column(column: Any, series: da.Array, axis: int, name: str) -> Any:
+def _other_axis(series: da.Array, axis: int, points: int, dims: tuple[str, ...]) -> str:
+    """Return in words along which axes of y, which had its series along `axis`, there are so many points."""
+    others = [i for i in range(series.ndim) if i != axis % series.ndim]
+    fitting = [i for i, size in enumerate(series.shape[:-1]) if size == points]
+    if not fitting:
+        return ""
+    said = " or ".join(repr(dims[i]) if dims else f"axis={others[i]}" for i in fitting)
+    return f" Along {said} of y there are {points}: give that, if series lie there."
+
+
+def _column(column: Any, series: da.Array, axis: int, name: str, dims: tuple[str, ...] = ()) -> Any:
     """Return a column that all series share, as an array (points,), or one of the shape of y, with its chunks."""
     points = series.shape[-1]
     if not hasattr(column, "ndim"):
@@ -276,7 +286,10 @@ def _column(column: Any, series: da.Array, axis: int, name: str) -> Any:
             raise DataError(f"{name} has the dtype {values.dtype}; real numbers are needed.")
         values = as_float(values)
         if values.shape != (points,):
-            raise DataError(f"{name} has {len(values)} values, and each series has {points} points.")
+            raise DataError(
+                f"{name} has {len(values)} values, and each series has {points} points."
+                f"{_other_axis(series, axis, len(values), dims)}"
+            )
         return values
     array = column if isinstance(column, da.Array) else da.asarray(column)
     if array.dtype.kind not in "fiubmM":

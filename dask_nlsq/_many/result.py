@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any, Literal
 
 import dask
@@ -16,7 +17,7 @@ from dask_nlsq._many import maps
 from dask_nlsq._many.html import fragment_of
 from dask_nlsq._many.labels import Labels
 from dask_nlsq._many.task import STATISTICS, as_float, indices, predict
-from dask_nlsq._result import FitResult, computing, regular, write
+from dask_nlsq._result import FitResult, computing, regular, replacing, write
 from dask_nlsq._solver import Status
 from dask_nlsq._sweep import Payload
 
@@ -194,7 +195,8 @@ class ManyFits:
         path : str, path or zarr.abc.store.Store
             Where the group is made.
         overwrite : bool
-            Whether what is there is replaced; else it is an error.
+            Whether what is there is replaced; else it is an error. What is at a path or URL stays until all has been
+            written beside it. A store that is an object is emptied first, after the fits have been computed in memory.
         storage_options : dict, optional
             Passed to fsspec, for URLs.
 
@@ -203,18 +205,23 @@ class ManyFits:
         FileExistsError
             There is something already, and `overwrite` is False.
         """
-        figures = regular(da.asarray(self.figures), len(self.shape))
+        with self._computing(), replacing(path, overwrite, storage_options) as place:
+            figures = da.asarray(self.figures)
+            if overwrite and not isinstance(place, (str, os.PathLike)):  # which may be what the series are read from
+                figures = figures.persist()
+            self._write(regular(figures, len(self.shape)), place, overwrite, storage_options)
+
+    def _write(self, figures: da.Array, place: Any, overwrite: bool, storage_options: dict[str, Any] | None) -> None:
         fits = dataclasses.replace(self, figures=figures)
-        with self._computing():
-            if self.labels.coords:  # which xarray writes as it reads them
-                mode: Literal["w", "w-"] = "w" if overwrite else "w-"
-                fits.to_dataset().to_zarr(path, mode=mode, consolidated=False, storage_options=storage_options)
-                return
-            names = self.labels.of(len(self.shape))
-            arrays = fits._arrays(figures)
-            dims = {name: (*names, *("cov_i", "cov_j")[: array.ndim - len(names)]) for name, array in arrays.items()}
-            group = write(arrays, dims, path, overwrite=overwrite, storage_options=storage_options)
-            group.attrs["param"] = list(self.names)
+        if self.labels.coords:  # which xarray writes as it reads them
+            mode: Literal["w", "w-"] = "w" if overwrite else "w-"
+            fits.to_dataset().to_zarr(place, mode=mode, consolidated=False, storage_options=storage_options)
+            return
+        names = self.labels.of(len(self.shape))
+        arrays = fits._arrays(figures)
+        dims = {name: (*names, *("cov_i", "cov_j")[: array.ndim - len(names)]) for name, array in arrays.items()}
+        group = write(arrays, dims, place, overwrite=overwrite, storage_options=storage_options)
+        group.attrs["param"] = list(self.names)
 
     def _arrays(self, figures: Any) -> dict[str, Any]:
         """Return all arrays by name."""

@@ -12,4 +12,5 @@ from .saved import starts_frame as starts_frame
 from .table import rounded as rounded
 from .zarr_group import computing as computing
 from .zarr_group import regular as regular
+from .zarr_group import replacing as replacing
 from .zarr_group import write as write

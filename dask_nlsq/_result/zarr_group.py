@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import dask.array as da
 import distributed
+import fsspec
 import zarr
 from dask.diagnostics import ProgressBar
+from fsspec.implementations.local import LocalFileSystem
+from zarr.storage import LocalStore
 
 from dask_nlsq._display import is_shown, stream
 
@@ -29,6 +34,34 @@ def computing(client: Client | None = None, progress: bool | None = None) -> Ite
             if is_shown(progress):
                 stack.enter_context(ProgressBar(minimum=0.0 if progress else 1.0, out=stream()))
         yield
+
+
+@contextlib.contextmanager
+def replacing(path: Any, overwrite: bool, storage_options: dict[str, Any] | None = None) -> Iterator[Any]:
+    """Yield where to write: `path`, or where it is to be replaced a place beside it, which is then moved there.
+
+    What is there stays as it is until all has been written, for it may be read meanwhile, and writing may fail.
+    """
+    path = path.root if isinstance(path, LocalStore) else path
+    if not overwrite or not isinstance(path, (str, os.PathLike)):
+        yield path
+        return
+    fs, root = fsspec.core.url_to_fs(os.fspath(path), **(storage_options or {}))
+    root = os.path.realpath(root) if isinstance(fs, LocalFileSystem) else root.rstrip("/")
+    if not fs.exists(root):
+        yield path
+        return
+    mark = uuid.uuid4().hex[:8]
+    new, old = f"{root}.new-{mark}", f"{root}.old-{mark}"
+    try:
+        yield fs.unstrip_protocol(new) if "://" in str(path) else new
+    except BaseException:
+        if fs.exists(new):
+            fs.rm(new, recursive=True)
+        raise
+    fs.mv(root, old, recursive=True)
+    fs.mv(new, root, recursive=True)
+    fs.rm(old, recursive=True)
 
 
 def regular(array: da.Array, axes: int) -> da.Array:

@@ -227,13 +227,18 @@ def read_frame(
     """
     options = storage_options or {}
     try:
-        kind = kind_at(*fsspec.core.url_to_fs(path, **options))
+        fs, root = fsspec.core.url_to_fs(path, **options)
+        if any(sign in root for sign in "*?[") and not fs.exists(root) and not fs.glob(root):
+            raise DataError(f"Nothing was found at {path!r}.")
+        kind = kind_at(fs, root)
         if kind == "text":
             return read_text(path, options, keys, whole_files)
         if kind == "Parquet":
             split = False if whole_files else "infer"
             frame: dd.DataFrame = dd.read_parquet(path, storage_options=options, split_row_groups=split)
             return frame
+    except FileNotFoundError as error:
+        raise DataError(f"Nothing was found at {path!r}.") from error
     except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
         if isinstance(error, NlsqError):
             raise

@@ -116,14 +116,13 @@ def fit_many(
     stores = _stores()
     with plainly():
         series = stores.Series.open(data, storage_options, array=array, axis=axis, x=x, sigma=sigma)
-        clear = stores.claim(output, storage_options, overwrite, "Zarr", series.paths)
+        stores.check_output(output, storage_options, overwrite, "Zarr", series.paths)
         with connected(scheduler, {}) as client:
             fits = dask_nlsq.fit_many(
                 load_model(model), series.x, series.y, axis=series.axis, sigma=series.sigma, client=client, **options
             )
-            clear()
             labelled = dataclasses.replace(fits, labels=series.labels)
-            labelled.to_zarr(output, **stores.remote(output, storage_options))
+            labelled.to_zarr(output, overwrite=overwrite, **stores.remote(output, storage_options))
             # The figures lie in the store now, and need not be fitted again to be counted.
             ends = stores.count_status(output, storage_options)
         if fits.shared is not None:
@@ -180,7 +179,7 @@ def fit_groups(
     keys = by or []
     stores = _stores()
     with plainly():
-        clear = stores.claim(output, storage_options, overwrite, "Parquet", [data])
+        stores.check_output(output, storage_options, overwrite, "Parquet", [data])
         frame = stores.read_frame(data, storage_options, keys, within_partitions)
         with connected(scheduler, {}):
             fits: Any = dask_nlsq.fit_groups(
@@ -194,9 +193,9 @@ def fit_groups(
                 **options,
             )
             table, together = fits if options["shared"] else (fits, None)
-            clear()
             try:
-                table.to_parquet(output, write_index=False, storage_options=storage_options)
+                with stores.replacing(output, overwrite, storage_options) as place:
+                    table.to_parquet(place, write_index=False, storage_options=storage_options)
             except ValueError as error:
                 # So Dask says that a block of text is not of the types of the first.
                 raise error if isinstance(error, NlsqError) else DataError(f"{data!r}: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dask.array as da
@@ -15,9 +15,10 @@ from fsspec.implementations.local import LocalFileSystem
 import dask_nlsq
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._many import Labels
+from dask_nlsq._result import replacing
 from dask_nlsq._sources import PARQUET, ZARR, as_stored, check_columns, decoded, read_frame
 
-__all__ = ["Series", "claim", "count_status", "read_frame", "remote"]
+__all__ = ["Series", "check_output", "count_status", "read_frame", "remote", "replacing"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,10 @@ def _open(place: str, options: dict[str, Any] | None) -> zarr.Array[Any] | zarr.
         node: zarr.Array[Any] | zarr.Group = zarr.open(place, mode="r", **remote(place, options))
     except ValueError as error:  # there is a folder, and no Zarr in it
         raise DataError(f"{place!r} cannot be read: {type(error).__name__}: {error}") from error
+    except FileNotFoundError as error:
+        if any(sign in place for sign in "*?["):
+            raise DataError(f"{place!r} is a pattern; the path or URL of one Zarr array or group is needed.") from error
+        raise
     return node
 
 
@@ -155,25 +160,25 @@ def _coordinate(store: _Store, dims: Sequence[str | None], place: int) -> list[s
     return [name]
 
 
-def claim(
+def check_output(
     output: str,
     options: dict[str, Any] | None,
     overwrite: bool,
     kind: str,
     inputs: Iterable[str],
-) -> Callable[[], None]:
-    """Refuse an output that must not be replaced, before anything is fitted; return what removes one that may be.
+) -> None:
+    """Refuse an output that must not be replaced, before anything is fitted.
 
     Parameters
     ----------
     kind : {"Zarr", "Parquet"}
-        Of an earlier output, which alone may be removed.
+        Of an earlier output, which alone may be replaced.
     inputs : iterable of str
         What is read.
     """
     fs, root = _resolve(output, options)
     if not fs.exists(root):
-        return lambda: None
+        return
     if not overwrite:
         raise NlsqError(f"{output!r} exists; --overwrite replaces it.")
     for each in inputs:
@@ -184,7 +189,6 @@ def claim(
     names = [name.rpartition("/")[2] for name in (fs.ls(root, detail=False) if fs.isdir(root) else [root])]
     if names and not (_is_zarr if kind == "Zarr" else _is_parquet)(names):
         raise NlsqError(f"{output!r} is not {kind}, and --overwrite replaces nothing else.")
-    return lambda: fs.rm(root, recursive=True)
 
 
 def _is_zarr(names: Sequence[str]) -> bool:
