@@ -107,29 +107,29 @@ def _held(value: object) -> list[Any]:
     if isinstance(value, (property, staticmethod, classmethod)):
         return [getattr(value, name) for name in ("__func__", "fget") if hasattr(value, name)]
     if isinstance(value, type):
-        members = [] if _foreign(value) else [(n, part) for n, part in vars(value).items() if not n.startswith("__")]
+        members = [] if foreign(value) else [(n, part) for n, part in vars(value).items() if not n.startswith("__")]
         call = [value.__call__] if members and isinstance(value.__call__, types.FunctionType) else []
         return [*(part for _, part in members), *call, *(base for base in value.__bases__ if members)]
     if hasattr(value, "__array__") or isinstance(value, types.ModuleType):
         return []
-    if isinstance(value, _NAMESPACES) or not _foreign(type(value)):
+    if isinstance(value, _NAMESPACES) or not foreign(type(value)):
         return [type(value), *(part for pair in _attributes(value) for part in pair)]
     return [value.__wrapped__] if hasattr(value, "__wrapped__") else [part for _, part in _lasting(value)]
 
 
-def _foreign(kind: type) -> bool:
+def foreign(kind: type) -> bool:
     """Whether a class is of Python, of an installed package or of this one."""
-    return kind.__module__ != "__main__" and _installed(getattr(sys.modules.get(kind.__module__), "__file__", None))
+    return kind.__module__ != "__main__" and installed(getattr(sys.modules.get(kind.__module__), "__file__", None))
 
 
 def attributes(function: types.FunctionType) -> list[Any]:
     """Return what a function refers to as attributes of modules, but for those of installed packages."""
-    if _installed(function.__code__.co_filename):
+    if installed(function.__code__.co_filename):
         return []
-    names = _names(function)
-    modules = [function.__globals__.get(name) for name in names]
-    editable = [m for m in modules if isinstance(m, types.ModuleType) and not _installed(getattr(m, "__file__", None))]
-    return [vars(module)[name] for module in editable for name in names if name in vars(module)]
+    used = names(function)
+    modules = [function.__globals__.get(name) for name in used]
+    editable = [m for m in modules if isinstance(m, types.ModuleType) and not installed(getattr(m, "__file__", None))]
+    return [vars(module)[name] for module in editable for name in used if name in vars(module)]
 
 
 def definition(value: object, known: Known | None = None) -> str:
@@ -156,14 +156,14 @@ def definition(value: object, known: Known | None = None) -> str:
 def _parts(value: object) -> list[Any]:
     """Return what the text of a module says of a value, and what that refers to."""
     if isinstance(value, types.FunctionType):
-        if _installed(value.__code__.co_filename):
+        if installed(value.__code__.co_filename):
             return []
-        names = [name for name in _names(value) if name not in _assigned(value.__globals__)]
-        named = [value.__globals__[name] for name in names if name in value.__globals__]
+        kept = [name for name in names(value) if name not in _assigned(value.__globals__)]
+        named = [value.__globals__[name] for name in kept if name in value.__globals__]
         defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         return [value.__code__, *defaults, *_cells(value), *named, *attributes(value)]
     if isinstance(value, type):
-        if _installed(getattr(sys.modules.get(value.__module__), "__file__", None)):
+        if installed(getattr(sys.modules.get(value.__module__), "__file__", None)):
             return []
         held = [part for name, part in vars(value).items() if callable(part) or not name.startswith("__")]
         return [*held, *value.__bases__]
@@ -259,17 +259,24 @@ def _cells(function: types.FunctionType) -> list[Any]:
 
 def _globals(function: types.FunctionType) -> list[Any]:
     """Return what a function refers to by name: globals, and attributes of modules; nothing of installed packages."""
-    if _installed(function.__code__.co_filename):
+    if installed(function.__code__.co_filename):
         return []
-    globe = [function.__globals__[name] for name in _names(function) if name in function.__globals__]
+    globe = [function.__globals__[name] for name in names(function) if name in function.__globals__]
     return [*globe, *attributes(function)]
 
 
-def _names(function: types.FunctionType) -> list[str]:
-    return sorted({name for code in _codes(function.__code__) for name in code.co_names})
+def names(function: types.FunctionType) -> tuple[str, ...]:
+    """Return the names of globals and attributes in the code of a function, of those within it too."""
+    return _names_in(function.__code__)
 
 
-def _installed(file: str | None) -> bool:
+@functools.lru_cache(1024)
+def _names_in(code: types.CodeType) -> tuple[str, ...]:
+    return tuple(sorted({name for part in _codes(code) for name in part.co_names}))
+
+
+@functools.lru_cache(1024)
+def installed(file: str | None) -> bool:
     """Whether a file is part of Python or of an installed package, or none: it does not change in a process."""
     return file is None or not _PACKAGES.isdisjoint(Path(file).parts) or file.startswith(_INSTALLED)
 

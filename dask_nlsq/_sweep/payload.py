@@ -19,6 +19,8 @@ import sys
 import threading
 import types
 import uuid
+import weakref
+from collections.abc import Hashable
 from typing import Any
 
 import cloudpickle
@@ -27,7 +29,7 @@ from dask.utils import parse_bytes
 
 from dask_nlsq._errors import ModelError, ModelNotPicklable, NlsqError
 from dask_nlsq._kernel import Retention, set_retention
-from dask_nlsq._model import Known, attributes, code, definition, settings
+from dask_nlsq._model import Key, Known, attributes, code, definition, key, settings
 from dask_nlsq._system import trim_memory
 
 _TRIM_EVERY = 8
@@ -43,6 +45,12 @@ _lock = threading.Lock()
 _registry: collections.OrderedDict[str, Payload] = collections.OrderedDict()
 """What this process remembers, the least recently used first; a model's kernels live as long as it is here."""
 
+_keys: weakref.WeakValueDictionary[Hashable, Payload] = weakref.WeakValueDictionary()
+"""The payloads of values that need not be pickled again, by their keys."""
+
+_KEYS = 8
+"""Most keys of a payload: functions that were defined anew with the same text have another."""
+
 _forgotten = itertools.count(1)
 
 
@@ -55,6 +63,8 @@ class Payload:
         self._value: Any = value
         self._why_not = why_not
         self._opening = threading.Lock()
+        # What the keys refer to by address lives as long as they are in use.
+        self.keys: collections.OrderedDict[Hashable, list[Any]] = collections.OrderedDict()
 
     @property
     def value(self) -> Any:
@@ -94,6 +104,26 @@ def serialize(value: object) -> Payload:
     # The token of an objective is the hash of its pickle, which takes longer than the search.
     if known is not None:
         return _keep(known)
+    found = key(value)
+    if found is None:
+        return _pickled(value)
+    with _lock:
+        known = _keys.get(found.parts)
+    return _keep(known) if known is not None else _named(_pickled(value), found)
+
+
+def _named(payload: Payload, found: Key) -> Payload:
+    """Let a payload be found by a key."""
+    with _lock:
+        payload.keys[found.parts] = found.held
+        _keys[found.parts] = payload
+        if len(payload.keys) > _KEYS:
+            _keys.pop(payload.keys.popitem(last=False)[0], None)
+    return payload
+
+
+def _pickled(value: object) -> Payload:
+    """Return the payload under the hash of a pickle."""
     file = io.BytesIO()
     pickler = _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL)
     try:
