@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +78,11 @@ class Factor:
         sigma = self.svd[1]
         seen: npt.NDArray[np.bool_] = sigma > 64 * self.p * EPS * max(sigma[0], EPS)
         return seen
+
+    @functools.cached_property
+    def projections(self) -> dict[bytes, Any]:
+        """What was made of the factor by taking some parameters out, by those parameters."""
+        return {}
 
     @property
     def condition(self) -> float:

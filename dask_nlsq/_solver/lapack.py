@@ -31,6 +31,20 @@ def svd(a: Matrix) -> tuple[Matrix, Vector, Matrix]:
     return np.ascontiguousarray(u), sigma, np.ascontiguousarray(vt)
 
 
+def thin_svd(a: Matrix) -> tuple[Matrix, Vector, Matrix]:
+    """Return U, σ and Vᵀ of a matrix, U and Vᵀ with as many columns and rows as there are singular values."""
+    u, sigma, vt = _call(lapack.dgesdd, a, full_matrices=0)
+    return np.ascontiguousarray(u), sigma, np.ascontiguousarray(vt)
+
+
+def qr(a: Matrix) -> tuple[Matrix, Matrix]:
+    """Return Q and R of a matrix of at least as many rows as columns, (n, q) and (q, q)."""
+    size = a.shape[1]
+    folded, scales, _ = _call(lapack.dgeqrf, a)
+    q, _ = _call(lapack.dorgqr, folded, scales)
+    return np.ascontiguousarray(q), np.ascontiguousarray(np.where(_upper(size), folded[:size], 0.0))
+
+
 def triangle(a: Matrix, b: Vector) -> tuple[Matrix, Vector]:
     """Return R and Qᵀb of the QR decomposition of a square matrix."""
     both = np.empty((len(a), len(a) + 1), order="F")
@@ -44,14 +58,19 @@ def _upper(p: int) -> npt.NDArray[np.bool_]:
     return np.triu(np.ones((p, p), bool))
 
 
-@np.errstate(over="ignore")
 def norm(v: Vector) -> float:
-    """Return the length of a vector, to the bit that of `numpy.linalg.norm`."""
-    return math.sqrt(v @ v)
+    """Return the length of a vector, to the bit that of `numpy.linalg.norm`; one that overflows is no warning."""
+    return math.sqrt(np.vdot(v, v))
 
 
-def _call(routine: Callable[..., Any], a: Matrix, **options: Any) -> Any:
-    *results, info = routine(a, **options)
+def column_norms(a: Matrix) -> Vector:
+    """Return the lengths of the columns of a matrix, to the bit those of `numpy.linalg.norm`."""
+    lengths: Vector = np.sqrt((a * a).sum(axis=0))
+    return lengths
+
+
+def _call(routine: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
+    *results, info = routine(*arrays, **options)
     if info:
         raise np.linalg.LinAlgError(f"LAPACK's {routine.__name__} ended with {info}.")
     return results

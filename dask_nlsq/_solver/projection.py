@@ -18,6 +18,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from dask_nlsq._solver import lapack
 from dask_nlsq._solver.factor import EPS, Factor
 from dask_nlsq._typing import Matrix, Vector
 
@@ -47,19 +48,27 @@ class Projection:
 
 
 def project(factor: Factor, linear: npt.NDArray[np.bool_]) -> Projection:
-    """Take the linear parameters out of the problem that a factor describes."""
+    """Take the linear parameters out of the problem that a factor describes; at the second call, what it returned."""
+    known, which = factor.projections, linear.tobytes()
+    if which not in known:
+        known[which] = _project(factor, linear)
+    projection: Projection = known[which]
+    return projection
+
+
+def _project(factor: Factor, linear: npt.NDArray[np.bool_]) -> Projection:
     lengths = factor.norms[linear]
-    u, sigma, vt = np.linalg.svd(factor.r[:, linear] / lengths, full_matrices=False)
+    u, sigma, vt = lapack.thin_svd(factor.r[:, linear] / lengths)
     seen = sigma > 64 * factor.p * EPS * max(sigma[0], EPS)
     u, sigma, vt = u[:, seen], sigma[seen], vt[seen]
     columns = factor.r[:, ~linear]
     z1, inside = u.T @ factor.z, u.T @ columns
     outside = columns - u @ inside
-    column_norms = np.linalg.norm(columns, axis=0)
-    projected = np.linalg.norm(outside, axis=0)
+    column_norms = lapack.column_norms(columns)
+    projected = lapack.column_norms(outside)
     zero = projected <= _NOTHING * column_norms
     outside[:, zero] = 0.0
-    q, r = np.linalg.qr(outside)
+    q, r = lapack.qr(outside)
     norms = np.where(zero, np.where(column_norms > 0, column_norms, 1.0), projected)
     inverse = (vt.T / sigma) / lengths[:, None]
     return Projection(

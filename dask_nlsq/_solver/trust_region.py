@@ -15,6 +15,7 @@ that of the minimiser to as many digits.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -29,6 +30,8 @@ from dask_nlsq._solver.projection import Projection, project, project_many
 from dask_nlsq._solver.status import STOPPED, Status
 from dask_nlsq._solver.subproblem import Step, gauss_newton, measure, solve
 from dask_nlsq._typing import Matrix, Vector
+
+_TINY = float(np.finfo(float).tiny)
 
 _TIGHT, _LOOSE = 1e-8, 1e-4
 """Largest remaining step in standard errors: up to `MANY_ROWS`, where it is the step itself, and above."""
@@ -235,15 +238,21 @@ class TrustRegion(Solver[State]):
 
         Later attempts project none out.
         """
-        p = len(self.lower)
-        if self.linearity is None or state.attempt > 0:
-            return np.zeros(p, bool)
-        return np.isinf(self.lower) & np.isinf(self.upper) & self.linearity.linear
+        return self._none if self.linearity is None or state.attempt > 0 else self._unbounded_linear
+
+    @functools.cached_property
+    def _none(self) -> npt.NDArray[np.bool_]:
+        return np.zeros(len(self.lower), bool)
+
+    @functools.cached_property
+    def _unbounded_linear(self) -> npt.NDArray[np.bool_]:
+        linear: npt.NDArray[np.bool_] = self._none if self.linearity is None else self.linearity.linear
+        return np.isinf(self.lower) & np.isinf(self.upper) & linear
 
     @property
     def _coupled(self) -> npt.NDArray[np.bool_]:
         """Which parameters scale the derivative with respect to another one and are linear, (p,)."""
-        return np.zeros(len(self.lower), bool) if self.linearity is None else self.linearity.coupled
+        return self._none if self.linearity is None else self.linearity.coupled
 
     def init(self, theta: Vector) -> State:
         """Return the state before the first sweep, at `theta` (p,)."""
@@ -474,8 +483,9 @@ class TrustRegion(Solver[State]):
         """Keep amplitudes near their best at the point: their linear prediction may change signs where it is poor."""
         linear = projection.linear
         best = point.theta[linear] + projection.best
-        ends = np.sort([best / _TEMPER, best * _TEMPER], axis=0)
-        kept = np.clip(point.theta[linear] + delta[linear], *ends)
+        ends, others = best / _TEMPER, best * _TEMPER
+        kept = np.maximum(point.theta[linear] + delta[linear], np.minimum(ends, others))
+        kept = np.minimum(kept, np.maximum(ends, others))
         delta = delta.copy()
         delta[linear] = np.where(self._coupled[linear], kept - point.theta[linear], delta[linear])
         return delta
@@ -523,7 +533,7 @@ class TrustRegion(Solver[State]):
         """Return by what factor the remaining step is expected to shrink; 1 where nothing is known."""
         if before.point is None or before.proposal is None or before.proposal.damping > 0 or before.proposal.recentres:
             return 1.0
-        ratio = now.newton.length / max(before.point.newton.length, np.finfo(float).tiny)
+        ratio = now.newton.length / max(before.point.newton.length, _TINY)
         return min(1.0, ratio / max(1.0 - ratio, 0.1))
 
     def _scipy_tests(self, before: State, now: Point, gain: float) -> Status | None:
@@ -623,7 +633,7 @@ def lost(state: State, absolute_sigma: bool) -> npt.NDArray[np.bool_]:
 def residual_std(reduction: Reduction, p: int, absolute_sigma: bool) -> float:
     """Return s, the residual standard deviation behind the standard errors."""
     s = math.sqrt(2.0 * reduction.cost / max(reduction.rows - p, 1))
-    return max(min(s, 1.0) if absolute_sigma else s, float(np.finfo(float).tiny))
+    return max(min(s, 1.0) if absolute_sigma else s, _TINY)
 
 
 def residual_noise(reduction: Reduction) -> float:

@@ -16,12 +16,12 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
-from dask_nlsq._kernel import Block, Reduction, kernel
+from dask_nlsq._kernel import Block, Reduction, evaluate_rows, kernel
 from dask_nlsq._model import Objective
-from dask_nlsq._solver import factorise
-from dask_nlsq._typing import Vector
+from dask_nlsq._solver import EPS
+from dask_nlsq._typing import Matrix, Vector
 
 _RUNS = 12
 """Largest number of runs."""
@@ -46,41 +46,52 @@ def noise_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
     """Return the smaller p-value of the two tests for rows sorted by x; 1 where there are too few rows to test."""
     if objective.robust:
         return 1.0
-    return min(_chow_pvalue(objective, block, theta), _bartels_pvalue(objective, block, theta))
+    count = min(_RUNS, block.rows // (2 * objective.n_parameters + 2))
+    grams, residual = _evaluate(objective, block, theta, count if count >= 3 else 0)
+    return min(_chow_pvalue(grams, block.rows), _bartels_pvalue(residual))
 
 
-def _chow_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
-    """Return the p-value of Chow's F-test for separate fits of the runs."""
-    p, n = objective.n_parameters, block.rows
-    count = min(_RUNS, n // (2 * p + 2))
-    if count < 3:
+def _evaluate(objective: Objective, block: Block, theta: Vector, count: int) -> tuple[Matrix, Vector]:
+    """Return the Gram matrices of (J, r) of so many runs, (count, p + 1, p + 1), and the weighted residuals."""
+    p = len(theta)
+    bounds = np.linspace(0, block.rows, count + 1).astype(int) if count else np.zeros(0, int)
+    runs = list(itertools.pairwise(bounds.tolist()))
+    if objective.jacobian != "numeric":
+        rows = evaluate_rows(objective, block, np.broadcast_to(theta, (block.rows, p)))
+        if np.isfinite(rows).all():
+            grams = [rows[a:b].T @ rows[a:b] for a, b in runs]
+            return np.array(grams).reshape(-1, p + 1, p + 1), rows[:, -1]
+    # Derivatives that are not finite although the model is are replaced by differences in a sweep.
+    parts = kernel.reduce_blocks(objective, [block.take(slice(a, b)) for a, b in runs], theta, None) if runs else []
+    grams = [part.gram if part.finite else np.full((p + 1, p + 1), np.nan) for part in parts]
+    return np.array(grams).reshape(-1, p + 1, p + 1), weighted_residuals(objective, block, theta)
+
+
+def _chow_pvalue(grams: Matrix, n: int) -> float:
+    """Return the p-value of Chow's F-test for separate fits of the runs of n rows, by their Gram matrices."""
+    if not len(grams) or not np.isfinite(grams).all():
         return 1.0
-    bounds = np.linspace(0, n, count + 1).astype(int)
-    runs = [block.take(slice(a, b)) for a, b in itertools.pairwise(bounds.tolist())]
+    p = grams.shape[1] - 1
+    squares = np.diagonal(grams, axis1=1, axis2=2)[:, :p]
+    scale = np.sqrt(np.where(squares > 0, squares, 1.0))
+    values, vectors = np.linalg.eigh(grams[:, :p, :p] / scale[:, :, None] / scale[:, None, :])
+    seen = values > 8 * p * EPS * np.maximum(values[:, -1:], EPS)
     # Each run gains what a step of its own parameters would, so that no run has to be fitted.
-    gained = total = ranks = 0.0
-    for part in kernel.reduce_blocks(objective, runs, theta, None):
-        if not part.finite:
-            return 1.0
-        factor = factorise(part.gram[:p, :p], part.gram[:p, p], None)
-        u, _, _ = factor.svd
-        seen = factor.determined
-        gained += float(np.sum((u.T @ factor.z)[seen] ** 2))
-        ranks += int(seen.sum())
-        total += 2.0 * part.cost
+    along = np.einsum("kji,kj->ki", vectors, grams[:, :p, p] / scale)
+    gained = float(np.sum(along**2 / np.where(seen, values, np.inf)))
+    total, ranks = float(grams[:, p, p].sum()), int(seen.sum())
     left, dof, rest = total - gained, ranks - p, n - ranks
     # Where separate fits leave nothing but rounding, their ratio to the whole says nothing.
     if dof <= 0 or rest <= 0 or left <= 1e-14 * total:
         return 1.0
-    return float(stats.f.sf((gained / dof) / (left / rest), dof, rest))
+    return float(special.fdtrc(dof, rest, (gained / dof) / (left / rest)))
 
 
-def _bartels_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
+def _bartels_pvalue(residual: Vector) -> float:
     """Return the p-value of Bartels' test against positive correlation of neighbours."""
-    n = block.rows
+    n = len(residual)
     if n < _FEW:
         return 1.0
-    residual = weighted_residuals(objective, block, theta)
     ranks = stats.rankdata(residual)
     spread = np.sum((ranks - ranks.mean()) ** 2)
     if not np.isfinite(residual).all() or spread == 0:
@@ -88,7 +99,7 @@ def _bartels_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
     ratio = np.sum(np.diff(ranks) ** 2) / spread
     # Both parameters of the beta distribution that has the mean and the variance of the ratio (Bartels 1982).
     shape = 5.0 * n * (n + 1.0) * (n - 1.0) ** 2 / (2.0 * (n - 2.0) * (5.0 * n**2 - 2.0 * n - 9.0)) - 0.5
-    return float(stats.beta.cdf(ratio / 4.0, shape, shape))
+    return float(special.betainc(shape, shape, min(ratio / 4.0, 1.0)))
 
 
 def no_better_than_constant(reduction: Reduction, p: int) -> bool:
@@ -98,7 +109,7 @@ def no_better_than_constant(reduction: Reduction, p: int) -> bool:
     rest, gained = reduction.rows - p, 1.0 - 2.0 * reduction.cost / reduction.response_sum_of_squares
     if rest <= 0:
         return gained < 0
-    probability = stats.f.sf(max(gained, 0.0) / (p - 1) / max((1.0 - gained) / rest, _LEAST), p - 1, rest)
+    probability = special.fdtrc(p - 1, rest, max(gained, 0.0) / (p - 1) / max((1.0 - gained) / rest, _LEAST))
     return gained < _NOTHING or bool(probability > _BY_CHANCE)
 
 
