@@ -128,6 +128,7 @@ class Memory:
     def __init__(self, columns: tuple[Vector, ...]) -> None:
         self.columns = columns
         self._selected: dict[tuple[int, ...], Memory] = {}
+        self.slabs: dict[tuple[int, ...], Slab] = {}  # of single blocks, by their place
 
     def select(self, places: tuple[int, ...]) -> Memory:
         """Return some of the columns, the same object each time: blocks are neighbours where their memory is one."""
@@ -186,6 +187,18 @@ def slabs(blocks: Sequence[Block], size: int, tile: int, room: int = 1) -> Itera
             used, kind = used + tiles, now
     if pieces:
         yield _gather(pieces, size, tile, room)
+
+
+def single(block: Block, size: int, tile: int, room: int) -> Slab | None:
+    """Return the slab of a block that lies in one already: at the second call, that of the first."""
+    if block.memory is None or not 0 < block.rows <= size:
+        return None
+    known, place = block.memory.slabs, (block.start, block.rows, size, tile, room)
+    if place not in known:
+        if _lying([block], size, tile) is None:
+            return None
+        known[place] = _gather([(0, block)], size, tile, room)[1]
+    return known[place]
 
 
 def _gather(pieces: Sequence[tuple[int, Block]], size: int, tile: int, room: int) -> tuple[list[int], Slab]:

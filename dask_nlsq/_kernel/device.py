@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from dask_nlsq._kernel.block import SLABS, TILE, Block, Slab, slabs
+from dask_nlsq._kernel.block import SLABS, TILE, Block, Slab, single, slabs
 
 _slots = itertools.count()
 _thread = threading.local()
@@ -32,6 +32,9 @@ def place(blocks: Sequence[Block], rows: int | None, room: int) -> Iterator[Plac
     """
     device = own()
     if not keeps(device):
+        if len(blocks) == 1 and (slab := single(blocks[0], SLABS[1], rows or TILE, room)) is not None:
+            yield device, [0], slab
+            return
         for numbers, slab in slabs(blocks, SLABS[1], rows or tile(device, SLABS[1]), room):
             yield device, numbers, slab
         return
