@@ -80,6 +80,8 @@ def _who(executor: Executor, process_limit: MemoryLimit) -> tuple[int, int, Memo
     processes, threads, limit = executor.capacity()
     if limit:
         return processes, threads, MemoryLimit(limit, "memory limit of a worker")
+    if not executor.remote:
+        return processes, threads, process_limit
     answers = executor.ask(memory_limit)
     # Workers of one host share its memory.
     sharing = collections.Counter(host for host, _ in answers)

@@ -50,7 +50,8 @@ class Progress(Observer):
 
     def __init__(self, partitions: int, show: bool | None = None, rows: float | None = None) -> None:
         self._partitions, self._rows, self._show = partitions, rows, show
-        self._title, self._format, self._fit, self._rate, self._ending = "reading", _WAITING, "", "", ""
+        self._title, self._format, self._fit, self._ending = "reading", _WAITING, "", ""
+        self._rate = 0.0  # rows a second
         self._done = self._from = 0
         self._started = self._begun = time.perf_counter()
         self._bar: Any = None
@@ -90,7 +91,7 @@ class Progress(Observer):
         seconds = time.perf_counter() - self._begun
         if rows is not None and self._done > self._from and seconds > 0:
             share = (self._done - self._from) / self._partitions
-            self._rate = f"{tqdm.format_sizeof(rows * share / seconds)} rows/s"
+            self._rate = rows * share / seconds
 
     def _watch(self) -> None:
         """Draw from time to time until the fit has ended."""
@@ -109,7 +110,8 @@ class Progress(Observer):
                 self._bar.start_t -= time.perf_counter() - self._started
             self._bar.n, self._bar.bar_format = min(self._done, self._partitions), self._format
             self._bar.set_description_str(self._title, refresh=False)
-            self._bar.set_postfix_str(", ".join(filter(None, (self._fit, self._rate))), refresh=False)
+            rate = f"{tqdm.format_sizeof(self._rate)} rows/s" if self._rate else ""
+            self._bar.set_postfix_str(", ".join(filter(None, (self._fit, rate))), refresh=False)
             with tqdm.get_lock():  # which its own refresh would not give back if the stream fails
                 self._bar.refresh(nolock=True)
             self._bar.delay = 0  # with one, its end would not be drawn

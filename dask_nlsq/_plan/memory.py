@@ -65,7 +65,7 @@ class TaskMemory:
     @property
     def total(self) -> int:
         """Bytes in all."""
-        return int(sum(dataclasses.astuple(self)))
+        return int(sum(vars(self).values()))
 
 
 def task_memory(

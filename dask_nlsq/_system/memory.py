@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import pathlib
 import sys
 
 import psutil
@@ -17,9 +16,9 @@ def peak_memory() -> int:
     """Return the largest resident size that this process has had, in bytes."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():  # on Linux, where ru_maxrss begins with what the parent process held
-        return 1024 * int(status.read_text("ascii", "replace").partition("VmHWM:")[2].split()[0])
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
+        # On Linux, where ru_maxrss begins with what the parent process held.
+        return 1024 * int(status.read().partition(b"VmHWM:")[2].split(None, 1)[0])
     # ru_maxrss counts in bytes on macOS, and in KiB elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
