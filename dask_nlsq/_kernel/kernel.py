@@ -166,7 +166,7 @@ def _prepare(objective: Objective, where: jax.Device) -> None:
     row = np.zeros(1)
     block = Block((row,) * objective.n_columns, row, row if objective.weighted else None)
     _, slab = next(slabs([block], SLABS[1], TILE, _room(objective)))
-    rows = functools.partial(validate.compiled_rows, objective)
+    rows = functools.partial(validate.prepare_rows, objective)
     _aside(lambda: _kernel(objective, slab, False, where, traced=lambda: _aside(rows)))
 
 

@@ -2,13 +2,14 @@
 
 Every equation of the program is walked once, those of inner functions and loops included, with what it depends on: the
 parameters, the columns, both or neither. From that follow how the Jacobian is best formed, which constants have
-float32 digits only, and whether random numbers are drawn.
+float32 digits only, whether random numbers are drawn, and of most models that each row is treated by itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,26 @@ ROWS = 7
 _NOTICEABLE = 16
 """Values that depend on the parameters and on no column, from which it matters how often they are computed."""
 
+_OTHER_ROWS = 11
+"""Rows for which a model is traced again, to see whether its numbers depend on how many there are."""
+
+_ELEMENTWISE = frozenset(
+    "abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp convert_element_type copy "
+    "cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow "
+    "is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or pow real regularized_incomplete_beta "
+    "rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta".split()
+)
+"""Operations that treat every element by itself."""
+
+_REDUCTIONS = frozenset("reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split())
+"""Operations along axes, which are those of no row where the last axis is not among them."""
+
+_RESHAPES = frozenset("concatenate dynamic_slice expand_dims reshape slice squeeze stack".split())
+"""Operations that leave each row what it was where the last axis is as long after them as before."""
+
+_NUMBERS = r"(?<=[\[(,\s]){}(?=[\]),])"
+"""A length, in the text of a program: in brackets of either kind."""
+
 _TURNS = 100
 """Passes through a loop of unknown length that are reckoned with."""
 
@@ -37,12 +58,12 @@ _EXACT = 2**24
 _SINGLE = (np.dtype(np.float32), np.dtype(np.complex64))
 
 
-def trace(objective: Objective) -> tuple[core.ClosedJaxpr, Any]:
+def trace(objective: Objective, rows: int = ROWS) -> tuple[core.ClosedJaxpr, Any]:
     """Return the program of a model and what it returns, as shapes.
 
-    Its inputs are the columns, each (ROWS,), then the free parameters.
+    Its inputs are the columns, each (rows,), then the free parameters.
     """
-    column, scalar = jax.ShapeDtypeStruct((ROWS,), np.float64), jax.ShapeDtypeStruct((), np.float64)
+    column, scalar = jax.ShapeDtypeStruct((rows,), np.float64), jax.ShapeDtypeStruct((), np.float64)
 
     def model(x: Sequence[jax.Array], theta: Sequence[jax.Array]) -> Any:
         return objective.evaluate(x, theta, jnp.stack)
@@ -145,6 +166,73 @@ def _scan(equation: core.JaxprEqn, jaxpr: core.Jaxpr, depends: list[int], times:
 def _as_deep(outside: core.Var | core.Literal, inside: core.Var | core.Literal) -> bool:
     """Whether a value has as many dimensions in a loop as around it."""
     return len(getattr(outside.aval, "shape", ())) == len(getattr(inside.aval, "shape", ()))
+
+
+def treats_rows_alike(objective: Objective) -> bool:
+    """Whether the program of a model proves that the value of each row depends on that row alone.
+
+    There are models that do and whose program does not prove it; those are tried on some rows.
+    """
+    try:
+        (program, out), (other, _) = trace(objective), trace(objective, _OTHER_ROWS)
+    except Exception:  # whatever the user's function raises
+        return False
+    texts = [re.sub(_NUMBERS.format(rows), "n", str(p)) for rows, p in ((ROWS, program), (_OTHER_ROWS, other))]
+    held = zip(constants(program), constants(other), strict=False)
+    if texts[0] != texts[1] or not all(np.array_equal(a, b, equal_nan=True) for a, b in held):
+        return False
+    inputs = program.jaxpr.invars
+    marks = _rows_apart(program.jaxpr, [i < objective.n_columns for i in range(len(inputs))])
+    return marks == [True] and out.shape == (ROWS,)
+
+
+def _rows_apart(jaxpr: core.Jaxpr, marks: Sequence[bool]) -> list[bool] | None:
+    """Return which outputs have rows along their last axis, each computed from that row alone; None where unknown.
+
+    The same of the inputs is in `marks`.
+    """
+    known = dict(zip(jaxpr.invars, marks, strict=True))
+
+    def has_rows(atom: core.Var | core.Literal) -> bool:
+        return not isinstance(atom, core.Literal) and known.get(atom, False)
+
+    for equation in jaxpr.eqns:
+        outputs = _rows_of(equation, list(map(has_rows, equation.invars)))
+        if outputs is None:
+            return None
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return list(map(has_rows, jaxpr.outvars))
+
+
+def _rows_of(equation: core.JaxprEqn, marks: list[bool]) -> list[bool] | None:
+    """Return which outputs of an equation have rows along their last axis; None where that cannot be told."""
+    name, inner = equation.primitive.name, list(_inner(equation))
+    if inner:
+        (jaxpr, *more), given = inner, len(equation.invars)
+        plain = not more and name not in ("scan", "while", "cond")
+        ends = _rows_apart(jaxpr, marks) if plain and len(jaxpr.invars) == given else None
+        return ends if ends is not None and len(ends) == len(equation.outvars) else None
+    shapes = [tuple(getattr(atom.aval, "shape", ())) for atom in equation.invars]
+    ends = [tuple(getattr(out.aval, "shape", ())) for out in equation.outvars]
+    if name == "broadcast_in_dim":
+        kept = equation.params["broadcast_dimensions"]
+        along = bool(shapes[0]) and shapes[0][-1] == ROWS and len(kept) > 0 and kept[-1] == len(ends[0]) - 1
+        return [along] if marks[0] and along else None if marks[0] or along else [ends[0][-1:] == (ROWS,)]
+    if not any(marks):
+        random = name.startswith(("random_", "threefry", "rng_")) or "callback" in name
+        return None if random or equation.effects else [False] * len(ends)
+    if name in _ELEMENTWISE:
+        # Beside rows, what has a last axis of its own would be others for each row.
+        fits = all(mark or not shape for mark, shape in zip(marks, shapes, strict=True))
+        return [True] * len(ends) if fits else None
+    last = all(shape[-1:] == (ROWS,) for mark, shape in zip(marks, shapes, strict=True) if mark)
+    if name in _REDUCTIONS:
+        return [True] if last and len(shapes[0]) - 1 not in equation.params["axes"] else None
+    if name in _RESHAPES and last:
+        across = equation.params.get("dimension", equation.params.get("axis")) == len(ends[0]) - 1
+        fits = all(mark or not shape for mark, shape in zip(marks, shapes, strict=True))
+        return [True] if fits and not across and ends[0][-1:] == (ROWS,) else None
+    return None
 
 
 def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:

@@ -199,6 +199,8 @@ def _under_numpy(objective: Objective, theta: Vector) -> Exception | None:
 def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
     """Refuse a model that looks across rows: up to 64 rows, whole and one by one, must give the same values.
 
+    One whose program proves that it does not is not tried.
+
     The comparison is made at `theta` (p,) and beside it, where a term that vanishes at `theta` shows. Beside it may be
     out of the model's reach: where it raises there, a point that is nearer and of like signs is taken, else none.
 
@@ -207,7 +209,7 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
     ModelError
         A row's value depends on the rows beside it.
     """
-    if block.rows < 2:
+    if block.rows < 2 or rows_alike(objective):
         return
     rows = np.linspace(0, block.rows - 1, _LOOK).astype(int)
     x = block.take(rows).wide().x
@@ -268,6 +270,19 @@ def _where(error: BaseException) -> str:
     user_frames = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(ours)]
     last = (user_frames or list(frames))[-1]
     return f"{type(error).__name__} at {last.filename}:{last.lineno}, {last.line!r}"
+
+
+def rows_alike(objective: Objective) -> bool:
+    """Whether the program of a model proves that it treats each row by itself."""
+    return objective.jacobian != "numeric" and once(
+        objective, "rows alike", functools.partial(traced.treats_rows_alike, objective)
+    )
+
+
+def prepare_rows(objective: Objective) -> None:
+    """Compile what `check_rows` runs, where it will."""
+    if not rows_alike(objective):
+        compiled_rows(objective)
 
 
 def compiled_rows(objective: Objective) -> jax.stages.Compiled:
