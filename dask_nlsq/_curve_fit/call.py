@@ -18,8 +18,9 @@ import numpy.typing as npt
 from dask_nlsq._curve_fit import arguments
 from dask_nlsq._errors import DifferencesWarning
 from dask_nlsq._fit import UndeterminedWarning, fit
-from dask_nlsq._model import Model
+from dask_nlsq._model import Model, Objective
 from dask_nlsq._result import FitResult
+from dask_nlsq._sweep import serialize
 from dask_nlsq._typing import AnyArray, Vector
 
 if TYPE_CHECKING:
@@ -95,19 +96,28 @@ class Call:
         if self.lm and self.p > n:
             raise TypeError(f"The number of func parameters={self.p} must not exceed the number of data points={n}")
 
+    def model(self, func: Callable[..., Any]) -> Model:
+        """Return a function of the arguments `names` as a model."""
+        return Model(func, self.names, self.names[:1], name=getattr(self.f, "__name__", type(self.f).__name__))
+
+    def objective(self, func: Callable[..., Any], columns: int) -> Objective:
+        """Return what is known in this process of a function that takes so many columns: the same at every call."""
+        names = self.model(func).array_names(columns)
+        objective: Objective = serialize(Objective(self.model(func).bind(names), (*names, "y"))).value
+        return objective
+
     def fit(
         self,
         func: Callable[..., Any],
-        x: AnyArray | tuple[da.Array, ...],
+        x: AnyArray | tuple[AnyArray | da.Array, ...],
         y: AnyArray | da.Array,
         jac: Callable[..., Any] | str | None,
         **options: Any,
     ) -> FitResult:
         """Hand a function of the arguments `names` to `fit`."""
-        model = Model(func, self.names, self.names[:1], name=getattr(self.f, "__name__", type(self.f).__name__))
         options |= self.options | {"absolute_sigma": self.absolute_sigma}
         with _quiet():
-            return fit(model, x, y, p0=self.p0, bounds=(self.lower, self.upper), jac=jac, **options)
+            return fit(self.model(func), x, y, p0=self.p0, bounds=(self.lower, self.upper), jac=jac, **options)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Rows: Dask arrays, fitted in partitions with the function called on blocks of rows.
+"""Rows: data that are fitted row by row, as `fit` does it, with the function called on blocks of rows.
 
 `fit` takes columns of one dimension; what the user's function expects is an array of shape (..., rows), which is put
-together again around each call.
+together again around each call. Dask arrays are fitted so whatever the function does, arrays in memory where its program
+proves that each row is treated by itself: then the function is compiled once, and the sweeps are those of `fit`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dask_nlsq._curve_fit.data import Data, is_dask
 from dask_nlsq._curve_fit.output import Output
 from dask_nlsq._curve_fit.sigma import deviation
 from dask_nlsq._errors import NotFiniteError
+from dask_nlsq._kernel import validate
 from dask_nlsq._typing import AnyArray
 
 
@@ -68,6 +70,33 @@ def fit_rows(call: Call, data: Data) -> Output:
     # SciPy counts rows of infinite sigma too; where nobody knows how many rows there are, those are left out.
     known = isinstance(y.shape[0], int)
     return Output(call, result, y.shape[0] - result.n_dropped if known else result.n_obs, fvec)
+
+
+def by_itself(call: Call, x: object, y: AnyArray, sigma: AnyArray | None) -> bool:
+    """Whether the function treats each row of these arrays in memory by itself, and they are such as `fit` takes."""
+    if call.jac is not None or not isinstance(x, np.ndarray) or x.dtype != np.float64:
+        return False
+    n, weights = y.size, np.ones(1) if sigma is None else sigma
+    if x.ndim == 0 or x.shape[-1] != n or y.ndim != 1 or n < max(call.p, 2) or weights.shape not in ((), (1,), (n,)):
+        return False
+    if not all(bool(np.isfinite(a).all()) for a in (x, y, weights)):
+        return False
+    return validate.rows_alike(call.objective(Rows(call.f, x.shape[:-1]), x.size // n))
+
+
+def fit_columns(call: Call, x: AnyArray, y: AnyArray, sigma: AnyArray | None) -> Output:
+    """Fit arrays in memory of which each row is treated by itself."""
+    spread = deviation(sigma, y.shape)
+    options = {} if spread is None else {"sigma": abs(spread)}
+    columns = x if x.ndim == 1 else tuple(x.reshape(-1, y.size))
+    result = call.fit(Rows(call.f, x.shape[:-1]), columns, y, None, client=False, progress=False, **options)
+
+    def fvec() -> Any:
+        with jax.enable_x64(True):
+            values = np.asarray(call.f(x, *result.popt), float)
+        return (values - y) / (1.0 if spread is None else spread)
+
+    return Output(call, result, y.size, fvec)
 
 
 def _columns(x: da.Array) -> tuple[da.Array, ...]:

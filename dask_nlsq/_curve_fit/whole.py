@@ -19,6 +19,7 @@ import numpy.typing as npt
 from dask_nlsq._curve_fit.call import Call
 from dask_nlsq._curve_fit.data import Data, check
 from dask_nlsq._curve_fit.output import Output
+from dask_nlsq._curve_fit.rows import by_itself, fit_columns
 from dask_nlsq._curve_fit.sigma import whitener
 from dask_nlsq._errors import ModelError, SweepError
 from dask_nlsq._kernel import Linearity, find
@@ -59,6 +60,8 @@ def fit_whole(call: Call, data: Data) -> Output:
     x, y, sigma = check(data, call.policy)
     if y.size != 1:
         call.require(y.size)
+    if by_itself(call, x, y, sigma):
+        return fit_columns(call, x, y, sigma)
     whiten = whitener(sigma, y.size)
     first = _precise(call.f, x, call.p0)
     shape = _shape(first, y)
