@@ -1,8 +1,8 @@
 """Rows: data that are fitted row by row, as `fit` does it, with the function called on blocks of rows.
 
 `fit` takes columns of one dimension; what the user's function expects is an array of shape (..., rows), which is put
-together again around each call. Dask arrays are fitted so whatever the function does, arrays in memory where its program
-proves that each row is treated by itself: then the function is compiled once, and the sweeps are those of `fit`.
+together again around each call. Dask arrays are fitted so whatever the function does, and arrays in memory where its
+program proves that it treats each row by itself: then it is compiled once, and the sweeps are those of `fit`.
 """
 
 from __future__ import annotations

@@ -1,17 +1,26 @@
 """What XLA has compiled, and what else was found for an objective once.
 
-It is kept as long as the objective is, and is among those used last.
+It is kept as long as the objective is, and is among those used last. In a folder that `Retention` names, what was
+compiled is found by the next process, through the cache of JAX itself.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
+import os
+import platform
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jaxlib.version
+from jax.experimental.compilation_cache import compilation_cache
 
 from dask_nlsq._kernel.retention import retention
 from dask_nlsq._model import Objective
@@ -36,9 +45,33 @@ def once(objective: Objective, kind: Hashable, compile_it: Callable[[], T]) -> T
     if kind not in known:
         with lock:
             if kind not in known:  # no other thread has compiled it while this one waited
+                persist(retention().folder)
                 known[kind] = compile_it()
     made: T = known[kind]
     return made
+
+
+@functools.lru_cache(1)
+def persist(folder: str | None) -> None:
+    """Let JAX keep what it compiles in a folder, unless it has been told to keep it in another."""
+    told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # public, but made at run time
+    if folder is None or told is not None:
+        return
+    jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.expanduser(folder), environment()))
+    # JAX by itself keeps what took a second to compile; of a kernel's parts none does.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()  # what was compiled before has settled that there is none
+
+
+@functools.cache
+def environment() -> str:
+    """Return a name for this processor and these versions: the code that others have compiled may not run here."""
+    lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines() if os.path.exists("/proc/cpuinfo") else []
+    features = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+    processor = "\n".join([platform.machine(), platform.processor(), *sorted(features)])
+    ours = sys.modules["dask_nlsq"].__version__
+    digest = hashlib.sha256(processor.encode()).hexdigest()[:12]
+    return f"{ours}-jax-{jax.__version__}-jaxlib-{jaxlib.version.__version__}-{platform.machine()}-{digest}"
 
 
 def _used(objective: Objective) -> dict[Hashable, Any]:

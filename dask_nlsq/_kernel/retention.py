@@ -1,4 +1,4 @@
-"""Retention: how many models a process keeps compiled, and how many bytes they may hold."""
+"""Retention: how many models a process keeps compiled, how many bytes they may hold, and where they are written."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ class Retention:
 
     models: int = 32
     nbytes: int = 256 << 20
+    folder: str | None = None  # in which what was compiled outlives the process
 
 
 _current = Retention()

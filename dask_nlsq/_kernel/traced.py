@@ -30,18 +30,21 @@ _NOTICEABLE = 16
 _OTHER_ROWS = 11
 """Rows for which a model is traced again, to see whether its numbers depend on how many there are."""
 
-_ELEMENTWISE = frozenset(
-    "abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp convert_element_type copy "
-    "cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow "
-    "is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or pow real regularized_incomplete_beta "
-    "rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta".split()
-)
+_ELEMENTWISE = {
+    *("abs", "acos", "acosh", "add", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e"),
+    *("bessel_i1e", "cbrt", "ceil", "clamp", "convert_element_type", "copy", "cos", "cosh", "digamma", "div"),
+    *("eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igammac"),
+    *("imag", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min"),
+    *("mul", "ne", "neg", "nextafter", "not", "or", "pow", "real", "regularized_incomplete_beta", "rem"),
+    *("round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan"),
+    *("tanh", "xor", "zeta"),
+}
 """Operations that treat every element by itself."""
 
-_REDUCTIONS = frozenset("reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split())
+_REDUCTIONS = {"reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum"}
 """Operations along axes, which are those of no row where the last axis is not among them."""
 
-_RESHAPES = frozenset("concatenate dynamic_slice expand_dims reshape slice squeeze stack".split())
+_RESHAPES = {"concatenate", "dynamic_slice", "expand_dims", "reshape", "slice", "squeeze", "stack"}
 """Operations that leave each row what it was where the last axis is as long after them as before."""
 
 _NUMBERS = r"(?<=[\[(,\s]){}(?=[\]),])"
@@ -213,25 +216,25 @@ def _rows_of(equation: core.JaxprEqn, marks: list[bool]) -> list[bool] | None:
         ends = _rows_apart(jaxpr, marks) if plain and len(jaxpr.invars) == given else None
         return ends if ends is not None and len(ends) == len(equation.outvars) else None
     shapes = [tuple(getattr(atom.aval, "shape", ())) for atom in equation.invars]
-    ends = [tuple(getattr(out.aval, "shape", ())) for out in equation.outvars]
+    sizes = [tuple(getattr(out.aval, "shape", ())) for out in equation.outvars]
     if name == "broadcast_in_dim":
         kept = equation.params["broadcast_dimensions"]
-        along = bool(shapes[0]) and shapes[0][-1] == ROWS and len(kept) > 0 and kept[-1] == len(ends[0]) - 1
-        return [along] if marks[0] and along else None if marks[0] or along else [ends[0][-1:] == (ROWS,)]
+        along = bool(shapes[0]) and shapes[0][-1] == ROWS and len(kept) > 0 and kept[-1] == len(sizes[0]) - 1
+        return [along] if marks[0] and along else None if marks[0] or along else [sizes[0][-1:] == (ROWS,)]
     if not any(marks):
         random = name.startswith(("random_", "threefry", "rng_")) or "callback" in name
-        return None if random or equation.effects else [False] * len(ends)
+        return None if random or equation.effects else [False] * len(sizes)
     if name in _ELEMENTWISE:
         # Beside rows, what has a last axis of its own would be others for each row.
         fits = all(mark or not shape for mark, shape in zip(marks, shapes, strict=True))
-        return [True] * len(ends) if fits else None
+        return [True] * len(sizes) if fits else None
     last = all(shape[-1:] == (ROWS,) for mark, shape in zip(marks, shapes, strict=True) if mark)
     if name in _REDUCTIONS:
         return [True] if last and len(shapes[0]) - 1 not in equation.params["axes"] else None
     if name in _RESHAPES and last:
-        across = equation.params.get("dimension", equation.params.get("axis")) == len(ends[0]) - 1
+        across = equation.params.get("dimension", equation.params.get("axis")) == len(sizes[0]) - 1
         fits = all(mark or not shape for mark, shape in zip(marks, shapes, strict=True))
-        return [True] if fits and not across and ends[0][-1:] == (ROWS,) else None
+        return [True] if fits and not across and sizes[0][-1:] == (ROWS,) else None
     return None
 
 

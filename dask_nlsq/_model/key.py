@@ -84,7 +84,7 @@ class _Reader:
         if kind is types.MethodType:
             return kind, self.read(value.__func__), self.read(value.__self__)
         if kind is np.ndarray and not value.dtype.hasobject:
-            return kind, value.dtype.str, value.shape, hashlib.blake2b(np.ascontiguousarray(value)).digest()
+            return kind, value.dtype.str, value.shape, hashlib.blake2b(np.ascontiguousarray(value).data).digest()
         if isinstance(value, np.generic) and not value.dtype.hasobject:
             return kind, value.tobytes()
         if isinstance(value, _OPAQUE) or (isinstance(value, type) and foreign(value)):
@@ -100,7 +100,9 @@ class _Reader:
         if kind == "ArrayImpl":
             return None
         wrapped = value.__wrapped__
-        if kind == "PjitFunction" or (isinstance(wrapped, types.FunctionType) and installed(wrapped.__code__.co_filename)):
+        if kind == "PjitFunction" or (
+            isinstance(wrapped, types.FunctionType) and installed(wrapped.__code__.co_filename)
+        ):
             return self.read(wrapped)
         raise _Unknown  # it may hold more functions, such as those of a derivative
 

@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import io
 import itertools
+import os
 import pickle
 import sys
 import threading
@@ -35,8 +36,8 @@ from dask_nlsq._system import trim_memory
 _TRIM_EVERY = 8
 """Models that are forgotten between two times at which the C library gives back what they have left free."""
 
-_MODELS, _BYTES = "nlsq.compiled-models", "nlsq.compiled-models-bytes"
-"""Names of the limits in Dask's configuration."""
+_MODELS, _BYTES, _FOLDER = "nlsq.compiled-models", "nlsq.compiled-models-bytes", "nlsq.compilation-cache"
+"""Names of the limits and of the folder in Dask's configuration."""
 
 _PYTHON = sys.version_info[:2]
 """Other versions make other code of the same text."""
@@ -234,12 +235,14 @@ def _limits() -> Retention:
     Raises
     ------
     NlsqError
-        If they are no whole number above 0, and no number of bytes or text such as "256 MiB".
+        If they are no whole number above 0, and no number of bytes or text such as "256 MiB"; or the folder is none.
     """
-    models, size = dask.config.get(_MODELS), dask.config.get(_BYTES)
+    models, size, folder = dask.config.get(_MODELS), dask.config.get(_BYTES), dask.config.get(_FOLDER, None)
+    if folder is not None and folder is not False and not isinstance(folder, (str, os.PathLike)):
+        raise NlsqError(f"{_FOLDER} is {folder!r}; a folder is needed, or false.")
     if not isinstance(models, int) or models < 1:
         raise NlsqError(f"{_MODELS} is {models!r}; a whole number above 0 is needed.")
     try:
-        return Retention(models, int(parse_bytes(size)))
+        return Retention(models, int(parse_bytes(size)), os.fspath(folder) if folder else None)
     except (AttributeError, TypeError, ValueError):
         raise NlsqError(f'{_BYTES} is {size!r}; bytes are needed, or a text such as "256 MiB".') from None

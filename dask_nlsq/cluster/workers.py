@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shlex
 from typing import Any
 
 import dask
@@ -278,7 +280,7 @@ def _start(
     processes = _processes(cores, processes, gpus)
     lives, varies = lifetime(seconds(walltime))
     arguments = ["--lifetime", f"{lives}s", "--lifetime-stagger", f"{varies}s"]
-    prologue = [f"export PJRT_NPROC={cores // processes}"]
+    prologue = [f"export PJRT_NPROC={cores // processes}", *_compilation_cache()]
     if gpus:
         arguments += ["--resources", "GPU=1"]
         preload = ["--preload-nanny", "dask_nlsq.cluster.gpu_preload"]
@@ -319,6 +321,15 @@ def _start(
         cluster.scale(workers)
     _renew(cluster)
     return cluster
+
+
+def _compilation_cache() -> list[str]:
+    """Return the line that tells workers where compiled models are kept: by default in the user's cache."""
+    folder = dask.config.get("nlsq.compilation-cache", None)
+    if folder is False:
+        return []
+    where = '"${XDG_CACHE_HOME:-$HOME/.cache}/dask-nlsq"' if folder is None else shlex.quote(os.fspath(folder))
+    return [f"export DASK_NLSQ__COMPILATION_CACHE={where}"]
 
 
 def _renew(cluster: Any) -> None:
