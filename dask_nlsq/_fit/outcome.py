@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import importlib.metadata
 import itertools
@@ -294,12 +295,8 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float, pe
         },
         "platform": _platform(),
         "source": source_commit(problem.objective.model.func),
-        "finished": pd.Timestamp.now(tz="UTC").isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            "dask_nlsq": importlib.metadata.version("dask-nlsq"),
-            **{m.__name__: m.__version__ for m in (dask, distributed, jax, np, zarr)},
-        },
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(),
+        "versions": dict(_versions()),
     }
 
 
@@ -307,3 +304,10 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float, pe
 def _platform() -> str:
     """Return the system and the processor, in words."""
     return platform.platform()
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Return the versions of what the answer may depend on, which do not change in a process."""
+    packages = {m.__name__: m.__version__ for m in (dask, distributed, jax, np, zarr)}
+    return {"python": platform.python_version(), "dask_nlsq": importlib.metadata.version("dask-nlsq"), **packages}

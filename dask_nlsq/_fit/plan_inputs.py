@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +34,7 @@ def gather_plan_inputs(resolved: Resolved, limit: int | str | None, sample: Samp
     """
     info, executor = resolved.source.info, resolved.executor
     process_limit = memory_limit()
-    home = psutil.Process().memory_info().rss
+    home = _process(os.getpid()).memory_info().rss
     cluster = executor.remote
     processes, threads, allowed = _who(executor, process_limit)
     if limit is not None:
@@ -73,6 +75,12 @@ def gather_plan_inputs(resolved: Resolved, limit: int | str | None, sample: Samp
         here=int(max(0, min(process_limit.limit - home, psutil.virtual_memory().available))),
         time_left=time_left(),
     )
+
+
+@functools.cache
+def _process(pid: int) -> psutil.Process:
+    """Return this process, which a fork may have made another."""
+    return psutil.Process(pid)
 
 
 def _who(executor: Executor, process_limit: MemoryLimit) -> tuple[int, int, MemoryLimit]:

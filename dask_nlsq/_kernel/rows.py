@@ -83,7 +83,9 @@ def standard_errors(objective: Objective, x: Sequence[Vector], theta: Vector, co
 
 def _filled(column: Vector) -> Vector:
     """Return a column of `_SIZE` rows whose last value is repeated."""
-    return np.pad(column, (0, _SIZE - len(column)), mode="edge")
+    filled = np.empty(_SIZE)
+    filled[: len(column)], filled[len(column) :] = column, column[-1]
+    return filled
 
 
 def _arguments(

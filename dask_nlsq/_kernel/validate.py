@@ -70,7 +70,8 @@ def _check(objective: Objective, theta: Vector) -> Checked:
             return Checked(dataclasses.replace(objective, jacobian="numeric"), None, single)
         shared = traced.shares(program, objective.n_columns)
         jacobian, obstacle = _direction(objective, ("shared", "forward") if shared else ("reverse", "forward"))
-        objective = dataclasses.replace(objective, jacobian=jacobian)
+        if jacobian != objective.jacobian:  # else it is the very objective that is known already
+            objective = dataclasses.replace(objective, jacobian=jacobian)
         if obstacle is None:
             return Checked(objective, None, single)
         if (failed := _under_numpy(objective, theta)) is not None:

@@ -92,8 +92,8 @@ def _held(value: object) -> list[Any]:
     """Return what a value holds or refers to, as far as that may be changed from outside."""
     if isinstance(value, types.FunctionType):
         defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        wrapped = [value.__wrapped__] if hasattr(value, "__wrapped__") else []
-        return [*defaults, *_cells(value), *_globals(value), *wrapped]
+        own = list(vars(value).values())  # __wrapped__ is one of its attributes
+        return [*defaults, *_cells(value), *_globals(value), *own]
     if isinstance(value, (tuple, list, collections.deque)):
         return list(value)
     if isinstance(value, (set, frozenset)):

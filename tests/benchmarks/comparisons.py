@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow.dataset as ds
 import rows
 import scipy.optimize
-from measure import Missing, apart, clock, cluster, settled
+from measure import Missing, apart, changed, clock, cluster, settled
 from peers import (
     START,
     c_loop,
@@ -321,6 +321,57 @@ def standard(size):
     by_hand = levenberg_marquardt(decay)
     agree(dask_nlsq.fit(decay, t, y).popt, by_hand(t, y, START)[0])
     yield lambda: dask_nlsq.fit(decay, t, y), lambda: by_hand(t, y, START)
+
+
+LMFIT = "lmfit.Model.fit, written with NumPy"
+
+
+def beside_lmfit(n, fit):
+    """Yield a fit of few rows and that of lmfit."""
+    need("lmfit")
+    import lmfit
+
+    (t, y), model = decay_rows(n), lmfit.Model(decay_numpy)
+    start = dict(zip(("amplitude", "rate", "offset"), START, strict=True))
+    agree(fit(t, y), list(model.fit(y, t=t, **start).best_values.values()), rtol=1e-4)
+    yield lambda: fit(t, y), lambda: model.fit(y, t=t, **start)
+
+
+@comparison("fit-200", LMFIT, "times", repeat=101)
+def fit_200(size):
+    """200 rows in memory, after the first call."""
+    yield from beside_lmfit(200, lambda t, y: dask_nlsq.fit(decay, t, y, p0=START).popt)
+
+
+@comparison("curve-fit-200", LMFIT, "times", repeat=101)
+def curve_fit_200(size):
+    """curve_fit of 200 rows, after the first call."""
+    yield from beside_lmfit(200, lambda t, y: dask_nlsq.curve_fit(decay, t, y, p0=START)[0])
+
+
+@comparison("curve-fit-2000", LMFIT, "times", repeat=101)
+def curve_fit_2000(size):
+    """curve_fit of 2,000 rows, after the first call."""
+    yield from beside_lmfit(2000, lambda t, y: dask_nlsq.curve_fit(decay, t, y, p0=START)[0])
+
+
+@comparison("curve-fit-200000", "fit of the same", "times", repeat=15)
+def curve_fit_200000(size):
+    """curve_fit of 200,000 rows, after the first call."""
+    t, y = decay_rows(200_000)
+    yield lambda: dask_nlsq.curve_fit(decay, t, y, p0=START), lambda: dask_nlsq.fit(decay, t, y, p0=START)
+
+
+@comparison("second-process", "the same without", "faster", repeat=5)
+def second_process(size):
+    """200 rows, the first fit of a second process, with a compilation cache."""
+    folder = rows.arrays(size.folder, 200)
+
+    def run(environ):
+        with changed(environ):
+            return apart(first_fit, "ours", folder)[0]
+
+    yield lambda: run({"DASK_NLSQ__COMPILATION_CACHE": str(size.folder / "compiled")}), lambda: run({})
 
 
 # --- many small fits --------------------------------------------------------------------------------------------------

@@ -64,6 +64,20 @@ def _pinned(one_core):
 
 
 @contextmanager
+def changed(environ):
+    """Set variables of the environment for processes that begin meanwhile, which else have no compilation cache."""
+    names = {"DASK_NLSQ__COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR", *environ}
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ.update(environ)
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+@contextmanager
 def cluster(workers):
     """Open a client of worker processes of one thread each, each bound to a core, as a job queue would bind it."""
     with (

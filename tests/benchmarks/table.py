@@ -6,6 +6,7 @@
     python tests/benchmarks/table.py --small --check        # minutes in all; fails where a ratio is past its threshold
     python tests/benchmarks/table.py --only parquet --only zarr --json figures.json
     python tests/benchmarks/table.py --from figures.json --markdown
+    python tests/benchmarks/table.py --only fit-200 --against ../v1  # beside another checkout of the package
 
 The two sides of a comparison alternate in a process of its own; figures are medians, and a ratio is the median of the
 ratios of neighbouring runs. Packages that are not installed are skipped by name.
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from against import alternate, row
 from comparisons import COMPARISONS, RATIOS, measure_apart
 from measure import Missing, machine
 
@@ -109,6 +111,16 @@ def measured(args):
     return {"machine": head, "size": "small" if args.small else "full", "results": results}
 
 
+def beside(args):
+    """Print our side of what was asked for with this checkout and another: medians, and how many times as fast."""
+    checkouts = Path(__file__).parents[2], args.against
+    print(f"{machine()}\n\n{'name':18} {'this':>13} {'other':>13}  other / this")
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="benchmarks-") as folder:
+        for name in args.only or COMPARISONS:
+            c = COMPARISONS[name]
+            print(row(name, c.what, alternate(name, checkouts, args.small, folder, c.repeat), c.unit), flush=True)
+
+
 def main(argv=None):
     """Measure or read, print, write, check; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -119,10 +131,14 @@ def main(argv=None):
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--from", type=Path, metavar="FILE", dest="source", help="read figures instead of measuring")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--against", type=Path, metavar="PATH", help="compare with another checkout, in turns")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a ratio is past its threshold")
     args = parser.parse_args(argv)
     if args.keep and args.folder is None:
         parser.error("--keep needs --folder")
+    if args.against:
+        beside(args)
+        return 0
     figures = json.loads(args.source.read_text("utf-8")) if args.source else measured(args)
     print(f"{figures['machine']}\n\n{table(figures['results'], figures['size'], args.markdown)}")
     if args.json:

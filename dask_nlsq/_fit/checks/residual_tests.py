@@ -92,7 +92,7 @@ def _bartels_pvalue(residual: Vector) -> float:
     n = len(residual)
     if n < _FEW:
         return 1.0
-    ranks = stats.rankdata(residual)
+    ranks = _ranks(residual)
     spread = np.sum((ranks - ranks.mean()) ** 2)
     if not np.isfinite(residual).all() or spread == 0:
         return 1.0
@@ -100,6 +100,17 @@ def _bartels_pvalue(residual: Vector) -> float:
     # Both parameters of the beta distribution that has the mean and the variance of the ratio (Bartels 1982).
     shape = 5.0 * n * (n + 1.0) * (n - 1.0) ** 2 / (2.0 * (n - 2.0) * (5.0 * n**2 - 2.0 * n - 9.0)) - 0.5
     return float(special.betainc(shape, shape, min(ratio / 4.0, 1.0)))
+
+
+def _ranks(values: Vector) -> Vector:
+    """Return the ranks of values, from 1; those of equal ones are their mean."""
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    if not (ascending[1:] > ascending[:-1]).all():
+        return np.asarray(stats.rankdata(values), float)
+    ranks = np.empty(len(values))
+    ranks[order] = np.arange(1.0, len(values) + 1.0)
+    return ranks
 
 
 def no_better_than_constant(reduction: Reduction, p: int) -> bool:
