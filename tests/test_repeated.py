@@ -250,6 +250,15 @@ def test_another_processor_has_another_folder(other, monkeypatch):
     assert compile_cache.environment.__wrapped__() != compile_cache.environment()
 
 
+def test_a_folder_that_cannot_be_made_is_warned_of(tmp_path):
+    (tmp_path / "file").touch()
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    with pytest.warns(dask_nlsq.NlsqWarning, match="What is compiled is not kept"):
+        compile_cache.persist.__wrapped__(str(tmp_path / "file"))
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
 def test_no_folder_is_made_of_a_number():
     with dask.config.set({"nlsq.compilation-cache": 3}), pytest.raises(dask_nlsq.NlsqError, match="a folder is needed"):
         dask_nlsq.fit(decay, T, Y, p0=P0)

@@ -22,6 +22,7 @@ import jax
 import jaxlib.version
 from jax.experimental.compilation_cache import compilation_cache
 
+from dask_nlsq._errors import warn
 from dask_nlsq._kernel.retention import retention
 from dask_nlsq._model import Objective
 from dask_nlsq._system import check_not_forked
@@ -57,7 +58,13 @@ def persist(folder: str | None) -> None:
     told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # public, but made at run time
     if folder is None or told is not None:
         return
-    jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.expanduser(folder), environment()))
+    where = os.path.join(os.path.expanduser(folder), environment())
+    try:
+        os.makedirs(where, exist_ok=True)
+    except OSError as error:
+        warn(f"The compilation cache {where} cannot be made ({error}). What is compiled is not kept.")
+        return
+    jax.config.update("jax_compilation_cache_dir", where)
     # JAX by itself keeps what took a second to compile; of a kernel's parts none does.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compilation_cache.reset_cache()  # what was compiled before has settled that there is none
