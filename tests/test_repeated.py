@@ -246,8 +246,9 @@ def test_a_second_process_compiles_nothing(tmp_path):
 
 @pytest.mark.parametrize("other", ["machine", "processor"])
 def test_another_processor_has_another_folder(other, monkeypatch):
+    here = compile_cache.environment()
     monkeypatch.setattr(compile_cache.platform, other, lambda: "another")
-    assert compile_cache.environment.__wrapped__() != compile_cache.environment()
+    assert compile_cache.environment.__wrapped__() != here
 
 
 def test_a_folder_that_cannot_be_made_is_warned_of(tmp_path):
