@@ -84,7 +84,7 @@ class Reduction:
         """
         return self.sums_finite and (self.differences is None or not (self.differences[:, 3] == self.rows).any())
 
-    @property
+    @functools.cached_property
     def sums_finite(self) -> bool:
         """Whether residuals, Jacobian and what a loss makes of them were finite in every row."""
         sums = (self.gram, self.cost, self.curvature, self.meat)
