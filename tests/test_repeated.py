@@ -225,12 +225,13 @@ told = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: told.update([event.rpartition("/")[2]]))
 t = np.linspace(0, 4, 60)
 dask_nlsq.fit("a*exp(-b*t) + c", t, np.exp(-t) + np.cos(9 * t), p0=[1, 1, 1])
+told["imported"] = [name for name in ("scipy.stats", "matplotlib", "sklearn") if name in sys.modules]
 json.dump(told, sys.stdout)
 """
 
 
 @pytest.mark.slow
-def test_a_second_process_compiles_nothing(tmp_path):
+def test_a_second_process_compiles_nothing_and_imports_no_more_than_it_needs(tmp_path):
     environ = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environ |= {"DASK_NLSQ__COMPILATION_CACHE": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     told = []
@@ -241,6 +242,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
         told.append(json.loads(done.stdout))
     assert told[0]["cache_misses"] and not told[1].get("cache_misses")
     assert told[1]["cache_hits"] == told[0]["cache_misses"]
+    assert not told[0]["imported"]
     assert [path.name for path in tmp_path.iterdir()] == [compile_cache.environment()]
 
 

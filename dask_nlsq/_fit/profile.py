@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+import scipy
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._fit.loop import Search, fitted, run_searches
@@ -133,7 +133,7 @@ class Profiler:
 
     def intervals(self, level: float) -> dict[str, tuple[float, float]]:
         """Return both ends of the interval of each parameter that is free and determined."""
-        quantile, at = float(stats.t.ppf(0.5 + level / 2, max(self.dof, 1))), self._settled()
+        quantile, at = float(scipy.stats.t.ppf(0.5 + level / 2, max(self.dof, 1))), self._settled()
         inside = (at.solver.lower < at.theta) & (at.theta < at.solver.upper)
         known = [j for j in np.flatnonzero(inside).tolist() if at._estimate(j).slope > 0]
         if not known:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from dask_nlsq._errors import DataError, ModelError, NlsqError
 from dask_nlsq._model import Expression
@@ -79,7 +79,7 @@ class Derived(NamedTuple):
 def band(predicted: Any, stderr: Any, level: float, dof: int) -> Any:
     """Return a `Band` of arrays, or a frame with its columns where they are Series."""
     # Student's t has no quantile at 0 degrees of freedom.
-    reach = stderr * stats.t.ppf(0.5 + level / 2, max(dof, 1))
+    reach = stderr * scipy.stats.t.ppf(0.5 + level / 2, max(dof, 1))
     lower, upper = predicted - reach, predicted + reach
     if isinstance(predicted, (pd.Series, dd.Series)):
         return predicted.to_frame("predicted").assign(lower=lower, upper=upper)

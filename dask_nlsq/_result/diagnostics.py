@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from dask_nlsq._display import Fold, Fragment, Table
 from dask_nlsq._errors import NlsqError
@@ -127,7 +127,9 @@ def _of_estimates(result: FitResult) -> Iterator[Check]:
         words += 'use conf_int(method="profile").'
         yield Check("skewness", float(skewness.abs().max()), np.nan, words if skewed else "")
     if result.absolute_sigma and result.dof > 0:
-        pvalue = float(2 * min(stats.chi2.cdf(result.chisqr, result.dof), stats.chi2.sf(result.chisqr, result.dof)))
+        pvalue = float(
+            2 * min(scipy.stats.chi2.cdf(result.chisqr, result.dof), scipy.stats.chi2.sf(result.chisqr, result.dof))
+        )
         ratio = float(np.sqrt(result.redchi))
         words = f"The residuals are {ratio:.2g} times as large as sigma says: sigma is in other units, or the model "
         words += "lacks something; the standard errors follow sigma."
@@ -194,7 +196,7 @@ def _of_residuals(result: FitResult) -> Iterator[Check]:
     pairs, products = summary.pairs
     if pairs > 1:
         lag = products / pairs / square
-        pvalue = float(2 * stats.norm.sf(abs(lag) * np.sqrt(pairs)))
+        pvalue = float(2 * scipy.stats.norm.sf(abs(lag) * np.sqrt(pairs)))
         sign, size = ("positively", "small") if lag > 0 else ("negatively", "large")
         words = f"The residuals of neighbouring rows are {sign} correlated ({lag:.2g}): the model lacks something, or "
         words += f"the rows are not independent, and standard errors are too {size}."
@@ -202,7 +204,7 @@ def _of_residuals(result: FitResult) -> Iterator[Check]:
     skew = (third - 3 * mean * square + 2 * mean**3) / centred**1.5
     excess = (fourth - 4 * mean * third + 6 * mean**2 * square - 3 * mean**4) / centred**2 - 3
     jarque = summary.rows / 6 * (skew**2 + excess**2 / 4)
-    pvalue = float(stats.chi2.sf(jarque, 2))
+    pvalue = float(scipy.stats.chi2.sf(jarque, 2))
     words = f"The residuals are not normal: skewness {skew:.2g}, excess kurtosis {excess:.2g}."
     if excess > 1 and result.provenance.get("loss", "linear") == "linear":
         words += ' Where these are outliers, a robust loss such as loss="soft_l1" gives them less weight.'
@@ -223,13 +225,13 @@ def _against(name: str, binned: Binned, rows: int, weighted: bool) -> Iterator[C
         return
     means, squares = counts @ score / n, counts @ score**2 / n
     statistic = float((n * means**2).sum() / square)
-    pvalue = float(stats.chi2.sf(statistic, len(n)))
+    pvalue = float(scipy.stats.chi2.sf(statistic, len(n)))
     # How far the means scatter more than noise would.
     excess = float(np.sqrt(max((statistic - len(n)) / n.sum(), 0.0)))
     words = f"The mean residual varies with {name}, by {excess:.2g} standard deviations: the model lacks something."
     yield Check(f"mean against {name}", statistic, pvalue, _said(words, pvalue, excess))
     statistic = float((n * (squares - square) ** 2).sum() / variance)
-    pvalue = float(stats.chi2.sf(statistic, len(n) - 1))
+    pvalue = float(scipy.stats.chi2.sf(statistic, len(n) - 1))
     low, high = np.sqrt(np.quantile(squares, [0.05, 0.95]) / square)
     remedy = "sigma is not right everywhere" if weighted else "weigh the rows by sigma="
     words = f"The scatter of the residuals changes with {name}, from {low:.2g} to {high:.2g} times its average: "
@@ -243,7 +245,7 @@ def _of_partitions(summary: ResidualSummary, square: float, variance: float) -> 
     departure = np.sqrt(rows) * (chisqr / rows - square) / np.sqrt(variance)
     worst = int(np.argmax(np.abs(departure)))
     # The largest of so many.
-    pvalue = float(min(2 * stats.norm.sf(abs(departure[worst])) * len(rows), 1.0))
+    pvalue = float(min(2 * scipy.stats.norm.sf(abs(departure[worst])) * len(rows), 1.0))
     ratio = float(np.sqrt(chisqr[worst] / rows[worst] / square))
     words = f"The residuals of partition {int(number[worst])} are {ratio:.2g} times those of all rows: examine it."
     return Check("outlying partition", float(departure[worst]), pvalue, _said(words, pvalue, abs(ratio - 1)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+import scipy
 
 from dask_nlsq._errors import NlsqError, one_of
 from dask_nlsq._result.bands import check_level
@@ -56,7 +56,7 @@ def conf_int(result: FitResult, level: float = 0.95, method: str = "t") -> pd.Da
     one_of("method", method, "t", "profile")
     if method == "t":
         # Student's t has no quantile at 0 degrees of freedom.
-        reach = stats.t.ppf(0.5 + level / 2, max(result.dof, 1)) * result.stderr
+        reach = scipy.stats.t.ppf(0.5 + level / 2, max(result.dof, 1)) * result.stderr
         return pd.DataFrame({"lower": result.params - reach, "upper": result.params + reach})
     ends = pd.DataFrame(np.nan, index=list(result.names), columns=["lower", "upper"])
     for name, (lower, upper) in result._profiler().intervals(level).items():
@@ -146,7 +146,7 @@ def contour(
     if pair is None and (points < 2 or not within > 0):
         raise NlsqError(f"points is {points} and within is {within}; 2 or more and a positive number are needed.")
     rise: pd.DataFrame = result._profiler().contour(a, b, pair, points, within)
-    return pd.DataFrame(stats.f.cdf(rise / 2, 2, max(result.dof, 1)), index=rise.index, columns=rise.columns)
+    return pd.DataFrame(scipy.stats.f.cdf(rise / 2, 2, max(result.dof, 1)), index=rise.index, columns=rise.columns)
 
 
 def skewness(result: FitResult) -> pd.Series:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import qmc
+import scipy
 
 from dask_nlsq._errors import BoundsError
 from dask_nlsq._kernel import Block
@@ -26,9 +26,11 @@ def draw_starts(sampler: str, n: int, lower: Vector, upper: Vector, first: Vecto
     # data, 3.
     p, rng = len(first), np.random.default_rng([seed, 2])
     if sampler == "sobol":  # in powers of 2, where it is even; the first n of them
-        cube = qmc.Sobol(p, seed=rng).random_base2(max(n - 2, 0).bit_length())
+        cube = scipy.stats.qmc.Sobol(p, seed=rng).random_base2(max(n - 2, 0).bit_length())
     else:
-        cube = (qmc.Halton if sampler == "halton" else qmc.LatinHypercube)(p, seed=rng).random(n)
+        cube = (scipy.stats.qmc.Halton if sampler == "halton" else scipy.stats.qmc.LatinHypercube)(p, seed=rng).random(
+            n
+        )
     return np.concatenate([first[None], _into(cube[: n - 1], lower, upper)])
 
 

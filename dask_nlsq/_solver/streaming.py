@@ -33,7 +33,7 @@ import dataclasses
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from dask_nlsq._kernel import Reduction, Request, Whitening
 from dask_nlsq._model import Prior
@@ -240,7 +240,7 @@ class Streaming(Solver[StreamState]):
     def _surprising(self, state: StreamState, sums: Reduction, new: Reduction, s2: float) -> bool:
         """Whether a batch is farther from what sums predict than chance allows."""
         statistic, known = self._contradiction(state, sums, new)
-        return known > 0 and bool(stats.chi2.sf(statistic / s2, known) < _SURPRISE)
+        return known > 0 and bool(scipy.stats.chi2.sf(statistic / s2, known) < _SURPRISE)
 
     def _contradiction(self, state: StreamState, sums: Reduction, new: Reduction) -> tuple[float, int]:
         """Return how far a batch is from what sums predict, times s², and the directions of which both know."""
@@ -255,7 +255,7 @@ class Streaming(Solver[StreamState]):
 
     def unlike(self, state: StreamState) -> bool:
         """Whether batches contradict each other by more than noise: their parameters differ, or the model is wrong."""
-        return state.compared > 0 and bool(stats.chi2.sf(state.contradiction, state.compared) < _UNLIKE)
+        return state.compared > 0 and bool(scipy.stats.chi2.sf(state.contradiction, state.compared) < _UNLIKE)
 
     # --- several streams ----------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._fit.loop import validate_first_sweep
@@ -63,7 +63,7 @@ class Pass:
     def settled(self) -> bool:
         """Whether the estimate lies where the batches were linearised, as far as noise can tell."""
         p = len(self.own.theta)
-        return self.strayed <= self.expected * float(stats.chi2.isf(_CHANCE, p)) / p
+        return self.strayed <= self.expected * float(scipy.stats.chi2.isf(_CHANCE, p)) / p
 
 
 def one_pass(
@@ -303,7 +303,7 @@ def agrees(
     rise = 2.0 * (here.cost - there.cost) / online.residual_std(streamed) ** 2
     if here.finite and here.cost <= _HARDLY * there.cost:
         return True
-    return bool(here.finite and rise <= stats.chi2.isf(_CHANCE, len(streamed.theta)))
+    return bool(here.finite and rise <= scipy.stats.chi2.isf(_CHANCE, len(streamed.theta)))
 
 
 def _unmeasured(state: State) -> State:

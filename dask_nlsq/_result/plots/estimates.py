@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from dask_nlsq._display import axes
 from dask_nlsq._errors import NlsqError, one_of, warn
@@ -144,7 +144,7 @@ def plot_profile(result: FitResult, name: str, *, level: float = 0.95, ax: Axes 
     'b'
     """
     check_level(level)
-    reach = stats.t.ppf(0.5 + level / 2, max(result.dof, 1))
+    reach = scipy.stats.t.ppf(0.5 + level / 2, max(result.dof, 1))
     profile = result.profile(name)
     interval = result.conf_int(level, method="profile").loc[name]
     ax = axes(ax)
@@ -222,15 +222,15 @@ def plot_contour(
                 "count x from its middle, or take other parameters."
             )
     dof = max(result.dof, 1)
-    rises = [2.0 * float(stats.f.ppf(level, 2, dof)) for level in sorted(levels)]
+    rises = [2.0 * float(scipy.stats.f.ppf(level, 2, dof)) for level in sorted(levels)]
     # The region reaches as far as the profile of each parameter does where it has risen as much.
-    reach = float(2 * stats.t.cdf(rises[-1] ** 0.5, dof) - 1)
+    reach = float(2 * scipy.stats.t.cdf(rises[-1] ** 0.5, dof) - 1)
     ends = result.conf_int(min(reach, 1 - 1e-9), method="profile").loc[[a, b]]
     region = result.contour(a, b, values=_extent(ends, points), points=points, within=1.3 * rises[-1] ** 0.5)
     ax = axes(ax)
     names = {rise: f"{100 * level:.3g} %" for rise, level in zip(rises, sorted(levels), strict=True)}
     # Roots of the rise of χ², between which a line is nearly right where the model is nearly linear.
-    grid = np.sqrt(2.0 * stats.f.ppf(region.to_numpy().T, 2, dof))
+    grid = np.sqrt(2.0 * scipy.stats.f.ppf(region.to_numpy().T, 2, dof))
     grid[~np.isfinite(grid)] = np.nan
     lines = ax.contour(region.index, region.columns, grid, levels=[rise**0.5 for rise in rises], colors="C0")
     ax.clabel(lines, fmt={rise**0.5: name for rise, name in names.items()})

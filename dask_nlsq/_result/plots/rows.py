@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+import scipy
 
 from dask_nlsq._display import axes, pyplot
 from dask_nlsq._errors import NlsqError, one_of
@@ -271,7 +271,7 @@ def _histogram(ax: Axes, result: FitResult) -> None:
     beyond = int(summary.score_counts[[0, -1]].sum()) if summary.points is None else 0
     ax.stairs(density, edges[first : last + 1], fill=True, color="C0", alpha=0.5)
     z = np.linspace(min(edges[first], -4.0), max(edges[last], 4.0), _CURVE)
-    ax.plot(z, stats.norm.pdf(z), color="C1", label="normal")
+    ax.plot(z, scipy.stats.norm.pdf(z), color="C1", label="normal")
     label = f"standardised residual; {beyond:,} rows beyond ±8 at the ends" if beyond else "standardised residual"
     ax.set(xlabel=label, ylabel="density")
     ax.legend()
@@ -287,7 +287,7 @@ def _quantiles(ax: Axes, result: FitResult) -> None:
         below = np.cumsum(summary.score_counts)[:-1] / summary.rows
         inside = (below > 0) & (below < 1)
         z, share = summary.by_fit.axes[1].edges[1:-1][inside], below[inside]
-    normal = stats.norm.ppf(share)
+    normal = scipy.stats.norm.ppf(share)
     ax.plot(normal, z, ".", color="C0", markersize=4)
     if len(z):
         ends = np.array([normal[0], normal[-1]])
