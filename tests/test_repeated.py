@@ -33,6 +33,11 @@ def surface(x, a, b, c):
     return a * jnp.exp(-b * x[0]) + c * x[1]
 
 
+def across(t, a, b):
+    values = a * jnp.exp(-b * t)
+    return values - values[0]
+
+
 def scaled(scale):
     return lambda t, a, b, c: scale * a * jnp.exp(-b * t) + c
 
@@ -50,6 +55,7 @@ CALLS = {
     "curve_fit": lambda: dask_nlsq.curve_fit(decay, T, Y, P0),
     "curve_fit, a new function": lambda: dask_nlsq.curve_fit(scaled(2.0), T, Y, P0, sigma=np.full(60, 0.1)),
     "curve_fit, jax.jit": lambda: dask_nlsq.curve_fit(jax.jit(decay), T, Y, P0, bounds=(0, 9)),
+    "curve_fit, rows beside one another": lambda: dask_nlsq.curve_fit(across, T, Y - Y[0], P0[:2]),
     "curve_fit, two columns": lambda: dask_nlsq.curve_fit(surface, X, Y, P0),
 }
 

@@ -7,9 +7,10 @@ whatever the function does with its data, a covariance between rows included.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from dask_nlsq._curve_fit.output import Output
 from dask_nlsq._curve_fit.rows import by_itself, fit_columns
 from dask_nlsq._curve_fit.sigma import whitener
 from dask_nlsq._errors import ModelError, SweepError
-from dask_nlsq._kernel import Linearity, find
+from dask_nlsq._kernel import Linearity, find, once
 from dask_nlsq._typing import AnyArray, Vector
 
 
@@ -115,8 +116,20 @@ def _linearity(call: Call, x: object, first: object) -> Linearity | None:
     """Return in which parameters a function that gives `first` at the start is linear, where JAX can say so."""
     if not isinstance(first, jax.Array):
         return None
-    try:
+
+    def look() -> Linearity:
         return find(lambda theta: call.f(x, *theta), call.p)
+
+    def look_once(x: AnyArray) -> Linearity:
+        # A function that asks what its data are may be another for others, and raises here.
+        jax.eval_shape(lambda x, theta: call.f(x, *theta), x, call.p0)
+        return look()
+
+    if _is_plain(x):
+        with contextlib.suppress(Exception), jax.enable_x64(True):
+            return once(call.objective(call.f, 1), ("whole", x.shape), lambda: look_once(x))
+    try:
+        return look()
     except Exception:  # whatever tracing the user's function may raise
         return None
 
@@ -125,10 +138,26 @@ def _traced(call: Call, x: object, first: object, shape: tuple[int, ...]) -> Cal
     """Return JAX's derivative of a function that gives `first` at the start, or None where there is none."""
     if not isinstance(first, jax.Array):
         return None
+    if _is_plain(x):
+        # Compiled once for arrays of one shape; a function that computes with NumPy from its data cannot be.
+        with contextlib.suppress(Exception), jax.enable_x64(True):
+            known = call.objective(call.f, 1)
+            again = once(known, ("whole", x.shape, shape), lambda: _compile(call, (x,), shape))
+            return lambda _, *theta: again(np.array(theta), x)
     try:
         with jax.enable_x64(True):
             # Compiled here and not at the first call, so that what tracing raises is caught.
-            run = jax.jit(jax.jacfwd(lambda theta: jnp.broadcast_to(call.f(x, *theta), shape))).lower(call.p0).compile()
+            run = _compile(call, (), shape, x)
     except Exception:  # whatever tracing the user's function may raise: SciPy does not trace
         return None
     return lambda _, *theta: run(np.array(theta))
+
+
+def _compile(call: Call, given: tuple[AnyArray, ...], shape: tuple[int, ...], *held: object) -> jax.stages.Compiled:
+    """Compile the Jacobian of a function of the data that it is given at each call, or of those that are held."""
+    jacobian = jax.jacfwd(lambda theta, *x: jnp.broadcast_to(call.f(*x, *held, *theta), shape))
+    return jax.jit(jacobian).lower(call.p0, *given).compile()
+
+
+def _is_plain(x: object) -> TypeGuard[AnyArray]:
+    return isinstance(x, np.ndarray) and x.dtype == np.float64
