@@ -50,8 +50,9 @@ def curve_fit(
     Parameters
     ----------
     f : callable
-        ``f(xdata, *parameters)``. With arrays in memory it is called on all of `xdata`, with Dask arrays on blocks of
-        rows, and must then act on each row by itself.
+        ``f(xdata, *parameters)``. With arrays in memory it is called on all of `xdata`, or compiled once where its
+        trace shows that it acts on each row by itself; with Dask arrays it is called on blocks of rows, and must act
+        so.
     xdata : array_like, Dask array or object
         Array of shape (..., n), the rows along the last axis; anything else is handed to `f` as it is.
     ydata : array_like or Dask array
@@ -71,8 +72,9 @@ def curve_fit(
         Which of SciPy's rules apply: "lm" takes no bounds and needs p rows, and its covariance is inf where the data
         do not determine all parameters; the others then return the pseudo-inverse.
     jac : callable or {"2-point", "3-point", "cs"}, optional
-        ``jac(xdata, *parameters)`` of shape (n, p). By default JAX differentiates a function written in
-        ``jax.numpy``; any other, and any under a string, is differentiated by central differences.
+        ``jac(xdata, *parameters)`` of shape (n, p). By default JAX differentiates a function that it can
+        trace, as one written in ``jax.numpy``; any other, and any under a string, is differentiated by central
+        differences.
     full_output : bool
         Return ``infodict``, ``mesg`` and ``ier`` too.
     nan_policy : {"raise", "omit"}, optional
