@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from against import row
 from comparisons import COMPARISONS, RATIOS
 from table import THRESHOLDS, cells, main, ratio, regressions, table
 
@@ -52,3 +53,10 @@ def test_written_figures_are_read_again(tmp_path, capsys):
     assert main(["--from", str(file), "--check"]) == 1
     out = capsys.readouterr().out
     assert out.startswith("a machine\n") and table(MADE_UP, "full", markdown=True) in out
+
+
+@pytest.mark.parametrize(("unit", "factor", "said"), [("s", 1.0, "2 ms"), ("B", 1e9, "2 MB")])
+def test_a_checkout_is_said_to_be_as_many_times_as_fast(unit, factor, said):
+    figures = [[factor * each for each in side] for side in ((1e-3, 3e-3, 2e-3), (1e-2, 1e-2, 9e-2))]
+    line = row("fit-200", "200 rows", figures, unit)
+    assert said in line and line.split()[-3:] == ["5", "200", "rows"]
