@@ -211,6 +211,7 @@ FAILING = {
     "start": ({"model": MODELS["decay"], "p0": {"q": 1.0}}, "ModelError"),
     "bounds": ({"model": MODELS["decay"], "bounds": {"a": (3, 2)}}, "BoundsError"),
     "option": ({"model": MODELS["decay"], "loss": "cubic"}, "ModelError"),
+    "after": ({"model": "A*exp(-B*t)", "after": "good"}, "no parameter in common"),
     "raises": ({"model": lambda t, a: a * t / [][0]}, "Error"),
     "resources": ({"model": MODELS["decay"], "resources": {"GPU": 1}}, "NlsqError"),
 }
@@ -250,6 +251,7 @@ REFUSED = {
     "values": (lambda: grid(loss="linear"), "list of values"),
     "twice": (lambda: grid(model=[lambda x, a: a * x, lambda x, a: a + x]), "same label"),
     "empty": (lambda: grid(loss=[]), "no values"),
+    "frames": (lambda: grid(data=[FRAME, FRAME[:9]]), "label of one line"),
 }
 
 

@@ -171,7 +171,9 @@ class Study(Mapping[str, FitResult]):
 
     def _short(self) -> pd.DataFrame:
         table = self.table[["status", "n_parameters", "n_obs", "redchi", "rows", "delta_aicc", "weight", "seconds"]]
-        table = table.assign(status=table["status"].where(table["status"] != "", "failed"))
+        table = table.assign(
+            status=table["status"].where(table["status"] != "", "failed"), seconds=table["seconds"].round(3)
+        )
         if table["rows"].dropna().nunique() <= 1:  # all are comparable
             table = table.drop(columns="rows")
         return table.astype({"n_parameters": "Int64", "n_obs": "Int64"})
@@ -184,7 +186,8 @@ class Study(Mapping[str, FitResult]):
         if passes:
             together = max(len(line["variants"]) for line in passes)
             rows.append(("passes", f"{len(passes)} over the data, shared by up to {together} fits"))
-            read, computed = (sum(line[key] for line in passes) for key in ("read_seconds", "compute_seconds"))
+            read = sum(line["read_seconds"] for line in (*passes, *held))
+            computed = sum(line["compute_seconds"] for line in passes)
             rows.append(("tasks", f"{format_time(read)} reading, {format_time(computed)} computing"))
             rows.append(("read", format_bytes(sum(line["bytes"] for line in (*passes, *held)))))
         return rows + ([("cache", f"{cached} of {len(self.outcomes)} results were there")] if cached else [])
@@ -206,7 +209,8 @@ class Study(Mapping[str, FitResult]):
             parts.append(
                 Fold("F-tests of nested models", [Table(tests.to_numpy(object).tolist(), header=[*map(str, tests)])])
             )
-        parts.append(Fold("What it took", [Table(self._took())]))
+        if took := self._took():
+            parts.append(Fold("What it took", [Table(took)]))
         notes = [f"{name}: {error}" for name, error in self.errors.items()]
         return Fragment(self._title(), parts, notes=notes)
 
@@ -243,9 +247,7 @@ class Study(Mapping[str, FitResult]):
         return None
 
     def _figures(self) -> list[tuple[str, bytes]]:
-        figures = []
-        if self.comparisons:
-            figures.append(("Comparison", artifacts.encoded("comparison", self.plot())[1]))
+        figures = [("Comparison", artifacts.encoded("comparison", each.plot())[1]) for each in self.comparisons]
         names = list(dict.fromkeys(name for result in self.values() for name in result.names))
         for name in names[:_SHOWN] if len(self) > 1 else ():
             figures.append((name, artifacts.encoded(name, self.plot_parameter(name))[1]))
@@ -294,7 +296,7 @@ class Study(Mapping[str, FitResult]):
         drawn = [error if np.isfinite(error) else 0.0 for error in errors]
         ax.errorbar(values, range(len(having)), xerr=drawn, fmt="o", capsize=3)
         ax.set_yticks(range(len(having)), list(having))
-        ax.invert_yaxis()
+        ax.set_ylim(len(having) - 0.5, -0.5)
         ax.set(xlabel=name, title=f"{name} ± standard error")
         return ax
 

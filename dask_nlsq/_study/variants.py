@@ -119,6 +119,8 @@ def _labelled(name: str, values: object) -> dict[str, Any]:
         raise NlsqError(f"{name} is {values!r}; a list of values, or a mapping from labels to values, is needed.")
     if not labelled:
         raise NlsqError(f"The axis {name} has no values.")
+    if any("\n" in label for label in labelled):
+        raise NlsqError(f"A value of {name} has no label of one line: give a mapping from labels to values.")
     if len(labelled) < count:
         raise NlsqError(f"Two values of {name} have the same label: give a mapping from labels to values.")
     return labelled
@@ -220,6 +222,8 @@ def _take(part: str, how: Any, result: FitResult, names: Sequence[str], other: s
     chosen = [name for name in names if name in estimates] if part == "bounds" or how is None else list(listed)
     if unknown := [name for name in chosen if name not in estimates or name not in names]:
         raise NlsqError(f"{unknown} are to be taken from {other!r} and are no parameters of both models.")
+    if not chosen:
+        raise NlsqError(f"Nothing can be taken from {other!r}: the models have no parameter in common.")
     if part != "bounds":
         return {name: estimates[name] for name in chosen}
     widths = how if isinstance(how, Mapping) else dict.fromkeys(chosen, 5.0 if how is None else float(how))
