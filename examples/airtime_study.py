@@ -138,8 +138,9 @@ dask_nlsq.compare(study["season, short"], study["season, long"])
 
 # %%
 fig, axes = plt.subplots(3, 1, figsize=(7, 6), sharex=True, layout="constrained")
-for ax, comparison in zip(axes, study.comparisons, strict=True):
-    comparison.plot(ax)
+for ax, band, comparison in zip(axes, bands, study.comparisons, strict=True):
+    comparison.plot(ax).set_title(f"{band} flights")
+    ax.label_outer()
 plt.show()
 
 # %% [markdown]

@@ -406,7 +406,7 @@ grid:
 variants:
   bounded:
     model: a*exp(-b*t) + c
-    bounds: {a: [0, 2.5]}
+    bounds: {a: [0, 25e-1]}
     after: {"decay, all": p0}
 record: [report]
 """
@@ -444,6 +444,8 @@ FAULTY = {
     "variant's option": (STUDY.replace("    bounds:", "    bound:"), 12, "Did you mean 'bounds'"),
     "model": (STUDY.replace('"a*exp(-b*t)"', '"a*exp(-b*"'), 5, "a\\*exp"),
     "type": (STUDY.replace("y: y", "y: [y]"), 2, "name of a column"),
+    "bounds": (STUDY.replace("[0, 25e-1]", "[0, many]"), 12, "pairs of numbers"),
+    "follows": (STUDY.replace('"decay, all": p0', "decay: p0"), 13, "follows 'decay'.*Did you mean 'decay, all'"),
     "twice": (STUDY + "y: z\n", 15, "stands twice"),
     "no data": (STUDY.replace("data: data\n", ""), 1, "data: is missing"),
     "nothing": ("data: data\n", 1, "grid: or variants:"),

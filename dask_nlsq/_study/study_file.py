@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,12 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         return dict(super().construct_mapping(node, deep))
 
 
+# YAML 1.1, which PyYAML reads, takes 1e5 for a text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 class _Fault(Exception):
     """What is wrong, and in which line."""
 
@@ -167,7 +174,14 @@ def _study(
             if name not in known:
                 line = _at(lines, *keys, str(name))
                 raise _Fault(f"{name!r} is no option of fit.{nearest(name, known)}", line)
-        return {name: _option(name, value) for name, value in options.items()}
+        return {name: option(name, value, *keys, name) for name, value in options.items()}
+
+    def option(name: str, value: Any, *keys: str) -> Any:
+        try:
+            return _option(name, value)
+        except (TypeError, ValueError) as error:
+            what = f"{name} has {value!r}; pairs of numbers are needed, with .inf or -.inf for a side that is open"
+            raise _Fault(what, _at(lines, *keys)) from error
 
     def model(text: Any, *keys: str) -> Any:
         if not isinstance(text, str):
@@ -185,7 +199,7 @@ def _study(
                 _at(lines, "grid", name),
             )
         labelled = values if isinstance(values, dict) else {str(value): value for value in values}
-        made = {str(label): _option(name, value) for label, value in labelled.items()}
+        made = {str(label): option(name, value, "grid", name, str(label)) for label, value in labelled.items()}
         axes[name] = (
             {label: model(text, "grid", name, label) for label, text in made.items()} if name == "model" else made
         )
@@ -200,6 +214,10 @@ def _study(
             raise _Fault(f"{name!r} is a variant of the grid already", _at(lines, "variants", str(name)))
         apart = {key: own.pop(key) for key in ("after", "resources", "priority") if key in own}
         variants[str(name)] = Variant(own, **apart)
+    for name, variant in variants.items():
+        if absent := [other for other in variant.follows if other not in variants]:
+            line = _at(lines, "variants", name, "after")
+            raise _Fault(f"{name!r} follows {absent[0]!r}, which is no variant.{nearest(absent[0], variants)}", line)
     arguments: dict[str, Any] = {
         key: given[key] for key in ("data", "x", "y", "record", "max_concurrent") if key in given
     }

@@ -149,7 +149,9 @@ def to_variants(given: Mapping[str, Variant | Mapping[str, Any]], common: Mappin
         _check_options(f"the variant {name!r}", variant.options)
         for other in variant.follows:
             if other not in variants:
-                raise NlsqError(f"The variant {name!r} follows {other!r}, which is none.{nearest(other, variants)}")
+                raise NlsqError(
+                    f"The variant {name!r} follows {other!r}, which is no variant.{nearest(other, variants)}"
+                )
         for other, taken in variant.taken().items():
             _check_taken(name, other, taken)
     try:
