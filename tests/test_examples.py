@@ -43,6 +43,7 @@ EXECUTED = [name for name in NOTEBOOKS if name != "slurm_cluster"]  # it needs a
 
 THEN = {  # what a test needs of a notebook, as one more cell
     "flights": 'import json; open("result.json", "w").write(result.to_json()); flights.to_parquet("flights.parquet")',
+    "airtime_study": 'study.table.to_csv("study.csv")',
     "assays": 'curves.to_csv("curves.csv")',
 }
 
@@ -125,6 +126,18 @@ def test_flights_agree_with_scipy(flights):
     popt, pcov = np.array(list(result["params"].values())), np.array(result["cov"])
     assert (abs(popt - x0) < 1e-6 * np.sqrt(np.diag(cov))).all()
     np.testing.assert_allclose(pcov, cov, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_air_times_bear_out_their_conclusion(execute):
+    table = pd.read_csv(execute("airtime_study")[1] / "study.csv", index_col="variant")
+    assert (table["status"] == "CONVERGED").all() and len(table) == 12
+    assert (table.loc[table["weight"] > 0.999, "model"] == "season").sum() == 3
+    rows = table.loc[["season, medium", "season, EWR", "season, JFK", "season, LGA"]]
+    for name, low, high in [("speed", 490, 506), ("wind", 35.5, 50.5), ("swing", 41.5, 47.4), ("peak", 16, 31)]:
+        assert rows[name].between(low, high).all()
+    assert (rows["wind"] - rows["swing"]).abs().max() < 7  # of air in July
+    assert table.loc["season, long", "swing"] < 0.6 * rows["swing"].min()
 
 
 @pytest.mark.slow
