@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# pytest's workers fill the cores: a BLAS with threads of its own makes each small product wait for a core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # What one process has compiled no other compiles again: workers of clusters and of pytest fit the same few models.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -14,6 +16,13 @@ import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scratch(tmp_path_factory):
+    """The folder for what Dask's shuffles and workers spill."""
+    with dask.config.set({"temporary_directory": str(tmp_path_factory.mktemp("dask"))}):
+        yield
 
 
 @pytest.fixture(scope="session")

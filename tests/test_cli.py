@@ -147,6 +147,7 @@ def test_a_warning_is_a_line(folder):
     assert seen.stderr.splitlines() == ["Warning: The data do not determine a, b; their variance is infinite."]
 
 
+@pytest.mark.slow
 def test_a_scheduler_needs_not_find_the_module(folder, monkeypatch):
     from distributed import LocalCluster
 

@@ -346,6 +346,7 @@ def visible():
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
+@pytest.mark.slow
 def test_worker_processes_of_a_job_share_its_gpus_out():
     """Two worker processes started as a job starts them, and what each is shown."""
     from distributed import Client
@@ -683,6 +684,7 @@ def test_a_signal_ends_the_wait_for_workers(monkeypatch, tmp_path, signum, by):
     assert seen.exit_code == 75 and not (tmp_path / "run").exists(), seen.output
 
 
+@pytest.mark.slow
 def test_fit_starts_a_local_cluster(tmp_path):
     import numpy as np
     import pandas as pd

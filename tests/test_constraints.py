@@ -345,7 +345,7 @@ EDGES = {
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "d0", "high"), [("root", 0.04, 1.0), ("decay", 1e-10, 5e-9), ("pole", 0.0, 1e-7)])
 def test_an_optimum_on_a_bound_is_found_or_the_fit_says_that_it_was_not(name, d0, high):
     """Beyond the bound, or on it, a model or its derivative is not finite; the parameter may be in small units."""

@@ -104,7 +104,7 @@ def objective(func, weighted=False, **options):
 OPTIONS = [{}, {"loss": "soft_l1", "f_scale": 0.1}, {"sandwich": True}, {"jacobian": "forward"}]
 
 
-@pytest.mark.crossed(2)
+@pytest.mark.crossed
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", MODELS)
@@ -147,6 +147,7 @@ def test_the_note_names_parameter_count_and_first_row():
     assert not any("derivative" in note for note in dask_nlsq.fit(stretched_smoothly, t, y, p0=[7, 5, 0.7]).notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["threads", "client"])
 def test_executors_have_the_same_bits_and_say_the_same(where, request):
     t, y = rows("edge")
@@ -390,6 +391,7 @@ def test_a_stream_names_the_rows_too():
         dask_nlsq.StreamingFitter(lambda x, a, k: a * x**k, [1.0, 0.5]).partial_fit(x, x)
 
 
+@pytest.mark.slow
 def test_dates_are_said_to_be_seconds():
     frame = pd.DataFrame({"when": pd.date_range("2024-02-01", periods=10, freq="14D"), "visits": np.arange(10.0)})
     result = frame.nlsq.fit(lambda when, first, rate: first * jnp.exp(rate * when), y="visits", p0=[100, 0.01])

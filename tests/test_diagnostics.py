@@ -88,6 +88,7 @@ EDGES = {
 }
 
 
+@pytest.mark.crossed(2)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", EDGES)
 def test_the_same_is_found_in_few_rows_and_in_many(name):
@@ -109,6 +110,7 @@ def test_numbers_are_those_of_all_rows():
     assert np.isclose(table.loc["normality", "statistic"], stats.jarque_bera(z).statistic, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_exponentials_that_are_hardly_two():
     x = np.linspace(0, 4, 400)
     y = 2 * np.exp(-x) + np.exp(-1.4 * x) + np.random.default_rng(0).normal(0, 0.02, 400)
@@ -131,6 +133,7 @@ CURVES = {
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", CURVES)
 def test_skewness_is_that_of_second_derivatives(name):
     """Hougaard's sum over the rows, with the Hessian of the model from JAX."""

@@ -24,6 +24,7 @@ def run(name, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_quickstart(tmp_path):
     text = run("quickstart.py", "--rows", 20_000, "--folder", tmp_path)
     assert re.search(r"converged \(CONVERGED\)", text)

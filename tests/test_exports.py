@@ -41,19 +41,20 @@ def test_import_is_quiet():
     assert json.loads(run.stdout) == {"heavy": [], "environ": [], "x64": False}
 
 
+@pytest.mark.slow
 def test_everything_can_be_imported_at_once():
     """EAGER_IMPORT makes every lazy face import all that it hands out."""
     subprocess.run([sys.executable, "-c", "import dask_nlsq"], env=os.environ | {"EAGER_IMPORT": "1"}, check=True)
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("order", list(itertools.permutations(["pandas", "dask.dataframe", "dask_nlsq"])), ids=" ".join)
 def test_frames_have_the_accessor_in_whatever_order_they_are_imported(order):
     code = f"import {', '.join(order)}; pandas.DataFrame.nlsq.fit, dask.dataframe.DataFrame.nlsq.fit"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["pandas", "dask.dataframe"])
 def test_another_thread_may_be_importing_the_frames(module):
     code = f"""if True:

@@ -185,6 +185,7 @@ def test_the_bounds_can_be_reached():
     assert Expression(f"x{' ' * (LENGTH - 3)}+1")(x=1.0) == 2
 
 
+@pytest.mark.slow
 def test_a_deep_formula_can_be_fitted():
     text = "+".join(["a*x"] * (DEPTH - 1))
     x = np.arange(5.0)
@@ -362,6 +363,7 @@ def test_defaults_are_starts():
     assert result.history["b"].iloc[0] == 0.4 and result.history["a"].iloc[0] == 1
 
 
+@pytest.mark.slow
 def test_predicts_and_travels(client):
     import dask.dataframe as dd
 
@@ -392,6 +394,7 @@ def test_models_that_cannot_be_bound(make, said):
     assert all(part in str(seen.value) for part in said), seen.value
 
 
+@pytest.mark.slow
 def test_integer_powers_are_products():
     """So that the derivative of a square is exact, and no logarithm is taken of a negative base."""
     program = str(jax.make_jaxpr(lambda x: Expression("(x - 1)**2")(x=x))(jnp.ones(3)))

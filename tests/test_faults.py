@@ -161,6 +161,7 @@ def test_work_that_partitions_share_may_fail(cluster, client, monkeypatch, fail,
     assert isinstance(caught.value.__cause__, cause)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["threads", "cluster"])
 def test_work_that_partitions_share_may_be_wrong(request, where):
     if where == "cluster":

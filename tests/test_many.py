@@ -45,17 +45,18 @@ def each(result, image, **options):
 
 OPTIONS = {
     "plain": {},
-    "bounds, one of them met": {"bounds": {"offset": (0.8, 2.0), "rate": (0.0, 3.0)}},
-    "fixed": {"fixed": {"offset": 0.75}},
-    "fixed at its start": {"p0": P0 | {"offset": 0.7}, "fixed": ["offset"]},
-    "tied": {"tied": {"offset": "amplitude/4"}},
     "weights": {"sigma": SIGMA},
     "absolute weights": {"sigma": 0.05, "absolute_sigma": True},
+    "bounds, one of them met": {"bounds": {"offset": (0.8, 2.0), "rate": (0.0, 3.0)}},
+    "fixed": {"fixed": {"offset": 0.75}},
     "soft_l1": {"loss": "soft_l1", "f_scale": 0.05},
+    "fixed at its start": {"p0": P0 | {"offset": 0.7}, "fixed": ["offset"]},
+    "tied": {"tied": {"offset": "amplitude/4"}},
     "huber": {"loss": "huber", "f_scale": 0.05},
 }
 
 
+@pytest.mark.crossed(6)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_series_has_the_answer_of_fit(name):
     options = {"p0": P0 | {"offset": 0.9}} | OPTIONS[name]
@@ -138,8 +139,10 @@ def test_a_series_that_fails_stops_no_other_and_is_mapped():
 
 
 def test_a_constant_series_does_not_determine_a_rate():
-    result = dask_nlsq.fit_many(decay, T, np.stack([np.full(24, 5.0), np.zeros(24), IMAGE[0, 0]]), p0=P0).compute()
-    assert result.status.tolist() == [Status.UNIDENTIFIABLE] * 2 + [Status.CONVERGED]
+    image = IMAGE.copy()
+    image[0, 0], image[0, 1] = 5.0, 0.0
+    result = dask_nlsq.fit_many(decay, T, image, p0=P0).compute()
+    assert result.status[0, :3].tolist() == [Status.UNIDENTIFIABLE] * 2 + [Status.CONVERGED]
 
 
 def test_no_series_have_no_figures():
@@ -200,6 +203,7 @@ def test_a_point_without_y_or_sigma_is_left_out():
     assert result.success.all() and result.n_obs.tolist() == [23, 23]
 
 
+@pytest.mark.slow
 def test_a_derivative_that_is_not_finite_is_a_difference():
     def stretched(t, tau, beta):
         return jnp.exp(-((t / tau) ** beta))
@@ -224,6 +228,7 @@ def test_a_queue_may_end_with_one_series():
     assert dask_nlsq.fit_many(decay, T, da.from_array(y, chunks=-1), p0=P0).compute().success.all()
 
 
+@pytest.mark.slow
 def test_redundant_parameters_have_infinite_errors_and_others_keep_theirs():
     def twice(t, a, b, level):
         return (a + b) * jnp.exp(-t) + level
@@ -232,7 +237,7 @@ def test_redundant_parameters_have_infinite_errors_and_others_keep_theirs():
     assert np.isinf(result.stderr["a"]) and np.isinf(result.stderr["b"]) and np.isfinite(result.stderr["level"])
 
 
-EASY = ("Misra1a", "Chwirut2", "Gauss1", "DanWood", "Rat42")
+EASY = ("Misra1a",)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +350,7 @@ def test_series_that_lie_across_chunks_are_not_joined_to_one():
 
 def test_dates_are_seconds_wherever_they_stand():
     x = np.datetime64("2024-01-01") + (T * 1e9).astype("timedelta64[ns]")
-    x[3] = np.datetime64("NaT")
+    x[3] = np.datetime64("NaT", "ns")
 
     def late(t, amplitude, rate, offset):
         return decay(t - 1704067200.0, amplitude, rate, offset)

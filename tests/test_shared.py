@@ -104,6 +104,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.crossed(4)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_answer_is_that_of_a_dense_fit(name):
     y, options = OPTIONS[name]
@@ -138,6 +139,7 @@ def test_chunks_and_threads_change_no_bit(chunks):
         assert same(dask_nlsq.fit_many(decay, T, cut[::-1][::-1], p0=P0, shared="rate"))
 
 
+@pytest.mark.slow
 def test_a_cluster_changes_no_bit(client):
     expected()  # in this process
     assert same(dask_nlsq.fit_many(decay, T, da.from_array(Y, chunks=(2, -1)), p0=P0, shared="rate", client=client))
@@ -194,6 +196,7 @@ def edged(t, height, edge):
     return height * jnp.sqrt(t - edge)
 
 
+@pytest.mark.slow
 def test_series_that_have_no_model_at_the_start_take_part_once_they_have_one():
     t = np.stack([np.linspace(low, 3, 30) for low in (1.0, 1.0, 0.5)])
     y = np.array([[1.0], [2.0], [3.0]]) * np.sqrt(t - 0.2) + 0.02 * np.random.default_rng(0).normal(size=t.shape)
@@ -206,6 +209,7 @@ def test_series_that_have_no_model_at_the_start_take_part_once_they_have_one():
         assert not dask_nlsq.fit_many(edged, t, y, p0=[1, 0.7], shared="edge").compute().success.all()
 
 
+@pytest.mark.slow
 def test_a_fit_that_went_well_is_not_lost_to_series_that_have_no_model():
     t = np.stack([np.linspace(1, 4, 40)] * 3 + [np.linspace(0.5, 4, 40)])
     u = np.array([[-0.6], [-0.5], [-0.7], [-0.8]])
@@ -229,6 +233,7 @@ TWICE = {
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", TWICE)
 def test_what_own_parameters_can_replace_is_not_determined_and_spoils_nothing_else(name):
     model, shared, known = TWICE[name]
