@@ -510,6 +510,7 @@ def test_estimates_spread_to_neighbours_round_by_round(shape):
     assert np.array_equal(result.status[ring > 3], alone.status[ring > 3])
 
 
+@pytest.mark.crossed(4)
 @pytest.mark.parametrize("chunks", [(1, 1), (2, 3), (5, 6), (6, 1)])
 @pytest.mark.parametrize("own", [False, True])
 def test_neighbours_are_the_same_bits_for_all_chunks(chunks, own):
@@ -552,6 +553,7 @@ def test_what_cannot_be_is_refused(name):
         call()
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("missing", [False, True])
 def test_statistics_have_the_bits_of_any_chunks_with_a_sigma_of_each_point(missing):
     rng = np.random.default_rng(0)

@@ -108,7 +108,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_answer_is_that_of_a_dense_fit(name):
     y, options = OPTIONS[name]
-    result = dask_nlsq.fit_many(decay, T, da.from_array(y, chunks=(3, -1)), p0=P0, covariance=True, **options).compute()
+    result = dask_nlsq.fit_many(decay, T, y, p0=P0, covariance=True, **options).compute()
     dense = Dense(y, **options)
     assert result.success.all() and result.shared.success
     found, errors = (np.stack([each[n] for n in NAMES], axis=1) for each in (result.params, result.stderr))
