@@ -56,7 +56,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.crossed(6)
+@pytest.mark.crossed(4)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_series_has_the_answer_of_fit(name):
     options = {"p0": P0 | {"offset": 0.9}} | OPTIONS[name]
@@ -321,6 +321,7 @@ def test_bounds_of_other_series_change_no_bit():
     assert whole.success.all() and np.array_equal(whole.figures, cut.compute().figures)
 
 
+@pytest.mark.slow
 def test_a_chunk_of_one_series_has_its_bits_under_bounds_of_its_own():
     bounds = {"offset": (np.full((4, 5), -np.inf), np.inf)}
     whole = dask_nlsq.fit_many(decay, T, IMAGE, p0=P0, bounds=bounds).compute()
@@ -498,6 +499,7 @@ def root(x, height, edge):
 ROOT = {"p0": {"height": 1.0, "edge": -0.5}, "start": "neighbours"}
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("shape", [(6, 6), (6,), (5, 2, 3)])
 def test_estimates_spread_to_neighbours_round_by_round(shape):
     x, y, ring = front(shape)
@@ -510,7 +512,7 @@ def test_estimates_spread_to_neighbours_round_by_round(shape):
     assert np.array_equal(result.status[ring > 3], alone.status[ring > 3])
 
 
-@pytest.mark.crossed(4)
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("chunks", [(1, 1), (2, 3), (5, 6), (6, 1)])
 @pytest.mark.parametrize("own", [False, True])
 def test_neighbours_are_the_same_bits_for_all_chunks(chunks, own):
@@ -553,7 +555,7 @@ def test_what_cannot_be_is_refused(name):
         call()
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [False, True])
 def test_statistics_have_the_bits_of_any_chunks_with_a_sigma_of_each_point(missing):
     rng = np.random.default_rng(0)

@@ -181,6 +181,7 @@ def test_series_along_the_first_axis_have_the_same_bits():
         assert same(dask_nlsq.fit_many(decay, T, da.from_array(Y.T, chunks=(-1, chunks)), axis=0, p0=P0, shared="rate"))
 
 
+@pytest.mark.slow
 def test_values_at_which_a_series_has_no_model_are_refused():
     def root(x, height, edge):
         return height * jnp.sqrt(x - edge)
@@ -220,6 +221,7 @@ def test_a_fit_that_went_well_is_not_lost_to_series_that_have_no_model():
     assert result.success[:3].all() and result.shared.params["s"] == pytest.approx(1.2, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::dask_nlsq.NlsqWarning")
 def test_series_that_are_not_to_be_fitted_are_not_missed():
     fixed = np.r_[np.full(GROUPS - 1, 0.7), np.nan]
