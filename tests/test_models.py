@@ -218,6 +218,7 @@ def test_a_guess_sees_neither_holes_nor_rows_without_weight(rng):
     assert_recovers(result, {"amplitude": 2.5, "center": 3.0, "sigma": 0.5})
 
 
+@pytest.mark.slow
 def test_sums_travel_to_a_cluster(client, rng):
     def background(t, level):
         return level + 0 * jnp.exp(-t)

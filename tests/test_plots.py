@@ -194,6 +194,7 @@ def test_counts_are_those_of_all_rows_together(npartitions):
     assert np.isclose(summary.partitions[:, 2].sum(), z @ z, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_cluster_counts_the_same(client):
     frame = dd.from_pandas(rows(6_000), npartitions=5)
     here = frame.nlsq.fit(DECAY, y="signal", p0=P0, client=False)._residual_summary
@@ -299,6 +300,7 @@ def test_a_stream_that_ended_early_is_drawn(tmp_path):
     assert result._residual_summary.rows == 240_000
 
 
+@pytest.mark.slow
 def test_after_its_client_has_closed(cluster):
     frame = dd.from_pandas(rows(3_000), npartitions=3)
     with Client(cluster) as client:
@@ -329,6 +331,7 @@ def test_contour_is_the_profile_likelihood_of_lmfit():
     assert np.allclose(result.contour("a", "b", values=(x, y)), expected, rtol=0.01, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_matplotlib_waits_for_the_first_plot():
     code = (
         "import sys, numpy as np, dask_nlsq\n"

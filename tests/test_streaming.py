@@ -82,6 +82,7 @@ def test_a_badly_conditioned_model_keeps_its_digits():
     assert (abs(fitter.params - whole.params) < 0.1 * whole.stderr).all()
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 @pytest.mark.parametrize("order", ["sorted", "blocks of the sorted"])
 def test_rows_in_the_order_of_x_do_not_lead_astray(order, seed):
@@ -121,6 +122,7 @@ def test_what_is_known_is_told_at_any_time():
     np.testing.assert_allclose(fitter.result().predict(T[:5]), decay(T[:5], *fitter.params))
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("forget", ["auto", 0.9])
 def test_a_process_that_changes_is_followed(forget):
     fitter = StreamingFitter(decay, [2.0, 1.0, 0.5], forget=forget)
@@ -211,7 +213,7 @@ def test_a_narrow_peak_that_the_sample_misses_is_no_silence():
     assert fitter.result().status is Status.STREAMED and np.isfinite(fitter.stderr).all()
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_a_leap_to_where_the_model_is_another_is_no_success(seed):
     """Where the best square is zero, its derivative is next to nothing, and the linear model leads thousands away."""
