@@ -300,7 +300,6 @@ def test_a_stream_that_ended_early_is_drawn(tmp_path):
     assert result._residual_summary.rows == 240_000
 
 
-@pytest.mark.slow
 def test_after_its_client_has_closed(cluster):
     frame = dd.from_pandas(rows(3_000), npartitions=3)
     with Client(cluster) as client:

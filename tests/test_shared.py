@@ -181,7 +181,6 @@ def test_series_along_the_first_axis_have_the_same_bits():
         assert same(dask_nlsq.fit_many(decay, T, da.from_array(Y.T, chunks=(-1, chunks)), axis=0, p0=P0, shared="rate"))
 
 
-@pytest.mark.slow
 def test_values_at_which_a_series_has_no_model_are_refused():
     def root(x, height, edge):
         return height * jnp.sqrt(x - edge)
@@ -197,7 +196,6 @@ def edged(t, height, edge):
     return height * jnp.sqrt(t - edge)
 
 
-@pytest.mark.slow
 def test_series_that_have_no_model_at_the_start_take_part_once_they_have_one():
     t = np.stack([np.linspace(low, 3, 30) for low in (1.0, 1.0, 0.5)])
     y = np.array([[1.0], [2.0], [3.0]]) * np.sqrt(t - 0.2) + 0.02 * np.random.default_rng(0).normal(size=t.shape)
