@@ -495,6 +495,7 @@ def test_models_that_hold_much_are_not_kept():
         assert 0 < sum(each.nbytes for each in module._registry.values()) <= 10_000
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(("size", "crowded"), [({}, True), ({"env": {"PJRT_NPROC": "1"}}, False)])
 def test_processes_whose_threads_hinder_one_another_are_told_of(size, crowded):
     with (
