@@ -391,7 +391,6 @@ def test_a_stream_names_the_rows_too():
         dask_nlsq.StreamingFitter(lambda x, a, k: a * x**k, [1.0, 0.5]).partial_fit(x, x)
 
 
-@pytest.mark.slow
 def test_dates_are_said_to_be_seconds():
     frame = pd.DataFrame({"when": pd.date_range("2024-02-01", periods=10, freq="14D"), "visits": np.arange(10.0)})
     result = frame.nlsq.fit(lambda when, first, rate: first * jnp.exp(rate * when), y="visits", p0=[100, 0.01])

@@ -203,7 +203,6 @@ def test_a_point_without_y_or_sigma_is_left_out():
     assert result.success.all() and result.n_obs.tolist() == [23, 23]
 
 
-@pytest.mark.slow
 def test_a_derivative_that_is_not_finite_is_a_difference():
     def stretched(t, tau, beta):
         return jnp.exp(-((t / tau) ** beta))
