@@ -52,6 +52,10 @@ class TestData:
             frame(s=(250, value)).nlsq.fit(decay, sigma="s", nan_policy=nan_policy)
         assert (caught.value.partition, caught.value.column) == (2, "s")
 
+    def test_work_that_partitions_share_may_be_wrong(self):
+        with pytest.raises(DataError, match="sigma must be positive"):
+            frame(8).shuffle("t").assign(s=0.0).nlsq.fit(decay, sigma="s")
+
     def test_no_rows(self):
         with pytest.raises(DataError, match="no rows"):
             frame().query("t > 99").nlsq.fit(decay)

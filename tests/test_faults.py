@@ -16,7 +16,7 @@ from distributed import Client, KilledWorker, LocalCluster
 from problems import decay, decay_rows
 
 import dask_nlsq
-from dask_nlsq import DataError, SweepError
+from dask_nlsq import SweepError
 
 T, Y = decay_rows(20_000)
 
@@ -159,15 +159,6 @@ def test_work_that_partitions_share_may_fail(cluster, client, monkeypatch, fail,
     with pytest.raises(SweepError, match=f"{message}.*partition") as caught:
         broken.nlsq.fit(decay)
     assert isinstance(caught.value.__cause__, cause)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["threads", "cluster"])
-def test_work_that_partitions_share_may_be_wrong(request, where):
-    if where == "cluster":
-        request.getfixturevalue("client")
-    with pytest.raises(DataError, match="sigma must be positive"):
-        frame(lambda i: None, 8).shuffle("t").assign(s=0.0).nlsq.fit(decay, sigma="s")
 
 
 @pytest.mark.slow
