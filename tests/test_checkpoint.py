@@ -21,6 +21,7 @@ import pytest
 import s3fs
 import xarray as xr
 import zarr
+from click.testing import CliRunner
 from commits import Point, Recorded, commit, newest, recorded, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,7 @@ from dask_nlsq._checkpoint.checkpoints import _ROOT
 from dask_nlsq._checkpoint.codec import pack, unpack
 from dask_nlsq._checkpoint.lock import Lock, job
 from dask_nlsq._fit.session import _locked
+from dask_nlsq.cli import main
 
 # --- states as keys ---------------------------------------------------------------------------------------------------
 
@@ -745,3 +747,34 @@ def test_zarr_and_xarray_open_it_without_a_warning(tmp_path):
     assert table["cost"].dims == ("row",) and table["cost"].shape == (4,)
     assert table["cost"].values.tolist() == [p.cost for p in recorded(1).history]
     assert (tmp_path / "state.zarr/zarr.json").read_bytes() == _ROOT
+
+
+COMMANDS = {  # arguments, exit status, and a part of the output
+    "list": (["list", "run"], 0, "generation"),
+    "list, JSON": (["list", "run", "--json"], 0, '"generation":3'),
+    "list, nothing there": (["list", "elsewhere"], 0, "There is no checkpoint"),
+    "show": (["show", "run"], 0, "generation: 3"),
+    "show, JSON": (["show", "run", "--json", "--generation", "2"], 0, '"generation": 2'),
+    "verify": (["verify", "run"], 0, "3: verified"),
+    "verify, JSON": (["verify", "run", "--json"], 0, '"faults": {}'),
+    "verify, nothing there": (["verify", "elsewhere"], 1, "There is no checkpoint"),
+    "prune": (["prune", "run"], 0, "2 are left"),
+    "export": (["export", "run", "copy"], 0, "Copied to copy."),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_checkpoints_from_the_command_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2, 3):
+        Checkpoints("run").commit(pack(recorded(number)), {}, {})
+    arguments, status, said = COMMANDS[name]
+    seen = CliRunner().invoke(main, ["checkpoints", *arguments])
+    assert seen.exit_code == status and said in seen.output, seen.output
+
+
+def test_damage_is_an_exit_status(tmp_path):
+    Checkpoints(tmp_path).commit(pack(recorded(1)), {}, {})
+    next(tmp_path.glob("state.zarr/gen-*/theta/c/0")).write_bytes(b"")
+    seen = CliRunner().invoke(main, ["checkpoints", "verify", str(tmp_path)])
+    assert seen.exit_code == 1 and seen.output.startswith("1: ") and "verified" not in seen.output

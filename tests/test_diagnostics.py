@@ -80,11 +80,11 @@ def findings_of(rows, change):
 
 EDGES = {
     "noise": lambda x, e: (1 + 2 * x + e, {}),
+    "outliers": lambda x, e: (1 + 2 * x + e + 500 * (np.arange(len(x)) % 1000 == 7), {}),
     "no noise": lambda x, e: (1 + 2 * x, {}),
     "nothing": lambda x, e: (0 * x, {}),
     "a sigma 100 times too small": lambda x, e: (1 + 2 * x + e, {"sigma": 0.001, "absolute_sigma": True}),
     "a sigma 200 times too large": lambda x, e: (1 + 2 * x + e, {"sigma": 20.0, "absolute_sigma": True}),
-    "outliers": lambda x, e: (1 + 2 * x + e + 500 * (np.arange(len(x)) % 1000 == 7), {}),
 }
 
 
