@@ -110,6 +110,7 @@ def test_numbers_are_those_of_all_rows():
     assert np.isclose(table.loc["normality", "statistic"], stats.jarque_bera(z).statistic, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_exponentials_that_are_hardly_two():
     x = np.linspace(0, 4, 400)
     y = 2 * np.exp(-x) + np.exp(-1.4 * x) + np.random.default_rng(0).normal(0, 0.02, 400)

@@ -23,6 +23,7 @@ def test_decompositions_give_the_matrix_back(p):
     assert all(m.flags.c_contiguous for m in (vectors, u, vt, r))
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-1e150, 1e150), min_size=1, max_size=40).map(np.array))
 def test_a_length_has_the_bits_of_numpy(v):
     assert lapack.norm(v) == np.linalg.norm(v)

@@ -253,7 +253,7 @@ def apart(request):
     pytest.skip("needs the privilege to unshare a PID namespace")
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
 def test_a_container_of_the_same_host_name_is_another_host(tmp_path, apart, inside):

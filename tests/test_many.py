@@ -138,6 +138,7 @@ def test_a_series_that_fails_stops_no_other_and_is_mapped():
     assert "TOO_FEW" in repr(result) and result.counts().sum() == 20
 
 
+@pytest.mark.slow
 def test_a_constant_series_does_not_determine_a_rate():
     image = IMAGE.copy()
     image[0, 0], image[0, 1] = 5.0, 0.0
@@ -311,6 +312,7 @@ def test_a_masked_point_is_left_out(held):
     assert result.n_obs[0, 1] == 23 and np.array_equal(result.figures, plain.figures)
 
 
+@pytest.mark.slow
 def test_bounds_of_other_series_change_no_bit():
     starts = {"rate": np.where(np.arange(20) % 3 == 0, 60.0, 1.0).reshape(4, 5)}
     bounds = {"offset": (np.full((4, 5), -np.inf), np.inf)}
@@ -511,7 +513,7 @@ def test_estimates_spread_to_neighbours_round_by_round(shape):
     assert np.array_equal(result.status[ring > 3], alone.status[ring > 3])
 
 
-@pytest.mark.crossed(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(1, 1), (2, 3), (5, 6), (6, 1)])
 @pytest.mark.parametrize("own", [False, True])
 def test_neighbours_are_the_same_bits_for_all_chunks(chunks, own):

@@ -281,6 +281,7 @@ FIT_BY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", FIT_BY)
 def test_a_formula_is_a_model_wherever_one_is_taken(way):
     t = np.linspace(0, 4, 50)

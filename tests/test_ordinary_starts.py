@@ -138,7 +138,7 @@ def assert_lowest(model, x, y, found, near):
     assert cost_of(model, x, y, popt) <= least * (1 + 1e-6) + rounding * (np.sqrt(2 * least) + rounding)
 
 
-@pytest.mark.crossed(6)
+@pytest.mark.slow
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("name", FAR)
 def test_a_large_part_that_is_easy_bends_no_step(name, solve):
@@ -305,7 +305,7 @@ COINCIDE = {  # two terms that are one at the minimum
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("name", COINCIDE)
 @pytest.mark.parametrize("way", ["memory", "curve_fit", "numpy"])
@@ -444,6 +444,7 @@ def test_a_redundant_pair_has_no_errors_and_a_level_has(name, way, start, scale)
 # --- From the command line --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("formula", "start", "truth"),
     [

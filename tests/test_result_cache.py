@@ -229,6 +229,7 @@ def test_a_checkpoint_besides_is_refused(fit, tmp_path):
         fit(pd.DataFrame({"t": T, "y": Y}), checkpoint=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_cluster_finds_what_threads_have_stored(fit, client, tmp_path):
     path = parquet(tmp_path / "data")
     here, there = fit(path, client=False), fit(path, client=client)

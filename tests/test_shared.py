@@ -250,6 +250,7 @@ def test_moments_keep_their_digits_at_an_offset():
     assert level.shared.rsquared == pytest.approx(expected().shared.rsquared, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_result_of_each_series_is_a_start():
     alone = dask_nlsq.fit_many(decay, T, Y, p0=P0)
     again = dask_nlsq.fit_many(decay, T, Y, p0=alone, shared="rate")
@@ -266,6 +267,7 @@ def test_series_that_fail_take_no_part():
         dask_nlsq.fit_many(decay, T, y[-1:], p0=P0, shared="rate")
 
 
+@pytest.mark.slow
 def test_without_a_start_it_begins_at_the_mean_of_the_series():
     x, center = np.linspace(500, 600, 60), np.linspace(530, 570, 5)[:, None]
     y = 3 * np.exp(-0.5 * ((x - center) / 6) ** 2) + 0.01 * np.cos(np.arange(300)).reshape(5, 60)
@@ -273,6 +275,7 @@ def test_without_a_start_it_begins_at_the_mean_of_the_series():
     assert result.success.all() and abs(result["sigma"][0] - 6) < 0.05 and result.shared.nsweeps < 5
 
 
+@pytest.mark.slow
 def test_fixed_and_tied_parameters_stay_so_and_an_earlier_result_is_a_start():
     fixed = dask_nlsq.fit_many(decay, T, Y, p0=P0, shared="rate", fixed={"offset": np.full(GROUPS, 0.7)}).compute()
     assert (fixed["offset"] == 0.7).all() and fixed.success.all()

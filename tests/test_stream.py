@@ -194,6 +194,7 @@ def test_an_optimizer_goes_down_first(whole, method, how):
     assert any(" went down on 100,000 rows for " in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_a_descent_ends_near_the_minimum_inside_its_bounds():
     parameters, objective = bound(FAR, bounds={"amplitude": (0, 2.5)})
     ends = [warm_start(objective, parameters, Block((T,), Y), optax.adam(0.05), seed) for seed in (0, 0, 1)]

@@ -252,7 +252,7 @@ def test_one_trace_a_process_and_kind(origin, processes, tmp_path):
         assert max(grown) == 1 if processes else max(grown) <= 1  # this process may have known the model before
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize(
     ("store", "needs"),

@@ -170,6 +170,7 @@ def test_a_fit_inside_a_task_waits_for_no_thread_that_waits_for_it(task, workers
     assert len(set(found)) == 1
 
 
+@pytest.mark.slow
 def test_a_task_in_a_process_fits_on_its_cluster(alone):
     with Client(alone) as client:
         before = client.submit(fit_here, 0, pure=False).result(timeout=120)
@@ -374,6 +375,7 @@ def test_a_fit_that_holds_nothing_describes_its_files_once(sent, tmp_path):
     assert told[1] < 1.2 * told[0]
 
 
+@pytest.mark.slow
 def test_descriptions_survive_their_holder(quiet):
     with LocalCluster(**HERE | {"n_workers": 2}) as cluster, Client(cluster, set_as_default=False) as client:
 

@@ -344,7 +344,7 @@ def test_other_models_are_differentiated_as_before(model):
     assert look(model).objective.jacobian == EACH[model]
 
 
-@pytest.mark.crossed(2)
+@pytest.mark.slow
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("rows", [100, 1, 5000])
 @pytest.mark.parametrize("model", SHARED, ids=lambda f: f.__name__)
