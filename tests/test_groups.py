@@ -248,8 +248,6 @@ def test_xarray_fits_all_elements_at_once():
     assert result.n_obs == IMAGE.size and abs(result.params["rate"] - 1) < 0.02
 
 
-KNOWN = FRAME.merge(PLAIN.set_index("number")[["amplitude", "rate", "offset"]].add_suffix("_known"), on="number")
-KNOWN["low"], KNOWN["high"] = KNOWN["rate_known"] - 0.2, KNOWN["rate_known"] + 0.1
 EACH = {
     "p0": {"p0": {"amplitude": "amplitude_known", "rate": "rate_known", "offset": 0.0}},
     "bounds": {
@@ -262,7 +260,10 @@ EACH = {
 
 
 def known(kind):
-    frame = KNOWN.assign(rate_some=KNOWN["rate_known"].where(KNOWN["number"] > 3))
+    estimates = plain().set_index("number")[["amplitude", "rate", "offset"]].add_suffix("_known")
+    frame = FRAME.merge(estimates, on="number")
+    rate = frame["rate_known"]
+    frame = frame.assign(low=rate - 0.2, high=rate + 0.1, rate_some=rate.where(frame["number"] > 3))
     return frame if kind == "pandas" else dd.from_pandas(frame.sample(frac=1, random_state=2), npartitions=3)
 
 
@@ -289,10 +290,10 @@ def test_columns_hold_values_of_each_group(name, kind):
 
 def test_a_shared_parameter_beside_values_of_each_group():
     options = {"shared": "offset", "p0": {"offset": 0.7, "amplitude": 3.0, "rate": 1.0}}
-    plain = dask_nlsq.fit_groups(KNOWN, "number", decay, **options)
+    same = dask_nlsq.fit_groups(known("pandas"), "number", decay, **options)
     options["p0"] = options["p0"] | {"rate": "rate_known"}
-    each = dask_nlsq.fit_groups(KNOWN, "number", decay, **options)
-    np.testing.assert_allclose(each["rate"], plain["rate"], rtol=1e-6)
+    each = dask_nlsq.fit_groups(known("pandas"), "number", decay, **options)
+    np.testing.assert_allclose(each["rate"], same["rate"], rtol=1e-6)
 
 
 EACH_REFUSED = {
