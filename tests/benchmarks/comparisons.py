@@ -249,6 +249,54 @@ def search(size):
     yield lambda: dask_nlsq.fit(decay, n_starts=64, **options), lambda: dask_nlsq.fit(decay, **options)
 
 
+VARIANTS = dask_nlsq.grid(
+    model={"decay": "a*exp(-b*t) + c", "slope": "a*exp(-b*t) + c + d*t", "stretched": "a*exp(-(b*t)**k) + c"},
+    p0={f"start {i}": {"a": 2.0 + 0.5 * i, "b": 1.0 + 0.2 * i, "c": 0.3} for i in range(4)},
+)
+"""Twelve variants: three models, from four starts each."""
+
+
+def of_twelve(size):
+    """Return data for studies, and a fit of the last variant."""
+    path = rows.parquet(size.folder, size(2_000_000, 10_000_000))
+    options = VARIANTS["stretched, start 0"].options
+    return path, lambda: dask_nlsq.fit(data=path, cache="none", **options)
+
+
+@comparison("study", "the dearest of the twelve fits, alone", "times", repeat=5)
+def study(size):
+    """A study of three models from four starts on a path of Parquet, compile not counted."""
+    path, one = of_twelve(size)
+    yield lambda: dask_nlsq.study(VARIANTS, data=path, options={"cache": "none"}), one
+
+
+@comparison("study-apart", "its twelve fits, one after the other", "faster", repeat=3)
+def study_apart(size):
+    """The same study."""
+    path, _ = of_twelve(size)
+    each = [variant.options for variant in VARIANTS.values()]
+    yield (
+        lambda: dask_nlsq.study(VARIANTS, data=path, options={"cache": "none"}),
+        lambda: [dask_nlsq.fit(data=path, cache="none", **options) for options in each],
+    )
+
+
+@comparison("study-one", "the same fit without a study", "times", repeat=9)
+def study_one(size):
+    """A study of one variant on a path of Parquet, compile not counted."""
+    path, one = of_twelve(size)
+    single = {"one": VARIANTS["stretched, start 0"]}
+    yield lambda: dask_nlsq.study(single, data=path, options={"cache": "none"}), one
+
+
+@comparison("cached", "the same fit without a cache", "faster", repeat=5)
+def cached(size):
+    """A fit of a path of Parquet whose result is in the cache."""
+    path, one = of_twelve(size)
+    where = size.folder / "results"
+    yield lambda: dask_nlsq.fit(data=path, cache_dir=where, **VARIANTS["stretched, start 0"].options), one
+
+
 # --- rows in memory ---------------------------------------------------------------------------------------------------
 
 SCIPY = "scipy.optimize.curve_fit"
