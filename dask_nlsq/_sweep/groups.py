@@ -57,18 +57,22 @@ class Group:
         return (*((0, i) for i in head), *((1, i) for i in range(first, stop)), *((0, i) for i in tail))
 
     def blocks(self) -> Iterator[tuple[int, Block | Failure]]:
-        """Read the partitions in order, each while the one before it is being worked on."""
+        """Read the partitions in order, each while the one before it is being worked on; small ones several at a time.
+
+        Threads that take turns for each of thousands of small files would wait for one another more than they read.
+        """
         # Blocks are read already, so that a thread has nothing to do for them.
         if not self.ahead or len(self.partitions) == 1 or isinstance(self.partitions[0], Block):
             yield from ((i, load(p)) for i, p in zip(self.indices, self.partitions, strict=True))
             return
+        left = zip(self.indices, self.partitions, strict=True)
         with ThreadPoolExecutor(1, "nlsq-read") as reader:
-            coming = reader.submit(load, self.partitions[0])
-            for index, following in zip(self.indices, (*self.partitions[1:], None), strict=True):
-                block = coming.result()
-                if following is not None:
-                    coming = reader.submit(load, following)
-                yield index, block
+            coming = reader.submit(_some, left)
+            while blocks := coming.result():
+                coming = reader.submit(_some, left)
+                blocks.reverse()
+                while blocks:
+                    yield blocks.pop()  # and hold it no longer
 
     def batches(self) -> Iterator[Batch]:
         """Read the partitions in order, small ones put together: as many as one call of the kernel takes.
@@ -104,6 +108,18 @@ class Group:
             else:
                 held += pack(blocks)
         return dataclasses.replace(self, partitions=tuple(held))
+
+
+def _some(left: Iterator[tuple[int, Partition | Failure]]) -> Batch:
+    """Read the next partition, or so many small ones that a call of the kernel is worth its price."""
+    blocks: Batch = []
+    rows = 0
+    for index, partition in left:
+        blocks.append((index, block := load(partition)))
+        rows += SLABS[0] if isinstance(block, Failure) else block.rows
+        if rows >= SLABS[0]:
+            break
+    return blocks
 
 
 def _held(block: Block | Failure) -> Block | Failure:
