@@ -13,15 +13,22 @@ from dask_nlsq._model.objective import Objective
 
 CPU = jax.devices("cpu")[0]
 ROWS = 64
-PARAMETERS = [1, 12, 19, 21]  # in one part, in two, and in three, most of them filled up with rows of 0
+PARAMETERS = [1, 12, 19, 34]  # in one part, in two, and in three, most of them filled up with rows of 0
 
 
-@pytest.mark.parametrize("p", range(1, 60))
-def test_parts_hold_the_rows_and_the_residual_lies_in_the_last(p):
+@pytest.mark.parametrize("p", [*range(1, 60), 98, 99, 100, 240, 400])
+def test_parts_hold_the_columns_and_the_residual_lies_in_the_last(p):
     *others, last = device.parts(CPU, p + 1)
-    assert set(others) <= {8}
-    assert last in (4, 8, 12)
+    size = 16 if p < 100 else 32
+    assert set(others) <= {size}
+    assert last % 4 == 0 and 0 < last <= size
     assert 0 <= sum(others) + last - (p + 1) <= 3
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(4, 2048), (16, 1024), (61, 1024), (100, 512), (121, 256), (401, 256)])
+def test_rows_are_so_many_that_the_cache_and_one_thread_suffice(columns, rows):
+    assert device.rows(CPU, 2048, columns) == rows
+    assert rows * max(device.parts(CPU, columns)) ** 2 <= 2**18
 
 
 def tile_of(p, rng):

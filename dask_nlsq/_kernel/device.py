@@ -17,6 +17,16 @@ import numpy as np
 
 from dask_nlsq._kernel.block import SLABS, TILE, Block, Slab, single, slabs
 
+_CACHED = 512 << 10
+"""Bytes of a matrix that stays in a core's second-level cache, with what it is made of beside it."""
+
+_PRODUCT = 2**18
+"""Multiplications of a product of parts: of many more, XLA (jax 0.8) may share the rows among threads, and the bits of
+the sum would depend on their number."""
+
+_MANY = 100
+"""Columns from which a matrix is kept in larger parts."""
+
 _slots = itertools.count()
 _thread = threading.local()
 _resident: weakref.WeakKeyDictionary[Block, tuple[jax.Device, list[Slab]]] = weakref.WeakKeyDictionary()
@@ -75,15 +85,27 @@ def tile(device: jax.Device, rows: int) -> int:
     return TILE if device.platform == "cpu" else rows
 
 
-def parts(device: jax.Device, rows: int) -> list[int]:
-    """Return the parts, by their rows, in which a matrix of so many rows is best kept to be multiplied by itself.
+def rows(device: jax.Device, tile: int, columns: int) -> int:
+    """Return how many rows of a tile are taken at a time for a matrix of so many columns.
 
-    On a CPU these are parts of 8 rows, of which the last may have 4 or 12; up to 3 rows are added to that end.
+    It stays in the cache, and products of its parts on one thread. Fewer than 256 rows are slower all the same.
     """
     if device.platform != "cpu":
-        return [rows]
-    fours = -(-rows // 4)
-    return [4] if fours == 1 else [8] * (fours // 2 - fours % 2) + [12] * (fours % 2)
+        return tile
+    fit = min(_CACHED // (8 * columns), _PRODUCT // max(parts(device, columns)) ** 2)
+    return min(tile, max(256, 1 << fit.bit_length() - 1))  # a power of two, which divides a tile
+
+
+def parts(device: jax.Device, columns: int) -> list[int]:
+    """Return the parts, by their columns, in which a matrix of so many is best kept to be multiplied by itself.
+
+    On a CPU these are parts of 16 columns, or of 32 where there are many; the last part has what is left. Up to 3
+    columns are added, so that there is a multiple of 4.
+    """
+    if device.platform != "cpu":
+        return [columns]
+    size, fours = 16 if columns <= _MANY else 32, -(-columns // 4) * 4
+    return [size] * (fours // size) + [fours % size] * (fours % size > 0)
 
 
 def _put(slab: Slab, device: jax.Device) -> Slab:

@@ -21,7 +21,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ import numpy.typing as npt
 from jax import lax
 
 from dask_nlsq._kernel import device, finite_difference, safeguarded_difference, validate
+from dask_nlsq._kernel.additive import Additive, additive
 from dask_nlsq._kernel.block import SLABS, TILE, TOGETHER, Block, Slab, lent, slabs
 from dask_nlsq._kernel.compile_cache import once
 from dask_nlsq._kernel.reduction import Reduction, differences, merge
@@ -260,15 +261,36 @@ def _kernel(
     return once(objective, kind, lambda: _compile(objective, slab, whitened, where, traced, mended))
 
 
+class _Plan(NamedTuple):
+    """How the rows of a slab are taken."""
+
+    tile: int  # rows by which blocks are laid out, and over which a checksum runs
+    rows: int  # taken at a time, which divide a tile
+    parts: Sequence[int]  # of the matrix of columns
+    terms: Additive | None  # of a model that is a sum of like ones
+
+    @property
+    def order(self) -> npt.NDArray[np.intp] | None:
+        """Which parameter a column belongs to; None where that is the one of its number."""
+        return None if self.terms is None else self.terms.order
+
+
 def _compile(
     objective: Objective, slab: Slab, whitened: bool, where: jax.Device, traced: Callable[[], None], mended: bool
 ) -> jax.stages.Compiled:
     p, size = objective.n_parameters, len(slab.y)
-    tile, parts = min(objective.tile or device.tile(where, size), size), device.parts(where, p + 1)
+    tile = min(objective.tile or device.tile(where, size), size)
+    plan = _Plan(
+        tile,
+        tile if objective.tile else device.rows(where, tile, p + 1),
+        device.parts(where, p + 1),
+        # Differences take the place of columns in the order of the parameters.
+        additive(objective) if objective.jacobian == "reverse" and not mended else None,
+    )
 
     def kernel(theta: jax.Array, s: jax.Array | None, slab: Slab) -> tuple[jax.Array, jax.Array]:
         traces[objective.model.name, size, whitened] += 1
-        return _sweep_slab(objective, theta, s, slab, tile, parts, mended)
+        return _sweep_slab(objective, theta, s, slab, plan, mended)
 
     theta, s = np.zeros(p), np.zeros((p, p)) if whitened else None
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (theta, s, slab))
@@ -309,16 +331,17 @@ def _sweep_slab(
     theta: jax.Array,
     s: jax.Array | None,
     slab: Slab,
-    size: int,
-    parts: Sequence[int],
+    plan: _Plan,
     mended: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Loop over the blocks of a slab; return their sums, (room, sums), and checksums, (room, columns)."""
     room, columns = len(slab.places), len(slab.x) + 1 + objective.weighted
     width = sum(map(math.prod, _layout(objective).values())) + 1 + 3 * objective.n_parameters * mended
+    if s is not None and plan.order is not None:
+        s = s[np.ix_(plan.order, plan.order)]
 
     def body(k: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        block_sums = _sweep_block(objective, theta, s, slab, size, parts, slab.places[k], mended)
+        block_sums = _sweep_block(objective, theta, s, slab, plan, slab.places[k], mended)
         return tuple(
             lax.dynamic_update_index_in_dim(slab_sums, new, k, 0)
             for slab_sums, new in zip(carry, block_sums, strict=True)
@@ -334,33 +357,34 @@ def _sweep_block(
     theta: jax.Array,
     s: jax.Array | None,
     slab: Slab,
-    size: int,
-    parts: Sequence[int],
+    plan: _Plan,
     place: jax.Array,
     mended: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Loop over the tiles, of `size` rows, of a block at its place: the first, the one past the last, and its rows."""
-    first, end, rows = place
+    """Loop over the tiles of a block at its place: the first, the one past the last, and its rows."""
+    tile, size = plan.tile, plan.rows
+    steps = tile // size
+    first, end, rows = place[0] * steps, place[1] * steps, place[2]
     columns = (*slab.x, slab.y) if slab.weight is None else (*slab.x, slab.y, slab.weight)
     # About a value of the data, sums keep the digits an offset would cost.
     origin = slab.y[first * size].astype(jnp.float64)
 
     def body(i: jax.Array, carry: dict[str, Any]) -> dict[str, Any]:
-        tile = [lax.dynamic_slice(c, (i * size,), (size,)).astype(jnp.float64) for c in columns]
-        x, y = tile[: len(slab.x)], tile[len(slab.x)]
+        taken = [lax.dynamic_slice(c, (i * size,), (size,)).astype(jnp.float64) for c in columns]
+        x, y = taken[: len(slab.x)], taken[len(slab.x)]
         filled = jnp.clip((i - first + 1) * size - rows, 0, size)  # rows past the end of the block
-        weight = lax.dynamic_slice(real, (filled,), (size,)) if slab.weight is None else tile[-1]
-        a = jacobian_and_residual(objective, theta, x, y, weight, carry.pop("a"))
+        weight = lax.dynamic_slice(real, (filled,), (size,)) if slab.weight is None else taken[-1]
+        a = jacobian_and_residual(objective, theta, x, y, weight, carry.pop("a"), plan.terms)
         tally = {}
         if mended:
-            a, taken, flat = safeguarded_difference.mend_tile(objective, theta, x, weight, a)
-            tally = {"tally": _tally(carry.pop("tally"), taken, flat, (i - first) * size)}
+            a, replaced, flat = safeguarded_difference.mend_tile(objective, theta, x, weight, a)
+            tally = {"tally": _tally(carry.pop("tally"), replaced, flat, (i - first) * size)}
         lanes = [*moments(y - origin, slab.weight if slab.weight is None else weight), *map(in_lanes, x)]
         terms = products(objective, a, weight, s)
         if objective.second:
             terms["second"] = [second_derivatives(objective, theta, x, y, weight)]
         added = {"products": terms, "lanes": lanes}
-        chained = list(map(chain, carry.pop("chained"), tile))
+        chained = [chain(before, column, i % steps) for before, column in zip(carry.pop("chained"), taken, strict=True)]
         sums: dict[str, Any] = jax.tree.map(jnp.add, carry, added)
         return sums | {"chained": chained, "a": a} | tally
 
@@ -368,14 +392,14 @@ def _sweep_block(
     shapes = _layout(objective)
 
     def pieces(name: str) -> list[tuple[int, ...]]:
-        return [shapes[name]] if name == "second" else blocks(shapes[name], parts)
+        return [shapes[name]] if name == "second" else blocks(shapes[name], plan.parts)
 
     lanes = shapes.pop("moments") + shapes.pop("sums")
     start = {
         "products": {name: [jnp.zeros(block) for block in pieces(name)] for name in shapes},
         "lanes": [jnp.zeros(LANES)] * sum(lanes),
-        "chained": [jnp.zeros(size, jnp.uint64)] * len(columns),
-        "a": [jnp.zeros((n, size)) for n in parts],  # written anew in every tile, in one place
+        "chained": [jnp.zeros(tile, jnp.uint64)] * len(columns),
+        "a": [jnp.zeros((n, size)) for n in plan.parts],  # written anew in every tile, in one place
     }
     if mended:
         none = jnp.zeros(objective.n_parameters)
@@ -383,7 +407,9 @@ def _sweep_block(
     # Not `lax.scan` over tiles, which copies its inputs and reduces half as many rows a second (jax 0.10, one core).
     totals = lax.fori_loop(first, end, body, start)
     sums = [
-        (totals["products"][name][0] if name == "second" else assemble(totals["products"][name], shape)).ravel()
+        (
+            totals["products"][name][0] if name == "second" else assemble(totals["products"][name], shape, plan.order)
+        ).ravel()
         for name, shape in shapes.items()
     ]
     sums += [total(lane)[None] for lane in totals["lanes"]]

@@ -15,16 +15,17 @@ those of many sums side by side.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
 
+from dask_nlsq._kernel.additive import Additive
 from dask_nlsq._model import Objective, loss
 
 LANES = 256
@@ -47,14 +48,19 @@ def jacobian_and_residual(
     y: jax.Array,
     weight: jax.Array,
     a: Sequence[jax.Array],
+    terms: Additive | None = None,
 ) -> list[jax.Array]:
     """Write the columns of the Jacobian and the residual, all times the weight, over the parts of A, each (n, tile).
 
-    The parts have p + 1 rows together, or a few more, which stay as they are.
+    The parts have p + 1 rows together, or a few more, which stay as they are. The columns of a model of which the
+    `terms` are known are in their order.
     """
+    if terms is not None:
+        f, blocks = terms.columns(jnp.stack(list(theta)), x, weight)
+        return _columns([*blocks, ((f - y) * weight)[None]], a)
     if objective.jacobian == "shared":
         f, slopes = _shared(objective, theta, x)
-        return _columns([*(slopes * weight), (f - y) * weight], a)
+        return _columns([slopes * weight, ((f - y) * weight)[None]], a)
 
     def one_row(x_row: Sequence[jax.Array], *theta_row: jax.Array) -> jax.Array:
         value = objective.evaluate([c[None] for c in x_row], theta_row, jnp.stack)
@@ -69,7 +75,7 @@ def jacobian_and_residual(
         f, push = jax.linearize(lambda *t: rows(x, *t), *parameters)
         zero = jnp.zeros_like(y)
         jacobian = [push(*(weight if i == j else zero for i in range(len(theta)))) for j in range(len(theta))]
-    return _columns([*jacobian, (f - y) * weight], a)
+    return _columns([column[None] for column in (*jacobian, (f - y) * weight)], a)
 
 
 def _shared(
@@ -84,10 +90,20 @@ def _shared(
     return f, jax.vmap(push)(jnp.eye(len(theta)))
 
 
-def _columns(columns: Sequence[jax.Array], a: Sequence[jax.Array]) -> list[jax.Array]:
-    """Write columns over the rows of the parts, in order."""
-    left = iter(columns)
-    return [_write(part, itertools.islice(left, len(part))) for part in a]
+def _columns(blocks: Sequence[jax.Array], a: Sequence[jax.Array]) -> list[jax.Array]:
+    """Write columns, in blocks (columns, tile), over the rows of the parts, in order.
+
+    They are written one behind another: stacked, they would be a choice for each element.
+    """
+    parts, i, row = list(a), 0, 0
+    for block in blocks:
+        while len(block):
+            if row == len(parts[i]):
+                i, row = i + 1, 0
+            fit = len(parts[i]) - row
+            parts[i] = lax.dynamic_update_slice(parts[i], block[:fit], (row, 0))
+            row, block = row + min(fit, len(block)), block[fit:]
+    return parts
 
 
 def second_derivatives(
@@ -104,13 +120,6 @@ def second_derivatives(
     gradient = (jax.grad if objective.jacobian == "reverse" else jax.jacfwd)(lambda t: jnp.sum(residual * values(t)))
     hessian: jax.Array = jax.jacfwd(gradient)(theta)
     return hessian
-
-
-def _write(part: jax.Array, columns: Iterable[jax.Array]) -> jax.Array:
-    """Write columns over the first rows, one behind another: stacked, they would be a choice for each element."""
-    for j, column in enumerate(columns):
-        part = lax.dynamic_update_slice(part, column[None], (j, 0))
-    return part
 
 
 def products(
@@ -170,14 +179,24 @@ def blocks(shape: tuple[int, ...], parts: Sequence[int]) -> list[tuple[int, ...]
     return [(m, n) for i, m in enumerate(parts) for n in parts[: i + 1]] if shape else [shape]
 
 
-def assemble(parts: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
-    """Return the symmetric matrix that some blocks stand for, cut to its shape, or the number."""
+def assemble(
+    parts: Sequence[jax.Array], shape: tuple[int, ...], order: npt.NDArray[np.intp] | None = None
+) -> jax.Array:
+    """Return the symmetric matrix that some blocks stand for, cut to its shape, or the number.
+
+    `order` says which parameter each of its first p rows and columns belongs to, where that is not its number.
+    """
     if not shape:
         return parts[0]
     n = math.isqrt(2 * len(parts))
     rows = [parts[i * (i + 1) // 2 :][: i + 1] for i in range(n)]
     whole = [[rows[i][j] if j <= i else rows[j][i].T for j in range(n)] for i in range(n)]
-    return jnp.block(whole)[: shape[0], : shape[1]]
+    matrix = jnp.block(whole)[: shape[0], : shape[1]]
+    if order is None:
+        return matrix
+    back = np.arange(shape[0])
+    back[: len(order)] = np.argsort(order)
+    return matrix[np.ix_(back, back)]
 
 
 def moments(y: jax.Array, weight: jax.Array | None) -> list[jax.Array]:
@@ -219,10 +238,17 @@ def total(values: jax.Array) -> jax.Array:
     return jnp.sum(partial)
 
 
-def chain(before: jax.Array, column: jax.Array) -> jax.Array:
-    """Return the checksums of a column, one for each row of a tile, with those of the tiles before."""
+def chain(before: jax.Array, column: jax.Array, place: int | jax.Array = 0) -> jax.Array:
+    """Return the checksums of a column, one for each row of a tile, with those of the tiles before.
+
+    A column that is shorter than the tile is the piece of that place in it.
+    """
+    size = len(column)
+    whole = size == len(before)
+    piece = before if whole else lax.dynamic_slice(before, (place * size,), (size,))
     bits = lax.bitcast_convert_type(column, jnp.uint64)
-    return before * _CHAIN + (bits ^ (bits >> np.uint64(32)))  # products carry a bit upwards only
+    piece = piece * _CHAIN + (bits ^ (bits >> np.uint64(32)))  # products carry a bit upwards only
+    return piece if whole else lax.dynamic_update_slice(before, piece, (place * size,))
 
 
 def checksum(chained: jax.Array) -> jax.Array:
