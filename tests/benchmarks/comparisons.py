@@ -165,16 +165,30 @@ def kernel_whitened(size):
     yield from beside_c(size, s=np.array([[1.0, 0.2, 0.1], [0.0, 1.5, 0.3], [0.0, 0.0, 0.8]]))
 
 
-@comparison("kernel-15", "the Jacobian of all rows, jax.jit(jax.jacfwd), then JᵀJ", "faster", one_core=True)
+def beside_whole_array(count, n):
+    """Yield the kernel and the Jacobian of all rows, for a sum of so many Gaussians and n rows."""
+    theta = np.array([[1 + k, 0.5 + 5 * k / count, 1.5 / count] for k in range(count)]).ravel()
+    t = np.random.default_rng(0).uniform(0, 5, n)
+    y = np.asarray(peaks(t, *theta)) + np.random.default_rng(1).normal(0, 0.1, n)
+    objective, block, whole = bound(peaks, 3 * count), Block((t,), y), whole_array(peaks)
+    theta = 1.05 * theta
+    agree(kernels.reduce_block(objective, block, theta, None).gram[:-1, :-1], whole(theta, t, y)[2])
+    yield lambda: kernels.reduce_block(objective, block, theta, None), lambda: whole(theta, t, y)
+
+
+WHOLE_ARRAY = "the Jacobian of all rows, jax.jit(jax.jacfwd), then JᵀJ"
+
+
+@comparison("kernel-15", WHOLE_ARRAY, "faster", one_core=True)
 def kernel_15(size):
     """One core, 15 parameters (five Gaussians)."""
-    theta = np.array([[1 + k, 0.5 + k, 0.3] for k in range(5)]).ravel()
-    t = np.random.default_rng(0).uniform(0, 5, 1_000_000)
-    y = np.asarray(peaks(t, *theta)) + np.random.default_rng(1).normal(0, 0.1, len(t))
-    objective, block, whole = bound(peaks, 15), Block((t,), y), whole_array(peaks)
-    theta = 1.05 * theta
-    agree(kernels.reduce_block(objective, block, theta, None).gram[:15, :15], whole(theta, t, y)[2])
-    yield lambda: kernels.reduce_block(objective, block, theta, None), lambda: whole(theta, t, y)
+    yield from beside_whole_array(5, 1_000_000)
+
+
+@comparison("kernel-60", WHOLE_ARRAY, "faster", one_core=True)
+def kernel_60(size):
+    """One core, 60 parameters (twenty Gaussians)."""
+    yield from beside_whole_array(20, size(100_000, 400_000))
 
 
 # --- whole fits from disk ---------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def decay_numpy(t, amplitude, rate, offset):
 
 
 def peaks(t, *theta):
-    """Five Gaussians: a height, a place and a width each."""
+    """A sum of Gaussians: a height, a place and a width each."""
     return sum(a * jnp.exp(-(((t - m) / s) ** 2)) for a, m, s in zip(*(theta[k::3] for k in range(3)), strict=True))
 
 
