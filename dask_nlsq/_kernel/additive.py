@@ -251,10 +251,9 @@ def _form(jaxpr: core.Jaxpr, n: int) -> tuple[Hashable, list[int]]:
 
 def _stands_for(value: Any) -> Hashable:
     """Return something that is equal for values that mean the same; what is not known stands for itself alone."""
-    if isinstance(value, core.ClosedJaxpr):
-        return _stands_for(value.jaxpr), tuple(map(id, value.consts))
-    if isinstance(value, core.Jaxpr):
-        return _form(value, len(value.invars))[0]
+    if isinstance(value, (core.ClosedJaxpr, core.Jaxpr)):
+        inner: Any = getattr(value, "jaxpr", value)  # newer versions of JAX have one class for both
+        return _form(inner, len(inner.invars))[0], tuple(map(id, getattr(value, "consts", ())))
     if isinstance(value, (tuple, list)):
         return tuple(map(_stands_for, value))
     try:
