@@ -10,7 +10,7 @@ MODELS = {"line": "a + b*t", "decay": "a*exp(-b*t)", "offset": "a*exp(-b*t) + c"
 def run(data, cache):
     """Return the study of nine variants, one after the other."""
     variants = dask_nlsq.grid(model=MODELS, loss=["linear", "soft_l1", "huber"])
-    return dask_nlsq.study(variants, data=data, options={"x": "t"}, cache_dir=cache, max_concurrent=1, progress=False)
+    return dask_nlsq.study(variants, data=data, x="t", cache_dir=cache, max_concurrent=1, progress=False)
 
 
 def bits(study):

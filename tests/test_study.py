@@ -79,7 +79,7 @@ def reads(monkeypatch):
 @pytest.mark.parametrize("kind", DATA)
 def test_each_variant_has_the_bits_it_has_alone(kind, cache, tmp_path):
     data = DATA[kind](tmp_path / "data")
-    done = study(of_models(), data=data, options={"cache": cache, "tier": "chunked"})
+    done = study(of_models(), data=data, cache=cache, tier="chunked")
     assert list(done) == list(MODELS) and not done.errors
     for name, options in of_models().items():
         alone = dask_nlsq.fit(data=data, cache=cache, tier="chunked", **options)
@@ -106,7 +106,7 @@ def test_bits_with_other_options(options, tmp_path):
     if "n_starts" in options:
         two = ["decay"]
     given = {name: {**of_models()[name], "x": ["t"], **options} for name in two}
-    done = study({**given, "plain": {"model": MODELS["two columns"]}}, data=data, options={"cache": "none"})
+    done = study({**given, "plain": {"model": MODELS["two columns"]}}, data=data, cache="none")
     for name in two:
         assert same(done[name], dask_nlsq.fit(data=data, cache="none", **given[name])), done.errors
 
@@ -114,7 +114,7 @@ def test_bits_with_other_options(options, tmp_path):
 def test_bits_on_a_cluster(client, tmp_path):
     data = parquet(tmp_path / "data")
     for cache in ("none", "persist"):
-        done = study(of_models(), data=data, options={"cache": cache}, client=client)
+        done = study(of_models(), data=data, cache=cache, client=client)
         for name, options in of_models().items():
             assert same(done[name], dask_nlsq.fit(data=data, cache=cache, client=client, **options))
 
@@ -123,14 +123,14 @@ def test_bits_on_a_cluster(client, tmp_path):
 def test_reads_do_not_depend_on_the_number_of_variants(count, reads, tmp_path):
     data, starts = parquet(tmp_path / "data"), np.linspace(1.0, 2.0, count)
     given = {f"{start:.3f}": {"p0": {"a": start, "b": 1.0, "c": 0.1}} for start in starts}
-    done = study(given, data=data, model=MODELS["offset"], options={"cache": "none", "max_nfev": 3})
+    done = study(given, data=data, model=MODELS["offset"], cache="none", max_nfev=3)
     sweeps = max(result.nsweeps for result in done.values())
     assert len(reads) == 5 * sweeps == 5 * len(done.passes)
     assert all(len(fits) == count for fits in done.passes["variants"].iloc[:2])
 
 
 def test_batches_are_read_together(reads, tmp_path):
-    done = study(of_models(), data=parquet(tmp_path / "data"), options={"cache": "none", "tier": "streaming"})
+    done = study(of_models(), data=parquet(tmp_path / "data"), cache="none", tier="streaming")
     passes = done.passes
     assert set(passes["what"]) == {"stream", "sweep"} and passes["variants"].map(len).iloc[0] == 4
     sample = 5
@@ -143,23 +143,23 @@ def test_what_begins_alike_is_computed_once(monkeypatch, tmp_path):
     monkeypatch.setattr(shared, "_distinct", lambda shares: (computed.append(found := original(shares)), found)[1])
     starts = {f"{i}": {"a": 2 + 0.4 * i, "b": 1 + 0.2 * i, "c": 0.4} for i in range(4)}
     options = {"cache": "none", "tier": "streaming"}
-    done = study(grid(p0=starts), data=parquet(tmp_path / "data"), model=MODELS["offset"], options=options)
+    done = study(grid(p0=starts), data=parquet(tmp_path / "data"), model=MODELS["offset"], **options)
     assert {len(distinct) for distinct, _ in computed} == {1} and len({r.popt.tobytes() for r in done.values()}) == 1
 
 
 def test_reads_of_models_with_other_columns_are_shared(reads, tmp_path):
-    done = study(of_models(), data=parquet(tmp_path / "data"), options={"cache": "none", "max_nfev": 4})
+    done = study(of_models(), data=parquet(tmp_path / "data"), cache="none", max_nfev=4)
     assert len(reads) == 5 * max(result.nsweeps for result in done.values())
 
 
 def test_held_data_are_read_once(reads, tmp_path):
-    done = study(of_models(), data=parquet(tmp_path / "data"), options={"cache": "persist", "tier": "chunked"})
+    done = study(of_models(), data=parquet(tmp_path / "data"), cache="persist", tier="chunked")
     assert len(reads) == 5 and set(done.passes["what"]) == {"hold", "sweep"}
 
 
 def test_one_variant_alone_is_a_fit(reads, tmp_path):
     data = parquet(tmp_path / "data")
-    done = study({"one": {}}, data=data, model=MODELS["offset"], options={"cache": "none"})
+    done = study({"one": {}}, data=data, model=MODELS["offset"], cache="none")
     count = len(reads)
     assert same(done["one"], dask_nlsq.fit(MODELS["offset"], data=data, cache="none")) and len(reads) == 2 * count
 
@@ -200,7 +200,7 @@ def test_a_variant_begins_where_another_ended(tmp_path):
 def test_those_that_begin_together_read_together(reads, tmp_path):
     variants = {"decay": {"model": MODELS["decay"]}}
     variants |= {f"{i}": {"model": MODELS["offset"], "after": "decay", "p0": {"c": i / 9}} for i in range(4)}
-    done = study(variants, data=parquet(tmp_path / "data"), options={"cache": "none", "ftol": 1e-8})
+    done = study(variants, data=parquet(tmp_path / "data"), cache="none", ftol=1e-8)
     assert len(reads) == 5 * len(done.passes)
     assert len(done.passes) == done["decay"].nsweeps + max(done[f"{i}"].nsweeps for i in range(4))
 
@@ -237,7 +237,7 @@ def test_a_partition_that_cannot_be_read_fails_all_that_read_it(tmp_path):
 REFUSED = {
     "nothing": (lambda: study({}, T, Y), "variants are"),
     "option": (lambda: study({"a": {"los": "huber"}}, T, Y, model="a*x"), "Did you mean 'loss'"),
-    "common option": (lambda: study({"a": {}}, T, Y, model="a*x", options={"bound": 1}), "Did you mean 'bounds'"),
+    "common option": (lambda: study({"a": {}}, T, Y, model="a*x", bound=1), "Did you mean 'bounds'"),
     "of the study": (lambda: study({"a": {"checkpoint": "x"}}, T, Y, model="a*x"), "checkpoint= is no option"),
     "no model": (lambda: study({"a": {}}, T, Y), "has no model"),
     "follows none": (lambda: study({"a": {"after": "b"}}, T, Y, model="a*x"), "follows 'b'"),
@@ -249,6 +249,7 @@ REFUSED = {
     "name": (lambda: study({"a": {}}, T, Y, model="a*x", name="../x"), "name of the study"),
     "axis": (lambda: grid(losses=["linear"]), "Did you mean 'loss'"),
     "values": (lambda: grid(loss="linear"), "list of values"),
+    "no model has it": (lambda: study({"a": {}}, T, Y, model="a*x", p0={"q": 1}), "which no model has"),
     "twice": (lambda: grid(model=[lambda x, a: a * x, lambda x, a: a + x]), "same label"),
     "empty": (lambda: grid(loss=[]), "no values"),
     "frames": (lambda: grid(data=[FRAME, FRAME[:9]]), "label of one line"),
@@ -261,10 +262,25 @@ def test_refused(call, message):
         call()
 
 
+def test_what_is_said_of_all_by_name_goes_to_the_models_that_have_it():
+    said = {"p0": {"a": 2.0, "c": 0.25}, "bounds": {"c": (0.2, 0.3)}, "fixed": {"d": 0.25}}
+    done = study({"plain": MODELS["decay"], **grid(model=MODELS)}, data=FRAME, **said)
+    assert not done.errors and done["offset"].params["c"] == 0.3 and done["two columns"].params["d"] == 0.25
+    assert same(done["decay"], dask_nlsq.fit(MODELS["decay"], data=FRAME, p0={"a": 2.0})) and "plain" in done
+
+
+def test_a_model_of_a_grid_brings_its_columns():
+    def plane(t, z, a, b, c):
+        return a + b * t + c * z
+
+    done = study(grid(model={"plane": {"model": plane, "x": ["t", "z"]}, "line": "a + b*t"}), data=FRAME)
+    assert done["plane"].names == ("a", "b", "c") and done.table["model"].tolist() == ["plane", "line"]
+
+
 def test_a_grid_has_its_labels_as_columns():
     variants = grid(model={"line": "a + b*t", "decay": decay}, loss=["linear", "cauchy"], f_scale=[1.0, 0.3])
     assert len(variants) == 8 and variants["line, cauchy, 0.3"].options["f_scale"] == 0.3
-    table = study(variants, data=FRAME, options={"x": "t"}).table
+    table = study(variants, data=FRAME, x="t").table
     assert table.loc["decay, linear, 1.0", ["model", "loss", "f_scale"]].tolist() == ["decay", "linear", "1.0"]
     assert table.loc["decay, linear, 1.0", "rate"] > 0 and np.isnan(table.loc["line, linear, 1.0", "rate_stderr"])
 
@@ -303,16 +319,18 @@ def test_weights_as_lmfit_has_them():
 
 def test_unlike_rows_are_not_compared():
     halves = {"early": FRAME[FRAME["t"] < 2], "late": FRAME[FRAME["t"] >= 2]}
-    done = study(grid(data=halves, model={"line": "a + b*t", "decay": MODELS["decay"]}), options={"x": "t"})
-    assert done.table["rows"].tolist() == [0, 0, 1, 1] and len(done.comparisons) == 2
-    assert done.table.groupby("rows")["weight"].sum().tolist() == pytest.approx([1.0, 1.0])
+    done = study(grid(data=halves, model={"line": "a + b*t", "decay": MODELS["decay"]}), x="t")
+    assert done.table["set"].tolist() == [0, 0, 1, 1] and len(done.comparisons) == 2
+    assert done.table.groupby("set")["weight"].sum().tolist() == pytest.approx([1.0, 1.0])
     robust = study(grid(loss=["linear", "huber"]), data=FRAME, model=MODELS["offset"])
     assert not robust.comparisons and np.isnan(robust.table.loc["huber", "delta_aic"])
 
 
-def test_warnings_say_which_variant(tmp_path):
-    with pytest.warns(OptimizeWarning, match="Variant 'open': The data do not determine"):
-        study({"open": {"model": "a*exp(-b*t) + c + d"}, "good": {"model": MODELS["offset"]}}, data=FRAME)
+def test_warnings_say_which_variants():
+    open_ends = dict.fromkeys(("open", "too", "also", "as well"), "a*exp(-b*t) + c + d")
+    with pytest.warns(OptimizeWarning, match="Variants 'open', 'too', 'also' and 1 more: The data") as warned:
+        study({**open_ends, "good": MODELS["offset"]}, data=FRAME)
+    assert len(warned) == 1
 
 
 def test_what_is_cached_is_not_fitted_again(reads, tmp_path):
@@ -340,7 +358,7 @@ def test_loaded(tmp_path):
 
 
 def test_log_has_a_line_for_each_event(tmp_path):
-    done = study(of_models(), data=parquet(tmp_path / "data"), cache_dir=tmp_path, options={"cache": "none"})
+    done = study(of_models(), data=parquet(tmp_path / "data"), cache_dir=tmp_path, cache="none")
     lines = [json.loads(line) for line in (tmp_path / "nlsq-studies" / "study" / "log.jsonl").read_text().splitlines()]
     assert lines == list(done.lines)
     sweeps = [line for line in lines if line["event"] == "sweep" and line["variant"] == "offset"]

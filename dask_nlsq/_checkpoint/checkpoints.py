@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -407,8 +408,13 @@ class Checkpoints:
 
 def versions() -> dict[str, str]:
     """Return what the bits of a fit depend on, beside what it was asked."""
-    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "machine": machine(), **packages}
+    return {"python": platform.python_version(), "machine": machine(), **_packages()}
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    """Return the versions of packages, which do not change in a process."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def machine() -> str:

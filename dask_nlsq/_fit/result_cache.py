@@ -138,7 +138,7 @@ def _open_entry(resolved: Resolved, options: FitOptions, most: int, resume: str 
         options, checkpoint=where, checkpoint_interval=float("inf"), checkpoint_every=None, resume=resume
     )
     with contextlib.ExitStack() as stack:
-        session = _opened(stack, resolved, kept)
+        session = _opened(stack, resolved, kept, current)
         yield Entry(folder, key, current, session, session.ended(options.max_nfev) is not None)
     if "://" not in folder:
         with contextlib.suppress(OSError):  # another process may remove what is looked at
@@ -146,12 +146,14 @@ def _open_entry(resolved: Resolved, options: FitOptions, most: int, resume: str 
             _bound(Path(folder), most)
 
 
-def _opened(stack: contextlib.ExitStack, resolved: Resolved, options: FitOptions) -> Session:
+def _opened(
+    stack: contextlib.ExitStack, resolved: Resolved, options: FitOptions, current: Mapping[str, Any]
+) -> Session:
     try:
-        return stack.enter_context(open_session(resolved, options))
+        return stack.enter_context(open_session(resolved, options, current))
     except CheckpointCorrupt as damage:
         warn(f"The result cache has a damaged entry, and the fit is made again: {damage}")
-        return stack.enter_context(open_session(resolved, dataclasses.replace(options, resume=False)))
+        return stack.enter_context(open_session(resolved, dataclasses.replace(options, resume=False), current))
     except CheckpointError as error:  # another process writes this entry
         log.info("the result cache is left aside: %s", error)
         return Session()

@@ -279,8 +279,15 @@ class CheckpointSession(Session):
 
 
 @contextlib.contextmanager
-def open_session(resolved: Resolved, options: FitOptions) -> Iterator[Session]:
+def open_session(
+    resolved: Resolved, options: FitOptions, current: Mapping[str, Any] | None = None
+) -> Iterator[Session]:
     """Open the session of a fit: take the lock, and find where to go on from.
+
+    Parameters
+    ----------
+    current : mapping, optional
+        The fingerprint of the fit, where it is known already.
 
     Raises
     ------
@@ -301,7 +308,7 @@ def open_session(resolved: Resolved, options: FitOptions) -> Iterator[Session]:
     remote = "://" in str(where)
     # The options of fsspec may be those of the data; a local folder takes none.
     checkpoints = Checkpoints(where, options.storage_options if remote else None)
-    current = fingerprint(resolved, options)
+    current = fingerprint(resolved, options) if current is None else current
     with _locked(checkpoints, strict) as lock, Interrupt() as interrupt:
         newest = None if resume is False else checkpoints.newest()
         if newest is None and resume is True:

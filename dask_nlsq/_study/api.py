@@ -10,7 +10,7 @@ from typing import Any
 
 import dask
 
-from dask_nlsq._errors import NlsqError, check_keywords
+from dask_nlsq._errors import NlsqError
 from dask_nlsq._study.artifacts import Artifact, check_artifacts
 from dask_nlsq._study.log import Log
 from dask_nlsq._study.progress import StudyBar
@@ -21,14 +21,12 @@ from dask_nlsq._study.variants import Variant, to_variants
 _NAME = re.compile(r"[\w][\w .,+-]*")
 
 
-@check_keywords
 def study(
     variants: Mapping[str, Variant | Mapping[str, Any]],
     x: Any = None,
     y: Any = None,
     *,
     data: Any = None,
-    options: Mapping[str, Any] | None = None,
     model: Any = None,
     cache_dir: str | os.PathLike[str] | None = None,
     name: str = "study",
@@ -37,6 +35,7 @@ def study(
     max_concurrent: int | None = None,
     client: Any = None,
     progress: bool | None = None,
+    **options: Any,
 ) -> Study:
     """Fit many variants, which share the reads of the data, and return a table of what came of them.
 
@@ -46,12 +45,10 @@ def study(
     Parameters
     ----------
     variants : mapping
-        By name, `Variant` or the options of `fit`, in which ``after``, ``resources`` and ``priority`` may stand too.
-        `grid` returns one for each combination of values.
+        By name, `Variant`, a model, or the options of `fit`, in which ``after``, ``resources`` and ``priority`` may
+        stand too. `grid` returns one for each combination of values.
     x, y, data, model
         As for `fit`, of all variants that have no other.
-    options : mapping, optional
-        Further options of `fit` for all variants, such as ``{"sigma": "error", "bounds": {"rate": (0, 10)}}``.
     cache_dir : str or path, optional
         A folder or URL in which results are kept. Variants whose results are there are not fitted again: a study that
         was killed goes on where it was. By default ``nlsq.cache-dir`` of Dask's configuration.
@@ -68,6 +65,9 @@ def study(
         As for `fit`.
     progress : bool, optional
         As for `fit`.
+    **options
+        Further options of `fit` for all variants, such as ``sigma="error"``. Of ``p0``, ``bounds``, ``fixed``, ``tied``
+        and ``prior``, given by name, each variant takes what its model has.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def study(
     {'a': 2.0, 'b': 1.5, 'c': 0.5}
     """
     given = {"x": x, "y": y, "data": data, "model": model}
-    common = {**{key: value for key, value in given.items() if value is not None}, **(options or {})}
+    common = {**{key: value for key, value in given.items() if value is not None}, **options}
     whole = to_variants(variants, common)
     recorded = (record,) if isinstance(record, str) else tuple(record)
     known = check_artifacts(artifacts or {}, recorded)

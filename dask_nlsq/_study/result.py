@@ -110,19 +110,19 @@ class Study(Mapping[str, FitResult]):
 
         The labels of a grid; each parameter and its standard error, ``NAME_stderr``; ``n_parameters``, ``n_obs``,
         ``chisqr``, ``redchi``, ``aic``, ``aicc``, ``bic``; the differences ``delta_aic``, ``delta_aicc`` and
-        ``delta_bic`` from the smallest among variants to the same rows, which have the same number in ``rows``, and
+        ``delta_bic`` from the smallest among variants to the same rows, which have the same number in ``set``, and
         the Akaike ``weight``; ``status``, ``sweeps``, ``seconds``, ``cached``, and ``error``.
         """
         names = list(dict.fromkeys(name for result in self.values() for name in result.names))
         lines = [self._line(name, names) for name in self.outcomes]
         table = pd.DataFrame(lines, index=pd.Index(list(self.outcomes), name="variant"))
         for number, alike in enumerate(self._comparable):
-            table.loc[alike, "rows"] = number
+            table.loc[alike, "set"] = number
             for criterion in ("aic", "aicc", "bic"):
                 table.loc[alike, f"delta_{criterion}"] = table.loc[alike, criterion] - table.loc[alike, criterion].min()
         for comparison in self.comparisons:
             table.loc[comparison.table.index, "weight"] = comparison.table["weight"]
-        return table.astype({"rows": "Int64"})
+        return table.astype({"set": "Int64"})
 
     def _line(self, name: str, parameters: Sequence[str]) -> dict[str, Any]:
         outcome, labels = self.outcomes[name], self.variants[name].labels
@@ -137,7 +137,7 @@ class Study(Mapping[str, FitResult]):
         line |= {each: np.nan if result is None else getattr(result, each) for each in _STATISTICS}
         line |= dict.fromkeys(("delta_aic", "delta_aicc", "delta_bic", "weight"), np.nan)
         return line | {
-            "rows": np.nan,
+            "set": np.nan,
             "status": "" if result is None else result.status.name,
             "sweeps": 0 if result is None else result.nsweeps,
             "seconds": outcome.seconds,
@@ -170,12 +170,12 @@ class Study(Mapping[str, FitResult]):
         return f"Study {self.name!r}: {ended} of {len(self.outcomes)} fits converged"
 
     def _short(self) -> pd.DataFrame:
-        table = self.table[["status", "n_parameters", "n_obs", "redchi", "rows", "delta_aicc", "weight", "seconds"]]
+        table = self.table[["status", "n_parameters", "n_obs", "redchi", "set", "delta_aicc", "weight", "seconds"]]
         table = table.assign(
             status=table["status"].where(table["status"] != "", "failed"), seconds=table["seconds"].round(3)
         )
-        if table["rows"].dropna().nunique() <= 1:  # all are comparable
-            table = table.drop(columns="rows")
+        if table["set"].dropna().nunique() <= 1:  # all are comparable
+            table = table.drop(columns="set")
         return table.astype({"n_parameters": "Int64", "n_obs": "Int64"})
 
     def _took(self) -> list[tuple[str, str]]:
@@ -189,7 +189,8 @@ class Study(Mapping[str, FitResult]):
             read = sum(line["read_seconds"] for line in (*passes, *held))
             computed = sum(line["compute_seconds"] for line in passes)
             rows.append(("tasks", f"{format_time(read)} reading, {format_time(computed)} computing"))
-            rows.append(("read", format_bytes(sum(line["bytes"] for line in (*passes, *held)))))
+            if nbytes := sum(line["bytes"] for line in (*passes, *held)):  # not known of what workers hold
+                rows.append(("read", format_bytes(nbytes)))
         return rows + ([("cache", f"{cached} of {len(self.outcomes)} results were there")] if cached else [])
 
     def __repr__(self) -> str:

@@ -107,9 +107,13 @@ class Runner:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         # Here, in the thread of the user, whose line they are to name.
+        about: dict[tuple[str, type[Warning]], list[str]] = {}
         for name in self._variants:
-            for message, category in self._warnings.get(name, ()):
-                warn(f"Variant {name!r}: {message}", category)
+            for warning in dict.fromkeys(self._warnings.get(name, ())):
+                about.setdefault(warning, []).append(repr(name))
+        for (message, category), names in about.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            warn(f"Variant{'s' * (len(names) > 1)} {', '.join(names[:3])}{more}: {message}", category)
         outcomes = dict(zip(nodes, ended, strict=True))
         return {name: outcomes[name] for name in self._variants}
 

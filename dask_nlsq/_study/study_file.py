@@ -221,7 +221,7 @@ def _study(
     arguments: dict[str, Any] = {
         key: given[key] for key in ("data", "x", "y", "record", "max_concurrent") if key in given
     }
-    arguments |= {"options": checked(given.get("options", {}), OPTIONS, "options")}
+    arguments |= checked(given.get("options", {}), OPTIONS, "options")
     if "model" in given:
         arguments["model"] = model(given["model"], "model")
     here = path.absolute().parent

@@ -19,6 +19,9 @@ Taken: TypeAlias = "str | Sequence[str] | Mapping[str, Any] | Callable[[FitResul
 
 _TAKES = ("p0", "fixed", "bounds")
 
+_BY_NAME = ("p0", "bounds", "fixed", "tied", "prior")
+"""Options that may speak of parameters by name."""
+
 _NOT_HERE = ("checkpoint", "resume", "callback", "progress", "client", "cache_dir", "shared")
 """Options of `fit` that belong to a study as a whole, or to none of its fits."""
 
@@ -78,7 +81,8 @@ def grid(**axes: Sequence[Any] | Mapping[str, Any]) -> dict[str, Variant]:
     ----------
     **axes : sequence or mapping
         Values of each option; a mapping has their labels. A model or function is called by its name otherwise, and
-        anything else by how it is written.
+        anything else by how it is written. A model may come with options of its own, as ``{"model": function, "x":
+        ["t", "z"]}``.
 
     Returns
     -------
@@ -100,7 +104,12 @@ def grid(**axes: Sequence[Any] | Mapping[str, Any]) -> dict[str, Variant]:
     variants = {}
     for combination in itertools.product(*(axis.items() for axis in labelled.values())):
         labels = dict(zip(labelled, (label for label, _ in combination), strict=True))
-        options = dict(zip(labelled, (value for _, value in combination), strict=True))
+        options: dict[str, Any] = {}
+        for name, (_, value) in zip(labelled, combination, strict=True):
+            # A model may bring options of its own, such as its columns.
+            own = value if name == "model" and isinstance(value, Mapping) else {name: value}
+            _check_options(f"the model {labels.get('model')!r}", own)
+            options |= own
         variants[", ".join(labels.values())] = Variant(options, labels)
     return variants
 
@@ -158,19 +167,40 @@ def to_variants(given: Mapping[str, Variant | Mapping[str, Any]], common: Mappin
         graphlib.TopologicalSorter({n: v.follows for n, v in variants.items()}).prepare()
     except graphlib.CycleError as error:
         raise NlsqError(f"Variants follow one another in a circle: {' → '.join(error.args[1])}.") from error
-    whole = {name: dataclasses.replace(v, options={**common, **v.options}) for name, v in variants.items()}
+    whole = {name: dataclasses.replace(v, options=_whole(v, common)) for name, v in variants.items()}
     lacking = [name for name, variant in whole.items() if variant.options.get("model") is None]
     if lacking:
         raise NlsqError(f"The variant {lacking[0]!r} has no model; give model= to it or to the study.")
+    for option in _BY_NAME:
+        named = common.get(option)
+        models = [to_model(v.options["model"], v.options.get("p0")).parameters for v in whole.values()]
+        if isinstance(named, Mapping) and (none := [n for n in named if not any(n in names for names in models)]):
+            raise NlsqError(f"{option}= names {none}, which no model has.")
     return whole
 
 
+def _whole(variant: Variant, common: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a variant with those of all; of what is said by name of many, that which its model has."""
+    options = {**common, **variant.options}
+    shared = [name for name in _BY_NAME if name in variant.labels or name not in variant.options]
+    if any(isinstance(options.get(name), Mapping) for name in shared) and options.get("model") is not None:
+        names = to_model(options["model"], options.get("p0")).parameters
+        for option in shared:
+            if isinstance(of_all := options.get(option), Mapping):
+                options[option] = {name: value for name, value in of_all.items() if name in names}
+    return options
+
+
 def _variant(name: str, given: object) -> Variant:
-    """Return a variant from a mapping of options, in which after, resources and priority may stand too."""
+    """Return a variant from a model, or a mapping of options, in which after, resources and priority may stand too."""
     if isinstance(given, Variant):
         return given
+    if isinstance(given, str) or callable(given):
+        return Variant({"model": given})
     if not isinstance(given, Mapping):
-        raise NlsqError(f"The variant {name!r} is a {type(given).__name__}; a mapping of options of fit is needed.")
+        raise NlsqError(
+            f"The variant {name!r} is a {type(given).__name__}; a model or a mapping of options of fit is needed."
+        )
     own = {key: given[key] for key in ("labels", "after", "resources", "priority") if key in given}
     return Variant({str(key): value for key, value in given.items() if key not in own}, **own)
 

@@ -47,8 +47,9 @@ def run(
 
         def plan() -> Any:
             first = next(iter(asked.variants.values()))
-            common = {key: asked.arguments[key] for key in ("data", "x", "y", "model") if key in asked.arguments}
-            return dask_nlsq.plan(**{**common, **asked.arguments["options"], **first.options})
+            own = ("name", "cache_dir", "record", "max_concurrent")
+            common = {key: value for key, value in asked.arguments.items() if key not in own}
+            return dask_nlsq.plan(**{**common, **first.options})
 
         with connected(scheduler, started, plan) as client:
             done = asked.run(client, progress)

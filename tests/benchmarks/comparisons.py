@@ -281,7 +281,7 @@ def of_twelve(size):
 def study(size):
     """A study of three models from four starts on a path of Parquet, compile not counted."""
     path, one = of_twelve(size)
-    yield lambda: dask_nlsq.study(VARIANTS, data=path, options={"cache": "none"}), one
+    yield lambda: dask_nlsq.study(VARIANTS, data=path, cache="none"), one
 
 
 @comparison("study-apart", "its twelve fits, one after the other", "faster", repeat=3)
@@ -290,7 +290,7 @@ def study_apart(size):
     path, _ = of_twelve(size)
     each = [variant.options for variant in VARIANTS.values()]
     yield (
-        lambda: dask_nlsq.study(VARIANTS, data=path, options={"cache": "none"}),
+        lambda: dask_nlsq.study(VARIANTS, data=path, cache="none"),
         lambda: [dask_nlsq.fit(data=path, cache="none", **options) for options in each],
     )
 
@@ -300,7 +300,7 @@ def study_one(size):
     """A study of one variant on a path of Parquet, compile not counted."""
     path, one = of_twelve(size)
     single = {"one": VARIANTS["stretched, start 0"]}
-    yield lambda: dask_nlsq.study(single, data=path, options={"cache": "none"}), one
+    yield lambda: dask_nlsq.study(single, data=path, cache="none"), one
 
 
 @comparison("cached", "the same fit without a cache", "faster", repeat=5)
