@@ -152,6 +152,7 @@ ALIKE = {
     "sets": (power, {1, 2}, {2, 1}, True),
     "partial": (lambda n: functools.partial(power(3), a=n), 1.0, 2.0, False),
     "objective": (lambda n: Objective(Model.from_function(power(n)).bind(["x"]), ("x", "y")), 2, 2, True),
+    "moments of other units": (power, np.datetime64(1, "s"), np.datetime64(1, "D"), False),
     "formula": (lambda n: Model(f"a*x**{n}"), 2, 2, True),
     "formulas": (lambda n: Model(f"a*x**{n}"), 2, 3, False),
 }
@@ -165,6 +166,7 @@ def test_keys_are_equal_where_values_do_the_same(make, one, two, same):
 
 
 HOLDING = {
+    "method of a container": {"scale": 1.0}.get,
     "object": Held(),
     "class": Held,
     "iterator": iter([1]),
@@ -211,6 +213,11 @@ ACROSS = {
     "cut and joined": lambda t, a: jnp.concatenate([t[1:], t[:1]]) * a,
     "each with each": lambda t, a: jnp.sum(t[:, None] * t[None, :], axis=0) * a,
     "matrix": lambda t, a: jnp.diag(t * a) @ t,
+    "largest number": lambda t, a: a * t + jnp.arange(len(t)).max(),
+    "trace": lambda t, a: a * t + jnp.eye(len(t)).sum(),
+    "two for each row": lambda t, a: a * t + jnp.ones((len(t), 2)).sum(),
+    "ones for each pair": lambda t, a: a * t + jnp.ones((len(t), len(t))).sum(0)[0],
+    "last number": lambda t, a: a * t + jnp.argmax(jnp.arange(len(t))),
     "random": lambda t, a: a * t + jax.random.normal(jax.random.key(0), t.shape),
 }
 

@@ -1,6 +1,8 @@
 """Studies: variants with the bits they have alone, shared reads, stages, failures as rows, cache, files, artifacts."""
 
 import collections
+import gc
+import io
 import json
 import signal
 import subprocess
@@ -9,11 +11,15 @@ import threading
 import time
 from pathlib import Path
 
+import dask
 import dask.array as da
 import dask.dataframe as dd
+import jax.numpy as jnp
 import lmfit
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner
 from nist import PROBLEMS
@@ -24,6 +30,7 @@ from studied import bits, run
 
 import dask_nlsq
 from dask_nlsq import NlsqError, NlsqWarning, Study, StudyFile, grid, study
+from dask_nlsq._study import log as log_module
 from dask_nlsq._study.log import Log
 from dask_nlsq._sweep import failure
 from dask_nlsq._sweep.executors import shared
@@ -214,6 +221,10 @@ FAILING = {
     "after": ({"model": "A*exp(-B*t)", "after": "good"}, "no parameter in common"),
     "raises": ({"model": lambda t, a: a * t / [][0]}, "Error"),
     "resources": ({"model": MODELS["decay"], "resources": {"GPU": 1}}, "NlsqError"),
+    "taken bounds": ({"model": MODELS["decay"], "after": {"good": {"bounds": "x"}}}, "number of standard errors"),
+    "taken start": ({"model": MODELS["decay"], "after": {"good": {"p0": 3}}}, "names of parameters are needed"),
+    "nothing taken": ({"model": MODELS["decay"], "after": {"good": lambda _: None}}, "has returned None"),
+    "taken option": ({"model": MODELS["decay"], "after": {"good": lambda _: {"resume": True}}}, "resume= is no option"),
 }
 
 
@@ -225,6 +236,85 @@ def test_what_fails_is_a_row(bad, error, tmp_path):
     assert done.table.loc["bad", "error"] == done.errors["bad"] and "failed" in done.report()
     with pytest.raises(KeyError, match="no result"):
         done["bad"]
+
+
+def test_a_column_that_another_variant_needs_fails_that_one_alone(tmp_path):
+    data = parquet(tmp_path / "data")
+    FRAME.iloc[2400:3600].drop(columns="z").to_parquet(tmp_path / "data" / "2.parquet")
+    done = study(
+        of_models(),
+        data=dd.from_map(
+            pd.read_parquet,
+            sorted(map(str, (tmp_path / "data").iterdir())),
+            meta=FRAME.iloc[:0],
+            enforce_metadata=False,
+        ),
+    )
+    assert set(done.errors) == {"two columns", "other order"}
+    assert same(done["offset"], dask_nlsq.fit(data=data, x="t", model=MODELS["offset"], p0=P0))
+
+
+def test_a_fit_that_has_failed_is_not_waited_for():
+    """Its generator is closed when it is collected, after it has left."""
+    variants = {
+        "across": {"model": lambda t, a, b: a * jnp.cumsum(t) + b, "p0": [1.0, 1.0]},
+        "after": {"model": MODELS["offset"], "tier": "streaming", "after": "good"},
+        "good": {"model": MODELS["decay"]},
+    }
+    done = study(variants, data=dd.from_pandas(FRAME, npartitions=4), x="t")
+    gc.collect()
+    assert set(done) == {"good", "after"}
+
+
+def test_expressions_of_dask_are_opened_one_at_a_time():
+    frame = dd.from_map(lambda i: FRAME.iloc[i * 1000 : (i + 1) * 1000], range(6), meta=FRAME.iloc[:0])
+    assert len(study(of_models(), data=frame.assign(t=frame["t"] * 2)[frame["t"] < 3])) == len(MODELS)
+
+
+def test_a_log_that_cannot_be_written_ends_no_study(tmp_path, monkeypatch, caplog):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    opened = log_module.Path.open
+    monkeypatch.setattr(
+        log_module.Path, "open", lambda p, *a, **k: Full() if p.name == "log.jsonl" else opened(p, *a, **k)
+    )
+    assert not study(of_models(), data=FRAME, cache_dir=tmp_path).errors
+    assert caplog.text.count("The log of the study cannot be written") == 1
+
+
+def test_dask_may_be_told_to_run_several_tasks_at_once():
+    with dask.config.set(chunksize=4):
+        assert len(study(of_models(), data=FRAME)) == len(MODELS)
+
+
+@pytest.mark.parametrize("form", [np.array, lambda ids: pa.array(ids).cast(pa.int64())], ids=["array", "expression"])
+def test_long_filters_that_differ_read_other_rows(form, tmp_path):
+    numbers, frame = np.arange(len(T)), FRAME.assign(id=np.arange(len(T)))
+    data, every = parquet(tmp_path / "data", frame), {}
+    for name, ids in {"even": numbers[::2], "odd": np.where(numbers % 2, numbers, 0)[1::2]}.items():
+        ids = np.concatenate([[0], ids, [len(T) - 1]])
+        every[name] = [("id", "in", form(ids))] if form is np.array else pc.field("id").isin(form(ids))
+    done = study(grid(filters=every), data=data, model=MODELS["offset"], cache_dir=tmp_path / "cache")
+    assert done["even"].cost != done["odd"].cost
+    for name, filters in every.items():
+        again = dask_nlsq.fit(MODELS["offset"], data=data, filters=filters, cache_dir=tmp_path / "cache")
+        assert same(again, done[name]) and again.provenance["cache"]["hit"]
+
+
+def test_held_data_are_let_go_of(tmp_path):
+    done = study(of_models(), data=parquet(tmp_path / "data"), cache="persist", tier="chunked")
+    reads = done["offset"].profiler.problem.reader._reads
+    assert not reads._shared and not reads._once
+    assert len(done["offset"].conf_int(method="profile")) == 3  # reads its data by itself
+
+
+def test_names_of_parameters_and_columns_do_not_clash():
+    done = study(grid(model=["aic*exp(-b*t)", "aic + status*t"], loss=["linear"]), data=FRAME)
+    table = done.table
+    assert table["aic (parameter)"].iloc[0] == done["aic*exp(-b*t), linear"].params["aic"]
+    assert table["aic"].iloc[0] == done["aic*exp(-b*t), linear"].aic and (table["status"] == "CONVERGED").all()
 
 
 def test_a_partition_that_cannot_be_read_fails_all_that_read_it(tmp_path):
@@ -252,6 +342,11 @@ REFUSED = {
     "no model has it": (lambda: study({"a": {}}, T, Y, model="a*x", p0={"q": 1}), "which no model has"),
     "twice": (lambda: grid(model=[lambda x, a: a * x, lambda x, a: a + x]), "same label"),
     "empty": (lambda: grid(loss=[]), "no values"),
+    "same names": (lambda: grid(model={"x, y": "a*x", "x": "b*x"}, data={"z": 1, "y, z": 2}), "would be called"),
+    "names as text": (lambda: study({1: "a*x", "1": "b*x"}, T, Y), "same name as text"),
+    "no text": (lambda: study({"a": "a*x"}, T, Y, name=3), "name of the study"),
+    "no number": (lambda: study({"a": "a*x"}, T, Y, max_concurrent="3"), "max_concurrent is '3'"),
+    "after a number": (lambda: study({"a": {"model": "a*x", "after": 3}}, T, Y), "after is 3"),
     "frames": (lambda: grid(data=[FRAME, FRAME[:9]]), "label of one line"),
 }
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from dask_nlsq._curve_fit import arguments
 from dask_nlsq._errors import DifferencesWarning
 from dask_nlsq._fit import UndeterminedWarning, fit
-from dask_nlsq._model import Model, Objective
+from dask_nlsq._model import Model, Objective, key
 from dask_nlsq._result import FitResult
 from dask_nlsq._sweep import serialize
 from dask_nlsq._typing import AnyArray, Vector
@@ -95,6 +96,11 @@ class Call:
         """Refuse fewer rows than parameters, under "lm"."""
         if self.lm and self.p > n:
             raise TypeError(f"The number of func parameters={self.p} must not exceed the number of data points={n}")
+
+    @functools.cached_property
+    def known(self) -> bool:
+        """Whether all that the function refers to is seen, so that what was compiled of it holds until that changes."""
+        return key(self.f) is not None
 
     def model(self, func: Callable[..., Any]) -> Model:
         """Return a function of the arguments `names` as a model."""

@@ -74,7 +74,7 @@ def fit_rows(call: Call, data: Data) -> Output:
 
 def by_itself(call: Call, x: object, y: AnyArray, sigma: AnyArray | None) -> bool:
     """Whether the function treats each row of these arrays in memory by itself, and they are such as `fit` takes."""
-    if call.jac is not None or not isinstance(x, np.ndarray) or x.dtype != np.float64:
+    if call.jac is not None or not isinstance(x, np.ndarray) or x.dtype != np.float64 or not call.known:
         return False
     n, weights = y.size, np.ones(1) if sigma is None else sigma
     if x.ndim == 0 or x.shape[-1] != n or y.ndim != 1 or n < max(call.p, 2) or weights.shape not in ((), (1,), (n,)):

@@ -125,7 +125,7 @@ def _linearity(call: Call, x: object, first: object) -> Linearity | None:
         jax.eval_shape(lambda x, theta: call.f(x, *theta), x, call.p0)
         return look()
 
-    if _is_plain(x):
+    if _is_plain(x) and call.known:
         with contextlib.suppress(Exception), jax.enable_x64(True):
             return once(call.objective(call.f, 1), ("whole", x.shape), lambda: look_once(x))
     try:
@@ -138,7 +138,7 @@ def _traced(call: Call, x: object, first: object, shape: tuple[int, ...]) -> Cal
     """Return JAX's derivative of a function that gives `first` at the start, or None where there is none."""
     if not isinstance(first, jax.Array):
         return None
-    if _is_plain(x):
+    if _is_plain(x) and call.known:
         # Compiled once for arrays of one shape; a function that computes with NumPy from its data cannot be.
         with contextlib.suppress(Exception), jax.enable_x64(True):
             known = call.objective(call.f, 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import operator
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, TypeAlias
@@ -19,16 +21,21 @@ Form: TypeAlias = "Callable[[FitOptions], Any]"
 
 
 def _ordered(value: Any) -> Any:
-    """Return filters with sets as lists, whose order is that of no process."""
+    """Return filters with sets and arrays as lists, which are written out, in an order that is that of no process."""
     if isinstance(value, (set, frozenset)):
         return sorted(value, key=repr)
+    if hasattr(value, "tolist"):
+        return value.tolist()
     # Of these two types only: a subclass, such as a named tuple, may be made of other arguments.
     return type(value)(map(_ordered, value)) if type(value) in (list, tuple) else value
 
 
 def _text(filters: object) -> str | None:
-    """Return filters as text."""
-    return None if filters is None else str(_ordered(filters))
+    """Return filters as text; what an expression of pyarrow abbreviates, a hash tells apart."""
+    if filters is None:
+        return None
+    text = str(_ordered(filters))
+    return f"{text} {hashlib.sha256(pickle.dumps(filters)).hexdigest()[:16]}" if "..." in text else text
 
 
 def _name(method: object) -> str | None:

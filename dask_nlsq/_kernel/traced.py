@@ -201,10 +201,16 @@ def _rows_apart(jaxpr: core.Jaxpr, marks: Sequence[bool]) -> list[bool] | None:
 
     for equation in jaxpr.eqns:
         outputs = _rows_of(equation, list(map(has_rows, equation.invars)))
-        if outputs is None:
+        if outputs is None or not all(map(_are_rows_only, equation.outvars, outputs)):
             return None
         known.update(zip(equation.outvars, outputs, strict=True))
     return list(map(has_rows, jaxpr.outvars))
+
+
+def _are_rows_only(atom: core.Var, has_rows: bool) -> bool:
+    """Whether no axis of a value is as long as there are rows, but for the last one of rows: no other may be summed."""
+    shape = tuple(getattr(atom.aval, "shape", ()))
+    return ROWS not in (shape[:-1] if has_rows else shape)
 
 
 def _rows_of(equation: core.JaxprEqn, marks: list[bool]) -> list[bool] | None:

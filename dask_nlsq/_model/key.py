@@ -7,8 +7,10 @@ takes what it finds there by its value. What it does not know it refuses, so tha
 from __future__ import annotations
 
 import dataclasses
+import dis
 import functools
 import hashlib
+import sys
 import types
 from collections.abc import Hashable
 from typing import Any, NamedTuple
@@ -21,7 +23,6 @@ MOST = 2000
 """Values beyond which a key would take as long as a pickle."""
 
 _SCALARS = (bool, int, str, bytes, type(None))
-_OPAQUE = (types.BuiltinFunctionType, types.ModuleType, np.ufunc)
 
 
 class Key(NamedTuple):
@@ -84,10 +85,18 @@ class _Reader:
         if kind is types.MethodType:
             return kind, self.read(value.__func__), self.read(value.__self__)
         if kind is np.ndarray and not value.dtype.hasobject:
-            return kind, value.dtype.str, value.shape, hashlib.blake2b(np.ascontiguousarray(value).data).digest()
+            return (
+                kind,
+                repr(value.dtype.descr),
+                value.shape,
+                hashlib.blake2b(np.ascontiguousarray(value).data).digest(),
+            )
         if isinstance(value, np.generic) and not value.dtype.hasobject:
-            return kind, value.tobytes()
-        if isinstance(value, _OPAQUE) or (isinstance(value, type) and foreign(value)):
+            return kind, repr(value.dtype), value.tobytes()
+        if isinstance(value, (types.ModuleType, np.ufunc)) or (isinstance(value, type) and foreign(value)):
+            return id(value)
+        # A method of a container, which may change, is a built-in function too.
+        if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, (types.ModuleType, type(None))):
             return id(value)
         if kind.__module__.startswith("dask_nlsq.") and dataclasses.is_dataclass(kind):
             return kind, *(self.read(getattr(value, name)) for name in _fields(kind))
@@ -125,8 +134,24 @@ class _Reader:
 
     def _referred(self, function: types.FunctionType) -> Hashable:
         globe = function.__globals__
+        parts = attributes(function)
+        if _imports(function.__code__) or any(_is_editable(part) for part in parts):
+            raise _Unknown  # what it reads there is in no name of its own
         named = tuple((name, self.read(globe[name])) for name in names(function) if name in globe)
-        return named, tuple(map(self.read, attributes(function)))
+        return named, tuple(map(self.read, parts))
+
+
+def _is_editable(value: object) -> bool:
+    return isinstance(value, types.ModuleType) and not installed(getattr(value, "__file__", None))
+
+
+@functools.lru_cache(1024)
+def _imports(code: types.CodeType) -> bool:
+    """Whether a function imports a module, as it runs, that may change in this process."""
+    imported = {step.argval for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME"}
+    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    found = (sys.modules.get(name) for name in imported)
+    return any(module is None or _is_editable(module) for module in found) or any(map(_imports, inner))
 
 
 def _refuse() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -272,7 +273,15 @@ def _open_rows(rows: Rows, columns: Columns, expression: ds.Expression | None) -
         notes=rows.notes,
         identity=rows.identity,
     )
-    return Source(partitions, tokenize(rows.identity or sorted(dataset.files), known, str(expression), columns), info)
+    return Source(
+        partitions, tokenize(rows.identity or sorted(dataset.files), known, _whole(expression), columns), info
+    )
+
+
+def _whole(expression: ds.Expression | None) -> str | bytes:
+    """Return an expression in a form that leaves nothing out, as its text does of long lists."""
+    text = str(expression)
+    return pickle.dumps(expression) if "..." in text else text
 
 
 def listed(fs: fsspec.AbstractFileSystem, roots: Sequence[str], path: str) -> tuple[list[str], list[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 import dask
 
 from dask_nlsq._errors import NlsqError
+from dask_nlsq._plan import whole
 from dask_nlsq._study.artifacts import Artifact, check_artifacts
 from dask_nlsq._study.log import Log
 from dask_nlsq._study.progress import StudyBar
@@ -93,12 +94,12 @@ def study(
     """
     given = {"x": x, "y": y, "data": data, "model": model}
     common = {**{key: value for key, value in given.items() if value is not None}, **options}
-    whole = to_variants(variants, common)
+    each = to_variants(variants, common)
     recorded = (record,) if isinstance(record, str) else tuple(record)
     known = check_artifacts(artifacts or {}, recorded)
-    if max_concurrent is not None and (isinstance(max_concurrent, bool) or max_concurrent < 1):
-        raise NlsqError(f"max_concurrent is {max_concurrent!r}; a whole number of at least 1 is needed.")
-    if not _NAME.fullmatch(name):
+    if max_concurrent is not None:
+        max_concurrent = whole("max_concurrent", max_concurrent, 1)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise NlsqError(f"The name of the study is {name!r}; letters, digits, spaces and . , + - _ are possible.")
     cache_dir = cache_dir if cache_dir is not None else dask.config.get("nlsq.cache-dir", None)
     if recorded and cache_dir is None:
@@ -108,14 +109,14 @@ def study(
     if place is not None and "://" not in place:
         Path(place).mkdir(parents=True, exist_ok=True)
     log = Log(None if place is None or "://" in place else Path(place) / "log.jsonl")
-    log.write("begin", variants=list(whole))
+    log.write("begin", variants=list(each))
     settings = {"client": client, "cache_dir": folder}
-    with StudyBar(len(whole), progress) as bar:
+    with StudyBar(len(each), progress) as bar:
         try:
-            outcomes = _run(whole, settings, fits_at_a_time(len(whole), max_concurrent), log, bar)
+            outcomes = _run(each, settings, fits_at_a_time(len(each), max_concurrent), log, bar)
         finally:
             log.close()
-    made = Study.of(whole, outcomes, log.lines, known, folder, name)
+    made = Study.of(each, outcomes, log.lines, known, folder, name)
     if folder is not None:
         made.save()
     for artifact in recorded:

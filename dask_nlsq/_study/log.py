@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import math
 import threading
 from pathlib import Path
@@ -25,6 +26,8 @@ import pandas as pd
 
 from dask_nlsq._fit import Event, Observer, SweepEnd
 from dask_nlsq._sweep import Pass
+
+logger = logging.getLogger("dask_nlsq")
 
 
 class Log:
@@ -41,9 +44,14 @@ class Log:
         line = {"time": now, "event": event, **fields}
         with self._lock:
             self.lines.append(line)
-            if self._file is not None:
+            if self._file is None:
+                return
+            try:
                 self._file.write(json.dumps(line) + "\n")
                 self._file.flush()  # a study that is killed leaves what it knew
+            except OSError as error:
+                logger.warning("The log of the study cannot be written (%s); the study goes on without.", error)
+                self._file = None
 
     def passed(self, one: Pass) -> None:
         """Write down a pass over the data."""

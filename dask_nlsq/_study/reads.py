@@ -16,6 +16,11 @@ _CUT_BY_ROWS = ("Parquet", "Delta", "Iceberg", "Dask DataFrame", "pandas DataFra
 """Kinds of data that are cut into partitions alike, whatever columns are read."""
 
 
+OPENING = threading.Lock()
+"""Held while data are opened: two threads that optimize expressions of Dask wait for one another before Python 3.12,
+whose `functools.cached_property` locks the class."""
+
+
 class Reads:
     """The reads of a study: fits to the same rows share them.
 
@@ -34,13 +39,19 @@ class Reads:
         self._complete, self._on_pass = complete, on_pass
         self._lock = threading.Lock()
         self._all: list[_Reading] = []
+        self._over: BaseException | None = None
 
     def join(
         self, name: str, options: FitOptions, resolved: Resolved, resources: Mapping[str, float], priority: int
-    ) -> tuple[Resolved, Callable[[], None]]:
-        """Return a fit whose executor reads together with others, and what is to be called when it has ended."""
+    ) -> tuple[Resolved, Callable[[], None], Callable[[], bool]]:
+        """Return a fit whose executor reads together with others.
+
+        Also what is to be called when it has ended, and what says whether more columns are read than its own.
+        """
         key, columns = _key(options, resolved, resources, priority), resolved.columns
         with self._lock:
+            if self._over is not None:
+                raise self._over
             reading = next((r for r in self._all if r.key == key and r.takes(columns)), None)
             if reading is None:
                 how = (resources, priority, self._complete, self._on_pass, self._lock)
@@ -49,7 +60,8 @@ class Reads:
             reading.add(columns)
         shared = reading.shared
         executor = shared.join(name, lambda: reading.selection(columns))
-        return dataclasses.replace(resolved, executor=executor), lambda: shared.leave(name)
+        joined = dataclasses.replace(resolved, executor=executor)
+        return joined, lambda: shared.leave(name), lambda: reading.selection(columns) is not None
 
     def look(self) -> None:
         """Let passes begin that all wait for."""
@@ -58,8 +70,15 @@ class Reads:
 
     def abort(self, error: BaseException) -> None:
         """End the sweeps of all fits with an error."""
+        with self._lock:
+            self._over = error
         for reading in list(self._all):
             reading.shared.abort(error)
+
+    def close(self) -> None:
+        """Forget what was held for all; results read their data by themselves from now on."""
+        for reading in list(self._all):
+            reading.shared.close()
 
 
 def _key(options: FitOptions, resolved: Resolved, resources: Mapping[str, float], priority: int) -> Hashable:
@@ -76,7 +95,14 @@ def _key(options: FitOptions, resolved: Resolved, resources: Mapping[str, float]
     named: Any = (id(options.y), id(options.sigma)) if data is None else (columns.y, columns.sigma)
     free = data is not None and columns.nan_policy == "raise" and kind in _CUT_BY_ROWS and not resolved.source.shared
     return (
-        *(given, named, columns.nan_policy, options.missing_chunks, str(options.filters), str(options.version)),
+        *(
+            given,
+            named,
+            columns.nan_policy,
+            options.missing_chunks,
+            options.fingerprint()["filters"],
+            str(options.version),
+        ),
         *(repr(options.storage_options), kind, len(resolved.source.partitions), resolved.executor.name),
         *(id(options.client), repr(resources), priority),
         len(columns.x) if data is None else None if free else frozenset(columns.x),
@@ -124,7 +150,8 @@ class _Reading:
         if self._by_place or tuple(self._x) == self._resolved.columns.x:
             return own.partitions
         columns = dataclasses.replace(self._resolved.columns, x=tuple(self._x))
-        source = open_source(options.data, columns, options.filters, options.storage_options, options.version)
+        with OPENING:
+            source = open_source(options.data, columns, options.filters, options.storage_options, options.version)
         if len(source.partitions) != len(own.partitions):
             raise NlsqError(
                 f"The data are cut into {len(source.partitions)} partitions where all columns are read, and into "

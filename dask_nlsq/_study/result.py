@@ -18,7 +18,7 @@ from dask.utils import format_bytes, format_time
 from dask_nlsq._display import Fold, Fragment, Table, axes, page
 from dask_nlsq._errors import CheckpointError, NlsqError, nearest, warn
 from dask_nlsq._fit import stored_result
-from dask_nlsq._result import Comparison, FitResult, comparable, compare, rounded
+from dask_nlsq._result import Comparison, FitResult, columns_of, comparable, compare, rounded
 from dask_nlsq._study import artifacts
 from dask_nlsq._study.log import as_frame, read_log
 from dask_nlsq._study.run import Outcome
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 _STUDIES = "nlsq-studies"
 
 _STATISTICS = ("n_obs", "chisqr", "redchi", "aic", "aicc", "bic")
+
+_DELTAS = ("delta_aic", "delta_aicc", "delta_bic", "weight")
+
+_COLUMNS = ("n_parameters", *_STATISTICS, *_DELTAS, "set", "status", "sweeps", "seconds", "cached", "error")
 
 _SHOWN = 8
 """Parameters up to which a notebook shows the estimates."""
@@ -108,13 +112,16 @@ class Study(Mapping[str, FitResult]):
     def table(self) -> pd.DataFrame:
         """A row for each variant, in their order.
 
-        The labels of a grid; each parameter and its standard error, ``NAME_stderr``; ``n_parameters``, ``n_obs``,
-        ``chisqr``, ``redchi``, ``aic``, ``aicc``, ``bic``; the differences ``delta_aic``, ``delta_aicc`` and
-        ``delta_bic`` from the smallest among variants to the same rows, which have the same number in ``set``, and
-        the Akaike ``weight``; ``status``, ``sweeps``, ``seconds``, ``cached``, and ``error``.
+        The labels of a grid; each parameter and its standard error, ``NAME_stderr``, with ``(parameter)`` where another
+        column has that name; ``n_parameters``, ``n_obs``, ``chisqr``, ``redchi``, ``aic``, ``aicc``, ``bic``; the
+        differences ``delta_aic``, ``delta_aicc`` and ``delta_bic`` from the smallest among variants to the same rows,
+        which have the same number in ``set``, and the Akaike ``weight``; ``status``, ``sweeps``, ``seconds``,
+        ``cached``, and ``error``.
         """
         names = list(dict.fromkeys(name for result in self.values() for name in result.names))
-        lines = [self._line(name, names) for name in self.outcomes]
+        axes = {label for variant in self.variants.values() for label in variant.labels}
+        columns = dict(zip(names, columns_of(names, {*_COLUMNS, *axes}), strict=True))
+        lines = [self._line(name, columns) for name in self.outcomes]
         table = pd.DataFrame(lines, index=pd.Index(list(self.outcomes), name="variant"))
         for number, alike in enumerate(self._comparable):
             table.loc[alike, "set"] = number
@@ -124,18 +131,17 @@ class Study(Mapping[str, FitResult]):
             table.loc[comparison.table.index, "weight"] = comparison.table["weight"]
         return table.astype({"set": "Int64"})
 
-    def _line(self, name: str, parameters: Sequence[str]) -> dict[str, Any]:
+    def _line(self, name: str, columns: Mapping[str, str]) -> dict[str, Any]:
         outcome, labels = self.outcomes[name], self.variants[name].labels
         result = outcome.result
         line: dict[str, Any] = dict(labels)
         errors = {} if result is None else result.stderr.to_dict()
-        for parameter in parameters:
-            here = result is not None and parameter in result
-            line[parameter] = result.params[parameter] if here and result is not None else np.nan
-            line[f"{parameter}_stderr"] = errors.get(parameter, np.nan)
+        for parameter, column in columns.items():
+            line[column] = np.nan if result is None or parameter not in result else result.params[parameter]
+            line[f"{column}_stderr"] = errors.get(parameter, np.nan)
         line["n_parameters"] = np.nan if result is None else result.n_obs - result.dof
         line |= {each: np.nan if result is None else getattr(result, each) for each in _STATISTICS}
-        line |= dict.fromkeys(("delta_aic", "delta_aicc", "delta_bic", "weight"), np.nan)
+        line |= dict.fromkeys(_DELTAS, np.nan)
         return line | {
             "set": np.nan,
             "status": "" if result is None else result.status.name,

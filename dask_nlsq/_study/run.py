@@ -18,7 +18,7 @@ from dask_nlsq._fit import FitOptions, fit_resolved, resolve_fit
 from dask_nlsq._plan import memory_limit
 from dask_nlsq._result import FitResult
 from dask_nlsq._study.log import FitLog, Log
-from dask_nlsq._study.reads import Reads
+from dask_nlsq._study.reads import OPENING, Reads
 from dask_nlsq._study.variants import Variant, options_after
 from dask_nlsq._sweep import outside_pool
 
@@ -101,11 +101,14 @@ class Runner:
                     del left[name]
         with ThreadPoolExecutor(self._most, "nlsq-study") as pool:
             try:
-                ended = dask.compute(*nodes.values(), scheduler="threads", pool=pool, optimize_graph=False)
+                ended = dask.compute(*nodes.values(), scheduler="threads", pool=pool, optimize_graph=False, chunksize=1)
             except BaseException as error:
+                self._ready = 0  # no other fit will begin, so that none is waited for
                 self._reads.abort(error)
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+            finally:
+                self._reads.close()
         # Here, in the thread of the user, whose line they are to name.
         about: dict[tuple[str, type[Warning]], list[str]] = {}
         for name in self._variants:
@@ -132,17 +135,19 @@ class Runner:
                     outcome = self._fit(name, variant, before, started, joined, waiting)
             except Exception as error:  # of the model, the data, the cluster: a row of the table
                 outcome = Outcome(None, f"{type(error).__name__}: {error}", time.perf_counter() - started)
-            self._log.write(
-                "end",
-                variant=name,
-                status=None if outcome.result is None else outcome.result.status.name,
-                error=outcome.error or None,
-                seconds=outcome.seconds,
-                cached=outcome.cached,
-            )
-            self._on_end(name, outcome)
-            # Before it leaves those that sweep, lest they go on without the fits that may begin now.
-            self._end(name, outcome)
+            try:
+                self._log.write(
+                    "end",
+                    variant=name,
+                    status=None if outcome.result is None else outcome.result.status.name,
+                    error=outcome.error or None,
+                    seconds=outcome.seconds,
+                    cached=outcome.cached,
+                )
+                self._on_end(name, outcome)
+            finally:
+                # Before it leaves those that sweep, lest they go on without the fits that may begin now.
+                self._end(name, outcome)
         return outcome
 
     def _end(self, name: str, outcome: Outcome) -> None:
@@ -178,10 +183,18 @@ class Runner:
                 raise NlsqError(f"It follows {other!r}, which {how}.")
             results[other] = outcome.result
         options = FitOptions(**{**options_after(variant, results), **self._settings, "progress": False})
-        resolved = resolve_fit(options)
-        with outside_pool(resolved.executor):
-            resolved, leave = self._reads.join(name, options, resolved, variant.resources, variant.priority)
+        with OPENING:
+            alone = resolve_fit(options)
+        log = FitLog(self._log, name)
+        with outside_pool(alone.executor):
+            together, leave, reads_more = self._reads.join(name, options, alone, variant.resources, variant.priority)
             joined.callback(leave)
             waiting.close()  # from now on the others wait for its sweeps
-            result = fit_resolved(resolved, options, started, FitLog(self._log, name))
+            try:
+                result = fit_resolved(together, options, started, log)
+            except NlsqError:
+                if not reads_more():
+                    raise
+                leave()  # a column that it does not need may be what cannot be read
+                result = fit_resolved(alone, options, started, log)
         return Outcome(result, "", time.perf_counter() - started)

@@ -67,6 +67,8 @@ class Variant:
     @property
     def follows(self) -> tuple[str, ...]:
         """Names of the variants that must have ended before."""
+        if not isinstance(self.after, (str, Iterable)):
+            raise NlsqError(f"after is {self.after!r}; a name, several, or a mapping from names is needed.")
         return (self.after,) if isinstance(self.after, str) else tuple(self.after)
 
     def taken(self) -> dict[str, Taken]:
@@ -110,7 +112,9 @@ def grid(**axes: Sequence[Any] | Mapping[str, Any]) -> dict[str, Variant]:
             own = value if name == "model" and isinstance(value, Mapping) else {name: value}
             _check_options(f"the model {labels.get('model')!r}", own)
             options |= own
-        variants[", ".join(labels.values())] = Variant(options, labels)
+        if (label := ", ".join(labels.values())) in variants:
+            raise NlsqError(f"Two variants would be called {label!r}: give labels without commas.")
+        variants[label] = Variant(options, labels)
     return variants
 
 
@@ -154,6 +158,8 @@ def to_variants(given: Mapping[str, Variant | Mapping[str, Any]], common: Mappin
         )
     _check_options("a study", common)
     variants = {str(name): _variant(str(name), each) for name, each in given.items()}
+    if len(variants) < len(given):
+        raise NlsqError(f"Two variants have the same name as text: {sorted(map(str, given))}.")
     for name, variant in variants.items():
         _check_options(f"the variant {name!r}", variant.options)
         for other in variant.follows:
@@ -228,7 +234,10 @@ def options_after(variant: Variant, results: Mapping[str, FitResult]) -> dict[st
     for other, taken in variant.taken().items():
         result = results[other]
         if callable(taken):
-            options |= taken(result)
+            if not isinstance(computed := taken(result), Mapping):
+                raise NlsqError(f"The function that takes over from {other!r} has returned {computed!r}, no options.")
+            _check_options(f"what is taken over from {other!r}", computed)
+            options |= computed
             continue
         names = to_model(options["model"], options.get("p0")).parameters
         parts: Mapping[str, Any] = (
@@ -251,6 +260,8 @@ def _take(part: str, how: Any, result: FitResult, names: Sequence[str], other: s
     estimates = result.params.to_dict()
     errors = result.stderr.to_dict()
     listed = (how,) if isinstance(how, str) else how
+    if part != "bounds" and not isinstance(listed, (Sequence, type(None))):
+        raise NlsqError(f"{part} to be taken from {other!r} is {how!r}; names of parameters are needed.")
     chosen = [name for name in names if name in estimates] if part == "bounds" or how is None else list(listed)
     if unknown := [name for name in chosen if name not in estimates or name not in names]:
         raise NlsqError(f"{unknown} are to be taken from {other!r} and are no parameters of both models.")
@@ -258,6 +269,8 @@ def _take(part: str, how: Any, result: FitResult, names: Sequence[str], other: s
         raise NlsqError(f"Nothing can be taken from {other!r}: the models have no parameter in common.")
     if part != "bounds":
         return {name: estimates[name] for name in chosen}
+    if not isinstance(how, (Mapping, int, float, type(None))) or isinstance(how, bool):
+        raise NlsqError(f"bounds to be taken from {other!r} are {how!r}; a number of standard errors is needed.")
     widths = how if isinstance(how, Mapping) else dict.fromkeys(chosen, 5.0 if how is None else float(how))
     return {
         name: (estimates[name] - k * errors[name], estimates[name] + k * errors[name])

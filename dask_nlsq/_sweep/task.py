@@ -7,6 +7,7 @@ import itertools
 import pickle
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -94,6 +95,10 @@ class _Reduced:
         return Answer(group.indices, np.array(self._digests, np.uint64), nodes, group.nodes)
 
 
+_views: weakref.WeakKeyDictionary[Block, dict[Selection, Block]] = weakref.WeakKeyDictionary()
+"""Blocks that are held, with some of their columns."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Selection:
     """Some of the columns x of a block, by their places, and the names of all columns that are left."""
@@ -102,8 +107,13 @@ class Selection:
     names: tuple[str, ...]
 
     def of(self, block: Block | Failure) -> Block | Failure:
-        """Return the block with these columns alone."""
-        return block if isinstance(block, Failure) else block.select(self.places, self.names)
+        """Return the block with these columns alone; of one that is held always the same: it may lie on a device."""
+        if isinstance(block, Failure):
+            return block
+        if not block.held:
+            return block.select(self.places, self.names)
+        views = _views.setdefault(block, {})
+        return views.setdefault(self, block.select(self.places, self.names)) if self not in views else views[self]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ from dask_nlsq._sweep.groups import Group
 from dask_nlsq._sweep.task import Selection, Share, Usage, draw, reduce_each, reduce_group, with_selection
 
 _END = object()
-"""Stands behind the last answer of a pass."""
+"""Put after the last answer of a pass."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ class _SharedWindow(Window):
 
 
 class _StreamAsk:
-    """That a fit waits for others that pass over the data in batches."""
+    """A request of one fit to pass over the data in batches, and where its stream arrives."""
 
     def __init__(self, fit: str, executor: Executor, alike: Hashable, ordered: bool) -> None:
         self.fit, self.executor, self.alike, self.ordered = fit, executor, alike, ordered
@@ -208,6 +208,7 @@ class SharedReads:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._under_way: set[str] = set()
+        self._gone: set[str] = set()
         self._waiting: dict[str, _Ask | _StreamAsk] = {}
         self._streams: list[_Stream] = []
         self._once: dict[Any, Any] = {}
@@ -221,22 +222,37 @@ class SharedReads:
 
         Which of the columns it takes is asked once `partitions` have been read or described.
         """
-        self._begin(fit)
+        self._resume(fit)
         return Sharing(self, fit, selection, self.executor)
 
-    def _begin(self, fit: str) -> None:
+    def _resume(self, fit: str) -> None:
+        """Wait for a fit, unless it has ended: a generator that it has left open may be closed at any time."""
         with self._lock:
-            self._under_way.add(fit)
+            if fit not in self._gone:
+                self._under_way.add(fit)
+
+    def _pause(self, fit: str) -> None:
+        """Wait for a fit no more while it does something else."""
+        with self._lock:
+            self._under_way.discard(fit)
+        self.look()
 
     def has_joined(self, fit: str) -> bool:
         """Whether a fit is under way, so that the others wait for it."""
         return fit in self._under_way
 
     def leave(self, fit: str) -> None:
-        """Wait for this fit no more: it has ended, or does something else."""
+        """Wait for this fit no more: it has ended."""
         with self._lock:
-            self._under_way.discard(fit)
-        self.look()
+            self._gone.add(fit)
+        self._pause(fit)
+
+    def close(self) -> None:
+        """Let go of what was read for all, once all fits have ended."""
+        with self._once_lock, self._lock:
+            self._once.clear()
+            self._shared.clear()
+            self._streams.clear()
 
     def abort(self, error: BaseException) -> None:
         """End the sweeps of all fits with an error."""
@@ -267,10 +283,10 @@ class SharedReads:
             self._begin_stream(alike)
 
     def _begin_stream(self, asks: Sequence[_StreamAsk]) -> None:
-        fits = tuple(ask.fit for ask in asks)
+        fits, count = tuple(ask.fit for ask in asks), len(self._once["partitions"])
 
         def ended(seconds: float, usages: list[Usage]) -> None:
-            self._on_pass(_pass("stream", fits, len(self._once["partitions"]), seconds, usages))
+            self._on_pass(_pass("stream", fits, count, seconds, usages))
 
         stream = _Stream(asks[0].executor, asks[0].ordered, fits, ended)
         self._streams.append(stream)
@@ -286,13 +302,14 @@ class SharedReads:
         self.look()
 
     @contextlib.contextmanager
-    def stream(self, ask: _StreamAsk, selection: Selection | None) -> Iterator[Window]:
+    def stream(self, ask: _StreamAsk, selection: Callable[[], Selection | None]) -> Iterator[Window]:
         """Make a pass in batches together with others."""
+        self._await_all()
         partitions = self.once("partitions", self._partitions)
         self._wait(ask)
         stream = ask.stream()
         try:
-            yield _SharedWindow(stream, ask.fit, partitions, selection)
+            yield _SharedWindow(stream, ask.fit, partitions, selection())
         finally:
             stream.leave(ask.fit)
 
@@ -322,11 +339,12 @@ class SharedReads:
         except BaseException as error:  # whatever it is, it is raised where each fit waits
             for ask in asks:
                 ask.put(error)
-        finally:
+        try:
             if hasattr(answers, "close"):
                 answers.close()
             count = sum(len(group.partitions) for group in asks[0].groups)
             self._on_pass(_pass("sweep", [ask.fit for ask in asks], count, time.perf_counter() - begun, usages))
+        finally:
             for ask in asks:
                 ask.put(self._over or _END)
 
@@ -337,13 +355,16 @@ class SharedReads:
                 self._once[key] = make()
             return self._once[key]
 
-    def read_together(self, what: str, groups: Sequence[Any], make: Callable[..., Any]) -> Sequence[Any]:
-        """Make groups of what is read together, cut as these of one fit."""
+    def _await_all(self) -> None:
+        """Wait until all fits have joined that may begin, for then it is known which columns are read."""
         with self._changed:
-            # Their columns are known once all have joined that may begin.
             self._changed.wait_for(lambda: self._over is not None or self._complete())
             if self._over is not None:
                 raise self._over
+
+    def read_together(self, what: str, groups: Sequence[Any], make: Callable[..., Any]) -> Sequence[Any]:
+        """Make groups of what is read together, cut as these of one fit."""
+        self._await_all()
         partitions = self.once("partitions", self._partitions)
         own = [dataclasses.replace(g, partitions=tuple(partitions[i] for i in g.indices)) for g in groups]
         begun = time.perf_counter()
@@ -376,7 +397,7 @@ class Sharing(Executor):
 
     @property
     def name(self) -> str:
-        """What is called so is who runs the tasks."""
+        """The name of the executor that runs the tasks."""
         return self._executor.name
 
     @property
@@ -428,19 +449,19 @@ class Sharing(Executor):
     def _away(self) -> Iterator[None]:
         """Let the others sweep while this fit has tasks of its own."""
         under_way = self._reads.has_joined(self._fit)
-        self._reads.leave(self._fit)
+        self._reads._pause(self._fit)
         try:
             yield
         finally:
             if under_way:
-                self._reads._begin(self._fit)
+                self._reads._resume(self._fit)
 
     @contextlib.contextmanager
     def opened(self, ordered: bool = True, alike: Hashable = None) -> Iterator[Window]:
         """Run tasks one by one, together with fits that send the same groups in the same order."""
         if alike is not None and self._reads.has_joined(self._fit):
             ask = _StreamAsk(self._fit, self._executor, alike, ordered)
-            with self._reads.stream(ask, self._selection) as window:
+            with self._reads.stream(ask, self._select) as window:
                 yield window
         else:
             with self._away(), self._executor.opened(ordered) as window:
