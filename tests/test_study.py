@@ -412,6 +412,21 @@ def test_weights_as_lmfit_has_them():
     assert done.table.loc["decay", "delta_aic"] == pytest.approx(difference, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["DanWood", "Chwirut2"])
+def test_weights_and_f_as_statsmodels_has_them(name):
+    sm = pytest.importorskip("statsmodels.api")
+    problem = next(each for each in PROBLEMS if each.name == name)
+    x, y = np.asarray(problem.x["x"]), np.asarray(problem.y)
+    done = study({"line": "c + d*x", "parabola": "c + d*x + e*x**2"}, x, y)
+    line, parabola = (sm.OLS(y, np.vander(x, k, increasing=True)).fit() for k in (2, 3))
+    # There the variance of the rows is no parameter, which adds the same to both.
+    assert done.table.loc["line", "aic"] - done.table.loc["parabola", "aic"] == pytest.approx(
+        line.aic - parabola.aic, rel=1e-8
+    )
+    f, p, _ = parabola.compare_f_test(line)
+    assert done.f_tests.loc[0, ["F", "p_value"]].tolist() == pytest.approx([f, p], rel=1e-7)
+
+
 def test_unlike_rows_are_not_compared():
     halves = {"early": FRAME[FRAME["t"] < 2], "late": FRAME[FRAME["t"] >= 2]}
     done = study(grid(data=halves, model={"line": "a + b*t", "decay": MODELS["decay"]}), x="t")
