@@ -622,7 +622,16 @@ def test_two_processes_share_a_cache(tmp_path):
     assert done.table["cached"].all() and str(bits(done)) == expected
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, as it does but for a process that was begun in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("where", ["sweep", "end"])
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted(where, tmp_path, monkeypatch):
     """Ctrl-C ends the study and its threads; what has ended is in the cache."""
     data, seen = parquet(tmp_path / "data"), []
