@@ -320,7 +320,8 @@ def test_names_of_parameters_and_columns_do_not_clash():
 def test_a_partition_that_cannot_be_read_fails_all_that_read_it(tmp_path):
     data = parquet(tmp_path / "data")
     (tmp_path / "data" / "3.parquet").write_bytes((tmp_path / "data" / "2.parquet").read_bytes()[:-3000] + b"PAR1")
-    done = study(of_models(), data=data)
+    with pytest.warns(NlsqWarning, match="No variant has a result"):
+        done = study(of_models(), data=data)
     assert set(done.errors) == set(MODELS) and len(done) == 0
 
 
@@ -343,6 +344,7 @@ REFUSED = {
     "twice": (lambda: grid(model=[lambda x, a: a * x, lambda x, a: a + x]), "same label"),
     "empty": (lambda: grid(loss=[]), "no values"),
     "same names": (lambda: grid(model={"x, y": "a*x", "x": "b*x"}, data={"z": 1, "y, z": 2}), "would be called"),
+    "a start as axis": (lambda: grid(p0={"a": 1.0, "b": 2.0}), "an axis is a list of such mappings"),
     "names as text": (lambda: study({1: "a*x", "1": "b*x"}, T, Y), "same name as text"),
     "no text": (lambda: study({"a": "a*x"}, T, Y, name=3), "name of the study"),
     "no number": (lambda: study({"a": "a*x"}, T, Y, max_concurrent="3"), "max_concurrent is '3'"),
@@ -467,6 +469,25 @@ def test_loaded(tmp_path):
         Study.load(tmp_path / "cache", "decay")
 
 
+def test_loaded_with_functions_and_what_was_cached(tmp_path):
+    data, cache = parquet(tmp_path / "data"), tmp_path / "cache"
+    study({"function": decay}, data=data, x="t", cache_dir=cache)
+    done = study({"function": decay, "line": "a + b*t"}, data=data, x="t", cache_dir=cache)
+    there = Study.load(cache, models={"function": decay})
+    assert there.table["cached"].tolist() == [True, False] and len(there.lines) == len(done.lines)
+    assert np.array_equal(there["function"].predict(FRAME), done["function"].predict(FRAME))
+    with pytest.raises(NlsqError, match="names \\['lines'\\]"):
+        Study.load(cache, models={"lines": decay})
+    (cache / "nlsq-studies" / "study" / "study.json").unlink()
+    with pytest.raises(NlsqError, match="has not ended"):
+        Study.load(cache)
+
+
+def test_where_nothing_succeeds_a_warning_says_so():
+    with pytest.warns(NlsqWarning, match="The first failed so: DataError"):
+        study(of_models(), data=FRAME, y="absent")
+
+
 def test_log_has_a_line_for_each_event(tmp_path):
     done = study(of_models(), data=parquet(tmp_path / "data"), cache_dir=tmp_path, cache="none")
     lines = [json.loads(line) for line in (tmp_path / "nlsq-studies" / "study" / "log.jsonl").read_text().splitlines()]
@@ -557,7 +578,9 @@ def test_command_line(tmp_path, monkeypatch):
     ]
     assert [run.exit_code for run in runs] == [0] * 6, [run.output for run in runs]
     assert "5 of 5 results were there" in runs[1].stdout and "decay, early" in runs[2].stdout
-    assert len(json.loads(runs[3].stdout)) == 5 and len(json.loads(runs[5].stdout)) == 2
+    shown = {row["variant"]: row for row in json.loads(runs[3].stdout)}
+    assert shown["offset, all"]["b"] == StudyFile.read(file).load()["offset, all"].params["b"]  # with all its digits
+    assert len(shown) == 5 and len(json.loads(runs[5].stdout)) == 2
     done = StudyFile.read(file).load()
     assert done["bounded"].params["a"] == 2.5 and set(done.recorded["bounded"]) == {"report"}
     assert done["offset, early"].n_obs == (FRAME["t"] < 2).sum()
@@ -607,7 +630,7 @@ def test_killed_at_random_times(tmp_path):
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
     assert killed and bits(run(data, tmp_path / "cache")) == expected
-    lines = Study.load(tmp_path / "cache").lines
+    lines = log_module.read_log(tmp_path / "cache" / "nlsq-studies" / "study" / "log.jsonl")
     fitted = collections.Counter(line["variant"] for line in lines if line["event"] == "end" and not line["cached"])
     assert max(fitted.values()) == 1 and sum(line["event"] == "begin" for line in lines) <= 11
 

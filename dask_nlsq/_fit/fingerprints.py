@@ -105,6 +105,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], strict: bool)
         stored, current = there.get(name), here.get(name)
         if stored == current or (name == "model" and _same_model(stored, current, strict)):
             continue
+        if name == "model" and _told_otherwise(there, here):
+            continue
         if name == "jac" and {stored, current} <= set(_BY_JAX):  # which of them is by rule, and goes on as it was
             continue
         if name == "model":
@@ -116,6 +118,17 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], strict: bool)
         else:
             differing[name] = f"{_short(stored)} there, {_short(current)} here"
     return differing
+
+
+def _told_otherwise(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether what is written of two models differs for what is named apart: the start, the loss, what is held."""
+    a, b = there.get("model"), here.get("model")
+    if not isinstance(a, Mapping) or not isinstance(b, Mapping):
+        return False
+    unlike = {name for name in ("start", "loss", "fixed", "tied") if there.get(name) != here.get(name)}
+    same_program = a.get("program") == b.get("program") or bool(unlike & {"loss", "fixed", "tied"})
+    same_values = a.get("values") == b.get("values") or bool(unlike & {"start", "fixed", "tied"})
+    return bool(unlike) and same_program and same_values
 
 
 def _short(value: object) -> str:

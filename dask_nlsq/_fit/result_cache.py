@@ -107,8 +107,8 @@ def entry_folder(folder: str, key: str) -> str:
     return f"{folder.rstrip('/')}/{_FITS}/{key}"
 
 
-def stored_result(folder: str, key: str) -> FitResult:
-    """Return the result of an entry, by its key, whatever fit it is of.
+def stored_result(folder: str, key: str, model: Any = None) -> FitResult:
+    """Return the result of an entry, by its key, whatever fit it is of; a model that is given evaluates it.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def stored_result(folder: str, key: str) -> FitResult:
     if saved is None or saved.result is None:
         raise CheckpointError(f"The cache {folder!r} has no result {key!r} any more: it makes room for others.")
     about = {"where": folder, "entry": key, "hit": True}
-    result = FitResult.from_dict(from_text(saved.result))
+    result = FitResult.from_dict(from_text(saved.result), model)
     return dataclasses.replace(result, provenance={**result.provenance, "cache": about})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import dask
 
-from dask_nlsq._errors import NlsqError
+from dask_nlsq._errors import NlsqError, warn
 from dask_nlsq._plan import whole
 from dask_nlsq._study.artifacts import Artifact, check_artifacts
 from dask_nlsq._study.log import Log
@@ -119,6 +119,8 @@ def study(
     made = Study.of(each, outcomes, log.lines, known, folder, name)
     if folder is not None:
         made.save()
+    if not len(made):
+        warn(f"No variant has a result. The first failed so: {next(iter(made.errors.values()))}")
     for artifact in recorded:
         made.record(artifact)
     return made

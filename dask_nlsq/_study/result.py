@@ -370,13 +370,16 @@ class Study(Mapping[str, FitResult]):
             "status": None if outcome.result is None else outcome.result.status.name,
             "error": outcome.error,
             "seconds": outcome.seconds,
+            "cached": outcome.cached,
         }
 
     @classmethod
-    def load(cls, cache_dir: str | os.PathLike[str], name: str = "study") -> Study:
+    def load(
+        cls, cache_dir: str | os.PathLike[str], name: str = "study", models: Mapping[str, Any] | None = None
+    ) -> Study:
         """Return a study as it was last written down, with its results.
 
-        They predict after ``FitResult.load``'s manner: those of formulas by themselves.
+        Those of formulas predict by themselves; others need their function, as with `FitResult.load`.
 
         Parameters
         ----------
@@ -384,32 +387,42 @@ class Study(Mapping[str, FitResult]):
             As given to `study`.
         name : str
             As given to `study`.
+        models : mapping, optional
+            Models of variants, by the names of these.
 
         Raises
         ------
         NlsqError
-            There is no such study.
+            There is no such study, or it was begun and has not ended; or a model is none of its variants'.
         """
         folder = os.fspath(cache_dir)
         fs, root = fsspec.core.url_to_fs(place_of(folder, name))
         if not fs.exists(f"{root}/study.json"):
             above = root.rsplit("/", 1)[0]
             there = [str(path).rsplit("/", 1)[-1] for path in fs.ls(above, detail=False)] if fs.exists(above) else []
+            if fs.exists(f"{root}/log.jsonl"):
+                raise NlsqError(
+                    f"The study {name!r} was begun and has not ended: run it again, and what has ended is in the cache."
+                )
             raise NlsqError(f"There is no study {name!r} in {folder!r}; there are {sorted(there)}.")
         with fs.open(f"{root}/study.json", "r") as file:
             contents = json.load(file)
-        variants, outcomes = {}, {}
+        variants, outcomes, models = {}, {}, models or {}
+        if unknown := [label for label in models if label not in contents["variants"]]:
+            raise NlsqError(f"models= names {unknown}; the variants are {list(contents['variants'])}.")
         for label, each in contents["variants"].items():
             variants[label] = Variant({}, each["labels"], tuple(each["follows"]))
-            outcomes[label] = _outcome(folder, each)
+            outcomes[label] = _outcome(folder, each, models.get(label))
         log = Path(root) / "log.jsonl"
-        return cls(variants, outcomes, name, folder, read_log(log) if "://" not in folder else ())
+        lines = read_log(log) if "://" not in folder else []
+        begun = max((i for i, line in enumerate(lines) if line["event"] == "begin"), default=0)
+        return cls(variants, outcomes, name, folder, lines[begun:])  # those of the last run
 
 
-def _outcome(folder: str, each: Mapping[str, Any]) -> Outcome:
+def _outcome(folder: str, each: Mapping[str, Any], model: Any) -> Outcome:
     if each["entry"] is None:
         return Outcome(None, each["error"] or "It was not kept.", each["seconds"])
     try:
-        return Outcome(stored_result(folder, each["entry"]), "", each["seconds"])
+        return Outcome(stored_result(folder, each["entry"], model), "", each["seconds"], each.get("cached", False))
     except CheckpointError as error:
         return Outcome(None, str(error), each["seconds"])

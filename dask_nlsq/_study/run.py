@@ -36,11 +36,7 @@ class Outcome:
     result: FitResult | None
     error: str
     seconds: float
-
-    @property
-    def cached(self) -> bool:
-        """Whether its result was in the cache."""
-        return self.result is not None and bool(self.result.provenance.get("cache", {}).get("hit"))
+    cached: bool = False  # whether its result was in the cache
 
 
 def fits_at_a_time(variants: int, most: int | None) -> int:
@@ -197,4 +193,5 @@ class Runner:
                     raise
                 leave()  # a column that it does not need may be what cannot be read
                 result = fit_resolved(alone, options, started, log)
-        return Outcome(result, "", time.perf_counter() - started)
+        hit = bool(result.provenance.get("cache", {}).get("hit"))
+        return Outcome(result, "", time.perf_counter() - started, hit)

@@ -44,7 +44,7 @@ _TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "options": (dict, "a mapping of options of fit"),
     "grid": (dict, "a mapping from options of fit to their values"),
     "variants": (dict, "a mapping from names to options of fit"),
-    "record": (list, "a list of names"),
+    "record": ((list, str), "a name, or a list of names"),
     "max_concurrent": (int, "a whole number"),
 }
 
@@ -205,6 +205,8 @@ def _study(
         )
     variants = grid(**axes) if axes else {}
     for name, options in given.get("variants", {}).items():
+        if isinstance(options, str):
+            options = {"model": options}
         if not isinstance(options, dict):
             raise _Fault(f"the variant {name!r} is {options!r}; a mapping is needed", _at(lines, "variants", str(name)))
         own = checked(options, _VARIANT_KEYS, "variants", str(name))

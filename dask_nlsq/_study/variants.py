@@ -132,11 +132,20 @@ def _labelled(name: str, values: object) -> dict[str, Any]:
         raise NlsqError(f"{name} is {values!r}; a list of values, or a mapping from labels to values, is needed.")
     if not labelled:
         raise NlsqError(f"The axis {name} has no values.")
+    if name in ("p0", "prior", "tied") and isinstance(values, Mapping) and not any(map(_is_group, labelled.values())):
+        raise NlsqError(
+            f"{name} is {values!r}; an axis is a list of such mappings, or a mapping from labels to them. What is the "
+            "same for all is given to the study."
+        )
     if any("\n" in label for label in labelled):
         raise NlsqError(f"A value of {name} has no label of one line: give a mapping from labels to values.")
     if len(labelled) < count:
         raise NlsqError(f"Two values of {name} have the same label: give a mapping from labels to values.")
     return labelled
+
+
+def _is_group(value: object) -> bool:
+    return value is None or (not isinstance(value, str) and hasattr(value, "__len__"))
 
 
 def _label(value: object) -> str:

@@ -68,7 +68,7 @@ def show(file: Path, as_json: bool) -> None:
     with plainly():
         done = dask_nlsq.StudyFile.read(file).load()
         if as_json:
-            click.echo(done.table.reset_index().to_json(orient="records", indent=2))
+            click.echo(json.dumps(_rows(done.table.reset_index()), indent=2))
         else:
             click.echo(done.report())
 
@@ -89,5 +89,7 @@ def compare(file: Path, as_json: bool) -> None:
         click.echo("\n\n".join(map(repr, comparisons)))
 
 
-def _rows(table: Any) -> Any:
-    return json.loads(table.to_json(orient="records"))
+def _rows(table: Any) -> list[dict[str, Any]]:
+    """Return the rows of a table as plain values, numbers with all their digits, and None for what is not there."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{name: getattr(value, "item", lambda value=value: value)() for name, value in row.items()} for row in rows]
