@@ -5,6 +5,7 @@ Data at a path are known by their files. Other data are known by what each parti
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from dask_nlsq._checkpoint import Generation, versions
 from dask_nlsq._errors import CheckpointMismatch, warn
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.problem import Resolved
-from dask_nlsq._kernel import program
+from dask_nlsq._kernel import once, program
 from dask_nlsq._model import code
 from dask_nlsq._sources import are_paths, files
 
@@ -52,7 +53,12 @@ def fingerprint(resolved: Resolved, options: FitOptions) -> dict[str, Any]:
         "bytes of a row": info.row_bytes,  # tells float32 from float64
         "rows": info.rows,
         "files": info.identity or (None if path is None else files(path, options.storage_options)),
-        "model": program(objective, parameters.start),
+        # Once in a process for a model and a start: to trace it is most of what a stored result takes to be found.
+        "model": once(
+            objective,
+            ("program", parameters.start.tobytes()),
+            functools.partial(program, objective, parameters.start),
+        ),
     }
     # As a checkpoint will give it back: tuples are lists there, and keys are texts.
     return dict(json.loads(json.dumps(_plain(values))))
