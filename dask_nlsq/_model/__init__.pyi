@@ -2,8 +2,8 @@ from . import loss as loss
 from .curve import guessed as guessed
 from .expression import Expression as Expression
 from .guess import Guess as Guess
-from .key import Key as Key
-from .key import key as key
+from .keys import Key as Key
+from .keys import key as key
 from .library import LIBRARY as LIBRARY
 from .library import constant as constant
 from .library import damped_sinusoid as damped_sinusoid
