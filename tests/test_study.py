@@ -416,7 +416,7 @@ def test_weights_as_lmfit_has_them():
 
 @pytest.mark.parametrize("name", ["DanWood", "Chwirut2"])
 def test_weights_and_f_as_statsmodels_has_them(name):
-    sm = pytest.importorskip("statsmodels.api")
+    sm = pytest.importorskip("statsmodels.api", reason="statsmodels comes with the extra `examples`")
     problem = next(each for each in PROBLEMS if each.name == name)
     x, y = np.asarray(problem.x["x"]), np.asarray(problem.y)
     done = study({"line": "c + d*x", "parabola": "c + d*x + e*x**2"}, x, y)

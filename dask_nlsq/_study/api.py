@@ -16,7 +16,7 @@ from dask_nlsq._study.artifacts import Artifact, check_artifacts
 from dask_nlsq._study.log import Log
 from dask_nlsq._study.progress import StudyBar
 from dask_nlsq._study.result import Study, place_of
-from dask_nlsq._study.run import Outcome, Runner, fits_at_a_time
+from dask_nlsq._study.run import Runner, fits_at_a_time
 from dask_nlsq._study.variants import Variant, to_variants
 
 _NAME = re.compile(r"[\w][\w .,+-]*")
@@ -113,10 +113,11 @@ def study(
     settings = {"client": client, "cache_dir": folder}
     with StudyBar(len(each), progress) as bar:
         try:
-            outcomes = _run(each, settings, fits_at_a_time(len(each), max_concurrent), log, bar)
+            most = fits_at_a_time(len(each), max_concurrent)
+            outcomes = Runner(each, settings, most, log, bar.ended, bar.passed).run()
         finally:
             log.close()
-    made = Study.of(each, outcomes, log.lines, known, folder, name)
+    made = Study(each, outcomes, name, folder, log.lines, known)
     if folder is not None:
         made.save()
     if not len(made):
@@ -124,9 +125,3 @@ def study(
     for artifact in recorded:
         made.record(artifact)
     return made
-
-
-def _run(
-    variants: Mapping[str, Variant], settings: Mapping[str, Any], most: int, log: Log, bar: StudyBar
-) -> dict[str, Outcome]:
-    return Runner(variants, settings, most, log, bar.ended, bar.passed).run()

@@ -337,19 +337,6 @@ class Study(Mapping[str, FitResult]):
         """Files of artifacts that have been recorded, by variant and name."""
         return {variant: artifacts.recorded(result) for variant, result in self.items()} if self.cache_dir else {}
 
-    @classmethod
-    def of(
-        cls,
-        variants: Mapping[str, Variant],
-        outcomes: Mapping[str, Outcome],
-        lines: Sequence[Mapping[str, Any]],
-        known: Mapping[str, artifacts.Artifact],
-        cache_dir: str | None,
-        name: str,
-    ) -> Study:
-        """Return the study of variants that have ended."""
-        return cls(variants, outcomes, name, cache_dir, lines, known)
-
     def save(self) -> None:
         """Write down which fits in the cache belong to the study, and how each has ended."""
         if self.cache_dir is None:

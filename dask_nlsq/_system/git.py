@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ _SECONDS = 5.0
 """After which Git is not waited for: a working tree on a slow disk holds no fit up."""
 
 
-def source_commit(function: object) -> dict[str, Any]:
+def source_commit(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the file of a function, the commit of its working tree, and whether the file differs from that commit.
 
     Empty where there is no file, or none in a working tree of Git.
     """
     try:
-        path = Path(inspect.getsourcefile(inspect.unwrap(function)) or "").resolve()  # type: ignore[arg-type]
+        path = Path(inspect.getsourcefile(inspect.unwrap(function)) or "").resolve()
         tree = next((folder for folder in path.parents if (folder / ".git").exists()), None) if path.is_file() else None
         return {} if tree is None else dict(_commit(path, tree, path.stat().st_mtime_ns, _moved(tree)))
     except (TypeError, ValueError, OSError, subprocess.SubprocessError):  # no function, no Git
