@@ -99,7 +99,7 @@ def opened(
 ) -> pq.ParquetFile:
     """Open a file, of which a small one nearby is read into memory at once."""
     if near:
-        with pa.OSFile(path) as file:
+        with filesystem.open_input_file(path) as file:
             if file.size() < BUFFER:
                 return pq.ParquetFile(pa.BufferReader(file.read_buffer()), metadata=metadata)
     return pq.ParquetFile(path, filesystem=filesystem, metadata=metadata, pre_buffer=not near)
