@@ -15,7 +15,7 @@ from problems import decay, decay_rows
 import dask_nlsq
 from dask_nlsq import NlsqError, NlsqWarning
 from dask_nlsq._checkpoint import checkpoints
-from dask_nlsq._fit import fingerprints, result_cache
+from dask_nlsq._fit import FitOptions, fingerprints, result_cache
 from dask_nlsq._sweep import failure
 
 P0 = [2.0, 1.0, 0.4]
@@ -83,6 +83,12 @@ OTHER = {
     "covariance": ({"cov_type": "sandwich"}, "cov_type"),
     "absolute": ({"absolute_sigma": True}, "absolute_sigma"),
     "goal": ({"goal": "quality"}, "goal"),
+    "tier": ({"tier": "chunked"}, "tier"),
+    "memory": ({"memory_limit": "1 GiB"}, "memory_limit"),
+    "what is kept": ({"cache": "none"}, "cache"),
+    "workflow that streams": ({"workflow": "streaming"}, "tier"),
+    "workflow of a goal": ({"workflow": "fast"}, "goal"),
+    "config": ({"config": {"tier": "standard"}}, "tier"),
 }
 
 
@@ -97,7 +103,13 @@ def test_another_option_is_another_fit(name, fit):
     assert hit(fit(frame, **options)) and hit(fit(frame))
 
 
-FREE = {"threads": {"client": False}, "no bar": {"progress": False}, "commits": {"checkpoint_interval": 1.0}}
+FREE = {
+    "threads": {"client": False},
+    "no bar": {"progress": False},
+    "commits": {"checkpoint_interval": 1.0},
+    "a workflow of defaults": {"workflow": "auto"},
+    "the default goal": {"workflow": "robust", "cache": "auto"},
+}
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -105,6 +117,19 @@ def test_where_a_fit_runs_makes_no_other(name, fit):
     frame = pd.DataFrame({"t": T, "y": Y})
     fit(frame)
     assert hit(fit(frame, **FREE[name]))
+
+
+SAME = {
+    "tier": ({"workflow": "standard"}, {"tier": "STANDARD"}),
+    "memory": ({"memory_limit": "1 kB"}, {"config": {"memory_limit": 1000}}),
+    "kept": ({"config": {"cache": "none"}}, {"cache": "none"}),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_settings_are_known_by_what_they_resolve_to(name):
+    one, other = (FitOptions(decay, **options) for options in SAME[name])
+    assert one.layout() == other.layout() != FitOptions(decay).layout()
 
 
 @pytest.mark.parametrize("kind", DATA)

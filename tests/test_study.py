@@ -469,6 +469,16 @@ def test_loaded(tmp_path):
         Study.load(tmp_path / "cache", "decay")
 
 
+def test_variants_of_unlike_workflows_have_entries_of_their_own(tmp_path):
+    variants = {name: {"workflow": name} for name in ("standard", "streaming", "timeseries")}
+    given = {"data": parquet(tmp_path / "data"), "model": MODELS["offset"], "cache_dir": tmp_path / "cache"}
+    first, second = study(variants, **given), study(variants, **given)
+    assert not first.table["cached"].any() and second.table["cached"].all()
+    assert [str(second[name].plan.tier) for name in variants] == ["STANDARD", "STREAMING", "CHUNKED"]
+    alone = dask_nlsq.fit(workflow="streaming", **given)
+    assert alone.provenance["cache"]["hit"] and same(alone, second["streaming"])
+
+
 def test_loaded_with_functions_and_what_was_cached(tmp_path):
     data, cache = parquet(tmp_path / "data"), tmp_path / "cache"
     study({"function": decay}, data=data, x="t", cache_dir=cache)

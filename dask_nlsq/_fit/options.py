@@ -11,6 +11,7 @@ from dataclasses import field
 from typing import Any, TypeAlias
 
 import dask
+from dask.utils import parse_bytes
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import DataError, one_of
@@ -53,6 +54,14 @@ def _value(name: str) -> dict[str, Form]:
     return _form(operator.attrgetter(name))
 
 
+def _layout(form: Form) -> dict[str, Form]:
+    """Return metadata of a field that says how rows are laid out; `form` is one text or number for all that it means.
+
+    The minimum is the same. The way there is not, and with it the last bits, the plan, and what is tested on a sample.
+    """
+    return {"layout": form}
+
+
 @dataclasses.dataclass(frozen=True)
 class FitOptions:
     """The arguments of `fit` under their names; `settings` are those that a `WorkflowConfig` may hold, merged.
@@ -90,12 +99,14 @@ class FitOptions:
     max_nfev: int | None = None
     time_limit: float | None = None
     callback: Callable[[OptimizeResult], Any] | None = None
-    tier: Any = None
+    tier: Any = field(default=None, metadata=_layout(lambda o: str(o.tier or "auto").lower()))
     goal: Any = field(default=None, metadata=_form(lambda o: str(o.goal or OptimizationGoal.ROBUST)))
     workflow: str | None = None
     config: Any = None
-    memory_limit: int | str | None = None
-    cache: str | None = None
+    memory_limit: int | str | None = field(
+        default=None, metadata=_layout(lambda o: None if o.memory_limit is None else parse_bytes(o.memory_limit))
+    )
+    cache: str | None = field(default=None, metadata=_layout(lambda o: o.cache or "auto"))
     precision: float | Mapping[str, float] | None = field(default=None, metadata=_value("precision"))
     n_starts: int | None = field(default=None, metadata=_form(lambda o: o.settings.starts if o.searches else None))
     sampler: str | None = field(default=None, metadata=_form(lambda o: o.sampler if o.searches else None))
@@ -139,5 +150,15 @@ class FitOptions:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what of the options decides about the answer."""
-        forms = {each.name: each.metadata.get("fingerprint") for each in dataclasses.fields(self)}
+        return self._forms("fingerprint")
+
+    def layout(self) -> dict[str, Any]:
+        """Return what arguments, config, workflow and Dask's configuration say of how rows are laid out.
+
+        A checkpoint need not agree on it: a fit may go on in another tier, or with less memory.
+        """
+        return self._forms("layout")
+
+    def _forms(self, kind: str) -> dict[str, Any]:
+        forms = {each.name: each.metadata.get(kind) for each in dataclasses.fields(self)}
         return {name: form(self) for name, form in forms.items() if form is not None}

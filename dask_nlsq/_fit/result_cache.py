@@ -127,7 +127,7 @@ def stored_result(folder: str, key: str, model: Any = None) -> FitResult:
 @contextlib.contextmanager
 def _open_entry(resolved: Resolved, options: FitOptions, most: int, resume: str | bool = "auto") -> Iterator[Entry]:
     """Open the entry of a fit, as a session that goes on from its end where the result is there."""
-    folder, current = os.fspath(options.cache_dir), fingerprint(resolved, options)
+    folder, current = os.fspath(options.cache_dir), {**fingerprint(resolved, options), **options.layout()}
     # Rows in memory are told apart by what they hold; others by files, or by what Dask calls them.
     rows = [p.columns for p in resolved.source.partitions if isinstance(p, Block)]
     identity = json.dumps([current, resolved.source.token, tokenize(rows), versions()], sort_keys=True)
