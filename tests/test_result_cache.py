@@ -1,6 +1,7 @@
 """The result cache: what is found again, what is not and why, and what two writers or damage do."""
 
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from problems import decay, decay_rows
 
 import dask_nlsq
 from dask_nlsq import NlsqError, NlsqWarning
-from dask_nlsq._checkpoint import checkpoints
+from dask_nlsq._checkpoint import Checkpoints, Lock, checkpoints
+from dask_nlsq._checkpoint.storage import Folder
 from dask_nlsq._fit import FitOptions, fingerprints, result_cache
 from dask_nlsq._sweep import failure
 
@@ -199,16 +201,85 @@ HOLD = "import sys; from dask_nlsq._checkpoint import Lock; from dask_nlsq._chec
 HOLD += "Lock(open_place(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
 
 
-def test_what_another_process_writes_is_left_alone(fit, tmp_path, caplog):
+def entry_of(result):
+    about = result.provenance["cache"]
+    return Path(about["where"]) / "nlsq-fits" / about["entry"]
+
+
+def contents(entry):
+    return {path: path.read_bytes() for path in entry.rglob("*") if path.is_file() and path.name != "lock.json"}
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_what_another_process_writes_is_left_alone(committed, fit, caplog):
+    """Beside the owner of the lock, what is committed is read, and nothing is written; without that the fit is made."""
     frame = pd.DataFrame({"t": T, "y": Y})
-    entry = tmp_path / "cache" / "nlsq-fits" / fit(frame).provenance["cache"]["entry"]
+    entry = entry_of(first := fit(frame))
+    if not committed:
+        shutil.rmtree(entry)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", HOLD, str(entry)], **pipes) as other:
         assert other.stdout.readline() == b"held\n"
+        before = contents(entry)
         with caplog.at_level(logging.INFO, "dask_nlsq"):
-            assert fit(frame).success
+            result = fit(frame)
+        assert contents(entry) == before and (entry / "lock.json").exists()
         other.stdin.close()
-    assert "left aside" in caplog.text
+    assert hit(result) is committed and ("left aside" in caplog.text) is not committed
+    assert np.array_equal(result.popt, first.popt)
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_a_hit_takes_no_lock(kind, fit, tmp_path, monkeypatch):
+    data = DATA[kind](tmp_path / "data")
+    before = contents(entry_of(fit(data)))
+    monkeypatch.setattr(Lock, "acquire", lambda _: pytest.fail("the lock is taken"))
+    assert contents(entry_of(result := fit(data))) == before and hit(result)
+
+
+def leave(entry):
+    """Remove an entry, as a process does that makes room for another."""
+    shutil.rmtree(entry)
+
+
+def go_on(entry):
+    """Commit the same once more, and remove the generation before."""
+    there = Checkpoints(entry)
+    generation, keys = there.newest()
+    there.commit(keys, generation.about, generation.fingerprint)
+    there.place.remove(f"commits/{generation.number:08d}.json")
+    there.place.remove(f"state.zarr/{generation.folder}")
+
+
+MEANWHILE = {"the entry goes": (leave, False), "a newer generation comes": (go_on, True)}
+
+
+@pytest.mark.parametrize("what", MEANWHILE)
+def test_what_vanishes_while_it_is_read_is_looked_for_under_the_lock(what, fit, monkeypatch, recwarn):
+    """A reader without the lock that loses its generation says nothing, and looks again as a writer."""
+    frame, (change, found), read = pd.DataFrame({"t": T, "y": Y}), MEANWHILE[what], Folder.read_all
+    first, locked = fit(frame), []
+
+    def read_all(self, most):
+        monkeypatch.setattr(Folder, "read_all", read)
+        monkeypatch.setattr(Lock, "acquire", lambda lock, take=Lock.acquire: (locked.append(lock), take(lock)))
+        change(entry_of(first))
+        return read(self, most)
+
+    monkeypatch.setattr(Folder, "read_all", read_all)
+    again = fit(frame)
+    assert hit(again) is found and len(locked) == 1 and not recwarn.list
+    assert np.array_equal(again.popt, first.popt) and hit(fit(frame))
+
+
+def test_what_is_read_without_the_lock_is_verified(tmp_path, fit):
+    entry = entry_of(fit(pd.DataFrame({"t": T, "y": Y})))
+    assert Checkpoints(entry).peek()[0].number == 1 and Checkpoints(tmp_path / "none").peek() is None
+    for path, data in contents(entry).items():
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        used = path.parent.name == "commits" or "gen-" in str(path)
+        assert (Checkpoints(entry).peek() is None) is used, path
+        path.write_bytes(data)
 
 
 def test_the_oldest_go_first(fit, tmp_path):

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dask_nlsq._checkpoint.codec import GROUP, TOTAL_BYTES, Keys, check_group, check_key
+from dask_nlsq._checkpoint.codec import GROUP, TOTAL_BYTES, CheckedKeys, Keys, check_group, check_key
 from dask_nlsq._checkpoint.storage import Place, open_place
 from dask_nlsq._display import Fold, Fragment, Table
 from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, NlsqError, warn
@@ -171,7 +171,7 @@ class Checkpoints:
             raise CheckpointCorrupt(f"{name} does not hash to what it says.")
         return _generation(contents, number, name)
 
-    def read(self, generation: Generation) -> Keys:
+    def read(self, generation: Generation) -> CheckedKeys:
         """Return the files of a generation, each hashed, and none decoded.
 
         Raises
@@ -179,19 +179,18 @@ class Checkpoints:
         CheckpointCorrupt
             A file is missing, changed or unknown, or is nothing that a checkpoint holds.
         """
-        keys = {}
+        keys, folder = {}, f"state.zarr/{generation.folder}"
+        found = self.place.read_all({f"{folder}/{key}": size for key, (size, _) in generation.files.items()})
         for key, (size, digest) in generation.files.items():
-            name = f"state.zarr/{generation.folder}/{key}"
-            data = self.place.read(name, size)
+            data = found[name := f"{folder}/{key}"]
             if data is None:
                 raise CheckpointCorrupt(f"{name} is missing.")
             if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
                 raise CheckpointCorrupt(f"{name} is not what was written.")
             keys[key] = data
-        check_group(keys)
-        return keys
+        return check_group(keys)
 
-    def newest(self) -> tuple[Generation, Keys] | None:
+    def newest(self) -> tuple[Generation, CheckedKeys] | None:
         """Return the newest generation that verifies, with a warning where it is not the last; None if there is none.
 
         Raises
@@ -209,7 +208,19 @@ class Checkpoints:
             "writes there, or give it a longer checkpoint_interval."
         )
 
-    def _newest(self) -> tuple[Generation, Keys] | None:
+    def peek(self) -> tuple[Generation, CheckedKeys] | None:
+        """Return the newest committed generation if it verifies, without a word where there is none or it does not.
+
+        This needs no lock: what is committed never changes, and what another process is still writing has no record. A
+        generation that a writer removes while it is read is none; `newest`, under the lock, says what is wrong.
+        """
+        with contextlib.suppress(Exception):  # whatever a file system or a service raises
+            if numbers := self.numbers():
+                generation = self.describe(numbers[-1])
+                return generation, self.read(generation)
+        return None
+
+    def _newest(self) -> tuple[Generation, CheckedKeys] | None:
         faults = []
         for number in reversed(self.numbers()):
             try:
@@ -417,6 +428,7 @@ def _packages() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
+@functools.cache
 def machine() -> str:
     """Return the instruction set of this machine, as far as it decides about bits."""
     try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import gzip
 import json
 import math
@@ -36,6 +37,15 @@ T = TypeVar("T", bound="DataclassInstance")
 Keys = dict[str, bytes]
 """Names below a Zarr group, and what they hold."""
 
+
+class CheckedKeys(dict[str, bytes]):
+    """Keys that `check_group` has looked at, with the metadata that it read; they are not to be changed."""
+
+    def __init__(self, keys: Mapping[str, bytes], metadata: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__(keys)
+        self.metadata = metadata
+
+
 Text = npt.NDArray[np.uint8]
 """A text as bytes, for what is too long for an attribute."""
 
@@ -50,7 +60,9 @@ TABLE_ROWS = 10**7
 
 _DTYPES = {"bool": 1, "uint8": 1, "float32": 4, "float64": 8, "int64": 8, "uint64": 8}
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_PART = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
+
+_NAME = re.compile(f"{_PART}(/{_PART}){{0,19}}")
 
 _LENGTH = "table rows"
 """The attribute that says how many rows a table has; no field can have that name."""
@@ -201,9 +213,9 @@ def unpack(kind: type[T], keys: Mapping[str, bytes]) -> T:
     CheckpointCorrupt
         The keys are no such dataclass; nothing is decoded before that is known of their metadata.
     """
-    check_group(keys)
+    checked = keys if isinstance(keys, CheckedKeys) else check_group(keys)
     try:
-        value: T = _read(kind, _open(keys))
+        value: T = _read(kind, _open(checked))
     except Exception as error:
         raise CheckpointCorrupt(f"The state cannot be read: {type(error).__name__}: {error}") from error
     return value
@@ -216,11 +228,11 @@ class _Group(NamedTuple):
     members: dict[str, Any]  # groups and arrays
 
 
-def _open(keys: Mapping[str, bytes]) -> _Group:
+def _open(keys: CheckedKeys) -> _Group:
     """Decode what has been looked at."""
     groups: dict[str, _Group] = {}
-    for key in sorted((key for key in keys if key.endswith("zarr.json")), key=len):  # a group before its members
-        path, about = key.removesuffix("zarr.json").rstrip("/"), json.loads(keys[key])
+    for key in sorted(keys.metadata, key=len):  # a group before its members
+        path, about = key.removesuffix("zarr.json").rstrip("/"), keys.metadata[key]
         above, _, name = path.rpartition("/")
         if about["node_type"] == "array":
             groups[above].members[name] = _array(keys, path, about)
@@ -240,8 +252,14 @@ def _array(keys: Mapping[str, bytes], path: str, about: Mapping[str, Any]) -> np
     return np.asfortranarray(array) if about.get("attributes", {}).get("order") == "F" else array
 
 
+@functools.cache
+def _hints(kind: type[DataclassInstance]) -> Mapping[str, Any]:
+    """Return the types of the fields of a dataclass, whose texts are compiled once."""
+    return typing.get_type_hints(kind)
+
+
 def _read(kind: type[T], group: _Group) -> T:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     values = {}
     for field in dataclasses.fields(kind):
         name = _stored_name(field)
@@ -264,7 +282,7 @@ def _member(hint: object, member: npt.NDArray[Any] | _Group) -> Any:
 
 
 def _rows(kind: type[T], group: _Group) -> tuple[T, ...]:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     attributes, members = group
     if _COUNT in attributes:
         return tuple(_read(kind, members[str(i)]) for i in range(len(members)))
@@ -350,12 +368,11 @@ def check_key(key: str) -> None:
     ------
     CheckpointCorrupt
     """
-    parts = key.split("/")
-    if len(parts) > 20 or not all(_NAME.fullmatch(part) for part in parts):
+    if not _NAME.fullmatch(key):
         raise CheckpointCorrupt(f"{key[:100]!r} is no name of a file in a checkpoint.")
 
 
-def check_group(keys: Mapping[str, bytes]) -> None:
+def check_group(keys: Mapping[str, bytes]) -> CheckedKeys:
     """Refuse keys that are not what `pack` writes, without decoding any: dtypes, codecs, sizes, depth.
 
     Raises
@@ -364,13 +381,14 @@ def check_group(keys: Mapping[str, bytes]) -> None:
     """
     if "zarr.json" not in keys:
         raise CheckpointCorrupt("There is no group: zarr.json is missing.")
+    metadata: dict[str, dict[str, Any]] = {}
     chunks, total = set(keys), 0
     for key, data in keys.items():
         check_key(key)
         if key.rpartition("/")[2] != "zarr.json":
             continue
         chunks.discard(key)
-        about = parse(data, key)
+        about = metadata[key] = parse(data, key)
         kinds = ("group",) if key == "zarr.json" else ("group", "array")
         if about.get("zarr_format") != 3 or about.get("node_type") not in kinds:
             raise CheckpointCorrupt(f"{key} describes no group or array of Zarr 3.")
@@ -386,6 +404,7 @@ def check_group(keys: Mapping[str, bytes]) -> None:
             chunks.discard(chunk)
     if chunks:
         raise CheckpointCorrupt(f"{min(chunks)!r} belongs to no array.")
+    return CheckedKeys(keys, metadata)
 
 
 def parse(data: bytes, name: str) -> dict[str, Any]:

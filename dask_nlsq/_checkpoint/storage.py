@@ -12,7 +12,7 @@ import itertools
 import os
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -36,6 +36,9 @@ class Place(Protocol):
 
     def read(self, name: str, most: int) -> bytes | None:
         """Return what a file holds, or None where there is none; refuse more than so many bytes."""
+
+    def read_all(self, most: Mapping[str, int]) -> dict[str, bytes | None]:
+        """Return the same of many files, by their names, of so many bytes at most."""
 
     def write(self, files: dict[str, bytes]) -> None:
         """Write new files, and return when they will survive a power cut."""
@@ -76,11 +79,19 @@ class Folder:
     def names(self, folder: str) -> list[str]:
         """Return the names in a folder, sorted; none where there is no folder."""
         path = self._inside(folder)
-        return sorted(os.listdir(path)) if path is not None and path.is_dir() else []
+        return sorted(os.listdir(path)) if path is not None and os.path.isdir(path) else []
 
     def read(self, name: str, most: int) -> bytes | None:
         """Return what a regular file of this folder holds, or None; links are not followed."""
-        path = self._inside(name)
+        return self._read(self._inside(name), most)
+
+    def read_all(self, most: Mapping[str, int]) -> dict[str, bytes | None]:
+        """Return what files of this folder hold, each as `read` does; the folders between are looked at once."""
+        folders: set[str] = set()
+        return {name: self._read(self._inside(name, folders), size) for name, size in most.items()}
+
+    def _read(self, path: str | None, most: int) -> bytes | None:
+        """Return what there is at a path that is `_inside`."""
         if path is None:
             return None
         try:
@@ -96,13 +107,25 @@ class Folder:
                 raise CheckpointCorrupt(f"{path} holds {about.st_size} bytes; {most} were expected at most.")
             return file.read(most + 1)
 
-    def _inside(self, name: str) -> Path | None:
-        """Return the path of a name, None where it is not there, and refuse links that lead elsewhere."""
-        path = self.root / name
-        real = os.path.realpath(path)
-        if real != str(path):
-            raise CheckpointCorrupt(f"{path} is a link; a checkpoint has none.")
-        return path if os.path.lexists(path) else None
+    def _inside(self, name: str, folders: set[str] | None = None) -> str | None:
+        """Return the path of a name, None where it is not there, and refuse links that lead elsewhere.
+
+        The `folders` have been looked at, and those that are now are added.
+        """
+        path, folders = str(self.root), set() if folders is None else folders
+        for part in filter(None, name.split("/")):
+            path = f"{path}/{part}"
+            if path in folders:
+                continue
+            try:
+                mode = os.lstat(path).st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            if stat.S_ISLNK(mode) or part == "..":
+                raise CheckpointCorrupt(f"{path} is a link; a checkpoint has none.")
+            if stat.S_ISDIR(mode):
+                folders.add(path)
+        return path
 
     def write(self, files: dict[str, bytes]) -> None:
         """Write new files and sync them, and then the folders that name them."""
@@ -239,6 +262,16 @@ class Remote:
             raise CheckpointCorrupt(f"{self.url}/{name} holds more than {most} bytes.")
         return data
 
+    def read_all(self, most: Mapping[str, int]) -> dict[str, bytes | None]:
+        """Return what files hold, several read at a time."""
+        paths, ends = [f"{self.path}/{name}" for name in most], [size + 1 for size in most.values()]
+        answers = self.fs.cat_ranges(paths, [0] * len(paths), ends, on_error="return")
+        # What is no plain answer is asked for again by itself: nothing, too much, an error.
+        return {
+            name: answer if isinstance(answer, bytes) and 0 < len(answer) <= size else self.read(name, size)
+            for (name, size), answer in zip(most.items(), answers, strict=True)
+        }
+
     def write(self, files: dict[str, bytes]) -> None:
         """Write new files, several at a time."""
         self.fs.pipe({f"{self.path}/{name}": data for name, data in files.items()})
@@ -295,6 +328,10 @@ class Store:
         if len(data) > most:
             raise CheckpointCorrupt(f"{name} holds more than {most} bytes.")
         return data
+
+    def read_all(self, most: Mapping[str, int]) -> dict[str, bytes | None]:
+        """Return what files hold."""
+        return {name: self.read(name, size) for name, size in most.items()}
 
     def write(self, files: dict[str, bytes]) -> None:
         """Write new files."""

@@ -8,8 +8,12 @@ token of the data, and the versions of the packages on which bits depend::
         8d1c…/          one fit: state.zarr, commits, as `Checkpoints` reads them
 
 A hit is a run that "goes on" from its end: data at a path, whose files are compared, are not read; other data are read
-once and compared with what each partition held. Where an entry is damaged, the fit is made again; where another
-process writes the same entry, this one fits without the cache. A local cache is bounded, least recently used first.
+once and compared with what each partition held.
+
+A hit takes no lock. A generation never changes once its record is there, so that the newest one can be read, and each
+of its files hashed, beside a process that writes another. Where that is not the end of the fit, or does not verify, or
+is removed meanwhile, the lock is taken and the entry looked at again: a damaged one is fitted again, and beside a
+process that writes it this one fits without the cache. A local cache is bounded, least recently used first.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from dask_nlsq._errors import CheckpointCorrupt, CheckpointError, CheckpointMism
 from dask_nlsq._fit.fingerprints import differences, fingerprint, other_writers
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.problem import Resolved
-from dask_nlsq._fit.session import SavedState, Session, open_session
+from dask_nlsq._fit.session import SavedState, Session, open_ended, open_session
 from dask_nlsq._kernel import Block
 from dask_nlsq._result import FitResult
 
@@ -138,12 +142,15 @@ def _open_entry(resolved: Resolved, options: FitOptions, most: int, resume: str 
         options, checkpoint=where, checkpoint_interval=float("inf"), checkpoint_every=None, resume=resume
     )
     with contextlib.ExitStack() as stack:
-        session = _opened(stack, resolved, kept, current)
-        yield Entry(folder, key, current, session, session.ended(options.max_nfev) is not None)
+        session: Session | None = open_ended(resolved, kept, current) if resume else None
+        session = session or _opened(stack, resolved, kept, current)
+        entry = Entry(folder, key, current, session, session.ended(options.max_nfev) is not None)
+        yield entry
     if "://" not in folder:
         with contextlib.suppress(OSError):  # another process may remove what is looked at
             os.utime(where)
-            _bound(Path(folder), most)
+            if not entry.hit:  # which has added nothing
+                _bound(Path(folder), most)
 
 
 def _opened(
@@ -166,7 +173,9 @@ def _bound(folder: Path, most: int) -> None:
     for i, entry in enumerate(entries):
         total += sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
         if total > most and i:  # never the one that was just used
-            shutil.rmtree(entry, ignore_errors=True)
+            # Records go first, lest somebody who reads it meanwhile takes it for damaged.
+            for path in (entry / "commits", entry):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _nearest(folder: str, key: str, current: Mapping[str, Any]) -> dict[str, str]:

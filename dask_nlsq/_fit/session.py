@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,7 +102,13 @@ class EndedRun:
     """A run that has ended: the states that shared its last sweep, and its result as plain values."""
 
     states: tuple[State, ...]
-    result: Mapping[str, Any]
+    text: Text
+
+    @functools.cached_property
+    def result(self) -> Mapping[str, Any]:
+        """The result, which is parsed where it is asked for."""
+        values: Mapping[str, Any] = from_text(self.text)
+        return values
 
 
 class Session(Observer):
@@ -122,7 +129,7 @@ class Session(Observer):
         farther = (state.beyond is not None and (max_nfev is None or max_nfev > state.nsweeps) for state in states)
         if any(farther) or any(state.status in STOPPED for state in states):
             return None
-        return EndedRun(states, from_text(self.saved.result))
+        return EndedRun(states, self.saved.result)
 
     @property
     def same_files(self) -> bool:
@@ -154,6 +161,21 @@ class Session(Observer):
     def finish(self, states: Sequence[State], seconds: list[float], result: FitResult) -> FitResult:
         """Write down the end, and return the result."""
         return result
+
+
+class EndedSession(Session):
+    """A session of a run that has ended, which is read and never written, so that it needs no lock."""
+
+    def __init__(self, saved: SavedState, same_files: bool) -> None:
+        super().__init__()
+        self.saved, self._same_files = saved, same_files
+        if saved.digests is not None:
+            self._digests = PartitionDigests(saved.digests)
+
+    @property
+    def same_files(self) -> bool:
+        """Whether the data lie in files, which have been compared."""
+        return self._same_files
 
 
 class CheckpointSession(Session):
@@ -299,15 +321,13 @@ def open_session(
     CheckpointCorrupt
         Nothing that is there verifies.
     """
-    resume, strict, where = options.resume, options.strict, options.checkpoint
-    if where is None:
+    resume, strict = options.resume, options.strict
+    if options.checkpoint is None:
         if resume is True:
             raise CheckpointError("resume=True needs checkpoint=, where to go on from.")
         yield Session()
         return
-    remote = "://" in str(where)
-    # The options of fsspec may be those of the data; a local folder takes none.
-    checkpoints = Checkpoints(where, options.storage_options if remote else None)
+    checkpoints = _checkpoints(options)
     current = fingerprint(resolved, options) if current is None else current
     with _locked(checkpoints, strict) as lock, Interrupt() as interrupt:
         newest = None if resume is False else checkpoints.newest()
@@ -338,6 +358,34 @@ def open_session(
             session.write()
             raise
         interrupt.check()  # one that came too late to interrupt anything is not lost
+
+
+def open_ended(resolved: Resolved, options: FitOptions, current: Mapping[str, Any]) -> EndedSession | None:
+    """Return the session of a run that has ended, read beside whoever writes there.
+
+    None where the newest generation is not the end of this fit, or does not verify, or vanishes while it is read:
+    `open_session` finds out under the lock what there is.
+
+    Parameters
+    ----------
+    current : mapping
+        The fingerprint of the fit.
+    """
+    if (newest := _checkpoints(options).peek()) is None:
+        return None
+    generation, keys = newest
+    try:
+        compare(generation, current)
+        session = EndedSession(_sane(unpack(SavedState, keys), resolved.parameters.p), current["files"] is not None)
+    except CheckpointError:
+        return None
+    return None if session.ended(options.max_nfev) is None else session
+
+
+def _checkpoints(options: FitOptions) -> Checkpoints:
+    remote = "://" in str(options.checkpoint)
+    # The options of fsspec may be those of the data; a local folder takes none.
+    return Checkpoints(options.checkpoint, options.storage_options if remote else None)
 
 
 @contextlib.contextmanager

@@ -229,35 +229,30 @@ def _open_rows(rows: Rows, columns: Columns, expression: ds.Expression | None) -
     check_columns(dataset.schema.names, columns.names)
     held: dict[str, _Held] = {}
     partitions, lengths, stored, buffers = [], [], [], BUFFER * len(columns.names)
+    layout: _Layout | None = None
     for fragment in dataset.get_fragments(filter=expression):
-        in_file = fragment.physical_schema
-        folders = ds.get_partition_keys(fragment.partition_expression)
-        keys = tuple(dataset.schema.field(name) for name in folders if name not in in_file.names)
-        if rows.kind != "Parquet":  # whose columns may be younger than a file
-            keys = tuple(dataset.schema.field(name) for name in dataset.schema.names if name not in in_file.names)
-        schema = pa.schema([*in_file, *keys])
-        check_columns(schema.names, columns.names, f"the file {fragment.path!r}")
-        _check_types(schema, columns.names, fragment.path)
-        _compare(held, fragment, schema, columns.names)
-        plain = all(name in in_file.names for name in columns.names) and _alike(schema, dataset.schema, columns.names)
-        scanned = expression is not None or not plain
+        in_file, folders = fragment.physical_schema, ds.get_partition_keys(fragment.partition_expression)
+        # Most often that of the file before, which has been looked at.
+        if layout is None or tuple(folders) != layout.folders or not in_file.equals(layout.in_file):
+            layout = _lay_out(rows, columns, fragment, in_file, tuple(folders))
+            _compare(held, fragment, layout.schema, columns.names)
+        scanned = expression is not None or not layout.plain
         kept, start = rows.kept.get(fragment.path), 0
-        share = _share(in_file, columns.names)
-        for run in _runs(fragment, schema, expression):
-            length = sum(group.num_rows for group in run.row_groups)
+        for run, length, size in _runs(fragment, layout.schema, expression):
             keep = None if kept is None else kept[start : start + length]
             start += length
-            partitions.append(ParquetPartition(run, expression, keys, columns, scanned, rows.near, keep))
+            partitions.append(ParquetPartition(run, expression, layout.keys, columns, scanned, rows.near, keep))
             lengths.append(length)
-            stored.append(_stored(run, share))
+            stored.append(int(layout.share * size))
     if not partitions:
         if expression is None:
             raise DataError(f"There are no rows at {place!r}.")
         raise DataError(f"No row group at {place!r} can hold a row that passes the filters {expression}.")
     types: dict[str, str] = {name: str(dataset.schema.field(name).type) for name in columns.names}
     dates = [name for name, found in held.items() if found.things.startswith("dates")]
-    columns = dataclasses.replace(columns, origins=first_instants(dates, (p.read() for p in partitions)))
-    partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
+    if (origins := first_instants(dates, (p.read() for p in partitions))) != columns.origins:
+        columns = dataclasses.replace(columns, origins=origins)
+        partitions = [dataclasses.replace(p, columns=columns) for p in partitions]
     known = sum(lengths) - sum(int(len(keep) - keep.sum()) for keep in rows.kept.values())
     info = Info(
         rows.kind,
@@ -276,6 +271,33 @@ def _open_rows(rows: Rows, columns: Columns, expression: ds.Expression | None) -
     return Source(
         partitions, tokenize(rows.identity or sorted(dataset.files), known, _whole(expression), columns), info
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """What is known of the columns of a file by its schema and the keys of its folders."""
+
+    in_file: pa.Schema
+    folders: tuple[str, ...]  # names of keys
+    keys: tuple[pa.Field, ...]  # of each column that the names of its folders hold
+    schema: pa.Schema  # with these
+    plain: bool  # all columns are in the file, of the types of the dataset
+    share: float  # which part of a row they are
+
+
+def _lay_out(
+    rows: Rows, columns: Columns, fragment: ds.ParquetFileFragment, in_file: pa.Schema, folders: tuple[str, ...]
+) -> _Layout:
+    """Return the layout of a file, and refuse one that lacks a column or holds no numbers in it."""
+    whole, names = rows.dataset.schema, columns.names
+    # Columns of other kinds may be younger than a file.
+    outside = folders if rows.kind == "Parquet" else whole.names
+    keys = tuple(whole.field(name) for name in outside if name not in in_file.names)
+    schema = pa.schema([*in_file, *keys])
+    check_columns(schema.names, names, f"the file {fragment.path!r}")
+    _check_types(schema, names, fragment.path)
+    plain = all(name in in_file.names for name in names) and _alike(schema, whole, names)
+    return _Layout(in_file, folders, keys, schema, plain, _share(in_file, names))
 
 
 def _whole(expression: ds.Expression | None) -> str | bytes:
@@ -348,6 +370,8 @@ def _dataset(paths: Sequence[str], base: str, fs: fsspec.AbstractFileSystem, loc
         "filesystem": to_filesystem(fs),
         "format": ds.ParquetFileFormat(default_fragment_scan_options=scan),
     }
+    if not any("=" in path for path in paths):
+        return ds.dataset(**how)
     try:
         keyed = ds.dataset(**how, partitioning="hive", partition_base_dir=base)
     except (pa.ArrowTypeError, pa.ArrowInvalid):  # a column of the files has the name of a key, and another type
@@ -379,19 +403,30 @@ def _numbers(dataset: ds.FileSystemDataset, keys: set[str]) -> set[str]:
 
 def _runs(
     fragment: ds.ParquetFileFragment, schema: pa.Schema, expression: ds.Expression | None
-) -> list[ds.ParquetFileFragment]:
-    """Group neighbouring row groups of a file until a partition has rows enough."""
+) -> list[tuple[ds.ParquetFileFragment, int, int]]:
+    """Group neighbouring row groups of a file until a partition has rows enough; return their rows and bytes too.
+
+    Bytes are those in the file, or once they are not compressed. The metadata of single columns are not asked: of what
+    it cannot read, pyarrow may end the process.
+    """
     if expression is not None:
         fragment = fragment.subset(filter=expression, schema=schema)
-    runs: list[list[int]] = []
+    runs: list[list[Any]] = []
     size = ROWS
     for group in fragment.row_groups:
         if size >= ROWS:
             runs.append([])
             size = 0
-        runs[-1].append(group.id)
+        runs[-1].append(group)
         size += group.num_rows
-    return [fragment.subset(row_group_ids=run) for run in runs]
+    return [
+        (
+            fragment.subset(row_group_ids=[group.id for group in run]),
+            sum(group.num_rows for group in run),
+            sum(group.total_byte_size for group in run),
+        )
+        for run in runs
+    ]
 
 
 def _alike(schema: pa.Schema, other: pa.Schema, names: Sequence[str]) -> bool:
@@ -451,11 +486,3 @@ def _width(kind: pa.DataType) -> float:
         return float(kind.bit_width) / 8
     except ValueError:  # of texts and lists
         return 16.0
-
-
-def _stored(run: ds.ParquetFileFragment, share: float) -> int:
-    """Return about how many bytes a part of these row groups takes in its file, or once it is not compressed.
-
-    The metadata of single columns are not asked: of what it cannot read, pyarrow may end the process.
-    """
-    return int(share * sum(group.total_byte_size for group in run.row_groups))
