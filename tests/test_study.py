@@ -33,7 +33,7 @@ from dask_nlsq import NlsqError, NlsqWarning, Study, StudyFile, grid, study
 from dask_nlsq._study import log as log_module
 from dask_nlsq._study.log import Log
 from dask_nlsq._sweep import failure
-from dask_nlsq._sweep.executors import shared
+from dask_nlsq._sweep.executors import shared_pass
 from dask_nlsq.cli.commands import main
 
 T, Y = decay_rows(6_000)
@@ -146,8 +146,9 @@ def test_batches_are_read_together(reads, tmp_path):
 
 def test_what_begins_alike_is_computed_once(monkeypatch, tmp_path):
     """Of one minimum of the sample, fits from other starts have the same bits, and share all work."""
-    computed, original = [], shared._distinct
-    monkeypatch.setattr(shared, "_distinct", lambda shares: (computed.append(found := original(shares)), found)[1])
+    computed, original = [], shared_pass.distinct_shares
+    spied = lambda shares: (computed.append(found := original(shares)), found)[1]  # noqa: E731
+    monkeypatch.setattr(shared_pass, "distinct_shares", spied)
     starts = {f"{i}": {"a": 2 + 0.4 * i, "b": 1 + 0.2 * i, "c": 0.4} for i in range(4)}
     options = {"cache": "none", "tier": "streaming"}
     done = study(grid(p0=starts), data=parquet(tmp_path / "data"), model=MODELS["offset"], **options)

@@ -6,8 +6,8 @@ from .executors.distributed import outside_pool as outside_pool
 from .executors.local import Executor as Executor
 from .executors.local import Serial as Serial
 from .executors.local import Threads as Threads
-from .executors.shared import Pass as Pass
 from .executors.shared import SharedReads as SharedReads
+from .executors.shared_pass import Pass as Pass
 from .failure import Failure as Failure
 from .failure import load as load
 from .groups import Group as Group

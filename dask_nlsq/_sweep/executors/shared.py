@@ -1,4 +1,4 @@
-"""Shared: several fits to the same rows, which read them together.
+"""Shared: several fits to the same rows, which read them together, in passes of `shared_pass`.
 
 Each fit runs in a thread of its own and has an executor that looks like any other. Where one wants a sweep it waits
 until all others want one too; then each group of partitions is read once, and reduced for all of them::
@@ -20,166 +20,24 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import queue
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 from dask_nlsq._kernel import Block
 from dask_nlsq._sweep.executors.local import Executor, Task, Window
+from dask_nlsq._sweep.executors.shared_pass import (
+    Pass,
+    Stream,
+    StreamRequest,
+    StreamWindow,
+    SweepRequest,
+    sweep_together,
+)
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.groups import Group
-from dask_nlsq._sweep.task import Selection, Share, Usage, draw, reduce_each, reduce_group, with_selection
-
-_END = object()
-"""Put after the last answer of a pass."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Pass:
-    """One reading of all partitions, in a sweep, in batches, or to hold them: for which fits, and what it took."""
-
-    what: str
-    fits: tuple[str, ...]
-    partitions: int
-    seconds: float
-    read_seconds: float  # summed over tasks
-    compute_seconds: float
-    nbytes: int
-    workers: Mapping[str, int]  # tasks that each has run
-
-
-class _Ask:
-    """What one fit wants of the next pass, and where its answers arrive."""
-
-    def __init__(self, fit: str, executor: Executor, groups: Sequence[Any], share: Share) -> None:
-        self.fit, self.executor, self.groups, self.share = fit, executor, groups, share
-        self.given_up = False
-        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def put(self, answer: Any) -> None:
-        self._answers.put(answer)
-
-    def __iter__(self) -> Iterator[Any]:
-        while (answer := self._answers.get()) is not _END:
-            if isinstance(answer, BaseException):
-                raise answer
-            yield answer
-
-
-class _Stream:
-    """One pass in batches that several fits make together: each is read once all of them have asked for it."""
-
-    def __init__(
-        self, executor: Executor, ordered: bool, fits: Sequence[str], on_end: Callable[[float, list[Usage]], None]
-    ) -> None:
-        self._executor, self._ordered, self._on_end = executor, ordered, on_end
-        self._members = set(fits)
-        self._lock = threading.Lock()
-        self._asked: dict[tuple[int, ...], tuple[Group, dict[str, Share]]] = {}
-        self._ready: queue.SimpleQueue[tuple[Group, dict[str, Share]] | None] = queue.SimpleQueue()
-        self._answers: dict[str, queue.SimpleQueue[Any]] = {fit: queue.SimpleQueue() for fit in fits}
-        threading.Thread(target=self._run, name="nlsq stream", daemon=True).start()
-
-    def send(self, fit: str, group: Group, share: Share) -> None:
-        """Ask for a batch."""
-        with self._lock:
-            self._asked.setdefault(group.indices, (group, {}))[1][fit] = share
-            self._look()
-
-    def _look(self) -> None:
-        for numbers, (group, shares) in list(self._asked.items()):
-            if self._members <= shares.keys():
-                self._ready.put((group, shares))
-                del self._asked[numbers]
-
-    def receive(self, fit: str) -> tuple[tuple[int, ...], Any]:
-        """Wait for the next answer; return it with the numbers of the partitions of its batch."""
-        answer = self._answers[fit].get()
-        if isinstance(answer, BaseException):
-            raise answer
-        numbers, value = answer
-        return numbers, value
-
-    def leave(self, fit: str) -> None:
-        """Go on without a fit that has ended its pass."""
-        with self._lock:
-            self._members.discard(fit)
-            self._look()
-            if not self._members:
-                self._ready.put(None)
-
-    def abort(self, error: BaseException) -> None:
-        """End the pass of every fit with an error."""
-        for answers in self._answers.values():
-            answers.put(error)
-        self._ready.put(None)
-
-    def _run(self) -> None:
-        begun, usages = time.perf_counter(), list[Usage]()
-        try:
-            with self._executor.opened(self._ordered) as window:
-                while True:
-                    try:
-                        asked = self._ready.get(block=not len(window))
-                    except queue.Empty:
-                        self._hand_out(*window.receive(), usages)
-                        continue
-                    if asked is None:
-                        break
-                    group, shares = asked
-                    distinct, places = _distinct(list(shares.values()))
-                    window.send((group.indices, dict(zip(shares, places, strict=True))), reduce_each, group, distinct)
-        except BaseException as error:  # whatever it is, it is raised where each fit waits
-            self.abort(error)
-        self._on_end(time.perf_counter() - begun, usages)
-
-    def _hand_out(self, label: tuple[tuple[int, ...], dict[str, int]], answer: Any, usages: list[Usage]) -> None:
-        numbers, places = label
-        if not isinstance(answer, Failure):
-            usages.append(answer[1])
-        for fit, place in places.items():
-            self._answers[fit].put((numbers, answer if isinstance(answer, Failure) else answer[0][place]))
-
-
-class _SharedWindow(Window):
-    """The batches of one fit that are under way in a stream which it shares."""
-
-    def __init__(self, stream: _Stream, fit: str, partitions: Sequence[Any], selection: Selection | None) -> None:
-        self._stream, self._fit, self._partitions, self._selection = stream, fit, partitions, selection
-        self._labels: dict[tuple[int, ...], Any] = {}
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def send(self, label: object, task: Task, group: Any, *args: Any) -> None:
-        payload, requests = args  # of `reduce_group`, which is all that is sent in batches
-        self._labels[group.indices] = label
-        whole = dataclasses.replace(group, partitions=tuple(self._partitions[i] for i in group.indices))
-        self._stream.send(self._fit, whole, Share(payload, tuple(requests), self._selection))
-
-    def receive(self) -> tuple[Any, Any]:
-        numbers, answer = self._stream.receive(self._fit)
-        return self._labels.pop(numbers), answer
-
-
-class _StreamAsk:
-    """A request of one fit to pass over the data in batches, and where its stream arrives."""
-
-    def __init__(self, fit: str, executor: Executor, alike: Hashable, ordered: bool) -> None:
-        self.fit, self.executor, self.alike, self.ordered = fit, executor, alike, ordered
-        self._begun: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def put(self, stream: Any) -> None:
-        self._begun.put(stream)
-
-    def stream(self) -> _Stream:
-        found = self._begun.get()
-        if isinstance(found, BaseException):
-            raise found
-        stream: _Stream = found
-        return stream
+from dask_nlsq._sweep.task import Selection, Share, Usage, draw, reduce_group, with_selection
 
 
 class SharedReads:
@@ -209,8 +67,8 @@ class SharedReads:
         self._changed = threading.Condition(self._lock)
         self._under_way: set[str] = set()
         self._gone: set[str] = set()
-        self._waiting: dict[str, _Ask | _StreamAsk] = {}
-        self._streams: list[_Stream] = []
+        self._waiting: dict[str, SweepRequest | StreamRequest] = {}
+        self._streams: list[Stream] = []
         self._once: dict[Any, Any] = {}
         self._once_lock = threading.RLock()
         self._shared: dict[int, Any] = {}  # groups that are read together, by their identity
@@ -260,7 +118,7 @@ class SharedReads:
             self._over = error
             self._changed.notify_all()
             for each in (*self._waiting.values(), *self._streams):
-                each.abort(error) if isinstance(each, _Stream) else each.put(error)
+                each.abort(error) if isinstance(each, Stream) else each.put(error)
             self._waiting.clear()
 
     def look(self) -> None:
@@ -273,27 +131,28 @@ class SharedReads:
         together = collections.defaultdict(list)
         streams = collections.defaultdict(list)
         for ask in asks:
-            if isinstance(ask, _StreamAsk):
+            if isinstance(ask, StreamRequest):
                 streams[id(ask.executor), ask.alike, ask.ordered].append(ask)
             else:
                 together[(id(ask.executor), *map(id, ask.groups))].append(ask)
         for each in together.values():
-            threading.Thread(target=self._run, args=(each,), name="nlsq pass", daemon=True).start()
+            how = (each, self._on_pass, lambda: self._over)
+            threading.Thread(target=sweep_together, args=how, name="nlsq pass", daemon=True).start()
         for alike in streams.values():
             self._begin_stream(alike)
 
-    def _begin_stream(self, asks: Sequence[_StreamAsk]) -> None:
+    def _begin_stream(self, asks: Sequence[StreamRequest]) -> None:
         fits, count = tuple(ask.fit for ask in asks), len(self._once["partitions"])
 
         def ended(seconds: float, usages: list[Usage]) -> None:
-            self._on_pass(_pass("stream", fits, count, seconds, usages))
+            self._on_pass(Pass.of("stream", fits, count, seconds, usages))
 
-        stream = _Stream(asks[0].executor, asks[0].ordered, fits, ended)
+        stream = Stream(asks[0].executor, asks[0].ordered, fits, ended)
         self._streams.append(stream)
         for ask in asks:
             ask.put(stream)
 
-    def _wait(self, ask: _Ask | _StreamAsk) -> None:
+    def _wait(self, ask: SweepRequest | StreamRequest) -> None:
         """Let a fit wait for what it asks for."""
         with self._lock:
             if self._over is not None:
@@ -302,51 +161,24 @@ class SharedReads:
         self.look()
 
     @contextlib.contextmanager
-    def stream(self, ask: _StreamAsk, selection: Callable[[], Selection | None]) -> Iterator[Window]:
+    def stream(self, ask: StreamRequest, selection: Callable[[], Selection | None]) -> Iterator[Window]:
         """Make a pass in batches together with others."""
         self._await_all()
         partitions = self.once("partitions", self._partitions)
         self._wait(ask)
         stream = ask.stream()
         try:
-            yield _SharedWindow(stream, ask.fit, partitions, selection())
+            yield StreamWindow(stream, ask.fit, partitions, selection())
         finally:
             stream.leave(ask.fit)
 
-    def sweep(self, ask: _Ask) -> Iterator[Any]:
+    def sweep(self, ask: SweepRequest) -> Iterator[Any]:
         """Yield the answers of the next pass, in which this fit takes part."""
         self._wait(ask)
         try:
             yield from ask
         finally:
             ask.given_up = True
-
-    def _run(self, asks: Sequence[_Ask]) -> None:
-        begun, usages = time.perf_counter(), list[Usage]()
-        first, (shares, places) = asks[0], _distinct([ask.share for ask in asks])
-        answers = first.executor.run(reduce_each, first.groups, shares)
-        try:
-            for i, answer in answers:
-                if isinstance(answer, Failure):  # of the group, so of each
-                    each: Sequence[Any] = [answer] * len(shares)
-                else:
-                    each, usage = answer
-                    usages.append(usage)
-                for ask, place in zip(asks, places, strict=True):
-                    ask.put((i, each[place]))
-                if self._over is not None or all(ask.given_up for ask in asks):
-                    break
-        except BaseException as error:  # whatever it is, it is raised where each fit waits
-            for ask in asks:
-                ask.put(error)
-        try:
-            if hasattr(answers, "close"):
-                answers.close()
-            count = sum(len(group.partitions) for group in asks[0].groups)
-            self._on_pass(_pass("sweep", [ask.fit for ask in asks], count, time.perf_counter() - begun, usages))
-        finally:
-            for ask in asks:
-                ask.put(self._over or _END)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what was made under a key, which the first that asks for it makes."""
@@ -422,7 +254,7 @@ class Sharing(Executor):
         elif task is reduce_group and self._reads.has_joined(self._fit):
             payload, requests = args
             share = Share(payload, tuple(requests), self._selection)
-            yield from self._reads.sweep(_Ask(self._fit, self._executor, groups, share))
+            yield from self._reads.sweep(SweepRequest(self._fit, self._executor, groups, share))
         elif task is draw or task is Group.load:
             key = (task.__name__, id(self._executor), *map(id, groups), repr(args))
             found = self._reads.once(key, lambda: list(self._executor.run(task, groups, *args)))
@@ -460,7 +292,7 @@ class Sharing(Executor):
     def opened(self, ordered: bool = True, alike: Hashable = None) -> Iterator[Window]:
         """Run tasks one by one, together with fits that send the same groups in the same order."""
         if alike is not None and self._reads.has_joined(self._fit):
-            ask = _StreamAsk(self._fit, self._executor, alike, ordered)
+            ask = StreamRequest(self._fit, self._executor, alike, ordered)
             with self._reads.stream(ask, self._select) as window:
                 yield window
         else:
@@ -511,24 +343,3 @@ class Sharing(Executor):
     def wait_for_workers(self) -> None:
         """Wait until there is somebody to run tasks."""
         self._executor.wait_for_workers()
-
-
-def _distinct(shares: Sequence[Share]) -> tuple[list[Share], list[int]]:
-    """Return the shares of which no two are the same, and for each of all its place among them."""
-    keys = [share.key for share in shares]
-    places = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    first = dict(zip(reversed(keys), reversed(shares), strict=True))
-    return [first[key] for key in places], [places[key] for key in keys]
-
-
-def _pass(what: str, fits: Sequence[str], partitions: int, seconds: float, usages: Sequence[Usage]) -> Pass:
-    return Pass(
-        what,
-        tuple(fits),
-        partitions,
-        seconds,
-        sum(usage.read for usage in usages),
-        sum(usage.computed for usage in usages),
-        sum(usage.nbytes for usage in usages),
-        dict(collections.Counter(usage.worker for usage in usages)),
-    )
