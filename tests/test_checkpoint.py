@@ -658,6 +658,36 @@ def test_any_store_of_zarr_and_any_url(tmp_path, kind):
     assert same(newest(tmp_path / "copy"), recorded(4))
 
 
+PLACES = {
+    "folder": lambda tmp_path: tmp_path,
+    "store": lambda _: zarr.storage.MemoryStore(),
+    "url": lambda tmp_path: f"memory://{tmp_path}",
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_many_files_are_read_as_each_is(kind, tmp_path):
+    place = storage.open_place(PLACES[kind](tmp_path))
+    files = {"some/a": b"12345", "some/empty": b"", "b": b"1"}
+    place.write(files)
+    sizes = {"some/a": 5, "some/empty": 0, "some/none": 3, "none": 0, "b": 9}
+    expected = {"some/a": b"12345", "some/empty": b"", "some/none": None, "none": None, "b": b"1"}
+    assert place.read_all(sizes) == expected == {name: place.read(name, most) for name, most in sizes.items()}
+    with pytest.raises(CheckpointCorrupt):
+        place.read_all({"b": 1, "some/a": 4})
+
+
+@pytest.mark.parametrize("linked", ["state", "state/folder", "state/folder/file"])
+def test_no_link_is_followed_among_many_files(linked, tmp_path):
+    place = storage.open_place(tmp_path / "run")
+    place.write({f"state/folder/{name}": b"1" for name in ("file", "other")})
+    path = tmp_path / "run" / linked
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointCorrupt, match="is a link"):
+        place.read_all({"state/folder/other": 1, "state/folder/file": 1})
+
+
 class Killed(Exception):
     """Stands for the death of the driver: after it no request comes through."""
 

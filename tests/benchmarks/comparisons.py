@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import statistics
+import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -303,12 +304,29 @@ def study_one(size):
     yield lambda: dask_nlsq.study(single, data=path, cache="none"), one
 
 
-@comparison("cached", "the same fit without a cache", "faster", repeat=5)
+def cold_fit(path, options):
+    """Return the seconds of a fit of a path whose result is kept in a new cache: for a fresh process."""
+    with tempfile.TemporaryDirectory() as where:
+        return clock(lambda: dask_nlsq.fit(data=path, cache_dir=where, **options))
+
+
+def beside_cold(size, files):
+    """Yield a fit of so many files of Parquet whose result is in the cache, and the first fit of a process."""
+    path = rows.parquet(size.folder, size(2_000_000, 10_000_000), files)
+    options, where = VARIANTS["stretched, start 0"].options, size.folder / f"results-{files}"
+    yield lambda: dask_nlsq.fit(data=path, cache_dir=where, **options), lambda: apart(cold_fit, path, options)
+
+
+@comparison("cached", "the same, as the first fit of a process", "faster", repeat=5)
 def cached(size):
-    """A fit of a path of Parquet whose result is in the cache."""
-    path, one = of_twelve(size)
-    where = size.folder / "results"
-    yield lambda: dask_nlsq.fit(data=path, cache_dir=where, **VARIANTS["stretched, start 0"].options), one
+    """A fit of 50 files of Parquet whose result is in the cache."""
+    yield from beside_cold(size, rows.FILES)
+
+
+@comparison("cached-one-file", "the same, as the first fit of a process", "faster", repeat=5)
+def cached_one_file(size):
+    """A fit of one file of Parquet whose result is in the cache."""
+    yield from beside_cold(size, 1)
 
 
 # --- rows in memory ---------------------------------------------------------------------------------------------------
