@@ -137,13 +137,9 @@ def _open_entry(resolved: Resolved, options: FitOptions, most: int, resume: str 
     identity = json.dumps([current, resolved.source.token, tokenize(rows), versions()], sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:32]
     where = entry_folder(folder, key)
-    # Written at the end alone; what a killed run has left would be gone on from all the same.
-    kept = dataclasses.replace(
-        options, checkpoint=where, checkpoint_interval=float("inf"), checkpoint_every=None, resume=resume
-    )
     with contextlib.ExitStack() as stack:
-        session: Session | None = open_ended(resolved, kept, current) if resume else None
-        session = session or _opened(stack, resolved, kept, current)
+        session: Session | None = open_ended(resolved, options, where, current) if resume else None
+        session = session or _opened(stack, resolved, _kept(options, where, resume), current)
         entry = Entry(folder, key, current, session, session.ended(options.max_nfev) is not None)
         yield entry
     if "://" not in folder:
@@ -151,6 +147,14 @@ def _open_entry(resolved: Resolved, options: FitOptions, most: int, resume: str 
             os.utime(where)
             if not entry.hit:  # which has added nothing
                 _bound(Path(folder), most)
+
+
+def _kept(options: FitOptions, where: str, resume: str | bool) -> FitOptions:
+    """Return the options of a fit that leaves its end in an entry."""
+    # Written at the end alone; what a killed run has left would be gone on from all the same.
+    return dataclasses.replace(
+        options, checkpoint=where, checkpoint_interval=float("inf"), checkpoint_every=None, resume=resume
+    )
 
 
 def _opened(

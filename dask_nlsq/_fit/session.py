@@ -327,7 +327,7 @@ def open_session(
             raise CheckpointError("resume=True needs checkpoint=, where to go on from.")
         yield Session()
         return
-    checkpoints = _checkpoints(options)
+    checkpoints = _checkpoints(options.checkpoint, options)
     current = fingerprint(resolved, options) if current is None else current
     with _locked(checkpoints, strict) as lock, Interrupt() as interrupt:
         newest = None if resume is False else checkpoints.newest()
@@ -360,7 +360,7 @@ def open_session(
         interrupt.check()  # one that came too late to interrupt anything is not lost
 
 
-def open_ended(resolved: Resolved, options: FitOptions, current: Mapping[str, Any]) -> EndedSession | None:
+def open_ended(resolved: Resolved, options: FitOptions, where: str, current: Mapping[str, Any]) -> EndedSession | None:
     """Return the session of a run that has ended, read beside whoever writes there.
 
     None where the newest generation is not the end of this fit, or does not verify, or vanishes while it is read:
@@ -368,10 +368,12 @@ def open_ended(resolved: Resolved, options: FitOptions, current: Mapping[str, An
 
     Parameters
     ----------
+    where : str
+        The path or URL of the checkpoint.
     current : mapping
         The fingerprint of the fit.
     """
-    if (newest := _checkpoints(options).peek()) is None:
+    if (newest := _checkpoints(where, options).peek()) is None:
         return None
     generation, keys = newest
     try:
@@ -382,10 +384,10 @@ def open_ended(resolved: Resolved, options: FitOptions, current: Mapping[str, An
     return None if session.ended(options.max_nfev) is None else session
 
 
-def _checkpoints(options: FitOptions) -> Checkpoints:
-    remote = "://" in str(options.checkpoint)
+def _checkpoints(where: Any, options: FitOptions) -> Checkpoints:
+    remote = "://" in str(where)
     # The options of fsspec may be those of the data; a local folder takes none.
-    return Checkpoints(options.checkpoint, options.storage_options if remote else None)
+    return Checkpoints(where, options.storage_options if remote else None)
 
 
 @contextlib.contextmanager

@@ -67,9 +67,9 @@ def _size_and_stamp(fs: fsspec.AbstractFileSystem, name: str, about: Mapping[str
     try:
         # What a file system lists of a file, HTTP's for one, may be less than what it says when it is asked for that
         # file.
-        if about.get("size") is None or _stamp(about) is None:
+        if about.get("size") is None or (written := _stamp(about)) is None:
             about = fs.info(name)
-        written = _stamp(about) or fs.modified(name)
+            written = _stamp(about) or fs.modified(name)
     except Exception:  # whatever a file system raises that cannot tell
         return None
     return f"{about.get('size')} {written}" if written else None

@@ -320,9 +320,12 @@ def listed(fs: fsspec.AbstractFileSystem, roots: Sequence[str], path: str) -> tu
             continue
         inside = fs.find(root)
         check_below(inside, path)
-        seen = [name for name in inside if not _hidden(name, root)]
+        seen: list[str] = []
+        unseen: list[str] = []
+        for name in inside:
+            (unseen if _hidden(name, root) else seen).append(name)
         named = [name for name in seen if name.endswith(PARQUET)]
-        hidden += [name for name in inside if name.endswith(PARQUET) and _hidden(name, root)]
+        hidden += [name for name in unseen if name.endswith(PARQUET)]
         others += [name for name in seen if not name.endswith(PARQUET)] if named else []
         # Writers need not give names an ending: where none has one of Parquet's, all are taken.
         files += named or seen

@@ -36,9 +36,11 @@ def served(checkout, name, small, folder):
 
 def alternate(name, checkouts, small, folder, repeat):
     """Return the figures of each checkout, taken in turns after one call each."""
-    with served(checkouts[0], name, small, folder) as one, served(checkouts[1], name, small, folder) as two:
-        one(), two()
-        pairs = [(one(), two()) for _ in range(repeat)]
+    with served(checkouts[0], name, small, folder) as one:
+        one()  # by now it has written the rows, which both read
+        with served(checkouts[1], name, small, folder) as two:
+            two()
+            pairs = [(one(), two()) for _ in range(repeat)]
     return list(zip(*pairs, strict=True))
 
 
