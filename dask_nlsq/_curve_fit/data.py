@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import psutil
 
 from dask_nlsq._curve_fit.sigma import check_sigma
 from dask_nlsq._errors import DataError
+from dask_nlsq._system import available_memory
 
 _SHARE = 0.25
 """Part of the free memory that a covariance may take: its blocks, its factor and a copy come beside it."""
@@ -55,7 +55,7 @@ def in_memory(data: Data) -> Data:
     if is_dask(data.x) and np.ndim(data.sigma) != 2:
         raise DataError(f"xdata has the shape {data.x.shape}; its last axis must be as long as ydata.")
     if is_dask(data.sigma) and data.sigma.ndim == 2:
-        fits = data.sigma.nbytes < _SHARE * psutil.virtual_memory().available  # False where the size is not known
+        fits = data.sigma.nbytes < _SHARE * available_memory()  # False where the size is not known
         if not fits:
             raise DataError(
                 f"sigma is a Dask array of shape {data.sigma.shape}; a covariance between rows must fit in memory, "

@@ -20,7 +20,7 @@ from dask_nlsq._kernel import SLABS, Block, compile_cache, kernel
 from dask_nlsq._model import Objective
 from dask_nlsq._plan import IMPORTS, READERS, MemoryLimit, PlanInputs, memory_limit
 from dask_nlsq._sweep import Executor, Failure, load
-from dask_nlsq._system import time_left
+from dask_nlsq._system import available_memory, time_left
 from dask_nlsq._typing import Vector
 
 
@@ -72,7 +72,7 @@ def gather_plan_inputs(resolved: Resolved, limit: int | str | None, sample: Samp
         held=IMPORTS if cluster else home,
         home=home,
         # What the limit leaves may be more than the machine has.
-        here=int(max(0, min(process_limit.limit - home, psutil.virtual_memory().available))),
+        here=int(max(0, min(process_limit.limit - home, available_memory()))),
         time_left=time_left(),
     )
 

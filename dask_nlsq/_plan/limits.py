@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from dask_nlsq._system import once_a_second
+
 _UNLIMITED = 1 << 60
 """What version 1 says where there is no limit is near 2⁶³."""
 
@@ -26,8 +28,11 @@ class MemoryLimit:
     source: str  # "cgroup v2", "physical memory", …
 
 
+@once_a_second
 def memory_limit(root: Path = Path("/"), pid: str = "self") -> MemoryLimit:
     """Return the limit of this process: the smallest of its control groups and of the machine.
+
+    It is read once a second at most.
 
     Parameters
     ----------

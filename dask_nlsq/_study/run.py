@@ -21,6 +21,7 @@ from dask_nlsq._study.log import FitLog, Log
 from dask_nlsq._study.reads import OPENING, Reads
 from dask_nlsq._study.variants import Variant, options_after
 from dask_nlsq._sweep import outside_pool
+from dask_nlsq._system import available_memory
 
 _MOST = 64
 """Fits at a time, each a thread that mostly waits for sweeps."""
@@ -43,7 +44,7 @@ def fits_at_a_time(variants: int, most: int | None) -> int:
     """Return how many fits are under way at a time: as many as asked, or as there is memory for."""
     if most is not None:
         return max(1, min(variants, most))
-    free = min(memory_limit().limit - psutil.Process().memory_info().rss, psutil.virtual_memory().available)
+    free = min(memory_limit().limit - psutil.Process().memory_info().rss, available_memory())
     return max(1, min(variants, _MOST, int(free // _FIT_BYTES)))
 
 

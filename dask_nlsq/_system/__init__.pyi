@@ -8,7 +8,9 @@ from .batch_job import seconds as seconds
 from .batch_job import time_left as time_left
 from .fork import check_not_forked as check_not_forked
 from .git import source_commit as source_commit
+from .memory import available_memory as available_memory
 from .memory import peak_memory as peak_memory
 from .memory import trim_memory as trim_memory
 from .retry import read_again as read_again
 from .signals import Interrupt as Interrupt
+from .throttle import once_a_second as once_a_second

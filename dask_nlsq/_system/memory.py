@@ -1,4 +1,4 @@
-"""The memory of a process: the largest resident size that it has had, and what it can give back."""
+"""The memory of a process: the largest resident size that it has had, what it may still take and can give back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import ctypes
 import sys
 
 import psutil
+
+from dask_nlsq._system.throttle import once_a_second
 
 if sys.platform != "win32":
     import resource
@@ -22,6 +24,12 @@ def peak_memory() -> int:
     # ru_maxrss counts in bytes on macOS, and in KiB elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+
+
+@once_a_second
+def available_memory() -> int:
+    """Return the bytes that processes of this machine can still take."""
+    return int(psutil.virtual_memory().available)
 
 
 def trim_memory() -> None:
