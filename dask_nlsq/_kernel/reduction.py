@@ -87,8 +87,8 @@ class Reduction:
     @functools.cached_property
     def sums_finite(self) -> bool:
         """Whether residuals, Jacobian and what a loss makes of them were finite in every row."""
-        sums = (self.gram, self.cost, self.curvature, self.meat)
-        return all(bool(np.isfinite(each).all()) for each in sums if each is not None)
+        matrices = (self.gram, self.curvature, self.meat)
+        return math.isfinite(self.cost) and all(np.isfinite(each).all() for each in matrices if each is not None)
 
     @property
     def model_finite(self) -> bool:

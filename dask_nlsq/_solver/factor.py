@@ -154,10 +154,12 @@ def factorise(
     if whitening is not None:
         f = f @ whitening.inverse
     with np.errstate(over="ignore"):
-        lengths = np.sqrt((f * f).sum(axis=0))
+        lengths = lapack.column_norms(f)
     zero = lengths <= _NOTHING * reference
     if whitening is None:
         zero |= squares == 0
-    f[:, zero] = 0.0
-    norms = np.where(zero, np.where(reference > 0, reference, 1.0), lengths)
+    norms = lengths
+    if zero.any():
+        f[:, zero] = 0.0
+        norms = np.where(zero, np.where(reference > 0, reference, 1.0), lengths)
     return Factor(*lapack.triangle(f, z), norms, not doubtful.any())

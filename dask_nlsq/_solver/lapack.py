@@ -32,9 +32,12 @@ def svd(a: Matrix) -> tuple[Matrix, Vector, Matrix]:
 
 
 def thin_svd(a: Matrix) -> tuple[Matrix, Vector, Matrix]:
-    """Return U, σ and Vᵀ of a matrix, U and Vᵀ with as many columns and rows as there are singular values."""
+    """Return U, σ and Vᵀ of a matrix, U and Vᵀ with as many columns and rows as there are singular values.
+
+    U is in Fortran order, as some of its columns alone would be.
+    """
     u, sigma, vt = _call(lapack.dgesdd, a, full_matrices=0)
-    return np.ascontiguousarray(u), sigma, np.ascontiguousarray(vt)
+    return u, sigma, np.ascontiguousarray(vt)
 
 
 def qr(a: Matrix) -> tuple[Matrix, Matrix]:
@@ -60,12 +63,12 @@ def _upper(p: int) -> npt.NDArray[np.bool_]:
 
 def norm(v: Vector) -> float:
     """Return the length of a vector, to the bit that of `numpy.linalg.norm`; one that overflows is no warning."""
-    return math.sqrt(np.vdot(v, v))
+    return math.sqrt(v.dot(v))
 
 
 def column_norms(a: Matrix) -> Vector:
     """Return the lengths of the columns of a matrix, to the bit those of `numpy.linalg.norm`."""
-    lengths: Vector = np.sqrt((a * a).sum(axis=0))
+    lengths: Vector = np.sqrt(np.add.reduce(a * a, axis=0))
     return lengths
 
 

@@ -12,6 +12,7 @@ stays exactly at its bound as long as its multiplier keeps its sign. Either cost
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from scipy.optimize import brentq, lsq_linear
@@ -100,8 +101,8 @@ def gauss_newton(factor: Factor, lower: Vector, upper: Vector) -> Step:
 def measure(factor: Factor, delta: Vector, damping: float) -> Step:
     """Attach to a step what the linear model says of it."""
     image = factor.r @ delta
-    predicted = -float(image @ factor.z) - 0.5 * float(image @ image)
-    return Step(delta, damping, predicted, lapack.norm(image))
+    square = float(image @ image)
+    return Step(delta, damping, -float(image @ factor.z) - 0.5 * square, math.sqrt(square))
 
 
 def _bounded(factor: Factor, scale: Vector, damping: float, lower: Vector, upper: Vector) -> Vector:

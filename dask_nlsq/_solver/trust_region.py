@@ -134,9 +134,8 @@ class Point:
     @property
     def noise(self) -> float:
         """What rounding leaves uncertain in the cost, that of the parameters included."""
-        return cost_noise(self.reduction) + self.rounding_level * (
-            math.sqrt(2.0 * self.reduction.cost) * _SHARE + 0.5 * self.rounding_level
-        )
+        level = self.rounding_level
+        return cost_noise(self.reduction) + level * (math.sqrt(2.0 * self.reduction.cost) * _SHARE + 0.5 * level)
 
     @property
     def believed(self) -> bool:
@@ -356,7 +355,7 @@ class TrustRegion(Solver[State]):
         gradient, curvature = reduction.gram[:p, p], _curvature(reduction)
         form = curvature if curvature is not None and not state.second else reduction.gram[:p, :p]
         factor = factorise(form, gradient, state.whitening, reference, settled)
-        if before is not None and not np.isfinite(factor.norms).all():  # beyond what float64 squares
+        if before is not None and not all(map(math.isfinite, factor.norms.tolist())):  # beyond what float64 squares
             return None
         bent = None
         if state.second and curvature is not None:
