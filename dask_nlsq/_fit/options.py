@@ -16,7 +16,7 @@ from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import DataError, one_of
 from dask_nlsq._model import Loss, check_loss
-from dask_nlsq._plan import OptimizationGoal, WorkflowConfig, merge_config, whole
+from dask_nlsq._plan import SETTINGS, OptimizationGoal, WorkflowConfig, merge_config, whole
 
 Form: TypeAlias = "Callable[[FitOptions], Any]"
 
@@ -129,10 +129,9 @@ class FitOptions:
 
     def __post_init__(self, configured: bool) -> None:
         object.__setattr__(self, "seed", whole("seed", self.seed, 0))
-        names = [each.name for each in dataclasses.fields(WorkflowConfig)]
-        given = WorkflowConfig(**{name: getattr(self, name) for name in names})
+        given = WorkflowConfig(**{name: getattr(self, name) for name in SETTINGS})
         object.__setattr__(self, "settings", merge_config(given, self.config, self.workflow, configured))
-        for name in names:
+        for name in SETTINGS:
             object.__setattr__(self, name, getattr(self.settings, name))
         if configured and self.cache_dir is None and self.checkpoint is None:
             object.__setattr__(self, "cache_dir", dask.config.get("nlsq.cache-dir", None))

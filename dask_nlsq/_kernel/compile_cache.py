@@ -32,6 +32,9 @@ T = TypeVar("T")
 _compiled: weakref.WeakKeyDictionary[Objective, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
+_TURN, _turns = "turn", itertools.count()
+"""Under which it is kept when an objective was used last."""
+
 _OBJECTIVES = 2
 """Objectives of one model that a fit evaluates by turns: with second derivatives, and without."""
 
@@ -42,8 +45,8 @@ def once(objective: Objective, kind: Hashable, compile_it: Callable[[], T]) -> T
     check_not_forked()
     with _lock:
         known = _used(objective)
-        lock = known.setdefault(("lock", kind), threading.RLock())
-    if kind not in known:
+        lock = None if kind in known else known.setdefault(("lock", kind), threading.RLock())
+    if lock is not None:
         with lock:
             if kind not in known:  # no other thread has compiled it while this one waited
                 persist(retention().folder)
@@ -82,12 +85,14 @@ def environment() -> str:
 
 
 def _used(objective: Objective) -> dict[Hashable, Any]:
-    """Return what is known of an objective, which is the one used last now, and drop that of the first ones."""
-    # A dictionary keeps the order of insertion, so that what is put back is behind all that was used before.
-    _compiled[objective] = known = _compiled.pop(objective, {})
-    surplus = len(_compiled) - _OBJECTIVES * retention().models
-    for oldest in list(itertools.islice(_compiled.keys(), max(0, surplus))):
-        _compiled.pop(oldest, None)
+    """Return what is known of an objective, which is the one used last now; a new one takes the place of the first."""
+    known = _compiled.get(objective)
+    if known is None:
+        surplus = len(_compiled) + 1 - _OBJECTIVES * retention().models
+        for oldest in sorted(_compiled, key=lambda each: _compiled[each][_TURN])[: max(0, surplus)]:
+            _compiled.pop(oldest, None)
+        known = _compiled[objective] = {}
+    known[_TURN] = next(_turns)
     return known
 
 

@@ -20,6 +20,7 @@ from .tiers import WorkflowTier as WorkflowTier
 from .tiers import get_memory_tier as get_memory_tier
 from .workflow import PRESETS as PRESETS
 from .workflow import SAMPLERS as SAMPLERS
+from .workflow import SETTINGS as SETTINGS
 from .workflow import WorkflowConfig as WorkflowConfig
 from .workflow import auto_select_workflow as auto_select_workflow
 from .workflow import merge_config as merge_config

@@ -157,6 +157,10 @@ class WorkflowConfig:
         return dataclasses.replace(self, **changes)
 
 
+SETTINGS = tuple(field.name for field in dataclasses.fields(WorkflowConfig))
+"""Names of what a workflow sets."""
+
+
 def merge_config(
     arguments: WorkflowConfig, config: object = None, workflow: str | None = None, configured: bool = True
 ) -> WorkflowConfig:
@@ -165,16 +169,12 @@ def merge_config(
         config = WorkflowConfig.from_dict(config)
     if not isinstance(config, (WorkflowConfig, type(None))):
         raise NlsqError(f"config is a {type(config).__name__}; a WorkflowConfig or a mapping is needed.")
-    names = [field.name for field in dataclasses.fields(WorkflowConfig)]
-    known = {name: dask.config.get(f"nlsq.{name}", None) for name in names} if configured else {}
-    for more in (
-        WorkflowConfig() if workflow is None else WorkflowConfig.from_preset(workflow),
-        config or WorkflowConfig(),
-        arguments,
-    ):
+    in_dask = {key.replace("-", "_") for key in dask.config.get("nlsq", {})} if configured else set()
+    known = {name: dask.config.get(f"nlsq.{name}") for name in SETTINGS if name in in_dask}
+    for more in (None if workflow is None else WorkflowConfig.from_preset(workflow), config):
         # Only what is said overrides what was said before: `to_dict` leaves out what is None.
-        known |= more.to_dict()
-    return WorkflowConfig.from_dict(known)
+        known |= {} if more is None else more.to_dict()
+    return WorkflowConfig.from_dict(known | arguments.to_dict()) if known else arguments
 
 
 def whole(name: str, given: SupportsIndex, least: int) -> int:

@@ -30,7 +30,7 @@ class Columns:
     y: str
     sigma: str | float | None = None
     nan_policy: str = "raise"  # or "omit"
-    origins: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    origins: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -35,4 +36,10 @@ def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str, present: tu
     blocks = [dataclasses.replace(b, dropped=whole.dropped if i == 0 else 0) for i, b in enumerate(blocks)]
     width = whole.nbytes // max(whole.rows, 1)
     info = Info(kind, rows, columns.names, present, columns.origins, partition_rows=min(rows, ROWS), row_bytes=width)
-    return Source(blocks, tokenize(columns, rows), info)
+    return Source(blocks, _token(columns, rows), info)
+
+
+@functools.lru_cache(64)
+def _token(columns: Columns, rows: int) -> str:
+    """Return what Dask makes of the names and the length, which takes longer than all else here."""
+    return str(tokenize(columns, rows))

@@ -358,6 +358,8 @@ def _variables(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def count_absent(source: Source, arrays: Mapping[str, Any]) -> Source:
     """Return a source that says, too, which chunks these stored arrays lack, for they are read through Dask."""
+    if not arrays:
+        return source
     lacking = absent(a if isinstance(a, Stored) else as_stored(name, a) for name, a in arrays.items())
     return dataclasses.replace(source, info=dataclasses.replace(source.info, absent={**source.info.absent, **lacking}))
 

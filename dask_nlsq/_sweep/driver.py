@@ -50,7 +50,7 @@ class PartitionDigests:
         places = np.asarray(numbers)
         before = self._seen[places]
         # Nearly always, after the first sweep.
-        if (before == digests).all():
+        if before.tobytes() == digests.tobytes():
             return
         new = before[:, 0] == _UNSEEN
         self._seen[places[new]] = before[new] = digests[new]

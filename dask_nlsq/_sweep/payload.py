@@ -210,10 +210,12 @@ def intern(token: str, data: bytes) -> Payload:
 
 
 def _keep(payload: Payload) -> Payload:
+    set_retention(limits := _limits())
     with _lock:
+        surplus = 0 if payload.token in _registry else _surplus(limits, payload)
+        forgotten = [_registry.popitem(last=False) for _ in range(surplus)]
         kept = _registry.setdefault(payload.token, payload)
         _registry.move_to_end(payload.token)
-        forgotten = [_registry.popitem(last=False) for _ in range(_surplus())]
     if any(next(_forgotten) % _TRIM_EVERY == 0 for _ in forgotten):
         # Let go first: what is still referred to cannot be given back.
         forgotten.clear()
@@ -221,12 +223,16 @@ def _keep(payload: Payload) -> Payload:
     return kept
 
 
-def _surplus() -> int:
-    """Return how many of those least recently used exceed the limits; one that has just been used stays."""
-    set_retention(limits := _limits())
-    sizes = [payload.nbytes for payload in _registry.values()]
+def _surplus(limits: Retention, new: Payload) -> int:
+    """Return how many of those least recently used exceed the limits beside a new one, which stays."""
+    sizes = [payload.nbytes for payload in (*_registry.values(), new)]
     fitting = itertools.takewhile(lambda total: total <= limits.nbytes, itertools.accumulate(reversed(sizes)))
     return len(sizes) - max(1, min(limits.models, sum(1 for _ in fitting)))
+
+
+@functools.lru_cache(8)
+def _parsed(size: Any) -> int:
+    return int(parse_bytes(size))
 
 
 def _limits() -> Retention:
@@ -243,6 +249,6 @@ def _limits() -> Retention:
     if not isinstance(models, int) or models < 1:
         raise NlsqError(f"{_MODELS} is {models!r}; a whole number above 0 is needed.")
     try:
-        return Retention(models, int(parse_bytes(size)), os.fspath(folder) if folder else None)
+        return Retention(models, _parsed(size), os.fspath(folder) if folder else None)
     except (AttributeError, TypeError, ValueError):
         raise NlsqError(f'{_BYTES} is {size!r}; bytes are needed, or a text such as "256 MiB".') from None

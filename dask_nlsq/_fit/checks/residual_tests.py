@@ -127,7 +127,7 @@ def exceed_rounding(reduction: Reduction) -> bool:
 
 def sort_by_column(block: Block) -> Block:
     """Return rows in the order of the column of x that has the most values."""
-    most = max(block.x, key=lambda column: len(np.unique(column)))
+    most = block.x[0] if len(block.x) == 1 else max(block.x, key=lambda column: len(np.unique(column)))
     return block.take(np.argsort(most, kind="stable"))
 
 
