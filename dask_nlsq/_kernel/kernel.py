@@ -217,17 +217,17 @@ def _reductions(
 ) -> Iterator[Reduction]:
     """Turn the sums of each block of a slab, about its first y, into a mean and a spread."""
     n, start = int(slab.blocks), 0
-    parts: dict[str, Any] = {}
+    sums, parts = sums[:n], dict[str, Any]()
     for name, shape in _layout(objective).items():
         end = start + math.prod(shape)
-        parts[name], start = sums[:n, start:end].reshape(n, *shape), end
+        parts[name], start = sums[:, start:end].reshape(n, *shape), end
     costs = parts.pop("cost", 0.5 * parts["gram"][:, -1, -1]).tolist()
     if objective.second:
         residual = parts.pop("second")
         residual = residual if whitening is None else whitening.T @ residual @ whitening
         curvature = parts["gram"][:, :-1, :-1] + residual
         parts["curvature"] = [c if np.isfinite(c).all() else None for c in curvature]  # without it, the fit goes on
-    moments, origins = parts.pop("moments").tolist(), sums[:n, start].tolist()
+    moments, origins = parts.pop("moments").tolist(), sums[:, start].tolist()
     names = (*parts, "checksum")
     for i, ((_, _, rows), (first, second, *rest)) in enumerate(zip(slab.places[:n].tolist(), moments, strict=True)):
         # Without weights each row counts 1, whose logarithm is 0.

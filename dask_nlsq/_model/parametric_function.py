@@ -30,7 +30,7 @@ class ParametricFunction:
         Of an expression that leaves its columns to the data, these are all names until the data is there.
         """
         columns = self.columns or self.inputs
-        return tuple(a for a in self.arguments if a not in columns)
+        return tuple([a for a in self.arguments if a not in columns])
 
     def replace(self, func: Callable[..., Any]) -> Self:
         """Return a model that hands the same arguments to another function."""

@@ -159,7 +159,7 @@ def factorise(
     if whitening is None:
         zero |= squares == 0
     norms = lengths
-    if zero.any():
+    if np.count_nonzero(zero):
         f[:, zero] = 0.0
         norms = np.where(zero, np.where(reference > 0, reference, 1.0), lengths)
-    return Factor(*lapack.triangle(f, z), norms, not doubtful.any())
+    return Factor(*lapack.triangle(f, z), norms, not np.count_nonzero(doubtful))

@@ -60,7 +60,7 @@ def _project(factor: Factor, linear: npt.NDArray[np.bool_]) -> Projection:
     lengths = factor.norms[linear]
     u, sigma, vt = lapack.thin_svd(factor.r[:, linear] / lengths)
     seen = sigma > 64 * factor.p * EPS * max(sigma[0], EPS)
-    if not seen.all():
+    if np.count_nonzero(seen) < len(seen):
         u, sigma, vt = u[:, seen], sigma[seen], vt[seen]
     columns = factor.r[:, ~linear]
     z1, inside = u.T @ factor.z, u.T @ columns
@@ -68,7 +68,7 @@ def _project(factor: Factor, linear: npt.NDArray[np.bool_]) -> Projection:
     column_norms = lapack.column_norms(columns)
     projected = lapack.column_norms(outside)
     norms, zero = projected, projected <= _NOTHING * column_norms
-    if zero.any():
+    if np.count_nonzero(zero):
         outside[:, zero] = 0.0
         norms = np.where(zero, np.where(column_norms > 0, column_norms, 1.0), projected)
     q, r = lapack.qr(outside)

@@ -92,7 +92,7 @@ def gauss_newton(factor: Factor, lower: Vector, upper: Vector) -> Step:
     keep = factor.determined
     parts = np.divide(u.T @ factor.z, sigma, out=np.zeros(factor.p), where=keep)
     delta = -(vt.T @ parts) / factor.norms
-    if ((delta < lower) | (delta > upper)).any():
+    if np.count_nonzero((delta < lower) | (delta > upper)):
         damping = 0.0 if keep.all() else float((1e-8 * sigma[0]) ** 2)
         delta = _bounded(factor, factor.norms, damping, lower, upper)
     return measure(factor, delta, 0.0)

@@ -362,7 +362,7 @@ class TrustRegion(Solver[State]):
             bent = factorise(curvature, gradient, state.whitening, reference, settled)
         newton = gauss_newton(bent or factor, self.lower - state.trial, self.upper - state.trial)
         linear, explained, scale = self._projects(state), 0.0, factor.norms
-        if linear.any():
+        if np.count_nonzero(linear):
             projection = project(factor, linear)
             explained, scale = projection.explained, np.zeros(p)
             scale[~linear] = projection.factor.norms
@@ -448,7 +448,7 @@ class TrustRegion(Solver[State]):
     def _propose(self, state: State) -> State:
         point, linear = state.at, self._projects(state)
         lower, upper = self.lower - point.theta, self.upper - point.theta
-        if linear.any():
+        if np.count_nonzero(linear):
             step = self._projected_step(state, point, linear, lower, upper)
         else:
             step = solve(point.model, point.newton, point.scale, point.radius, lower, upper)
@@ -462,14 +462,14 @@ class TrustRegion(Solver[State]):
         self, state: State, point: Point, linear: npt.NDArray[np.bool_], lower: Vector, upper: Vector
     ) -> Step:
         """Return a step of the nonlinear parameters inside their region, the linear ones following at their best."""
-        if linear.all():
+        nonlinear = ~linear
+        if not np.count_nonzero(nonlinear):
             return dataclasses.replace(point.newton, recentres=True)
         projection = project(point.model, linear)
         if self._recentres(state, point, projection):
             return dataclasses.replace(
-                measure(point.model, projection.lift(np.zeros((~linear).sum())), 0.0), recentres=True
+                measure(point.model, projection.lift(np.zeros(np.count_nonzero(nonlinear))), 0.0), recentres=True
             )
-        nonlinear = ~linear
         newton = measure(projection.factor, point.newton.delta[nonlinear], 0.0)
         step = solve(
             projection.factor, newton, point.scale[nonlinear], point.radius, lower[nonlinear], upper[nonlinear]
@@ -496,7 +496,7 @@ class TrustRegion(Solver[State]):
         coupled = self._coupled[projection.linear]
         here = point.theta[projection.linear]
         far = np.abs(projection.best) > _RECENTRE * np.minimum(np.abs(here), np.abs(here + projection.best))
-        return bool((coupled & far).any()) and projection.explained > 0.5 * point.newton.predicted
+        return bool(np.count_nonzero(coupled & far)) and projection.explained > 0.5 * point.newton.predicted
 
     def _radius(self, state: State, trial: Point, gain: float) -> float:
         if state.point is None or (state.proposal is not None and state.proposal.recentres and state.nsweeps == 1):

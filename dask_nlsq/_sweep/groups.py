@@ -8,6 +8,7 @@ partitions however they are grouped.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import pickle
@@ -40,12 +41,12 @@ class Group:
     ahead: bool = True
     numbers: tuple[int, ...] = ()
 
-    @property
+    @functools.cached_property
     def indices(self) -> tuple[int, ...]:
         """Numbers of the partitions."""
         return self.numbers or tuple(range(self.start, self.start + len(self.partitions)))
 
-    @property
+    @functools.cached_property
     def nodes(self) -> tuple[tuple[int, int], ...]:
         """The nodes of the tree that the partitions make up, by level and place; of level 1 where all of it is here."""
         if self.numbers:

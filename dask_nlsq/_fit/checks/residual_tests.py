@@ -104,9 +104,10 @@ def _bartels_pvalue(residual: Vector) -> float:
 
 def _ranks(values: Vector) -> Vector:
     """Return the ranks of values, from 1; those of equal ones are their mean."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    means: Vector = np.cumsum(counts) - 0.5 * (counts - 1.0)
-    return means[places]
+    ordered = np.sort(values)
+    below, up_to = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+    ranks: Vector = 0.5 * (below + up_to + 1.0)
+    return ranks
 
 
 def no_better_than_constant(reduction: Reduction, p: int) -> bool:
