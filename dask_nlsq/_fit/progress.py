@@ -59,7 +59,9 @@ class Progress(Observer):
         self._thread: threading.Thread | None = None
 
     def notify(self, event: Event) -> None:
-        """Note an event."""
+        """Note an event, where somebody may see it."""
+        if self._thread is None:
+            return
         if isinstance(event, SweepBegin):
             self._begin(event)
         elif isinstance(event, TaskEnd):
@@ -67,7 +69,7 @@ class Progress(Observer):
             self._measure(self._rows)
         elif isinstance(event, SweepEnd) and event.state is not None:
             self._end(event.state)
-        elif isinstance(event, Estimates) and self._thread is not None:
+        elif isinstance(event, Estimates):
             shown = [f"{n} {v:.4g} ± {e:.1g}" for n, v, e in zip(event.names, *event.values(), strict=True)]
             self._fit = ", ".join(shown[:_SHOWN] + ["…"] * (len(shown) > _SHOWN))
 

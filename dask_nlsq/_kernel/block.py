@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import mmap
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -156,7 +157,8 @@ def pack(blocks: Sequence[Block]) -> list[Block]:
 def lay(blocks: Sequence[Block]) -> list[Block]:
     """Return blocks of at most a slab, laid out as one."""
     filled = [block for block in blocks if block.rows]
-    memory = Memory(tuple(_lay(_aligned(SLABS[1], c[0].dtype), c, TILE, fill) for c, fill in _columns(filled)))
+    allocate = _aligned if 2 * sum(_tiled(block.rows, TILE) for block in filled) > SLABS[1] else _sparse
+    memory = Memory(tuple(_lay(allocate(SLABS[1], c[0].dtype), c, TILE, fill) for c, fill in _columns(filled)))
     starts = itertools.accumulate((_tiled(block.rows, TILE) for block in blocks), initial=0)
     return [_put(block, memory, start) for block, start in zip(blocks, starts, strict=False)]
 
@@ -302,4 +304,13 @@ def _aligned(size: int, dtype: np.dtype[np.float64]) -> Vector:
     memory = np.empty(size * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     array: Vector = memory[start : start + size * dtype.itemsize].view(dtype)
+    return array
+
+
+def _sparse(size: int, dtype: np.dtype[np.float64]) -> Vector:
+    """Return an aligned array most of which is never written to: of it, no memory is taken.
+
+    NumPy asks for huge pages, of which the first byte that is written to takes, and zeroes, two megabytes.
+    """
+    array: Vector = np.frombuffer(mmap.mmap(-1, size * dtype.itemsize), dtype)
     return array

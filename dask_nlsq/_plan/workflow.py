@@ -169,8 +169,9 @@ def merge_config(
         config = WorkflowConfig.from_dict(config)
     if not isinstance(config, (WorkflowConfig, type(None))):
         raise NlsqError(f"config is a {type(config).__name__}; a WorkflowConfig or a mapping is needed.")
-    in_dask = {key.replace("-", "_") for key in dask.config.get("nlsq", {})} if configured else set()
-    known = {name: dask.config.get(f"nlsq.{name}") for name in SETTINGS if name in in_dask}
+    in_dask = dask.config.get("nlsq", {}) if configured else {}
+    settings = {key.replace("-", "_"): value for key, value in in_dask.items() if value is not None}
+    known = {name: settings[name] for name in SETTINGS if name in settings}
     for more in (None if workflow is None else WorkflowConfig.from_preset(workflow), config):
         # Only what is said overrides what was said before: `to_dict` leaves out what is None.
         known |= {} if more is None else more.to_dict()

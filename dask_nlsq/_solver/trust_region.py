@@ -131,6 +131,11 @@ class Point:
         """What one unit in the last place of the parameters does to the residual."""
         return EPS * lapack.norm(self.factor.norms * self.theta)
 
+    def within(self, radius: float) -> Point:
+        """Return the point with another radius of its trust region."""
+        known = self.theta, self.whitening, self.reduction, self.factor, self.newton, self.scale
+        return Point(*known, radius, self.measured, self.explained, self.bent)
+
     @property
     def noise(self) -> float:
         """What rounding leaves uncertain in the cost, that of the parameters included."""
@@ -345,7 +350,7 @@ class TrustRegion(Solver[State]):
             milestone=state.nsweeps,
         )
         radius = _RADII[again.attempt] * (lapack.norm(origin.scale * origin.theta) or 1.0)
-        return dataclasses.replace(again, point=dataclasses.replace(origin, radius=radius))
+        return dataclasses.replace(again, point=origin.within(radius))
 
     def _trial(self, state: State, reduction: Reduction) -> Point | None:
         """Return what the sweep at the trial taught, or None where that is no use; its radius is the point's before."""
@@ -389,7 +394,7 @@ class TrustRegion(Solver[State]):
 
     def _accept(self, state: State, trial: Point, gain: float) -> State:
         reduction = trial.reduction
-        point = dataclasses.replace(trial, radius=self._radius(state, trial, gain))
+        point = trial.within(self._radius(state, trial, gain))
         remains = point.newton.length / self._residual_std(reduction)
         patience = _PATIENCE if remains < state.shortest else state.patience - 1
         slow = state.slow + 1 if remains > _HALF * self._remains(state.point) else max(state.slow - 1, 0)
@@ -433,7 +438,7 @@ class TrustRegion(Solver[State]):
         hidden = hidden and self._promises_nothing(state, point, noise)
         return dataclasses.replace(
             state,
-            point=dataclasses.replace(point, radius=radius),
+            point=point.within(radius),
             slow=state.slow + 1,
             refused=True,
             history=(*state.history, self._record(state, reduction, float("nan"), False)),
