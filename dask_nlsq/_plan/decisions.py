@@ -56,7 +56,7 @@ class PlanInputs:
 
     def shared_by(self, fits: int) -> PlanInputs:
         """Return what one of several fits knows, which share the memory."""
-        return dataclasses.replace(self, limit=self.limit // fits, here=self.here // fits)
+        return self if fits == 1 else dataclasses.replace(self, limit=self.limit // fits, here=self.here // fits)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Factor:
 
     def without(self, lost: npt.NDArray[np.bool_]) -> Factor:
         """Return the factor with some columns of J taken as zero."""
-        return dataclasses.replace(self, r=np.where(lost, 0.0, self.r))
+        return dataclasses.replace(self, r=np.where(lost, 0.0, self.r)) if np.count_nonzero(lost) else self
 
     @functools.cached_property
     def svd(self) -> tuple[Matrix, Vector, Matrix]:
