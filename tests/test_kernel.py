@@ -14,7 +14,7 @@ from problems import decay, decay_rows
 
 from dask_nlsq import Model
 from dask_nlsq._kernel import evaluate_rows, kernel, tile, validate
-from dask_nlsq._kernel.block import SLABS, TILE, TOGETHER, Block, pack, slabs
+from dask_nlsq._kernel.block import ALIGNMENT, SLABS, TILE, TOGETHER, Block, lay, pack, slabs
 from dask_nlsq._kernel.reduction import fold
 from dask_nlsq._model.objective import Objective
 
@@ -214,3 +214,13 @@ def test_rows_of_a_model_with_shared_work_are_evaluated_each_at_its_parameters()
         one = jax.jit(jax.value_and_grad(smoothed, (1, 2, 3)))
         each = [np.append(*one(x, *theta)[::-1]) for x, theta in zip(t, thetas, strict=True)]
     assert np.allclose(found, each, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [200, TILE, SLABS[1] - 5])  # few rows, and many, are laid out in memory of two kinds
+def test_rows_are_laid_out_as_xla_takes_them(rows):
+    column = np.arange(float(rows))
+    (block,) = lay([Block((column + 3.0,), column)])
+    x, y = block.memory.columns
+    assert len(x) == len(y) == SLABS[1] and x.ctypes.data % ALIGNMENT == y.ctypes.data % ALIGNMENT == 0
+    np.testing.assert_array_equal(block.y, column)
+    assert (x[rows : -(-rows // TILE) * TILE] == 3.0).all()  # the first row fills up its last tile

@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import dask.dataframe as dd
@@ -35,6 +36,7 @@ from dask_nlsq._plan.plan import PlanInputs, make_plan, with_speeds
 from dask_nlsq._plan.tiers import RULES
 from dask_nlsq._plan.workflow import PRESETS, merge_config
 from dask_nlsq._sweep.groups import group
+from dask_nlsq._system import once_a_second
 
 GB, MB, MIB = 10**9, 10**6, 2**20
 
@@ -166,6 +168,16 @@ def test_without_a_limit_it_is_the_machine(tmp_path, listing):
         (tmp_path / "proc" / "self").mkdir(parents=True)
         (tmp_path / "proc" / "self" / "cgroup").write_text(listing)
     assert memory_limit(tmp_path).source == "physical memory"
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [((0.0, 0.2, 0.9), 1), ((0.9, 1.0, 1.1), 2), ((0.0, 1.0, 3.5), 3)])
+def test_the_system_is_asked_once_a_second(monkeypatch, seconds, calls):
+    asked = []
+    ask = once_a_second(lambda what: asked.append(what) or len(asked))
+    for second in seconds:
+        monkeypatch.setattr("dask_nlsq._system.throttle.time", SimpleNamespace(monotonic=lambda now=second: now))
+        assert ask("memory") == len(asked)
+    assert len(asked) == calls
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------
