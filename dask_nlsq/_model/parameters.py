@@ -94,13 +94,15 @@ class Parameters:
         names = model.parameters
         lower, upper = _bounds(names, bounds)
         given = dict(model.defaults) | _start(names, p0)
-        ordinary = make_feasible(np.ones(len(names)), lower, upper)
-        values = {name: given.get(name, float(ordinary[i])) for i, name in enumerate(names)}
+        values = {name: given[name] for name in names if name in given}
+        if len(values) < len(names):
+            ordinary = make_feasible(np.ones(len(names)), lower, upper)
+            values = dict(zip(names, ordinary.tolist(), strict=True)) | values
         ties = _ties(names, tied or {})
         constants = _fixed_values(names, fixed, values)
         constants |= {
-            n: float(low)
-            for n, low, high in zip(names, lower, upper, strict=True)
+            n: low
+            for n, low, high in zip(names, lower.tolist(), upper.tolist(), strict=True)
             if low == high and n not in constants
         }
         both = [name for name in ties if name in constants]
@@ -306,7 +308,7 @@ def _bounds(names: Sequence[str], bounds: Bounds) -> tuple[Vector, Vector]:
             ) from error
     if np.isnan(lower).any() or np.isnan(upper).any():
         raise BoundsError("A bound is NaN; leave a side open with -inf or inf.")
-    for name, low, high in zip(names, lower, upper, strict=True):
+    for name, low, high in zip(names, lower.tolist(), upper.tolist(), strict=True):
         if low == high and np.isinf(low):
             raise BoundsError(f"Both bounds of {name!r} are {low:g}, which leaves no value.")
         if low > high:
