@@ -105,8 +105,8 @@ def _bartels_pvalue(residual: Vector) -> float:
 def _ranks(values: Vector) -> Vector:
     """Return the ranks of values, from 1; those of equal ones are their mean."""
     ordered = np.sort(values)
-    below, up_to = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
-    ranks: Vector = 0.5 * (below + up_to + 1.0)
+    below, up_to = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
+    ranks: Vector = 0.5 * (below + up_to + 1).astype(np.float64)
     return ranks
 
 
