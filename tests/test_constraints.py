@@ -61,6 +61,7 @@ def test_tied_parameters_get_the_delta_method():
     assert tied.dof == 1998
 
 
+@pytest.mark.slow
 def test_two_bounds_for_all_are_for_those_that_are_free():
     free = rows().nlsq.fit(decay, fixed={"offset": -0.5}, p0=START)
     assert rows().nlsq.fit(decay, fixed={"offset": -0.5}, p0=START, bounds=(0, np.inf)).popt == pytest.approx(free.popt)
@@ -108,13 +109,14 @@ def test_robust_losses_have_scipys_minimiser(loss, npartitions):
     assert result.cost == pytest.approx(expected.cost, rel=1e-12)
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["huber", "tukey"])
 def test_a_large_scale_is_linear(loss):
     result = rows().nlsq.fit(decay, loss=loss, f_scale=1e6)
     np.testing.assert_allclose(result.popt, rows().nlsq.fit(decay).popt, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_tukey_forgets_what_is_far():
     far = np.where(np.arange(2000) % 50 == 0, 1e3, Y)
     clean = rows().nlsq.fit(decay)
@@ -280,6 +282,7 @@ def test_a_prior_counts_in_the_statistics_as_a_row_does(absolute):
     assert prior.rsquared == pytest.approx(1 - np.sum(left**2) / np.sum((Y - Y.mean()) ** 2))
 
 
+@pytest.mark.slow
 def test_a_prior_has_its_own_variance_in_the_sandwich():
     """All that is known of b comes from the prior, whose one residual is zero."""
     model = lambda t, a, b: a * t + 0 * b  # noqa: E731
@@ -358,6 +361,7 @@ def test_an_optimum_on_a_bound_is_found_or_the_fit_says_that_it_was_not(name, d0
     assert found.success or name == "root"
 
 
+@pytest.mark.slow
 def test_a_jacobian_of_the_wrong_sign_finds_no_minimum():
     t, y = decay_rows(500)
     wrong = lambda t, amplitude, rate, offset: np.stack(  # noqa: E731

@@ -139,6 +139,7 @@ def test_fits_equal_those_of_a_model_with_finite_derivatives(name):
     np.testing.assert_allclose(one.stderr, two.stderr, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_note_names_parameter_count_and_first_row():
     t, y = rows("stretched")
     result = dask_nlsq.fit(stretched, t, y, p0=[7, 5, 0.7])
@@ -224,6 +225,7 @@ def test_a_stream_finds_them_and_names_the_batch(tmp_path):
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_without_weight_and_rows_that_fill_a_tile_do_not_count():
     """The first row, which fills the tile, has no derivative, and in the second block no weight either."""
     t = np.r_[0.0, np.linspace(1, 40, 99)]
@@ -368,7 +370,7 @@ def test_a_start_that_is_refused_names_its_rows(name, where, request):
         dd.from_pandas(frame, npartitions=2).nlsq.fit(model, p0=start)
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("where", ["threads", "client", "path"])
 @pytest.mark.parametrize("name", ELSEWHERE)
@@ -391,6 +393,7 @@ def test_a_stream_names_the_rows_too():
         dask_nlsq.StreamingFitter(lambda x, a, k: a * x**k, [1.0, 0.5]).partial_fit(x, x)
 
 
+@pytest.mark.slow
 def test_dates_are_said_to_be_seconds():
     frame = pd.DataFrame({"when": pd.date_range("2024-02-01", periods=10, freq="14D"), "visits": np.arange(10.0)})
     result = frame.nlsq.fit(lambda when, first, rate: first * jnp.exp(rate * when), y="visits", p0=[100, 0.01])

@@ -329,7 +329,7 @@ def test_as_many_rows_as_parameters():
     assert np.isinf(result.pcov).all()
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [lambda t, a, b, c: a + b * t, lambda t, a, b, c: a + b * t + 0 * c])
 def test_an_unused_parameter_has_infinite_variance(model):
     t, y = decay_rows(200)
@@ -340,6 +340,7 @@ def test_an_unused_parameter_has_infinite_variance(model):
     assert np.isfinite(result.stderr[["a", "b"]]).all()
 
 
+@pytest.mark.slow
 def test_a_collinear_pair_has_infinite_variance():
     t, y = decay_rows(200)
     with pytest.warns(OptimizeWarning, match="do not determine a, b"):

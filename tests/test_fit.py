@@ -133,6 +133,7 @@ def named_plane(t, slope_t, u, slope_u, level):
     return slope_t * t + slope_u * u + level
 
 
+@pytest.mark.slow
 def test_several_columns_in_every_form(rng):
     t, u = rng.normal(size=(2, 400))
     y = 2 * t - u + 0.5 + rng.normal(0, 0.01, 400)
@@ -192,7 +193,7 @@ def test_all_parameters_may_end_at_their_bounds(upper):
     assert np.isnan(result.stderr["b"]) == (result.params["b"] == 2.0 == upper[1])
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The data do not determine")
 @pytest.mark.parametrize(("bend", "named"), [(1e-7, ["a, b"]), (1e-2, []), (0.0, [])])
 @pytest.mark.parametrize("upper", [np.inf, 1.99])

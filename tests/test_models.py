@@ -143,7 +143,7 @@ SUMS = {
 }
 
 
-@pytest.mark.crossed(2)
+@pytest.mark.crossed
 @pytest.mark.parametrize("case", SUMS)
 def test_sums_recover_what_is_known(case, rng):
     model, truth = SUMS[case]
@@ -154,6 +154,7 @@ def test_sums_recover_what_is_known(case, rng):
     assert_recovers(result, {names[p]: value for p, value in truth.items()})
 
 
+@pytest.mark.slow
 def test_functions_and_formulas_add_up(rng):
     def background(t, level, slope=0.0):
         return level + slope * t
@@ -210,6 +211,7 @@ def test_a_guess_of_ones_own(rng):
         dask_nlsq.fit(Model.from_expression("a*x + b", columns=["x"], guess=lambda x, y: 1 / 0), x, x)
 
 
+@pytest.mark.slow
 def test_a_guess_sees_neither_holes_nor_rows_without_weight(rng):
     frame = noisy(models.gaussian, {"amplitude": 2.5, "center": 3.0, "sigma": 0.5}, rng).assign(s=0.1)
     frame.loc[::7, "y"] = np.nan

@@ -196,7 +196,7 @@ def test_few_rows_give_no_false_success(model, truth, start, n):
     assert not result.success or np.isinf(result.stderr).any() or result.rsquared > 0.99
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_wave_within_bounds_is_found(seed):
     t, rng = np.linspace(0, 20, 250), np.random.default_rng(seed)
@@ -277,7 +277,7 @@ def step(t, low, high, place):
     return jnp.where(t < place, low, high)
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("unit", [1e-9, 1.0, 1e12])
 @pytest.mark.parametrize("bounded", [False, True])
@@ -289,6 +289,7 @@ def test_what_no_derivative_sees_is_no_success(unit, bounded):
         assert not result.success or abs(result.params["place"] / unit - 6.3) < 0.06
 
 
+@pytest.mark.slow
 def test_a_model_that_explains_nothing_says_so():
     result = dask_nlsq.fit(hyperbola, 1 + T, 5 + NOISE, p0=[1, 1])
     assert result.rsquared < 0.05
@@ -350,7 +351,7 @@ LARGE = {  # models whose best residuals are as large as the signal: model, x, y
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_no_answer_costs_more_than_a_point_that_was_swept(name):
     model, x, y, start = LARGE[name]
@@ -400,7 +401,7 @@ def touching(t, size, turns, phase, level):
     return size * jnp.sin(2 * jnp.pi * turns * t + phase) + level
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_a_bound_that_was_touched_freezes_nothing(seed):
     x, rng = np.linspace(-3.2, 3.2, 21), np.random.default_rng(seed)
@@ -422,7 +423,7 @@ REDUNDANT = {  # one parameter written twice
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("name", REDUNDANT)
 @pytest.mark.parametrize("way", ["jax", "numpy"])

@@ -324,6 +324,7 @@ def test_presets_are_settings():
         assert WorkflowConfig.from_preset(name) == WorkflowConfig.from_dict(config.to_dict())
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_are_numbers():
     t, y = decay_rows(200)
     options = {"p0": [2, 1, 0.3], "bounds": ([0, 0, -2], [9, 9, 2]), "n_starts": 4, "seed": 3, "max_nfev": 50}
@@ -502,6 +503,7 @@ def test_filters_change_no_size(tmp_path):
     assert done.inputs.partition_rows == planned.inputs.partition_rows == 400_000
 
 
+@pytest.mark.slow
 def test_a_second_look_never_ends_higher(monkeypatch):
     t, y = decay_rows(2000)
     plain = dask_nlsq.fit(decay, t, y, p0=[2, 1, 0.3])

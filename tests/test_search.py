@@ -26,7 +26,7 @@ from dask_nlsq._solver import LocalMinima, screen
 from dask_nlsq._solver.starts import draw_starts
 
 N = 20_000
-SEEDS = [pytest.param(0, 1, id="one seed"), pytest.param(1, 40, id="the other 39", marks=pytest.mark.slow)]
+SEEDS = [pytest.param(0, 1, id="one seed"), pytest.param(1, 40, id="the other 39")]
 
 
 # --- problems with many minima ----------------------------------------------------------------------------------------
@@ -82,16 +82,10 @@ def nist(name):
 PROBLEMS_OF_MANY_MINIMA = {name: (made, name) for name in MADE} | {n: (nist, n) for n in ("BoxBOD", "MGH17")}
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # the others take minutes, and more beside other work
 @pytest.mark.parametrize(("first", "last"), SEEDS)
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name == "MGH17" else [])
-        for name, case in PROBLEMS_OF_MANY_MINIMA.items()
-    ],
-)
+@pytest.mark.parametrize(("make", "name"), PROBLEMS_OF_MANY_MINIMA.values(), ids=PROBLEMS_OF_MANY_MINIMA)
 def test_the_lowest_minimum_is_found(make, name, first, last):
     model, t, y, bounds, least = make(name)
     lost = []
@@ -102,9 +96,8 @@ def test_the_lowest_minimum_is_found(make, name, first, last):
     assert lost == []
 
 
-@pytest.mark.parametrize(
-    "sampler", ["sobol", *(pytest.param(name, marks=pytest.mark.slow) for name in ("halton", "lhs"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["sobol", "halton", "lhs"])
 def test_every_start_is_listed(sampler):
     model, t, y, bounds, least = made("overlapping peaks")
     result = dask_nlsq.fit(model, t, y, bounds=bounds, n_starts=40, sampler=sampler)
