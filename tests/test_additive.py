@@ -134,7 +134,9 @@ def test_terms_of_one_form_are_found(name):
 QUICK = ("on a line", "one width")
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SUMS])
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SUMS]
+)
 def test_terms_of_one_form_are_found_and_summed(name):
     check(found(name))
 
