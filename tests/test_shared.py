@@ -104,7 +104,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.crossed(4)
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_answer_is_that_of_a_dense_fit(name):
     y, options = OPTIONS[name]
@@ -131,7 +131,8 @@ def same(result):
     return np.array_equal(result.compute().figures, expected().figures, equal_nan=True)
 
 
-@pytest.mark.parametrize("chunks", [1, 3, (4, 1, 2)], ids=str)
+@pytest.mark.crossed  # for a chunk of one series another loop is compiled
+@pytest.mark.parametrize("chunks", [4, 1, 3, (4, 1, 2)], ids=str)
 def test_chunks_and_threads_change_no_bit(chunks):
     cut = da.from_array(Y, chunks=(chunks, -1))
     assert same(dask_nlsq.fit_many(decay, T, cut, p0=P0, shared="rate"))
@@ -177,10 +178,11 @@ def test_groups_return_the_fit_of_what_they_share(of):
 
 
 def test_series_along_the_first_axis_have_the_same_bits():
-    for chunks in (-1, 1):
+    for chunks in (-1, 4):
         assert same(dask_nlsq.fit_many(decay, T, da.from_array(Y.T, chunks=(-1, chunks)), axis=0, p0=P0, shared="rate"))
 
 
+@pytest.mark.slow
 def test_values_at_which_a_series_has_no_model_are_refused():
     def root(x, height, edge):
         return height * jnp.sqrt(x - edge)
@@ -233,7 +235,7 @@ TWICE = {
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TWICE)
 def test_what_own_parameters_can_replace_is_not_determined_and_spoils_nothing_else(name):
     model, shared, known = TWICE[name]

@@ -188,7 +188,10 @@ class Task:
         weight = np.broadcast_to(weight, (len(weight), y.shape[1]))
         filled = [column if np.isfinite(column).all() else _repeat_known(column, weight > 0) for column in (*x, y)]
         usable = np.broadcast_to((weight > 0).any(axis=1), len(y))
-        return Series(tuple(filled[:-1]), filled[-1], np.ascontiguousarray(weight)), usable
+        # One series alone shares no more than many do, so that their loop serves for it, too.
+        of_x = (self.x is not None and bool(np.isfinite(column).all()) for column in x)
+        shared = (*of_x, False, "sigma" not in given and bool(known.all()))
+        return Series(tuple(filled[:-1]), filled[-1], np.ascontiguousarray(weight), shared), usable
 
     def _starts(self, series: Series, enough: Flags, given: Matrix | None, lower: Matrix, upper: Matrix) -> Matrix:
         """Return where each fit begins, (n, p), inside its bounds."""

@@ -150,13 +150,15 @@ class Series:
     x: tuple[Matrix, ...]  # (n or 1, points) each
     y: Matrix  # (n or 1, points)
     weight: Matrix  # (n or 1, points)
+    shared: tuple[bool, ...]  # which of x, y and weight all series share; a loop is compiled for each choice
 
     def take(self, rows: npt.NDArray[np.int64]) -> Series:
         """Return some of the series, without a copy where they lie together."""
-        if len(rows) == max(len(c) for c in (*self.x, self.y, self.weight)) and _together(rows):
+        columns = *self.x, self.y, self.weight
+        if len(rows) == max(map(len, columns)) and _together(rows):
             return self
-        x, y, weight = tuple(_take(c, rows) for c in self.x), _take(self.y, rows), _take(self.weight, rows)
-        return Series(x, y, weight)
+        *x, y, weight = (_take(c, rows) for c in columns)
+        return dataclasses.replace(self, x=tuple(x), y=y, weight=weight)
 
     def padded(self, shape: Shape) -> Series:
         """Return as many points as a shape has; those added repeat the last point and have the weight 0."""
@@ -165,7 +167,7 @@ class Series:
             return self
         wide = [np.concatenate([c, np.repeat(c[:, -1:], more, axis=1)], axis=1) for c in (*self.x, self.y)]
         weight = np.concatenate([self.weight, np.zeros((len(self.weight), more))], axis=1)
-        return Series(tuple(wide[:-1]), wide[-1], weight)
+        return dataclasses.replace(self, x=tuple(wide[:-1]), y=wide[-1], weight=weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +258,7 @@ def _finish(
     """Go on with the fits that have not ended, and write how they end in their place."""
     p = fits.theta.shape[1]
     prior = (np.zeros(p), np.zeros(p)) if pull is None else pull
-    shared = tuple(len(c) == 1 for c in (*series.x, series.y, series.weight, lower))
+    shared = (*series.shared, len(lower) == 1)
     run = once(
         objective,
         ("lanes", shape, shared, pull is None, way),

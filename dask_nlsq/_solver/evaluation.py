@@ -64,7 +64,7 @@ def evaluate_series(
     """
     shape = Shape.of(series.y.shape[1])
     series = series.padded(shape)
-    shared = tuple(len(column) == 1 for column in (*series.x, series.y, series.weight))
+    shared = series.shared
     arrays = [np.full((len(theta), *size), np.nan) for size in sizes]
     rows = np.arange(len(theta))
     with jax.enable_x64(True):

@@ -72,7 +72,7 @@ def screen(
     """
     block = block.wide()
     weight = np.ones(block.rows) if block.weight is None else block.weight
-    rows = Series(tuple(c[None] for c in block.x), block.y[None], weight[None])
+    rows = Series(tuple(c[None] for c in block.x), block.y[None], weight[None], (True,) * (len(block.x) + 2))
     pull = None if prior is None else (prior.mean, prior.weight)
     way = Way(bounded=bool(np.isfinite([lower, upper]).any()))
     tolerance = dataclasses.replace(_TOLERANCE, way=way)

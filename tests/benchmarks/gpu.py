@@ -128,7 +128,7 @@ def series(count, points=64):
     amplitude, rate, offset = (rng.uniform(*limits, (count, 1)) for limits in ((2, 4), (0.5, 2), (0.2, 0.8)))
     y = amplitude * np.exp(-rate * t) + offset + rng.normal(0, 0.05, (count, points))
     objective = Objective(Model.from_function(decay, 3).bind(["t"]), ("t", "y"))
-    rows = Series((t[None],), y, np.ones((1, points)))
+    rows = Series((t[None],), y, np.ones((1, points)), (True, False, True))
     return check(objective, np.ones(3))[0], rows, np.tile([2.5, 1.0, 0.3], (count, 1))
 
 
