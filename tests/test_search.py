@@ -343,6 +343,7 @@ def test_what_cannot_be_searched_is_refused(options, error, text):
         dask_nlsq.fit(decay, *decay_rows(100), **options)
 
 
+@pytest.mark.slow
 def test_a_start_where_the_model_is_not_finite_is_listed_as_such():
     t, y = decay_rows(2000)
     model = lambda t, amplitude, rate: amplitude * jnp.where(rate > 0, 1.0, jnp.nan) * jnp.exp(-rate * t) + 0.5  # noqa: E731
@@ -351,6 +352,7 @@ def test_a_start_where_the_model_is_not_finite_is_listed_as_such():
     assert result.success and len(bad) and set(bad["status"]) == {"NOT_FINITE"} and set(bad["minimum"]) == {-1}
 
 
+@pytest.mark.slow
 def test_without_noise_ends_that_differ_by_rounding_are_one_minimum():
     t = np.linspace(0, 5, 500)
     options = {"p0": [1, 1, 0.5], "bounds": ([0, 0, -2], [9, 9, 2]), "n_starts": 16}
