@@ -11,6 +11,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# What schedulers, nannies and workers look at all the time takes a tenth of a core of each cluster that waits.
+os.environ.setdefault("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED", "False")
+os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL", "1s")
+os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL", "10s")
 
 import dask
 import numpy as np
@@ -28,8 +32,9 @@ def scratch(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cluster():
     """Two worker processes of one thread each."""
+    memory = {"pause": False, "terminate": False, "monitor-interval": "1s"}
     with (
-        dask.config.set({"distributed.worker.memory.pause": False, "distributed.worker.memory.terminate": False}),
+        dask.config.set({f"distributed.worker.memory.{name}": value for name, value in memory.items()}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", env={"PJRT_NPROC": "1"}) as cluster,
     ):
         yield cluster

@@ -17,7 +17,7 @@ from problems import decay, decay_rows
 
 import dask_nlsq
 
-FITS = 8
+FITS = 5
 T, Y = decay_rows(40_000)
 
 

@@ -180,7 +180,7 @@ def committed(folder, more_than=0, process=None):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("kind", "workers", "kills"), [("chunked", 0, 6), ("streaming", 0, 6), ("search", 0, 4), ("chunked", 2, 4)]
+    ("kind", "workers", "kills"), [("chunked", 0, 4), ("streaming", 0, 4), ("search", 0, 3), ("chunked", 2, 3)]
 )
 def test_killed_at_random_times(tmp_path, kind, workers, kills):
     """SIGKILL, again and again, to the driver, or to a worker or the driver: no run is torn, and the bits stay."""

@@ -26,7 +26,7 @@ from dask_nlsq._solver import LocalMinima, screen
 from dask_nlsq._solver.starts import draw_starts
 
 N = 20_000
-SEEDS = [pytest.param(0, 1, id="one seed"), pytest.param(1, 40, id="the other 39")]
+SEEDS = [pytest.param(0, 1, id="one seed"), pytest.param(1, 20, id="the other 19")]
 
 
 # --- problems with many minima ----------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ PROBLEMS_OF_MANY_MINIMA = {name: (made, name) for name in MADE} | {n: (nist, n) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # the others take minutes, and more beside other work
+@pytest.mark.timeout(1800)  # 19 seeds take up to a minute, and more beside other work
 @pytest.mark.parametrize(("first", "last"), SEEDS)
 @pytest.mark.parametrize(("make", "name"), PROBLEMS_OF_MANY_MINIMA.values(), ids=PROBLEMS_OF_MANY_MINIMA)
 def test_the_lowest_minimum_is_found(make, name, first, last):
