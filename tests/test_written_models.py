@@ -357,7 +357,7 @@ def test_shared_work_gives_the_same_sums(model, rows):
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-9)
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [1, 7])
 def test_shared_work_fits_as_scipy_does(pieces):
     y = integral_by_numpy(T, 2.0, 0.5, 0.3) + NOISE
