@@ -104,7 +104,7 @@ def objective(func, weighted=False, **options):
 OPTIONS = [{}, {"loss": "soft_l1", "f_scale": 0.1}, {"sandwich": True}, {"jacobian": "forward"}]
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", MODELS)

@@ -144,8 +144,8 @@ def test_skewness_is_that_of_second_derivatives(name):
     result = dask_nlsq.fit(text, x, y, p0=p0)
     with jax.enable_x64(True):
         theta = jnp.asarray(result.popt)
-        jac = np.asarray(jax.jacfwd(lambda p: function(x, p))(theta))
-        second = np.asarray(jax.hessian(lambda p: function(x, p))(theta))
+        jac = np.asarray(jax.jit(jax.jacfwd(lambda p: function(x, p)))(theta))
+        second = np.asarray(jax.jit(jax.hessian(lambda p: function(x, p)))(theta))
     inverse = np.linalg.inv(jac.T @ jac)
     w = np.einsum("mj,mkl->jkl", jac, second)
     third = -(result.redchi**2) * 3 * np.einsum("ij,ik,il,jkl->i", inverse, inverse, inverse, w)

@@ -143,7 +143,7 @@ SUMS = {
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SUMS)
 def test_sums_recover_what_is_known(case, rng):
     model, truth = SUMS[case]

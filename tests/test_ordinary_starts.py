@@ -361,7 +361,7 @@ def test_no_answer_costs_more_than_a_point_that_was_swept(name):
     assert result.nsweeps < 300
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a square below", "a valley", "a square of a wave", "squares of both"])
 def test_second_derivatives_end_what_creeps(name):
     model, x, y, start = LARGE[name]

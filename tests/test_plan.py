@@ -456,6 +456,7 @@ def test_standard_reads_once_and_chunked_as_often_as_it_sweeps():
         assert result.plan.measured.sweeps == result.nsweeps
 
 
+@pytest.mark.slow
 def test_quality_finds_a_lower_minimum(monkeypatch):
     monkeypatch.setattr("dask_nlsq._fit.api.restart", lambda problem, solver, state, *_: (state, [], ()))
     x = np.linspace(0, 20, 400)

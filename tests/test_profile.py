@@ -157,7 +157,7 @@ def test_a_lower_minimum_on_the_way_is_no_interval(monkeypatch):
         stuck.profile("k", [2.0, 3.0])
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "constraints",
     [{}, {"fixed": ["offset"]}, {"bounds": {"offset": (0.5, 0.5)}}, {"tied": {"offset": "k / 4"}}],

@@ -900,7 +900,7 @@ EARLIER = {
 }
 
 
-@pytest.mark.crossed(3)
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("name", EARLIER)
 def test_a_store_of_the_release_before_goes_on(tmp_path, monkeypatch, name):
     """Fields of the state have other names since, and are stored under those that they had."""

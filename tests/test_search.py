@@ -413,7 +413,7 @@ def objective_of(name):
     return Objective(bound, ("t", "y")), Block((t,), y), *(np.array(b, float) for b in bounds)
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_a_start_ends_at_the_same_bits_in_any_company(name):
     objective, block, lower, upper = objective_of(name)

@@ -183,7 +183,7 @@ def module(tmp_path, monkeypatch):
     return found
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.one_at_a_time
 @pytest.mark.filterwarnings("ignore:The model")
 @pytest.mark.parametrize("name", CHANGES)
