@@ -346,7 +346,6 @@ def test_a_bound_of_each_series_keeps_it():
         dask_nlsq.fit_many(decay, T, IMAGE, p0=P0, bounds={"offset": (lower, lower - 1)}).compute()
 
 
-@pytest.mark.slow
 def test_a_series_whose_fixed_value_is_missing_fails():
     values = np.array([0.7, np.nan])
     result = dask_nlsq.fit_many(decay, T, IMAGE[0, :2], p0=P0, fixed={"offset": values}).compute()
