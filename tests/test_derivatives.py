@@ -370,7 +370,7 @@ def test_a_start_that_is_refused_names_its_rows(name, where, request):
         dd.from_pandas(frame, npartitions=2).nlsq.fit(model, p0=start)
 
 
-@pytest.mark.slow
+@pytest.mark.crossed
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("where", ["threads", "client", "path"])
 @pytest.mark.parametrize("name", ELSEWHERE)
@@ -393,10 +393,15 @@ def test_a_stream_names_the_rows_too():
         dask_nlsq.StreamingFitter(lambda x, a, k: a * x**k, [1.0, 0.5]).partial_fit(x, x)
 
 
+VISITS = pd.DataFrame({"when": pd.date_range("2024-02-01", periods=10, freq="14D"), "visits": np.arange(10.0)})
+
+
 @pytest.mark.slow
 def test_dates_are_said_to_be_seconds():
-    frame = pd.DataFrame({"when": pd.date_range("2024-02-01", periods=10, freq="14D"), "visits": np.arange(10.0)})
-    result = frame.nlsq.fit(lambda when, first, rate: first * jnp.exp(rate * when), y="visits", p0=[100, 0.01])
+    result = VISITS.nlsq.fit(lambda when, first, rate: first * jnp.exp(rate * when), y="visits", p0=[100, 0.01])
     assert "'when' holds dates; the model saw seconds since 2024-02-01" in " ".join(result.notes)
+
+
+def test_a_start_that_is_refused_is_said_to_have_seen_seconds():
     with pytest.raises(ModelError, match="'when' holds dates, which the model saw as seconds since 2024-02-01"):
-        frame.nlsq.fit(lambda when, first, rate: first * (-when - 1) ** rate, y="visits", p0=[100, 0.5])
+        VISITS.nlsq.fit(lambda when, first, rate: first * (-when - 1) ** rate, y="visits", p0=[100, 0.5])

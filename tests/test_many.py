@@ -13,6 +13,7 @@ from nist import PROBLEMS
 
 import dask_nlsq
 from dask_nlsq import BoundsError, DataError, Model, ModelError, NlsqError, Status
+from dask_nlsq._many.task import as_float
 
 T = np.linspace(0, 4, 24)
 P0 = {"amplitude": 2.0, "rate": 1.0, "offset": 0.0}
@@ -356,6 +357,12 @@ def test_series_that_lie_across_chunks_are_not_joined_to_one():
     image = da.zeros((64, 1500, 1500), chunks=(1, 1500, 1500))
     result = dask_nlsq.fit_many(decay, np.linspace(0, 4, 64), image, axis=0, p0=P0)
     assert np.prod(result.y.chunksize) * 8 <= 2**24 and result.shape == (1500, 1500)
+
+
+def test_dates_and_what_is_no_time_are_seconds_or_missing():
+    dates = np.array(["2024-01-01", "NaT"], "datetime64[s]")
+    np.testing.assert_array_equal(as_float(dates), [1704067200.0, np.nan])
+    np.testing.assert_array_equal(as_float(dates - dates[0]), [0.0, np.nan])
 
 
 @pytest.mark.slow
