@@ -131,7 +131,7 @@ def test_terms_of_one_form_are_found(name):
     found(name)
 
 
-QUICK = ("one width",)
+QUICK = ("one width", "numbers")
 
 
 @pytest.mark.parametrize(

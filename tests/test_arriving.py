@@ -83,7 +83,6 @@ def root(t, a, b):
     return a * jnp.sqrt(t - b)
 
 
-@pytest.mark.slow
 def test_a_batch_that_is_not_finite_at_the_estimate_is_kept_where_another_is_safer():
     rng = np.random.default_rng(0)
     t = rng.uniform(1, 5, 4000)

@@ -99,7 +99,7 @@ def test_every_store_has_the_answer_of_fit_many(folder, name):
     assert dims in (None, xr.open_zarr("out.zarr", consolidated=False)["b"].dims)
 
 
-@pytest.mark.crossed(2)
+@pytest.mark.crossed(4)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_are_those_of_fit_many(folder, name):
     typed, options = OPTIONS[name]
@@ -133,7 +133,6 @@ def test_an_expression_finds_its_columns(folder):
     assert run("fit-groups", "rows.parquet", "--by", "run,detector", "-o", "out.parquet").exit_code == 0
 
 
-@pytest.mark.slow
 def test_a_scheduler_does_the_work(folder, cluster):
     there = ("--scheduler", cluster.scheduler_address)
     assert run("fit-many", str(folder / "xarray.zarr"), *there, "-o", str(folder / "out.zarr")).exit_code == 0

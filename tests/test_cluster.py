@@ -684,7 +684,6 @@ def test_a_signal_ends_the_wait_for_workers(monkeypatch, tmp_path, signum, by):
     assert seen.exit_code == 75 and not (tmp_path / "run").exists(), seen.output
 
 
-@pytest.mark.slow
 def test_fit_starts_a_local_cluster(tmp_path):
     import numpy as np
     import pandas as pd

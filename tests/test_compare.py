@@ -132,7 +132,6 @@ def test_other_weights_of_the_same_sum_are_refused():
         compare(polynomial(1, sigma="s"), polynomial(1, sigma="s2"))
 
 
-@pytest.mark.slow
 def test_a_full_model_that_fits_worse_is_said():
     line, waves = (dask_nlsq.fit(f, X, Y) for f in ("a + c*x", "a*sin(40*x) + b*cos(40*x) + c*cos(60*x)"))
     with pytest.warns(NlsqWarning, match="fits worse"):

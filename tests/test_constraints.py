@@ -361,7 +361,6 @@ def test_an_optimum_on_a_bound_is_found_or_the_fit_says_that_it_was_not(name, d0
     assert found.success or name == "root"
 
 
-@pytest.mark.slow
 def test_a_jacobian_of_the_wrong_sign_finds_no_minimum():
     t, y = decay_rows(500)
     wrong = lambda t, amplitude, rate, offset: np.stack(  # noqa: E731

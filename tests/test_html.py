@@ -132,14 +132,11 @@ SHOWN = {
 }
 
 
-@pytest.mark.crossed(len(SHOWN) - 1)  # without "shared", which is slow
+@pytest.mark.crossed(len(SHOWN))
 @pytest.mark.filterwarnings("ignore::scipy.optimize.OptimizeWarning")
 @pytest.mark.parametrize(
     ("text", "name"),
-    [
-        pytest.param(text, name, marks=[pytest.mark.slow] if name == "shared" else [])
-        for text, name in itertools.product(HOSTILE, SHOWN)
-    ],
+    list(itertools.product(HOSTILE, SHOWN)),
 )
 def test_text_of_the_user_is_escaped(text, name, tmp_path):
     page = Page(SHOWN[name](text, tmp_path)._repr_html_())

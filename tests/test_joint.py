@@ -64,7 +64,6 @@ CASES = {
 }
 
 
-@pytest.mark.crossed(2)
 @pytest.mark.parametrize("name", CASES)
 def test_the_answer_is_that_of_a_dense_fit(name):
     probe, options, reference = CASES[name]

@@ -215,7 +215,6 @@ def test_a_point_without_y_or_sigma_is_left_out():
     assert result.success.all() and result.n_obs.tolist() == [23, 23]
 
 
-@pytest.mark.slow
 def test_a_derivative_that_is_not_finite_is_a_difference():
     def stretched(t, tau, beta):
         return jnp.exp(-((t / tau) ** beta))
@@ -395,7 +394,6 @@ def test_an_earlier_result_is_a_start_whatever_was_fixed():
     np.testing.assert_allclose(again["rate"], first["rate"], rtol=1e-7)
 
 
-@pytest.mark.slow
 def test_data_arrays_are_taken_by_their_dimensions():
     rng = np.random.default_rng(5)
     square = cube((4, 4), seed=7)
@@ -521,7 +519,7 @@ def root(x, height, edge):
 ROOT = {"p0": {"height": 1.0, "edge": -0.5}, "start": "neighbours"}
 
 
-@pytest.mark.slow
+@pytest.mark.crossed
 @pytest.mark.parametrize("shape", [(6, 6), (6,), (5, 2, 3)])
 def test_estimates_spread_to_neighbours_round_by_round(shape):
     x, y, ring = front(shape)

@@ -104,7 +104,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.crossed(3)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_answer_is_that_of_a_dense_fit(name):
     y, options = OPTIONS[name]
@@ -197,7 +197,6 @@ def edged(t, height, edge):
     return height * jnp.sqrt(t - edge)
 
 
-@pytest.mark.slow
 def test_series_that_have_no_model_at_the_start_take_part_once_they_have_one():
     t = np.stack([np.linspace(low, 3, 30) for low in (1.0, 1.0, 0.5)])
     y = np.array([[1.0], [2.0], [3.0]]) * np.sqrt(t - 0.2) + 0.02 * np.random.default_rng(0).normal(size=t.shape)
@@ -235,7 +234,7 @@ TWICE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", TWICE)
 def test_what_own_parameters_can_replace_is_not_determined_and_spoils_nothing_else(name):
     model, shared, known = TWICE[name]

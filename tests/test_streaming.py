@@ -200,7 +200,6 @@ def test_what_the_data_leave_open_is_told_as_fit_tells_it(model, shift, p0, opti
     assert {note for note in whole.notes if "bound" in note} <= set(found.notes)
 
 
-@pytest.mark.slow
 def test_a_narrow_peak_that_the_sample_misses_is_no_silence():
     def peak(t, height, base):
         return jnp.where(t > 0, height, 0.0) + base
