@@ -176,7 +176,6 @@ def test_all_sums_are_in_the_order_of_the_parameters(options):
             np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.crossed
 @pytest.mark.parametrize("p", [15, 120])
 def test_blocks_in_one_call_have_the_bits_they_have_alone(p):
     """A block of many columns is taken in pieces of a tile, which its checksum does not show."""

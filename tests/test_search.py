@@ -352,7 +352,6 @@ def test_a_start_where_the_model_is_not_finite_is_listed_as_such():
     assert result.success and len(bad) and set(bad["status"]) == {"NOT_FINITE"} and set(bad["minimum"]) == {-1}
 
 
-@pytest.mark.slow
 def test_without_noise_ends_that_differ_by_rounding_are_one_minimum():
     t = np.linspace(0, 5, 500)
     options = {"p0": [1, 1, 0.5], "bounds": ([0, 0, -2], [9, 9, 2]), "n_starts": 16}
