@@ -64,6 +64,8 @@ def fit(
     prior: Mapping[str, tuple[float, float]] | None = None,
     loss: Loss = "linear",
     f_scale: float = 1.0,
+    trials: Any = None,
+    scale: str | None = None,
     jac: Any = None,
     absolute_sigma: bool = False,
     cov_type: str = "standard",
@@ -146,11 +148,19 @@ def fit(
         of each model.
     prior : mapping, optional
         ``{name: (mean, standard deviation)}``; each counts as one more row.
-    loss : {"linear", "soft_l1", "huber", "cauchy", "arctan", "tukey"} or callable
+    loss : {"linear", "soft_l1", "huber", "cauchy", "arctan", "tukey", "poisson", "binomial"} or callable
         How a large residual counts, as in `scipy.optimize.least_squares`; a callable takes z = (r / f_scale)² and
-        returns ρ, or (ρ, ρ', ρ'').
+        returns ρ, or (ρ, ρ', ρ''). Where y counts events, "poisson", whose mean the model is, and "binomial", whose
+        probability it is, maximise the likelihood: what is summed is half the deviance, and the covariance is the
+        inverse of the Fisher information.
     f_scale : float
         The size of a residual, in units of sigma (of y without sigma), from which it is large.
+    trials : str, array or float, optional
+        With ``loss="binomial"``, of how many trials y counts the successes: as `sigma`, the name of a column, an array
+        or a number.
+    scale : {"pearson"}, optional
+        Multiply the covariance of counts by Pearson's chi-square over the degrees of freedom, where they scatter more
+        than their distribution does.
     jac : {"jax", "2-point", "3-point"} or callable, optional
         How the Jacobian is formed. By default JAX differentiates the model, and a model that JAX cannot trace is
         differentiated by central differences, with a warning; "jax" makes that an error, "3-point" (and "2-point",
@@ -293,6 +303,8 @@ def fit(
         "prior": prior,
         "loss": loss,
         "f_scale": f_scale,
+        "trials": trials,
+        "scale": scale,
         "jac": jac,
         "absolute_sigma": absolute_sigma,
         "cov_type": cov_type,
@@ -485,7 +497,7 @@ def _solver(
         parameters.upper,
         parameters.prior,
         tolerance=None if decided is None else _TOLERANCE.get(decided.goal),
-        absolute_sigma=options.absolute_sigma,
+        absolute_sigma=not options.residual_variance,
         ftol=options.ftol,
         xtol=options.xtol,
         gtol=options.gtol,
@@ -563,7 +575,7 @@ def resolve_fit(options: FitOptions) -> Resolved:
     if options.searches:
         check_bounds(resolved.parameters.free, resolved.parameters.lower, resolved.parameters.upper)
     streams = options.precision is not None or (isinstance(options.tier, WorkflowTier) and options.tier.streams)
-    if streams and (resolved.objective.robust or resolved.objective.sandwich):
+    if streams and (resolved.objective.sandwich or not resolved.objective.quadratic):
         raise NlsqError(
             'tier="streaming" and precision= add up squares: they need loss="linear" and cov_type="standard". '
             'Use tier="chunked".'

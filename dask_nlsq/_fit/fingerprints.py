@@ -42,7 +42,7 @@ def fingerprint(resolved: Resolved, options: FitOptions) -> dict[str, Any]:
         "tied": {name: tie.text for name, tie in parameters.tied.items()},
         "prior": None if prior is None else [prior.mean.tolist(), prior.weight.tolist()],
         "columns": list(resolved.columns.names),
-        "sigma": resolved.columns.sigma,
+        "sigma": resolved.columns.weight,
         "nan_policy": resolved.columns.nan_policy,
         "loss": code(objective.loss) if callable(objective.loss) else objective.loss,
         "f_scale": objective.f_scale,

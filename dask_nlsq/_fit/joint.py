@@ -44,7 +44,7 @@ log = logging.getLogger("dask_nlsq")
 
 T = TypeVar("T")
 
-_DATA = ("x", "y", "data", "sigma", "filters", "storage_options", "version")
+_DATA = ("x", "y", "data", "sigma", "trials", "filters", "storage_options", "version")
 """Arguments that belong to a data set."""
 
 _NAMED = ("p0", "bounds", "fixed", "tied")
@@ -281,7 +281,7 @@ def fit_joint(
     solver = TrustRegion(
         joint.lower,
         joint.upper,
-        absolute_sigma=of_all.absolute_sigma,
+        absolute_sigma=not of_all.residual_variance,
         ftol=of_all.ftol,
         xtol=of_all.xtol,
         gtol=of_all.gtol,

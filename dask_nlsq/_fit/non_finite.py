@@ -87,6 +87,14 @@ def _say(objective: Objective, names: Sequence[str], fault: Fault, start: Mappin
     if fault.flat:
         settles = "that does not change there: the parameter is out of its domain"
     although = "the data are" if fault.parameter is None else f"the model is, and {settles}"
+    if fault.beyond:
+        needed = "positive" if objective.loss == "poisson" else "between 0 and 1"
+        rows = f"{fault.count:,} row{'s' * (fault.count > 1)}"
+        return (
+            f"The model has to be {needed} where loss={objective.loss!r}, and at the start p0={dict(start)} it is not "
+            f"in {rows}; the first is row {fault.row} of {part} {fault.partition}, where {columns} it gives "
+            f"{fault.value:g}."
+        )
     return (
         f"{what} is not finite at the start p0={dict(start)} in {fault.count:,} row{'s' * (fault.count > 1)}, although "
         f"{although}; the first is row {fault.row} of {part} {fault.partition}, where {columns} "

@@ -14,8 +14,8 @@ import dask
 from dask.utils import parse_bytes
 from scipy.optimize import OptimizeResult
 
-from dask_nlsq._errors import DataError, one_of
-from dask_nlsq._model import Loss, check_loss
+from dask_nlsq._errors import DataError, NlsqError, one_of
+from dask_nlsq._model import COUNTS, Loss, check_loss
 from dask_nlsq._plan import SETTINGS, OptimizationGoal, WorkflowConfig, merge_config, whole
 
 Form: TypeAlias = "Callable[[FitOptions], Any]"
@@ -88,6 +88,8 @@ class FitOptions:
     prior: Mapping[str, tuple[float, float]] | None = None
     loss: Loss = "linear"
     f_scale: float = 1.0
+    trials: Any = None
+    scale: str | None = field(default=None, metadata=_value("scale"))
     jac: Any = None
     absolute_sigma: bool = field(default=False, metadata=_value("absolute_sigma"))
     cov_type: str = field(default="standard", metadata=_value("cov_type"))
@@ -139,8 +141,34 @@ class FitOptions:
         one_of("missing_chunks", self.missing_chunks, "fill", "raise", error=DataError)
         one_of("cov_type", self.cov_type, "standard", "sandwich")
         check_loss(self.loss, self.f_scale)
+        self._check_counts()
         if not isinstance(self.resume, bool):
             one_of("resume", self.resume, "auto", "force")
+
+    def _check_counts(self) -> None:
+        """Refuse what does not belong to the loss: trials, sigma or a scale."""
+        counts = self.loss in COUNTS
+        if self.scale is not None:
+            if self.scale != "pearson":
+                raise NlsqError(f'scale is {self.scale!r}; "pearson" or None is needed.')
+            if not counts:
+                raise NlsqError(
+                    f"scale={self.scale!r} is for counts, loss='poisson' or 'binomial'; the covariance of other fits "
+                    "is scaled by the reduced chi-square unless absolute_sigma=True."
+                )
+        if (self.trials is not None) != (self.loss == "binomial"):
+            raise NlsqError(
+                'loss="binomial" needs trials=, a number or a column: of how many trials y counts the successes.'
+                if self.loss == "binomial"
+                else f'trials= is for loss="binomial"; the loss is {self.loss!r}.'
+            )
+        if counts and self.sigma is not None:
+            raise NlsqError(f"sigma= is given, and the variance of counts follows from the model (loss={self.loss!r}).")
+
+    @property
+    def residual_variance(self) -> bool:
+        """Whether the residual variance is estimated; else it is that of sigma, or of counts."""
+        return self.scale is not None if self.loss in COUNTS else not self.absolute_sigma
 
     @property
     def searches(self) -> bool:

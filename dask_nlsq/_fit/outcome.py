@@ -52,7 +52,12 @@ def build(
     side = parameters.side(theta)
     free = side == 0
     believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
-    statistics = inference.statistics(point.reduction, cost, int(free.sum()), solver.absolute_sigma, believed)
+    p = int(free.sum())
+    if problem.objective.counts:
+        beliefs = 0 if solver.prior is None else int(np.count_nonzero(solver.prior.weight))
+        statistics = inference.count_statistics(point.reduction, cost, p, believed, beliefs)
+    else:
+        statistics = inference.statistics(point.reduction, cost, p, solver.absolute_sigma, believed)
     factor = identifiable_factor(problem, solver, state)
     pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
     notes += reservations(parameters.free, side, inference.entangled(factor, theta, pcov, free))
@@ -95,6 +100,7 @@ def build_combined(
     notes: tuple[str, ...],
     provenance: Mapping[str, Any],
     n_eliminated: int = 0,
+    counts: bool = False,
 ) -> FitResult:
     """Return the result of several data sets, or of many series, that one solver has fitted together.
 
@@ -106,11 +112,17 @@ def build_combined(
         Of the accepted point, with all rows that count.
     n_eliminated : int
         Parameters besides, that each series has eliminated.
+    counts : bool
+        Whether the cost is half the deviance of counts.
     """
     theta, cost = final(state, solver.lower, solver.upper)
     side = side_of_bounds(theta, solver.lower, solver.upper)
     free, factor = side == 0, state.at.factor
-    statistics = inference.statistics(reduction, cost, n_eliminated + int(free.sum()), solver.absolute_sigma)
+    p = n_eliminated + int(free.sum())
+    if counts:
+        statistics = inference.count_statistics(reduction, cost, p)
+    else:
+        statistics = inference.statistics(reduction, cost, p, solver.absolute_sigma)
     pcov = inference.covariance(factor, statistics.residual_variance(solver.absolute_sigma), free)
     if not state.ending.success:
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

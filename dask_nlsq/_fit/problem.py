@@ -18,7 +18,7 @@ from dask.base import named_schedulers
 from dask_nlsq._errors import DataError, DifferencesWarning, ModelError, NlsqError, warn
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._kernel import PER_THREAD, SLABS, Block, Reduction, Request, lay, validate
-from dask_nlsq._model import Model, Objective, Parameters, named
+from dask_nlsq._model import COUNTS, Model, Objective, Parameters, named
 from dask_nlsq._plan import Plan, WorkflowTier
 from dask_nlsq._sources import (
     Columns,
@@ -126,7 +126,7 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
         # Only this process guesses, so that the guess of a model need not be one that can be sent.
         dataclasses.replace(model, guess_func=None),
         (*columns.x, columns.y),
-        columns.sigma is not None,
+        columns.weight is not None,
         jac=options.jac if callable(options.jac) else None,
         loss=options.loss,
         f_scale=options.f_scale,
@@ -187,11 +187,13 @@ def to_model(model: object, p0: object = None) -> Model:
 
 def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
     """Say which data plays which role, by name whatever the form; return data, columns and the bound model."""
-    data, x, y, sigma = options.data, options.x, options.y, options.sigma
+    data, x, y = options.data, options.x, options.y
+    role = "sigma" if options.trials is None else "trials"  # what the rows are weighted by
+    sigma = options.sigma if options.trials is None else options.trials
     for given in (data, x, y, sigma):
         check_known(given)
     model, data = to_model(options.model, options.p0), once(data)
-    sigma = resolve_sigma(sigma, named=data is not None)
+    sigma = resolve_sigma(sigma, named=data is not None, role=role)
     constant = sigma if isinstance(sigma, float) else None
     if data is None:
         if any(arg is None or isinstance(arg, str) for arg in (x, y)):
@@ -200,7 +202,7 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
         if getattr(y, "ndim", 1) > 1:
             arrays, y, sigma = columns_of(arrays, y, sigma)
         # An argument of the model may have one of these names already.
-        free = ("y", "sigma") if {"y", "sigma"}.isdisjoint(names) else ("fitted y", "sigma of y")
+        free = ("y", role) if {"y", role}.isdisjoint(names) else ("fitted y", f"{role} of y")
         data = dict(zip(names, arrays, strict=True)) | {free[0]: y}
         if sigma is not None and constant is None:
             data[free[1]] = sigma
@@ -211,13 +213,20 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
             raise DataError(f"With data=, y must be the name of a column; it is a {type(y).__name__}.")
         names = model.inputs if x is None else _column_names(x)
         if x is None and not names:  # an expression whose columns are those that the data has
-            columns = Columns((), y, constant or sigma, options.nan_policy)
+            columns = _columns((), y, constant or sigma, options)
             reading = options.filters, options.storage_options, options.version
             present = open_source(data, columns, *reading).info.present
             names = model.inputs_among(present, (y, sigma))
     bound = model.bind(names)
     sigma = constant if constant is not None else sigma
-    return data, Columns(tuple(names), y, sigma, options.nan_policy), bound
+    return data, _columns(tuple(names), y, sigma, options), bound
+
+
+def _columns(x: tuple[str, ...], y: str, weight: str | float | None, options: FitOptions) -> Columns:
+    """Return the columns, of which `weight` is sigma, or the trials of counts."""
+    if options.loss in COUNTS:
+        return Columns(x, y, None, options.nan_policy, counts=True, trials=weight)
+    return Columns(x, y, weight, options.nan_policy)
 
 
 def _column_names(x: object) -> tuple[Any, ...]:
@@ -231,18 +240,18 @@ def _column_names(x: object) -> tuple[Any, ...]:
     raise DataError(f"With data=, x must be the name of a column or a list of names; it is {_seen(x)}.")
 
 
-def resolve_sigma(sigma: object, named: bool) -> Any:
+def resolve_sigma(sigma: object, named: bool, role: str = "sigma") -> Any:
     """Return a number as a float, and all else as it is; where columns are `named`, that must be a name or None."""
     if getattr(sigma, "ndim", None) == 0 and hasattr(sigma, "item"):
         sigma = sigma.item()
     if isinstance(sigma, numbers.Real):
         constant = float(sigma)
         if not constant > 0:
-            raise DataError(f"sigma is {constant}; it must be positive.")
+            raise DataError(f"{role} is {constant}; it must be positive.")
         return constant
     if named and not isinstance(sigma, (str, type(None))):
         raise DataError(
-            f"With data=, sigma must be the name of a column or a number; it is {_seen(sigma)}. Add it to the data as "
+            f"With data=, {role} must be the name of a column or a number; it is {_seen(sigma)}. Add it to the data as "
             "a column, and give its name."
         )
     return sigma

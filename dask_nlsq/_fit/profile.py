@@ -92,7 +92,7 @@ class Profiler:
         # Limits and tolerances that were set for the fit would end fits of the profile short of their minima.
         solver = dataclasses.replace(solver, ftol=None, xtol=None, gtol=None, max_nfev=TrustRegion.max_nfev)
         at = _centre(solver, state)
-        s2 = max(1.0 if solver.absolute_sigma else statistics.redchi, at["noise"], float(np.finfo(float).tiny))
+        s2 = max(1.0 if solver.absolute_sigma else statistics.dispersion, at["noise"], float(np.finfo(float).tiny))
         return cls(dataclasses.replace(problem, groups=()), solver, **at, s2=s2, dof=statistics.dof)
 
     def _settled(self) -> Profiler:
@@ -124,7 +124,7 @@ class Profiler:
             The rows are others than in the fit.
         """
         summary = residual_summary(readable_again(self.problem), theta, s)
-        plain = not self.problem.objective.robust and self.solver.prior is None
+        plain = self.problem.objective.quadratic and self.solver.prior is None
         if chisqr is not None and plain:
             now = summary.chisqr * s**2
             if abs(now - chisqr) > _SAME * chisqr + 4 * self.noise:

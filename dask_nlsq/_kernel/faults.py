@@ -16,7 +16,7 @@ from dask_nlsq._kernel import finite_difference, safeguarded_difference
 from dask_nlsq._kernel.block import SLABS, TILE, Block, slabs
 from dask_nlsq._kernel.compile_cache import once
 from dask_nlsq._kernel.tile import jacobian_and_residual
-from dask_nlsq._model import Objective
+from dask_nlsq._model import Objective, count_rows
 from dask_nlsq._typing import Matrix, Vector
 
 
@@ -30,6 +30,7 @@ class Fault:
     value: float  # of the model, or of the derivative
     parameter: int | None = None  # a free one, with respect to which the derivative is taken; None: the model
     flat: bool = False  # the derivative is not finite and nothing changes; no fault where other rows have one
+    beyond: bool = False  # the model is finite, and no rate or probability of counts
     partition: int = 0
 
 
@@ -42,6 +43,11 @@ def find(objective: Objective, block: Block, theta: Vector) -> list[Fault]:
         f, jac, flat = (_numeric if objective.jacobian == "numeric" else _traced)(objective, block, theta)
     if not np.isfinite(f).all():
         return [_fault(block, f, ~np.isfinite(f))]
+    if objective.counts:
+        trials = np.ones(block.rows) if block.weight is None else block.weight
+        impossible = np.isnan(count_rows(str(objective.loss), f, block.y, trials, np).cost)
+        if impossible.any():
+            return [dataclasses.replace(_fault(block, f, impossible), beyond=True)]
     faults = [_fault(block, jac[j], ~np.isfinite(jac[j]), j) for j in range(len(jac))]
     faults += [_fault(block, jac[j], flat[j], j, flat=True) for j in range(len(jac))]
     return [fault for fault in faults if fault.count]
@@ -84,11 +90,11 @@ def _traced(objective: Objective, block: Block, theta: Vector) -> tuple[Vector, 
 
 
 def _compile(objective: Objective, rows: int) -> jax.stages.Compiled:
-    p = objective.n_parameters
+    p, objective = objective.n_parameters, dataclasses.replace(objective, loss="linear")
 
     def look(theta: jax.Array, x: Sequence[jax.Array]) -> jax.Array:
         nothing, ones = jnp.zeros(rows), jnp.ones(rows)
-        parts = jacobian_and_residual(objective, theta, x, nothing, ones, [jnp.zeros((p + 1, rows))])
+        parts = jacobian_and_residual(objective, theta, x, nothing, ones, [jnp.zeros((p + 1, rows))]).a
         (a,), _, flat = safeguarded_difference.mend_tile(objective, theta, x, ones, parts)
         return jnp.concatenate([a[p:], a[:p], flat.astype(jnp.float64)])
 

@@ -28,12 +28,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.special
 
 from dask_nlsq._errors import ModelError
 from dask_nlsq._kernel import safeguarded_difference
 from dask_nlsq._kernel.block import Block
 from dask_nlsq._kernel.reduction import Reduction, differences
-from dask_nlsq._model import Objective, loss
+from dask_nlsq._model import Objective, count_rows, loss, saturated
 from dask_nlsq._typing import Matrix, Vector
 
 PIECE = 65_536
@@ -131,12 +132,17 @@ def _reduce_piece(
     p = len(theta)
     f = values(objective, block.x, list(objective.expand(theta.tolist())))
     w = np.ones(block.rows) if block.weight is None else block.weight
+    residual, log_weight, of_y = f - block.y, np.log(w[w > 0]), w**2
+    if objective.counts:
+        rows = count_rows(str(objective.loss), f, block.y, w, np)
+        log_weight = saturated(str(objective.loss), block.y, w, scipy.special.gammaln, np)
+        residual, w, of_y = rows.residual, rows.scale, 1.0 / np.maximum(block.y, 1.0)
     jac, taken = whole_jacobian(objective, block.x, theta, f, w)  # each (p, rows)
     flat = (taken & (jac == 0)).sum(axis=1)
-    bends = second_derivatives(objective, block.x, theta, f, jac, w**2 * (f - block.y)) if second else None
+    bends = second_derivatives(objective, block.x, theta, f, jac, w**2 * residual) if second else None
     if whitening is not None:
         jac = whitening.T @ jac
-    w2, residual = w**2, f - block.y
+    w2 = w**2
     a = np.concatenate([jac, residual[None]])
     slope, curvature = np.ones(block.rows), None
     if objective.robust:
@@ -145,13 +151,16 @@ def _reduce_piece(
         cost = 0.5 * objective.f_scale**2 * float(np.sum(np.where(w2 > 0, rho, 0.0)))
         curvature = (jac * (w2 * loss.curvature(z, slope, bend))) @ jac.T
     gram = (a * (w2 * slope)) @ a.T
-    if not objective.robust:
+    if objective.quadratic:
         cost = 0.5 * float(gram[p, p])
+    elif objective.counts:
+        cost = float(rows.cost.sum())
     if bends is not None:
-        curvature = gram[:p, :p] + (bends if whitening is None else whitening.T @ bends @ whitening)
+        bent = (jac * (w2 * rows.bend)) @ jac.T if objective.counts else gram[:p, :p]
+        curvature = bent + (bends if whitening is None else whitening.T @ bends @ whitening)
     columns = (*block.x, block.y) if block.weight is None else (*block.x, block.y, block.weight)
-    weight = float(w2.sum())
-    mean = float((w2 * block.y).sum() / weight) if weight > 0 else 0.0
+    weight = float(of_y.sum())
+    mean = float((of_y * block.y).sum() / weight) if weight > 0 else 0.0
     return Reduction(
         rows=block.rows,
         dropped=0,
@@ -159,8 +168,8 @@ def _reduce_piece(
         gram=gram,
         weight=weight,
         mean=mean,
-        response_sum_of_squares=float((w2 * (block.y - mean) ** 2).sum()),
-        log_weight=float(np.log(w[w > 0]).sum()),
+        response_sum_of_squares=float((of_y * (block.y - mean) ** 2).sum()),
+        log_weight=float(log_weight.sum()),
         sums=np.array([c.sum() for c in block.x]),
         checksum=np.array([_hash(c) for c in columns]),
         curvature=curvature,

@@ -40,6 +40,7 @@ from dask_nlsq._kernel.tile import (
     blocks,
     chain,
     checksum,
+    count_moments,
     in_lanes,
     jacobian_and_residual,
     moments,
@@ -204,10 +205,11 @@ def _layout(objective: Objective) -> dict[str, tuple[int, ...]]:
     p = objective.n_parameters
     return {
         "gram": (p + 1, p + 1),
-        **({"cost": (), "curvature": (p, p)} if objective.robust else {}),
+        **({} if objective.quadratic else {"cost": ()}),
+        **({"curvature": (p, p)} if objective.robust or (objective.counts and objective.second) else {}),
         **({"meat": (p, p)} if objective.sandwich else {}),
         **({"second": (p, p)} if objective.second else {}),
-        "moments": (4 if objective.weighted else 2,),
+        "moments": (4 if objective.weighted or objective.counts else 2,),
         "sums": (objective.n_columns,),
     }
 
@@ -225,7 +227,7 @@ def _reductions(
     if objective.second:
         residual = parts.pop("second")
         residual = residual if whitening is None else whitening.T @ residual @ whitening
-        curvature = parts["gram"][:, :-1, :-1] + residual
+        curvature = (parts["curvature"] if objective.counts else parts["gram"][:, :-1, :-1]) + residual
         parts["curvature"] = [c if np.isfinite(c).all() else None for c in curvature]  # without it, the fit goes on
     moments, origins = parts.pop("moments").tolist(), sums[:, start].tolist()
     names = (*parts, "checksum")
@@ -374,19 +376,24 @@ def _sweep_block(
         x, y = taken[: len(slab.x)], taken[len(slab.x)]
         filled = jnp.clip((i - first + 1) * size - rows, 0, size)  # rows past the end of the block
         weight = lax.dynamic_slice(real, (filled,), (size,)) if slab.weight is None else taken[-1]
-        a = jacobian_and_residual(objective, theta, x, y, weight, carry.pop("a"), plan.terms)
+        evaluated = jacobian_and_residual(objective, theta, x, y, weight, carry.pop("a"), plan.terms)
         tally = {}
         if mended:
-            a, replaced, flat = safeguarded_difference.mend_tile(objective, theta, x, weight, a)
+            a, replaced, flat = safeguarded_difference.mend_tile(objective, theta, x, evaluated.weight, evaluated.a)
+            evaluated = evaluated._replace(a=a)
             tally = {"tally": _tally(carry.pop("tally"), replaced, flat, (i - first) * size)}
-        lanes = [*moments(y - origin, slab.weight if slab.weight is None else weight), *map(in_lanes, x)]
-        terms = products(objective, a, weight, s)
+        if objective.counts:
+            of_y = count_moments(str(objective.loss), y, origin, weight)
+        else:
+            of_y = moments(y - origin, slab.weight if slab.weight is None else weight)
+        lanes = [*of_y, *map(in_lanes, x)]
+        terms = products(objective, evaluated, s)
         if objective.second:
             terms["second"] = [second_derivatives(objective, theta, x, y, weight)]
         added = {"products": terms, "lanes": lanes}
         chained = [chain(before, column, i % steps) for before, column in zip(carry.pop("chained"), taken, strict=True)]
         sums: dict[str, Any] = jax.tree.map(jnp.add, carry, added)
-        return sums | {"chained": chained, "a": a} | tally
+        return sums | {"chained": chained, "a": evaluated.a} | tally
 
     real = jnp.concatenate([jnp.ones(size), jnp.zeros(size)])
     shapes = _layout(objective)

@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from dask_nlsq._kernel.compile_cache import once
 from dask_nlsq._kernel.safeguarded_difference import mend_tile
-from dask_nlsq._model import Objective, loss
+from dask_nlsq._model import Objective, count_rows, loss
 from dask_nlsq._typing import Matrix
 
 _ELEMENTS = 3072
@@ -38,7 +38,7 @@ class Sums(NamedTuple):
     """What is summed over the points of each lane."""
 
     gram: Triangle  # JᵀJ, with ρ' of a robust loss
-    curvature: Triangle  # the same with ρ' + 2zρ''; `gram` where the loss is linear
+    curvature: Triangle  # the same with ρ' + 2zρ''; `gram` where no loss is robust
     gradient: list[Array]  # p entries, each (lanes,)
     cost: Array  # (lanes,)
     finite: Array  # (lanes,), whether the model is finite at every point that counts
@@ -105,16 +105,20 @@ def _sum_tile(
     if mended:
         columns = _mend(objective, theta, data, columns)
     counts = data.weight > 0
-    residual = jnp.where(counts, (f - data.y) * data.weight, 0.0)
-    columns = [jnp.where(counts, column * data.weight, 0.0) for column in columns]
-    finite = (jnp.isfinite(f) | ~counts).all(axis=0)
+    away, weight, cost = f - data.y, data.weight, None
+    if objective.counts:
+        away, weight, cost, _ = count_rows(str(objective.loss), f, data.y, data.weight, jnp)
+    residual = jnp.where(counts, away * weight, 0.0)
+    columns = [jnp.where(counts, column * weight, 0.0) for column in columns]
+    finite = (jnp.isfinite(residual) | ~counts).all(axis=0)
     if free is not None:
         columns = [column * f for f, column in zip(free, columns, strict=True)]
     if root is not None:
         columns = substitute(root, columns)
     if not objective.robust:
         gram = [[_sum(columns[i] * columns[j]) for j in range(i + 1)] for i in range(len(columns))]
-        return Sums(gram, [], [_sum(c * residual) for c in columns], 0.5 * _sum(residual * residual), finite)
+        total = 0.5 * _sum(residual * residual) if cost is None else _sum(cost)
+        return Sums(gram, [], [_sum(c * residual) for c in columns], total, finite)
     # At z = 0 a loss may have infinite derivatives, of which points that do not count would make NaN.
     z = jnp.where(counts, (residual / objective.f_scale) ** 2, 1.0)
     rho, slope, bend = loss.evaluate(objective.loss, z)

@@ -103,7 +103,7 @@ def _compile(objective: Objective) -> jax.stages.Compiled:
         objective = dataclasses.replace(objective, jacobian="forward")
 
     def run(x: Sequence[jax.Array], y: jax.Array, weight: jax.Array, theta: Sequence[jax.Array]) -> jax.Array:
-        return jacobian_and_residual(objective, theta, x, y, weight, [jnp.zeros((p + 1, _SIZE))])[0]
+        return jacobian_and_residual(objective, theta, x, y, weight, [jnp.zeros((p + 1, _SIZE))]).a[0]
 
     return jax.jit(run).lower((column,) * objective.n_columns, column, column, (column,) * p).compile()
 

@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax import lax
+from jax.scipy.special import gammaln
 
 from dask_nlsq._kernel.additive import Additive
-from dask_nlsq._model import Objective, loss
+from dask_nlsq._model import Objective, count_rows, loss, saturated
 
 LANES = 256
 """Sums that are kept side by side while a block is read, and added up at its end."""
@@ -41,6 +42,15 @@ _EXPONENT, _MANTISSA, _ONE = np.uint64(52), np.uint64(2**52 - 1), np.uint64(1023
 """A float64 is made of a sign, 11 bits of exponent counted from 1023, and 52 bits of mantissa."""
 
 
+class Evaluated(NamedTuple):
+    """Rows of a tile at a parameter vector."""
+
+    a: list[jax.Array]  # the parts of A
+    weight: jax.Array  # that its columns are multiplied by, (tile,)
+    cost: jax.Array | None = None  # of each row, where it is not half the squared residual
+    bend: jax.Array | None = None  # second derivative of that cost with respect to f, beside the squared weight
+
+
 def jacobian_and_residual(
     objective: Objective,
     theta: jax.Array | Sequence[jax.Array],
@@ -49,33 +59,47 @@ def jacobian_and_residual(
     weight: jax.Array,
     a: Sequence[jax.Array],
     terms: Additive | None = None,
-) -> list[jax.Array]:
+) -> Evaluated:
     """Write the columns of the Jacobian and the residual, all times the weight, over the parts of A, each (n, tile).
 
     The parts have p + 1 rows together, or a few more, which stay as they are. The columns of a model of which the
     `terms` are known are in their order.
     """
+
+    def of_rows(f: jax.Array) -> tuple[jax.Array, Evaluated]:
+        """Return the weighted residual of values, and the rows without A."""
+        if not objective.counts:
+            return (f - y) * weight, Evaluated([], weight)
+        rows = count_rows(str(objective.loss), f, y, weight, jnp)
+        return rows.residual * rows.scale, Evaluated([], rows.scale, rows.cost, rows.bend)
+
     if terms is not None:
-        f, blocks = terms.columns(jnp.stack(list(theta)), x, weight)
-        return _columns([*blocks, ((f - y) * weight)[None]], a)
+        # The weight of a count is known with the value of the model, and comes in afterwards.
+        f, blocks = terms.columns(jnp.stack(list(theta)), x, jnp.ones_like(y) if objective.counts else weight)
+        residual, rows = of_rows(f)
+        blocks = [block * rows.weight for block in blocks] if objective.counts else blocks
+        return rows._replace(a=_columns([*blocks, residual[None]], a))
     if objective.jacobian == "shared":
         f, slopes = _shared(objective, theta, x)
-        return _columns([slopes * weight, ((f - y) * weight)[None]], a)
+        residual, rows = of_rows(f)
+        return rows._replace(a=_columns([slopes * rows.weight, residual[None]], a))
 
     def one_row(x_row: Sequence[jax.Array], *theta_row: jax.Array) -> jax.Array:
         value = objective.evaluate([c[None] for c in x_row], theta_row, jnp.stack)
         return jnp.asarray(value, jnp.float64)[0]
 
-    rows = jax.vmap(one_row)
+    single_rows = jax.vmap(one_row)
     parameters = [jnp.broadcast_to(t, y.shape) for t in theta]
     if objective.jacobian == "reverse":
-        f, pull = jax.vjp(lambda *t: rows(x, *t), *parameters)
-        jacobian = pull(weight)
+        f, pull = jax.vjp(lambda *t: single_rows(x, *t), *parameters)
+        residual, rows = of_rows(f)
+        jacobian = pull(rows.weight)
     else:
-        f, push = jax.linearize(lambda *t: rows(x, *t), *parameters)
+        f, push = jax.linearize(lambda *t: single_rows(x, *t), *parameters)
+        residual, rows = of_rows(f)
         zero = jnp.zeros_like(y)
-        jacobian = [push(*(weight if i == j else zero for i in range(len(theta)))) for j in range(len(theta))]
-    return _columns([column[None] for column in (*jacobian, (f - y) * weight)], a)
+        jacobian = [push(*(rows.weight if i == j else zero for i in range(len(theta)))) for j in range(len(theta))]
+    return rows._replace(a=_columns([column[None] for column in (*jacobian, residual)], a))
 
 
 def _shared(
@@ -114,26 +138,37 @@ def second_derivatives(
     def values(t: jax.Array) -> jax.Array:
         return jnp.asarray(objective.evaluate(x, list(t), jnp.stack), jnp.float64)
 
+    def weighed(f: jax.Array) -> jax.Array:
+        if not objective.counts:
+            return (f - y) * weight**2
+        rows = count_rows(str(objective.loss), f, y, weight, jnp)
+        score: jax.Array = rows.residual * rows.scale**2
+        return score
+
     # Only the model is differentiated; the residual that it is multiplied by is a constant here.
-    residual = lax.stop_gradient((values(theta) - y) * weight**2)
+    residual = lax.stop_gradient(weighed(values(theta)))
     # A loop of unknown length has no reverse derivative.
     gradient = (jax.grad if objective.jacobian == "reverse" else jax.jacfwd)(lambda t: jnp.sum(residual * values(t)))
     hessian: jax.Array = jax.jacfwd(gradient)(theta)
     return hessian
 
 
-def products(
-    objective: Objective, a: Sequence[jax.Array], weight: jax.Array, s: jax.Array | None
-) -> dict[str, list[jax.Array]]:
+def products(objective: Objective, rows: Evaluated, s: jax.Array | None) -> dict[str, list[jax.Array]]:
     """Return what is summed of products of A, as blocks (see `blocks`), and the cost where the Gram matrix lacks it.
 
     The Jacobian is multiplied by s (p, p) before, where given.
     """
+    a, weight = rows.a, rows.weight
     residual = a[-1][_residual_row(a, objective.n_parameters)]
     if s is not None:
         a = _whiten(a, s)
-    if not objective.robust:
-        sums, slope = {"gram": _product(a, a)}, jnp.ones(())
+    slope = jnp.ones(())
+    if objective.quadratic:
+        sums = {"gram": _product(a, a)}
+    elif rows.cost is not None:
+        sums = {"cost": [jnp.sum(in_lanes(rows.cost))], "gram": _product(a, a)}
+        if objective.second:
+            sums["curvature"] = _product([part * jnp.asarray(rows.bend) for part in a], a)
     else:
         scale = objective.f_scale
         # Rows past the end would have z = 0, where a loss may have infinite derivatives, and 0 times infinity is NaN.
@@ -208,6 +243,17 @@ def moments(y: jax.Array, weight: jax.Array | None) -> list[jax.Array]:
         return [in_lanes(y), in_lanes(y * y)]
     w2 = weight**2
     return [in_lanes(w2 * y), in_lanes(w2 * y * y), in_lanes(w2), log_sum(jnp.where(weight > 0, weight, 1.0))]
+
+
+def count_moments(loss: str, y: jax.Array, origin: jax.Array, weight: jax.Array) -> list[jax.Array]:
+    """Return what `moments` does, with the saturated log-likelihood in place of the logarithms.
+
+    The variance of a count is taken to be the count, or 1. Rows past the end have the weight 0.
+    """
+    w2 = jnp.where(weight > 0, 1.0 / jnp.maximum(y, 1.0), 0.0)
+    away = y - origin
+    likely = jnp.where(weight > 0, saturated(loss, y, weight, gammaln, jnp), 0.0)
+    return [in_lanes(w2 * away), in_lanes(w2 * away * away), in_lanes(w2), in_lanes(likely)]
 
 
 def log_sum(values: jax.Array) -> jax.Array:

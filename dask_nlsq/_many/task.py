@@ -26,7 +26,7 @@ from dask_nlsq._many.estimates import (
     some_rows,
     unscaled_covariance,
 )
-from dask_nlsq._model import Expansion, Guess, Loss, Model, Objective, Parameters, check_loss, make_feasible
+from dask_nlsq._model import COUNTS, Expansion, Guess, Loss, Model, Objective, Parameters, check_loss, make_feasible
 from dask_nlsq._solver import Eliminated, Series, Status, Tolerance, Way, eliminate, gauss_newton_steps, minimise
 from dask_nlsq._sweep import serialize
 from dask_nlsq._typing import AnyArray, Matrix, Vector
@@ -424,6 +424,8 @@ def make_task(
 ) -> Task:
     """Resolve the arguments of many fits by a bound model; without columns, each series has its own."""
     check_loss(loss, f_scale)
+    if loss in COUNTS:
+        raise NlsqError(f"loss={loss!r} is for fit, which maximises the likelihood of one series of counts.")
     if nan_policy not in ("omit", "raise"):
         raise DataError(f'nan_policy is {nan_policy!r}; "omit" or "raise" is needed.')
     if not isinstance(max_nfev, (int, np.integer)) or max_nfev < 1:

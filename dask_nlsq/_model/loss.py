@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 
 from dask_nlsq._errors import ModelError
+from dask_nlsq._model.counts import COUNTS
 
 if TYPE_CHECKING:
     import jax
@@ -38,6 +39,7 @@ Loss: TypeAlias = str | Callable[[Any], Any]
 """A name in the table above, or a function of z that returns (ρ, ρ', ρ''), or ρ alone for JAX to differentiate."""
 
 NAMES = ("linear", "soft_l1", "huber", "cauchy", "arctan", "tukey")
+"""Losses of residuals; those of `counts` are likelihoods."""
 
 
 def check_loss(loss: object, f_scale: float | str | None) -> None:
@@ -48,8 +50,10 @@ def check_loss(loss: object, f_scale: float | str | None) -> None:
     ModelError
         The name is not in the table, or the scale is not positive.
     """
-    if not callable(loss) and loss not in NAMES:
-        raise ModelError(f"loss is {loss!r}; one of {', '.join(NAMES)} or a function of z = (r / f_scale)² is needed.")
+    if not callable(loss) and loss not in (*NAMES, *COUNTS):
+        raise ModelError(
+            f"loss is {loss!r}; one of {', '.join((*NAMES, *COUNTS))} or a function of z = (r / f_scale)² is needed."
+        )
     if isinstance(f_scale, str) or f_scale is None or np.ndim(f_scale) or not f_scale > 0:
         raise ModelError(f"f_scale is {f_scale!r}; a positive number is needed.")
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dask_nlsq._model.counts import COUNTS
 from dask_nlsq._model.loss import Loss
 from dask_nlsq._model.model import Model
 from dask_nlsq._typing import Matrix, Vector
@@ -56,7 +57,7 @@ class Objective:
 
     model: Model
     columns: tuple[str, ...]  # names of the columns of x, then of y
-    weighted: bool = False
+    weighted: bool = False  # by 1 / sigma, or by the number of trials
     jacobian: Jacobian = "reverse"
     jac: Callable[..., Any] | None = None  # the user's, (rows, all parameters)
     loss: Loss = "linear"
@@ -77,9 +78,19 @@ class Objective:
         return len(self.model.parameters if self.expansion is None else self.expansion.free)
 
     @property
+    def quadratic(self) -> bool:
+        """Whether the cost is half the sum of squared residuals."""
+        return self.loss == "linear"
+
+    @property
+    def counts(self) -> bool:
+        """Whether rows are counts, and the cost is half their deviance."""
+        return self.loss in COUNTS
+
+    @property
     def robust(self) -> bool:
         """Whether large residuals count for less."""
-        return self.loss != "linear"
+        return not (self.quadratic or self.counts)
 
     @property
     def loss_name(self) -> str:

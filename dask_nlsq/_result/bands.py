@@ -141,6 +141,36 @@ def observed(columns: Columns, data: Any) -> Any:
     return _column(columns, columns.y, data)
 
 
+def variance_of(columns: Columns, data: Any, predicted: Any) -> Any:
+    """Return the variance of an observation in units of the fit's s²: that of sigma, or of counts of this mean.
+
+    Raises
+    ------
+    NlsqError
+        It hangs on a column that the data lack.
+    """
+    if not columns.counts:
+        return sigma_of(columns, data) ** 2
+    return predicted if columns.trials is None else predicted * (1.0 - predicted) / trials_of(columns, data)
+
+
+def trials_of(columns: Columns, data: Any) -> Any:
+    """Return the trials of observations that are binomial.
+
+    Raises
+    ------
+    NlsqError
+        They are a column, which the data lack.
+    """
+    if not isinstance(columns.trials, str):
+        return columns.trials
+    if columns.trials not in names_of(data):
+        raise NlsqError(
+            f"Of how many trials these rows are is not known: give them as a frame with the column {columns.trials!r}."
+        )
+    return _column(columns, columns.trials, data)
+
+
 def _column(columns: Columns, name: str, data: Any) -> Any:
     """Return a column of the data as numbers."""
     return evaluate(_first, dataclasses.replace(columns, x=(name,)), data)

@@ -29,6 +29,7 @@ from scipy import stats
 
 from dask_nlsq._display import axes
 from dask_nlsq._errors import DataError, NlsqError, warn
+from dask_nlsq._model import COUNTS
 from dask_nlsq._result.result import FitResult
 
 if TYPE_CHECKING:
@@ -210,15 +211,21 @@ def _labels(results: Sequence[FitResult], names: Sequence[str] | None) -> list[s
 
 def _check_likelihood(result: FitResult, label: str) -> None:
     loss = result.provenance.get("loss", "not known")
-    if loss != "linear":
+    if loss not in ("linear", *COUNTS):
         raise NlsqError(
-            f"The loss of {label!r} is {loss}, and only the cost of the linear one is a likelihood. Compare fits with "
-            'loss="linear", or the residuals of predictions on other rows.'
+            f"The loss of {label!r} is {loss}, whose cost is no likelihood. Compare fits with loss="
+            f"{', '.join(map(repr, ('linear', *COUNTS)))}, or the residuals of predictions on other rows."
         )
 
 
 def _check_same_rows(one: FitResult, its_label: str, other: FitResult, label: str) -> None:
     """Refuse two results of unlike rows, as their sums tell."""
+    losses = [each.provenance.get("loss") for each in (one, other)]
+    if losses[0] != losses[1]:
+        raise NlsqError(
+            f"The loss is {losses[0]} for {its_label!r} and {losses[1]} for {label!r}; the likelihoods are of unlike "
+            "distributions."
+        )
     if one.absolute_sigma != other.absolute_sigma:
         raise NlsqError(
             f"absolute_sigma is {one.absolute_sigma} for {its_label!r} and {other.absolute_sigma} for {label!r}; the "
@@ -242,6 +249,8 @@ def _check_same_rows(one: FitResult, its_label: str, other: FitResult, label: st
 def _log_weight(result: FitResult) -> tuple[float, float]:
     """Return Σ log w, as the log-likelihood tells it, and how uncertain rounding leaves it."""
     n, chisqr = result.n_obs, result.chisqr
+    if result.statistics.pearson_chisqr is not None:  # of counts: the log-likelihood of the saturated model
+        return result.loglik + chisqr / 2, _ROUNDING * (n + abs(result.loglik) + abs(chisqr))
     with np.errstate(all="ignore"):
         own = chisqr / 2 + n * np.log(2 * np.pi) / 2
         if not result.absolute_sigma:
@@ -288,5 +297,5 @@ def _f_test(restricted: FitResult, full: FitResult, its_label: str, label: str) 
         )
         gain = np.nan
     with np.errstate(all="ignore"):
-        value = np.float64(max(gain, 0.0) if np.isfinite(gain) else gain) / dof / np.float64(full.redchi)
+        value = np.float64(max(gain, 0.0) if np.isfinite(gain) else gain) / dof / np.float64(full.statistics.dispersion)
     return {"F": float(value), "dof": dof, "dof_full": full.dof, "p_value": float(stats.f.sf(value, dof, full.dof))}

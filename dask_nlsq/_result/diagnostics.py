@@ -126,14 +126,24 @@ def _of_estimates(result: FitResult) -> Iterator[Check]:
         words = f"The estimates of {', '.join(skewed)} are skewed, so that intervals by their standard errors mislead: "
         words += 'use conf_int(method="profile").'
         yield Check("skewness", float(skewness.abs().max()), np.nan, words if skewed else "")
-    if result.absolute_sigma and result.dof > 0:
-        pvalue = float(
-            2 * min(scipy.stats.chi2.cdf(result.chisqr, result.dof), scipy.stats.chi2.sf(result.chisqr, result.dof))
-        )
+    if result.statistics.pearson_chisqr is not None and result.dof > 0:
+        pvalue = _chisqr_pvalue(result.pearson_chisqr, result.dof)
+        dispersion = result.statistics.dispersion
+        words = f"The variance of the counts is {dispersion:.2g} times what their distribution has: the model lacks "
+        words += 'something, or the rows are not independent; scale="pearson" scales the covariance by it.'
+        told = result.absolute_sigma and abs(dispersion - 1)
+        yield Check("dispersion", dispersion, pvalue, _said(words, pvalue, told))
+    elif result.absolute_sigma and result.dof > 0:
+        pvalue = _chisqr_pvalue(result.chisqr, result.dof)
         ratio = float(np.sqrt(result.redchi))
         words = f"The residuals are {ratio:.2g} times as large as sigma says: sigma is in other units, or the model "
         words += "lacks something; the standard errors follow sigma."
         yield Check("chi-square", result.chisqr, pvalue, _said(words, pvalue, abs(ratio - 1)))
+
+
+def _chisqr_pvalue(chisqr: float, dof: int) -> float:
+    """Return the two-sided p-value of a chi-square."""
+    return float(2 * min(scipy.stats.chi2.cdf(chisqr, dof), scipy.stats.chi2.sf(chisqr, dof)))
 
 
 def _of_correlations(result: FitResult) -> Check:
@@ -191,8 +201,10 @@ def _of_residuals(result: FitResult) -> Iterator[Check]:
         return
     variance = max(fourth - square**2, np.finfo(float).tiny)
     columns = result._model()[1]
+    remedy = "weigh the rows by sigma=" if columns.sigma is None else "sigma is not right everywhere"
+    remedy = "the counts are not all of that distribution" if columns.counts else remedy
     for name, binned in zip((*columns.x, "the fit"), (*summary.by_column, summary.by_fit), strict=True):
-        yield from _against(name, binned, summary.rows, columns.sigma is not None)
+        yield from _against(name, binned, summary.rows, remedy)
     pairs, products = summary.pairs
     if pairs > 1:
         lag = products / pairs / square
@@ -201,19 +213,24 @@ def _of_residuals(result: FitResult) -> Iterator[Check]:
         words = f"The residuals of neighbouring rows are {sign} correlated ({lag:.2g}): the model lacks something, or "
         words += f"the rows are not independent, and standard errors are too {size}."
         yield Check("autocorrelation", lag, pvalue, _said(words, pvalue, abs(lag)))
-    skew = (third - 3 * mean * square + 2 * mean**3) / centred**1.5
-    excess = (fourth - 4 * mean * third + 6 * mean**2 * square - 3 * mean**4) / centred**2 - 3
-    jarque = summary.rows / 6 * (skew**2 + excess**2 / 4)
-    pvalue = float(scipy.stats.chi2.sf(jarque, 2))
-    words = f"The residuals are not normal: skewness {skew:.2g}, excess kurtosis {excess:.2g}."
-    if excess > 1 and result.provenance.get("loss", "linear") == "linear":
-        words += ' Where these are outliers, a robust loss such as loss="soft_l1" gives them less weight.'
-    yield Check("normality", jarque, pvalue, _said(words, pvalue, max(abs(skew), abs(excess))))
+    if not columns.counts:  # whose residuals are skewed where the counts are few
+        skew = (third - 3 * mean * square + 2 * mean**3) / centred**1.5
+        excess = (fourth - 4 * mean * third + 6 * mean**2 * square - 3 * mean**4) / centred**2 - 3
+        yield _of_normality(summary.rows, skew, excess, result.provenance.get("loss", "linear") == "linear")
     if len(summary.partitions) > 1:
         yield _of_partitions(summary, square, variance)
 
 
-def _against(name: str, binned: Binned, rows: int, weighted: bool) -> Iterator[Check]:
+def _of_normality(rows: int, skew: float, excess: float, linear: bool) -> Check:
+    jarque = rows / 6 * (skew**2 + excess**2 / 4)
+    pvalue = float(scipy.stats.chi2.sf(jarque, 2))
+    words = f"The residuals are not normal: skewness {skew:.2g}, excess kurtosis {excess:.2g}."
+    if excess > 1 and linear:
+        words += ' Where these are outliers, a robust loss such as loss="soft_l1" gives them less weight.'
+    return Check("normality", jarque, pvalue, _said(words, pvalue, max(abs(skew), abs(excess))))
+
+
+def _against(name: str, binned: Binned, rows: int, remedy: str) -> Iterator[Check]:
     """Compare the residuals in cells of a column; those beyond the last cell of z count as there."""
     axis, score = panels.coarse(binned, rows).axes, binned.axes[1].middles
     counts = binned.on(axis).counts
@@ -233,7 +250,6 @@ def _against(name: str, binned: Binned, rows: int, weighted: bool) -> Iterator[C
     statistic = float((n * (squares - square) ** 2).sum() / variance)
     pvalue = float(scipy.stats.chi2.sf(statistic, len(n) - 1))
     low, high = np.sqrt(np.quantile(squares, [0.05, 0.95]) / square)
-    remedy = "sigma is not right everywhere" if weighted else "weigh the rows by sigma="
     words = f"The scatter of the residuals changes with {name}, from {low:.2g} to {high:.2g} times its average: "
     words += f'{remedy}, or take cov_type="sandwich".'
     yield Check(f"spread against {name}", statistic, pvalue, _said(words, pvalue, float(high - low)))

@@ -21,7 +21,8 @@ from dask_nlsq._result.bands import (
     derived,
     observed,
     on_one_grid,
-    sigma_of,
+    trials_of,
+    variance_of,
 )
 from dask_nlsq._result.evaluate import evaluate
 from dask_nlsq._result.zarr_group import computing, regular, write
@@ -95,6 +96,8 @@ def predict(
 def residuals(result: FitResult, data: Any, y: Any = None, *, weighted: bool = False) -> Any:
     r"""Return what the fitted model leaves of the observations, :math:`y - f(x; \hat\theta)`; lazy for Dask.
 
+    Of successes among n trials, :math:`y/n - f(x; \hat\theta)`.
+
     Parameters
     ----------
     data : as for `predict`
@@ -102,7 +105,7 @@ def residuals(result: FitResult, data: Any, y: Any = None, *, weighted: bool = F
     y : array, optional
         The observations, row by row; needed where `data` has no names.
     weighted : bool
-        Divide by sigma, as the fit did.
+        Divide by sigma, as the fit did; of counts, by the standard deviation that the fit expects.
 
     Returns
     -------
@@ -126,9 +129,10 @@ def residuals(result: FitResult, data: Any, y: Any = None, *, weighted: bool = F
     _, columns = result._model()
     data = on_one_grid(data, columns.names)
     predicted = result.predict(data)
-    residual = (observed(columns, data) if y is None else beside(predicted, y, "y")) - predicted
+    of_rows = observed(columns, data) if y is None else beside(predicted, y, "y")
+    residual = (of_rows if columns.trials is None else of_rows / trials_of(columns, data)) - predicted
     if weighted:
-        residual = residual / sigma_of(columns, data)
+        residual = residual / variance_of(columns, data, predicted) ** 0.5
     return residual.rename("residual") if isinstance(residual, (pd.Series, dd.Series)) else residual
 
 
@@ -179,7 +183,7 @@ def prediction_band(result: FitResult, data: Any, level: float = 0.95, *, sigma:
         Probability to cover, at least 0.5 and below 1.
     sigma : number or array, optional
         Standard deviation of each new observation, as in the fit; that of the fit where it is a number or a column
-        of `data`, 1 where there was none.
+        of `data`, 1 where there was none, and of counts the one that the fit expects.
 
     Returns
     -------
@@ -205,8 +209,8 @@ def prediction_band(result: FitResult, data: Any, level: float = 0.95, *, sigma:
     data = on_one_grid(data, columns.names if sigma is None else columns.x)
     predicted = result.predict(data)
     s2 = result.statistics.residual_variance(result.absolute_sigma)
-    scatter = s2 * (sigma_of(columns, data) if sigma is None else beside(predicted, sigma, "sigma")) ** 2
-    stderr = (curve_stderr(payload, columns, result.params, result.cov, data) ** 2 + scatter) ** 0.5
+    variance = variance_of(columns, data, predicted) if sigma is None else beside(predicted, sigma, "sigma") ** 2
+    stderr = (curve_stderr(payload, columns, result.params, result.cov, data) ** 2 + s2 * variance) ** 0.5
     return band(predicted, stderr, level, result.dof)
 
 

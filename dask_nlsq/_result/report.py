@@ -11,6 +11,9 @@ from dask.utils import format_bytes, format_time
 from dask_nlsq._solver import Statistics, Status
 from dask_nlsq._typing import Vector
 
+METHODS = {"poisson": "Maximum likelihood, Poisson", "binomial": "Maximum likelihood, binomial"}
+"""What is done with counts, by the loss."""
+
 
 def report(
     names: Sequence[str],
@@ -30,7 +33,7 @@ def report(
     title = f"{provenance['model']}({', '.join(names)})"
     ending = "converged" if status.success else "NOT converged"
     lines = [
-        f"Nonlinear least squares: {title}",
+        f"{METHODS.get(provenance.get('loss', ''), 'Nonlinear least squares')}: {title}",
         f"  {ending} ({status.name}): {status.sentence}",
         "",
         *_parameters(names, popt, stderr, remarks(stderr, active_mask, statistics.chisqr)),
@@ -73,11 +76,21 @@ def statistics_rows(statistics: Statistics, n_dropped: int, condition_number: fl
     return [
         ("rows", f"{statistics.n_obs:,}{dropped}"),
         ("degrees of freedom", f"{statistics.dof:,}"),
-        ("chi-square", f"{statistics.chisqr:.8g}  (reduced {statistics.redchi:.6g})"),
-        ("R²", f"{statistics.rsquared:.8g}"),
-        ("RMSE", f"{statistics.rmse:.6g}"),
+        *_fit_rows(statistics),
         ("AIC, BIC", f"{statistics.aic:.10g}, {statistics.bic:.10g}"),
         ("condition number", f"{condition_number:.3g}"),
+    ]
+
+
+def _fit_rows(statistics: Statistics) -> list[tuple[str, str]]:
+    chisqr = f"{statistics.chisqr:.8g}  (reduced {statistics.redchi:.6g})"
+    if statistics.pearson_chisqr is not None:
+        pearson = f"{statistics.pearson_chisqr:.8g}  (reduced {statistics.dispersion:.6g})"
+        return [("deviance", chisqr), ("Pearson chi-square", pearson)]
+    return [
+        ("chi-square", chisqr),
+        ("R²", f"{statistics.rsquared:.8g}"),
+        ("RMSE", f"{statistics.rmse:.6g}"),
     ]
 
 

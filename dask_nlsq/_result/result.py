@@ -228,8 +228,13 @@ class FitResult:
 
     @property
     def chisqr(self) -> float:
-        """Weighted sum of squared residuals."""
+        """Weighted sum of squared residuals; of counts the deviance."""
         return self.statistics.chisqr
+
+    @property
+    def pearson_chisqr(self) -> float:
+        """Sum of squared residuals over the variance that the fit expects; of all but counts it is χ²."""
+        return self.chisqr if self.statistics.pearson_chisqr is None else self.statistics.pearson_chisqr
 
     @property
     def redchi(self) -> float:
@@ -238,17 +243,17 @@ class FitResult:
 
     @property
     def rmse(self) -> float:
-        """Root of the weighted mean of squared residuals, in units of y."""
+        """Root of the weighted mean of squared residuals, in units of y; NaN of counts."""
         return self.statistics.rmse
 
     @property
     def rsquared(self) -> float:
-        """Share of the weighted spread of y that the model explains."""
+        """Share of the weighted spread of y that the model explains; NaN of counts."""
         return self.statistics.rsquared
 
     @property
     def loglik(self) -> float:
-        """Gaussian log-likelihood."""
+        """Log-likelihood, Gaussian but for counts."""
         return self.statistics.loglik
 
     @property
@@ -357,7 +362,7 @@ class FitResult:
     @property
     def _residual_std(self) -> float:
         """What residuals are divided by to be standardised, in units of sigma: 1 where none can be divided by."""
-        s = float(np.sqrt(self.redchi)) if self.dof > 0 else self.rmse
+        s = float(np.sqrt(self.statistics.dispersion)) if self.dof > 0 else self.rmse
         return s if np.isfinite(s) and s > 0 else 1.0
 
     def _model(self) -> tuple[Payload, Columns]:

@@ -15,11 +15,15 @@ BIC           :math:`k \log n - 2 \log L`
 ============  =============================================================================================
 
 A prior counts as a row in all of them but R² and the root mean square error, which are of the data alone.
+
+Of counts, :math:`\chi^2` is the deviance, :math:`s^2` is Pearson's chi-square over :math:`\nu` where it is asked for
+and else 1, and log L is that of the saturated model less :math:`\tfrac12 \chi^2`; no variance is estimated (k = p).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +50,16 @@ class Statistics:
     aic: float
     aicc: float
     bic: float
+    pearson_chisqr: float | None = None  # of counts, whose chisqr is the deviance
+
+    @property
+    def dispersion(self) -> float:
+        """The residual variance as the rows tell it: χ² over the degrees of freedom, of counts that of Pearson."""
+        return self.redchi if self.pearson_chisqr is None else self.pearson_chisqr / self.dof
 
     def residual_variance(self, absolute_sigma: bool) -> float:
         """Return s²: 1 under ``absolute_sigma``, and infinity without degrees of freedom."""
-        return 1.0 if absolute_sigma else self.redchi if self.dof > 0 else float("inf")
+        return 1.0 if absolute_sigma else self.dispersion if self.dof > 0 else float("inf")
 
 
 def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool, believed: float = 0.0) -> Statistics:
@@ -76,6 +86,26 @@ def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool, 
             aicc=float(aic + 2 * k * (k + 1) / (n - k - 1)) if n > k + 1 else float("inf"),
             bic=float(k * np.log(n_) - 2 * loglik),
         )
+
+
+def count_statistics(reduction: Reduction, cost: float, p: int, believed: float = 0.0, beliefs: int = 0) -> Statistics:
+    """Compute the statistics of a fit of counts, `believed` of χ² coming from so many priors."""
+    n, k = reduction.rows, p
+    loglik = reduction.log_weight - cost - 0.5 * beliefs * math.log(2 * math.pi)
+    aic = 2 * k - 2 * loglik
+    return Statistics(
+        n_obs=n,
+        dof=n - p,
+        chisqr=2.0 * cost,
+        redchi=2.0 * cost / (n - p) if n > p else float("nan"),
+        rmse=float("nan"),
+        rsquared=float("nan"),
+        loglik=loglik,
+        aic=aic,
+        aicc=aic + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else float("inf"),
+        bic=k * math.log(n) - 2 * loglik,
+        pearson_chisqr=float(reduction.gram[-1, -1]) - believed,
+    )
 
 
 @np.errstate(over="ignore")

@@ -22,8 +22,8 @@ SECOND = np.timedelta64(1, "s")
 class Columns:
     """Names of the columns and what is to be done with their cells.
 
-    ``sigma`` is the name of a column, a constant, or None. ``origins`` holds, for datetime columns, the instant
-    from which seconds are counted.
+    ``sigma`` is the name of a column, a constant, or None, and so are ``trials``, of counts alone. ``origins`` holds,
+    for datetime columns, the instant from which seconds are counted.
     """
 
     x: tuple[str, ...]
@@ -31,18 +31,25 @@ class Columns:
     sigma: str | float | None = None
     nan_policy: str = "raise"  # or "omit"
     origins: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    counts: bool = False  # whether y is a number of events
+    trials: str | float | None = None  # of which so many are the most
+
+    @property
+    def weight(self) -> str | float | None:
+        """What the weights of the rows are made from."""
+        return self.trials if self.counts else self.sigma
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every column that is read, x first, then y, then sigma; each once."""
-        sigma = (self.sigma,) if isinstance(self.sigma, str) else ()
-        return tuple(dict.fromkeys((*self.x, self.y, *sigma)))
+        """Every column that is read, x first, then y, then sigma or trials; each once."""
+        weight = (self.weight,) if isinstance(self.weight, str) else ()
+        return tuple(dict.fromkeys((*self.x, self.y, *weight)))
 
     def row_bytes(self, dtypes: Mapping[str, Any]) -> int:
         """Return the bytes that a row takes in a block, for columns of these types."""
         # Arrow calls float32 "float"; all other types become float64 in a block.
         sizes = [4 if str(dtypes[name]).lower() in ("float", "float32") else 8 for name in (*self.x, self.y)]
-        return sum(sizes) + (8 if self.sigma is not None else 0)
+        return sum(sizes) + (8 if self.weight is not None else 0)
 
     def block(self, raw: Mapping[str, Any]) -> Block:
         """Turn raw arrays, one for each of `names`, into columns of one length."""
@@ -60,25 +67,38 @@ class Columns:
         if keep is not None:
             block = dataclasses.replace(block.take(keep), dropped=int(len(keep) - keep.sum()))
         if block.weight is not None and not block.weight.all():
-            block = block.take(block.weight > 0)  # a row of infinite sigma is no observation
+            block = block.take(block.weight > 0)  # a row of infinite sigma, or of no trial, is no observation
         return block
 
     def _weight(self, values: Mapping[str, Vector], rows: int, keep: AnyArray | None) -> Vector | None:
-        """Return 1 / sigma, which must be positive in the rows that are kept."""
+        """Return 1 / sigma, or the trials of counts, for all rows."""
+        if self.counts:
+            return self._trials(values, rows, keep)
         if self.sigma is None:
             return None
         if not isinstance(self.sigma, str):
             return np.full(rows, 1.0 / self.sigma)
         sigma = values[self.sigma]
-        bad = ~(sigma > 0) if keep is None else keep & ~(sigma > 0)
-        if bad.any():
-            first = int(np.argmax(bad))
-            raise DataError(
-                f"sigma must be positive (inf gives a row no weight); {int(bad.sum())} of {rows} rows are not, "
-                f"the first is row {first} with {sigma[first]}.",
-                column=self.sigma,
-            )
+        needed = "sigma must be positive (inf gives a row no weight)"
+        _refuse_rows(needed, self.sigma, ~(sigma > 0), keep, {"sigma": sigma})
         return 1.0 / sigma.astype(np.float64)
+
+    def _trials(self, values: Mapping[str, Vector], rows: int, keep: AnyArray | None) -> Vector | None:
+        """Return the trials of counts that have some, once the counts are possible."""
+        y = values[self.y]
+        _refuse_rows("Counts must not be negative", self.y, y < 0, keep, {"y": y})
+        if self.trials is None:
+            return None
+        trials = values[self.trials] if isinstance(self.trials, str) else np.full(rows, self.trials)
+        _refuse_rows(
+            "trials must be finite and not negative",
+            self.trials,
+            ~((trials >= 0) & (trials < np.inf)),
+            keep,
+            {"trials": trials},
+        )
+        _refuse_rows("y counts some of the trials", self.y, y > trials, keep, {"y": y, "trials": trials})
+        return trials.astype(np.float64)
 
     def to_float(self, name: str, values: object) -> Vector:
         """Convert one column to contiguous float64, or leave it float32; refuse what has no order on the real line."""
@@ -114,6 +134,23 @@ class Columns:
                 column=name,
             )
         return np.asarray(array / SECOND)
+
+
+def _refuse_rows(
+    needed: str, column: str | float, bad: AnyArray, keep: AnyArray | None, values: Mapping[str, Vector]
+) -> None:
+    """Raise an error that says how many rows that are kept are bad, and what the first of them holds."""
+    bad = bad if keep is None else keep & bad
+    if not bad.any():
+        return
+    first = int(np.argmax(bad))
+    held = " and ".join(
+        str(each[first]) if len(values) == 1 else f"{name} {each[first]}" for name, each in values.items()
+    )
+    raise DataError(
+        f"{needed}; {int(bad.sum())} of {len(bad)} rows are not so, the first is row {first} with {held}.",
+        column=column if isinstance(column, str) else None,
+    )
 
 
 def _since(array: AnyArray, origin: AnyArray) -> Vector:

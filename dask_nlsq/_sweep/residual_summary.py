@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._kernel import Block
+from dask_nlsq._model import Objective, count_rows
 from dask_nlsq._sweep.binned import AnyAxis, Axis, Binned, FixedAxis
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.groups import Group
@@ -126,7 +127,7 @@ class ResidualSummary:
             tuple(binned(n, axis, axes.y) for n, axis in zip(by_y, axes.x, strict=True)),
             tuple(binned(n, axis, SCORES, t) for n, axis, t in zip(by_score, axes.x, totals, strict=True)),
             binned(of_fit, axes.fit, SCORES),
-            Points(block.x, block.y, fit, score, None if block.weight is None else 1 / block.weight) if keep else None,
+            Points(block.x, block.y, fit, score, _inverse(block.weight)) if keep else None,
         )
 
     def merge(self, other: ResidualSummary) -> ResidualSummary:
@@ -155,6 +156,11 @@ def _total(axis: Axis, column: Vector, value: Vector) -> Vector:
     return np.bincount(place, value, axis.cells).astype(np.float64)
 
 
+def _inverse(weight: Vector | None) -> Vector | None:
+    with np.errstate(divide="ignore"):
+        return None if weight is None else 1 / weight
+
+
 def _dot(a: Vector, b: Vector) -> float:
     """Return the sum of products, without the threads of BLAS, which wait for one another beside other tasks."""
     return float(np.einsum("i,i", a, b))
@@ -167,12 +173,22 @@ def summarise(group: Group, payload: Payload, theta: Vector, s: float, keep: boo
         if isinstance(block, Failure):
             return block.at(number)
         try:
-            part = ResidualSummary.of(number, block, predict_rows(payload, theta, block.x), s, keep)
+            fit = predict_rows(payload, theta, block.x)
+            part = ResidualSummary.of(number, _weighed(payload.value, block, fit), fit, s, keep)
         except Exception as error:
             return Failure.of("evaluating the model", error).at(number)
         parts = merged([*parts, *([] if part is None else [part])])
         del block  # before the next is read
     return parts
+
+
+def _weighed(objective: Objective, block: Block, fit: Vector) -> Block:
+    """Return rows of counts as those of least squares with the variance that the fit (rows,) expects."""
+    if not objective.counts:
+        return block
+    wide = block.wide()
+    rows = count_rows(str(objective.loss), fit, wide.y, np.ones(len(fit)) if wide.weight is None else wide.weight, np)
+    return dataclasses.replace(wide, y=fit - rows.residual, weight=rows.scale)
 
 
 def merged(parts: Sequence[ResidualSummary]) -> list[ResidualSummary]:

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import special
 
 from dask_nlsq._kernel import Block, Reduction, evaluate_rows, kernel
-from dask_nlsq._model import Objective
+from dask_nlsq._model import Objective, count_rows
 from dask_nlsq._solver import EPS
 from dask_nlsq._typing import Matrix, Vector
 
@@ -44,7 +44,7 @@ _LEAST = 1e-12
 
 def noise_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
     """Return the smaller p-value of the two tests for rows sorted by x; 1 where there are too few rows to test."""
-    if objective.robust:
+    if not objective.quadratic:
         return 1.0
     count = min(_RUNS, block.rows // (2 * objective.n_parameters + 2))
     grams, residual = _evaluate(objective, block, theta, count if count >= 3 else 0)
@@ -110,15 +110,25 @@ def _ranks(values: Vector) -> Vector:
     return ranks
 
 
-def no_better_than_constant(reduction: Reduction, p: int) -> bool:
+def no_better_than_constant(rows: int, cost: float, cost_of_constant: float, p: int) -> bool:
     """Whether an F-test does not reject that a model of p parameters explains no more than a constant."""
-    if p < 2 or not reduction.response_sum_of_squares > 0:
+    if p < 2 or not cost_of_constant > 0:
         return False
-    rest, gained = reduction.rows - p, 1.0 - 2.0 * reduction.cost / reduction.response_sum_of_squares
+    rest, gained = rows - p, 1.0 - cost / cost_of_constant
     if rest <= 0:
         return gained < 0
     probability = special.fdtrc(p - 1, rest, max(gained, 0.0) / (p - 1) / max((1.0 - gained) / rest, _LEAST))
     return gained < _NOTHING or bool(probability > _BY_CHANCE)
+
+
+def count_costs(objective: Objective, block: Block, theta: Vector) -> tuple[float, float]:
+    """Return what rows of counts add to the cost, and what they would if one rate or probability were that of all."""
+    trials = np.ones(block.rows) if block.weight is None else block.weight
+    everything = np.array(objective.expand(theta.tolist()), float)
+    with np.errstate(all="ignore"):
+        values = kernel.predict_block(objective, block, everything), np.full(block.rows, block.y.sum() / trials.sum())
+        fitted, constant = (count_rows(str(objective.loss), f, block.y, trials, np).cost.sum() for f in values)
+    return float(fitted), float(constant)
 
 
 def exceed_rounding(reduction: Reduction) -> bool:

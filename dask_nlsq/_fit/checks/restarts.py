@@ -18,6 +18,7 @@ from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import ModelError, NlsqError
 from dask_nlsq._fit.checks.residual_tests import (
+    count_costs,
     exceed_rounding,
     no_better_than_constant,
     noise_pvalue,
@@ -30,6 +31,7 @@ from dask_nlsq._fit.observer import Observer
 from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.sample import Sample, draw_sample
 from dask_nlsq._kernel import Block, Reduction, kernel, lay
+from dask_nlsq._model import Objective
 from dask_nlsq._solver import STOPPED, State, Status, TrustRegion, draw_in_units, final
 from dask_nlsq._typing import Matrix, Vector
 
@@ -60,6 +62,9 @@ _LOWER = 1e-6
 _LIMITS = (Status.CALLBACK, Status.TIME_LIMIT, Status.MAX_NFEV, Status.PRECISION, Status.STREAMED)
 
 
+_NO_BETTER = "The fit explains no more than a constant"
+
+
 def restart(
     problem: Problem,
     solver: TrustRegion,
@@ -78,13 +83,17 @@ def restart(
     """
     if state.status is None or state.status in _LIMITS or state.point is None:
         return state, [], ()
-    doubt, block = _reason_to_doubt(state), None
+    doubt, block = _reason_to_doubt(problem.objective, state), None
     at_hand = sample is not None or problem.plan.cache != "none"  # partitions that are not kept are read in sweeps only
     if doubt is not None or at_hand:
         block = sort_by_column(_rows(problem, sample))
         if not block.rows:  # the sampled partitions are empty
             return state, [], ()
-        if doubt is None and exceed_rounding(state.point.reduction):
+        if doubt is None and problem.objective.counts:
+            costs = count_costs(problem.objective, block, state.point.theta)
+            if no_better_than_constant(block.rows, *costs, state.point.factor.p):
+                doubt = _NO_BETTER
+        elif doubt is None and exceed_rounding(state.point.reduction):
             if noise_pvalue(problem.objective, block, state.point.theta) < _UNLIKELY:
                 doubt = "The fit left structure in the residuals"
     if doubt is None or block is None:
@@ -160,15 +169,18 @@ def _rows(problem: Problem, sample: Sample | None) -> Block:
     return block
 
 
-def _reason_to_doubt(state: State) -> str | None:
+def _reason_to_doubt(objective: Objective, state: State) -> str | None:
     """Return why the last reduction gives cause to try other starts; None where it gives none."""
     if not state.ending.success:
         return f"The fit ended as {state.ending.name}"
     reduction = state.at.reduction
     if not exceed_rounding(reduction):
         return None
-    if no_better_than_constant(reduction, state.at.factor.p):
-        return "The fit explains no more than a constant"
+    squares = reduction.response_sum_of_squares
+    if not objective.counts and no_better_than_constant(
+        reduction.rows, reduction.cost, 0.5 * squares, state.at.factor.p
+    ):
+        return _NO_BETTER
     if not state.at.factor.r.any(axis=0).all():
         return "Some parameters have no effect where the fit ended"
     return None
@@ -277,7 +289,7 @@ def _projected_costs(
 def _grams(problem: Problem, points: Matrix, deadline: float | None) -> Matrix:
     """Return the Gram matrices at points, (k, p + 1, p + 1); NaN where the model raises, and after the deadline."""
     objective = problem.objective
-    if objective.jacobian == "numeric" or objective.robust:
+    if objective.jacobian == "numeric" or not objective.quadratic:
         return np.stack([_gram(problem, theta, deadline) for theta in points])
     ((block,),) = [group.partitions for group in problem.groups]
     grams = kernel.grams(objective, block, points)
@@ -296,13 +308,13 @@ def _gram(problem: Problem, theta: Vector, deadline: float | None) -> Matrix:
     except Exception:  # whatever the model raises
         return gram
     gram[:] = reduction.gram
-    gram[-1, -1] = 2.0 * reduction.cost  # of a robust loss
+    gram[-1, -1] = 2.0 * reduction.cost  # of a loss
     return gram
 
 
 def _by_differences(problem: Problem) -> bool:
     """Whether the Jacobian is one of finite differences, so that only residuals are evaluated at the points."""
-    return problem.objective.jacobian == "numeric" and problem.objective.jac is None and not problem.objective.robust
+    return problem.objective.jacobian == "numeric" and problem.objective.jac is None and problem.objective.quadratic
 
 
 def _residual_cost(problem: Problem, solver: TrustRegion, theta: Vector) -> float:

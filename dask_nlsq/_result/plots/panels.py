@@ -114,4 +114,5 @@ def dots(rows: int) -> float:
 
 def residual_label(result: FitResult) -> str:
     """Return what the axis of residuals is called."""
-    return "residual" if result._model()[1].sigma is None else "residual / sigma"
+    columns = result._model()[1]
+    return "Pearson residual" if columns.counts else "residual" if columns.sigma is None else "residual / sigma"

@@ -15,7 +15,7 @@ import scipy
 from dask_nlsq._display import axes, pyplot
 from dask_nlsq._errors import NlsqError, one_of
 from dask_nlsq._model import Model
-from dask_nlsq._result.bands import Band, band, check_level, curve_stderr
+from dask_nlsq._result.bands import Band, band, check_level, curve_stderr, variance_of
 from dask_nlsq._result.plots import panels
 from dask_nlsq._sweep import predict_rows
 from dask_nlsq._typing import Vector
@@ -163,15 +163,14 @@ def _curve(ax: Axes, result: FitResult, j: int, level: float, at: Any) -> None:
 def _band(result: FitResult, x: Vector, level: float, *, new: bool) -> Band | None:
     """Return the confidence band, or that of new observations where their sigma is known, at numbers x."""
     payload, columns = result._model()
-    if new and isinstance(columns.sigma, str):
+    if new and isinstance(columns.weight, str):
         return None
     columns = dataclasses.replace(columns, origins={})  # dates are the seconds that the model sees
     predicted = predict_rows(payload, result.popt, (x,))
     stderr = curve_stderr(payload, columns, result.params, result.cov, (x,))
     if new:
-        sigma = 1.0 if columns.sigma is None else float(columns.sigma)
         s2 = result.statistics.residual_variance(result.absolute_sigma)
-        stderr = np.sqrt(stderr**2 + s2 * sigma**2)
+        stderr = np.sqrt(stderr**2 + s2 * variance_of(columns, (x,), predicted))
     limits: Band = band(predicted, stderr, level, result.dof)
     return limits
 

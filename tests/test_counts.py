@@ -1,0 +1,306 @@
+"""Counts: Poisson and binomial rows, against likelihoods and generalised linear models written out in NumPy."""
+
+import decimal
+import functools
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.optimize
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dask_nlsq
+from dask_nlsq._errors import DataError, NlsqError
+from dask_nlsq._model import count_rows, saturated
+
+ROWS = 300
+RNG = np.random.default_rng(0)
+T = np.sort(RNG.uniform(0.0, 10.0, ROWS))
+N = RNG.integers(0, 30, ROWS).astype(float)
+
+
+def peak(t, base, height, centre, width):
+    return base + height * jnp.exp(-0.5 * ((t - centre) / width) ** 2)
+
+
+def log_linear(t, a, b):
+    return jnp.exp(a + b * t)
+
+
+def logistic(t, a, b):
+    return 1 / (1 + jnp.exp(-(a + b * t)))
+
+
+def chance(t, low, high, middle):
+    return low + (high - low) / (1 + jnp.exp(-(t - middle)))
+
+
+def values(model, theta, t=T):
+    with jax.enable_x64(True):
+        return np.asarray(model(jnp.asarray(t), *map(float, theta)))
+
+
+def drawn(model, theta, trials=None):
+    mean = values(model, theta)
+    rng = np.random.default_rng(1)
+    return (rng.poisson(mean) if trials is None else rng.binomial(trials.astype(int), mean)).astype(float)
+
+
+CASES = {
+    "few counts": (peak, (0.2, 3.0, 5.0, 0.4), (1.0, 1.0, 4.5, 0.5), None),
+    "many counts": (peak, (2e3, 1e5, 5.0, 0.4), (1e3, 1e5, 4.5, 0.5), None),
+    "log-linear": (log_linear, (0.5, -0.3), (0.0, 0.0), None),
+    "logistic": (logistic, (-3.0, 0.6), (0.0, 0.0), N),
+    "a rise": (chance, (0.1, 0.9, 5.0), (0.2, 0.8, 4.0), N),
+    "single trials": (logistic, (-3.0, 0.6), (0.0, 0.0), 1.0),
+}
+LINEAR = ("log-linear", "logistic")
+
+
+def case(name):
+    model, theta, start, trials = CASES[name]
+    each = None if trials is None else np.broadcast_to(trials, ROWS)
+    return model, drawn(model, theta, each), start, trials
+
+
+def fitted(name, **options):
+    model, y, start, trials = case(name)
+    loss = "poisson" if trials is None else "binomial"
+    return dask_nlsq.fit(model, T, y, loss=loss, trials=trials, **{"p0": start, "client": False, **options})
+
+
+plain = functools.cache(fitted)
+
+
+def log_likelihood(name, theta):
+    model, y, _, trials = case(name)
+    mean = values(model, theta)
+    return (scipy.stats.poisson.logpmf(y, mean) if trials is None else scipy.stats.binom.logpmf(y, trials, mean)).sum()
+
+
+def irls(y, trials=None):
+    """Fit the generalised linear model of the canonical link by iterated weighted least squares."""
+    x, beta = np.column_stack([np.ones(ROWS), T]), np.zeros(2)
+    for _ in range(50):
+        eta = x @ beta
+        mean = np.exp(eta) if trials is None else trials / (1 + np.exp(-eta))
+        variance = mean if trials is None else mean * (1 - mean / np.where(trials > 0, trials, 1))
+        information = (x * variance[:, None]).T @ x
+        beta = beta + np.linalg.solve(information, x.T @ (y - mean))
+    return beta, np.linalg.inv(information)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_linear_predictor_is_fitted_as_a_generalised_linear_model_is(name):
+    _, y, _, trials = case(name)
+    beta, cov = irls(y, trials)
+    result = plain(name)
+    np.testing.assert_allclose(result.popt, beta, rtol=1e-10)
+    np.testing.assert_allclose(result.pcov, cov, rtol=1e-8)  # to the digits of the last step
+
+
+@pytest.mark.crossed(4)
+@pytest.mark.parametrize("name", CASES)
+def test_the_likelihood_is_at_its_maximum_and_is_what_the_result_says(name):
+    result = plain(name)
+    assert result.success
+    assert result.loglik == pytest.approx(log_likelihood(name, result.popt), rel=1e-11)
+    for side in (-0.1, 0.1):
+        for j, error in enumerate(result.stderr):
+            assert log_likelihood(name, result.popt + side * error * np.eye(len(result.popt))[j]) < result.loglik
+
+
+@pytest.mark.crossed(4)
+@pytest.mark.parametrize("name", CASES)
+def test_the_covariance_is_the_inverse_of_the_fisher_information(name):
+    model, _, _, trials = case(name)
+    result = plain(name)
+    steps = 1e-4 * np.diag(result.stderr)
+    slopes = [(values(model, result.popt + h) - values(model, result.popt - h)) / (2 * h.sum()) for h in steps]
+    slopes, mean = np.array(slopes), values(model, result.popt)
+    weight = 1 / mean if trials is None else trials / (mean * (1 - mean))
+    np.testing.assert_allclose(result.pcov, np.linalg.inv((slopes * weight) @ slopes.T), rtol=1e-5)
+
+
+def frame(name):
+    _, y, _, trials = case(name)
+    return pd.DataFrame({"t": T, "y": y} | ({} if trials is None else {"n": np.broadcast_to(trials, ROWS)}))
+
+
+CONTAINERS = {
+    "frame": lambda rows: rows,
+    "Dask frame": lambda rows: dd.from_pandas(rows, npartitions=7),
+    "arrays": lambda rows: {name: da.from_array(rows[name].to_numpy(), chunks=50) for name in rows},
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("name", ["few counts", "a rise"])
+def test_the_answer_is_the_same_in_every_container(name, container):
+    model, _, start, trials = case(name)
+    loss, n = ("poisson", None) if trials is None else ("binomial", "n")
+    data = CONTAINERS[container](frame(name))
+    result = dask_nlsq.fit(model, data=data, p0=start, loss=loss, trials=n)
+    whole = plain(name)
+    np.testing.assert_allclose(result.popt, whole.popt, rtol=1e-9)
+    for one in ("chisqr", "pearson_chisqr", "loglik", "aic"):
+        assert getattr(result, one) == pytest.approx(getattr(whole, one), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["few counts", "a rise"])
+def test_differences_lead_to_the_same(name):
+    exact, result = plain(name), fitted(name, jac="3-point")
+    np.testing.assert_allclose(result.popt, exact.popt, rtol=1e-7)
+    np.testing.assert_allclose(result.pcov, exact.pcov, rtol=1e-5)
+    assert result.loglik == pytest.approx(exact.loglik, rel=1e-12)
+
+
+def test_starts_are_searched_by_the_likelihood():
+    bounds = {"base": (0.01, 5.0), "height": (0.01, 20.0), "centre": (0.0, 10.0), "width": (0.05, 3.0)}
+    result = fitted("few counts", bounds=bounds, n_starts=8, p0=(1.0, 1.0, 9.0, 0.5))
+    np.testing.assert_allclose(result.popt, plain("few counts").popt, rtol=1e-6)
+
+
+def test_a_dispersion_scales_the_covariance():
+    one, scaled = plain("few counts"), fitted("few counts", scale="pearson")
+    dispersion = one.pearson_chisqr / one.dof
+    np.testing.assert_allclose(scaled.pcov, one.pcov * dispersion, rtol=1e-12)
+    assert scaled.loglik == one.loglik and one.absolute_sigma and not scaled.absolute_sigma
+
+
+def test_a_prior_counts_as_a_normal_observation():
+    result = fitted("few counts", prior={"centre": (5.0, 0.1)})
+    expected = log_likelihood("few counts", result.popt) + scipy.stats.norm.logpdf(result.params["centre"], 5.0, 0.1)
+    assert result.loglik == pytest.approx(expected, rel=1e-11)
+
+
+def test_the_profile_follows_the_likelihood():
+    name, result = "few counts", plain("few counts")
+    low, high = result.conf_int(method="profile").loc["centre"]
+    start = np.delete(result.popt, 2)
+    for end in (low, high):
+        at = scipy.optimize.minimize(
+            lambda rest, end=end: -log_likelihood(name, np.insert(rest, 2, end)), start, method="Nelder-Mead",
+            options={"xatol": 1e-8, "fatol": 1e-10},
+        )  # fmt: skip
+        fall = 2 * (result.loglik + at.fun)
+        assert fall == pytest.approx(scipy.stats.t.ppf(0.975, result.dof) ** 2, rel=1e-3)
+
+
+def test_models_of_one_distribution_are_compared():
+    comparison = dask_nlsq.compare(plain("log-linear"), fitted("log-linear", fixed=["b"]), names=["slope", "level"])
+    assert comparison.table.index[0] == "slope"
+    linear = dask_nlsq.fit(log_linear, T, case("log-linear")[1], p0=(0.0, 0.0), client=False)
+    with pytest.raises(NlsqError, match="unlike distributions"):
+        dask_nlsq.compare(plain("log-linear"), linear)
+
+
+def test_residuals_are_those_of_pearson_and_divided_by_trials():
+    result, rows = plain("a rise"), frame("a rise").assign(sigma=0.0)
+    rows = rows[rows["n"] > 0]
+    dask_result = dask_nlsq.fit(chance, data=rows, p0=(0.2, 0.8, 4.0), loss="binomial", trials="n", client=False)
+    np.testing.assert_allclose(dask_result.popt, result.popt, rtol=1e-9)
+    residual, weighted = (dask_result.residuals(rows, weighted=each) for each in (False, True))
+    p = values(chance, dask_result.popt, rows["t"])
+    np.testing.assert_allclose(residual, rows["y"] / rows["n"] - p, atol=1e-12)
+    assert (weighted**2).sum() == pytest.approx(dask_result.pearson_chisqr, rel=1e-6)
+
+
+def test_the_band_of_new_counts_holds_them():
+    result = plain("many counts")
+    band = result.prediction_band(T)
+    y = case("many counts")[1]
+    assert 0.9 < np.mean((band.lower < y) & (y < band.upper)) < 0.99
+
+
+BAD = {
+    "negative counts": ({"y": -1.0}, {}, DataError, "Counts must not be negative; 1 of 300"),
+    "more than the trials": (
+        {"y": 99.0},
+        {"loss": "binomial", "trials": "n"},
+        DataError,
+        "y counts some of the trials",
+    ),
+    "trials below zero": ({"n": -1.0}, {"loss": "binomial", "trials": "n"}, DataError, "trials must be finite and not"),
+    "trials that are NaN": ({"n": np.nan}, {"loss": "binomial", "trials": "n"}, DataError, "trials must be finite"),
+    "no trials": ({}, {"loss": "binomial"}, NlsqError, "needs trials="),
+    "trials for nothing": ({}, {"trials": "n"}, NlsqError, 'is for loss="binomial"'),
+    "trials of a wrong kind": ({}, {"loss": "binomial", "trials": np.ones(3)}, DataError, "trials must be the name"),
+    "a number of trials": ({}, {"loss": "binomial", "trials": -2}, DataError, "trials is -2.0; it must be positive"),
+    "a sigma": ({}, {"sigma": "n"}, NlsqError, "the variance of counts follows from the model"),
+    "a scale": ({}, {"scale": "huber"}, NlsqError, "scale is 'huber'"),
+    "a scale of what are no counts": ({}, {"loss": "linear", "scale": "pearson"}, NlsqError, "scale='pearson' is for"),
+    "a stream": ({}, {"tier": "streaming"}, NlsqError, "add up squares"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_is_refused(name):
+    cells, options, error, message = BAD[name]
+    rows = pd.DataFrame({"t": T, "y": np.minimum(case("few counts")[1], N), "n": N})
+    for column, value in cells.items():
+        rows.loc[7, column] = value
+    with pytest.raises(error, match=message):
+        dask_nlsq.fit(peak, data=rows, p0=CASES["few counts"][2], client=False, **{"loss": "poisson", **options})
+
+
+@pytest.mark.parametrize(("loss", "needed"), [("poisson", "positive"), ("binomial", "between 0 and 1")])
+def test_a_start_without_a_distribution_is_told_or_left_for_another(loss, needed):
+    options = {"loss": loss, "trials": 9.0 if loss == "binomial" else None, "client": False}
+    with pytest.warns(dask_nlsq.NlsqWarning, match=f"has to be {needed}.*in 300 rows; the first is row 0"):
+        result = dask_nlsq.fit("a + 0*t", T, np.ones(ROWS), p0={"a": -1.0}, **options)
+    assert result.success and result.params["a"] == pytest.approx(1.0 if loss == "poisson" else 1 / 9)
+
+
+def test_rows_that_expect_nothing_and_saw_nothing_say_nothing():
+    y = drawn(lambda t, a, c, s: a * jnp.exp(-0.5 * ((t - c) / s) ** 2), (40.0, 5.0, 0.1))
+    result = dask_nlsq.fit(
+        "a*exp(-0.5*((t - c)/s)**2)", T, y, p0={"a": 30.0, "c": 5.1, "s": 0.2}, loss="poisson", client=False
+    )
+    assert result.success and np.isfinite(result.stderr).all() and np.isfinite(result.loglik)
+
+
+mean = st.floats(1e-6, 1e6)
+
+
+@given(f=mean, ratio=st.one_of(st.just(0.0), st.floats(0.5, 2.0), st.floats(1 - 1e-6, 1 + 1e-6), st.floats(0.0, 1e3)))
+@settings(max_examples=200, deadline=None)
+def test_half_the_deviance_is_the_fall_of_the_likelihood(f, ratio):
+    y = f * ratio
+    with decimal.localcontext(prec=60):
+        mu, seen = decimal.Decimal(f), decimal.Decimal(y)
+        exact = mu - seen + (seen * (seen / mu).ln() if seen else 0)
+    one = np.ones(1)
+    found = float(count_rows("poisson", f * one, y * one, one, np).cost[0])
+    assert found == pytest.approx(float(exact), rel=1e-9, abs=1e-25 * f)
+
+
+def test_a_saturated_model_has_the_likelihood_of_scipy():
+    y, n = np.arange(9.0), np.full(9, 8.0)
+    gammaln = scipy.special.gammaln
+    np.testing.assert_allclose(saturated("poisson", y, n, gammaln, np), scipy.stats.poisson.logpmf(y, y), atol=1e-12)
+    np.testing.assert_allclose(
+        saturated("binomial", y, n, gammaln, np), scipy.stats.binom.logpmf(y, n, y / n), atol=1e-12
+    )
+
+
+def test_the_report_names_the_distribution():
+    text = str(plain("few counts"))
+    assert text.startswith("Maximum likelihood, Poisson") and "Pearson chi-square" in text and "R²" not in text
+
+
+@pytest.mark.slow
+def test_workers_agree_to_the_bit(client):
+    data = dd.from_pandas(frame("a rise"), npartitions=5)
+    options = {"data": data, "p0": CASES["a rise"][2], "loss": "binomial", "trials": "n", "tier": "chunked"}
+    there = dask_nlsq.fit(chance, **options, client=client)
+    with dask.config.set(scheduler="threads"):
+        here = dask_nlsq.fit(chance, **options)
+    assert there.popt.tobytes() == here.popt.tobytes() and there.loglik == here.loglik
