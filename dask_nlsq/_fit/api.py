@@ -17,7 +17,7 @@ from typing import Any
 
 from scipy.optimize import OptimizeResult
 
-from dask_nlsq._errors import NlsqError, check_keywords, warn
+from dask_nlsq._errors import ModelError, NlsqError, check_keywords, warn
 from dask_nlsq._fit.checks.identifiability import lost_sensitivity
 from dask_nlsq._fit.checks.perturbed_restarts import refit_perturbed
 from dask_nlsq._fit.checks.restarts import find_finite_starts, restart
@@ -53,6 +53,7 @@ def fit(
     *,
     data: Any = None,
     sigma: Any = None,
+    sigma_x: Any = None,
     filters: Any = None,
     storage_options: dict[str, Any] | None = None,
     version: Any = None,
@@ -126,6 +127,10 @@ def fit(
     sigma : str, array or float, optional
         Standard deviation of y: with `data` the name of a column, without an array; or one number for all rows.
         ``inf`` gives a row no weight.
+    sigma_x : number, str, array, sequence or mapping, optional
+        Standard deviation of x, as `sigma`: of all columns, of each in a sequence, or ``{name: …}``, where None or
+        what is left out is exact. Then what is minimised is the orthogonal distance: each row is moved along x, in
+        units of its standard deviation, to where it fits best. `sigma` is needed too.
     filters : list, optional
         Filters of `pyarrow.parquet`, for Parquet paths.
     storage_options : dict, optional
@@ -292,6 +297,7 @@ def fit(
         "y": y,
         "data": data,
         "sigma": sigma,
+        "sigma_x": sigma_x,
         "filters": filters,
         "storage_options": storage_options,
         "version": version,
@@ -503,7 +509,7 @@ def _solver(
         gtol=options.gtol,
         max_nfev=options.max_nfev or sys.maxsize,
         linearity=linearity(objective),
-        second_order=not objective.robust,
+        second_order=not (objective.robust or objective.errors),
     )
 
 
@@ -574,11 +580,17 @@ def resolve_fit(options: FitOptions) -> Resolved:
     optimizer_of(options.method, resolved.parameters.bounded)
     if options.searches:
         check_bounds(resolved.parameters.free, resolved.parameters.lower, resolved.parameters.upper)
+    errors = resolved.objective.errors
+    if errors and resolved.objective.jacobian == "numeric":
+        raise ModelError(
+            f"The model {resolved.objective.model.name!r} is differentiated by differences; sigma_x= needs one that "
+            "JAX differentiates."
+        )
     streams = options.precision is not None or (isinstance(options.tier, WorkflowTier) and options.tier.streams)
-    if streams and (resolved.objective.sandwich or not resolved.objective.quadratic):
+    if streams and (resolved.objective.sandwich or not resolved.objective.separable):
         raise NlsqError(
-            'tier="streaming" and precision= add up squares: they need loss="linear" and cov_type="standard". '
-            'Use tier="chunked".'
+            'tier="streaming" and precision= add up squares: they need loss="linear" and cov_type="standard", and x '
+            'without errors. Use tier="chunked".'
         )
     return resolved
 

@@ -77,6 +77,7 @@ class FitOptions:
     y: Any = None
     data: Any = None
     sigma: Any = None
+    sigma_x: Any = None
     filters: Any = field(default=None, metadata=_form(lambda o: _text(o.filters)))
     storage_options: dict[str, Any] | None = None
     version: Any = None
@@ -142,6 +143,7 @@ class FitOptions:
         one_of("cov_type", self.cov_type, "standard", "sandwich")
         check_loss(self.loss, self.f_scale)
         self._check_counts()
+        self._check_errors_in_x()
         if not isinstance(self.resume, bool):
             one_of("resume", self.resume, "auto", "force")
 
@@ -164,6 +166,19 @@ class FitOptions:
             )
         if counts and self.sigma is not None:
             raise NlsqError(f"sigma= is given, and the variance of counts follows from the model (loss={self.loss!r}).")
+
+    def _check_errors_in_x(self) -> None:
+        """Refuse errors in x where they do not go with the rest."""
+        if self.sigma_x is None:
+            return
+        if self.loss in COUNTS:
+            raise NlsqError(f"sigma_x= is given, and counts (loss={self.loss!r}) have no errors in x here.")
+        if self.sigma is None:
+            raise NlsqError(
+                "sigma_x= needs sigma= beside it: how far rows are moved along x depends on the error of y too."
+            )
+        if self.searches:
+            raise NlsqError("sigma_x= goes with one start; search with n_starts= without it, and go on from p0=result.")
 
     @property
     def residual_variance(self) -> bool:

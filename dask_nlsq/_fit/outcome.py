@@ -58,6 +58,8 @@ def build(
         statistics = inference.count_statistics(point.reduction, cost, p, believed, beliefs)
     else:
         statistics = inference.statistics(point.reduction, cost, p, solver.absolute_sigma, believed)
+    if problem.objective.errors:  # distances that are not along y are no share of its spread
+        statistics = dataclasses.replace(statistics, rsquared=float("nan"), rmse=float("nan"))
     factor = identifiable_factor(problem, solver, state)
     pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
     notes += reservations(parameters.free, side, inference.entangled(factor, theta, pcov, free))

@@ -18,7 +18,7 @@ from dask.base import named_schedulers
 from dask_nlsq._errors import DataError, DifferencesWarning, ModelError, NlsqError, warn
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._kernel import PER_THREAD, SLABS, Block, Reduction, Request, lay, validate
-from dask_nlsq._model import COUNTS, Model, Objective, Parameters, named
+from dask_nlsq._model import COUNTS, ErrorInX, Model, Objective, Parameters, named
 from dask_nlsq._plan import Plan, WorkflowTier
 from dask_nlsq._sources import (
     Columns,
@@ -125,13 +125,14 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
     objective = Objective(
         # Only this process guesses, so that the guess of a model need not be one that can be sent.
         dataclasses.replace(model, guess_func=None),
-        (*columns.x, columns.y),
+        (*columns.inputs, columns.y),
         columns.weight is not None,
         jac=options.jac if callable(options.jac) else None,
         loss=options.loss,
         f_scale=options.f_scale,
         sandwich=options.cov_type == "sandwich",
         expansion=parameters.expansion,
+        errors=_errors_in_x(columns),
     )
     return parameters, _checked_objective(serialize(objective).value, parameters.start, options.jac)
 
@@ -190,7 +191,7 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
     data, x, y = options.data, options.x, options.y
     role = "sigma" if options.trials is None else "trials"  # what the rows are weighted by
     sigma = options.sigma if options.trials is None else options.trials
-    for given in (data, x, y, sigma):
+    for given in (data, x, y, sigma, options.sigma_x):
         check_known(given)
     model, data = to_model(options.model, options.p0), once(data)
     sigma = resolve_sigma(sigma, named=data is not None, role=role)
@@ -199,11 +200,14 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
         if any(arg is None or isinstance(arg, str) for arg in (x, y)):
             raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
         names, arrays = split(model, x, y, options.p0)
+        sigma_x, beside = _resolve_sigma_x(options.sigma_x, names, named=False)
         if getattr(y, "ndim", 1) > 1:
-            arrays, y, sigma = columns_of(arrays, y, sigma)
+            arrays, y, sigma = columns_of([*arrays, *beside.values()], y, sigma)
+        else:
+            arrays = [*arrays, *beside.values()]
         # An argument of the model may have one of these names already.
         free = ("y", role) if {"y", role}.isdisjoint(names) else ("fitted y", f"{role} of y")
-        data = dict(zip(names, arrays, strict=True)) | {free[0]: y}
+        data = dict(zip((*names, *beside), arrays, strict=True)) | {free[0]: y}
         if sigma is not None and constant is None:
             data[free[1]] = sigma
         y, sigma = free[0], None if sigma is None else free[1]
@@ -217,9 +221,54 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
             reading = options.filters, options.storage_options, options.version
             present = open_source(data, columns, *reading).info.present
             names = model.inputs_among(present, (y, sigma))
+        sigma_x, _ = _resolve_sigma_x(options.sigma_x, names, named=True)
     bound = model.bind(names)
     sigma = constant if constant is not None else sigma
-    return data, _columns(tuple(names), y, sigma, options), bound
+    return data, dataclasses.replace(_columns(tuple(names), y, sigma, options), sigma_x=sigma_x), bound
+
+
+def _errors_in_x(columns: Columns) -> tuple[ErrorInX, ...]:
+    """Return which of the columns have errors."""
+    return tuple(
+        ErrorInX(place, columns.inputs.index(sigma) if isinstance(sigma, str) else sigma)
+        for place, sigma in enumerate(columns.sigma_x)
+        if sigma is not None
+    )
+
+
+def _resolve_sigma_x(
+    sigma_x: Any, names: Sequence[str], named: bool
+) -> tuple[tuple[str | float | None, ...], dict[str, Any]]:
+    """Return the standard deviation of each x, a number, a name or None, and arrays under the names they get."""
+    if sigma_x is None:
+        return (), {}
+    if isinstance(sigma_x, Mapping):
+        unknown = [name for name in sigma_x if name not in names]
+        if unknown:
+            raise DataError(f"sigma_x has {unknown}; the columns of x are {list(names)}.")
+        each = [sigma_x.get(name) for name in names]
+    elif isinstance(sigma_x, (list, tuple)) and (len(names) > 1 or len(sigma_x) == 1):
+        each = list(sigma_x)
+    elif len(names) > 1 and not isinstance(sigma_x, numbers.Real):
+        raise DataError(
+            f"sigma_x is {_seen(sigma_x)}, and there are {len(names)} columns of x: give a number for all, a sequence, "
+            f"or a mapping from their names {list(names)}."
+        )
+    else:
+        each = [sigma_x] * len(names)
+    if len(each) != len(names):
+        raise DataError(f"sigma_x has {len(each)} entries, and there are {len(names)} columns of x: {list(names)}.")
+    found, arrays = [], {}
+    for name, given in zip(names, each, strict=True):
+        sigma = resolve_sigma(given, named, "sigma_x")
+        if isinstance(sigma, float) and not np.isfinite(sigma):
+            raise DataError(f"sigma_x is {sigma}; it must be finite.")
+        if not named and sigma is not None and not isinstance(sigma, float):
+            arrays[f"sigma of {name}"], sigma = sigma, f"sigma of {name}"
+        found.append(sigma)
+    if all(sigma is None for sigma in found):
+        raise DataError("sigma_x names no column that has errors; leave it out.")
+    return tuple(found), arrays
 
 
 def _columns(x: tuple[str, ...], y: str, weight: str | float | None, options: FitOptions) -> Columns:

@@ -90,7 +90,7 @@ def _traced(objective: Objective, block: Block, theta: Vector) -> tuple[Vector, 
 
 
 def _compile(objective: Objective, rows: int) -> jax.stages.Compiled:
-    p, objective = objective.n_parameters, dataclasses.replace(objective, loss="linear")
+    p, objective = objective.n_parameters, dataclasses.replace(objective, loss="linear", errors=())
 
     def look(theta: jax.Array, x: Sequence[jax.Array]) -> jax.Array:
         nothing, ones = jnp.zeros(rows), jnp.ones(rows)

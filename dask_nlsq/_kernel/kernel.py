@@ -68,7 +68,7 @@ def reduce_blocks(
     With `second`, the sums hold the curvature with the second derivatives of the model too.
     """
     # The one curvature of a reduction holds that of the loss then.
-    second = second and not objective.robust
+    second = second and not (objective.robust or objective.errors)
     if second and objective.jacobian != "numeric":
         objective = once(objective, "second", lambda: dataclasses.replace(objective, second=True))
     # The setting is of the thread, so that every task enters it. Outside, JAX makes float32 of float64 without a word.
@@ -195,7 +195,9 @@ def predict_block(objective: Objective, block: Block, theta: Vector) -> Vector:
     parts, size = [np.empty(0)], SLABS[0] if block.rows <= SLABS[0] else SLABS[1]
     with jax.enable_x64(True):
         for _, slab in slabs([block.wide()], size, TILE):
-            run = once(objective, ("predict", size), functools.partial(_compile_predict, objective, size))
+            # Where rows are predicted, the standard deviations of x need not be there.
+            k = len(slab.x)
+            run = once(objective, ("predict", size, k), functools.partial(_compile_predict, objective, size, k))
             parts.append(np.asarray(run(theta, slab.x))[: slab.places[0, 2]])
     return np.concatenate(parts)
 
@@ -319,13 +321,13 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _compile_predict(objective: Objective, rows: int) -> jax.stages.Compiled:
+def _compile_predict(objective: Objective, rows: int, columns: int) -> jax.stages.Compiled:
     def predict(theta: jax.Array, x: Sequence[jax.Array]) -> jax.Array:
         return jnp.asarray(objective.model(x, objective.with_whole(list(theta)), jnp.stack), jnp.float64)
 
     column = jax.ShapeDtypeStruct((rows,), np.float64)
     theta = jax.ShapeDtypeStruct((len(objective.model.parameters),), np.float64)
-    return jax.jit(predict).lower(theta, (column,) * objective.n_columns).compile()
+    return jax.jit(predict).lower(theta, (column,) * columns).compile()
 
 
 def _sweep_slab(
@@ -379,7 +381,9 @@ def _sweep_block(
         evaluated = jacobian_and_residual(objective, theta, x, y, weight, carry.pop("a"), plan.terms)
         tally = {}
         if mended:
-            a, replaced, flat = safeguarded_difference.mend_tile(objective, theta, x, evaluated.weight, evaluated.a)
+            a, replaced, flat = safeguarded_difference.mend_tile(
+                objective, theta, evaluated.x, evaluated.weight, evaluated.a
+            )
             evaluated = evaluated._replace(a=a)
             tally = {"tally": _tally(carry.pop("tally"), replaced, flat, (i - first) * size)}
         if objective.counts:

@@ -65,7 +65,15 @@ def standard_errors(objective: Objective, x: Sequence[Vector], theta: Vector, co
     cov : ndarray (p, p)
         C, infinite for parameters that are not determined, and NaN for those at a bound, which add nothing.
     """
-    objective = dataclasses.replace(objective, weighted=False, loss="linear", sandwich=False, second=False)
+    objective = dataclasses.replace(
+        objective,
+        columns=(*objective.columns[: len(x)], "y"),
+        weighted=False,
+        loss="linear",
+        sandwich=False,
+        second=False,
+        errors=(),
+    )
     block = Block(tuple(x), np.zeros(len(x[0])))
     jac = evaluate_rows(objective, block, np.broadcast_to(theta, (block.rows, len(theta))))[:, :-1]
     bad = ~np.isfinite(jac).all(axis=1)

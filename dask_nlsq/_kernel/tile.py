@@ -27,6 +27,7 @@ from jax import lax
 from jax.scipy.special import gammaln
 
 from dask_nlsq._kernel.additive import Additive
+from dask_nlsq._kernel.orthogonal import nearest
 from dask_nlsq._model import Objective, count_rows, loss, saturated
 
 LANES = 256
@@ -46,7 +47,8 @@ class Evaluated(NamedTuple):
     """Rows of a tile at a parameter vector."""
 
     a: list[jax.Array]  # the parts of A
-    weight: jax.Array  # that its columns are multiplied by, (tile,)
+    x: Sequence[jax.Array]  # the columns where the model was evaluated
+    weight: jax.Array  # that the columns of the Jacobian are multiplied by, (tile,)
     cost: jax.Array | None = None  # of each row, where it is not half the squared residual
     bend: jax.Array | None = None  # second derivative of that cost with respect to f, beside the squared weight
 
@@ -66,12 +68,22 @@ def jacobian_and_residual(
     `terms` are known are in their order.
     """
 
+    def one_row(x_row: Sequence[jax.Array], *theta_row: jax.Array) -> jax.Array:
+        value = objective.evaluate([c[None] for c in x_row], theta_row, jnp.stack)
+        return jnp.asarray(value, jnp.float64)[0]
+
+    stretch: jax.Array | float = 1.0
+    if objective.errors:
+        theta = list(theta)
+        each = jax.vmap(one_row, (0, *(0 if jnp.ndim(t) else None for t in theta)))
+        x, weight, stretch = nearest(objective, lambda columns: each(columns, *theta), x, y, weight)
+
     def of_rows(f: jax.Array) -> tuple[jax.Array, Evaluated]:
         """Return the weighted residual of values, and the rows without A."""
         if not objective.counts:
-            return (f - y) * weight, Evaluated([], weight)
+            return (f - y) * weight * stretch, Evaluated([], x, weight)
         rows = count_rows(str(objective.loss), f, y, weight, jnp)
-        return rows.residual * rows.scale, Evaluated([], rows.scale, rows.cost, rows.bend)
+        return rows.residual * rows.scale, Evaluated([], x, rows.scale, rows.cost, rows.bend)
 
     if terms is not None:
         # The weight of a count is known with the value of the model, and comes in afterwards.
@@ -83,10 +95,6 @@ def jacobian_and_residual(
         f, slopes = _shared(objective, theta, x)
         residual, rows = of_rows(f)
         return rows._replace(a=_columns([slopes * rows.weight, residual[None]], a))
-
-    def one_row(x_row: Sequence[jax.Array], *theta_row: jax.Array) -> jax.Array:
-        value = objective.evaluate([c[None] for c in x_row], theta_row, jnp.stack)
-        return jnp.asarray(value, jnp.float64)[0]
 
     single_rows = jax.vmap(one_row)
     parameters = [jnp.broadcast_to(t, y.shape) for t in theta]

@@ -28,6 +28,7 @@ from .library import step_arctan as step_arctan
 from .loss import Loss as Loss
 from .loss import check_loss as check_loss
 from .model import Model as Model
+from .objective import ErrorInX as ErrorInX
 from .objective import Expansion as Expansion
 from .objective import Jacobian as Jacobian
 from .objective import Objective as Objective

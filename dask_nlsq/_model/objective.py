@@ -51,12 +51,20 @@ class Expansion:
         return np.stack(columns, axis=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class ErrorInX:
+    """A column of x that has errors: its place, and their standard deviation or the place of the column of it."""
+
+    place: int
+    sigma: float | int  # an int is a place
+
+
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: compiled kernels hang on it
 class Objective:
     """A model bound to columns, with the rule by which its Jacobian is formed."""
 
     model: Model
-    columns: tuple[str, ...]  # names of the columns of x, then of y
+    columns: tuple[str, ...]  # names of the columns of x, then of the standard deviations of x, then of y
     weighted: bool = False  # by 1 / sigma, or by the number of trials
     jacobian: Jacobian = "reverse"
     jac: Callable[..., Any] | None = None  # the user's, (rows, all parameters)
@@ -66,10 +74,11 @@ class Objective:
     second: bool = False  # also sum the second derivatives of the model, each times its residual
     expansion: Expansion | None = None  # None: every parameter is free
     tile: int | None = None  # rows of a tile; None: what suits the device
+    errors: tuple[ErrorInX, ...] = ()  # of x
 
     @property
     def n_columns(self) -> int:
-        """Number of columns of x."""
+        """Number of columns beside y and its weight."""
         return len(self.columns) - 1
 
     @property
@@ -86,6 +95,11 @@ class Objective:
     def counts(self) -> bool:
         """Whether rows are counts, and the cost is half their deviance."""
         return self.loss in COUNTS
+
+    @property
+    def separable(self) -> bool:
+        """Whether residuals are differences of values of the model and y, and their squares the cost."""
+        return self.quadratic and not self.errors
 
     @property
     def robust(self) -> bool:

@@ -87,11 +87,9 @@ def _fit_rows(statistics: Statistics) -> list[tuple[str, str]]:
     if statistics.pearson_chisqr is not None:
         pearson = f"{statistics.pearson_chisqr:.8g}  (reduced {statistics.dispersion:.6g})"
         return [("deviance", chisqr), ("Pearson chi-square", pearson)]
-    return [
-        ("chi-square", chisqr),
-        ("R²", f"{statistics.rsquared:.8g}"),
-        ("RMSE", f"{statistics.rmse:.6g}"),
-    ]
+    if np.isnan(statistics.rmse):  # with errors in x
+        return [("chi-square", chisqr)]
+    return [("chi-square", chisqr), ("R²", f"{statistics.rsquared:.8g}"), ("RMSE", f"{statistics.rmse:.6g}")]
 
 
 def run_rows(run: Mapping[str, Any], nsweeps: int) -> list[tuple[str, str]]:

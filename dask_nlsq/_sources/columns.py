@@ -22,8 +22,8 @@ SECOND = np.timedelta64(1, "s")
 class Columns:
     """Names of the columns and what is to be done with their cells.
 
-    ``sigma`` is the name of a column, a constant, or None, and so are ``trials``, of counts alone. ``origins`` holds,
-    for datetime columns, the instant from which seconds are counted.
+    ``sigma`` is the name of a column, a constant, or None, and so are ``trials``, of counts alone, and each of
+    ``sigma_x``. ``origins`` holds, for datetime columns, the instant from which seconds are counted.
     """
 
     x: tuple[str, ...]
@@ -33,6 +33,13 @@ class Columns:
     origins: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     counts: bool = False  # whether y is a number of events
     trials: str | float | None = None  # of which so many are the most
+    sigma_x: tuple[str | float | None, ...] = ()  # of each x, as sigma; none where all are exact
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns of a block beside y and its weight: x, then the standard deviations of x."""
+        own = (name for name in dict.fromkeys(self.sigma_x) if isinstance(name, str) and name not in self.x)
+        return (*self.x, *own)
 
     @property
     def weight(self) -> str | float | None:
@@ -41,14 +48,14 @@ class Columns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every column that is read, x first, then y, then sigma or trials; each once."""
+        """Every column that is read, x first, then its sigma, y, and its sigma or trials; each once."""
         weight = (self.weight,) if isinstance(self.weight, str) else ()
-        return tuple(dict.fromkeys((*self.x, self.y, *weight)))
+        return tuple(dict.fromkeys((*self.inputs, self.y, *weight)))
 
     def row_bytes(self, dtypes: Mapping[str, Any]) -> int:
         """Return the bytes that a row takes in a block, for columns of these types."""
         # Arrow calls float32 "float"; all other types become float64 in a block.
-        sizes = [4 if str(dtypes[name]).lower() in ("float", "float32") else 8 for name in (*self.x, self.y)]
+        sizes = [4 if str(dtypes[name]).lower() in ("float", "float32") else 8 for name in (*self.inputs, self.y)]
         return sum(sizes) + (8 if self.weight is not None else 0)
 
     def block(self, raw: Mapping[str, Any]) -> Block:
@@ -60,9 +67,13 @@ class Columns:
                 f"Columns have unlike lengths in one partition: {lengths}. They must come from rows that "
                 "belong together, cut at the same places."
             )
-        x, y = tuple(values[name] for name in self.x), values[self.y]
+        x, y = tuple(values[name] for name in self.inputs), values[self.y]
         rounded = tuple(name for name in self.names if _rounded(raw[name], values[name]))
         keep = _finite(*x, y) if self.nan_policy == "omit" else None  # else found by the sweep, whose sums turn NaN
+        for name in (each for each in self.sigma_x if isinstance(each, str)):
+            s = values[name]
+            bad = ~((s > 0) & (s < np.inf))
+            _refuse_rows("sigma_x must be positive and finite", name, bad, keep, {"sigma_x": s})
         block = Block(x, y, self._weight(values, len(y), keep), rounded=rounded)
         if keep is not None:
             block = dataclasses.replace(block.take(keep), dropped=int(len(keep) - keep.sum()))

@@ -92,7 +92,8 @@ def _key(options: FitOptions, resolved: Resolved, resources: Mapping[str, float]
         else id(data)
     )
     # Arrays are known by their places, whatever each model calls them.
-    named: Any = (id(options.y), id(options.sigma)) if data is None else (columns.y, columns.sigma)
+    beside = (id(options.y), id(options.sigma), id(options.trials)) if data is None else (columns.y, columns.weight)
+    named: Any = (*beside, columns.counts, columns.sigma_x)
     free = data is not None and columns.nan_policy == "raise" and kind in _CUT_BY_ROWS and not resolved.source.shared
     return (
         *(
@@ -105,7 +106,7 @@ def _key(options: FitOptions, resolved: Resolved, resources: Mapping[str, float]
         ),
         *(repr(options.storage_options), kind, len(resolved.source.partitions), resolved.executor.name),
         *(id(options.client), repr(resources), priority),
-        len(columns.x) if data is None else None if free else frozenset(columns.x),
+        len(columns.x) if data is None else columns.x if columns.sigma_x else None if free else frozenset(columns.x),
     )
 
 
@@ -133,7 +134,7 @@ class _Reading:
 
     @property
     def _by_place(self) -> bool:
-        return self._options.data is None
+        return self._options.data is None or bool(self._resolved.columns.sigma_x)
 
     def takes(self, columns: Columns) -> bool:
         """Whether a fit with these columns can join: until partitions are opened, any can."""

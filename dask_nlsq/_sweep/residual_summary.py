@@ -174,7 +174,7 @@ def summarise(group: Group, payload: Payload, theta: Vector, s: float, keep: boo
             return block.at(number)
         try:
             fit = predict_rows(payload, theta, block.x)
-            part = ResidualSummary.of(number, _weighed(payload.value, block, fit), fit, s, keep)
+            part = ResidualSummary.of(number, _weighed(payload.value, block, fit, theta), fit, s, keep)
         except Exception as error:
             return Failure.of("evaluating the model", error).at(number)
         parts = merged([*parts, *([] if part is None else [part])])
@@ -182,13 +182,24 @@ def summarise(group: Group, payload: Payload, theta: Vector, s: float, keep: boo
     return parts
 
 
-def _weighed(objective: Objective, block: Block, fit: Vector) -> Block:
-    """Return rows of counts as those of least squares with the variance that the fit (rows,) expects."""
-    if not objective.counts:
+def _weighed(objective: Objective, block: Block, fit: Vector, theta: Vector) -> Block:
+    """Return rows whose weighted distances along y are the residuals of the fit, at all its parameters."""
+    if not (objective.counts or objective.errors):
         return block
     wide = block.wide()
-    rows = count_rows(str(objective.loss), fit, wide.y, np.ones(len(fit)) if wide.weight is None else wide.weight, np)
-    return dataclasses.replace(wide, y=fit - rows.residual, weight=rows.scale)
+    if objective.counts:
+        trials = np.ones(len(fit)) if wide.weight is None else wide.weight
+        rows = count_rows(str(objective.loss), fit, wide.y, trials, np)
+        return dataclasses.replace(wide, y=fit - rows.residual, weight=rows.scale)
+    from dask_nlsq._kernel import evaluate_rows  # with JAX, at its first use
+
+    free = theta
+    if objective.expansion is not None:
+        free = theta[[objective.expansion.names.index(name) for name in objective.expansion.free]]
+    residual, away = evaluate_rows(objective, wide, np.broadcast_to(free, (wide.rows, len(free))))[:, -1], fit - wide.y
+    weight = np.divide(residual, away, out=np.ones(wide.rows), where=away != 0)
+    x = tuple(c for i, c in enumerate(wide.x) if all(i != each.sigma for each in objective.errors))
+    return dataclasses.replace(wide, x=x, weight=weight)
 
 
 def merged(parts: Sequence[ResidualSummary]) -> list[ResidualSummary]:
