@@ -76,7 +76,7 @@ def jacobian_and_residual(
     if objective.errors:
         theta = list(theta)
         each = jax.vmap(one_row, (0, *(0 if jnp.ndim(t) else None for t in theta)))
-        x, weight, stretch = nearest(objective, lambda columns: each(columns, *theta), x, y, weight)
+        x, weight, stretch = nearest(objective, lambda x, theta: each(x, *theta), theta, x, y, weight)
 
     def of_rows(f: jax.Array) -> tuple[jax.Array, Evaluated]:
         """Return the weighted residual of values, and the rows without A."""
