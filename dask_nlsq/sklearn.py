@@ -19,7 +19,7 @@ import pandas as pd
 
 from dask_nlsq._errors import DataError, NlsqError, warn
 from dask_nlsq._fit import fit, to_model
-from dask_nlsq._model import Expression, Loss, Model
+from dask_nlsq._model import COUNTS, Expression, Loss, Model
 from dask_nlsq._result import curve_stderr
 
 try:
@@ -123,7 +123,8 @@ class NLSQRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         DataError
             A Dask collection has a shape, a length or a value that cannot be fitted, or a weight is negative.
         NlsqError
-            As from `dask_nlsq.fit`, or `options` has an argument that the estimator gives itself.
+            As from `dask_nlsq.fit`, or `options` has an argument that the estimator gives itself, the loss is
+            "binomial", or counts have weights.
         ValueError
             scikit-learn refuses X or y.
 
@@ -133,6 +134,7 @@ class NLSQRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             No test of convergence holds.
         """
         options = self._options()
+        self._check_counts(sample_weight)
         if dask.is_dask_collection(X):
             validate_data(self, _outline(X), skip_check_array=True)
         else:
@@ -240,6 +242,19 @@ class NLSQRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
                 "and the other arguments to NLSQRegressor."
             )
         return options
+
+    def _check_counts(self, sample_weight: Any) -> None:
+        """Refuse counts that an estimator cannot have: with trials, or with weights."""
+        if self.loss == "binomial":
+            raise NlsqError(
+                "loss='binomial' needs the trials of each row, for which an estimator has no argument; use "
+                "dask_nlsq.fit with trials=."
+            )
+        if self.loss in COUNTS and sample_weight is not None:
+            raise NlsqError(
+                f"sample_weight is given, and the variance of counts follows from the model (loss={self.loss!r}); "
+                "leave it out."
+            )
 
     def _model(self) -> tuple[Any, Sequence[str] | None]:
         """Return the model, and the names of its columns where they have some."""

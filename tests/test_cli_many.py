@@ -190,6 +190,7 @@ REFUSED = {
     "an x of another length": ((*MANY, "--axis", "y", "--x", "t"), ["16 values"]),
     "an unknown parameter": ((*MANY, "--bounds", "tau=0:1"), ["tau"]),
     "an unknown loss": ((*MANY, "--loss", "cubic"), ["cubic"]),
+    "a loss of counts": ((*MANY, "--loss", "poisson"), ["poisson", "dask_nlsq.fit"]),
     "a store onto itself": ((*MANY[:2], "-o", "xarray.zarr", "--overwrite"), ["is read from it"]),
     "a store onto its array": ((*MANY[:2], "-o", "xarray.zarr/t", "--overwrite"), ["is read from it"]),
     "a store onto a folder": ((*MANY[:2], "-o", "files", "--overwrite"), ["replaces nothing else"]),

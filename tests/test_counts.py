@@ -129,6 +129,58 @@ def test_the_covariance_is_the_inverse_of_the_fisher_information(name):
     np.testing.assert_allclose(result.pcov, np.linalg.inv((slopes * weight) @ slopes.T), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_statistics_are_those_of_statsmodels(name):
+    sm = pytest.importorskip("statsmodels.api", reason="statsmodels comes with the extra `examples`")
+    _, y, _, n = case(name)
+    some = np.full(ROWS, True) if n is None else n > 0
+    x, family = sm.add_constant(T[some]), sm.families.Poisson() if n is None else sm.families.Binomial()
+    seen = y[some] if n is None else np.column_stack([y, n - y])[some]
+    glm, result = sm.GLM(seen, x, family=family).fit(tol=1e-14, maxiter=100), plain(name)
+    ours = [*result.popt, *result.stderr, result.chisqr, result.pearson_chisqr, result.loglik, result.aic]
+    theirs = [*glm.params, *glm.bse, glm.deviance, glm.pearson_chi2, glm.llf, glm.aic]
+    assert ours == pytest.approx(theirs, rel=1e-8)
+    # Its own scale "X2" leaves the trials out.
+    scaled = np.sqrt(np.diag(glm.cov_params(scale=glm.pearson_chi2 / glm.df_resid)))
+    assert fitted(name, scale="pearson").stderr.to_numpy() == pytest.approx(scaled, rel=1e-8)
+
+
+EDGES = np.linspace(0.0, 10.0, 61)
+
+
+def in_bins(low, high, background, total, centre, width):
+    cdf = jax.scipy.special.ndtr
+    return background * (high - low) + total * (cdf((high - centre) / width) - cdf((low - centre) / width))
+
+
+def cumulative(x, background, total, centre, width):
+    return background * x + total * scipy.stats.norm.cdf(x, centre, width)
+
+
+def cumulative_slopes(x, background, total, centre, width):
+    z = (x - centre) / width
+    density = scipy.stats.norm.pdf(z) * total / width
+    return np.array([x, scipy.stats.norm.cdf(z), -density, -density * z])
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_a_peak_on_a_background_is_that_of_iminuit(noise):
+    iminuit = pytest.importorskip("iminuit", reason="iminuit is no dependency")
+    from iminuit import cost
+
+    y = np.diff(cumulative(EDGES, 8.0, 60.0, 5.0, 0.6))
+    y = np.random.default_rng(3).poisson(y).astype(float) if noise else y
+    result = dask_nlsq.fit(in_bins, (EDGES[:-1], EDGES[1:]), y, p0=(5.0, 50.0, 4.8, 0.5), loss="poisson", client=False)
+    likelihood = cost.ExtendedBinnedNLL(y, EDGES, cumulative, grad=cumulative_slopes)
+    minuit = iminuit.Minuit(likelihood, *(1.02 * result.popt))
+    minuit.strategy, minuit.tol = 2, 1e-10
+    minuit.migrad().migrad().hesse()
+    assert (abs(np.array(minuit.values) - result.popt) < 1e-6 * result.stderr).all()
+    assert minuit.fval == pytest.approx(result.chisqr, rel=1e-11, abs=1e-11)
+    # Its errors are those of the curvature that was seen, ours of the expected one; without noise both are the same.
+    assert np.array(minuit.errors) == pytest.approx(result.stderr.to_numpy(), rel=0.2 if noise else 1e-3)
+
+
 def frame(name):
     _, y, _, trials = case(name)
     return pd.DataFrame({"t": T, "y": y} | ({} if trials is None else {"n": np.broadcast_to(trials, ROWS)}))
@@ -173,6 +225,18 @@ def test_a_dispersion_scales_the_covariance():
     dispersion = one.pearson_chisqr / one.dof
     np.testing.assert_allclose(scaled.pcov, one.pcov * dispersion, rtol=1e-12)
     assert scaled.loglik == one.loglik and one.absolute_sigma and not scaled.absolute_sigma
+
+
+def test_data_sets_are_fitted_together_by_their_likelihoods():
+    name, whole = "few counts", plain("few counts")
+    model, y, start, _ = case(name)
+    sets = [{"model": model, "x": T[k::2], "y": y[k::2]} for k in (0, 1)]
+    joint = dask_nlsq.fit(sets, shared=whole.names, p0=dict(zip(whole.names, start, strict=True)), loss="poisson")
+    np.testing.assert_allclose(joint.popt, whole.popt, rtol=1e-9)
+    np.testing.assert_allclose(joint.pcov, whole.pcov, rtol=1e-6)  # to the digits of the last step
+    for one in ("chisqr", "pearson_chisqr", "loglik", "aic", "bic"):
+        assert getattr(joint, one) == pytest.approx(getattr(whole, one), rel=1e-9)
+    assert "the deviance" in joint.parts["0"].notes[-1]
 
 
 def test_a_prior_counts_as_a_normal_observation():

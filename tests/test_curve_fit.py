@@ -280,6 +280,7 @@ def test_fewer_rows_than_parameters_fit_under_trf():
         ({"method": "lm", "bounds": (0, 9)}, ValueError),
         ({"method": "lm", "max_nfev": 9}, TypeError),
         ({"method": "trf", "max_nfev": 0}, ValueError),
+        ({"method": "trf", "loss": "poisson"}, ValueError),
         ({"jac": "5-point", "method": "trf"}, ValueError),
         ({"sigma": [1.0, 2.0]}, ValueError),
         ({"sigma": -np.eye(60)}, ValueError),

@@ -12,7 +12,7 @@ import xarray as xr
 from scipy.optimize import curve_fit
 
 import dask_nlsq
-from dask_nlsq import BoundsError, DataError, ModelError
+from dask_nlsq import BoundsError, DataError, ModelError, NlsqError
 
 P0 = [2.0, 1.0, 0.0]
 GROUPS = 60
@@ -205,6 +205,7 @@ REFUSED = {
         DataError,
         "dtype",
     ),
+    "counts": (lambda: FRAME.nlsq.fit_groups("number", decay, loss="poisson"), NlsqError, "is for dask_nlsq.fit"),
     "a path": (lambda: dask_nlsq.fit_groups("rows.parquet", "number", decay), DataError, "DataFrame"),
     "a model of nothing": (lambda: FRAME.nlsq.fit_groups("number", lambda t: t), ModelError, "parameter"),
     "a sigma of zero": (lambda: FRAME.assign(s=0.0).nlsq.fit_groups("number", decay, sigma="s"), DataError, "positive"),

@@ -172,6 +172,12 @@ def test_copies():
     np.testing.assert_array_equal(restored.predict(X, return_std=True), copy.predict(X, return_std=True))
 
 
+def test_counts_are_fitted_by_their_likelihood():
+    y = np.random.default_rng(0).poisson(5 * np.exp(-T))
+    estimator, options = NLSQRegressor(DECAY, loss="poisson"), {"x": T, "y": y, "loss": "poisson"}
+    np.testing.assert_array_equal(estimator.fit(X, y).result_.popt, dask_nlsq.fit(DECAY, **options).popt)
+
+
 ERRORS = {
     "negative weight": (lambda: NLSQRegressor(DECAY).fit(X, Y, -W), DataError, "200 of 200"),
     "negative weight of Dask": (lambda: NLSQRegressor(DECAY).fit(DDF[["t"]], DDF["y"], -DDF["w"]), DataError, "weight"),
@@ -187,6 +193,8 @@ ERRORS = {
     "unknown option": (lambda: NLSQRegressor(options={"goals": 1}).fit(X, Y), TypeError, "goals"),
     "score with y in memory": (lambda: NLSQRegressor().fit(PAIR, Y).score(DDF[["t", "u"]], Y), DataError, "ndarray in"),
     "score with one y": (lambda: NLSQRegressor().fit(X, Y).score(blocks(X), Y[:1]), DataError, "200 rows"),
+    "trials": (lambda: NLSQRegressor(DECAY, loss="binomial").fit(X, Y), NlsqError, "needs the trials of each row"),
+    "weights of counts": (lambda: NLSQRegressor(DECAY, loss="poisson").fit(X, Y, W), NlsqError, "sample_weight is"),
     "not fitted": (lambda: NLSQRegressor().predict(X), NotFittedError, "not fitted"),
     "other names": (lambda: NLSQRegressor().fit(PAIR, Y).predict(SWAPPED), ValueError, "same order"),
     "other names of Dask": (lambda: NLSQRegressor().fit(PAIR, Y).predict(DDF[["u", "t"]]), ValueError, "same order"),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dask_nlsq._errors import ModelError
+from dask_nlsq._model import COUNTS
 from dask_nlsq._typing import Vector
 
 if TYPE_CHECKING:
@@ -106,6 +108,11 @@ def read_options(kwargs: dict[str, Any], method: str) -> dict[str, Any]:
     if method == "lm":
         # 0 asks leastsq for its default.
         options["max_nfev"] = options.pop("maxfev", 0) or None
+    if options.get("loss") in COUNTS:
+        raise ModelError(
+            f"loss={options['loss']!r} is none of SciPy's losses, and its covariance is that of the likelihood: use "
+            "dask_nlsq.fit, whose result has popt and pcov too."
+        )
     budget = options.get("max_nfev")
     if budget is not None and budget <= 0:
         raise ValueError("`max_nfev` must be None or positive integer.")

@@ -349,6 +349,7 @@ def _result(
             "data": f"{len(joint.problems)} data sets",
             "partitions": sum(len(problem.source.partitions) for problem in joint.problems.values()),
         },
+        counts=all(problem.objective.counts for problem in joint.problems.values()),
     )
     seen = {key: _part(joint, key, whole, reductions[key]) for key in joint.problems}
     return dataclasses.replace(_with_held(joint, whole), parts=seen)
@@ -383,6 +384,7 @@ def _with_held(joint: Joint, whole: FitResult) -> FitResult:
 def _part(joint: Joint, key: str, whole: FitResult, reduction: Reduction) -> FitResult:
     """Return the joint estimates as a data set sees them, in the names of its model."""
     place, problem = joint.places[key], joint.problems[key]
+    chisqr = "the deviance" if problem.objective.counts else "χ²"
     popt, pcov, side = expand(
         problem.parameters,
         problem.objective,
@@ -398,7 +400,7 @@ def _part(joint: Joint, key: str, whole: FitResult, reduction: Reduction) -> Fit
         active_mask=side,
         notes=(
             *reservations(problem.parameters.names, side, np.zeros(len(side), bool)),
-            f"These {reduction.rows:,} rows add {2 * reduction.cost:.6g} to χ²; the statistics are those of all.",
+            f"These {reduction.rows:,} rows add {2 * reduction.cost:.6g} to {chisqr}; the statistics are those of all.",
         ),
         factor=None,
         payload=problem.payload,

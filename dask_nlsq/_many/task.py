@@ -425,7 +425,10 @@ def make_task(
     """Resolve the arguments of many fits by a bound model; without columns, each series has its own."""
     check_loss(loss, f_scale)
     if loss in COUNTS:
-        raise NlsqError(f"loss={loss!r} is for fit, which maximises the likelihood of one series of counts.")
+        raise NlsqError(
+            f"loss={loss!r} is for dask_nlsq.fit, which maximises the likelihood of one series of counts; many series "
+            "are fitted with sigma= or one of the other losses."
+        )
     if nan_policy not in ("omit", "raise"):
         raise DataError(f'nan_policy is {nan_policy!r}; "omit" or "raise" is needed.')
     if not isinstance(max_nfev, (int, np.integer)) or max_nfev < 1:

@@ -276,7 +276,7 @@ class Study(Mapping[str, FitResult]):
             No two variants are to the same rows, or matplotlib is not installed.
         """
         if not self.comparisons:
-            raise NlsqError("No two variants that converged are to the same rows with the linear loss.")
+            raise NlsqError("No two variants that converged are to the same rows with one likelihood.")
         return max(self.comparisons, key=lambda comparison: len(comparison.table)).plot(ax)
 
     def plot_parameter(self, name: str, ax: Axes | None = None) -> Axes:
