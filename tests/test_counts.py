@@ -2,6 +2,7 @@
 
 import decimal
 import functools
+import math
 
 import dask
 import dask.array as da
@@ -331,6 +332,7 @@ def test_rows_that_expect_nothing_and_saw_nothing_say_nothing():
     assert result.success and np.isfinite(result.stderr).all() and np.isfinite(result.loglik)
 
 
+PI = decimal.Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
 mean = st.floats(1e-6, 1e6)
 
 
@@ -351,11 +353,25 @@ def test_half_the_deviance_is_the_fall_of_the_likelihood(f, ratio):
 
 def test_a_saturated_model_has_the_likelihood_of_scipy():
     y, n = np.arange(9.0), np.full(9, 8.0)
-    gammaln = scipy.special.gammaln
-    np.testing.assert_allclose(saturated("poisson", y, n, gammaln, np), scipy.stats.poisson.logpmf(y, y), atol=1e-12)
-    np.testing.assert_allclose(
-        saturated("binomial", y, n, gammaln, np), scipy.stats.binom.logpmf(y, n, y / n), atol=1e-12
-    )
+    poisson, binomial = scipy.stats.poisson.logpmf(y, y), scipy.stats.binom.logpmf(y, n, y / n)
+    np.testing.assert_allclose(saturated("poisson", y, n, np), poisson, atol=1e-14)
+    np.testing.assert_allclose(saturated("binomial", y, n, np), binomial, atol=1e-14)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_the_mode_of_a_count_is_exact_to_rounding(half):
+    counts = [*range(40), 100, 1000]
+    with decimal.localcontext(prec=60):
+        y = [n + decimal.Decimal(half) / 2 for n in counts]
+        odd = [math.prod(range(1, 2 * n + 2, 2)) if half else 1 for n in counts]  # Γ(n + 3/2) = (2n + 1)!! √π / 2ⁿ⁺¹
+        root = (PI.sqrt() / 2).ln() if half else 0
+        gamma = [
+            root + (decimal.Decimal(k) / 2**n).ln() if half else decimal.Decimal(math.factorial(n)).ln()
+            for n, k in zip(counts, odd, strict=True)
+        ]
+        exact = [float((each * each.ln() if each else 0) - each - g) for each, g in zip(y, gamma, strict=True)]
+    values = saturated("poisson", np.array(y, float), np.ones(len(y)), np)
+    np.testing.assert_allclose(values, exact, atol=1e-14)
 
 
 def test_the_report_names_the_distribution():

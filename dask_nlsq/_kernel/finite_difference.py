@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.special
 
 from dask_nlsq._errors import ModelError
 from dask_nlsq._kernel import safeguarded_difference
@@ -135,7 +134,7 @@ def _reduce_piece(
     residual, log_weight, of_y = f - block.y, np.log(w[w > 0]), w**2
     if objective.counts:
         rows = count_rows(str(objective.loss), f, block.y, w, np)
-        log_weight = saturated(str(objective.loss), block.y, w, scipy.special.gammaln, np)
+        log_weight = saturated(str(objective.loss), block.y, w, np)
         residual, w, of_y = rows.residual, rows.scale, 1.0 / np.maximum(block.y, 1.0)
     jac, taken = whole_jacobian(objective, block.x, theta, f, w)  # each (p, rows)
     flat = (taken & (jac == 0)).sum(axis=1)
