@@ -1,4 +1,4 @@
-"""Coverage of the nominal 95 % intervals of streams: ``python tests/benchmarks/coverage.py --seeds 300``.
+"""Coverage of the nominal 95 % intervals of streams and counts: ``python tests/benchmarks/coverage.py --seeds 300``.
 
 Each scenario is a function of a seed that returns which intervals cover the truth, or None if the status is not a
 success and thus warns the user. `tests/test_arriving.py` runs some of them on fewer seeds.
@@ -109,6 +109,28 @@ def partitions(how, effect=0.0, pieces=60, rows=200):
     return run
 
 
+def rise(t, level, slope):
+    return 1 / (1 + jnp.exp(-(level + slope * t)))
+
+
+def counted(trials=None, rows=200):
+    """Return the scenario of a fit of counts: Poisson ones, of 0.5 in most rows, or successes among 1 to 5 trials."""
+    t = np.linspace(0, 5, rows)
+
+    def poisson(seed):
+        truth = (4.0, 1.3, 0.5)
+        y = np.random.default_rng(seed).poisson(MODELS["decay"][1](t, *truth))
+        return covered(dask_nlsq.fit(decay, t, y, p0=truth, loss="poisson", client=False), truth)
+
+    def binomial(seed):
+        rng, truth = np.random.default_rng(seed), (-2.0, 0.8)
+        n = rng.integers(1, trials, rows, endpoint=True)
+        y = rng.binomial(n, 1 / (1 + np.exp(-(truth[0] + truth[1] * t))))
+        return covered(dask_nlsq.fit(rise, t, y, p0=truth, loss="binomial", trials=n, client=False), truth)
+
+    return poisson if trials is None else binomial
+
+
 SCENARIOS = {
     "random order": (ordered("random"), 0.92),
     "sorted up": (ordered("up"), 0.92),
@@ -130,6 +152,8 @@ SCENARIOS = {
     "tier='streaming', sorted": (partitions({"tier": "streaming", "goal": "fast"}), 0.92),
     "precision=, sorted": (partitions({"precision": 0.02}), 0.92),
     "precision=, offsets that differ": (partitions({"precision": 0.02}, effect=0.1), 0.92),
+    "counts, Poisson": (counted(), 0.93),
+    "counts, binomial": (counted(trials=5), 0.93),
 }
 
 
