@@ -267,6 +267,20 @@ def test_models_of_one_distribution_are_compared():
         dask_nlsq.compare(plain("log-linear"), linear)
 
 
+def test_a_study_in_a_file_compares_models_of_counts(tmp_path):
+    frame("logistic").to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "study.yaml").write_text(
+        f"data: {tmp_path / 'rows.parquet'}\n"
+        "options: {loss: binomial, trials: n}\n"
+        "variants:\n"
+        "  slope: {model: 1/(1 + exp(-(a + b*t))), p0: {a: 0, b: 0}}\n"
+        "  level: {model: a + 0*t, p0: {a: 0.5}}\n"
+    )
+    done = dask_nlsq.StudyFile.read(tmp_path / "study.yaml").run()
+    assert done.table.loc["slope", "aic"] == pytest.approx(plain("logistic").aic, rel=1e-9)
+    assert len(done.comparisons) == 1 and done.f_tests.loc[0, "restricted"] == "level"
+
+
 def test_residuals_are_those_of_pearson_and_divided_by_trials():
     result, rows = plain("a rise"), frame("a rise").assign(sigma=0.0)
     rows = rows[rows["n"] > 0]

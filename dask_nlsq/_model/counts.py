@@ -73,7 +73,7 @@ def count_rows(loss: str, f: Any, y: Any, weight: Any, xp: ModuleType) -> CountR
 def _half_deviance(mu: Any, y: Any, xp: ModuleType) -> Any:
     """Return μ − y + y log(y/μ), which is μ for y = 0 (Loader's bd0)."""
     some = y > 0
-    ratio = (mu - y) / xp.where(some, mu + y, 1.0)
+    ratio = (mu - y) / xp.where(some & (mu > 0), mu + y, 1.0)
     near = some & (xp.abs(ratio) < _NEAR)
     v = xp.where(near, ratio, 0.0)
     # log(μ/y) = 2 artanh(v) = 2 (v + v³/3 + v⁵/5 …); the first term that is left out is 1e-17 beside the first.

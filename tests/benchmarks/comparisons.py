@@ -192,6 +192,18 @@ def kernel_60(size):
     yield from beside_whole_array(20, size(100_000, 400_000))
 
 
+@comparison("counts", "the same by squares", "times", one_core=True, repeat=15)
+def counts(size):
+    """One core, 3 parameters, a sweep over counts by their likelihood."""
+    t, y = rows.count_rows(4_000_000)
+    squares, block, theta = bound(decay, 3), Block((t,), y), np.array([2.5, 1.1, 0.8])
+    poisson = dataclasses.replace(squares, loss="poisson")
+    yield (
+        lambda: kernels.reduce_block(poisson, block, theta, None),
+        lambda: kernels.reduce_block(squares, block, theta, None),
+    )
+
+
 # --- whole fits from disk ---------------------------------------------------------------------------------------------
 
 
@@ -401,6 +413,25 @@ def standard(size):
     by_hand = levenberg_marquardt(decay)
     agree(dask_nlsq.fit(decay, t, y).popt, by_hand(t, y, START)[0])
     yield lambda: dask_nlsq.fit(decay, t, y), lambda: by_hand(t, y, START)
+
+
+@comparison("counts-glm", "statsmodels GLM", "faster", repeat=3)
+def counts_glm(size):
+    """Counts in memory, a log-linear model of 2 parameters, compile not counted."""
+    need("statsmodels")
+    import statsmodels.api as sm
+
+    t = np.random.default_rng(0).uniform(0, 5, size(200_000, 1_000_000))
+    y, x = np.random.default_rng(1).poisson(np.exp(1.0 - 0.5 * t)), sm.add_constant(t)
+
+    def ours():
+        return dask_nlsq.fit("exp(a + b*t)", t, y, p0=[0.0, 0.0], loss="poisson")
+
+    def glm():
+        return sm.GLM(y, x, family=sm.families.Poisson()).fit()
+
+    agree(ours().popt, glm().params)
+    yield ours, glm
 
 
 LMFIT = "lmfit.Model.fit, written with NumPy"

@@ -110,7 +110,7 @@ def partitions(how, effect=0.0, pieces=60, rows=200):
 
 
 def rise(t, level, slope):
-    return 1 / (1 + jnp.exp(-(level + slope * t)))
+    return 1 / (1 + jnp.exp(level - slope * t))
 
 
 def counted(trials=None, rows=200):
@@ -123,9 +123,9 @@ def counted(trials=None, rows=200):
         return covered(dask_nlsq.fit(decay, t, y, p0=truth, loss="poisson", client=False), truth)
 
     def binomial(seed):
-        rng, truth = np.random.default_rng(seed), (-2.0, 0.8)
+        rng, truth = np.random.default_rng(seed), (2.0, 0.8)
         n = rng.integers(1, trials, rows, endpoint=True)
-        y = rng.binomial(n, 1 / (1 + np.exp(-(truth[0] + truth[1] * t))))
+        y = rng.binomial(n, 1 / (1 + np.exp(truth[0] - truth[1] * t)))
         return covered(dask_nlsq.fit(rise, t, y, p0=truth, loss="binomial", trials=n, client=False), truth)
 
     return poisson if trials is None else binomial

@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 
 PACKAGES = (
     *("dask-nlsq", "dask", "distributed", "jax", "numpy", "pandas", "pyarrow", "scipy", "zarr"),
-    *("astropy", "hyperspy", "nlsq", "xarray"),
+    *("astropy", "hyperspy", "nlsq", "statsmodels", "xarray"),
 )
 
 

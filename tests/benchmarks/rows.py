@@ -39,6 +39,13 @@ def decay_rows(n, seed=0):
     return t, rng.normal(decay_numpy(t, *TRUTH), 0.1)
 
 
+def count_rows(n, seed=0):
+    """Return t and Poisson counts of the decay at TRUTH."""
+    rng = np.random.default_rng(seed)
+    t = rng.uniform(0, 5, n)
+    return t, rng.poisson(decay_numpy(t, *TRUTH)).astype(float)
+
+
 def decay_jacobian(t, amplitude, rate, offset):
     """Its derivatives, for SciPy."""
     fall = np.exp(-rate * t)
