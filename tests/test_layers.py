@@ -43,6 +43,7 @@ EXTRAS = {
     "IPython",
     "dask_jobqueue",
     "deltalake",
+    "diffrax",
     "distributed",
     "h5py",
     "icechunk",

@@ -24,6 +24,9 @@ from dask_nlsq._typing import Vector
 _LOOK = 64
 """Rows on which a model is tried whole and one by one."""
 
+_ALIKE = 1e-4
+"""Relative difference of values that may be that of two solves of one differential equation."""
+
 _ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 """For what runs a few times only: the compiler need not look for the fastest code."""
 
@@ -68,7 +71,7 @@ def _check(objective: Objective, theta: Vector) -> Checked:
         single = tuple(map(_said, traced.single(traced.constants(program))))
         if objective.jac is not None:
             return Checked(dataclasses.replace(objective, jacobian="numeric"), None, single)
-        shared = traced.shares(program, objective.n_columns)
+        shared = _row_wise(objective) or traced.shares(program, objective.n_columns)
         jacobian, obstacle = _direction(objective, ("shared", "forward") if shared else ("reverse", "forward"))
         if jacobian != objective.jacobian:  # else it is the very objective that is known already
             objective = dataclasses.replace(objective, jacobian=jacobian)
@@ -184,7 +187,7 @@ def _under_numpy(objective: Objective, theta: Vector) -> Exception | None:
     ModelError
         It does not return one real number a row.
     """
-    if getattr(objective.model.func, "row_wise", False):
+    if _row_wise(objective):
         return None
     x = tuple(np.linspace(0.5, 1.5, traced.ROWS) for _ in range(objective.n_columns))
     try:
@@ -241,11 +244,18 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
                         f"{whole[i]:.17g} beside others, and {single[i]:.17g} by itself, so that two evaluations of "
                         "the same rows differ. Draw them beforehand, and pass them as a column or a constant."
                     )
+                digits = "g" if f"{whole[i]:g}" != f"{single[i]:g}" else ".17g"
+                hint = ""
+                if np.isclose(whole, single, rtol=_ALIKE, atol=_ALIKE * size, equal_nan=True).all():
+                    hint = (
+                        " Where they differ that little, a solver of differential equations may have taken other steps "
+                        "for other rows: Model.from_ode makes a model of such equations."
+                    )
                 raise ModelError(
                     f"The model {objective.model.name!r} looks across rows: among {_LOOK} rows, row {i} gives "
-                    f"{whole[i]:g}, and {single[i]:g} by itself. A partition does not hold all rows, so a mean, a "
-                    "maximum, a cumulative sum or a length would depend on how the data are cut. Compute it "
-                    "beforehand, and pass it as a column or a constant."
+                    f"{whole[i]:{digits}}, and {single[i]:{digits}} by itself. A partition does not hold all rows, so a "
+                    "mean, a maximum, a cumulative sum or a length would depend on how the data are cut. Compute it "
+                    f"beforehand, and pass it as a column or a constant.{hint}"
                 )
 
 
@@ -274,10 +284,15 @@ def _where(error: BaseException) -> str:
 
 
 def rows_alike(objective: Objective) -> bool:
-    """Whether the program of a model proves that it treats each row by itself."""
-    return objective.jacobian != "numeric" and once(
-        objective, "rows alike", functools.partial(traced.treats_rows_alike, objective)
-    )
+    """Whether the program of a model proves that it treats each row by itself, or the model says so."""
+    if objective.jacobian == "numeric":
+        return False
+    return _row_wise(objective) or once(objective, "rows alike", functools.partial(traced.treats_rows_alike, objective))
+
+
+def _row_wise(objective: Objective) -> bool:
+    """Whether a model says that it treats each row by itself, and is meant to see many of them at once."""
+    return bool(getattr(objective.model.func, "row_wise", False))
 
 
 def prepare_rows(objective: Objective) -> None:

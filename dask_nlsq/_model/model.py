@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 from dask_nlsq._errors import ModelError
-from dask_nlsq._model import composition, curve
+from dask_nlsq._model import composition, curve, ode
 from dask_nlsq._model.expression import Expression
 from dask_nlsq._model.guess import Guess
 from dask_nlsq._model.html import fragment_of
@@ -211,6 +211,68 @@ class Model(ParametricFunction):
             if unknown:
                 raise ModelError(f"{argument}= names {unknown}; the names in {text!r} are {list(expression.names)}.")
         return cls(expression, expression.names, inputs, frozenset(expression.names), starts, {}, name or text, guess)
+
+    @classmethod
+    def from_ode(
+        cls,
+        rhs: Callable[..., Any],
+        y0: Any,
+        *,
+        t1: float,
+        t0: float = 0.0,
+        observe: int | Callable[[Any], Any] | None = None,
+        rtol: float = 1e-8,
+        atol: float = 1e-10,
+        solver: Any = None,
+        max_steps: int = 4096,
+        name: str | None = None,
+    ) -> Model:
+        r"""Make a model of the solution of an initial value problem, :math:`dy/dt = f(t, y; \theta)`, `y(t_0) = y_0`.
+
+        The model's one column is the time, in any order. The rows of a tile are in one solve, and the derivatives with
+        respect to parameters are those of the solve. Needs the extra ``ode``.
+
+        Parameters
+        ----------
+        rhs : callable
+            ``rhs(t, y, *parameters)``, written with ``jax.numpy``. With one state y is a number, with several an array
+            of shape (k,), and as many slopes are returned.
+        y0 : float, str, or sequence of them
+            Initial state; a text names a parameter, of `rhs` or another one that is fitted.
+        t0, t1 : float
+            Where the solution begins, and to where it is needed: no row may lie outside. The steps do not depend on the
+            rows then.
+        observe : int or callable, optional
+            With several states, which one is fitted: its place, or a function of the state (k,).
+        rtol, atol : float
+            Relative and absolute error of a step, as in `scipy.integrate.solve_ivp`.
+        solver : diffrax solver, optional
+            ``diffrax.Tsit5()`` by default; ``diffrax.Kvaerno5()`` for stiff equations.
+        max_steps : int
+            Most steps. Where they do not suffice, the model is not finite.
+        name : str, optional
+            What reports call the model; by default as `rhs`.
+
+        Raises
+        ------
+        ModelError
+            There is no parameter, `t1` is not after `t0`, a state begins at neither a number nor a name, or `observe`
+            is not given though there are several.
+        NlsqError
+            diffrax is not installed.
+
+        Examples
+        --------
+        >>> import numpy as np, dask_nlsq
+        >>> def growth(t, y, rate, capacity):
+        ...     return rate * y * (1 - y / capacity)
+        >>> model = dask_nlsq.Model.from_ode(growth, "start", t1=10.0)
+        >>> model.parameters
+        ('rate', 'capacity', 'start')
+        """
+        function = ode.solution(rhs, y0, t0, t1, observe, rtol, atol, solver, max_steps)
+        read = cls.from_function(function)
+        return read if name is None else dataclasses.replace(read, name=name)
 
     @property
     def components(self) -> tuple[Model, ...]:
