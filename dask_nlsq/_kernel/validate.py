@@ -253,8 +253,8 @@ def check_rows(objective: Objective, block: Block, theta: Vector) -> None:
                     )
                 raise ModelError(
                     f"The model {objective.model.name!r} looks across rows: among {_LOOK} rows, row {i} gives "
-                    f"{whole[i]:{digits}}, and {single[i]:{digits}} by itself. A partition does not hold all rows, so a "
-                    "mean, a maximum, a cumulative sum or a length would depend on how the data are cut. Compute it "
+                    f"{whole[i]:{digits}}, and {single[i]:{digits}} by itself. A partition does not hold all rows, so "
+                    "a mean, a maximum, a cumulative sum or a length would depend on how the data are cut. Compute it "
                     f"beforehand, and pass it as a column or a constant.{hint}"
                 )
 
