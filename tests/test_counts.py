@@ -316,6 +316,8 @@ BAD = {
     "a sigma": ({}, {"sigma": "n"}, NlsqError, "the variance of counts follows from the model"),
     "a scale": ({}, {"scale": "huber"}, NlsqError, "scale is 'huber'"),
     "a scale of what are no counts": ({}, {"loss": "linear", "scale": "pearson"}, NlsqError, "scale='pearson' is for"),
+    "a size of residuals": ({}, {"f_scale": 2.0}, NlsqError, "f_scale=2.0 is for robust losses"),
+    "two scales": ({}, {"scale": "pearson", "absolute_sigma": True}, NlsqError, "give one"),
     "a stream": ({}, {"tier": "streaming"}, NlsqError, "add up squares"),
 }
 

@@ -164,6 +164,10 @@ class FitOptions:
                 if self.loss == "binomial"
                 else f'trials= is for loss="binomial"; the loss is {self.loss!r}.'
             )
+        if counts and self.f_scale != 1.0:
+            raise NlsqError(f"f_scale={self.f_scale!r} is for robust losses; loss={self.loss!r} has no such scale.")
+        if self.scale is not None and self.absolute_sigma:
+            raise NlsqError(f"scale={self.scale!r} scales the covariance, and absolute_sigma=True leaves it; give one.")
         if counts and self.sigma is not None:
             raise NlsqError(f"sigma= is given, and the variance of counts follows from the model (loss={self.loss!r}).")
 
