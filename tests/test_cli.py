@@ -11,8 +11,10 @@ import pytest
 import zarr
 from click.testing import CliRunner
 
+import dask_nlsq
 from dask_nlsq import FitResult
 from dask_nlsq.cli import main
+from dask_nlsq.cli.arguments import load_model
 
 MODELS = """
 import jax.numpy as jnp
@@ -94,6 +96,27 @@ def test_sigma_is_a_number_or_a_name(folder):
         assert run(*fit, "-o", f"{sigma}.json").exit_code == 0
     assert (read("0.01.json").popt == read("error.json").popt).all()
     assert read("0.01.json").pcov == pytest.approx(read("error.json").pcov)
+
+
+SIGMA_X = {
+    "a number": ("plane", ("--sigma-x", "0.1"), 0.1),
+    "a column": ("decay", ("--sigma-x", "error"), "error"),
+    "in their order": ("plane", ("--sigma-x", "0.1,error"), [0.1, "error"]),
+    "by name": ("plane", ("--sigma-x", "u=error"), {"u": "error"}),
+}
+
+
+@pytest.mark.parametrize("name", SIGMA_X)
+def test_sigma_x_is_a_number_or_names(folder, name):
+    model, typed, sigma_x = SIGMA_X[name]
+    pd.read_parquet("decay.parquet").assign(error=0.02).to_parquet("weighted.parquet")
+    x, y = (["t", "u"], "height") if model == "plane" else (["t"], "signal")
+    seen = run("weighted.parquet", "-m", f"usermodels:{model}", "-x", ",".join(x), "-y", y, "--sigma", "0.01", *typed,
+               "-o", "result.json")  # fmt: skip
+    assert seen.exit_code == 0, seen.output
+    function = load_model(f"usermodels:{model}")
+    expected = dask_nlsq.fit(function, x, y, data="weighted.parquet", sigma=0.01, sigma_x=sigma_x)
+    assert (read("result.json").popt == expected.popt).all() and np.isnan(expected.rmse)
 
 
 def test_not_converged_is_3_and_is_written(folder):

@@ -11,6 +11,7 @@ from scipy.optimize import least_squares
 
 import dask_nlsq
 from dask_nlsq._errors import DataError, NlsqError
+from dask_nlsq.sklearn import NLSQRegressor
 
 ROWS = 80
 
@@ -199,6 +200,7 @@ BAD = {
     "counts": ({"loss": "poisson", "sigma": None}, NlsqError, "counts"),
     "many starts": ({"n_starts": 4, "bounds": ([0, 0], [9, 9])}, NlsqError, "goes with one start"),
     "a stream": ({"tier": "streaming"}, NlsqError, "without errors"),
+    "derivatives": ({"jac": lambda x, a, b: x}, dask_nlsq.ModelError, "is differentiated by a function"),
     "differences": ({"jac": "3-point"}, dask_nlsq.ModelError, "needs one that JAX differentiates"),
 }
 
@@ -220,6 +222,76 @@ def test_a_study_reads_the_errors_of_x():
     for name, more in variants.items():
         alone = dask_nlsq.fit(decay, **options, **more)
         assert done[name].popt.tobytes() == alone.popt.tobytes()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_of_a_right_model_leave_no_doubt(seed):
+    """Sorted by x as measured, which holds a part of it, the orthogonal distance would be correlated."""
+    rng = np.random.default_rng(seed)
+    t = rng.uniform(0, 4, 300)
+    x, y = rng.normal(t, 0.1), rng.normal(3 * np.exp(-t), 0.05)
+    assert dask_nlsq.fit(decay, x, y, sigma=0.05, sigma_x=0.1, p0=(2.0, 1.0), client=False).notes == ()
+
+
+@pytest.mark.parametrize("other", [None, 0.2])
+def test_other_errors_in_x_are_not_compared(other):
+    with pytest.raises(NlsqError, match="compare fits with the same sigma_x"):
+        dask_nlsq.compare(fitted("a decay"), fitted("a decay", sigma_x=other))
+
+
+INTERFACES = {
+    "curve_fit": (lambda x, y: dask_nlsq.curve_fit(decay, x, y, sigma_x=0.1), TypeError),
+    "fit_many": (lambda x, y: dask_nlsq.fit_many(decay, x, y, sigma_x=0.1), TypeError),
+    "StreamingFitter": (lambda x, y: dask_nlsq.StreamingFitter(decay, sigma_x=0.1), TypeError),
+    "an estimator without weights": (
+        lambda x, y: NLSQRegressor(decay, options={"sigma_x": 0.1}).fit(x[:, None], y),
+        NlsqError,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INTERFACES)
+def test_interfaces_without_errors_in_x_say_so(name):
+    call, error = INTERFACES[name]
+    x, y, _, _ = drawn("a decay")
+    with pytest.raises(error, match="sigma_x"):
+        call(x[0], y)
+
+
+def test_accessors_and_estimators_pass_the_errors_on():
+    rows = frame("a decay").rename(columns={"sx": "dx"})
+    options = {"p0": (2.0, 1.0), "absolute_sigma": True}
+    expected = fitted("a decay").popt
+    weights = np.full(len(rows), 0.05**-2)
+    estimator = NLSQRegressor(decay, **options, options={"sigma_x": {"x": 0.1}}).fit(rows[["x"]], rows["y"], weights)
+    for container in (rows, rows.to_xarray()):
+        result = container.nlsq.fit(decay, sigma=0.05, sigma_x="dx", **options)
+        np.testing.assert_allclose(result.popt, expected, rtol=1e-12)
+    np.testing.assert_allclose(estimator.result_.popt, expected, rtol=1e-10)
+
+
+def test_two_data_sets_share_a_parameter():
+    """The joint answer is at the minimum of the sum of both costs, with the covariance of their common curvature."""
+    sets = {}
+    for key, name in {"one": "a decay", "two": "errors of each row"}.items():
+        x, y, s, sigma = drawn(name)
+        sigma_x = {"x": s[0]} if key == "two" else 0.1
+        sets[key] = {"model": decay, "x": x[0] + 0.0, "y": y, "sigma": sigma, "sigma_x": sigma_x, "p0": (2.0, 1.0)}
+    joint = dask_nlsq.fit(sets, shared="b", absolute_sigma=True, client=False)
+    assert joint.success and np.isnan(joint.rsquared) and "R²" not in str(joint)
+    at = {key: joint.params[[f"a_{key}", "b"]].to_numpy() for key in sets}
+
+    def cost(key, fixed):
+        return dask_nlsq.fit(**sets[key], fixed=fixed, absolute_sigma=True, client=False)
+
+    profiles = [[cost(key, {"b": at[key][1] + step}) for key in sets] for step in (-0.01, 0.0, 0.01)]
+    below, here, above = (sum(each.cost for each in row) for row in profiles)
+    assert joint.cost == pytest.approx(here, rel=1e-10) and min(below, above) > here
+    alone = [dask_nlsq.fit(**each, absolute_sigma=True, client=False) for each in sets.values()]
+    weights = [each.stderr["b"] ** -2 for each in alone]
+    mean = np.average([each.params["b"] for each in alone], weights=weights)
+    assert abs(joint.params["b"] - mean) < 0.1 * joint.stderr["b"]  # the costs are nearly parabolas
+    assert joint.stderr["b"] == pytest.approx(sum(weights) ** -0.5, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["a decay", "a peak", "a surface"])

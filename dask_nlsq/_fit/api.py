@@ -583,8 +583,9 @@ def resolve_fit(options: FitOptions) -> Resolved:
     errors = resolved.objective.errors
     if errors and resolved.objective.jacobian == "numeric":
         raise ModelError(
-            f"The model {resolved.objective.model.name!r} is differentiated by differences; sigma_x= needs one that "
-            "JAX differentiates."
+            f"The model {resolved.objective.model.name!r} is differentiated by "
+            f"{'a function' if resolved.objective.jac is not None else 'differences'}; sigma_x= needs one that JAX "
+            "differentiates, with respect to x too."
         )
     streams = options.precision is not None or (isinstance(options.tier, WorkflowTier) and options.tier.streams)
     if streams and (resolved.objective.sandwich or not resolved.objective.separable):

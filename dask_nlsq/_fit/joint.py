@@ -44,7 +44,7 @@ log = logging.getLogger("dask_nlsq")
 
 T = TypeVar("T")
 
-_DATA = ("x", "y", "data", "sigma", "trials", "filters", "storage_options", "version")
+_DATA = ("x", "y", "data", "sigma", "sigma_x", "trials", "filters", "storage_options", "version")
 """Arguments that belong to a data set."""
 
 _NAMED = ("p0", "bounds", "fixed", "tied")
@@ -350,6 +350,7 @@ def _result(
             "partitions": sum(len(problem.source.partitions) for problem in joint.problems.values()),
         },
         counts=all(problem.objective.counts for problem in joint.problems.values()),
+        errors_in_x=any(problem.objective.errors for problem in joint.problems.values()),
     )
     seen = {key: _part(joint, key, whole, reductions[key]) for key in joint.problems}
     return dataclasses.replace(_with_held(joint, whole), parts=seen)

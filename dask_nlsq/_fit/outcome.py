@@ -58,8 +58,8 @@ def build(
         statistics = inference.count_statistics(point.reduction, cost, p, believed, beliefs)
     else:
         statistics = inference.statistics(point.reduction, cost, p, solver.absolute_sigma, believed)
-    if problem.objective.errors:  # distances that are not along y are no share of its spread
-        statistics = dataclasses.replace(statistics, rsquared=float("nan"), rmse=float("nan"))
+    if problem.objective.errors:
+        statistics = statistics.without_spread()
     factor = identifiable_factor(problem, solver, state)
     pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
     notes += reservations(parameters.free, side, inference.entangled(factor, theta, pcov, free))
@@ -103,6 +103,7 @@ def build_combined(
     provenance: Mapping[str, Any],
     n_eliminated: int = 0,
     counts: bool = False,
+    errors_in_x: bool = False,
 ) -> FitResult:
     """Return the result of several data sets, or of many series, that one solver has fitted together.
 
@@ -116,6 +117,8 @@ def build_combined(
         Parameters besides, that each series has eliminated.
     counts : bool
         Whether the cost is half the deviance of counts.
+    errors_in_x : bool
+        Whether some of the residuals are orthogonal distances.
     """
     theta, cost = final(state, solver.lower, solver.upper)
     side = side_of_bounds(theta, solver.lower, solver.upper)
@@ -125,6 +128,8 @@ def build_combined(
         statistics = inference.count_statistics(reduction, cost, p)
     else:
         statistics = inference.statistics(reduction, cost, p, solver.absolute_sigma)
+    if errors_in_x:
+        statistics = statistics.without_spread()
     pcov = inference.covariance(factor, statistics.residual_variance(solver.absolute_sigma), free)
     if not state.ending.success:
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -31,6 +31,7 @@ from .request import Whitening as Whitening
 from .retention import Retention as Retention
 from .retention import set_retention as set_retention
 from .rows import evaluate_rows as evaluate_rows
+from .rows import nearest_columns as nearest_columns
 from .separable import Linearity as Linearity
 from .separable import find as find
 from .separable import linearity as linearity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +46,28 @@ def evaluate_rows(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
     with jax.enable_x64(True), np.errstate(all="ignore"):
         if objective.jacobian == "numeric":
             return _differences(objective, wide, thetas)
-        run = once(objective, ("single rows", _SIZE), functools.partial(_compile, objective))
         pieces = [np.empty((0, thetas.shape[1] + 1))]
-        for start in range(0, wide.rows, _SIZE):
-            part = slice(start, start + _SIZE)
-            columns = [_filled(c[part]) for c in (*wide.columns, *thetas.T)]
-            pieces.append(np.asarray(run(*_arguments(objective, columns))).T[: len(wide.y[part])])
+        pieces += [np.asarray(a).T[:rows] for a, _, rows in _pieces(objective, wide, thetas)]
     return np.concatenate(pieces)
+
+
+def nearest_columns(objective: Objective, block: Block, theta: Vector) -> list[Vector]:
+    """Return the columns of x at the points of the curve that are nearest to rows with errors in x, (rows,) each."""
+    wide = block.wide()
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        thetas = np.broadcast_to(theta, (wide.rows, len(theta)))
+        pieces = [[np.asarray(c)[:rows] for c in x] for _, x, rows in _pieces(objective, wide, thetas)]
+    sigma = {each.sigma for each in objective.errors}
+    return [np.concatenate(parts) for i, parts in enumerate(zip(*pieces, strict=True)) if i not in sigma]
+
+
+def _pieces(objective: Objective, wide: Block, thetas: Matrix) -> Iterator[tuple[jax.Array, Sequence[jax.Array], int]]:
+    """Yield the Jacobian and residual (p + 1, _SIZE) of some rows, their columns, and how many they are."""
+    run = once(objective, ("single rows", _SIZE), functools.partial(_compile, objective))
+    for start in range(0, wide.rows, _SIZE):
+        part = slice(start, start + _SIZE)
+        columns = [_filled(c[part]) for c in (*wide.columns, *thetas.T)]
+        yield (*run(*_arguments(objective, columns)), len(wide.y[part]))
 
 
 def standard_errors(objective: Objective, x: Sequence[Vector], theta: Vector, cov: Matrix) -> Vector:
@@ -110,8 +125,11 @@ def _compile(objective: Objective) -> jax.stages.Compiled:
     if objective.jacobian == "shared":  # rows that have parameters of their own share nothing of them
         objective = dataclasses.replace(objective, jacobian="forward")
 
-    def run(x: Sequence[jax.Array], y: jax.Array, weight: jax.Array, theta: Sequence[jax.Array]) -> jax.Array:
-        return jacobian_and_residual(objective, theta, x, y, weight, [jnp.zeros((p + 1, _SIZE))]).a[0]
+    def run(
+        x: Sequence[jax.Array], y: jax.Array, weight: jax.Array, theta: Sequence[jax.Array]
+    ) -> tuple[jax.Array, Sequence[jax.Array]]:
+        rows = jacobian_and_residual(objective, theta, x, y, weight, [jnp.zeros((p + 1, _SIZE))])
+        return rows.a[0], rows.x if objective.errors else ()
 
     return jax.jit(run).lower((column,) * objective.n_columns, column, column, (column,) * p).compile()
 

@@ -226,6 +226,12 @@ def _check_same_rows(one: FitResult, its_label: str, other: FitResult, label: st
             f"The loss is {losses[0]} for {its_label!r} and {losses[1]} for {label!r}; the likelihoods are of unlike "
             "distributions."
         )
+    errors = [_errors_in_x(each) for each in (one, other)]
+    if errors[0] != errors[1] or np.isnan(one.rmse) != np.isnan(other.rmse):
+        raise NlsqError(
+            f"The errors in x are {errors[0] or 'none'} for {its_label!r} and {errors[1] or 'none'} for {label!r}; "
+            "compare fits with the same sigma_x."
+        )
     if one.absolute_sigma != other.absolute_sigma:
         raise NlsqError(
             f"absolute_sigma is {one.absolute_sigma} for {its_label!r} and {other.absolute_sigma} for {label!r}; the "
@@ -244,6 +250,12 @@ def _check_same_rows(one: FitResult, its_label: str, other: FitResult, label: st
                 f"The {what} of {its_label!r} and {label!r} differ; compare fits to the same rows, with the same sigma "
                 "and prior."
             )
+
+
+def _errors_in_x(result: FitResult) -> dict[str, str | float]:
+    """Return the standard deviations of the columns that have errors, where the result knows its columns."""
+    columns = result.columns
+    return {} if columns is None else {x: s for x, s in zip(columns.x, columns.sigma_x, strict=False) if s is not None}
 
 
 def _log_weight(result: FitResult) -> tuple[float, float]:

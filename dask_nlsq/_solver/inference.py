@@ -61,6 +61,10 @@ class Statistics:
         """Return s²: 1 under ``absolute_sigma``, and infinity without degrees of freedom."""
         return 1.0 if absolute_sigma else self.dispersion if self.dof > 0 else float("inf")
 
+    def without_spread(self) -> Statistics:
+        """Return the statistics without R² and RMSE: distances that are not along y are no share of its spread."""
+        return dataclasses.replace(self, rsquared=float("nan"), rmse=float("nan"))
+
 
 def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool, believed: float = 0.0) -> Statistics:
     """Compute the statistics of a fit whose cost is ``chisqr / 2``, `believed` of χ² coming from priors."""

@@ -122,6 +122,17 @@ def _sigma(_: click.Context, __: click.Parameter, text: str | None) -> str | flo
         return text
 
 
+def _sigma_x(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str | float | None] | list[str | float | None] | str | float | None:
+    """Read one standard deviation for all columns of x, one for each in their order, or pairs name=value."""
+    items = _items(values)
+    if any("=" in item for item in items):
+        return _assignments(items, lambda text: _sigma(context, parameter, text), "name=column or name=number")
+    each = [_sigma(context, parameter, item) for item in items]
+    return each if len(each) > 1 else next(iter(each), None)
+
+
 MODEL = (
     click.option(
         "--model",
@@ -156,6 +167,18 @@ VALUES = (
     ),
 )
 """Weights, starts and bounds."""
+
+ERRORS_IN_X = (
+    click.option(
+        "--sigma-x",
+        multiple=True,
+        callback=_sigma_x,
+        metavar="NAME|NUMBER|x=NAME",
+        help="Standard deviation of x, beside --sigma: of all columns, of each in their order, or by their names, "
+        "repeated or separated by commas.",
+    ),
+)
+"""Orthogonal distances."""
 
 CONSTRAINTS = (
     click.option(

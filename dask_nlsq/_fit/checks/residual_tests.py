@@ -14,11 +14,12 @@ ranks over that of the squared deviations of the ranks has mean 2 and, approxima
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import special
 
-from dask_nlsq._kernel import Block, Reduction, evaluate_rows, kernel
+from dask_nlsq._kernel import Block, Reduction, evaluate_rows, kernel, nearest_columns
 from dask_nlsq._model import Objective, count_rows
 from dask_nlsq._solver import EPS
 from dask_nlsq._typing import Matrix, Vector
@@ -43,9 +44,15 @@ _LEAST = 1e-12
 
 
 def noise_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
-    """Return the smaller p-value of the two tests for rows sorted by x; 1 where there are too few rows to test."""
+    """Return the smaller p-value of the two tests for rows sorted by x; 1 where there are too few rows to test.
+
+    Rows with errors in x are sorted by the points of the curve that are nearest: with their own x, which has a part in
+    it, the orthogonal distance is correlated.
+    """
     if not objective.quadratic:
         return 1.0
+    if objective.errors:
+        block = sort_by_column(block, nearest_columns(objective, block, theta))
     count = min(_RUNS, block.rows // (2 * objective.n_parameters + 2))
     grams, residual = _evaluate(objective, block, theta, count if count >= 3 else 0)
     return min(_chow_pvalue(grams, block.rows), _bartels_pvalue(residual))
@@ -136,9 +143,10 @@ def exceed_rounding(reduction: Reduction) -> bool:
     return reduction.cost > _ROUNDING * reduction.weighted_sum_of_squares
 
 
-def sort_by_column(block: Block) -> Block:
-    """Return rows in the order of the column of x that has the most values."""
-    most = block.x[0] if len(block.x) == 1 else max(block.x, key=lambda column: len(np.unique(column)))
+def sort_by_column(block: Block, x: Sequence[Vector] | None = None) -> Block:
+    """Return rows in the order of the column of x, of `x` where given, that has the most values."""
+    columns = block.x if x is None else x
+    most = columns[0] if len(columns) == 1 else max(columns, key=lambda column: len(np.unique(column)))
     return block.take(np.argsort(most, kind="stable"))
 
 
