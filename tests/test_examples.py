@@ -45,6 +45,7 @@ EXECUTED = [name for name in NOTEBOOKS if name != "slurm_cluster"]  # it needs a
 THEN = {  # what a test needs of a notebook, as one more cell
     "flights": 'import json; open("result.json", "w").write(result.to_json()); flights.to_parquet("flights.parquet")',
     "airtime_study": 'study.table.to_csv("study.csv")',
+    "errors_in_x": 'eggs.assign(power=fits["orthogonal distances"].params["power"]).to_csv("eggs.csv")',
     "assays": 'curves.to_csv("curves.csv")',
 }
 
@@ -151,6 +152,20 @@ def test_assays_agree_with_r(execute):
     expected = {"asymptote": (2.34518, 0.07815), "midpoint": (1.48309, 0.08135), "scale": (1.04146, 0.03227)}
     for name, (value, stderr) in expected.items():
         np.testing.assert_allclose([first[name], first[f"{name}_stderr"]], [value, stderr], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_eggs_agree_with_a_fit_of_all_lengths(execute):
+    eggs = pd.read_csv(execute("errors_in_x")[1] / "eggs.csv")
+    length, breadth = eggs["clength"].to_numpy(), eggs["cbreadth"].to_numpy()
+
+    def residuals(theta):
+        moved = theta[0] * ((length + eggs["dl"] * theta[2:]) / 22.5) ** theta[1]
+        return np.concatenate([(moved - breadth) / eggs["db"], theta[2:]])
+
+    tight = dict.fromkeys(("ftol", "xtol", "gtol"), 1e-15)
+    found = least_squares(residuals, np.r_[16.5, 0.5, np.zeros(len(eggs))], "3-point", **tight)
+    assert len(eggs) == 10 and eggs["power"].iloc[0] == pytest.approx(found.x[1], rel=1e-7)
 
 
 @pytest.mark.slow
