@@ -25,6 +25,7 @@ import scipy.optimize
 from measure import Missing, apart, changed, clock, cluster, settled
 from peers import (
     START,
+    by_odrpack,
     c_loop,
     delayed_tree,
     first_fit,
@@ -38,7 +39,7 @@ from peers import (
     tight,
     whole_array,
 )
-from rows import TRUTH, decay, decay_numpy, decay_rows, decay_series, peaks
+from rows import TRUTH, decay, decay_numpy, decay_rows, decay_series, moved_rows, peaks
 
 import dask_nlsq
 from dask_nlsq._fit.problem import arrange
@@ -483,6 +484,35 @@ def second_process(size):
             return apart(first_fit, "ours", folder)[0]
 
     yield lambda: run({"DASK_NLSQ__COMPILATION_CACHE": str(size.folder / "compiled")}), lambda: run({})
+
+
+# --- errors in x ------------------------------------------------------------------------------------------------------
+
+ERRORS = {"sigma": 0.1, "sigma_x": 0.1}
+
+
+@comparison("errors-in-x", "a sweep of the plain fit", "times", repeat=9)
+def errors_in_x(size):
+    """A sweep over rows in memory, 3 parameters, with errors in x."""
+    t, y = moved_rows(size(500_000, 4_000_000))
+    results = [dask_nlsq.fit(decay, t, y, sigma=0.1), dask_nlsq.fit(decay, t, y, **ERRORS)]
+
+    def sweeping(result):
+        problem, request = result.profiler.problem, Request(result.popt)
+        problem = dataclasses.replace(problem, groups=arrange(problem.source, problem.reader, problem.plan))
+        return lambda: problem.sweep([request])
+
+    plain, ours = map(sweeping, results)
+    yield ours, plain
+
+
+@comparison("errors-in-x-odrpack", "odrpack.odr_fit, with its own tolerances", "faster", repeat=3)
+def errors_in_x_odrpack(size):
+    """Arrays in memory, 3 parameters, with errors in x, compile not counted."""
+    need("odrpack")
+    t, y = moved_rows(size(20_000, 1_000_000))
+    agree(dask_nlsq.fit(decay, t, y, **ERRORS).popt, by_odrpack(t, y, **ERRORS), rtol=1e-3)
+    yield lambda: dask_nlsq.fit(decay, t, y, **ERRORS), lambda: by_odrpack(t, y, **ERRORS)
 
 
 # --- many small fits --------------------------------------------------------------------------------------------------

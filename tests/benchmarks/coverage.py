@@ -1,4 +1,4 @@
-"""Coverage of the nominal 95 % intervals of streams and counts: ``python tests/benchmarks/coverage.py --seeds 300``.
+"""Coverage of 95 % intervals, also of counts and errors in x: ``python tests/benchmarks/coverage.py --seeds 300``.
 
 Each scenario is a function of a seed that returns which intervals cover the truth, or None if the status is not a
 success and thus warns the user. `tests/test_arriving.py` runs some of them on fewer seeds.
@@ -131,6 +131,24 @@ def counted(trials=None, rows=200):
     return poisson if trials is None else binomial
 
 
+def errors_in_x(sigma_x, absolute_sigma, rows=100):
+    """Return the scenario of so many rows of a decay without offset whose times have errors."""
+    truth, noise = TRUTH[:2], 0.05
+
+    def run(seed):
+        rng = np.random.default_rng([seed, 2])
+        t = rng.uniform(0, 4, rows)
+        y = rng.normal(truth[0] * np.exp(-truth[1] * t), noise)
+        options = {"sigma": noise, "sigma_x": sigma_x, "absolute_sigma": absolute_sigma, "client": False}
+        return covered(dask_nlsq.fit(two_parameters, rng.normal(t, sigma_x), y, p0=[2.0, 1.0], **options), truth)
+
+    return run
+
+
+def two_parameters(t, amplitude, rate):
+    return amplitude * jnp.exp(-rate * t)
+
+
 SCENARIOS = {
     "random order": (ordered("random"), 0.92),
     "sorted up": (ordered("up"), 0.92),
@@ -154,6 +172,9 @@ SCENARIOS = {
     "precision=, offsets that differ": (partitions({"precision": 0.02}, effect=0.1), 0.92),
     "counts, Poisson": (counted(), 0.93),
     "counts, binomial": (counted(trials=5), 0.93),
+    "errors in x": (errors_in_x(0.05, absolute_sigma=True), 0.92),
+    "errors in x, relative sigma": (errors_in_x(0.05, absolute_sigma=False), 0.92),
+    "errors in x, large": (errors_in_x(0.2, absolute_sigma=True), 0.92),
 }
 
 

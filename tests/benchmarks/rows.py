@@ -46,6 +46,12 @@ def count_rows(n, seed=0):
     return t, rng.poisson(decay_numpy(t, *TRUTH)).astype(float)
 
 
+def moved_rows(n, sigma_x=0.1, seed=0):
+    """Return t and y of the decay, where t has errors of this standard deviation."""
+    t, y = decay_rows(n, seed)
+    return np.random.default_rng([seed, 1]).normal(t, sigma_x), y
+
+
 def decay_jacobian(t, amplitude, rate, offset):
     """Its derivatives, for SciPy."""
     fall = np.exp(-rate * t)
