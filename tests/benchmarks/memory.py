@@ -30,13 +30,14 @@ ROWS_A_FILE = 1_000_000
 PAUSE = 0.02  # seconds between two looks
 
 
-def fit(folder, cache, workers):
+def fit(folder, cache, workers, sigma_x):
     """Fit the files of a folder here; print what the parent wants to know."""
+    options = {"data": folder, "cache": cache} | ({"sigma": 0.1, "sigma_x": sigma_x} if sigma_x else {})
     if workers:
         with cluster(workers) as client:
-            result = dask_nlsq.fit(decay, data=folder, cache=cache, client=client)
+            result = dask_nlsq.fit(decay, client=client, **options)
     else:
-        result = dask_nlsq.fit(decay, data=folder, cache=cache)
+        result = dask_nlsq.fit(decay, **options)
     seconds = result.provenance["total_seconds"]
     print(json.dumps({"rows": result.n_obs, "seconds": seconds, "sweeps": result.nsweeps, "peak": peak()}))
 
@@ -52,9 +53,10 @@ def resident(process):
     return total
 
 
-def fit_apart(folder, cache, workers):
+def fit_apart(folder, cache, workers, sigma_x):
     """Fit in a fresh process, and look at it and its workers until it ends."""
     command = [sys.executable, __file__, "--fit", folder, "--cache", cache, "--workers", str(workers)]
+    command += ["--sigma-x", str(sigma_x)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         process, most = psutil.Process(child.pid), 0
         while child.poll() is None:
@@ -89,7 +91,7 @@ def main(args):
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="memory-") as folder:
         for rows in counts:
             grow(Path(folder), rows)
-            found = fit_apart(folder, args.cache, args.workers)
+            found = fit_apart(folder, args.cache, args.workers, args.sigma_x)
             first = first or found["peak"]
             print(
                 f"{found['rows']:>14,}  {found['seconds']:>8.2f}  {found['sweeps']:>6}  {found['peak'] / 1e6:>9.0f}  "
@@ -104,9 +106,10 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where files are written")
     parser.add_argument("--cache", choices=["none", "auto"], default="none")
     parser.add_argument("--workers", type=int, default=0, help="processes of a LocalCluster; 0 for threads")
+    parser.add_argument("--sigma-x", type=float, default=0.0, help="standard deviation of x; 0: x is exact")
     parser.add_argument("--fit", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.fit:
-        fit(args.fit, args.cache, args.workers)
+        fit(args.fit, args.cache, args.workers, args.sigma_x)
     else:
         main(args)
