@@ -346,3 +346,13 @@ def differences_from_odrpack(name, seed, n=60):
 def test_odrpack_finds_the_same_of_random_problems(name):
     apart = np.array([differences_from_odrpack(name, seed) for seed in range(100)])
     assert (apart < 1e-6).all()
+
+
+def test_a_right_model_leaves_no_findings():
+    rng = np.random.default_rng(5)
+    x, n = rng.uniform(0.1, 4.0, 20_000), 20_000
+    y = values(decay, (3.0, 1.3), [x]) + 0.05 * rng.standard_normal(n)
+    result = dask_nlsq.fit(
+        decay, x + 0.05 * rng.standard_normal(n), y, sigma=0.05, sigma_x=0.05, p0=(2.0, 1.0), client=False
+    )
+    assert not [words for words in result.diagnostics().findings if "residual" in words]

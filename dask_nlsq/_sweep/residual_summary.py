@@ -173,8 +173,7 @@ def summarise(group: Group, payload: Payload, theta: Vector, s: float, keep: boo
         if isinstance(block, Failure):
             return block.at(number)
         try:
-            fit = predict_rows(payload, theta, block.x)
-            part = ResidualSummary.of(number, _weighed(payload.value, block, fit, theta), fit, s, keep)
+            part = _summarise_block(number, block, payload, theta, s, keep)
         except Exception as error:
             return Failure.of("evaluating the model", error).at(number)
         parts = merged([*parts, *([] if part is None else [part])])
@@ -182,24 +181,49 @@ def summarise(group: Group, payload: Payload, theta: Vector, s: float, keep: boo
     return parts
 
 
-def _weighed(objective: Objective, block: Block, fit: Vector, theta: Vector) -> Block:
-    """Return rows whose weighted distances along y are the residuals of the fit, at all its parameters."""
-    if not (objective.counts or objective.errors):
-        return block
-    wide = block.wide()
-    if objective.counts:
-        trials = np.ones(len(fit)) if wide.weight is None else wide.weight
-        rows = count_rows(str(objective.loss), fit, wide.y, trials, np)
-        return dataclasses.replace(wide, y=fit - rows.residual, weight=rows.scale)
-    from dask_nlsq._kernel import evaluate_rows  # with JAX, at its first use
+def _summarise_block(
+    number: int, block: Block, payload: Payload, theta: Vector, s: float, keep: bool
+) -> ResidualSummary | None:
+    """Summarise the rows of one partition as they were fitted."""
+    objective: Objective = payload.value
+    if not block.rows:
+        return None
+    if not objective.errors:
+        fit = predict_rows(payload, theta, block.x)
+        return ResidualSummary.of(number, _with_count_weights(objective, block, fit), fit, s, keep)
+    # Beside x as it was measured, which holds a part of the distance, residuals of a right model are no noise.
+    wide, measured = block.wide(), len(block.x) - len({e.sigma for e in objective.errors if isinstance(e.sigma, int)})
+    nearest, fit = _at_nearest_points(payload, wide, theta)
+    summary = ResidualSummary.of(number, nearest, fit, s, keep)
+    if summary is None or summary.points is None:
+        return summary
+    return dataclasses.replace(summary, points=summary.points._replace(x=wide.x[:measured]))
 
+
+def _at_nearest_points(payload: Payload, block: Block, theta: Vector) -> tuple[Block, Vector]:
+    """Return rows at the points of the curve that are nearest, with their distances as weighted residuals, and f."""
+    from dask_nlsq._kernel import evaluate_rows, nearest_columns  # with JAX, at its first use
+
+    objective: Objective = payload.value
     free = theta
     if objective.expansion is not None:
         free = theta[[objective.expansion.names.index(name) for name in objective.expansion.free]]
-    residual, away = evaluate_rows(objective, wide, np.broadcast_to(free, (wide.rows, len(free))))[:, -1], fit - wide.y
-    weight = np.divide(residual, away, out=np.ones(wide.rows), where=away != 0)
-    x = tuple(c for i, c in enumerate(wide.x) if all(i != each.sigma for each in objective.errors))
-    return dataclasses.replace(wide, x=x, weight=weight)
+    x = tuple(nearest_columns(objective, block, free))
+    fit = predict_rows(payload, theta, x)
+    residual = evaluate_rows(objective, block, np.broadcast_to(free, (block.rows, len(free))))[:, -1]
+    away = fit - block.y
+    weight = np.divide(residual, away, out=np.ones(block.rows), where=away != 0)
+    return dataclasses.replace(block, x=x, weight=weight), fit
+
+
+def _with_count_weights(objective: Objective, block: Block, fit: Vector) -> Block:
+    """Return rows of counts as those of least squares with the variance that the fit (rows,) expects; others as is."""
+    if not objective.counts:
+        return block
+    wide = block.wide()
+    trials = np.ones(len(fit)) if wide.weight is None else wide.weight
+    rows = count_rows(str(objective.loss), fit, wide.y, trials, np)
+    return dataclasses.replace(wide, y=fit - rows.residual, weight=rows.scale)
 
 
 def merged(parts: Sequence[ResidualSummary]) -> list[ResidualSummary]:
