@@ -317,6 +317,7 @@ BAD = {
     "a scale": ({}, {"scale": "huber"}, NlsqError, "scale is 'huber'"),
     "a scale of what are no counts": ({}, {"loss": "linear", "scale": "pearson"}, NlsqError, "scale='pearson' is for"),
     "a size of residuals": ({}, {"f_scale": 2.0}, NlsqError, "f_scale=2.0 is for robust losses"),
+    "a scale of a sandwich": ({}, {"scale": "pearson", "cov_type": "sandwich"}, NlsqError, "has no scale"),
     "two scales": ({}, {"scale": "pearson", "absolute_sigma": True}, NlsqError, "give one"),
     "a stream": ({}, {"tier": "streaming"}, NlsqError, "add up squares"),
 }
@@ -403,3 +404,21 @@ def test_workers_agree_to_the_bit(client):
     with dask.config.set(scheduler="threads"):
         here = dask_nlsq.fit(chance, **options)
     assert there.popt.tobytes() == here.popt.tobytes() and there.loglik == here.loglik
+
+
+def test_as_many_rows_as_parameters_leave_no_dispersion():
+    result = dask_nlsq.fit("a*exp(-b*x)", np.array([0.5, 2.0]), np.array([9.0, 4.0]), loss="poisson", p0=[9, 1])
+    assert np.isnan(result.statistics.dispersion) and "Pearson" in str(result) and np.isfinite(result.stderr).all()
+
+
+def test_a_guess_sees_proportions():
+    seen = []
+
+    def guess(x, y):
+        seen.append(float(np.max(y)))
+        return {"a": 0.5}
+
+    rows = frame("a rise")
+    model = dask_nlsq.Model.from_expression("a + 0*t", columns=["t"], guess=guess)
+    result = dask_nlsq.fit(model, data=rows, loss="binomial", trials="n", client=False)
+    assert result.params["a"] == pytest.approx(rows["y"].sum() / rows["n"].sum()) and max(seen) <= 1.0

@@ -356,3 +356,34 @@ def test_a_right_model_leaves_no_findings():
         decay, x + 0.05 * rng.standard_normal(n), y, sigma=0.05, sigma_x=0.05, p0=(2.0, 1.0), client=False
     )
     assert not [words for words in result.diagnostics().findings if "residual" in words]
+
+
+def test_a_study_of_arrays_tells_their_errors_apart():
+    rows = frame("errors of each row")
+    x, y = (da.from_array(rows[name].to_numpy(), chunks=30) for name in ("x", "y"))
+    unlike = {str(s): {"sigma_x": da.full(ROWS, s, chunks=30)} for s in (0.2, 0.01)}
+    options = {"model": decay, "sigma": 0.05, "p0": {"a": 2.0, "b": 1.0}, "progress": False}
+    done = dask_nlsq.study(unlike, x, y, **options)
+    for s in unlike:
+        alone = dask_nlsq.fit(options["model"], x, y, sigma_x=float(s), sigma=0.05, p0=options["p0"])
+        np.testing.assert_allclose(done[s].popt, alone.popt, rtol=1e-9)
+
+
+@pytest.mark.parametrize("sigma_x", [{"u": 1.0}, {"u": "v"}, {"v": 2}], ids=str)
+def test_places_of_columns_are_no_standard_deviations(sigma_x):
+    rng = np.random.default_rng(6)
+    rows = pd.DataFrame({"u": rng.uniform(0.0, 2.0, 200), "v": rng.uniform(0.5, 2.0, 200)})
+    rows["y"] = 2 * np.exp(-rows["u"]) + rows["v"] + 0.1 * rng.standard_normal(200)
+    result = dask_nlsq.fit("a*exp(-b*u) + v", data=rows, x=["u", "v"], sigma=1.0, sigma_x=sigma_x, p0=[2, 1])
+    assert len(result._residual_summary.by_column) == 2
+    assert result._residual_summary.chisqr * result._residual_std**2 == pytest.approx(result.chisqr, rel=1e-9)
+
+
+def test_a_checkpoint_without_errors_in_x_says_nothing_of_them():
+    from dask_nlsq._fit.api import resolve_fit
+    from dask_nlsq._fit.fingerprints import fingerprint
+    from dask_nlsq._fit.options import FitOptions
+
+    x, y, _, _ = drawn("a decay")
+    options = FitOptions(decay, x[0], y, p0=(2.0, 1.0), client=False)
+    assert fingerprint(resolve_fit(options), options)["sigma_x"] is None  # as in stores that have no such entry

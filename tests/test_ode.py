@@ -126,8 +126,14 @@ def test_a_solver_inside_a_function_is_told_of_models_of_equations():
 
 
 def test_rows_beyond_the_end_are_told():
-    with pytest.raises(ModelError, match=r"not finite .* in 1 row.*t=5.5"):
+    with pytest.raises(ModelError, match=r"not finite .* in 1 row.*t=5.5.* from t0=0 to t1=5"):
         dask_nlsq.fit(model("first order"), np.append(T, 5.5), np.ones(len(T) + 1), p0=(1.0, 1.0), client=False)
+
+
+def test_slopes_are_as_many_as_states():
+    one = Model.from_ode(lambda t, y, a: jnp.array([-a * y[0]]), (1.0, 0.0), t1=END, observe=0)
+    with pytest.raises(ModelError, match=r"returns \(1,\) slopes for 2 states"):
+        dask_nlsq.fit(one, T, np.ones(len(T)), p0=(1.0,), client=False)
 
 
 def nothing(t, y):
@@ -138,6 +144,10 @@ BAD = {
     "no parameter": ({"rhs": nothing, "y0": 1.0}, "has no parameter"),
     "an end before the start": ({"t1": -1.0}, "to a later t1"),
     "several states": ({"y0": (1.0, 2.0)}, "say with observe="),
+    "a place that is none": ({"y0": (1.0, 2.0), "observe": 2}, "a place among 2 states"),
+    "a place of a single state": ({"observe": 1}, "a place among 1 states"),
+    "a place by name": ({"observe": "a"}, "a place among 1 states"),
+    "the time among the parameters": ({"y0": "t"}, "A parameter is called 't'"),
     "no state": ({"y0": None}, "y0 holds None"),
     "any number of parameters": ({"rhs": lambda t, y, *theta: y}, "name its parameters"),
 }

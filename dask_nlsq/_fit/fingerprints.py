@@ -43,7 +43,7 @@ def fingerprint(resolved: Resolved, options: FitOptions) -> dict[str, Any]:
         "prior": None if prior is None else [prior.mean.tolist(), prior.weight.tolist()],
         "columns": list(resolved.columns.names),
         "sigma": resolved.columns.weight,
-        "sigma_x": list(resolved.columns.sigma_x),
+        "sigma_x": list(resolved.columns.sigma_x) or None,
         "nan_policy": resolved.columns.nan_policy,
         "loss": code(objective.loss) if callable(objective.loss) else objective.loss,
         "f_scale": objective.f_scale,

@@ -166,6 +166,10 @@ class FitOptions:
             )
         if counts and self.f_scale != 1.0:
             raise NlsqError(f"f_scale={self.f_scale!r} is for robust losses; loss={self.loss!r} has no such scale.")
+        if self.scale is not None and self.cov_type != "standard":
+            raise NlsqError(
+                f"scale={self.scale!r} scales the covariance of cov_type='standard'; {self.cov_type!r} has no scale."
+            )
         if self.scale is not None and self.absolute_sigma:
             raise NlsqError(f"scale={self.scale!r} scales the covariance, and absolute_sigma=True leaves it; give one.")
         if counts and self.sigma is not None:

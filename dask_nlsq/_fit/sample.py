@@ -66,12 +66,13 @@ def _draw(executor: Executor, groups: Sequence[Any], partitions: int, count: int
     return Sample(concatenate(list(blocks)), count, sum(totals) / count * partitions, max(totals))
 
 
-def guess_start(model: Model, parameters: Parameters, sample: Block) -> Parameters:
-    """Start at the model's own guess wherever nobody gave a start."""
+def guess_start(model: Model, parameters: Parameters, sample: Block, proportions: bool = False) -> Parameters:
+    """Start at the model's own guess wherever nobody gave a start; of binomial counts, it sees the proportions."""
     block = _useful(sample)
     if model.guess_func is None or not block.rows:
         return parameters
-    guess = guessed(model, block.x, block.y)
+    y = block.y / block.weight if proportions and block.weight is not None else block.y
+    guess = guessed(model, block.x, y)
     return parameters.with_guess(guess, block.rows)
 
 

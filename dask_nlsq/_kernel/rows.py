@@ -57,8 +57,7 @@ def nearest_columns(objective: Objective, block: Block, theta: Vector) -> list[V
     with jax.enable_x64(True), np.errstate(all="ignore"):
         thetas = np.broadcast_to(theta, (wide.rows, len(theta)))
         pieces = [[np.asarray(c)[:rows] for c in x] for _, x, rows in _pieces(objective, wide, thetas)]
-    sigma = {each.sigma for each in objective.errors}
-    return [np.concatenate(parts) for i, parts in enumerate(zip(*pieces, strict=True)) if i not in sigma]
+    return [np.concatenate(parts) for parts in list(zip(*pieces, strict=True))[: objective.n_inputs]]
 
 
 def _pieces(objective: Objective, wide: Block, thetas: Matrix) -> Iterator[tuple[jax.Array, Sequence[jax.Array], int]]:

@@ -58,6 +58,8 @@ def _check(objective: Objective, theta: Vector) -> Checked:
     with jax.enable_x64(True):
         try:
             program, out = traced.trace(objective)
+        except ModelError:
+            raise
         except Exception as error:
             return _check_numpy(objective, theta, error)
         # A model may return anything, such as a list or None, and is told so below.

@@ -82,6 +82,11 @@ class Objective:
         return len(self.columns) - 1
 
     @property
+    def n_inputs(self) -> int:
+        """Number of columns that the model takes; behind them are the standard deviations of some."""
+        return sum(map(len, self.model.columns.values()))
+
+    @property
     def n_parameters(self) -> int:
         """Number of free parameters, p."""
         return len(self.model.parameters if self.expansion is None else self.expansion.free)

@@ -39,10 +39,14 @@ class Solution:
     def __post_init__(self) -> None:
         if not self.t0 < self.t1:
             raise ModelError(f"t0 is {self.t0} and t1 {self.t1}; the equations are solved from t0 to a later t1.")
-        if isinstance(self.y0, tuple) and self.observe is None:
-            raise ModelError(
-                f"y0 has {len(self.y0)} states; say with observe= which of them the rows are: its place, or a function."
-            )
+        states = len(self.y0) if isinstance(self.y0, tuple) else 1
+        if self.observe is None and states > 1:
+            raise ModelError(f"y0 has {states} states; say with observe= which are the rows: its place, or a function.")
+        place = isinstance(self.observe, int) and -states <= self.observe < states
+        if not (self.observe is None or place or callable(self.observe)):
+            raise ModelError(f"observe is {self.observe!r}; a place among {states} states or a function is needed.")
+        if "t" in self.parameters:
+            raise ModelError("A parameter is called 't', as the time is; give it another name.")
         if not self.parameters:
             raise ModelError(
                 f"{self.__name__!r} has no parameter; a right-hand side rhs(t, y, *parameters) with one at least is "
@@ -53,6 +57,14 @@ class Solution:
     def __name__(self) -> str:
         """What reports call it."""
         return getattr(self.rhs, "__name__", type(self.rhs).__name__)
+
+    @property
+    def not_finite(self) -> str:
+        """Why the solution may have no value at a row."""
+        return (
+            f"The equations are solved from t0={self.t0:g} to t1={self.t1:g}, and a row outside has no value; nor has "
+            f"one that {self.max_steps:,} steps (max_steps) do not reach."
+        )
 
     @functools.cached_property
     def _of_rhs(self) -> Mapping[str, inspect.Parameter]:
@@ -89,7 +101,12 @@ class Solution:
 
         def slope(t: Any, y: Any, _: Any) -> Any:
             found = self.rhs(t, y if several else y[0], *arguments)
-            return jnp.stack([jnp.asarray(each, float) for each in (found if several else [found])])
+            slopes = jnp.stack([jnp.asarray(each, float) for each in (found if several else [found])])
+            if slopes.shape != y.shape:
+                raise ModelError(
+                    f"{self.__name__!r} returns {slopes.shape} slopes for {len(y)} states; one each is needed."
+                )
+            return slopes
 
         t = jnp.asarray(t, float)
         order = jnp.argsort(t)

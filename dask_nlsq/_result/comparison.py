@@ -232,6 +232,8 @@ def _check_same_rows(one: FitResult, its_label: str, other: FitResult, label: st
             f"The errors in x are {errors[0] or 'none'} for {its_label!r} and {errors[1] or 'none'} for {label!r}; "
             "compare fits with the same sigma_x."
         )
+    if any(str(sigma).startswith("sigma of ") for sigma in errors[0].values()):
+        warn("sigma_x was given as arrays; whether they were the same for all fits is not seen.")
     if one.absolute_sigma != other.absolute_sigma:
         raise NlsqError(
             f"absolute_sigma is {one.absolute_sigma} for {its_label!r} and {other.absolute_sigma} for {label!r}; the "

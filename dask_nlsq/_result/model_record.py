@@ -62,7 +62,9 @@ def restore(
         )
     given = recorded["columns"]
     origins = {name: np.datetime64(at, unit) for name, (at, unit) in given["origins"].items()}
-    columns = Columns(**{**given, "x": tuple(given["x"]), "origins": origins})
+    columns = Columns(
+        **{**given, "x": tuple(given["x"]), "origins": origins, "sigma_x": tuple(given.get("sigma_x", ()))}
+    )
     if isinstance(model, str):
         model = named(model)
     bound = (model if isinstance(model, Model) else Model.from_function(model, len(names))).bind(columns.x)

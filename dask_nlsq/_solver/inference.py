@@ -55,7 +55,9 @@ class Statistics:
     @property
     def dispersion(self) -> float:
         """The residual variance as the rows tell it: χ² over the degrees of freedom, of counts that of Pearson."""
-        return self.redchi if self.pearson_chisqr is None else self.pearson_chisqr / self.dof
+        if self.pearson_chisqr is None:
+            return self.redchi
+        return self.pearson_chisqr / self.dof if self.dof > 0 else float("nan")
 
     def residual_variance(self, absolute_sigma: bool) -> float:
         """Return s²: 1 under ``absolute_sigma``, and infinity without degrees of freedom."""

@@ -92,7 +92,9 @@ def _key(options: FitOptions, resolved: Resolved, resources: Mapping[str, float]
         else id(data)
     )
     # Arrays are known by their places, whatever each model calls them.
-    beside = (id(options.y), id(options.sigma), id(options.trials)) if data is None else (columns.y, columns.weight)
+    beside: Any = columns.y, columns.weight
+    if data is None:
+        beside = tuple(map(id, (options.y, options.sigma, options.trials, *_each(options.sigma_x))))
     named: Any = (*beside, columns.counts, columns.sigma_x)
     free = data is not None and columns.nan_policy == "raise" and kind in _CUT_BY_ROWS and not resolved.source.shared
     return (
@@ -108,6 +110,13 @@ def _key(options: FitOptions, resolved: Resolved, resources: Mapping[str, float]
         *(id(options.client), repr(resources), priority),
         len(columns.x) if data is None else columns.x if columns.sigma_x else None if free else frozenset(columns.x),
     )
+
+
+def _each(given: Any) -> tuple[Any, ...]:
+    """Return what stands for each column of x, or the one thing that stands for all."""
+    if isinstance(given, Mapping):
+        return tuple(given.values())
+    return tuple(given) if isinstance(given, (list, tuple)) else (given,)
 
 
 class _Reading:

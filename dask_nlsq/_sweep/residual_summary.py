@@ -192,12 +192,12 @@ def _summarise_block(
         fit = predict_rows(payload, theta, block.x)
         return ResidualSummary.of(number, _with_count_weights(objective, block, fit), fit, s, keep)
     # Beside x as it was measured, which holds a part of the distance, residuals of a right model are no noise.
-    wide, measured = block.wide(), len(block.x) - len({e.sigma for e in objective.errors if isinstance(e.sigma, int)})
+    wide = block.wide()
     nearest, fit = _at_nearest_points(payload, wide, theta)
     summary = ResidualSummary.of(number, nearest, fit, s, keep)
     if summary is None or summary.points is None:
         return summary
-    return dataclasses.replace(summary, points=summary.points._replace(x=wide.x[:measured]))
+    return dataclasses.replace(summary, points=summary.points._replace(x=wide.x[: objective.n_inputs]))
 
 
 def _at_nearest_points(payload: Payload, block: Block, theta: Vector) -> tuple[Block, Vector]:

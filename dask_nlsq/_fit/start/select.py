@@ -47,7 +47,7 @@ def find_start(
         return dataclasses.replace(resolved, parameters=parameters, objective=objective), [], ()
     if parameters.guessed and resolved.model.guess_func is not None:
         rows = sample or draw_sample(executor, groups, partitions, GUESS_ROWS)
-        parameters = guess_start(resolved.model, parameters, rows.block)
+        parameters = guess_start(resolved.model, parameters, rows.block, resolved.columns.trials is not None)
     if options.autotune:
         rows = sample or draw_sample(executor, groups, partitions)
         objective = tuned(objective, rows.block, parameters.start)

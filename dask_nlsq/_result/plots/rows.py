@@ -108,7 +108,7 @@ def plot(
     else:
         _density(ax, summary.density[j], at)
     _curve(ax, result, j, level, at)
-    ax.set(ylabel=columns.y, title=panels.title(result))
+    ax.set(ylabel=columns.y if columns.trials is None else f"{columns.y} / trials", title=panels.title(result))
     ax.legend()
     (below or ax).set_xlabel(columns.x[j])
     panels.show_dates(below or ax, result, columns.x[j])
