@@ -44,8 +44,7 @@ def summed(p, t, y, weight, theta, s=None, **kind):
 
     def run(theta, t, y, weight, s):
         a = [jax.numpy.zeros((n, ROWS)) for n in device.parts(CPU, p + 1)]
-        a = tile.jacobian_and_residual(objective, theta, [t], y, weight, a)
-        found = tile.products(objective, a, weight, s)
+        found = tile.products(objective, tile.jacobian_and_residual(objective, theta, [t], y, weight, a), s)
         return {name: tile.assemble(blocks, () if name == "cost" else (p + 1, p + 1)) for name, blocks in found.items()}
 
     with jax.enable_x64(True):
@@ -75,7 +74,8 @@ def test_whitening_leaves_the_cost_finite_where_a_derivative_is_not():
     a[0, 3] = np.nan
     objective = Objective(models.polynomial(2).bind(["x"]), ("x", "y"))
     with jax.enable_x64(True):
-        gram = np.asarray(tile.products(objective, [jax.numpy.asarray(a)], None, np.eye(3))["gram"][0])
+        rows = tile.Evaluated([jax.numpy.asarray(a)], [], jax.numpy.ones(ROWS))
+        gram = np.asarray(tile.products(objective, rows, np.eye(3))["gram"][0])
     assert gram[3, 3] == ROWS
     assert np.isnan(gram[0, 0])
 
