@@ -422,3 +422,24 @@ def test_a_guess_sees_proportions():
     model = dask_nlsq.Model.from_expression("a + 0*t", columns=["t"], guess=guess)
     result = dask_nlsq.fit(model, data=rows, loss="binomial", trials="n", client=False)
     assert result.params["a"] == pytest.approx(rows["y"].sum() / rows["n"].sum()) and max(seen) <= 1.0
+
+
+@pytest.mark.parametrize("trials", [None, 10.0], ids=["poisson", "binomial"])
+def test_a_start_that_misleads_is_left_for_another(trials):
+    rng, t = np.random.default_rng(0), np.linspace(0.0, 20.0, 2000)
+    mean = 1.5 + 6.0 * np.exp(-0.5 * ((t - 4.0) / 0.8) ** 2)
+    y = rng.poisson(mean) if trials is None else rng.binomial(10, mean / 10)
+    size = 1.0 if trials is None else 0.1
+    loss = "poisson" if trials is None else "binomial"
+    options = {"p0": [size, 5 * size, 15.0, 1.0], "loss": loss, "trials": trials, "client": False}
+    result = dask_nlsq.fit(peak, t, y.astype(float), **options)
+    assert result.success and result.params["centre"] == pytest.approx(4.0, abs=0.2)
+    assert any("other starts" in note for note in result.notes)
+
+
+def test_few_counts_are_no_structure():
+    t = np.linspace(0.0, 10.0, 3000)
+    for seed in range(5):
+        y = np.random.default_rng(seed).poisson(0.1 * np.exp(-0.2 * t)).astype(float)
+        result = dask_nlsq.fit(log_linear, t, y, p0=[-2.0, -0.1], loss="poisson", client=False)
+        assert result.success and not result.notes

@@ -194,7 +194,7 @@ BAD = {
     "a column with a NaN": ({"sigma_x": "missing"}, DataError, "sigma_x must be positive and finite; 1 of 80 rows"),
     "no such column": ({"sigma_x": "nothing"}, DataError, "nothing"),
     "an unknown x": ({"sigma_x": {"z": 0.1}}, DataError, "sigma_x has .'z'.; the columns of x are"),
-    "too many": ({"sigma_x": [0.1, 0.2]}, DataError, "sigma_x"),
+    "too many": ({"sigma_x": [0.1, 0.2]}, DataError, "sigma_x has 2 entries, and there are 1 columns"),
     "none": ({"sigma_x": {}}, DataError, "names no column that has errors"),
     "complex": ({"sigma_x": 1j}, DataError, "sigma_x must be the name of a column or a number"),
     "counts": ({"loss": "poisson", "sigma": None}, NlsqError, "counts"),
@@ -387,3 +387,11 @@ def test_a_checkpoint_without_errors_in_x_says_nothing_of_them():
     x, y, _, _ = drawn("a decay")
     options = FitOptions(decay, x[0], y, p0=(2.0, 1.0), client=False)
     assert fingerprint(resolve_fit(options), options)["sigma_x"] is None  # as in stores that have no such entry
+
+
+@pytest.mark.parametrize("role", ["sigma", "sigma_x"])
+def test_a_name_beside_arrays_is_refused(role):
+    x, y, _, _ = drawn("a decay")
+    options = {"sigma": 0.05, "sigma_x": 0.1} | {role: "dy"}
+    with pytest.raises(DataError, match=f"{role} is the name 'dy', and x and y are arrays"):
+        dask_nlsq.fit(decay, x[0], y, p0=(2.0, 1.0), client=False, **options)

@@ -126,8 +126,25 @@ def test_a_solver_inside_a_function_is_told_of_models_of_equations():
 
 
 def test_rows_beyond_the_end_are_told():
-    with pytest.raises(ModelError, match=r"not finite .* in 1 row.*t=5.5.* from t0=0 to t1=5"):
+    with pytest.raises(ModelError, match=r"from t0=0 to t1=5.* not finite .* in 1 row.*t=5.5"):
         dask_nlsq.fit(model("first order"), np.append(T, 5.5), np.ones(len(T) + 1), p0=(1.0, 1.0), client=False)
+
+
+def with_numpy(t, y, k):
+    return -k * np.sqrt(float(y))
+
+
+def with_an_if(t, y, k):
+    return -k * y if y > 1 else -k
+
+
+WRITTEN = {"NumPy": with_numpy, "an if": with_an_if, "no slope": lambda t, y, k: None}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_equations_that_jax_cannot_trace_are_refused(name):
+    with pytest.raises(ModelError, match=r"cannot be traced by JAX: .* written with jax.numpy"):
+        dask_nlsq.fit(Model.from_ode(WRITTEN[name], 2.0, t1=END), T, np.ones(len(T)), p0=(1.0,), client=False)
 
 
 def test_slopes_are_as_many_as_states():

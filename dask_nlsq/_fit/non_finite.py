@@ -73,7 +73,7 @@ def explain(
             "rows whose data are not finite, and not these."
         )
     if (reason := getattr(objective.model.func, "not_finite", None)) is not None:
-        sentences.append(reason)
+        sentences.insert(0, reason)
     sentences += [
         f"Column {name!r} holds dates, which the model saw as seconds since {instant}: what counts in days, as a start "
         "or a bound, has to be converted, with 86400 seconds a day."

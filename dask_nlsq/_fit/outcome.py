@@ -56,6 +56,8 @@ def build(
     if problem.objective.counts:
         beliefs = 0 if solver.prior is None else int(np.count_nonzero(solver.prior.weight))
         statistics = inference.count_statistics(point.reduction, cost, p, believed, beliefs)
+        if not solver.absolute_sigma:
+            notes += (f"Standard errors are scaled by the dispersion of the counts, {statistics.dispersion:.4g}.",)
     else:
         statistics = inference.statistics(point.reduction, cost, p, solver.absolute_sigma, believed)
     if problem.objective.errors:

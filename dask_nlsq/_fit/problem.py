@@ -247,7 +247,7 @@ def _resolve_sigma_x(
         if unknown:
             raise DataError(f"sigma_x has {unknown}; the columns of x are {list(names)}.")
         each = [sigma_x.get(name) for name in names]
-    elif isinstance(sigma_x, (list, tuple)) and (len(names) > 1 or len(sigma_x) == 1):
+    elif isinstance(sigma_x, (list, tuple)) and (named or len(names) > 1 or len(sigma_x) == 1):
         each = list(sigma_x)
     elif len(names) > 1 and not isinstance(sigma_x, numbers.Real):
         raise DataError(
@@ -293,6 +293,10 @@ def resolve_sigma(sigma: object, named: bool, role: str = "sigma") -> Any:
     """Return a number as a float, and all else as it is; where columns are `named`, that must be a name or None."""
     if getattr(sigma, "ndim", None) == 0 and hasattr(sigma, "item"):
         sigma = sigma.item()
+    if isinstance(sigma, str) and not named:
+        raise DataError(
+            f"{role} is the name {sigma!r}, and x and y are arrays: give an array or a number, or the data as data=."
+        )
     if isinstance(sigma, numbers.Real):
         constant = float(sigma)
         if not constant > 0:

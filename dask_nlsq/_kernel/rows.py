@@ -79,15 +79,7 @@ def standard_errors(objective: Objective, x: Sequence[Vector], theta: Vector, co
     cov : ndarray (p, p)
         C, infinite for parameters that are not determined, and NaN for those at a bound, which add nothing.
     """
-    objective = dataclasses.replace(
-        objective,
-        columns=(*objective.columns[: len(x)], "y"),
-        weighted=False,
-        loss="linear",
-        sandwich=False,
-        second=False,
-        errors=(),
-    )
+    objective = once(objective, ("alone", len(x)), functools.partial(_alone, objective, len(x)))
     block = Block(tuple(x), np.zeros(len(x[0])))
     jac = evaluate_rows(objective, block, np.broadcast_to(theta, (block.rows, len(theta))))[:, :-1]
     bad = ~np.isfinite(jac).all(axis=1)
@@ -101,6 +93,19 @@ def standard_errors(objective: Objective, x: Sequence[Vector], theta: Vector, co
     open_ends = np.isinf(np.diag(cov))
     errors: Vector = np.where((jac[:, open_ends] != 0).any(axis=1), np.inf, np.sqrt(variance))
     return errors
+
+
+def _alone(objective: Objective, columns: int) -> Objective:
+    """Return the model alone, with so many columns: no y, no weights and no errors."""
+    return dataclasses.replace(
+        objective,
+        columns=(*objective.columns[:columns], "y"),
+        weighted=False,
+        loss="linear",
+        sandwich=False,
+        second=False,
+        errors=(),
+    )
 
 
 def _filled(column: Vector) -> Vector:

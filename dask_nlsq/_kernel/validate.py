@@ -61,6 +61,11 @@ def _check(objective: Objective, theta: Vector) -> Checked:
         except ModelError:
             raise
         except Exception as error:
+            if (advice := getattr(objective.model.func, "needs_jax", None)) is not None:
+                said = str(error).partition("\n")[0]
+                raise ModelError(
+                    f"The model {name!r} cannot be traced by JAX: {_where(error)}: {said} {advice}"
+                ) from error
             return _check_numpy(objective, theta, error)
         # A model may return anything, such as a list or None, and is told so below.
         shape, dtype = getattr(out, "shape", None), np.dtype(getattr(out, "dtype", object))

@@ -25,6 +25,10 @@ class Solution:
     """Values of a solution at given times, as a function of the parameters."""
 
     row_wise: ClassVar[bool] = True  # a row's value does not hang on the others, though all are in one solve
+    needs_jax: ClassVar[str] = (
+        "Its equations rhs(t, y, *parameters), in this order, and observe(y) are written with jax.numpy, without an if "
+        "on the state or a parameter; rhs returns a slope for each state, and a solver is one of diffrax."
+    )
 
     rhs: Callable[..., Any]
     y0: float | str | tuple[float | str, ...]  # a text is the name of a parameter

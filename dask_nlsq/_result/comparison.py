@@ -244,7 +244,8 @@ def _check_same_rows(one: FitResult, its_label: str, other: FitResult, label: st
             f"{its_label!r} has {one.n_obs:,} rows and {label!r} {other.n_obs:,}; compare fits to the same rows. "
             'With nan_policy="omit", a model with more columns may drop more.'
         )
-    sums = {"weights": _log_weight, "observations, or their weights,": _response_variance}
+    what = "weights" if one.statistics.pearson_chisqr is None else "counts"
+    sums = {what: _log_weight, "observations, or their weights,": _response_variance}
     for what, of in sums.items():
         (a, slack), (b, more_slack) = of(one), of(other)
         if np.isfinite([a, b]).all() and abs(a - b) > slack + more_slack:

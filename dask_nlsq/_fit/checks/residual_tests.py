@@ -46,16 +46,18 @@ _LEAST = 1e-12
 def noise_pvalue(objective: Objective, block: Block, theta: Vector) -> float:
     """Return the smaller p-value of the two tests for rows sorted by x; 1 where there are too few rows to test.
 
+    Of counts only runs are compared: few counts have the ranks of the fit, for many of them are equal.
     Rows with errors in x are sorted by the points of the curve that are nearest: with their own x, which has a part in
     it, the orthogonal distance is correlated.
     """
-    if not objective.quadratic:
+    if objective.robust:
         return 1.0
     if objective.errors:
         block = sort_by_column(block, nearest_columns(objective, block, theta))
     count = min(_RUNS, block.rows // (2 * objective.n_parameters + 2))
     grams, residual = _evaluate(objective, block, theta, count if count >= 3 else 0)
-    return min(_chow_pvalue(grams, block.rows), _bartels_pvalue(residual))
+    of_runs = _chow_pvalue(grams, block.rows)
+    return of_runs if objective.counts else min(of_runs, _bartels_pvalue(residual))
 
 
 def _evaluate(objective: Objective, block: Block, theta: Vector, count: int) -> tuple[Matrix, Vector]:

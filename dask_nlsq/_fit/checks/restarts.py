@@ -93,7 +93,7 @@ def restart(
             costs = count_costs(problem.objective, block, state.point.theta)
             if no_better_than_constant(block.rows, *costs, state.point.factor.p):
                 doubt = _NO_BETTER
-        elif doubt is None and exceed_rounding(state.point.reduction):
+        if doubt is None and exceed_rounding(state.point.reduction):
             if noise_pvalue(problem.objective, block, state.point.theta) < _UNLIKELY:
                 doubt = "The fit left structure in the residuals"
     if doubt is None or block is None:
