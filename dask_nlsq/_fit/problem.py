@@ -199,6 +199,7 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
     if data is None:
         if any(arg is None or isinstance(arg, str) for arg in (x, y)):
             raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
+        _check_no_name(role, sigma)
         names, arrays = split(model, x, y, options.p0)
         sigma_x, beside = _resolve_sigma_x(options.sigma_x, names, named=False)
         if getattr(y, "ndim", 1) > 1:
@@ -225,6 +226,14 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
     bound = model.bind(names)
     sigma = constant if constant is not None else sigma
     return data, dataclasses.replace(_columns(tuple(names), y, sigma, options), sigma_x=sigma_x), bound
+
+
+def _check_no_name(role: str, given: object) -> None:
+    """Refuse the name of a column beside arrays, which have none."""
+    if isinstance(given, str):
+        raise DataError(
+            f"{role} is the name {given!r}, and x and y are arrays: give an array or a number, or the data as data=."
+        )
 
 
 def _errors_in_x(columns: Columns) -> tuple[ErrorInX, ...]:
@@ -264,6 +273,7 @@ def _resolve_sigma_x(
         if isinstance(sigma, float) and not np.isfinite(sigma):
             raise DataError(f"sigma_x is {sigma}; it must be finite.")
         if not named and sigma is not None and not isinstance(sigma, float):
+            _check_no_name("sigma_x", sigma)
             arrays[f"sigma of {name}"], sigma = sigma, f"sigma of {name}"
         found.append(sigma)
     if all(sigma is None for sigma in found):
@@ -293,10 +303,6 @@ def resolve_sigma(sigma: object, named: bool, role: str = "sigma") -> Any:
     """Return a number as a float, and all else as it is; where columns are `named`, that must be a name or None."""
     if getattr(sigma, "ndim", None) == 0 and hasattr(sigma, "item"):
         sigma = sigma.item()
-    if isinstance(sigma, str) and not named:
-        raise DataError(
-            f"{role} is the name {sigma!r}, and x and y are arrays: give an array or a number, or the data as data=."
-        )
     if isinstance(sigma, numbers.Real):
         constant = float(sigma)
         if not constant > 0:
