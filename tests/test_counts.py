@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import dask_nlsq
 from dask_nlsq._errors import DataError, NlsqError
-from dask_nlsq._model import count_rows, saturated
+from dask_nlsq._model.counts import count_rows, saturated
 
 ROWS = 300
 RNG = np.random.default_rng(0)

@@ -588,7 +588,7 @@ def resolve_fit(options: FitOptions) -> Resolved:
             "differentiates, with respect to x too."
         )
     streams = options.precision is not None or (isinstance(options.tier, WorkflowTier) and options.tier.streams)
-    if streams and (resolved.objective.sandwich or not resolved.objective.separable):
+    if streams and (resolved.objective.sandwich or not resolved.objective.ordinary):
         raise NlsqError(
             'tier="streaming" and precision= add up squares: they need loss="linear" and cov_type="standard", and x '
             'without errors. Use tier="chunked".'

@@ -51,17 +51,16 @@ def build(
     theta, cost = final(state, parameters.lower, parameters.upper)
     side = parameters.side(theta)
     free = side == 0
-    believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
-    p = int(free.sum())
-    if problem.objective.counts:
-        beliefs = 0 if solver.prior is None else int(np.count_nonzero(solver.prior.weight))
-        statistics = inference.count_statistics(point.reduction, cost, p, believed, beliefs)
-        if not solver.absolute_sigma:
-            notes += (f"Standard errors are scaled by the dispersion of the counts, {statistics.dispersion:.4g}.",)
-    else:
-        statistics = inference.statistics(point.reduction, cost, p, solver.absolute_sigma, believed)
-    if problem.objective.errors:
-        statistics = statistics.without_spread()
+    statistics = _statistics(
+        solver,
+        point.reduction,
+        theta,
+        cost,
+        int(free.sum()),
+        counts=problem.objective.counts,
+        errors_in_x=bool(problem.objective.errors),
+    )
+    notes += _scaled(statistics, solver)
     factor = identifiable_factor(problem, solver, state)
     pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
     notes += reservations(parameters.free, side, inference.entangled(factor, theta, pcov, free))
@@ -126,12 +125,8 @@ def build_combined(
     side = side_of_bounds(theta, solver.lower, solver.upper)
     free, factor = side == 0, state.at.factor
     p = n_eliminated + int(free.sum())
-    if counts:
-        statistics = inference.count_statistics(reduction, cost, p)
-    else:
-        statistics = inference.statistics(reduction, cost, p, solver.absolute_sigma)
-    if errors_in_x:
-        statistics = statistics.without_spread()
+    statistics = _statistics(solver, reduction, theta, cost, p, counts=counts, errors_in_x=errors_in_x)
+    notes += _scaled(statistics, solver)
     pcov = inference.covariance(factor, statistics.residual_variance(solver.absolute_sigma), free)
     if not state.ending.success:
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -199,6 +194,32 @@ def differences_taken(names: Sequence[str], reduction: Reduction, part: str = "p
         f"first: row {row} of {part} {partition}), although the model is; it was taken by a difference there."
         for (count, partition, row), some in alike.items()
     )
+
+
+def _statistics(
+    solver: TrustRegion,
+    reduction: Reduction,
+    theta: Vector,
+    cost: float,
+    p: int,
+    *,
+    counts: bool,
+    errors_in_x: bool,
+) -> inference.Statistics:
+    """Return the statistics of a fit of p free parameters."""
+    believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
+    if counts:
+        beliefs = 0 if solver.prior is None else int(np.count_nonzero(solver.prior.weight))
+        return inference.count_statistics(reduction, cost, p, believed, beliefs)
+    statistics = inference.statistics(reduction, cost, p, solver.absolute_sigma, believed)
+    return statistics.without_spread() if errors_in_x else statistics
+
+
+def _scaled(statistics: inference.Statistics, solver: TrustRegion) -> tuple[str, ...]:
+    """Return a note where the standard errors of counts are scaled."""
+    if statistics.pearson_chisqr is None or solver.absolute_sigma:
+        return ()
+    return (f"Standard errors are scaled by the dispersion of the counts, {statistics.dispersion:.4g}.",)
 
 
 class UndeterminedWarning(OptimizeWarning):

@@ -124,7 +124,7 @@ class Profiler:
             The rows are others than in the fit.
         """
         summary = residual_summary(readable_again(self.problem), theta, s)
-        plain = self.problem.objective.separable and self.solver.prior is None
+        plain = self.problem.objective.ordinary and self.solver.prior is None
         if chisqr is not None and plain:
             now = summary.chisqr * s**2
             if abs(now - chisqr) > _SAME * chisqr + 4 * self.noise:

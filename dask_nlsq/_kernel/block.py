@@ -101,6 +101,11 @@ class Block:
         """All columns: x, y, and the weight where there is one."""
         return (*self.x, self.y) if self.weight is None else (*self.x, self.y, self.weight)
 
+    @property
+    def weights(self) -> Vector:
+        """The weight of each row, which is 1 where none are given."""
+        return np.ones(self.rows) if self.weight is None else self.weight
+
     def take(self, rows: slice | npt.NDArray[Any]) -> Block:
         """Return the block of some of the rows."""
         weight = None if self.weight is None else self.weight[rows]

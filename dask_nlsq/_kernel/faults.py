@@ -16,7 +16,7 @@ from dask_nlsq._kernel import finite_difference, safeguarded_difference
 from dask_nlsq._kernel.block import SLABS, TILE, Block, slabs
 from dask_nlsq._kernel.compile_cache import once
 from dask_nlsq._kernel.tile import jacobian_and_residual
-from dask_nlsq._model import Objective, count_rows
+from dask_nlsq._model import Objective
 from dask_nlsq._typing import Matrix, Vector
 
 
@@ -44,8 +44,7 @@ def find(objective: Objective, block: Block, theta: Vector) -> list[Fault]:
     if not np.isfinite(f).all():
         return [_fault(block, f, ~np.isfinite(f))]
     if objective.counts:
-        trials = np.ones(block.rows) if block.weight is None else block.weight
-        impossible = np.isnan(count_rows(str(objective.loss), f, block.y, trials, np).cost)
+        impossible = np.isnan(objective.count_rows(f, block.y, block.weights, np).cost)
         if impossible.any():
             return [dataclasses.replace(_fault(block, f, impossible), beyond=True)]
     faults = [_fault(block, jac[j], ~np.isfinite(jac[j]), j) for j in range(len(jac))]
@@ -73,7 +72,7 @@ def _fault(
 
 def _numeric(objective: Objective, block: Block, theta: Vector) -> tuple[Vector, Matrix, npt.NDArray[np.bool_]]:
     f = finite_difference.values(objective, block.x, list(objective.expand(theta.tolist())))
-    w = np.ones(block.rows) if block.weight is None else block.weight
+    w = block.weights
     jac, taken = finite_difference.whole_jacobian(objective, block.x, theta, f, w)
     return f, jac, taken & (jac == 0)
 

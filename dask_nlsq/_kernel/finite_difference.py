@@ -33,7 +33,7 @@ from dask_nlsq._errors import ModelError
 from dask_nlsq._kernel import safeguarded_difference
 from dask_nlsq._kernel.block import Block
 from dask_nlsq._kernel.reduction import Reduction, differences
-from dask_nlsq._model import Objective, count_rows, loss, saturated
+from dask_nlsq._model import Objective, loss, saturated
 from dask_nlsq._typing import Matrix, Vector
 
 PIECE = 65_536
@@ -130,10 +130,10 @@ def _reduce_piece(
 ) -> Reduction:
     p = len(theta)
     f = values(objective, block.x, list(objective.expand(theta.tolist())))
-    w = np.ones(block.rows) if block.weight is None else block.weight
+    w = block.weights
     residual, log_weight, of_y = f - block.y, np.log(w[w > 0]), w**2
     if objective.counts:
-        rows = count_rows(str(objective.loss), f, block.y, w, np)
+        rows = objective.count_rows(f, block.y, w, np)
         log_weight = saturated(str(objective.loss), block.y, w, np)
         residual, w, of_y = rows.residual, rows.scale, 1.0 / np.maximum(block.y, 1.0)
     jac, taken = whole_jacobian(objective, block.x, theta, f, w)  # each (p, rows)

@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from dask_nlsq._kernel.compile_cache import once
 from dask_nlsq._kernel.safeguarded_difference import mend_tile
-from dask_nlsq._model import Objective, count_rows, loss
+from dask_nlsq._model import Objective, loss
 from dask_nlsq._typing import Matrix
 
 _ELEMENTS = 3072
@@ -107,7 +107,7 @@ def _sum_tile(
     counts = data.weight > 0
     away, weight, cost = f - data.y, data.weight, None
     if objective.counts:
-        away, weight, cost, _ = count_rows(str(objective.loss), f, data.y, data.weight, jnp)
+        away, weight, cost, _ = objective.count_rows(f, data.y, data.weight, jnp)
     residual = jnp.where(counts, away * weight, 0.0)
     columns = [jnp.where(counts, column * weight, 0.0) for column in columns]
     finite = (jnp.isfinite(residual) | ~counts).all(axis=0)

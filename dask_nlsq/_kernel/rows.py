@@ -146,7 +146,7 @@ def _differences(objective: Objective, block: Block, thetas: Matrix) -> Matrix:
         # The inverse has the shape (rows, 1) under NumPy 2.0.
         rows = np.flatnonzero(which.ravel() == i)
         part = block.take(rows)
-        weight = np.ones(part.rows) if part.weight is None else part.weight
+        weight = part.weights
         steps = _STEP * np.where(theta == 0, 1.0, np.abs(theta)) * np.eye(len(theta))
         slopes = [(_values(objective, part, theta + h) - _values(objective, part, theta - h)) / 2 for h in steps]
         residual = _values(objective, part, theta) - part.y

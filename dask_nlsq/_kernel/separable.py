@@ -90,7 +90,7 @@ def none_linear(p: int) -> Linearity:
 
 def _find(objective: Objective) -> Linearity:
     p = objective.n_parameters
-    if not objective.separable:
+    if not objective.ordinary:
         return none_linear(p)
     if objective.jacobian == "numeric":
         known = getattr(objective.model.func, "linearity", None)

@@ -27,7 +27,7 @@ from jax import lax
 
 from dask_nlsq._kernel.additive import Additive
 from dask_nlsq._kernel.orthogonal import nearest
-from dask_nlsq._model import Objective, count_rows, loss, saturated
+from dask_nlsq._model import Objective, loss, saturated
 
 LANES = 256
 """Sums that are kept side by side while a block is read, and added up at its end."""
@@ -81,7 +81,7 @@ def jacobian_and_residual(
         """Return the weighted residual of values, and the rows without A."""
         if not objective.counts:
             return (f - y) * weight * stretch, Evaluated([], x, weight)
-        rows = count_rows(str(objective.loss), f, y, weight, jnp)
+        rows = objective.count_rows(f, y, weight, jnp)
         return rows.residual * rows.scale, Evaluated([], x, rows.scale, rows.cost, rows.bend)
 
     if terms is not None:
@@ -148,7 +148,7 @@ def second_derivatives(
     def weighed(f: jax.Array) -> jax.Array:
         if not objective.counts:
             return (f - y) * weight**2
-        rows = count_rows(str(objective.loss), f, y, weight, jnp)
+        rows = objective.count_rows(f, y, weight, jnp)
         score: jax.Array = rows.residual * rows.scale**2
         return score
 

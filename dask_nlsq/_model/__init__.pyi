@@ -1,6 +1,5 @@
 from . import loss as loss
 from .counts import COUNTS as COUNTS
-from .counts import count_rows as count_rows
 from .counts import saturated as saturated
 from .curve import guessed as guessed
 from .expression import Expression as Expression

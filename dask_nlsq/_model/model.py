@@ -227,7 +227,7 @@ class Model(ParametricFunction):
         max_steps: int = 4096,
         name: str | None = None,
     ) -> Model:
-        r"""Make a model of the solution of an initial value problem, :math:`dy/dt = f(t, y; \theta)`, `y(t_0) = y_0`.
+        r"""Make a model of an initial value problem: :math:`dy/dt = f(t, y; \theta)` with :math:`y(t_0) = y_0`.
 
         The model's one column is the time, in any order. The rows of a tile are in one solve, and the derivatives with
         respect to parameters are those of the solve. Needs the extra ``ode``.

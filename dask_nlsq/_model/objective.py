@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 
-from dask_nlsq._model.counts import COUNTS
+from dask_nlsq._model.counts import COUNTS, CountRows, count_rows
 from dask_nlsq._model.loss import Loss
 from dask_nlsq._model.model import Model
 from dask_nlsq._typing import Matrix, Vector
@@ -102,8 +103,8 @@ class Objective:
         return self.loss in COUNTS
 
     @property
-    def separable(self) -> bool:
-        """Whether residuals are differences of values of the model and y, and their squares the cost."""
+    def ordinary(self) -> bool:
+        """Whether the fit is one of ordinary least squares: distances along y, and half their squares the cost."""
         return self.quadratic and not self.errors
 
     @property
@@ -115,6 +116,10 @@ class Objective:
     def loss_name(self) -> str:
         """What the loss is called in a result."""
         return self.loss if isinstance(self.loss, str) else "a function"
+
+    def count_rows(self, f: Any, y: Any, weight: Any, xp: ModuleType) -> CountRows:
+        """Evaluate rows of counts at the model's values `f`; see `counts.count_rows`."""
+        return count_rows(str(self.loss), f, y, weight, xp)
 
     def expand(self, theta: Sequence[Any]) -> Sequence[Any]:
         """Return all parameters of the model from the free ones."""

@@ -162,13 +162,10 @@ def trials_of(columns: Columns, data: Any) -> Any:
     NlsqError
         They are a column, which the data lack.
     """
-    if not isinstance(columns.trials, str):
-        return columns.trials
-    if columns.trials not in names_of(data):
-        raise NlsqError(
-            f"Of how many trials these rows are is not known: give them as a frame with the column {columns.trials!r}."
-        )
-    return _column(columns, columns.trials, data)
+    lacking = (
+        f"Of how many trials these rows are is not known: give them as a frame with the column {columns.trials!r}."
+    )
+    return _of_rows(columns, columns.trials, data, lacking)
 
 
 def _column(columns: Columns, name: str, data: Any) -> Any:
@@ -188,14 +185,26 @@ def sigma_of(columns: Columns, data: Any) -> Any:
     NlsqError
         It had a column, which the data lack.
     """
-    if not isinstance(columns.sigma, str):
-        return 1.0 if columns.sigma is None else columns.sigma
-    if columns.sigma not in names_of(data):
-        raise NlsqError(
-            f"The fit was weighted by sigma, {columns.sigma!r}, which these data lack: give them as a frame with that "
-            "column, or the standard deviations of the observations as sigma=."
-        )
-    return _column(columns, columns.sigma, data)
+    lacking = (
+        f"The fit was weighted by sigma, {columns.sigma!r}, which these data lack: give them as a frame with that "
+        "column, or the standard deviations of the observations as sigma=."
+    )
+    return 1.0 if columns.sigma is None else _of_rows(columns, columns.sigma, data, lacking)
+
+
+def _of_rows(columns: Columns, given: str | float | None, data: Any, lacking: str) -> Any:
+    """Return what the fit was given of each row: the column of that name among the data, or the number.
+
+    Raises
+    ------
+    NlsqError
+        There is no such column; `lacking` says so.
+    """
+    if not isinstance(given, str):
+        return given
+    if given not in names_of(data):
+        raise NlsqError(lacking)
+    return _column(columns, given, data)
 
 
 def derived(text: str, names: Sequence[str], theta: Vector, cov: Matrix) -> Derived:

@@ -71,7 +71,7 @@ def screen(
     A start is led to the same end whatever starts are beside it, to the bit.
     """
     block = block.wide()
-    weight = np.ones(block.rows) if block.weight is None else block.weight
+    weight = block.weights
     rows = Series(tuple(c[None] for c in block.x), block.y[None], weight[None], (True,) * (len(block.x) + 2))
     pull = None if prior is None else (prior.mean, prior.weight)
     way = Way(bounded=bool(np.isfinite([lower, upper]).any()))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._kernel import Block
-from dask_nlsq._model import Objective, count_rows
+from dask_nlsq._model import Objective
 from dask_nlsq._sweep.binned import AnyAxis, Axis, Binned, FixedAxis
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.groups import Group
@@ -221,8 +221,7 @@ def _with_count_weights(objective: Objective, block: Block, fit: Vector) -> Bloc
     if not objective.counts:
         return block
     wide = block.wide()
-    trials = np.ones(len(fit)) if wide.weight is None else wide.weight
-    rows = count_rows(str(objective.loss), fit, wide.y, trials, np)
+    rows = objective.count_rows(fit, wide.y, wide.weights, np)
     return dataclasses.replace(wide, y=fit - rows.residual, weight=rows.scale)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import special
 
 from dask_nlsq._kernel import Block, Reduction, evaluate_rows, kernel, nearest_columns
-from dask_nlsq._model import Objective, count_rows
+from dask_nlsq._model import Objective
 from dask_nlsq._solver import EPS
 from dask_nlsq._typing import Matrix, Vector
 
@@ -132,11 +132,11 @@ def no_better_than_constant(rows: int, cost: float, cost_of_constant: float, p: 
 
 def count_costs(objective: Objective, block: Block, theta: Vector) -> tuple[float, float]:
     """Return what rows of counts add to the cost, and what they would if one rate or probability were that of all."""
-    trials = np.ones(block.rows) if block.weight is None else block.weight
+    trials = block.weights
     everything = np.array(objective.expand(theta.tolist()), float)
     with np.errstate(all="ignore"):
         values = kernel.predict_block(objective, block, everything), np.full(block.rows, block.y.sum() / trials.sum())
-        fitted, constant = (count_rows(str(objective.loss), f, block.y, trials, np).cost.sum() for f in values)
+        fitted, constant = (objective.count_rows(f, block.y, trials, np).cost.sum() for f in values)
     return float(fitted), float(constant)
 
 

@@ -308,7 +308,7 @@ def _gram(problem: Problem, theta: Vector, deadline: float | None) -> Matrix:
     except Exception:  # whatever the model raises
         return gram
     gram[:] = reduction.gram
-    gram[-1, -1] = 2.0 * reduction.cost  # of a loss
+    gram[-1, -1] = 2.0 * reduction.cost  # which of counts and robust losses is another than the sum of squares
     return gram
 
 

@@ -28,7 +28,7 @@ from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.sample import Sample
 from dask_nlsq._fit.session import SearchState
 from dask_nlsq._kernel import Block, Reduction, kernel
-from dask_nlsq._model import Objective, count_rows, loss
+from dask_nlsq._model import Objective, loss
 from dask_nlsq._result import columns_of, starts_frame
 from dask_nlsq._solver import ABREAST, EPS, MOST_ROWS, LocalMinima, State, Status, TrustRegion, final, screen
 from dask_nlsq._sweep import Executor, Failure, Payload, explore, serialize
@@ -219,8 +219,7 @@ def row_costs(objective: Objective, block: Block, theta: Vector) -> Vector:
         everything = np.array([float(v) for v in objective.expand(theta.tolist())])
         residual = kernel.predict_block(objective, block, everything) - block.y
         if objective.counts:
-            trials = np.ones(block.rows) if block.weight is None else block.weight
-            return np.asarray(count_rows(str(objective.loss), residual + block.y, block.y, trials, np).cost)
+            return np.asarray(objective.count_rows(residual + block.y, block.y, block.weights, np).cost)
         weighted = residual if block.weight is None else residual * block.weight
         if not objective.robust:
             return 0.5 * weighted**2
