@@ -159,7 +159,7 @@ def _refuse_rows(
         str(each[first]) if len(values) == 1 else f"{name} {each[first]}" for name, each in values.items()
     )
     raise DataError(
-        f"{needed}; {int(bad.sum())} of {len(bad)} rows are not so, the first is row {first} with {held}.",
+        f"{needed}; {int(bad.sum())} of {len(bad)} rows break this, the first is row {first} with {held}.",
         column=column if isinstance(column, str) else None,
     )
 
