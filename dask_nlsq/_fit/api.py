@@ -21,6 +21,7 @@ from dask_nlsq._errors import ModelError, NlsqError, check_keywords, warn
 from dask_nlsq._fit.checks.identifiability import lost_sensitivity
 from dask_nlsq._fit.checks.perturbed_restarts import refit_perturbed
 from dask_nlsq._fit.checks.restarts import find_finite_starts, restart
+from dask_nlsq._fit.estimated_covariance import fit_estimating_covariance
 from dask_nlsq._fit.joint import fit_joint, parts
 from dask_nlsq._fit.loop import lowest, run_shared, stopped, verify
 from dask_nlsq._fit.observer import Observer, Observers, SweepBegin
@@ -54,6 +55,7 @@ def fit(
     data: Any = None,
     sigma: Any = None,
     sigma_x: Any = None,
+    estimate_sigma: bool = False,
     filters: Any = None,
     storage_options: dict[str, Any] | None = None,
     version: Any = None,
@@ -118,6 +120,9 @@ def fit(
         are fitted together by a list of mappings, or a mapping of them, each with its ``model`` and arguments such as
         ``x``, ``y``, ``data`` and ``sigma``; see `shared`.
     x, y : str, sequence of str, or array
+        Several y, by a sequence or mapping of arrays or the names of columns, are the responses of a model that returns
+        as many (an array (k, rows), or a sequence); a complex y, or ``["real", "imaginary"]``, is that of a model that
+        returns complex numbers.
         With `data`: names of columns; by default the model's first argument and ``"y"``. Without: Dask,
         Zarr or NumPy arrays, `x` of shape (n,) or (k, n), or a tuple of columns. Where `y` has several dimensions, as
         an image has, each `x` has its shape or one that is broadcast to it, and every element is a row.
@@ -126,11 +131,15 @@ def fit(
         what lies there.
     sigma : str, array or float, optional
         Standard deviation of y: with `data` the name of a column, without an array; or one number for all rows.
-        ``inf`` gives a row no weight.
+        ``inf`` gives a row no weight. Of several responses: one of these for all, or for each in a sequence; or an
+        array (k, k), the covariance of the responses of a row.
     sigma_x : number, str, array, sequence or mapping, optional
         Standard deviation of x, as `sigma`: of all columns, of each in a sequence, or ``{name: …}``, where None or
         what is left out is exact. Then what is minimised is the orthogonal distance: each row is moved along x, in
         units of its standard deviation, to where it fits best. `sigma` is needed too.
+    estimate_sigma : bool
+        Estimate the covariance of several responses from their residuals, and weight them by it, until both agree
+        (iterated generalised least squares); ``result.response_cov`` has it.
     filters : list, optional
         Filters of `pyarrow.parquet`, for Parquet paths.
     storage_options : dict, optional
@@ -298,6 +307,7 @@ def fit(
         "data": data,
         "sigma": sigma,
         "sigma_x": sigma_x,
+        "estimate_sigma": estimate_sigma,
         "filters": filters,
         "storage_options": storage_options,
         "version": version,
@@ -347,10 +357,13 @@ def fit(
         "progress": progress,
     }
     if isinstance(model, (list, tuple, Mapping)):
+        if estimate_sigma:
+            raise NlsqError("estimate_sigma= is for one data set; fit each of several by itself to estimate its sigma.")
         common = () if shared is None else (shared,) if isinstance(shared, str) else tuple(shared)
         data_sets = parts(model, arguments)
         return fit_joint(data_sets, common, _fit_alone, functools.partial(_lay_out, sharing=len(data_sets)))
-    return _fit_alone(FitOptions(model, **arguments))
+    options = FitOptions(model, **arguments)
+    return fit_estimating_covariance(options, _fit_alone) if estimate_sigma else _fit_alone(options)
 
 
 def _fit_alone(options: FitOptions) -> FitResult:
@@ -392,7 +405,8 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
     source, objective = resolved.source, resolved.objective
     # The kernel that is compiled ahead takes columns of float64; float32 columns have another. Compiling goes on while
     # a sample is read, for XLA does not hold Python's lock.
-    wide = source.info.row_bytes == 8 * (len(objective.columns) + objective.weighted)
+    a_row = 8 * (len(objective.columns) + objective.weighted)
+    wide = source.info.row_bytes == a_row * resolved.columns.n_responses
     if wide and not resolved.executor.remote:
         kernel.prepare(objective)
     saved_pass = saved is not None and saved.passing is not None
@@ -575,6 +589,8 @@ def resolve_fit(options: FitOptions) -> Resolved:
     if options.shared is not None:
         raise NlsqError("shared= is for several data sets; fit_groups and fit_many share parameters between series.")
     resolved = resolve(options)
+    if options.estimate_sigma:
+        raise NlsqError("estimate_sigma= fits several times: it is an option of fit alone.")
     # These three are called for what they refuse, before anything is read.
     target(resolved.parameters.free, options.precision)
     optimizer_of(options.method, resolved.parameters.bounded)

@@ -44,6 +44,7 @@ def fingerprint(resolved: Resolved, options: FitOptions) -> dict[str, Any]:
         "columns": list(resolved.columns.names),
         "sigma": resolved.columns.weight,
         "sigma_x": list(resolved.columns.sigma_x) or None,
+        "responses": list(resolved.columns.responses) or None,
         "nan_policy": resolved.columns.nan_policy,
         "loss": code(objective.loss) if callable(objective.loss) else objective.loss,
         "f_scale": objective.f_scale,

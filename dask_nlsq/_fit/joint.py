@@ -351,6 +351,7 @@ def _result(
         },
         counts=all(problem.objective.counts for problem in joint.problems.values()),
         errors_in_x=any(problem.objective.errors for problem in joint.problems.values()),
+        several=any(problem.objective.responses is not None for problem in joint.problems.values()),
     )
     seen = {key: _part(joint, key, whole, reductions[key]) for key in joint.problems}
     return dataclasses.replace(_with_held(joint, whole), parts=seen)

@@ -78,6 +78,7 @@ class FitOptions:
     data: Any = None
     sigma: Any = None
     sigma_x: Any = None
+    estimate_sigma: bool = False
     filters: Any = field(default=None, metadata=_form(lambda o: _text(o.filters)))
     storage_options: dict[str, Any] | None = None
     version: Any = None

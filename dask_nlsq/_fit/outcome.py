@@ -59,6 +59,7 @@ def build(
         int(free.sum()),
         counts=problem.objective.counts,
         errors_in_x=bool(problem.objective.errors),
+        several=problem.objective.responses is not None,
     )
     notes += _scaled(statistics, solver)
     factor = identifiable_factor(problem, solver, state)
@@ -105,6 +106,7 @@ def build_combined(
     n_eliminated: int = 0,
     counts: bool = False,
     errors_in_x: bool = False,
+    several: bool = False,
 ) -> FitResult:
     """Return the result of several data sets, or of many series, that one solver has fitted together.
 
@@ -120,12 +122,14 @@ def build_combined(
         Whether the cost is half the deviance of counts.
     errors_in_x : bool
         Whether some of the residuals are orthogonal distances.
+    several : bool
+        Whether a model returns several responses.
     """
     theta, cost = final(state, solver.lower, solver.upper)
     side = side_of_bounds(theta, solver.lower, solver.upper)
     free, factor = side == 0, state.at.factor
     p = n_eliminated + int(free.sum())
-    statistics = _statistics(solver, reduction, theta, cost, p, counts=counts, errors_in_x=errors_in_x)
+    statistics = _statistics(solver, reduction, theta, cost, p, counts=counts, errors_in_x=errors_in_x, several=several)
     notes += _scaled(statistics, solver)
     pcov = inference.covariance(factor, statistics.residual_variance(solver.absolute_sigma), free)
     if not state.ending.success:
@@ -162,6 +166,8 @@ def about_data(problem: Problem) -> tuple[str, ...]:
     info = problem.source.info
     notes = [f"Column {name!r} holds dates; the model saw seconds since {at}." for name, at in info.origins.items()]
     notes += [f"{text[0].upper()}{text[1:]}." for text in info.absent.values()]
+    if (responses := problem.objective.responses) is not None:
+        notes.append(f"Each row of the data counts {len(responses)} times, for {' and '.join(responses.names)}.")
     return (*notes, *info.notes)
 
 
@@ -205,14 +211,17 @@ def _statistics(
     *,
     counts: bool,
     errors_in_x: bool,
+    several: bool,
 ) -> inference.Statistics:
-    """Return the statistics of a fit of p free parameters."""
+    """Return the statistics of a fit of p free parameters; `several` responses have no one mean for R²."""
     believed = 0.0 if solver.prior is None else solver.prior.chisqr(theta)
     if counts:
         beliefs = 0 if solver.prior is None else int(np.count_nonzero(solver.prior.weight))
         return inference.count_statistics(reduction, cost, p, believed, beliefs)
     statistics = inference.statistics(reduction, cost, p, solver.absolute_sigma, believed)
-    return statistics.without_spread() if errors_in_x else statistics
+    if errors_in_x:
+        return statistics.without_spread()
+    return dataclasses.replace(statistics, rsquared=float("nan")) if several else statistics
 
 
 def _scaled(statistics: inference.Statistics, solver: TrustRegion) -> tuple[str, ...]:

@@ -17,8 +17,9 @@ from dask.base import named_schedulers
 
 from dask_nlsq._errors import DataError, DifferencesWarning, ModelError, NlsqError, warn
 from dask_nlsq._fit.options import FitOptions
+from dask_nlsq._fit.responses import Given, given_responses
 from dask_nlsq._kernel import PER_THREAD, SLABS, Block, Reduction, Request, lay, validate
-from dask_nlsq._model import COUNTS, ErrorInX, Model, Objective, Parameters, named
+from dask_nlsq._model import COUNTS, NUMBER, ErrorInX, Model, Objective, Parameters, named
 from dask_nlsq._plan import Plan, WorkflowTier
 from dask_nlsq._sources import (
     Columns,
@@ -95,6 +96,7 @@ def resolve(options: FitOptions) -> Resolved:
     check_not_forked()
     data, columns, bound = assign_roles(options)
     parameters, objective = resolve_objective(bound, columns, options)
+    columns = _of_complex(columns, objective)
     source = open_source(data, columns, options.filters, options.storage_options, options.version)
     source = count_absent(source, _laid_out(options.x, options.y, options.sigma))
     warn_of_namesakes(bound, source)
@@ -112,10 +114,13 @@ def resolve(options: FitOptions) -> Resolved:
 
 def _laid_out(x: object, y: object, sigma: object) -> dict[str, Any]:
     """Return the Zarr arrays of several dimensions, of which columns were made before the source was opened."""
-    several = {f"x[{i}]": a for i, a in enumerate(x)} if isinstance(x, (list, tuple)) and len(x) <= 100 else {"x": x}
-    return {
-        name: a for name, a in (several | {"y": y, "sigma": sigma}).items() if is_zarr(a) and getattr(a, "ndim", 0) > 1
-    }
+    each: dict[str, Any] = {}
+    for role, given in {"x": x, "y": y, "sigma": sigma}.items():
+        if isinstance(given, (list, tuple)) and len(given) <= 100:
+            each |= {f"{role}[{i}]": a for i, a in enumerate(given)}
+        else:
+            each[role] = given
+    return {name: a for name, a in each.items() if is_zarr(a) and getattr(a, "ndim", 0) > 1}
 
 
 def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tuple[Parameters, Objective]:
@@ -125,7 +130,7 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
     objective = Objective(
         # Only this process guesses, so that the guess of a model need not be one that can be sent.
         dataclasses.replace(model, guess_func=None),
-        (*columns.inputs, columns.y),
+        (*columns.inputs, *([] if columns.several is None else [NUMBER]), columns.y),
         columns.weight is not None,
         jac=options.jac if callable(options.jac) else None,
         loss=options.loss,
@@ -133,8 +138,18 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
         sandwich=options.cov_type == "sandwich",
         expansion=parameters.expansion,
         errors=_errors_in_x(columns),
+        responses=columns.several,
     )
     return parameters, _checked_objective(serialize(objective).value, parameters.start, options.jac)
+
+
+def _of_complex(columns: Columns, objective: Objective) -> Columns:
+    """Return the columns of a model that returns complex numbers, one of which is y."""
+    if objective.responses is None or columns.n_responses > 1:
+        return columns
+    if columns.counts or columns.sigma_x:
+        raise NlsqError(f"The model {objective.model.name!r} is complex; counts and errors in x need a real one.")
+    return dataclasses.replace(columns, is_complex=True)
 
 
 def _checked_objective(objective: Objective, start: Vector, jac: object) -> Objective:
@@ -191,9 +206,12 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
     data, x, y = options.data, options.x, options.y
     role = "sigma" if options.trials is None else "trials"  # what the rows are weighted by
     sigma = options.sigma if options.trials is None else options.trials
+    several = given_responses(options)
     for given in (data, x, y, sigma, options.sigma_x):
         check_known(given)
     model, data = to_model(options.model, options.p0), once(data)
+    if several is not None:
+        return _assign_responses(options, several, model, data)
     sigma = resolve_sigma(sigma, named=data is not None, role=role)
     constant = sigma if isinstance(sigma, float) else None
     if data is None:
@@ -226,6 +244,44 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
     bound = model.bind(names)
     sigma = constant if constant is not None else sigma
     return data, dataclasses.replace(_columns(tuple(names), y, sigma, options), sigma_x=sigma_x), bound
+
+
+def _assign_responses(options: FitOptions, responses: Given, model: Model, data: Any) -> tuple[Any, Columns, Model]:
+    """Say which data plays which role where y has several responses; return data, columns and the bound model."""
+    named, x, names = data is not None, options.x, responses.names
+    sigmas = [resolve_sigma(each, named) for each in responses.sigmas]
+    if named:
+        x_names = model.inputs if x is None else _column_names(x)
+        if not x_names:
+            raise DataError("An expression with several responses needs x=, the names of its columns.")
+        ys = names if isinstance(options.y, (list, tuple)) else (options.y,)
+    else:
+        if x is None:
+            raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
+        first, *others = responses.arrays
+        x_names, arrays = split(model, x, first, options.p0)
+        ys = ("y",) if responses.is_complex else names
+        ys = tuple(f"fitted {y}" if y in x_names else y for y in ys)  # an argument of the model may be called so
+        beside: dict[str, Any] = dict(zip(ys[1:], others, strict=True))
+        for c, sigma in enumerate(sigmas):
+            _check_no_name("sigma", sigma)
+            if sigma is not None and not isinstance(sigma, float):
+                same = next((name for name, given in beside.items() if given is sigma), f"sigma of {names[c]}")
+                beside[same], sigmas[c] = sigma, same
+        arrays = [*arrays, *beside.values()]
+        if getattr(first, "ndim", 1) > 1:
+            arrays, first, _ = columns_of(arrays, first, None)
+        data = dict(zip((*x_names, *beside, ys[0]), [*arrays, first], strict=True))
+    columns = Columns(
+        tuple(x_names),
+        ys[0],
+        None if not sigmas else sigmas[0] if len(set(sigmas)) == 1 else tuple(sigmas),
+        options.nan_policy,
+        responses=ys if len(ys) > 1 else (),
+        is_complex=responses.is_complex,
+        covariance=responses.covariance,
+    )
+    return data, columns, model.bind(x_names)
 
 
 def _check_no_name(role: str, given: object) -> None:

@@ -108,7 +108,9 @@ class Profiler:
             )
         return dataclasses.replace(self, solver=solver, **_centre(solver, state))
 
-    def residual_summary(self, theta: Vector, s: float, chisqr: float | None) -> ResidualSummary:
+    def residual_summary(
+        self, theta: Vector, s: float, chisqr: float | None, response: int | None = None
+    ) -> ResidualSummary:
         """Return what one pass over the rows says of the residuals at all parameters `theta`.
 
         Parameters
@@ -117,14 +119,16 @@ class Profiler:
             What residuals are divided by.
         chisqr : float, optional
             That of the fit, which of a linear loss without a prior is that of the rows.
+        response : int, optional
+            The one of several whose residuals are wanted, in units of its sigma; by default those of all.
 
         Raises
         ------
         DataError
             The rows are others than in the fit.
         """
-        summary = residual_summary(readable_again(self.problem), theta, s)
-        plain = self.problem.objective.ordinary and self.solver.prior is None
+        summary = residual_summary(readable_again(self.problem), theta, s, response)
+        plain = self.problem.objective.ordinary and self.solver.prior is None and response is None
         if chisqr is not None and plain:
             now = summary.chisqr * s**2
             if abs(now - chisqr) > _SAME * chisqr + 4 * self.noise:

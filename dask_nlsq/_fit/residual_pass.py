@@ -33,7 +33,7 @@ def readable_again(problem: Problem) -> Problem:
     return dataclasses.replace(problem, reader=problem.executor)
 
 
-def residual_summary(problem: Problem, theta: Vector, s: float) -> ResidualSummary:
+def residual_summary(problem: Problem, theta: Vector, s: float, response: int | None = None) -> ResidualSummary:
     """Return the summary of the residuals of all rows.
 
     Parameters
@@ -42,6 +42,8 @@ def residual_summary(problem: Problem, theta: Vector, s: float) -> ResidualSumma
         All parameters.
     s : float
         What residuals are divided by.
+    response : int, optional
+        The one of several that is looked at.
 
     Raises
     ------
@@ -58,7 +60,7 @@ def residual_summary(problem: Problem, theta: Vector, s: float) -> ResidualSumma
     following = 0
     with Progress(len(problem.source.partitions), problem.progress) as bar, outside_pool(problem.executor):
         bar.notify(SweepBegin("residuals"))
-        for i, answer in problem.executor.run(summarise, problem.groups, problem.payload, theta, s, few):
+        for i, answer in problem.executor.run(summarise, problem.groups, problem.payload, theta, s, few, response):
             if isinstance(answer, Failure):
                 raise answer.error(theta)
             arrived[i] = answer
@@ -67,7 +69,7 @@ def residual_summary(problem: Problem, theta: Vector, s: float) -> ResidualSumma
                 whole = merged([*whole, *arrived.pop(following)])
                 following += 1
     now = {int(number): int(rows) for number, rows, _ in (whole[0].partitions if whole else ())}
-    for number, rows in before.items():
+    for number, rows in before.items() if response is None else ():
         if now.get(number, 0) != rows:
             raise DataError(
                 f"The partition gave {rows} rows to the fit and {now.get(number, 0)} now: the data have changed. Fit "

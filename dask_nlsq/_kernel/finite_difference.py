@@ -99,7 +99,7 @@ def values(objective: Objective, x: tuple[Vector, ...], everything: list[float])
     """Evaluate the model at all its parameters; shape (rows,)."""
     # Python's floats have complex powers where NumPy's have NaN.
     scalars = [np.float64(value) if isinstance(value, float) else value for value in everything]
-    f = np.asarray(objective.model(x, scalars, np.stack))
+    f = np.asarray(objective.values(x, scalars, np.stack))
     if f.shape != x[0].shape:
         raise ModelError(
             f"The model {objective.model.name!r} returns the shape {f.shape} for {len(x[0])} rows; ({len(x[0])},) is "

@@ -323,7 +323,7 @@ def _uncollected() -> Iterator[None]:
 
 def _compile_predict(objective: Objective, rows: int, columns: int) -> jax.stages.Compiled:
     def predict(theta: jax.Array, x: Sequence[jax.Array]) -> jax.Array:
-        return jnp.asarray(objective.model(x, objective.with_whole(list(theta)), jnp.stack), jnp.float64)
+        return jnp.asarray(objective.values(x, objective.with_whole(list(theta)), jnp.stack), jnp.float64)
 
     column = jax.ShapeDtypeStruct((rows,), np.float64)
     theta = jax.ShapeDtypeStruct((len(objective.model.parameters),), np.float64)

@@ -18,7 +18,7 @@ from dask_nlsq._errors import ModelError
 from dask_nlsq._kernel import finite_difference, tile, traced
 from dask_nlsq._kernel.block import TILE, Block
 from dask_nlsq._kernel.compile_cache import once
-from dask_nlsq._model import Jacobian, Objective, reached
+from dask_nlsq._model import NUMBER, PARTS, Jacobian, Objective, Responses, reached
 from dask_nlsq._typing import Vector
 
 _LOOK = 64
@@ -70,12 +70,20 @@ def _check(objective: Objective, theta: Vector) -> Checked:
         # A model may return anything, such as a list or None, and is told so below.
         shape, dtype = getattr(out, "shape", None), np.dtype(getattr(out, "dtype", object))
         if shape != (rows,):
+            several = isinstance(out, (list, tuple)) or (shape is not None and len(shape) == 2 and shape[1] == rows)
+            hint = ' Where it returns several, y= names as many columns: y=["a", "b"].' if several else ""
+            what = f"a {type(out).__name__}" if shape is None else f"the shape {shape}"
             raise ModelError(
-                f"The model {name!r} returns the shape {shape} for {rows} rows; ({rows},) is needed, one number a row."
+                f"The model {name!r} returns {what} for {rows} rows; ({rows},) is needed, one number a row.{hint}"
             )
+        if dtype.kind == "c" and objective.responses is None:
+            return _check(_in_parts(objective), theta)
         if dtype.kind not in "fiub":
             raise ModelError(f"The model {name!r} returns {dtype}; real numbers are needed.")
         single = tuple(map(_said, traced.single(traced.constants(program))))
+        if objective.responses is not None and _returns_complex(objective):
+            responses = dataclasses.replace(objective.responses, is_complex=True)
+            objective = dataclasses.replace(objective, responses=responses)
         if objective.jac is not None:
             return Checked(dataclasses.replace(objective, jacobian="numeric"), None, single)
         shared = _row_wise(objective) or traced.shares(program, objective.n_columns)
@@ -90,6 +98,24 @@ def _check(objective: Objective, theta: Vector) -> Checked:
                 f"{type(failed).__name__} under NumPy: {failed}."
             ) from failed
         return Checked(_compiled(objective), f"has no derivative in JAX: {obstacle} ({_where(obstacle)})", single)
+
+
+def _in_parts(objective: Objective) -> Objective:
+    """Return the objective of a complex model, whose real and imaginary parts are two responses."""
+    *columns, y = objective.columns
+    names = tuple(y + part for part in PARTS)
+    return dataclasses.replace(objective, columns=(*columns, NUMBER, y), responses=Responses(names))
+
+
+def _returns_complex(objective: Objective) -> bool:
+    """Whether a model returns one complex number a row."""
+    column, scalar = jax.ShapeDtypeStruct((traced.ROWS,), np.float64), jax.ShapeDtypeStruct((), np.float64)
+    value = jax.eval_shape(
+        lambda x, theta: objective.model(x, objective.expand(theta), jnp.stack),
+        [column] * objective.n_columns,
+        [scalar] * objective.n_parameters,
+    )
+    return not isinstance(value, (list, tuple)) and value.dtype.kind == "c" and value.ndim == 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

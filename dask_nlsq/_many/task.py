@@ -487,6 +487,8 @@ def _checked_objective(model: Model, parameters: Parameters, loss: Loss, f_scale
             f"The model {model.name!r} {checked.obstacle}. fit_many differentiates with JAX only: write the model with "
             "jax.numpy, or fit each series with fit."
         )
+    if checked.objective.responses is not None:
+        raise ModelError(f"The model {model.name!r} is complex; fit_many takes one real y. Fit each series with fit.")
     return checked.objective
 
 

@@ -35,6 +35,11 @@ from .parameters import Parameters as Parameters
 from .parameters import make_feasible as make_feasible
 from .parameters import side_of_bounds as side_of_bounds
 from .prior import Prior as Prior
+from .responses import NUMBER as NUMBER
+from .responses import PARTS as PARTS
+from .responses import Responses as Responses
+from .responses import mix as mix
+from .responses import whitening as whitening
 from .source_hash import Known as Known
 from .source_hash import attributes as attributes
 from .source_hash import code as code

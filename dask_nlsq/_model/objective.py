@@ -16,6 +16,7 @@ import numpy as np
 from dask_nlsq._model.counts import COUNTS, CountRows, count_rows
 from dask_nlsq._model.loss import Loss
 from dask_nlsq._model.model import Model
+from dask_nlsq._model.responses import Responses
 from dask_nlsq._typing import Matrix, Vector
 
 Jacobian = Literal["reverse", "forward", "shared", "numeric"]
@@ -65,7 +66,9 @@ class Objective:
     """A model bound to columns, with the rule by which its Jacobian is formed."""
 
     model: Model
-    columns: tuple[str, ...]  # names of the columns of x, then of the standard deviations of x, then of y
+    columns: tuple[
+        str, ...
+    ]  # names of the columns of x, of the standard deviations of x, of the number of a response, and of y
     weighted: bool = False  # by 1 / sigma, or by the number of trials
     jacobian: Jacobian = "reverse"
     jac: Callable[..., Any] | None = None  # the user's, (rows, all parameters)
@@ -76,6 +79,7 @@ class Objective:
     expansion: Expansion | None = None  # None: every parameter is free
     tile: int | None = None  # rows of a tile; None: what suits the device
     errors: tuple[ErrorInX, ...] = ()  # of x
+    responses: Responses | None = None  # None: the model returns one real number a row
 
     @property
     def n_columns(self) -> int:
@@ -84,7 +88,7 @@ class Objective:
 
     @property
     def n_inputs(self) -> int:
-        """Number of columns that the model takes; behind them are the standard deviations of some."""
+        """Number of columns that the model takes; behind them are those of `errors` and `responses`."""
         return sum(map(len, self.model.columns.values()))
 
     @property
@@ -133,4 +137,21 @@ class Objective:
 
     def evaluate(self, x: Sequence[Any], theta: Sequence[Any], stack: Callable[..., Any]) -> Any:
         """Evaluate the model at columns `x` (each (rows,)) and free parameters `theta` (each a scalar)."""
-        return self.model(x, self.expand(theta), stack)
+        return self.values(x, self.expand(theta), stack)
+
+    def of_response(self, c: int) -> Objective:
+        """Return the model of one of several responses, which takes no number of it."""
+        assert self.responses is not None
+        *columns, _, y = self.columns
+        return dataclasses.replace(self, columns=(*columns, y), responses=self.responses.alone(c))
+
+    def values(self, x: Sequence[Any], everything: Sequence[Any], stack: Callable[..., Any]) -> Any:
+        """Evaluate the model at columns `x` (each (rows,)) and all its parameters, one real number a row."""
+        value = self.model(x, everything, stack)
+        if self.responses is None:
+            return value
+        if stack is np.stack:
+            return self.responses.of_rows(value, x[-1], np.where)
+        from jax.numpy import where  # late: what is fitted can be described without JAX
+
+        return self.responses.of_rows(value, x[-1], where)

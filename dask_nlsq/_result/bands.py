@@ -24,6 +24,7 @@ import scipy
 from dask_nlsq._errors import DataError, ModelError, NlsqError
 from dask_nlsq._model import Expression
 from dask_nlsq._result.evaluate import evaluate, names_of
+from dask_nlsq._result.responses import part_named
 from dask_nlsq._solver import inference
 from dask_nlsq._sources import Columns
 from dask_nlsq._sweep import Payload, standard_errors
@@ -136,7 +137,10 @@ def observed(columns: Columns, data: Any) -> Any:
     DataError
         There is no such column.
     """
-    if columns.y not in names_of(data):
+    names = names_of(data)
+    if columns.y not in names and (part := part_named(columns.y, data, names)) is not None:
+        return part
+    if columns.y not in names:
         raise DataError(f"There is no column {columns.y!r} among the data; give the observations as y=.", column="y")
     return _column(columns, columns.y, data)
 
@@ -189,7 +193,8 @@ def sigma_of(columns: Columns, data: Any) -> Any:
         f"The fit was weighted by sigma, {columns.sigma!r}, which these data lack: give them as a frame with that "
         "column, or the standard deviations of the observations as sigma=."
     )
-    return 1.0 if columns.sigma is None else _of_rows(columns, columns.sigma, data, lacking)
+    (sigma,) = columns.sigmas
+    return 1.0 if sigma is None else _of_rows(columns, sigma, data, lacking)
 
 
 def _of_rows(columns: Columns, given: str | float | None, data: Any, lacking: str) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dask_nlsq._errors import CheckpointError, CheckpointMismatch, warn
 from dask_nlsq._kernel import validate
-from dask_nlsq._model import Expansion, Expression, Model, Objective, named
+from dask_nlsq._model import NUMBER, Expansion, Expression, Model, Objective, named
 from dask_nlsq._sources import Columns
 from dask_nlsq._sweep import Payload, predict_rows, serialize
 from dask_nlsq._typing import Vector
@@ -62,9 +62,8 @@ def restore(
         )
     given = recorded["columns"]
     origins = {name: np.datetime64(at, unit) for name, (at, unit) in given["origins"].items()}
-    columns = Columns(
-        **{**given, "x": tuple(given["x"]), "origins": origins, "sigma_x": tuple(given.get("sigma_x", ()))}
-    )
+    tuples = {name: _as_tuple(value) for name, value in given.items() if isinstance(value, (list, tuple))}
+    columns = Columns(**{**given, **tuples, "origins": origins})
     if isinstance(model, str):
         model = named(model)
     bound = (model if isinstance(model, Model) else Model.from_function(model, len(names))).bind(columns.x)
@@ -77,9 +76,10 @@ def restore(
     free = tuple(name for name in names if name not in fixed and name not in tied)
     objective = Objective(
         dataclasses.replace(bound, guess_func=None),
-        (*columns.x, columns.y),
+        (*columns.x, *([] if columns.several is None else [NUMBER]), columns.y),
         columns.sigma is not None,
         expansion=Expansion(tuple(names), free, fixed, tied) if fixed or tied else None,
+        responses=columns.several,
     )
     theta = popt[[names.index(name) for name in free]]
     payload = serialize(validate.check(objective, theta).objective)
@@ -97,6 +97,15 @@ def restore(
 
 def _values(payload: Payload, columns: Columns, popt: Vector) -> Vector:
     """Return the values of a model at some points."""
-    x = np.random.default_rng(0).uniform(0.1, 1.1, (len(columns.x), _ROWS))
+    x = tuple(np.random.default_rng(0).uniform(0.1, 1.1, (len(columns.x), _ROWS)))
+    responses = payload.value.responses
     with np.errstate(all="ignore"):
-        return predict_rows(payload, popt, tuple(x))
+        if responses is None:
+            return predict_rows(payload, popt, x)
+        alone = [serialize(payload.value.of_response(c)) for c in range(len(responses))]
+        return np.concatenate([predict_rows(each, popt, x) for each in alone])
+
+
+def _as_tuple(value: Any) -> Any:
+    """Return a sequence as a tuple, and those in it too."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, (list, tuple)) else value

@@ -25,6 +25,7 @@ from dask_nlsq._result.bands import (
     variance_of,
 )
 from dask_nlsq._result.evaluate import evaluate
+from dask_nlsq._result.responses import each_response, of_each, separate, together, whitened
 from dask_nlsq._result.zarr_group import computing, regular, write
 from dask_nlsq._sweep import predict_rows
 
@@ -57,7 +58,8 @@ def predict(
     Returns
     -------
     Series for a frame or a Series, otherwise an array; of Dask where a column of `data` is
-        With `to`, a Dask array of what was written.
+        Of several responses, a DataFrame with a column for each, or an array of shape (k, rows). With `to`, a Dask
+        array of what was written.
 
     Raises
     ------
@@ -78,10 +80,13 @@ def predict(
     ((2, 2, 2),)
     """
     payload, columns = result._model()
-    predicted = evaluate(functools.partial(predict_rows, payload, result.popt), columns, data)
+    if each_response(result) is not None:
+        predicted = of_each(result, lambda one: one.predict(data))
+    else:
+        predicted = evaluate(functools.partial(predict_rows, payload, result.popt), columns, data)
     if to is None:
         return predicted
-    if isinstance(predicted, (pd.Series, dd.Series)):
+    if isinstance(predicted, (pd.Series, dd.Series, pd.DataFrame, dd.DataFrame)):
         raise DataError("to= writes arrays; write a frame by frame.assign(predicted=...).to_parquet(path).")
     array = da.asarray(getattr(predicted, "data", predicted) if hasattr(predicted, "dims") else predicted)
     if np.isnan(array.size):
@@ -103,9 +108,10 @@ def residuals(result: FitResult, data: Any, y: Any = None, *, weighted: bool = F
     data : as for `predict`
         With the column of y, unless `y` is given.
     y : array, optional
-        The observations, row by row; needed where `data` has no names.
+        The observations, row by row; needed where `data` has no names. Of several responses, as the model returns them.
     weighted : bool
-        Divide by sigma, as the fit did; of counts, by the standard deviation that the fit expects.
+        Divide by sigma, as the fit did; of counts, by the standard deviation that the fit expects. Under a covariance
+        of the responses, their combinations :math:`L^{-1} r`, which are independent.
 
     Returns
     -------
@@ -126,8 +132,13 @@ def residuals(result: FitResult, data: Any, y: Any = None, *, weighted: bool = F
     >>> result.residuals(x, np.array([1.0, 2.9, 5.1, 7.0])).round(2).tolist()
     [0.03, -0.09, 0.09, -0.03]
     """
-    _, columns = result._model()
+    payload, columns = result._model()
     data = on_one_grid(data, columns.names)
+    if (several := each_response(result)) is not None:
+        given = [None] * len(several) if y is None else separate(payload.value.responses, y)
+        mixed = weighted and columns.covariance
+        each = [one.residuals(data, a, weighted=weighted and not mixed) for one, a in zip(several, given, strict=True)]
+        return together(payload.value.responses, whitened(columns, each) if mixed else each)
     predicted = result.predict(data)
     of_rows = observed(columns, data) if y is None else beside(predicted, y, "y")
     residual = (of_rows if columns.trials is None else of_rows / trials_of(columns, data)) - predicted
@@ -151,8 +162,9 @@ def confidence_band(result: FitResult, data: Any, level: float = 0.95) -> Any:
     Returns
     -------
     DataFrame with the columns ``predicted``, ``lower`` and ``upper`` for a frame, otherwise a `Band` of arrays
-        In units of y; infinite where a parameter matters that the data do not determine. A parameter at a bound is
-        taken as known.
+        Of several responses these are columns such as ``a_lower``, or of the shape (k, rows); of complex ones, the
+        limits of both parts as one number. In units of y; infinite where a parameter matters that the data do not
+        determine. A parameter at a bound is taken as known.
 
     Raises
     ------
@@ -168,6 +180,8 @@ def confidence_band(result: FitResult, data: Any, level: float = 0.95) -> Any:
     [1.41]
     """
     check_level(level)
+    if each_response(result) is not None:
+        return of_each(result, lambda one: one.confidence_band(data, level))
     return band(
         result.predict(data), curve_stderr(*result._model(), result.params, result.cov, data), level, result.dof
     )
@@ -205,6 +219,8 @@ def prediction_band(result: FitResult, data: Any, level: float = 0.95, *, sigma:
     [3.54]
     """
     check_level(level)
+    if each_response(result) is not None:
+        return of_each(result, lambda one: one.prediction_band(data, level, sigma=sigma))
     payload, columns = result._model()
     data = on_one_grid(data, columns.names if sigma is None else columns.x)
     predicted = result.predict(data)

@@ -89,7 +89,8 @@ def _fit_rows(statistics: Statistics) -> list[tuple[str, str]]:
         return [("deviance", chisqr), ("Pearson chi-square", pearson)]
     if np.isnan(statistics.rmse):  # with errors in x
         return [("chi-square", chisqr)]
-    return [("chi-square", chisqr), ("R²", f"{statistics.rsquared:.8g}"), ("RMSE", f"{statistics.rmse:.6g}")]
+    determined = [] if np.isnan(statistics.rsquared) else [("R²", f"{statistics.rsquared:.8g}")]  # of one mean of y
+    return [("chi-square", chisqr), *determined, ("RMSE", f"{statistics.rmse:.6g}")]
 
 
 def run_rows(run: Mapping[str, Any], nsweeps: int) -> list[tuple[str, str]]:

@@ -16,10 +16,10 @@ from scipy.optimize import OptimizeWarning
 
 from dask_nlsq._errors import NlsqError, warn
 from dask_nlsq._plan import Plan
-from dask_nlsq._result import intervals, predictions, saved
+from dask_nlsq._result import intervals, predictions, responses, saved
 from dask_nlsq._result.diagnostics import Diagnostics, diagnose
 from dask_nlsq._result.html import document, fragment_of
-from dask_nlsq._result.plots import estimates, rows
+from dask_nlsq._result.plots import complex_plane, estimates, rows
 from dask_nlsq._result.provenance import Provenance
 from dask_nlsq._result.report import report
 from dask_nlsq._result.table import to_dataframe, to_latex, to_markdown
@@ -129,6 +129,7 @@ class FitResult:
     factor: Factor | None = None
     # What is needed to fit again with a parameter held; it stays in the process of the fit.
     profiler: Any = dataclasses.field(default=None, compare=False)
+    response_number: int | None = dataclasses.field(default=None, compare=False)  # of the one that is looked at
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", Provenance(self.provenance))
@@ -271,6 +272,14 @@ class FitResult:
         """Schwarz's criterion."""
         return self.statistics.bic
 
+    @property
+    def response_cov(self) -> pd.DataFrame:
+        """Covariance of several responses of a row, as given by ``sigma=`` or found by ``estimate_sigma=True``."""
+        _, columns = self._model()
+        if not columns.covariance:
+            raise NlsqError("The fit had no covariance of responses: give sigma= as a matrix, or estimate_sigma=True.")
+        return pd.DataFrame(columns.covariance, columns.response_names, columns.response_names)
+
     def _profiler(self) -> Any:
         if self.profiler is None:
             raise NlsqError(
@@ -325,6 +334,7 @@ class FitResult:
     profile = intervals.profile
     contour = intervals.contour
     skewness = intervals.skewness
+    response = responses.response
     predict = predictions.predict
     residuals = predictions.residuals
     confidence_band = predictions.confidence_band
@@ -339,6 +349,8 @@ class FitResult:
     plot = rows.plot
     plot_residuals = rows.plot_residuals
     plot_components = rows.plot_components
+    plot_nyquist = complex_plane.plot_nyquist
+    plot_bode = complex_plane.plot_bode
     plot_history = estimates.plot_history
     plot_correlation = estimates.plot_correlation
     plot_profile = estimates.plot_profile
@@ -356,7 +368,8 @@ class FitResult:
             )
         early = self.status is Status.PRECISION  # there are more rows than were read
         expected = None if early else self.chisqr
-        summary: ResidualSummary = self.profiler.residual_summary(self.popt, self._residual_std, expected)
+        number = self.response_number
+        summary: ResidualSummary = self.profiler.residual_summary(self.popt, self._residual_std, expected, number)
         return summary
 
     @property

@@ -94,6 +94,19 @@ def statistics(reduction: Reduction, cost: float, p: int, absolute_sigma: bool, 
         )
 
 
+def with_parameters(statistics: Statistics, absolute_sigma: bool, further: int) -> Statistics:
+    """Return the statistics of a fit that estimated further parameters, which the criteria count."""
+    n = statistics.n_obs
+    k = n - statistics.dof + (not absolute_sigma) + further
+    aic = 2 * k - 2 * statistics.loglik
+    return dataclasses.replace(
+        statistics,
+        aic=aic,
+        aicc=aic + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else float("inf"),
+        bic=k * math.log(n) - 2 * statistics.loglik,
+    )
+
+
 def count_statistics(reduction: Reduction, cost: float, p: int, believed: float = 0.0, beliefs: int = 0) -> Statistics:
     """Compute the statistics of a fit of counts, `believed` of χ² coming from so many priors."""
     n, k = reduction.rows, p

@@ -13,6 +13,7 @@ import numpy as np
 
 from dask_nlsq._errors import DataError, NlsqError, SweepError, nearest
 from dask_nlsq._kernel import Block
+from dask_nlsq._model import PARTS, Responses, mix, whitening
 from dask_nlsq._typing import AnyArray, Vector
 
 SECOND = np.timedelta64(1, "s")
@@ -23,17 +24,49 @@ class Columns:
     """Names of the columns and what is to be done with their cells.
 
     ``sigma`` is the name of a column, a constant, or None, and so are ``trials``, of counts alone, and each of
-    ``sigma_x``. ``origins`` holds, for datetime columns, the instant from which seconds are counted.
+    ``sigma_x``. Of several responses, ``sigma`` may be one of these for each. ``origins`` holds, for datetime columns,
+    the instant from which seconds are counted.
     """
 
     x: tuple[str, ...]
-    y: str
-    sigma: str | float | None = None
+    y: str  # the first, of several
+    sigma: str | float | tuple[str | float, ...] | None = None
     nan_policy: str = "raise"  # or "omit"
     origins: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     counts: bool = False  # whether y is a number of events
     trials: str | float | None = None  # of which so many are the most
     sigma_x: tuple[str | float | None, ...] = ()  # of each x, as sigma; none where all are exact
+    responses: tuple[str, ...] = ()  # columns of y, where they are several
+    is_complex: bool = False  # whether the column y holds complex numbers
+    covariance: tuple[tuple[float, ...], ...] = ()  # of the responses of a row, in place of sigma
+
+    @property
+    def response_names(self) -> tuple[str, ...]:
+        """What the responses of a row are called, of which a complex number is two."""
+        return tuple(self.y + part for part in PARTS) if self.is_complex else self.responses or (self.y,)
+
+    @property
+    def n_responses(self) -> int:
+        """Rows of a block that a row of the data becomes."""
+        return len(self.response_names)
+
+    @property
+    def several(self) -> Responses | None:
+        """The responses of a row, where it has several."""
+        if self.n_responses == 1:
+            return None
+        return Responses(self.response_names, mixing=whitening(self.covariance)[0] if self.covariance else ())
+
+    def of_response(self, c: int) -> Columns:
+        """Return what one response would be by itself."""
+        sigma = self.covariance[c][c] ** 0.5 if self.covariance else self.sigmas[c]
+        y = self.response_names[c]
+        return dataclasses.replace(self, y=y, sigma=sigma, responses=(), is_complex=False, covariance=())
+
+    @property
+    def sigmas(self) -> tuple[str | float | None, ...]:
+        """The standard deviation of each response."""
+        return self.sigma if isinstance(self.sigma, tuple) else (self.sigma,) * self.n_responses
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -42,33 +75,42 @@ class Columns:
         return (*self.x, *own)
 
     @property
-    def weight(self) -> str | float | None:
-        """What the weights of the rows are made from."""
-        return self.trials if self.counts else self.sigma
+    def weight(self) -> Any:
+        """What the weights of the rows are made from; None where there are none."""
+        return self.trials if self.counts else self.covariance or self.sigma
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every column that is read, x first, then its sigma, y, and its sigma or trials; each once."""
-        weight = (self.weight,) if isinstance(self.weight, str) else ()
-        return tuple(dict.fromkeys((*self.inputs, self.y, *weight)))
+        weight = (self.trials,) if self.counts else self.sigmas
+        weights = (each for each in weight if isinstance(each, str))
+        return tuple(dict.fromkeys((*self.inputs, *(self.responses or (self.y,)), *weights)))
 
     def row_bytes(self, dtypes: Mapping[str, Any]) -> int:
         """Return the bytes that a row takes in a block, for columns of these types."""
         # Arrow calls float32 "float"; all other types become float64 in a block.
-        sizes = [4 if str(dtypes[name]).lower() in ("float", "float32") else 8 for name in (*self.inputs, self.y)]
-        return sum(sizes) + (8 if self.weight is not None else 0)
+        sizes = {name: 4 if str(dtypes[name]).lower() in ("float", "float32") else 8 for name in self.names}
+        y = max(sizes[name] for name in self.responses or (self.y,))
+        beside = 8 * ((self.weight is not None) + (self.n_responses > 1))
+        return self.n_responses * (sum(sizes[name] for name in self.inputs) + y + beside)
 
     def block(self, raw: Mapping[str, Any]) -> Block:
         """Turn raw arrays, one for each of `names`, into columns of one length."""
-        values = {name: self.to_float(name, raw[name]) for name in self.names}
-        lengths = {name: len(v) for name, v in values.items()}
+        values = {
+            name: self.to_float(name, raw[name]) for name in self.names if not (self.is_complex and name == self.y)
+        }
+        ys = _parts(self.y, raw[self.y]) if self.is_complex else [values[name] for name in self.responses or (self.y,)]
+        lengths = {name: len(v) for name, v in values.items()} | {self.y: len(ys[0])}
         if len(set(lengths.values())) > 1:
             raise DataError(
                 f"Columns have unlike lengths in one partition: {lengths}. They must come from rows that "
                 "belong together, cut at the same places."
             )
-        x, y = tuple(values[name] for name in self.inputs), values[self.y]
-        rounded = tuple(name for name in self.names if _rounded(raw[name], values[name]))
+        x = tuple(values[name] for name in self.inputs)
+        rounded = tuple(name for name, v in values.items() if _rounded(raw[name], v))
+        if len(ys) > 1:
+            return self._block_of_responses(x, ys, values, rounded)
+        (y,) = ys
         keep = _finite(*x, y) if self.nan_policy == "omit" else None  # else found by the sweep, whose sums turn NaN
         for name in (each for each in self.sigma_x if isinstance(each, str)):
             s = values[name]
@@ -81,17 +123,52 @@ class Columns:
             block = block.take(block.weight > 0)  # a row of infinite sigma, or of no trial, is no observation
         return block
 
+    def _block_of_responses(
+        self, x: tuple[Vector, ...], ys: list[Vector], values: Mapping[str, Vector], rounded: tuple[str, ...]
+    ) -> Block:
+        """Return a block in which each response is a row: those of one row of the data lie behind one another."""
+        k, rows = len(ys), len(ys[0])
+        keep: AnyArray | None = None
+        if self.nan_policy == "omit" and _finite(*x, *ys) is not None:
+            with np.errstate(all="ignore"):
+                keep = np.isfinite(np.stack(ys, axis=1)) & np.logical_and.reduce([np.isfinite(c) for c in x])[:, None]
+            # Parts of one number, and responses that are combined, are there together or not at all.
+            keep = np.repeat(keep.all(axis=1), k).reshape(rows, k) if self.is_complex or self.covariance else keep
+        mixing, constants = whitening(self.covariance) if self.covariance else ((), None)
+        weights = None
+        if constants is not None:
+            weights = np.tile(constants, rows)
+        elif self.sigma is not None:
+            kept = [None if keep is None else keep[:, c] for c in range(k)]
+            each = [self._inverse(sigma, values, rows, kept[c]) for c, sigma in enumerate(self.sigmas)]
+            weights = np.stack(each, axis=1).ravel()
+        block = Block(
+            (*(np.repeat(c, k) for c in x), np.tile(np.arange(k, dtype=float), rows)),
+            np.stack(mix(ys, mixing), axis=1).ravel(),
+            weights,
+            rounded=rounded,
+        )
+        if keep is not None:
+            block = dataclasses.replace(block.take(keep.ravel()), dropped=int(keep.size - keep.sum()))
+        if block.weight is not None and not block.weight.all():
+            block = block.take(block.weight > 0)
+        return block
+
     def _weight(self, values: Mapping[str, Vector], rows: int, keep: AnyArray | None) -> Vector | None:
         """Return 1 / sigma, or the trials of counts, for all rows."""
         if self.counts:
             return self._trials(values, rows, keep)
-        if self.sigma is None:
-            return None
-        if not isinstance(self.sigma, str):
-            return np.full(rows, 1.0 / self.sigma)
-        sigma = values[self.sigma]
+        return None if self.sigma is None else self._inverse(self.sigmas[0], values, rows, keep)
+
+    def _inverse(
+        self, given: str | float | None, values: Mapping[str, Vector], rows: int, keep: AnyArray | None
+    ) -> Vector:
+        """Return 1 / sigma for all rows."""
+        if not isinstance(given, str):
+            return np.full(rows, 1.0 / (given or 1.0))
+        sigma = values[given]
         needed = "sigma must be positive (inf gives a row no weight)"
-        _refuse_rows(needed, self.sigma, ~(sigma > 0), keep, {"sigma": sigma})
+        _refuse_rows(needed, given, ~(sigma > 0), keep, {"sigma": sigma})
         return 1.0 / sigma.astype(np.float64)
 
     def _trials(self, values: Mapping[str, Vector], rows: int, keep: AnyArray | None) -> Vector | None:
@@ -119,8 +196,8 @@ class Columns:
         kind = array.dtype.kind
         if kind not in "fiubmM":
             raise DataError(
-                f"The column has dtype {array.dtype}{_seen(array)}; numbers are needed. Convert it first, for example "
-                f"with {_remedy(name, array)}.",
+                f"The column has dtype {array.dtype}{_seen(array)}; {'real ' * (kind == 'c')}numbers are needed. "
+                f"{_advice(name, array)}.",
                 column=name,
             )
         if array.ndim != 1:
@@ -248,11 +325,11 @@ def _plain(name: str, values: object) -> AnyArray:
     if isinstance(values, np.ma.MaskedArray):
         if values.dtype.kind in "mM":
             return np.where(np.ma.getmaskarray(values), np.array("NaT", values.dtype), np.asarray(values.data))
-        if values.dtype.kind not in "fiub":
+        if values.dtype.kind not in "fiubc":
             return np.asarray(values.data)  # refused by its dtype
-        return np.where(np.ma.getmaskarray(values), np.nan, np.asarray(values.data, float))
+        return np.where(np.ma.getmaskarray(values), np.nan, np.asarray(values.data, _floating(values)))
     if hasattr(values, "unmasked") and hasattr(values, "mask"):  # of astropy, with or without a unit
-        return np.where(np.asarray(values.mask), np.nan, np.asarray(values.unmasked, float))
+        return np.where(np.asarray(values.mask), np.nan, np.asarray(values.unmasked, _floating(values)))
     dtype: Any = getattr(values, "dtype", None)
     if not isinstance(values, np.ndarray) and hasattr(values, "to_numpy"):
         kind = getattr(dtype, "kind", "O")
@@ -267,6 +344,11 @@ def _plain(name: str, values: object) -> AnyArray:
             missing = np.array("NaT", f"{kind}8[{unit}]")[()]
             return np.asarray(values.to_numpy(dtype=missing.dtype, na_value=missing))
     return np.asarray(values)
+
+
+def _floating(values: Any) -> type:
+    """Return the type in which numbers can be missing."""
+    return complex if values.dtype.kind == "c" else float
 
 
 def _decimals(array: AnyArray) -> AnyArray:
@@ -303,6 +385,25 @@ def _seen(array: AnyArray) -> str:
     return "" if value is None else f" and holds values of type {type(value).__name__}"
 
 
+def _advice(name: str, array: AnyArray) -> str:
+    """Say how an array becomes numbers."""
+    if array.dtype.kind == "c":
+        return "A complex y needs a model that returns complex numbers; or fit its real or imaginary part by itself"
+    return f"Convert it first, for example with {_remedy(name, array)}"
+
+
+def _parts(name: str, values: object) -> list[Vector]:
+    """Return the real and the imaginary part of a column of complex numbers."""
+    array = _plain(name, values)
+    if array.dtype.kind != "c":
+        raise DataError(
+            f"The column has dtype {array.dtype}, and the model returns complex numbers: give a complex y, or "
+            "y=[real, imaginary] as two columns.",
+            column=name,
+        )
+    return [np.ascontiguousarray(part, np.float64) for part in (array.real, array.imag)]
+
+
 def _remedy(name: str, array: AnyArray) -> str:
     """Return the line that makes numbers or dates of what an array holds."""
     value = _first(array) if array.dtype.kind == "O" else ""
@@ -314,8 +415,6 @@ def _remedy(name: str, array: AnyArray) -> str:
         return f"pandas.to_timedelta(data[{name!r}])"
     if isinstance(value, (list, tuple, dict, np.ndarray)):
         return f"data.explode({name!r}), or one column for each element"
-    if array.dtype.kind == "c":
-        return "its real and imaginary part as columns of their own"
     return f"pandas.to_numeric(data[{name!r}])"
 
 

@@ -28,14 +28,16 @@ def open_memory(raw: Mapping[str, Any], columns: Columns, kind: str, present: tu
     dates = [name for name in columns.names if getattr(getattr(raw[name], "dtype", None), "kind", "") == "M"]
     columns = dataclasses.replace(columns, origins=first_instants(dates, [raw]))
     whole = columns.block(raw)
-    rows = len(raw[columns.y])
-    first = ROWS - _HEAD // whole.y.itemsize if whole.rows > ROWS else whole.rows
-    edges = [0, *range(first, whole.rows, ROWS), whole.rows]
+    rows, k = len(raw[columns.y]), columns.n_responses
+    size = ROWS - ROWS % k  # what belongs to one row of the data stays together
+    first = size - (_HEAD // whole.y.itemsize) * (k == 1) if whole.rows > size else whole.rows
+    edges = [0, *range(first, whole.rows, size), whole.rows]
     blocks = [whole.take(slice(*edge)) for edge in itertools.pairwise(edges)]
     # Rows that were dropped lie in no block, and are counted with the first.
     blocks = [dataclasses.replace(b, dropped=whole.dropped if i == 0 else 0) for i, b in enumerate(blocks)]
-    width = whole.nbytes // max(whole.rows, 1)
-    info = Info(kind, rows, columns.names, present, columns.origins, partition_rows=min(rows, ROWS), row_bytes=width)
+    width = k * (whole.nbytes // max(whole.rows, 1))
+    at_a_time = min(rows, size // k)
+    info = Info(kind, rows, columns.names, present, columns.origins, partition_rows=at_a_time, row_bytes=width)
     return Source(blocks, _token(columns, rows), info)
 
 

@@ -155,6 +155,8 @@ class StreamingFitter:
         self._model = model.bind(names)
         self._columns = Columns(tuple(names), y, None, options.nan_policy)
         self._parameters, self._objective = resolve_objective(self._model, self._columns, options)
+        if self._objective.responses is not None:
+            raise ModelError(f"The model {self._model.name!r} is complex; StreamingFitter takes one real y.")
         self._solver = Streaming(
             self._parameters.lower,
             self._parameters.upper,
@@ -221,7 +223,7 @@ class StreamingFitter:
             raise DataError("sigma must come with every batch or with none.")
         # Before the block is learned from, so that one that is refused leaves no trace.
         whole = [np.isfinite(column).all() for column in (*block.x, block.y)]
-        if not all(whole) and (error := non_finite(block, self._objective.columns)):
+        if not all(whole) and (error := non_finite(block, self._objective)):
             raise error
 
     @property

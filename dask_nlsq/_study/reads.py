@@ -95,7 +95,7 @@ def _key(options: FitOptions, resolved: Resolved, resources: Mapping[str, float]
     beside: Any = columns.y, columns.weight
     if data is None:
         beside = tuple(map(id, (options.y, options.sigma, options.trials, *_each(options.sigma_x))))
-    named: Any = (*beside, columns.counts, columns.sigma_x)
+    named: Any = (*beside, columns.counts, columns.sigma_x, columns.responses, columns.is_complex)
     free = data is not None and columns.nan_policy == "raise" and kind in _CUT_BY_ROWS and not resolved.source.shared
     return (
         *(

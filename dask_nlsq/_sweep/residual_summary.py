@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._kernel import Block
-from dask_nlsq._model import Objective
+from dask_nlsq._model import Objective, Responses
 from dask_nlsq._sweep.binned import AnyAxis, Axis, Binned, FixedAxis
 from dask_nlsq._sweep.failure import Failure
 from dask_nlsq._sweep.groups import Group
@@ -166,14 +166,16 @@ def _dot(a: Vector, b: Vector) -> float:
     return float(np.einsum("i,i", a, b))
 
 
-def summarise(group: Group, payload: Payload, theta: Vector, s: float, keep: bool) -> list[ResidualSummary] | Failure:
-    """Summarise the residuals of a group of partitions; nothing where no row counts."""
+def summarise(
+    group: Group, payload: Payload, theta: Vector, s: float, keep: bool, response: int | None = None
+) -> list[ResidualSummary] | Failure:
+    """Summarise the residuals of a group of partitions, or of one response; nothing where no row counts."""
     parts: list[ResidualSummary] = []
     for number, block in group.blocks():
         if isinstance(block, Failure):
             return block.at(number)
         try:
-            part = _summarise_block(number, block, payload, theta, s, keep)
+            part = _summarise_block(number, block, payload, theta, s, keep, response)
         except Exception as error:
             return Failure.of("evaluating the model", error).at(number)
         parts = merged([*parts, *([] if part is None else [part])])
@@ -182,12 +184,15 @@ def summarise(group: Group, payload: Payload, theta: Vector, s: float, keep: boo
 
 
 def _summarise_block(
-    number: int, block: Block, payload: Payload, theta: Vector, s: float, keep: bool
+    number: int, block: Block, payload: Payload, theta: Vector, s: float, keep: bool, response: int | None
 ) -> ResidualSummary | None:
     """Summarise the rows of one partition as they were fitted."""
     objective: Objective = payload.value
     if not block.rows:
         return None
+    if objective.responses is not None:
+        block, fit = _by_response(objective.responses, block, predict_rows(payload, theta, block.x), response)
+        return ResidualSummary.of(number, block, fit, s, keep)
     if not objective.errors:
         fit = predict_rows(payload, theta, block.x)
         return ResidualSummary.of(number, _with_count_weights(objective, block, fit), fit, s, keep)
@@ -198,6 +203,22 @@ def _summarise_block(
     if summary is None or summary.points is None:
         return summary
     return dataclasses.replace(summary, points=summary.points._replace(x=wide.x[: objective.n_inputs]))
+
+
+def _by_response(responses: Responses, block: Block, fit: Vector, response: int | None) -> tuple[Block, Vector]:
+    """Return rows and fit (rows,), one response behind another, or those of one of them in units of its sigma."""
+    places, number = range(len(block.x) - 1), block.x[-1]
+    if response is None:
+        order = np.argsort(number, kind="stable")
+        return block.take(order).select(tuple(places), block.rounded), fit[order]
+    if responses.mixing:  # every row of the data has all responses then
+        k = len(responses)
+        mixing, weight = np.array(responses.mixing), block.weights[:k]
+        y, fit = (np.linalg.solve(mixing, a.reshape(-1, k).T).T.ravel() for a in (block.wide().y, fit))
+        covariance = np.linalg.inv((mixing.T * weight**2) @ mixing)
+        block = dataclasses.replace(block, y=y, weight=np.full(block.rows, covariance[response, response] ** -0.5))
+    rows = np.flatnonzero(number == response)
+    return block.take(rows).select(tuple(places), block.rounded), fit[rows]
 
 
 def _at_nearest_points(payload: Payload, block: Block, theta: Vector) -> tuple[Block, Vector]:

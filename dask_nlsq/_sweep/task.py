@@ -23,6 +23,7 @@ from dask_nlsq._sweep.payload import Payload
 from dask_nlsq._typing import Matrix, Vector
 
 if TYPE_CHECKING:
+    from dask_nlsq._model import Objective
     from dask_nlsq._sources import Partition
 
 Digests = npt.NDArray[np.uint64]
@@ -248,7 +249,7 @@ def _reduce(batch: Batch, payload: Payload, request: Request, look: bool) -> lis
         return Failure.of("evaluating the model", error).at(batch[0][0])
     for (index, _), block, reduction in zip(batch, blocks, reductions, strict=True):
         # Looked for only where a sum is not finite, so that a sweep does not look at each cell.
-        if not reduction.data_finite and (fault := non_finite(block, objective.columns)):
+        if not reduction.data_finite and (fault := non_finite(block, objective)):
             return Failure("evaluating the model", fault, partition=index)
     return [reduction.placed(partition=index) for (index, _), reduction in zip(batch, reductions, strict=True)]
 
@@ -320,9 +321,14 @@ def _kernels() -> tuple[ModuleType, ModuleType]:
     return kernel, validate
 
 
-def non_finite(block: Block, names: tuple[str, ...]) -> DataError | None:
+def non_finite(block: Block, objective: Objective) -> DataError | None:
     """Name the first column with a cell that is not finite; a sum may also overflow, which is no fault."""
-    for name, column in zip(names, (*block.x, block.y), strict=True):
+    columns = list(zip(objective.columns, (*block.x, block.y), strict=True))
+    if (responses := objective.responses) is not None:  # each a row of its own
+        k = len(responses)
+        x, y = columns[:-2], block.y
+        columns = [*((name, c[::k]) for name, c in x), *((name, y[c::k]) for c, name in enumerate(responses.names))]
+    for name, column in columns:
         bad = ~np.isfinite(column)
         if bad.any():
             row = int(np.argmax(bad))

@@ -45,7 +45,7 @@ def find_start(
         if (objective.jacobian, objective.tile) != (saved.jacobian, saved.tile):
             objective = dataclasses.replace(objective, jacobian=saved.jacobian, tile=saved.tile)
         return dataclasses.replace(resolved, parameters=parameters, objective=objective), [], ()
-    if parameters.guessed and resolved.model.guess_func is not None:
+    if parameters.guessed and resolved.model.guess_func is not None and objective.responses is None:
         rows = sample or draw_sample(executor, groups, partitions, GUESS_ROWS)
         parameters = guess_start(resolved.model, parameters, rows.block, resolved.columns.trials is not None)
     if options.autotune:

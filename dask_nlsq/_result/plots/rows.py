@@ -17,6 +17,7 @@ from dask_nlsq._errors import NlsqError, one_of
 from dask_nlsq._model import Model
 from dask_nlsq._result.bands import Band, band, check_level, curve_stderr, variance_of
 from dask_nlsq._result.plots import panels
+from dask_nlsq._result.responses import each_response
 from dask_nlsq._sweep import predict_rows
 from dask_nlsq._typing import Vector
 
@@ -39,7 +40,7 @@ def plot(
     level: float = 0.95,
     residuals: bool | None = None,
     ax: Axes | None = None,
-) -> Axes:
+) -> Any:
     """Draw the data, the fit with its confidence and prediction bands, and the residuals below.
 
     Up to 5,000 rows are points, more are drawn as the number of rows in cells of a grid; one pass over the data counts
@@ -54,13 +55,13 @@ def plot(
         Probability that a band covers, at least 0.5 and below 1. The prediction band is left out where the fit had a
         column of sigma.
     residuals : bool, optional
-        Whether to draw the residuals in a panel below; by default in a new figure only.
+        Whether to draw the residuals in a panel below; by default in a new figure of one response.
     ax : matplotlib.axes.Axes, optional
         Where to draw; by default in a new figure.
 
     Returns
     -------
-    matplotlib.axes.Axes
+    matplotlib.axes.Axes, or an array of one for each of several responses
         That of the data; that of the residuals is ``ax.figure.axes[1]``.
 
     Raises
@@ -79,6 +80,8 @@ def plot(
     """
     check_level(level)
     j = panels.number_of(result, x)
+    if (several := each_response(result)) is not None:
+        return _plot_each(several, x, level, residuals, ax)
     summary = result._residual_summary
     columns = result._model()[1]
     below: Axes | None = None
@@ -122,6 +125,20 @@ def plot(
             panels.binned_residuals(below, cells, result._residual_std, at)
         below.set_ylabel(panels.residual_label(result))
     return ax
+
+
+def _plot_each(
+    several: Sequence[FitResult], x: str | None, level: float, residuals: bool | None, ax: Axes | None
+) -> Any:
+    """Draw each of several responses in a panel of its own."""
+    if ax is not None:
+        names = [one._model()[1].y for one in several]
+        raise NlsqError(f"ax= takes one panel; draw one of the responses {names}: result.response(name).plot(ax=ax).")
+    size = (4.8 * len(several), 4.8)
+    _, panes = pyplot().subplots(1, len(several), squeeze=False, figsize=size, layout="constrained")
+    for one, pane in zip(several, panes[0], strict=True):
+        plot(one, x, level=level, residuals=bool(residuals), ax=pane)
+    return panes[0]
 
 
 def _density(ax: Axes, density: Any, at: Any) -> None:
@@ -327,6 +344,8 @@ def plot_components(result: FitResult, x: str | None = None, *, ax: Axes | None 
     parts = payload.value.model.components
     if len(parts) < 2:
         raise NlsqError(f"{result.provenance['model']!r} is no sum of models, such as models.gaussian + models.line.")
+    if payload.value.responses is not None:
+        raise NlsqError("Components are drawn of a model that returns one real number a row.")
     if len(columns.x) > 1:
         raise NlsqError(f"The model takes the columns {list(columns.x)}; components are drawn against one.")
     panels.number_of(result, x)
