@@ -202,7 +202,6 @@ def test_a_read_is_tried_again(tmp_path):
         (lambda t, a, b: a, r"returns the shape \(\)"),
         (lambda t, a, b: (a * t)[:-1], r"returns the shape \(6,\) for 7 rows"),
         (lambda t, a, b: jnp.stack([a * t, b * t]), r"returns the shape \(2, 7\)"),
-        (lambda t, a, b: a * t + 1j, "complex128"),
         (lambda t, a, b: a * t + missing, "raises NameError"),  # noqa: F821
         ("gaussian?", "gaussian"),
     ],

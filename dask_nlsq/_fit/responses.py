@@ -36,7 +36,7 @@ def given_responses(options: FitOptions) -> Given | None:
     y, named = options.y, options.data is not None
     several = _several(y, named)
     is_complex = not several and np.dtype(_dtype(y)).kind == "c"
-    by_part = named and not several and isinstance(options.sigma, (list, tuple, np.ndarray))  # of a complex column
+    by_part = named and not several and _of_two_parts(options.sigma)
     if not (several or is_complex or by_part):
         return None
     _check_goes_along(options)
@@ -51,6 +51,13 @@ def given_responses(options: FitOptions) -> Given | None:
     covariance = _covariance(options.sigma, names, shape)
     sigmas = () if covariance is not None or options.sigma is None else _each(options.sigma, names, _length(arrays))
     return Given(names, arrays, is_complex or by_part, sigmas, () if covariance is None else covariance)
+
+
+def _of_two_parts(sigma: Any) -> bool:
+    """Whether sigma, beside one named column, can only be that of the parts of complex numbers."""
+    if isinstance(sigma, np.ndarray):
+        return sigma.shape == (2, 2)
+    return isinstance(sigma, (list, tuple)) and len(sigma) == 2
 
 
 def _length(arrays: Sequence[Any]) -> int | None:

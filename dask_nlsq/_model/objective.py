@@ -148,10 +148,4 @@ class Objective:
     def values(self, x: Sequence[Any], everything: Sequence[Any], stack: Callable[..., Any]) -> Any:
         """Evaluate the model at columns `x` (each (rows,)) and all its parameters, one real number a row."""
         value = self.model(x, everything, stack)
-        if self.responses is None:
-            return value
-        if stack is np.stack:
-            return self.responses.of_rows(value, x[-1], np.where)
-        from jax.numpy import where  # late: what is fitted can be described without JAX
-
-        return self.responses.of_rows(value, x[-1], where)
+        return value if self.responses is None else self.responses.of_rows(value, x[-1])

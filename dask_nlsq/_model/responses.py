@@ -14,7 +14,7 @@ squares).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,12 +64,12 @@ class Responses:
             raise ModelError(f"The model returns {numbers} a row, and y has {len(self)}: {list(self.names)}.")
         return split
 
-    def of_rows(self, value: Any, number: Any, where: Callable[..., Any]) -> Any:
+    def of_rows(self, value: Any, number: Any) -> Any:
         """Return of each row the response of its number, combined as y is, or the only one."""
         if self.only is not None:
             return self.components(value, number)[self.only]
         mixed = mix(self.components(value, number), self.mixing)
-        chosen = mixed[0]
+        where, chosen = number.__array_namespace__().where, mixed[0]  # of NumPy or JAX
         for c, each in enumerate(mixed[1:], 1):
             chosen = where(number == c, each, chosen)
         return chosen

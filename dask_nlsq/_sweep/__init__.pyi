@@ -14,8 +14,8 @@ from .groups import Group as Group
 from .groups import group as group
 from .payload import Payload as Payload
 from .payload import serialize as serialize
-from .residual_products import ResidualProducts as ResidualProducts
-from .residual_products import residual_products as residual_products
+from .residual_covariance import ResidualProducts as ResidualProducts
+from .residual_covariance import residual_products as residual_products
 from .residual_summary import ResidualSummary as ResidualSummary
 from .residual_summary import merged as merged
 from .residual_summary import summarise as summarise
