@@ -491,19 +491,18 @@ def second_process(size):
 ERRORS = {"sigma": 0.1, "sigma_x": 0.1}
 
 
+def sweeping(result):
+    """Return what sweeps the rows of a fit once more."""
+    problem, request = result.profiler.problem, Request(result.popt)
+    problem = dataclasses.replace(problem, groups=arrange(problem.source, problem.reader, problem.plan))
+    return lambda: problem.sweep([request])
+
+
 @comparison("errors-in-x", "a sweep of the plain fit", "times", repeat=9)
 def errors_in_x(size):
     """A sweep over rows in memory, 3 parameters, with errors in x."""
     t, y = moved_rows(size(500_000, 4_000_000))
-    results = [dask_nlsq.fit(decay, t, y, sigma=0.1), dask_nlsq.fit(decay, t, y, **ERRORS)]
-
-    def sweeping(result):
-        problem, request = result.profiler.problem, Request(result.popt)
-        problem = dataclasses.replace(problem, groups=arrange(problem.source, problem.reader, problem.plan))
-        return lambda: problem.sweep([request])
-
-    plain, ours = map(sweeping, results)
-    yield ours, plain
+    yield sweeping(dask_nlsq.fit(decay, t, y, **ERRORS)), sweeping(dask_nlsq.fit(decay, t, y, sigma=0.1))
 
 
 @comparison("errors-in-x-odrpack", "odrpack.odr_fit, with its own tolerances", "faster", repeat=3)
@@ -514,6 +513,38 @@ def errors_in_x_odrpack(size):
     # With its own tolerances odrpack stops some parts in 1e5 before the minimum.
     agree(dask_nlsq.fit(decay, t, y, **ERRORS).popt, by_odrpack(t, y, **ERRORS), rtol=1e-3)
     yield lambda: dask_nlsq.fit(decay, t, y, **ERRORS), lambda: by_odrpack(t, y, **ERRORS)
+
+
+# --- several responses ------------------------------------------------------------------------------------------------
+
+
+@comparison("complex", "a sweep of its real part alone", "times", repeat=9)
+def complex_y(size):
+    """A sweep over complex numbers in memory, 3 parameters."""
+    w, z = rows.resonance_rows(size(500_000, 4_000_000))
+    real = z.real.copy()
+    yield sweeping(dask_nlsq.fit(rows.resonance, w, z)), sweeping(dask_nlsq.fit(rows.magnitude, w, real))
+
+
+@comparison("complex-lmfit", LMFIT, "faster", repeat=3)
+def complex_lmfit(size):
+    """Complex numbers in memory, 3 parameters, compile not counted."""
+    need("lmfit")
+    import lmfit
+
+    w, z = rows.resonance_rows(size(50_000, 1_000_000))
+    model = lmfit.Model(rows.resonance)
+    start = {"loss": 1.0, "width": 1.0, "level": 0.0}
+    agree(dask_nlsq.fit(rows.resonance, w, z).popt, list(model.fit(z, w=w, **start).best_values.values()), rtol=1e-4)
+    yield lambda: dask_nlsq.fit(rows.resonance, w, z), lambda: model.fit(z, w=w, **start)
+
+
+@comparison("vector", "a sweep of one of them", "times", repeat=9)
+def vector_y(size):
+    """A sweep over three responses in memory, 3 parameters."""
+    t, y = decay_rows(size(500_000, 2_000_000))
+    several = dask_nlsq.fit(rows.three_decays, t, [y, 3.5 - y, y / 6], p0=START)
+    yield sweeping(several), sweeping(dask_nlsq.fit(decay, t, y))
 
 
 # --- many small fits --------------------------------------------------------------------------------------------------

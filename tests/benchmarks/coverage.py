@@ -145,6 +145,32 @@ def errors_in_x(sigma_x, absolute_sigma, rows=100):
     return run
 
 
+def several_responses(kind, rows=60):
+    """Return the scenario of complex numbers, or of two responses whose errors are correlated."""
+    x, truth = np.linspace(0.2, 6.0, rows), (2.0, 0.5)
+    covariance = np.array([[4.0, 3.0], [3.0, 5.0]]) * 1e-3
+    mixed = np.linalg.cholesky(covariance)
+    given = {"known": {"sigma": covariance, "absolute_sigma": True}, "estimated": {"estimate_sigma": True}}
+
+    def run(seed):
+        noise = np.random.default_rng([seed, 3]).normal(size=(2, rows))
+        if kind == "complex":
+            z = relaxation(x, *truth) + 0.05 * (noise[0] + 1j * noise[1])
+            return covered(dask_nlsq.fit(relaxation, x, z, p0=truth, client=False), truth)
+        y = [fall + each for fall, each in zip(reaction(x, *truth), mixed @ noise, strict=True)]
+        return covered(dask_nlsq.fit(reaction, x, y, p0=truth, client=False, **given[kind]), truth)
+
+    return run
+
+
+def relaxation(w, level, width):
+    return level / (1 + 1j * w * width)
+
+
+def reaction(t, amount, rate):
+    return amount * jnp.exp(-rate * t), amount * (1 - jnp.exp(-rate * t))
+
+
 def two_parameters(t, amplitude, rate):
     return amplitude * jnp.exp(-rate * t)
 
@@ -175,6 +201,9 @@ SCENARIOS = {
     "errors in x": (errors_in_x(0.05, absolute_sigma=True), 0.92),
     "errors in x, relative sigma": (errors_in_x(0.05, absolute_sigma=False), 0.92),
     "errors in x, large": (errors_in_x(0.2, absolute_sigma=True), 0.92),
+    "complex numbers": (several_responses("complex"), 0.93),
+    "responses, covariance known": (several_responses("known"), 0.93),
+    "responses, covariance estimated": (several_responses("estimated"), 0.92),
 }
 
 

@@ -52,6 +52,29 @@ def moved_rows(n, sigma_x=0.1, seed=0):
     return np.random.default_rng([seed, 1]).normal(t, sigma_x), y
 
 
+def resonance(w, loss=1.0, width=1.0, level=0.0):
+    """A complex resonance of three real parameters, in jax.numpy or NumPy."""
+    return level + loss / (1.0 + 1j * width * w)
+
+
+def magnitude(w, loss=1.0, width=1.0, level=0.0):
+    """A real resonance of as many parameters: the real part of the complex one."""
+    return level + loss / (1.0 + (width * w) ** 2)
+
+
+def resonance_rows(n, seed=0):
+    """Return w and the complex resonance, with noise of 0.1 in both parts."""
+    rng = np.random.default_rng(seed)
+    w = rng.uniform(0.1, 5, n)
+    return w, resonance(w, 3.0, 1.3, 0.5) + rng.normal(0, 0.1, n) + 1j * rng.normal(0, 0.1, n)
+
+
+def three_decays(t, amplitude=1.0, rate=1.0, offset=0.0):
+    """Three responses of the parameters of the decay."""
+    fall = jnp.exp(-rate * t)
+    return amplitude * fall + offset, amplitude * (1 - fall), offset * fall
+
+
 def decay_jacobian(t, amplitude, rate, offset):
     """Its derivatives, for SciPy."""
     fall = np.exp(-rate * t)
