@@ -204,7 +204,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "many starts")) for n in OPTIONS])
 def test_what_else_a_fit_has(name):
     options = {"p0": START} | OPTIONS[name]
     result = dask_nlsq.fit(reaction, X, list(Y), sigma=SIGMA.tolist(), **options)
@@ -360,6 +360,12 @@ def test_bad_input_is_refused_by_name(name):
     given, error, match = BAD[name]
     with pytest.raises(error, match=match):
         dask_nlsq.fit(**{"model": impedance, "p0": START} | ({} if "data" in given else {"x": X}) | given)
+
+
+@pytest.mark.parametrize("y", [Z, Z.tolist(), da.from_array(Z, chunks=50)], ids=["array", "list", "Dask"])
+def test_curve_fit_drops_no_imaginary_part(y):
+    with pytest.raises((DataError, ModelError), match="complex|y has 2"):
+        dask_nlsq.curve_fit(lambda w, r, c: r / (1 + (w * c) ** 2), X, y)
 
 
 def test_fits_of_one_real_y_refuse_complex_models():

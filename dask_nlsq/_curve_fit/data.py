@@ -67,6 +67,10 @@ def in_memory(data: Data) -> Data:
 def check(data: Data, policy: str | None) -> Data:
     """Return data in memory as SciPy hands them on, without the rows that are to be omitted."""
     data = Data(*(_without_mask(name, a, policy) for name, a in zip(("xdata", "ydata", "sigma"), data, strict=True)))
+    if np.iscomplexobj(data.y):
+        raise DataError(
+            "ydata is complex, and curve_fit is for real numbers as in SciPy: dask_nlsq.fit takes both parts."
+        )
     convert = np.asarray_chkfinite if policy == "finite" else np.asarray
     y = convert(data.y, float)
     # As in SciPy: only sequences and arrays are converted, any other object is for the function alone.
