@@ -364,7 +364,7 @@ def test_bad_input_is_refused_by_name(name):
 
 @pytest.mark.parametrize("y", [Z, Z.tolist(), da.from_array(Z, chunks=50)], ids=["array", "list", "Dask"])
 def test_curve_fit_drops_no_imaginary_part(y):
-    with pytest.raises((DataError, ModelError), match="complex|y has 2"):
+    with pytest.raises((DataError, ModelError), match=r"complex|y has 2"):
         dask_nlsq.curve_fit(lambda w, r, c: r / (1 + (w * c) ** 2), X, y)
 
 
