@@ -257,7 +257,7 @@ def test_a_stop_while_other_starts_are_tried_is_reported(stops, monkeypatch):
         assert result.status is dask_nlsq.Status.CALLBACK and len(result.history) > first
         assert result.cost == result.history["cost"].min() and "was stopped" in result.notes[-1]
         return
-    monkeypatch.setattr("dask_nlsq._fit.checks.restarts._past_deadline", lambda deadline: True)
+    monkeypatch.setattr("dask_nlsq._fit.checks.restarts.past_deadline", lambda deadline: True)
     notes = dask_nlsq.fit(turning, T, y, time_limit=1e6).notes
     assert any("the time limit was reached before other starts" in note for note in notes)
 

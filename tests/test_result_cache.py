@@ -1,13 +1,16 @@
 """The result cache: what is found again, what is not and why, and what two writers or damage do."""
 
+import importlib
 import logging
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import dask
 import dask.dataframe as dd
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -76,6 +79,25 @@ def test_files_are_not_read_again(fit, reads, tmp_path):
     assert hit(fit(path)) and len(reads) == count > 0
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of what has been called, of what a stored result needs once, or not at all."""
+    seen = []
+    for place in ("_sources.open.find_rows", "_kernel.validate._check", "_kernel.kernel.predict_block"):
+        module, _, name = place.rpartition(".")
+        original = getattr(importlib.import_module(f"dask_nlsq.{module}"), name)
+        monkeypatch.setattr(f"dask_nlsq.{place}", lambda *a, f=original, name=name: (seen.append(name), f(*a))[1])
+    return seen
+
+
+def test_files_of_a_formula_are_listed_once_and_its_model_is_not_traced_again(calls, tmp_path):
+    options = {"model": "offset + size*exp(-rate*t)", "data": parquet(tmp_path / "data"), "cache_dir": tmp_path}
+    first = dask_nlsq.fit(p0={"rate": 1.0}, **options)
+    calls.clear()
+    found = dask_nlsq.fit(p0={"rate": 1.0}, **options)
+    assert hit(found) and calls == ["find_rows"] and np.array_equal(found.predict(T), first.predict(T))
+
+
 OTHER = {
     "bounds": ({"bounds": {"rate": (0.0, 9.0)}}, "lower bounds"),
     "start": ({"p0": [1.0, 1.0, 0.0]}, "start"),
@@ -90,6 +112,7 @@ OTHER = {
     "what is kept": ({"cache": "none"}, "cache"),
     "workflow that streams": ({"workflow": "streaming"}, "tier"),
     "workflow of a goal": ({"workflow": "fast"}, "goal"),
+    "autotune": ({"autotune": True}, "autotune"),
     "config": ({"config": {"tier": "standard"}}, "tier"),
 }
 
@@ -103,6 +126,60 @@ def test_another_option_is_another_fit(name, fit):
     differs = result.provenance["cache"]["differs"]
     assert not hit(result) and differing in differs and "model" not in differs
     assert hit(fit(frame, **options)) and hit(fit(frame))
+
+
+def stop(intermediate):
+    raise StopIteration
+
+
+STOPS = {
+    "TIME_LIMIT": {"time_limit": 0.0},
+    "CALLBACK": {"callback": stop},
+    "MAX_NFEV": {"max_nfev": 1},
+}
+
+
+@pytest.mark.parametrize("status", STOPS)
+def test_what_was_stopped_answers_no_fit_that_has_more_time(status, fit):
+    frame = pd.DataFrame({"t": T, "y": Y})
+    whole = dask_nlsq.fit(decay, data=frame, p0=P0)
+    assert fit(frame, **STOPS[status]).status.name == status
+    later = fit(frame)
+    assert not hit(later) and later.success and np.array_equal(later.popt, whole.popt)
+    assert hit(fit(frame))
+
+
+def sine(t, size, rate):
+    return size * jnp.sin(rate * t)
+
+
+def logarithm(t, size, place):
+    return size * jnp.log(t - place)
+
+
+LATE = types.SimpleNamespace(monotonic=lambda: np.inf)
+"""A clock that is past every deadline."""
+
+CHECKS = {
+    "perturbed restarts": (decay, Y, P0, {"goal": "quality"}),
+    "other starts": (sine, 2 * np.sin(5.3 * T), [1.0, 1.0], {}),
+    "starts where it is finite": (logarithm, np.log(T + 9.0), [1.0, 3.0], {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The model is not finite")
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_check_that_the_time_limit_ended_is_made_by_the_next_fit(name, tmp_path, monkeypatch):
+    model, y, p0, options = CHECKS[name]
+    options = {"model": model, "data": pd.DataFrame({"t": T, "y": y}), "p0": p0, **options}
+    whole = dask_nlsq.fit(**options)
+    with monkeypatch.context() as late:
+        late.setattr("dask_nlsq._fit.checks.restarts.time", LATE)
+        dask_nlsq.fit(**options, cache_dir=tmp_path, time_limit=1e6)
+    later, again = (dask_nlsq.fit(**options, cache_dir=tmp_path) for _ in range(2))
+    assert (hit(later), hit(again)) == (False, True)
+    assert np.array_equal(later.popt, whole.popt) and later.notes == whole.notes
+    assert np.array_equal(later.history["cost"], whole.history["cost"])
 
 
 FREE = {

@@ -20,7 +20,7 @@ from scipy.optimize import OptimizeResult
 from dask_nlsq._errors import ModelError, NlsqError, check_keywords, warn
 from dask_nlsq._fit.checks.identifiability import lost_sensitivity
 from dask_nlsq._fit.checks.perturbed_restarts import refit_perturbed
-from dask_nlsq._fit.checks.restarts import find_finite_starts, restart
+from dask_nlsq._fit.checks.restarts import find_finite_starts, past_deadline, restart
 from dask_nlsq._fit.estimated_covariance import fit_estimating_covariance
 from dask_nlsq._fit.joint import fit_joint, parts
 from dask_nlsq._fit.loop import lowest, run_shared, stopped, verify
@@ -40,7 +40,7 @@ from dask_nlsq._fit.start.warm_start import optimizer_of
 from dask_nlsq._kernel import MANY_ROWS, kernel, linearity
 from dask_nlsq._model import Loss, Objective, Parameters
 from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowTier, make_plan, with_speeds
-from dask_nlsq._result import FitResult
+from dask_nlsq._result import FitResult, rebuild
 from dask_nlsq._solver import Status, TrustRegion, check_bounds
 from dask_nlsq._sweep import Executor, group, outside_pool, serialize
 from dask_nlsq._typing import Vector
@@ -433,14 +433,17 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
         if begun is not None and saved is None and begun[0].point is not None and begun[0].status is None:
             begun = (stopped(problem, begun[0], deadline, callback), begun[1])
         first, before = begun or (solver.init(route.starts[0]), [])
+        cut_short = False  # the search for starts where the model is finite
 
         def elsewhere(theta: Vector) -> Sequence[Vector]:
-            nonlocal notes
+            nonlocal notes, cut_short
             finite, note = find_finite_starts(problem, solver, theta, sample, bar, deadline)
+            cut_short = past_deadline(deadline)
             if note:
                 warn(note)
                 notes += (note,)
-            session.remember(problem, notes, search=route.search)
+            if not cut_short:
+                session.remember(problem, notes, search=route.search)
             return finite
 
         states, seconds = run_shared(
@@ -478,6 +481,8 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
     if state.status is not None and state.status.success and lost_sensitivity(problem, state):
         state = dataclasses.replace(state, status=Status.UNIDENTIFIABLE)
     result = build(problem, solver, state, seconds, time.perf_counter() - started, notes, starts)
+    if cut_short:  # with more time the fit begins anew, from the best of all starts
+        state, seconds = dataclasses.replace(state, beyond=solver.init(resolved.parameters.start)), []
     states[winner] = state
     return session.finish(states, seconds, result)
 
@@ -529,7 +534,7 @@ def _solver(
 
 def _again(problem: Problem, solver: TrustRegion, ended: EndedRun) -> FitResult:
     """Return the result of a run that has ended, with what it can do in this process."""
-    return revive(problem, solver, ended.states[lowest(ended.states)], FitResult.from_dict(ended.result))
+    return revive(problem, solver, ended.states[lowest(ended.states)], rebuild(FitResult, ended.result))
 
 
 _TOLERANCE = {OptimizationGoal.FAST: 0.1, OptimizationGoal.QUALITY: 1e-8}

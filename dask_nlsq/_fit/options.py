@@ -125,7 +125,7 @@ class FitOptions:
     keep: int | None = None
     strict: bool = False
     cache_dir: Any = None
-    autotune: bool = False
+    autotune: bool = field(default=False, metadata=_layout(lambda o: bool(o.autotune)))
     client: Any = None
     progress: bool | None = None
     settings: WorkflowConfig = field(init=False)

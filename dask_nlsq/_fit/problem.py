@@ -33,6 +33,7 @@ from dask_nlsq._sources import (
     is_hdf5,
     is_zarr,
     lazy,
+    locate,
     once,
     open_source,
 )
@@ -237,8 +238,9 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
         names = model.inputs if x is None else _column_names(x)
         if x is None and not names:  # an expression whose columns are those that the data has
             columns = _columns((), y, constant or sigma, options)
-            reading = options.filters, options.storage_options, options.version
-            present = open_source(data, columns, *reading).info.present
+            reading = options.storage_options, options.version
+            data = locate(data, *reading)  # it is opened twice
+            present = open_source(data, columns, options.filters, *reading).info.present
             names = model.inputs_among(present, (y, sigma))
         sigma_x, _ = _resolve_sigma_x(options.sigma_x, names, named=True)
     bound = model.bind(names)

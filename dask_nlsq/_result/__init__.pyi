@@ -8,6 +8,7 @@ from .diagnostics import Diagnostics as Diagnostics
 from .html import fragment_of as fragment_of
 from .labels import columns_of as columns_of
 from .result import FitResult as FitResult
+from .saved import rebuild as rebuild
 from .saved import starts_frame as starts_frame
 from .table import rounded as rounded
 from .zarr_group import computing as computing

@@ -82,7 +82,7 @@ def restore(
         responses=columns.several,
     )
     theta = popt[[names.index(name) for name in free]]
-    payload = serialize(validate.check(objective, theta).objective)
+    payload = serialize(validate.check(serialize(objective).value, theta).objective)
     values, there = _values(payload, columns, popt), np.array(recorded["values"], float)
     if not np.isfinite(there).any():
         warn(f"Whether {bound.name!r} is the model that was fitted is not known: it has no value where that is seen.")

@@ -84,7 +84,20 @@ def from_dict(cls: type[FitResult], values: Mapping[str, Any], model: Any = None
         raise CheckpointError(
             f"The result is of several data sets, each with a model: give model={{key: model}}, of {list(parts)}."
         )
-    result = cls(
+    result = rebuild(cls, values)
+    if parts:
+        living = {key: from_dict(cls, part, models.get(key)) for key, part in parts.items()}
+        result = dataclasses.replace(result, parts=living)
+    model = model_record.formula(result.recorded) if model is None else model
+    if model is None:
+        return result
+    payload, columns = model_record.restore(model, result.recorded, result.names, result.popt)
+    return dataclasses.replace(result, payload=payload, columns=columns)
+
+
+def rebuild(cls: type[FitResult], values: Mapping[str, Any]) -> FitResult:
+    """Rebuild a result from `to_dict` without the model of it, which is not looked at."""
+    return cls(
         names=tuple(values["params"]),
         popt=np.array(list(values["params"].values()), float),
         pcov=np.array(values["cov"], float),
@@ -104,13 +117,8 @@ def from_dict(cls: type[FitResult], values: Mapping[str, Any], model: Any = None
         plan=None if values.get("plan") is None else Plan.from_dict(values["plan"]),
         starts=None if values.get("starts") is None else starts_frame(values["starts"]),
         recorded=values.get("model"),
-        parts={key: from_dict(cls, part, models.get(key)) for key, part in parts.items()},
+        parts={key: rebuild(cls, part) for key, part in values.get("parts", {}).items()},
     )
-    model = model_record.formula(result.recorded) if model is None else model
-    if model is None:
-        return result
-    payload, columns = model_record.restore(model, result.recorded, result.names, result.popt)
-    return dataclasses.replace(result, payload=payload, columns=columns)
 
 
 def save(

@@ -21,6 +21,7 @@ from .open import check_travels as check_travels
 from .open import count_absent as count_absent
 from .open import in_dask as in_dask
 from .open import lazy as lazy
+from .open import locate as locate
 from .open import open_source as open_source
 from .open import read_frame as read_frame
 from .open import within as within

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cloudpickle
@@ -30,7 +31,7 @@ from dask_nlsq._sources.frame import is_frame, is_series, open_frame, open_serie
 from dask_nlsq._sources.grid import spread
 from dask_nlsq._sources.hdf5 import is_hdf5, library
 from dask_nlsq._sources.in_memory import open_memory
-from dask_nlsq._sources.parquet import Filters, Rows, open_parquet, open_rows
+from dask_nlsq._sources.parquet import Filters, Rows, find_rows, open_rows
 from dask_nlsq._sources.places import kind_at, kind_by_name, refused
 from dask_nlsq._sources.source import Source
 from dask_nlsq._sources.stored import Stored, StoredPartition
@@ -75,6 +76,9 @@ def open_source(
         return _open_path(os.fspath(data), columns, reading)
     if are_paths(data):
         return _open_paths(each_path(data), columns, reading)
+    if isinstance(data, Rows):
+        with _named(data.place):
+            return open_rows(data, columns, reading.filters)
     if (source := _open_table(data, columns, reading)) is not None:
         return source
     if reading.version is not None:
@@ -183,12 +187,44 @@ def _open_table(data: object, columns: Columns, reading: Reading) -> Source | No
     return tables.open_session(data, columns) if tables.is_session(data) else None
 
 
+def locate(data: object, storage_options: dict[str, Any] | None = None, version: Version | None = None) -> object:
+    """Return what is at a path of Parquet with its files listed, which is opened sooner more than once; else the data.
+
+    Raises
+    ------
+    DataError
+        The path cannot be read.
+    """
+    if not is_path(data) or not os.fspath(data) or version is not None:
+        return data
+    path, options = os.fspath(data), storage_options or {}
+    with _named(path):
+        return find_rows(path, options) if _look(path, options)[0] == "Parquet" else data
+
+
+def _look(path: str, options: dict[str, Any]) -> tuple[str, str]:
+    """Return the format of what is at a path now, and its place in the file system."""
+    fs, root = fsspec.core.url_to_fs(path, **options)
+    fs.invalidate_cache()  # others may have written since it listed
+    return kind_at(fs, root), root
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Say in an error of a file system or a format which path it is about."""
+    try:
+        yield
+    # ImportError is how fsspec says which package a protocol needs.
+    except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
+        if isinstance(error, NlsqError):
+            raise
+        raise DataError(f"{path!r} cannot be read: {type(error).__name__}: {error}") from error
+
+
 def _open_path(path: str, columns: Columns, reading: Reading) -> Source:
     options = reading.storage_options or {}
-    try:
-        fs, root = fsspec.core.url_to_fs(path, **options)
-        fs.invalidate_cache()  # others may have written since it listed
-        kind = kind_at(fs, root)
+    with _named(path):
+        kind, root = _look(path, options)
         if reading.version is not None and kind not in ("Delta", "Iceberg", "Icechunk"):
             raise DataError(f"version= needs a Delta, Iceberg or Icechunk table; {path!r} is {kind}.")
         if kind not in ("Parquet", "Delta") and reading.filters is not None:
@@ -205,12 +241,7 @@ def _open_path(path: str, columns: Columns, reading: Reading) -> Source:
             return open_text(path, columns, options)
         if kind != "Parquet":
             raise refused(path, kind)
-        return open_parquet(path, columns, reading.filters, options)
-    # ImportError is how fsspec says which package a protocol needs.
-    except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
-        if isinstance(error, NlsqError):
-            raise
-        raise DataError(f"{path!r} cannot be read: {type(error).__name__}: {error}") from error
+        return open_rows(find_rows(path, options), columns, reading.filters)
 
 
 def read_frame(
@@ -256,7 +287,7 @@ def _open_paths(paths: Sequence[str], columns: Columns, reading: Reading) -> Sou
         if kinds == {"text"} and reading.filters is None:
             return open_text(list(paths), columns, options)
         if kinds == {"Parquet"}:
-            return open_parquet(list(paths), columns, reading.filters, options)
+            return open_rows(find_rows(list(paths), options), columns, reading.filters)
     except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
         if isinstance(error, NlsqError):
             raise

@@ -126,22 +126,14 @@ def fetch(
     return arrays
 
 
-def open_parquet(
-    path: str | Sequence[str],
-    columns: Columns,
-    filters: Filters | None = None,
-    storage_options: dict[str, Any] | None = None,
-) -> Source:
-    """Take a file, a folder or a pattern, at a path or an fsspec URL, or a list of them."""
+def find_rows(path: str | Sequence[str], storage_options: dict[str, Any] | None = None) -> Rows:
+    """List a file, a folder or a pattern, at a path or an fsspec URL, or a list of them."""
     options = storage_options or {}
     fs, files, notes, roots = _find(path, options)
     local = is_near(fs)
     base = base_folder(fsspec.core.url_to_fs(path if isinstance(path, str) else path[0], **options)[1])
-    rows = Rows(_dataset(files, base, fs, local), local, str(path), notes=tuple(notes))
-    source = open_rows(rows, columns, filters)
-    if len(roots) == 1 and filters is None and (stale := _older_metadata(fs, roots[0], source.info.rows)):
-        return dataclasses.replace(source, info=dataclasses.replace(source.info, notes=(*source.info.notes, stale)))
-    return source
+    folder = (fs, roots[0]) if len(roots) == 1 else None
+    return Rows(_dataset(files, base, fs, local), local, str(path), notes=tuple(notes), folder=folder)
 
 
 def is_near(fs: fsspec.AbstractFileSystem) -> bool:
@@ -188,6 +180,7 @@ class Rows:
     kind: str = "Parquet"
     notes: tuple[str, ...] = ()
     identity: str | None = None
+    folder: tuple[fsspec.AbstractFileSystem, str] | None = None  # or the one file
 
 
 def open_rows(rows: Rows, columns: Columns, filters: Filters | None = None) -> Source:
@@ -196,11 +189,14 @@ def open_rows(rows: Rows, columns: Columns, filters: Filters | None = None) -> S
     if missing := [name for name in filtered(filters) if name not in rows.dataset.schema.names]:
         check_columns(rows.dataset.schema.names, missing, remedy="filters= name a column that there is.")
     try:
-        return _open_rows(rows, columns, expression)
+        source = _open_rows(rows, columns, expression)
     except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         if expression is None:
             raise
         raise DataError(f"The filters {filters!r} are not of the types of the columns: {error}") from error
+    if rows.folder is not None and filters is None and (stale := _older_metadata(*rows.folder, source.info.rows)):
+        return dataclasses.replace(source, info=dataclasses.replace(source.info, notes=(*source.info.notes, stale)))
+    return source
 
 
 def filtered(filters: object) -> list[str]:

@@ -8,7 +8,6 @@ answer was a local minimum.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from scipy.optimize import OptimizeResult
 
 from dask_nlsq._errors import NlsqError
+from dask_nlsq._fit.checks.restarts import past_deadline, resumable
 from dask_nlsq._fit.loop import fitted, minimise, run_searches
 from dask_nlsq._fit.observer import Observer
 from dask_nlsq._fit.problem import Problem
@@ -65,7 +65,7 @@ def look_again(
     moves = np.random.default_rng(0).normal(0.0, _REACH, (STARTS, len(theta))) * size
     starts = [theta, *np.clip(theta + moves, solver.lower, solver.upper)]
     ends = run_searches(problem, [fitted(solver, start, deadline) for start in starts], observer)
-    if deadline is not None and time.monotonic() > deadline:
+    if past_deadline(deadline):
         return None, "The time limit ended the look from perturbed starts."
     minima = [final(end, solver.lower, solver.upper) if end is not None and end.status else None for end in ends]
     least = minima[0][1] if minima[0] is not None else np.inf
@@ -93,6 +93,8 @@ def refit_perturbed(
 ) -> tuple[State, list[float], str]:
     """Try the answer from perturbed starts, and go on from a lower minimum where all rows agree that it is lower."""
     better, note = look_again(problem, solver, state, None if sample is None else sample.block, observer, deadline)
+    if better is None and past_deadline(deadline):
+        return resumable(state), [], note
     if better is None:
         return state, [], note
     try:
@@ -103,6 +105,8 @@ def refit_perturbed(
     lower = second.point is not None and second.point.reduction.cost < state.at.reduction.cost
     if second.status is None or not second.status.success or not lower:
         note = "A perturbed start led lower on a sample, but not on all rows"
-        note += f", as far as it went ({second.status.name})." if second.status in _LIMITS else "."
+        if second.status in _LIMITS:
+            return resumable(state), [], f"{note}, as far as it went ({second.status.name})."
+        note += "."
         return dataclasses.replace(state, history=history), seconds, note
     return dataclasses.replace(second, history=history), seconds, note

@@ -100,10 +100,10 @@ def restart(
         return state, [], ()
     left = solver.max_nfev - state.nsweeps
     if left <= 0:
-        return _resumable(state), [], (f"{doubt}; max_nfev left no sweeps for other starts.",)
+        return resumable(state), [], (f"{doubt}; max_nfev left no sweeps for other starts.",)
     better, tried = _find_lower_minimum(problem, solver, state, block, observer, deadline)
-    if _past_deadline(deadline):
-        return state, [], (f"{doubt}; the time limit was reached before other starts had been tried.",)
+    if past_deadline(deadline):
+        return resumable(state), [], (f"{doubt}; the time limit was reached before other starts had been tried.",)
     if better is None:
         note = f"{doubt}; none of {tried} other starts, tried on {block.rows:,} rows, explains more."
         return state, [], (note,)
@@ -115,7 +115,7 @@ def restart(
         note = f"{doubt}; a start with a lower cost on {block.rows:,} rows is not finite on all of them."
         return state, [], (note,)
     if second.status is Status.MAX_NFEV:
-        return _resumable(state), [], (f"{doubt}; max_nfev did not suffice for a fit from another start.",)
+        return resumable(state), [], (f"{doubt}; max_nfev did not suffice for a fit from another start.",)
     history, lower = (*state.history, *second.history), second.lowest < (1 - _LOWER) * state.lowest
     if second.status in STOPPED:
         stopped = second if lower else dataclasses.replace(state, status=second.status, beyond=state)
@@ -154,8 +154,8 @@ def find_finite_starts(
     ], f"{describe_not_finite(problem, theta)} One of {len(points)} other starts was used."
 
 
-def _resumable(state: State) -> State:
-    """Return a state from which a run with a larger max_nfev goes on."""
+def resumable(state: State) -> State:
+    """Return a state from which a run with a wider limit goes on."""
     return dataclasses.replace(state, beyond=state.beyond or state)
 
 
@@ -232,7 +232,8 @@ def _refine_lowest(
     return sorted((end for end in costs if np.isfinite(end[1])), key=lambda end: end[1])
 
 
-def _past_deadline(deadline: float | None) -> bool:
+def past_deadline(deadline: float | None) -> bool:
+    """Whether the time for a fit is over."""
     return deadline is not None and time.monotonic() > deadline
 
 
@@ -277,7 +278,7 @@ def _projected_costs(
     The cost is infinite where the model is not finite, and after the deadline.
     """
     if _by_differences(problem):
-        costs = [np.inf if _past_deadline(deadline) else _residual_cost(problem, solver, theta) for theta in points]
+        costs = [np.inf if past_deadline(deadline) else _residual_cost(problem, solver, theta) for theta in points]
         return np.where(np.isfinite(costs), costs, np.inf), points
     grams = _grams(problem, points, deadline)
     known = np.isfinite(grams).all(axis=(1, 2)) & (np.abs(grams).max(axis=(1, 2)) <= _LARGEST)
@@ -301,7 +302,7 @@ def _grams(problem: Problem, points: Matrix, deadline: float | None) -> Matrix:
 def _gram(problem: Problem, theta: Vector, deadline: float | None) -> Matrix:
     size = len(theta) + 1
     gram = np.full((size, size), np.nan)
-    if _past_deadline(deadline):
+    if past_deadline(deadline):
         return gram
     try:
         reduction = _reduce(problem, theta)
