@@ -119,6 +119,49 @@ def test_sigma_x_is_a_number_or_names(folder, name):
     assert (read("result.json").popt == expected.popt).all() and np.isnan(expected.rmse)
 
 
+LOSSES = {
+    "robust": ("signal", ("--loss", "huber", "--f-scale", "0.5"), {"loss": "huber", "f_scale": 0.5}),
+    "counts": ("photons", ("--loss", "poisson"), {"loss": "poisson"}),
+    "over-dispersion": (
+        *("photons", ("--loss", "poisson", "--scale", "pearson")),
+        {"loss": "poisson", "scale": "pearson"},
+    ),
+    "a number of trials": ("alive", ("--loss", "binomial", "--trials", "9"), {"loss": "binomial", "trials": 9}),
+    "a column of trials": ("alive", ("--loss", "binomial", "--trials", "n"), {"loss": "binomial", "trials": "n"}),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_those_of_fit(folder, name):
+    y, typed, options = LOSSES[name]
+    t, rng = pd.read_parquet("decay.parquet")["t"], np.random.default_rng(0)
+    counts = {"photons": rng.poisson(9 * np.exp(-0.5 * t)), "alive": rng.binomial(9, 0.8 * np.exp(-0.5 * t)), "n": 9}
+    pd.read_parquet("decay.parquet").assign(**counts).to_parquet("counts.parquet")
+    start = {"amplitude": 0.5, "rate": 0.4}
+    seen = run("counts.parquet", "-m", "usermodels:decay", "-y", y, "--p0", "amplitude=0.5,rate=0.4", *typed,
+               "-o", "result.json")  # fmt: skip
+    assert seen.exit_code == 0, seen.output
+    expected = dask_nlsq.fit(load_model("usermodels:decay"), data="counts.parquet", y=y, p0=start, **options)
+    found = read("result.json")
+    assert (found.popt == expected.popt).all() and (found.pcov == expected.pcov).all()
+
+
+MISFITS = {
+    "trials of no counts": (("--trials", "9"), 1, 'trials= is for loss="binomial"'),
+    "no trials": (("--loss", "binomial"), 1, "needs trials="),
+    "a scale of no counts": (("--scale", "pearson"), 1, "is for counts"),
+    "another scale": (("--loss", "poisson", "--scale", "deviance"), 2, "pearson"),
+    "an unknown loss": (("--loss", "cubic"), 1, "cubic"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_losses_that_do_not_fit_the_rest_are_refused(folder, name):
+    typed, code, message = MISFITS[name]
+    seen = run("decay.parquet", "-m", "usermodels:decay", "-y", "signal", *typed)
+    assert seen.exit_code == code and message in seen.output
+
+
 def test_not_converged_is_3_and_is_written(folder):
     seen = run("decay.parquet", "-m", "usermodels:decay", "-y", "signal", "--max-nfev", "1", "-o", "result.json")
     assert seen.exit_code == 3 and "NOT converged" in seen.stdout

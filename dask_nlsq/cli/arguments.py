@@ -114,7 +114,7 @@ def _tied(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dic
     return ties or None
 
 
-def _sigma(_: click.Context, __: click.Parameter, text: str | None) -> str | float | None:
+def _column_or_number(_: click.Context, __: click.Parameter, text: str | None) -> str | float | None:
     try:
         # A column whose name is a number cannot be named here: it is taken for the number.
         return text and float(text)
@@ -128,8 +128,10 @@ def _sigma_x(
     """Read one standard deviation for all columns of x, one for each in their order, or pairs name=value."""
     items = _items(values)
     if any("=" in item for item in items):
-        return _assignments(items, lambda text: _sigma(context, parameter, text), "name=column or name=number")
-    each = [_sigma(context, parameter, item) for item in items]
+        return _assignments(
+            items, lambda text: _column_or_number(context, parameter, text), "name=column or name=number"
+        )
+    each = [_column_or_number(context, parameter, item) for item in items]
     return each if len(each) > 1 else next(iter(each), None)
 
 
@@ -159,7 +161,7 @@ COLUMNS = (
 """Which columns of a table are fitted."""
 
 VALUES = (
-    click.option("--sigma", callback=_sigma, metavar="NAME|NUMBER", help="Standard deviation of y."),
+    click.option("--sigma", callback=_column_or_number, metavar="NAME|NUMBER", help="Standard deviation of y."),
     click.option("--absolute-sigma", is_flag=True, help="sigma is in units of y, not only relative."),
     click.option("--p0", multiple=True, callback=_p0, metavar="a=1,b=2", help="Starting values."),
     click.option(
@@ -195,8 +197,16 @@ CONSTRAINTS = (
         metavar="a=EXPRESSION",
         help="A parameter that follows from others; repeated for several.",
     ),
+)
+"""What parameters are held to."""
+
+LOSS = (
     click.option(
-        "--loss", default="linear", show_default=True, metavar="NAME", help="Such as soft_l1, huber, cauchy or tukey."
+        "--loss",
+        default="linear",
+        show_default=True,
+        metavar="NAME",
+        help="Such as soft_l1, huber, cauchy or tukey; of one fit also poisson or binomial, for counts.",
     ),
     click.option(
         "--f-scale",
@@ -207,7 +217,22 @@ CONSTRAINTS = (
         help="Residual, in units of sigma, from which a loss counts less.",
     ),
 )
-"""What parameters and residuals are held to."""
+"""What large residuals count."""
+
+COUNTS = (
+    click.option(
+        "--trials",
+        callback=_column_or_number,
+        metavar="NAME|NUMBER",
+        help="Trials of which y counts the successes, beside --loss binomial.",
+    ),
+    click.option(
+        "--scale",
+        type=click.Choice(["pearson"]),
+        help="Scale the covariance of counts by their over-dispersion, beside --loss poisson or binomial.",
+    ),
+)
+"""Likelihoods of counts."""
 
 STORAGE = (click.option("--storage-options", callback=mapping, metavar="JSON", help="Options of fsspec, for URLs."),)
 """How files are reached."""

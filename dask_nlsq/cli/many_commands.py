@@ -14,6 +14,7 @@ from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq.cli.arguments import (
     COLUMNS,
     CONSTRAINTS,
+    LOSS,
     MODEL,
     SCHEDULER,
     STORAGE,
@@ -30,6 +31,7 @@ _FIRST = 5
 FITS = (
     *VALUES,
     *CONSTRAINTS,
+    *LOSS,
     click.option(
         "--nan-policy",
         type=click.Choice(["omit", "raise"]),
