@@ -7,6 +7,8 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # pytest's workers fill the cores: a BLAS with threads of its own makes each small product wait for a core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Bytecode is kept, whatever the environment says: workers of pytest and of clusters import the same again and again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # What one process has compiled no other compiles again: workers of clusters and of pytest fit the same few models.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
