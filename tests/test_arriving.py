@@ -55,7 +55,7 @@ MODELS = {  # model, start, truth, unit of t, dtype
 }
 
 
-@pytest.mark.crossed(2)
+@pytest.mark.crossed
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("order", ["up", "down", "unlike"])
 @pytest.mark.parametrize(("model", "start", "truth", "unit", "dtype"), MODELS.values(), ids=MODELS)
@@ -83,6 +83,7 @@ def root(t, a, b):
     return a * jnp.sqrt(t - b)
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_finite_at_the_estimate_is_kept_where_another_is_safer():
     rng = np.random.default_rng(0)
     t = rng.uniform(1, 5, 4000)
@@ -239,9 +240,13 @@ def test_a_file_of_format_2_is_gone_on_from():
 ALIKE = {  # other sizes or models of what is tried as well; the benchmark measures them all
     "random order, 30,000 rows",
     "sorted up, 30,000 rows",
+    "sorted down, 30,000 rows",
     "unlike ranges, 30,000 rows",
     "a peak, sorted up, 30,000 rows",
+    "forget=0.9, steady",
     "forget=0.95, steady",
+    "ramp",
+    "sine",
 }
 
 

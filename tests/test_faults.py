@@ -93,16 +93,17 @@ def bits(result):
 
 
 LOSSES = {
-    "at the first reading": pytest.param(0, "frame", "none", marks=pytest.mark.slow),
-    "while reading anew": pytest.param(1, "frame", "none", marks=pytest.mark.slow),
+    "at the first reading": (0, "frame", "none"),
+    "while reading anew": (1, "frame", "none"),
     "with what it held": (1, "frame", "persist"),
     "with arrays it held": (1, "arrays", "auto"),
 }
 
 
 @pytest.mark.slow
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize(("sweeps", "form", "cache"), LOSSES.values(), ids=LOSSES)
-@pytest.mark.parametrize("worker", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("worker", [0, 1])
 def test_a_worker_that_dies_changes_nothing(
     undisturbed, cluster, client, obey, monkeypatch, sweeps, form, cache, worker
 ):
