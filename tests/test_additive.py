@@ -134,6 +134,7 @@ def test_terms_of_one_form_are_found(name):
 QUICK = ("one width", "numbers")
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SUMS]
 )
@@ -150,7 +151,7 @@ EXPANSIONS = {
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPANSIONS)
 def test_held_and_tied_parameters(name):
     fixed, tied, forms = EXPANSIONS[name]
@@ -162,7 +163,7 @@ def test_held_and_tied_parameters(name):
     check(objective)
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"sandwich": True}, {"loss": "soft_l1"}], ids=str)
 def test_all_sums_are_in_the_order_of_the_parameters(options):
     objective = Objective(SUMS["on a line"][0], ("t", "y"), True, **options)
@@ -176,6 +177,7 @@ def test_all_sums_are_in_the_order_of_the_parameters(options):
             np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("p", [15, 120])
 def test_blocks_in_one_call_have_the_bits_they_have_alone(p):
     """A block of many columns is taken in pieces of a tile, which its checksum does not show."""

@@ -739,6 +739,7 @@ def test_killed_at_a_request_to_a_bucket_nothing_is_torn(bucket, monkeypatch, st
     assert n > 20
 
 
+@pytest.mark.slow
 def test_damage_in_a_bucket_is_noticed(bucket):
     run, fs = Checkpoints("s3://runs/damaged", bucket), s3fs.S3FileSystem(**bucket)
     for number in (1, 2):

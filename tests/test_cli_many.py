@@ -99,7 +99,7 @@ def test_every_store_has_the_answer_of_fit_many(folder, name):
     assert dims in (None, xr.open_zarr("out.zarr", consolidated=False)["b"].dims)
 
 
-@pytest.mark.crossed(4)
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_are_those_of_fit_many(folder, name):
     typed, options = OPTIONS[name]

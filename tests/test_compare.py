@@ -34,6 +34,7 @@ def by_hand(degree, sigma, absolute):
     return degree + 2, chisqr, N * stats.norm.logpdf(spread, 0, spread) - np.log(sigma).sum()
 
 
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize(
     ("options", "sigma", "absolute"),
     [

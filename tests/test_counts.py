@@ -98,6 +98,7 @@ def irls(y, trials=None):
     return beta, np.linalg.inv(information)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_linear_predictor_is_fitted_as_a_generalised_linear_model_is(name):
     _, y, _, trials = case(name)
@@ -107,7 +108,7 @@ def test_a_linear_predictor_is_fitted_as_a_generalised_linear_model_is(name):
     np.testing.assert_allclose(result.pcov, cov, rtol=1e-8)  # to the digits of the last step
 
 
-@pytest.mark.crossed(4)
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("name", CASES)
 def test_the_likelihood_is_at_its_maximum_and_is_what_the_result_says(name):
     result = plain(name)
@@ -215,6 +216,7 @@ def test_differences_lead_to_the_same(name):
     assert result.loglik == pytest.approx(exact.loglik, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_starts_are_searched_by_the_likelihood():
     bounds = {"base": (0.01, 5.0), "height": (0.01, 20.0), "centre": (0.0, 10.0), "width": (0.05, 3.0)}
     result = fitted("few counts", bounds=bounds, n_starts=8, p0=(1.0, 1.0, 9.0, 0.5))
@@ -259,6 +261,7 @@ def test_the_profile_follows_the_likelihood():
         assert fall == pytest.approx(scipy.stats.t.ppf(0.975, result.dof) ** 2, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_models_of_one_distribution_are_compared():
     comparison = dask_nlsq.compare(plain("log-linear"), fitted("log-linear", fixed=["b"]), names=["slope", "level"])
     assert comparison.table.index[0] == "slope"
@@ -267,6 +270,7 @@ def test_models_of_one_distribution_are_compared():
         dask_nlsq.compare(plain("log-linear"), linear)
 
 
+@pytest.mark.slow
 def test_a_study_in_a_file_compares_models_of_counts(tmp_path):
     frame("logistic").to_parquet(tmp_path / "rows.parquet")
     (tmp_path / "study.yaml").write_text(
@@ -333,6 +337,7 @@ def test_what_cannot_be_is_refused(name):
         dask_nlsq.fit(peak, data=rows, p0=CASES["few counts"][2], client=False, **{"loss": "poisson", **options})
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(("loss", "needed"), [("poisson", "positive"), ("binomial", "between 0 and 1")])
 def test_a_start_without_a_distribution_is_told_or_left_for_another(loss, needed):
     options = {"loss": loss, "trials": 9.0 if loss == "binomial" else None, "client": False}
@@ -424,6 +429,7 @@ def test_a_guess_sees_proportions():
     assert result.params["a"] == pytest.approx(rows["y"].sum() / rows["n"].sum()) and max(seen) <= 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trials", [None, 10.0], ids=["poisson", "binomial"])
 def test_a_start_that_misleads_is_left_for_another(trials):
     rng, t = np.random.default_rng(0), np.linspace(0.0, 20.0, 2000)

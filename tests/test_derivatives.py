@@ -194,7 +194,7 @@ def jacobian_numpy(t, height, tau, beta):
         return np.stack([e / height, e * beta * t * (t / tau) ** (beta - 1) / tau**2, -e * u * np.log(t / tau)], axis=1)
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.filterwarnings("ignore::dask_nlsq.NlsqWarning")
 def test_every_door_finds_them_and_says_so(door):
@@ -370,7 +370,7 @@ def test_a_start_that_is_refused_names_its_rows(name, where, request):
         dd.from_pandas(frame, npartitions=2).nlsq.fit(model, p0=start)
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("where", ["threads", "client", "path"])
 @pytest.mark.parametrize("name", ELSEWHERE)
@@ -402,6 +402,7 @@ def test_dates_are_said_to_be_seconds():
     assert "'when' holds dates; the model saw seconds since 2024-02-01" in " ".join(result.notes)
 
 
+@pytest.mark.slow
 def test_a_start_that_is_refused_is_said_to_have_seen_seconds():
     with pytest.raises(ModelError, match="'when' holds dates, which the model saw as seconds since 2024-02-01"):
         VISITS.nlsq.fit(lambda when, first, rate: first * (-when - 1) ** rate, y="visits", p0=[100, 0.5])

@@ -88,7 +88,7 @@ def whole(name):
     return found.x[:p], np.linalg.inv(found.jac.T @ found.jac)[:p, :p], 2 * found.cost
 
 
-@pytest.mark.crossed(4)
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", CASES)
 def test_the_answer_is_that_of_a_fit_of_all_displacements(name):
     result, (theta, cov, chisqr) = fitted(name), whole(name)
@@ -143,6 +143,7 @@ def test_the_answer_is_the_same_in_every_container(container):
     np.testing.assert_allclose(result.pcov, expected.pcov, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_vanishing_errors_are_those_of_the_plain_fit():
     x, y, _, sigma = drawn("a decay")
     plain = dask_nlsq.fit(decay, x[0], y, sigma=sigma, p0=(2.0, 1.0), client=False)
@@ -160,7 +161,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.crossed(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_cost_is_at_its_minimum_with_other_options(name):
     options, result = OPTIONS[name], fitted("a peak", **OPTIONS[name])
@@ -234,6 +235,7 @@ def test_rows_of_a_right_model_leave_no_doubt(seed):
     assert dask_nlsq.fit(decay, x, y, sigma=0.05, sigma_x=0.1, p0=(2.0, 1.0), client=False).notes == ()
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("other", [None, 0.2])
 def test_other_errors_in_x_are_not_compared(other):
     with pytest.raises(NlsqError, match="compare fits with the same sigma_x"):
@@ -271,6 +273,7 @@ def test_accessors_and_estimators_pass_the_errors_on():
     np.testing.assert_allclose(estimator.result_.popt, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_two_data_sets_share_a_parameter():
     """The joint answer is at the minimum of the sum of both costs, with the covariance of their common curvature."""
     sets = {}
@@ -349,6 +352,7 @@ def test_odrpack_finds_the_same_of_random_problems(name):
     assert (apart < 1e-6).all()
 
 
+@pytest.mark.slow
 def test_a_right_model_leaves_no_findings():
     rng = np.random.default_rng(5)
     x, n = rng.uniform(0.1, 4.0, 20_000), 20_000
@@ -359,6 +363,7 @@ def test_a_right_model_leaves_no_findings():
     assert not [words for words in result.diagnostics().findings if "residual" in words]
 
 
+@pytest.mark.slow
 def test_a_study_of_arrays_tells_their_errors_apart():
     rows = frame("errors of each row")
     x, y = (da.from_array(rows[name].to_numpy(), chunks=30) for name in ("x", "y"))
@@ -370,6 +375,7 @@ def test_a_study_of_arrays_tells_their_errors_apart():
         np.testing.assert_allclose(done[s].popt, alone.popt, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma_x", [{"u": 1.0}, {"u": "v"}, {"v": 2}], ids=str)
 def test_places_of_columns_are_no_standard_deviations(sigma_x):
     rng = np.random.default_rng(6)

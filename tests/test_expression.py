@@ -301,7 +301,7 @@ PLANE = "a*exp(-b*t) + c*u"
 TRUTH = {"a": 2.0, "b": 0.5, "c": 0.3}
 
 
-@pytest.mark.crossed(3)
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     ("columns", "x", "rename"),
     [

@@ -481,6 +481,7 @@ def test_predict_is_nan_where_a_cell_is_missing(dtype, form):
     np.testing.assert_allclose(np.asarray(found, float), [2, np.nan, 6])
 
 
+@pytest.mark.slow
 def test_autotune_is_recorded():
     t, y = decay_rows(5000)
     ruled, tuned = (dask_nlsq.fit(decay, t, y, autotune=choice) for choice in (False, True))

@@ -57,6 +57,7 @@ def by_number(table):
     return table.sort_values(list(table.columns[:1])).reset_index(drop=True)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("sigma", [None, "s", 0.05])
 def test_each_group_has_the_answer_of_fit(sigma):
     table = FRAME.nlsq.fit_groups("number", decay, p0=P0, sigma=sigma, absolute_sigma=sigma == 0.05)
@@ -268,10 +269,10 @@ def known(kind):
     return frame if kind == "pandas" else dd.from_pandas(frame.sample(frac=1, random_state=2), npartitions=3)
 
 
+@pytest.mark.crossed
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("kind", ["pandas", "Dask"])
-@pytest.mark.parametrize(
-    "name", [name if name != "bounds" else pytest.param(name, marks=pytest.mark.slow) for name in EACH]
-)
+@pytest.mark.parametrize("name", EACH)
 def test_columns_hold_values_of_each_group(name, kind):
     table = known(kind).nlsq.fit_groups("number", decay, **EACH[name])
     table = by_number(table if kind == "pandas" else table.compute()).set_index("number")

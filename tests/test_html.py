@@ -124,15 +124,15 @@ SHOWN = {
     "no checkpoint": lambda text, folder: Checkpoints(folder / text),
     "lazy fits": lambda text, _: hostile_many(text),
     "computed fits": lambda text, _: hostile_many(text).compute(),
-    "shared": lambda text, _: hostile_many(text, shared=text).compute(),
     "waiting stream": lambda text, _: StreamingFitter(hostile_model(text), p0=[2, 1, 0.4]),
     "stream": lambda text, _: StreamingFitter(hostile_model(text), p0=[2, 1, 0.4]).partial_fit(
         np.tile(T, 5), np.tile(Y, 5)
     ),
+    "shared": lambda text, _: hostile_many(text, shared=text).compute(),  # the last takes long
 }
 
 
-@pytest.mark.crossed(len(SHOWN))
+@pytest.mark.crossed(len(SHOWN) - 1)
 @pytest.mark.filterwarnings("ignore::scipy.optimize.OptimizeWarning")
 @pytest.mark.parametrize(
     ("text", "name"),
@@ -211,6 +211,7 @@ def refuses(result, ax):
 FIGURES = {"Fit": ((3, 2), [FitResult.plot]), "Map": ((3, 2), [FitResult.plot_history, refuses])}
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_page_needs_no_other_file(text, monkeypatch, tmp_path):
     monkeypatch.setattr(result_html, "_FIGURES", FIGURES)

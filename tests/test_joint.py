@@ -57,13 +57,14 @@ def dense(sigma=1.0, rows=80, **options):
 ROBUST = {"loss": "soft_l1", "f_scale": 0.05}
 CASES = {
     "plain": ({}, {}, {}),
-    "robust": ({}, ROBUST, ROBUST),
-    "weighted": ({"sigma": SIGMA}, {}, {"sigma": SIGMA}),
     "in pieces": ({"x": da.from_array(X, chunks=30), "y": da.from_array(Z, chunks=30)}, {}, {}),
     "a single row": ({"x": X[:1] + 1, "y": Z[:1] + 1}, {}, None),
+    "robust": ({}, ROBUST, ROBUST),
+    "weighted": ({"sigma": SIGMA}, {}, {"sigma": SIGMA}),
 }
 
 
+@pytest.mark.crossed(3)
 @pytest.mark.parametrize("name", CASES)
 def test_the_answer_is_that_of_a_dense_fit(name):
     probe, options, reference = CASES[name]

@@ -80,6 +80,7 @@ def newton_root(t, a, b):
     return jax.lax.while_loop(lambda z: jnp.any(jnp.abs(z**3 - a - b * t) > 1e-13), step, jnp.ones_like(t) + 0 * a)
 
 
+@pytest.mark.slow
 def test_a_loop_takes_forward_passes():
     looped, plain = objective(newton_root), objective(lambda t, a, b: jnp.cbrt(a + b * t))
     start = np.ones(2)

@@ -110,7 +110,7 @@ def test_a_projected_step_is_that_of_all_parameters(seed, p, q, dependent):
     np.testing.assert_allclose(0.5 * residual @ residual - projection.explained, 0.5 * alone @ alone, rtol=1e-6)
 
 
-@pytest.mark.crossed(4)
+@pytest.mark.crossed(2)
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("name", ["a line", "a stack", "a cumulative sum", "a branch of a column", "a mean"])
 @pytest.mark.parametrize("far", [1.0, 1e6, 1e12])

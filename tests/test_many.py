@@ -121,22 +121,24 @@ def test_a_cluster_has_the_bits_of_threads(client, chunks):
     assert np.array_equal(dask_nlsq.fit_many(decay, T, image, p0=P0, client=client).compute().figures, plain.figures)
 
 
-def broken(image):
-    """An image of which some series are of no use."""
+def broken(image, hopeless):
+    """An image of which some series are of no use; those that are hopeless are fitted once more in other ways."""
     image = image.copy()
     image[0, 0] = np.nan
     image[0, 1, 2:] = np.nan
     image[0, 2, ::3] = np.inf
-    image[1, 0] = 1.0
-    image[1, 1] = np.sign(np.sin(3 * T))
+    if hopeless:
+        image[1, 0] = 1.0
+        image[1, 1] = np.sign(np.sin(3 * T))
     return image
 
 
-def test_a_series_that_fails_stops_no_other_and_is_mapped():
-    result = dask_nlsq.fit_many(decay, T, broken(IMAGE), p0=P0).compute()
+@pytest.mark.parametrize("hopeless", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_series_that_fails_stops_no_other_and_is_mapped(hopeless):
+    result = dask_nlsq.fit_many(decay, T, broken(IMAGE, hopeless), p0=P0).compute()
     plain = dask_nlsq.fit_many(decay, T, IMAGE, p0=P0).compute()
     untouched = np.ones((4, 5), bool)
-    untouched[0, :3] = untouched[1, :2] = False
+    untouched[0, :3], untouched[1, :2] = False, not hopeless
     assert np.array_equal(result.figures[untouched], plain.figures[untouched])
     assert result.status[0, 0] == result.status[0, 1] == Status.TOO_FEW
     assert result.success[0, 2] and result.n_obs[0, 2] == 16
@@ -215,6 +217,7 @@ def test_a_point_without_y_or_sigma_is_left_out():
     assert result.success.all() and result.n_obs.tolist() == [23, 23]
 
 
+@pytest.mark.slow
 def test_a_derivative_that_is_not_finite_is_a_difference():
     def stretched(t, tau, beta):
         return jnp.exp(-((t / tau) ** beta))
@@ -338,6 +341,7 @@ def test_a_chunk_of_one_series_has_its_bits_under_bounds_of_its_own():
     assert np.array_equal(whole.figures, cut.compute().figures)
 
 
+@pytest.mark.slow
 def test_a_bound_of_each_series_keeps_it():
     lower = np.full((4, 5), 0.9)
     result = dask_nlsq.fit_many(decay, T, IMAGE, p0=P0 | {"offset": 1.0}, bounds={"offset": (lower, 2.0)}).compute()
@@ -346,6 +350,7 @@ def test_a_bound_of_each_series_keeps_it():
         dask_nlsq.fit_many(decay, T, IMAGE, p0=P0, bounds={"offset": (lower, lower - 1)}).compute()
 
 
+@pytest.mark.slow
 def test_a_series_whose_fixed_value_is_missing_fails():
     values = np.array([0.7, np.nan])
     result = dask_nlsq.fit_many(decay, T, IMAGE[0, :2], p0=P0, fixed={"offset": values}).compute()
@@ -387,6 +392,7 @@ def test_a_guess_that_raises_stops_nothing():
     assert dask_nlsq.fit_many(model, T, IMAGE[0]).compute().success.all()
 
 
+@pytest.mark.slow
 def test_an_earlier_result_is_a_start_whatever_was_fixed():
     options = {"p0": P0, "tied": {"offset": "amplitude/4"}}
     first = dask_nlsq.fit_many(decay, T, IMAGE, **options).compute()
@@ -394,6 +400,7 @@ def test_an_earlier_result_is_a_start_whatever_was_fixed():
     np.testing.assert_allclose(again["rate"], first["rate"], rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_data_arrays_are_taken_by_their_dimensions():
     rng = np.random.default_rng(5)
     square = cube((4, 4), seed=7)

@@ -92,6 +92,7 @@ def test_a_jacobian_of_the_wrong_shape():
         dask_nlsq.fit(with_numpy, T, Y, jac=lambda *a: jacobian(*a).T)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("options", [{"loss": "cauchy", "f_scale": 0.2}, {"cov_type": "sandwich"}, {"sigma": 0.3}])
 def test_every_sum_is_that_of_the_kernel(options):
     one = dask_nlsq.fit(decay, T, Y, jac="3-point", **options)

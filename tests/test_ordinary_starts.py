@@ -165,7 +165,7 @@ MISLED = {  # model, x, true parameters, start
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("name", MISLED)
 def test_a_misleading_start_is_replaced(name, solve):
@@ -277,7 +277,7 @@ def step(t, low, high, place):
     return jnp.where(t < place, low, high)
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("unit", [1e-9, 1.0, 1e12])
 @pytest.mark.parametrize("bounded", [False, True])
@@ -289,6 +289,7 @@ def test_what_no_derivative_sees_is_no_success(unit, bounded):
         assert not result.success or abs(result.params["place"] / unit - 6.3) < 0.06
 
 
+@pytest.mark.slow
 def test_a_model_that_explains_nothing_says_so():
     result = dask_nlsq.fit(hyperbola, 1 + T, 5 + NOISE, p0=[1, 1])
     assert result.rsquared < 0.05
@@ -350,7 +351,7 @@ LARGE = {  # models whose best residuals are as large as the signal: model, x, y
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_no_answer_costs_more_than_a_point_that_was_swept(name):
     model, x, y, start = LARGE[name]

@@ -456,6 +456,7 @@ def test_standard_reads_once_and_chunked_as_often_as_it_sweeps():
         assert result.plan.measured.sweeps == result.nsweeps
 
 
+@pytest.mark.slow
 def test_quality_finds_a_lower_minimum(monkeypatch):
     monkeypatch.setattr("dask_nlsq._fit.api.restart", lambda problem, solver, state, *_: (state, [], ()))
     x = np.linspace(0, 20, 400)
@@ -503,6 +504,7 @@ def test_filters_change_no_size(tmp_path):
     assert done.inputs.partition_rows == planned.inputs.partition_rows == 400_000
 
 
+@pytest.mark.slow
 def test_a_second_look_never_ends_higher(monkeypatch):
     t, y = decay_rows(2000)
     plain = dask_nlsq.fit(decay, t, y, p0=[2, 1, 0.3])

@@ -16,7 +16,7 @@ from dask_nlsq._fit.observer import Estimates, SweepBegin
 
 HERE = str(Path(__file__).parent)
 X = np.linspace(0, 1, 100)
-Y = 2 * np.exp(-X) + 0.01 * np.sin(99 * X)
+Y = 2 * np.exp(-X) + np.random.default_rng(0).normal(0, 0.01, X.size)
 FORMULA = "a*exp(-b*x)"
 
 

@@ -60,6 +60,7 @@ CALLS = {
 }
 
 
+@pytest.mark.crossed(8)
 @pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
 def test_a_second_call_traces_compiles_and_pickles_nothing(call, monkeypatch):
     def refuse(*args, **options):
@@ -121,6 +122,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("fit", [lambda f: dask_nlsq.fit(f, T, T).popt, lambda f: dask_nlsq.curve_fit(f, T, T)[0]])
 @pytest.mark.parametrize(("model", "change"), CHANGES.items(), ids=[model.__name__ for model in CHANGES])
 def test_what_a_function_refers_to_may_change_between_two_calls(fit, model, change):

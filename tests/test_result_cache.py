@@ -239,6 +239,7 @@ REWRITTEN = {  # what is changed, and whether the stored result still counts
 }
 
 
+@pytest.mark.crossed(3)
 @pytest.mark.parametrize("change", REWRITTEN)
 def test_a_model_is_known_by_what_it_computes(change, tmp_path):
     old, new, kept = REWRITTEN[change]

@@ -68,6 +68,7 @@ FITS = {
 }
 
 
+@pytest.mark.one_at_a_time
 @pytest.mark.parametrize("where", ["r.zip", "r"])
 @pytest.mark.parametrize("name", FITS)
 def test_a_saved_result_predicts_again(tmp_path, name, where):

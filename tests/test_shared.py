@@ -88,6 +88,7 @@ def holed(y):
 
 
 OPTIONS = {
+    "one": (Y, {"shared": ["rate"]}),
     "one, weighted": (Y, {"shared": ["rate"], "sigma": SIGMA, "absolute_sigma": True}),
     "two, in another order": (series(offset=0.5), {"shared": ["offset", "rate"]}),
     "robust, missing points": (holed(Y), {"shared": ["rate"], "loss": "soft_l1", "f_scale": 0.1, "sigma": SIGMA}),
@@ -104,7 +105,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.crossed(3)
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_answer_is_that_of_a_dense_fit(name):
     y, options = OPTIONS[name]
@@ -150,6 +151,7 @@ def frame(y=Y):
     return rows.sample(frac=0.9, random_state=0)  # ragged, in any order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("npartitions", [1, 4])
 def test_groups_have_the_bits_of_any_partitions(npartitions):
     options = {"p0": P0, "shared": "rate", "covariance": True}
@@ -164,6 +166,7 @@ def test_groups_have_the_bits_of_any_partitions(npartitions):
     np.testing.assert_allclose(one["amplitude_rate_cov"], dense.cov[:, 0, 1], rtol=1e-6)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     "of", [lambda f: f, lambda f: dd.from_pandas(f, npartitions=3, sort=False)], ids=["pandas", "Dask"]
 )
@@ -197,6 +200,7 @@ def edged(t, height, edge):
     return height * jnp.sqrt(t - edge)
 
 
+@pytest.mark.slow
 def test_series_that_have_no_model_at_the_start_take_part_once_they_have_one():
     t = np.stack([np.linspace(low, 3, 30) for low in (1.0, 1.0, 0.5)])
     y = np.array([[1.0], [2.0], [3.0]]) * np.sqrt(t - 0.2) + 0.02 * np.random.default_rng(0).normal(size=t.shape)
@@ -234,7 +238,7 @@ TWICE = {
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TWICE)
 def test_what_own_parameters_can_replace_is_not_determined_and_spoils_nothing_else(name):
     model, shared, known = TWICE[name]

@@ -154,6 +154,7 @@ def test_features_are_columns_of_the_model(model, features):
     np.testing.assert_allclose(estimator.params_.to_numpy()[-2:], [3, -2], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_pipelines_and_searches():
     logarithm = make_pipeline(FunctionTransformer(np.log1p, np.expm1), NLSQRegressor("a*exp(-b*(exp(x) - 1))"))
     search = GridSearchCV(logarithm, {"nlsqregressor__loss": ["linear", "huber"]}, cv=3)
@@ -213,6 +214,7 @@ def test_says_when_it_did_not_converge():
         NLSQRegressor(DECAY, max_nfev=1).fit(X, Y)
 
 
+@pytest.mark.slow
 def test_the_package_does_without_scikit_learn():
     code = "import sys; sys.modules['sklearn'] = None; import dask_nlsq; dask_nlsq.fit; import dask_nlsq.sklearn"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

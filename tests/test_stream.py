@@ -160,6 +160,7 @@ def test_out_of_order_the_answer_is_the_same_but_for_digits(request, where, on_d
 FAR = {"amplitude": 2.0, "rate": 1.3e-3, "offset": 0.5}  # the rate is three decades too slow
 
 
+@pytest.mark.slow
 def test_a_far_start_is_recovered_and_the_route_said(whole):
     lost = online_from(list(FAR.values()))
     assert not (abs(lost - whole.popt) < 1000 * whole.stderr).all()  # Gauss-Newton alone

@@ -82,7 +82,7 @@ def test_a_badly_conditioned_model_keeps_its_digits():
     assert (abs(fitter.params - whole.params) < 0.1 * whole.stderr).all()
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 @pytest.mark.parametrize("order", ["sorted", "blocks of the sorted"])
 def test_rows_in_the_order_of_x_do_not_lead_astray(order, seed):
@@ -179,7 +179,7 @@ OPEN = {  # model, shift of t, start and options, as fit and the stream are to s
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "shift", "p0", "options"), OPEN.values(), ids=OPEN)
 def test_what_the_data_leave_open_is_told_as_fit_tells_it(model, shift, p0, options):
     t, y = T[:2000] + shift, Y[:2000]
@@ -200,6 +200,7 @@ def test_what_the_data_leave_open_is_told_as_fit_tells_it(model, shift, p0, opti
     assert {note for note in whole.notes if "bound" in note} <= set(found.notes)
 
 
+@pytest.mark.slow
 def test_a_narrow_peak_that_the_sample_misses_is_no_silence():
     def peak(t, height, base):
         return jnp.where(t > 0, height, 0.0) + base

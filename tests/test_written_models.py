@@ -396,11 +396,11 @@ def looped_callback(t, a, k):
 
 
 NO_RULE = {
-    "betainc": (lambda t, a, k: jax.scipy.special.betainc(a, k, t / 6), [2.0, 3.0], "Betainc"),
     "j0": (callback(scipy.special.j0), [2.0, 1.5], "callback"),
     "float32 callback": (callback(lambda v: np.sin(v)), [2.0, 0.9], "callback"),
     "loop": (looped_callback, [2.0, 0.5], "callback"),
     "jit": (jax.jit(callback(np.cos)), [2.0, 0.9], "callback"),
+    "betainc": (lambda t, a, k: jax.scipy.special.betainc(a, k, t / 6), [2.0, 3.0], "Betainc"),
 }
 
 

@@ -84,6 +84,7 @@ def test_tables_and_failures():
     assert standing({"ours": 1, "lm": 3, "trf": 2}) == "−2"
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path, capsys):
     file = tmp_path / "runs.json"
     assert main(["--models", "decay", "hill", "--starts", "1", "--methods", *PEERS, "--json", str(file)]) == 0
