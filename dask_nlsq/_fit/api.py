@@ -72,6 +72,7 @@ def fit(
     jac: Any = None,
     absolute_sigma: bool = False,
     cov_type: str = "standard",
+    groups: Any = None,
     nan_policy: str = "raise",
     missing_chunks: str = "fill",
     ftol: float | None = None,
@@ -183,8 +184,15 @@ def fit(
     absolute_sigma : bool
         Whether `sigma` is in units of y; else only its ratios matter and the covariance is scaled by
         the reduced chi-square.
-    cov_type : {"standard", "sandwich"}
-        The sandwich (Huber-White, HC1) holds where the spread of the residuals differs from row to row.
+    cov_type : {"standard", "sandwich", "cluster"}
+        The sandwich (Huber-White, HC1) holds where the spread of the residuals differs from row to row. "cluster" holds
+        where the residuals of a group of rows depend on one another (`Liang & Zeger 1986
+        <https://doi.org/10.1093/biomet/73.1.13>`_): it takes one more pass over the rows, and intervals have the groups
+        less one as degrees of freedom.
+    groups : str or array, optional
+        With ``cov_type="cluster"``, the group of each row: as `sigma`, the name of a column or an array, of integers,
+        texts, categories, dates or booleans. More than some twenty groups are needed (`Cameron & Miller 2015
+        <https://doi.org/10.3368/jhr.50.2.317>`_).
     nan_policy : {"raise", "omit"}
         What to do with rows where x or y is not finite.
     missing_chunks : {"fill", "raise"}
@@ -324,6 +332,7 @@ def fit(
         "jac": jac,
         "absolute_sigma": absolute_sigma,
         "cov_type": cov_type,
+        "groups": groups,
         "nan_policy": nan_policy,
         "missing_chunks": missing_chunks,
         "ftol": ftol,
@@ -609,7 +618,7 @@ def resolve_fit(options: FitOptions) -> Resolved:
             "differentiates, with respect to x too."
         )
     streams = options.precision is not None or (isinstance(options.tier, WorkflowTier) and options.tier.streams)
-    if streams and (resolved.objective.sandwich or not resolved.objective.ordinary):
+    if streams and (options.cov_type != "standard" or not resolved.objective.ordinary):
         raise NlsqError(
             'tier="streaming" and precision= add up squares: they need loss="linear" and cov_type="standard", and x '
             'without errors. Use tier="chunked".'

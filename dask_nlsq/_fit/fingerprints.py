@@ -43,6 +43,7 @@ def fingerprint(resolved: Resolved, options: FitOptions) -> dict[str, Any]:
         "prior": None if prior is None else [prior.mean.tolist(), prior.weight.tolist()],
         "columns": list(resolved.columns.names),
         "sigma": resolved.columns.weight,
+        "groups": resolved.columns.groups,
         "sigma_x": list(resolved.columns.sigma_x) or None,
         "responses": list(resolved.columns.responses) or None,
         "nan_policy": resolved.columns.nan_policy,

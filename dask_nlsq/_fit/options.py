@@ -95,6 +95,7 @@ class FitOptions:
     jac: Any = None
     absolute_sigma: bool = field(default=False, metadata=_value("absolute_sigma"))
     cov_type: str = field(default="standard", metadata=_value("cov_type"))
+    groups: Any = None
     nan_policy: str = "raise"
     missing_chunks: str = "fill"
     ftol: float | None = field(default=None, metadata=_value("ftol"))
@@ -141,12 +142,20 @@ class FitOptions:
             object.__setattr__(self, "cache_dir", dask.config.get("nlsq.cache-dir", None))
         one_of("nan_policy", self.nan_policy, "raise", "omit", error=DataError)
         one_of("missing_chunks", self.missing_chunks, "fill", "raise", error=DataError)
-        one_of("cov_type", self.cov_type, "standard", "sandwich")
+        one_of("cov_type", self.cov_type, "standard", "sandwich", "cluster")
+        self._check_groups()
         check_loss(self.loss, self.f_scale)
         self._check_counts()
         self._check_errors_in_x()
         if not isinstance(self.resume, bool):
             one_of("resume", self.resume, "auto", "force")
+
+    def _check_groups(self) -> None:
+        """Refuse groups without the covariance that has them, and the other way round."""
+        if self.cov_type == "cluster" and self.groups is None:
+            raise NlsqError('cov_type="cluster" needs groups=, a column or an array: the group of each row.')
+        if self.cov_type != "cluster" and self.groups is not None:
+            raise NlsqError(f'groups= is for cov_type="cluster"; cov_type is {self.cov_type!r}.')
 
     def _check_counts(self) -> None:
         """Refuse what does not belong to the loss: trials, sigma or a scale."""

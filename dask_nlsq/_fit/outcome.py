@@ -9,6 +9,7 @@ import importlib.metadata
 import itertools
 import logging
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from scipy.optimize import OptimizeWarning
 
 from dask_nlsq._errors import warn
 from dask_nlsq._fit.checks.identifiability import identifiable_factor
+from dask_nlsq._fit.group_scores import group_scores, meat, small_sample_factor, with_groups
 from dask_nlsq._fit.problem import Problem
 from dask_nlsq._fit.profile import Profiler
 from dask_nlsq._kernel import SLABS, Reduction, device
@@ -63,7 +65,15 @@ def build(
     )
     notes += _scaled(statistics, solver)
     factor = identifiable_factor(problem, solver, state)
-    pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
+    if problem.columns.groups is None:
+        pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
+    else:
+        begun = time.perf_counter()
+        scores = group_scores(problem, point.theta)
+        total += time.perf_counter() - begun
+        statistics, few = with_groups(statistics, len(scores.keys), int(free.sum()))
+        notes += few
+        pcov = inference.covariance(factor, small_sample_factor(statistics), free, meat(scores, solver.prior))
     notes += reservations(parameters.free, side, inference.entangled(factor, theta, pcov, free))
     notes += differences_taken(parameters.free, point.reduction)
     # At a bound the gradient need not vanish at a minimum.
@@ -164,7 +174,8 @@ def build_combined(
 def about_data(problem: Problem) -> tuple[str, ...]:
     """Say what is worth knowing of how the columns were read."""
     info = problem.source.info
-    notes = [f"Column {name!r} holds dates; the model saw seconds since {at}." for name, at in info.origins.items()]
+    seen = {name: at for name, at in info.origins.items() if name in problem.columns.numbers.names}
+    notes = [f"Column {name!r} holds dates; the model saw seconds since {at}." for name, at in seen.items()]
     notes += [f"{text[0].upper()}{text[1:]}." for text in info.absent.values()]
     if (responses := problem.objective.responses) is not None:
         notes.append(f"Each row of the data counts {len(responses)} times, for {' and '.join(responses.names)}.")
@@ -264,6 +275,7 @@ def _measured(problem: Problem, state: State, seconds: list[float], total: float
     )
     stored = inputs.encoded if inputs.encoded is not None else inputs.nbytes
     passes = 1.0 if plan.cache == "persist" else state.nsweeps + plan.reads - plan.sweeps
+    passes += problem.columns.groups is not None and plan.cache != "persist"  # for the scores of the groups
     early = state.status is Status.PRECISION  # of all rows no more is known than of those that were read
     measured = Measured(
         sweeps=state.nsweeps,
@@ -331,6 +343,7 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float, pe
         "data": problem.source.info.kind,
         "token": problem.source.token,
         "columns": list(problem.columns.names),
+        **({} if problem.columns.groups is None else {"groups": problem.columns.groups}),
         "partitions": len(problem.source.partitions),
         "executor": executor.name,
         "workers": executor.workers,

@@ -61,7 +61,7 @@ def gather_plan_inputs(resolved: Resolved, limit: int | str | None, sample: Samp
         encoded=info.encoded,
         encoded_partition=info.encoded_partition,
         shared=resolved.source.shared,
-        squares=resolved.objective.ordinary and not resolved.objective.sandwich,
+        squares=resolved.objective.ordinary and not resolved.objective.sandwich and resolved.columns.groups is None,
         cluster=cluster,
         processes=processes,
         threads=threads,

@@ -208,7 +208,7 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
     role = "sigma" if options.trials is None else "trials"  # what the rows are weighted by
     sigma = options.sigma if options.trials is None else options.trials
     several = given_responses(options)
-    for given in (data, x, y, sigma, options.sigma_x):
+    for given in (data, x, y, sigma, options.sigma_x, options.groups):
         check_known(given)
     model, data = to_model(options.model, options.p0), once(data)
     if several is not None:
@@ -221,6 +221,7 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
         _check_no_name(role, sigma)
         names, arrays = split(model, x, y, options.p0)
         sigma_x, beside = _resolve_sigma_x(options.sigma_x, names, named=False)
+        groups = _resolve_groups(options.groups, names, beside)
         if getattr(y, "ndim", 1) > 1:
             arrays, y, sigma = columns_of([*arrays, *beside.values()], y, sigma)
         else:
@@ -243,9 +244,10 @@ def assign_roles(options: FitOptions) -> tuple[Any, Columns, Model]:
             present = open_source(data, columns, options.filters, *reading).info.present
             names = model.inputs_among(present, (y, sigma))
         sigma_x, _ = _resolve_sigma_x(options.sigma_x, names, named=True)
+        groups = _resolve_groups(options.groups, names)
     bound = model.bind(names)
     sigma = constant if constant is not None else sigma
-    return data, dataclasses.replace(_columns(tuple(names), y, sigma, options), sigma_x=sigma_x), bound
+    return data, dataclasses.replace(_columns(tuple(names), y, sigma, options), sigma_x=sigma_x, groups=groups), bound
 
 
 def _assign_responses(options: FitOptions, responses: Given, model: Model, data: Any) -> tuple[Any, Columns, Model]:
@@ -257,6 +259,7 @@ def _assign_responses(options: FitOptions, responses: Given, model: Model, data:
         if not x_names:
             raise DataError("An expression with several responses needs x=, the names of its columns.")
         ys = names if isinstance(options.y, (list, tuple)) else (options.y,)
+        groups = _resolve_groups(options.groups, x_names)
     else:
         if x is None:
             raise DataError("Give x and y as arrays, or data= with x and y as the names of its columns.")
@@ -270,6 +273,7 @@ def _assign_responses(options: FitOptions, responses: Given, model: Model, data:
             if sigma is not None and not isinstance(sigma, float):
                 same = next((name for name, given in beside.items() if given is sigma), f"sigma of {names[c]}")
                 beside[same], sigmas[c] = sigma, same
+        groups = _resolve_groups(options.groups, (*x_names, *ys), beside)
         arrays = [*arrays, *beside.values()]
         if getattr(first, "ndim", 1) > 1:
             arrays, first, _ = columns_of(arrays, first, None)
@@ -282,6 +286,7 @@ def _assign_responses(options: FitOptions, responses: Given, model: Model, data:
         responses=ys if len(ys) > 1 else (),
         is_complex=responses.is_complex,
         covariance=responses.covariance,
+        groups=groups,
     )
     return data, columns, model.bind(x_names)
 
@@ -337,6 +342,24 @@ def _resolve_sigma_x(
     if all(sigma is None for sigma in found):
         raise DataError("sigma_x names no column that has errors; leave it out.")
     return tuple(found), arrays
+
+
+def _resolve_groups(groups: Any, names: Sequence[str], beside: dict[str, Any] | None = None) -> str | None:
+    """Return the name of the column of groups; an array is put `beside` x and y, where these are arrays."""
+    if groups is None:
+        return None
+    if beside is None:
+        if not isinstance(groups, str):
+            raise DataError(
+                f"With data=, groups must be the name of a column; it is {_seen(groups)}. Add it to the data."
+            )
+        return groups
+    _check_no_name("groups", groups)
+    if not np.ndim(groups):
+        raise DataError(f"groups is {groups!r:.80}; the group of each row is needed, as an array.")
+    name = "groups" if "groups" not in names else "groups of rows"
+    beside[name] = groups
+    return name
 
 
 def _columns(x: tuple[str, ...], y: str, weight: str | float | None, options: FitOptions) -> Columns:

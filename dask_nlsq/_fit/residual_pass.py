@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._fit.observer import SweepBegin, TaskEnd
@@ -31,6 +32,17 @@ def readable_again(problem: Problem) -> Problem:
             "fit again from p0=result."
         )
     return dataclasses.replace(problem, reader=problem.executor)
+
+
+def check_rows(before: Mapping[int, int], now: Mapping[int, int]) -> None:
+    """Refuse partitions whose numbers of rows are not those of the fit."""
+    for number, rows in before.items():
+        if now.get(number, 0) != rows:
+            raise DataError(
+                f"The partition gave {rows} rows to the fit and {now.get(number, 0)} now: the data have changed. Fit "
+                "again.",
+                partition=number,
+            )
 
 
 def residual_summary(problem: Problem, theta: Vector, s: float, response: int | None = None) -> ResidualSummary:
@@ -69,13 +81,8 @@ def residual_summary(problem: Problem, theta: Vector, s: float, response: int | 
                 whole = merged([*whole, *arrived.pop(following)])
                 following += 1
     now = {int(number): int(rows) for number, rows, _ in (whole[0].partitions if whole else ())}
-    for number, rows in before.items() if response is None else ():
-        if now.get(number, 0) != rows:
-            raise DataError(
-                f"The partition gave {rows} rows to the fit and {now.get(number, 0)} now: the data have changed. Fit "
-                "again.",
-                partition=number,
-            )
+    if response is None:
+        check_rows(before, now)
     if not whole:
         raise DataError("There are no rows any more: the data have changed.")
     return whole[0]

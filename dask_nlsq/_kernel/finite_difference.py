@@ -177,6 +177,24 @@ def _reduce_piece(
     )
 
 
+def scores(objective: Objective, block: Block, theta: Vector) -> Matrix:
+    """Return the score of each row, (rows, p); see `scores.evaluate_scores`."""
+    parts = [np.empty((0, len(theta)))]
+    for start in range(0, block.rows, PIECE):
+        piece = block.take(slice(start, start + PIECE)).wide()
+        f, w = values(objective, piece.x, list(objective.expand(theta.tolist()))), piece.weights
+        residual = f - piece.y
+        if objective.counts:
+            rows = objective.count_rows(f, piece.y, w, np)
+            residual, w = rows.residual, rows.scale
+        score = w**2 * residual
+        if objective.robust:
+            score = score * np.asarray(loss.evaluate(objective.loss, (w * residual / objective.f_scale) ** 2)[1])
+        jac, _ = whole_jacobian(objective, piece.x, theta, f, w)
+        parts.append((jac * score).T)
+    return np.concatenate(parts)
+
+
 def whole_jacobian(
     objective: Objective, x: tuple[Vector, ...], theta: Vector, f: Vector, w: Vector
 ) -> tuple[Matrix, npt.NDArray[np.bool_]]:

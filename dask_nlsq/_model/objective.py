@@ -68,7 +68,7 @@ class Objective:
     model: Model
     columns: tuple[
         str, ...
-    ]  # names of the columns of x, of the standard deviations of x, of the number of a response, and of y
+    ]  # names of the columns of x, of the standard deviations of x, of groups, of the number of a response, and of y
     weighted: bool = False  # by 1 / sigma, or by the number of trials
     jacobian: Jacobian = "reverse"
     jac: Callable[..., Any] | None = None  # the user's, (rows, all parameters)
@@ -88,7 +88,7 @@ class Objective:
 
     @property
     def n_inputs(self) -> int:
-        """Number of columns that the model takes; behind them are those of `errors` and `responses`."""
+        """Number of columns that the model takes; behind them are those of `errors`, groups and `responses`."""
         return sum(map(len, self.model.columns.values()))
 
     @property

@@ -25,7 +25,8 @@ def conf_int(result: FitResult, level: float = 0.95, method: str = "t") -> pd.Da
         Probability that an interval covers: 0.95 for intervals of 95 %, at least 0.5 and below 1. It is not the
         probability of error, which SciPy's and statsmodels' functions call alpha.
     method : {"t", "profile"}
-        "t" is :math:`\hat\theta \pm t_\nu s_{\hat\theta}`, at no cost. "profile" ends where the cost, minimised
+        "t" is :math:`\hat\theta \pm t_\nu s_{\hat\theta}`, at no cost, with :math:`\nu` the degrees of freedom of
+        the fit, or, with ``cov_type="cluster"``, the groups less one. "profile" ends where the cost, minimised
         over all other parameters, has risen by :math:`\tfrac12 s^2 t_\nu^2` (Bates & Watts,
         `doi:10.1002/9780470316757 <https://doi.org/10.1002/9780470316757>`_); it sees how the model bends, is
         the same however the model is parametrised, and takes some sweeps that all ends share; after
@@ -41,8 +42,9 @@ def conf_int(result: FitResult, level: float = 0.95, method: str = "t") -> pd.Da
     Raises
     ------
     NlsqError
-        `level` is out of range; or there is no profile: a robust loss, a fit that did not converge or that
-        ``precision=`` ended early, a result that keeps no data; or a better minimum was found on the way.
+        `level` is out of range; or there is no profile: a robust loss, ``cov_type="cluster"``, a fit that did not
+        converge or that ``precision=`` ended early, a result that keeps no data; or a better minimum was found on the
+        way.
 
     Examples
     --------
@@ -56,7 +58,7 @@ def conf_int(result: FitResult, level: float = 0.95, method: str = "t") -> pd.Da
     one_of("method", method, "t", "profile")
     if method == "t":
         # Student's t has no quantile at 0 degrees of freedom.
-        reach = scipy.stats.t.ppf(0.5 + level / 2, max(result.dof, 1)) * result.stderr
+        reach = scipy.stats.t.ppf(0.5 + level / 2, max(result.statistics.interval_dof, 1)) * result.stderr
         return pd.DataFrame({"lower": result.params - reach, "upper": result.params + reach})
     ends = pd.DataFrame(np.nan, index=list(result.names), columns=["lower", "upper"])
     for name, (lower, upper) in result._profiler().intervals(level).items():

@@ -182,9 +182,8 @@ def confidence_band(result: FitResult, data: Any, level: float = 0.95) -> Any:
     check_level(level)
     if each_response(result) is not None:
         return of_each(result, lambda one: one.confidence_band(data, level))
-    return band(
-        result.predict(data), curve_stderr(*result._model(), result.params, result.cov, data), level, result.dof
-    )
+    stderr = curve_stderr(*result._model(), result.params, result.cov, data)
+    return band(result.predict(data), stderr, level, result.statistics.interval_dof)
 
 
 def prediction_band(result: FitResult, data: Any, level: float = 0.95, *, sigma: Any = None) -> Any:
@@ -227,7 +226,7 @@ def prediction_band(result: FitResult, data: Any, level: float = 0.95, *, sigma:
     s2 = result.statistics.residual_variance(result.absolute_sigma)
     variance = variance_of(columns, data, predicted) if sigma is None else beside(predicted, sigma, "sigma") ** 2
     stderr = (curve_stderr(payload, columns, result.params, result.cov, data) ** 2 + s2 * variance) ** 0.5
-    return band(predicted, stderr, level, result.dof)
+    return band(predicted, stderr, level, result.statistics.interval_dof)
 
 
 def eval_uncertainty(result: FitResult, expression: str) -> Derived:

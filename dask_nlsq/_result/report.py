@@ -76,10 +76,18 @@ def statistics_rows(statistics: Statistics, n_dropped: int, condition_number: fl
     return [
         ("rows", f"{statistics.n_obs:,}{dropped}"),
         ("degrees of freedom", f"{statistics.dof:,}"),
+        *_errors_rows(statistics),
         *_fit_rows(statistics),
         ("AIC, BIC", f"{statistics.aic:.10g}, {statistics.bic:.10g}"),
         ("condition number", f"{condition_number:.3g}"),
     ]
+
+
+def _errors_rows(statistics: Statistics) -> list[tuple[str, str]]:
+    """Return what standard errors are where they take rows to depend on one another."""
+    if statistics.n_groups is None:
+        return []
+    return [("standard errors", f"cluster-robust, {statistics.n_groups:,} groups")]
 
 
 def _fit_rows(statistics: Statistics) -> list[tuple[str, str]]:

@@ -56,6 +56,9 @@ class FitResult:
         Half the weighted sum of squared residuals.
     n_obs, n_dropped, dof : int
         Rows used, rows dropped by the NaN policy, degrees of freedom.
+    n_groups : int or None
+        Groups of rows, with ``cov_type="cluster"``; intervals then have Student's t with as many degrees of freedom
+        less one.
     chisqr, redchi, rmse, rsquared, loglik, aic, aicc, bic : float
         Statistics of the fit; R², log-likelihood and criteria use the weights.
     condition_number : float
@@ -228,6 +231,11 @@ class FitResult:
         return self.statistics.dof
 
     @property
+    def n_groups(self) -> int | None:
+        """Groups of rows; None unless the covariance is cluster-robust."""
+        return self.statistics.n_groups
+
+    @property
     def chisqr(self) -> float:
         """Weighted sum of squared residuals; of counts the deviance."""
         return self.statistics.chisqr
@@ -300,6 +308,10 @@ class FitResult:
             raise NlsqError(
                 "The cost of a robust loss is no likelihood, so its rise has no level to be compared with; use "
                 'conf_int(method="t") with cov_type="sandwich".'
+            )
+        if self.n_groups is not None:
+            raise NlsqError(
+                'A profile takes rows for independent, and cov_type="cluster" does not; use conf_int(method="t").'
             )
         return self.profiler
 

@@ -51,6 +51,7 @@ class Statistics:
     aicc: float
     bic: float
     pearson_chisqr: float | None = None  # of counts, whose chisqr is the deviance
+    n_groups: int | None = None  # of a cluster-robust covariance
 
     @property
     def dispersion(self) -> float:
@@ -62,6 +63,11 @@ class Statistics:
     def residual_variance(self, absolute_sigma: bool) -> float:
         """Return s²: 1 under ``absolute_sigma``, and infinity without degrees of freedom."""
         return 1.0 if absolute_sigma else self.dispersion if self.dof > 0 else float("inf")
+
+    @property
+    def interval_dof(self) -> int:
+        """Degrees of freedom of Student's t in intervals: of a cluster-robust covariance, its groups less one."""
+        return self.dof if self.n_groups is None else self.n_groups - 1
 
     def without_spread(self) -> Statistics:
         """Return the statistics without R² and RMSE: distances that are not along y are no share of its spread."""

@@ -57,14 +57,17 @@ def once(data: object) -> Any:
 
 def open_arrow(data: ArrowStream | LazyFrame, columns: Columns) -> Source:
     """Take a table in memory, of which only the columns of the fit are converted, or copied."""
-    present, values = select(data, columns.names)
+    present, values = select(data, columns.names, numbers=columns.numbers.names)
     return open_memory(values, columns, f"{_kind(data)} in memory", present)
 
 
 def select(
-    data: ArrowStream | LazyFrame, names: Sequence[str], remedy: str | None = None
+    data: ArrowStream | LazyFrame,
+    names: Sequence[str],
+    remedy: str | None = None,
+    numbers: Sequence[str] | None = None,
 ) -> tuple[tuple[str, ...], Mapping[str, AnyArray]]:
-    """Return the names of all columns of a table, and some columns as arrays."""
+    """Return the names of all columns of a table, and some columns as arrays; all, or `numbers`, hold numbers."""
     options = {} if remedy is None else {"remedy": remedy}
     present: tuple[str, ...] = ()
     if is_lazy(data):
@@ -80,7 +83,7 @@ def select(
     reader = pa.RecordBatchReader.from_stream(data)
     present = present or tuple(reader.schema.names)
     check_columns(present, names, **options)
-    for name, kind in unlike_numbers(reader.schema, names).items():
+    for name, kind in unlike_numbers(reader.schema, names if numbers is None else numbers).items():
         raise DataError(
             f"The column has the type {kind}; numbers or dates are needed. Cast it first, for example with "
             f"table.cast, or data.with_columns(polars.col({name!r}).cast(polars.Float64)).",

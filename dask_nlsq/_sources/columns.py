@@ -14,6 +14,7 @@ import numpy as np
 from dask_nlsq._errors import DataError, NlsqError, SweepError, nearest
 from dask_nlsq._kernel import Block
 from dask_nlsq._model import PARTS, Responses, mix, whitening
+from dask_nlsq._sources.group_keys import to_keys
 from dask_nlsq._typing import AnyArray, Vector
 
 SECOND = np.timedelta64(1, "s")
@@ -25,7 +26,8 @@ class Columns:
 
     ``sigma`` is the name of a column, a constant, or None, and so are ``trials``, of counts alone, and each of
     ``sigma_x``. Of several responses, ``sigma`` may be one of these for each. ``origins`` holds, for datetime columns,
-    the instant from which seconds are counted.
+    the instant from which seconds are counted. ``groups`` is the name of the column of which the values tell the groups
+    of rows apart, of any type.
     """
 
     x: tuple[str, ...]
@@ -39,6 +41,7 @@ class Columns:
     responses: tuple[str, ...] = ()  # columns of y, where they are several
     is_complex: bool = False  # whether the column y holds complex numbers
     covariance: tuple[tuple[float, ...], ...] = ()  # of the responses of a row, in place of sigma
+    groups: str | None = None
 
     @property
     def response_names(self) -> tuple[str, ...]:
@@ -70,9 +73,14 @@ class Columns:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The columns of a block beside y and its weight: x, then the standard deviations of x."""
+        """The columns of a block beside y and its weight: x, the standard deviations of x, and the keys of groups."""
         own = (name for name in dict.fromkeys(self.sigma_x) if isinstance(name, str) and name not in self.x)
-        return (*self.x, *own)
+        return (*self.x, *own, *(() if self.groups is None else (self.groups,)))
+
+    @property
+    def numbers(self) -> Columns:
+        """The columns that have to hold numbers or dates."""
+        return dataclasses.replace(self, groups=None)
 
     @property
     def weight(self) -> Any:
@@ -89,24 +97,26 @@ class Columns:
     def row_bytes(self, dtypes: Mapping[str, Any]) -> int:
         """Return the bytes that a row takes in a block, for columns of these types."""
         # Arrow calls float32 "float"; all other types become float64 in a block.
-        sizes = {name: 4 if str(dtypes[name]).lower() in ("float", "float32") else 8 for name in self.names}
+        sizes = {name: 4 if str(dtypes[name]).lower() in ("float", "float32") else 8 for name in self.numbers.names}
         y = max(sizes[name] for name in self.responses or (self.y,))
-        beside = 8 * ((self.weight is not None) + (self.n_responses > 1))
-        return self.n_responses * (sum(sizes[name] for name in self.inputs) + y + beside)
+        beside = 8 * ((self.weight is not None) + (self.n_responses > 1) + (self.groups is not None))
+        return self.n_responses * (sum(sizes[name] for name in self.numbers.inputs) + y + beside)
 
     def block(self, raw: Mapping[str, Any]) -> Block:
         """Turn raw arrays, one for each of `names`, into columns of one length."""
+        numbers = self.numbers
         values = {
-            name: self.to_float(name, raw[name]) for name in self.names if not (self.is_complex and name == self.y)
+            name: self.to_float(name, raw[name]) for name in numbers.names if not (self.is_complex and name == self.y)
         }
         ys = _parts(self.y, raw[self.y]) if self.is_complex else [values[name] for name in self.responses or (self.y,)]
-        lengths = {name: len(v) for name, v in values.items()} | {self.y: len(ys[0])}
+        keys = {} if self.groups is None else {self.groups: _keys(self.groups, raw[self.groups])}
+        lengths = {name: len(v) for each in (values, keys) for name, v in each.items()} | {self.y: len(ys[0])}
         if len(set(lengths.values())) > 1:
             raise DataError(
                 f"Columns have unlike lengths in one partition: {lengths}. They must come from rows that "
                 "belong together, cut at the same places."
             )
-        x = tuple(values[name] for name in self.inputs)
+        x = (*(values[name] for name in numbers.inputs), *keys.values())
         rounded = tuple(name for name, v in values.items() if _rounded(raw[name], v))
         if len(ys) > 1:
             return self._block_of_responses(x, ys, values, rounded)
@@ -349,6 +359,19 @@ def _plain(name: str, values: object) -> AnyArray:
 def _floating(values: Any) -> type:
     """Return the type in which numbers can be missing."""
     return complex if values.dtype.kind == "c" else float
+
+
+def _keys(name: str, values: Any) -> Vector:
+    """Return what tells the groups of rows apart; of categories, each is looked at once."""
+    categories = getattr(getattr(values, "dtype", None), "categories", None)
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.kind not in "fiubmM":
+        missing, values = np.ma.getmaskarray(values), values.data.astype(object)
+        values[missing] = None
+    if categories is None:
+        return to_keys(name, _plain(name, values))
+    each = np.append(to_keys(name, _plain(name, categories)), np.nan)
+    keys: Vector = each[np.asarray(getattr(values, "cat", values).codes)]  # the code of a missing one is -1
+    return keys
 
 
 def _decimals(array: AnyArray) -> AnyArray:

@@ -291,7 +291,7 @@ def _lay_out(
     keys = tuple(whole.field(name) for name in outside if name not in in_file.names)
     schema = pa.schema([*in_file, *keys])
     check_columns(schema.names, names, f"the file {fragment.path!r}")
-    _check_types(schema, names, fragment.path)
+    _check_types(schema, columns.numbers.names, fragment.path)
     plain = all(name in in_file.names for name in names) and _alike(schema, whole, names)
     return _Layout(in_file, folders, keys, schema, plain, _share(in_file, names))
 
@@ -454,6 +454,8 @@ def _compare(held: dict[str, _Held], fragment: ds.ParquetFileFragment, schema: p
         things = THINGS.get(kind.partition("[")[0].rstrip("0123456789"), "numbers")
         if "tz=" in kind:
             things = "dates with a time zone"
+        if "string" in kind:  # of groups, also as categories
+            things = "texts"
         contents = _Held(things, kind, fragment.path)
         if held.setdefault(name, contents).things != things:
             raise DataError(

@@ -31,12 +31,12 @@ def open_text(path: str | Sequence[str], columns: Columns, storage_options: dict
     urls, left_out, how = _find(path, storage_options)
     present = _headers(urls, storage_options, how)
     check_columns(present, columns.names)
-    _check_numbers(urls[0], columns, storage_options, how)
+    types = _types(urls[0], columns, storage_options, how)
     frame = dd.read_csv(
         urls,
         usecols=list(columns.names),
         # Dask would infer the types from a sample, and fail on a later block of integers with a missing value.
-        dtype=dict.fromkeys(columns.names, "float64"),
+        dtype=types,
         # A compressed file cannot be entered in the middle.
         blocksize=None if urls[0].rpartition(".")[2] in COMPRESSED else "default",
         compression="infer",
@@ -118,11 +118,14 @@ def _headers(urls: Sequence[str], storage_options: dict[str, Any], how: dict[str
     return first
 
 
-def _check_numbers(url: str, columns: Columns, storage_options: dict[str, Any], how: dict[str, Any]) -> None:
-    """Refuse columns that hold no numbers, by the head of the first file."""
+def _types(url: str, columns: Columns, storage_options: dict[str, Any], how: dict[str, Any]) -> dict[str, str]:
+    """Return the types of columns by the head of the first file, and refuse those that should hold numbers and do not.
+
+    Groups are texts, so that 007 and 7 are two.
+    """
     with fsspec.open(url, compression="infer", **storage_options) as file:
         head = pd.read_csv(file, nrows=_SAMPLE, usecols=list(columns.names), **how)
-    for name in columns.names:
+    for name in columns.numbers.names:
         values = head[name].dropna()
         if len(values) and values.dtype.kind not in "fiub":
             raise DataError(
@@ -130,3 +133,4 @@ def _check_numbers(url: str, columns: Columns, storage_options: dict[str, Any], 
                 f"converted: data=dask.dataframe.read_csv(path, parse_dates=[{name!r}]) for dates.",
                 column=name,
             )
+    return dict.fromkeys(columns.names, "str") | dict.fromkeys(columns.numbers.names, "float64")

@@ -94,8 +94,9 @@ def _key(options: FitOptions, resolved: Resolved, resources: Mapping[str, float]
     # Arrays are known by their places, whatever each model calls them.
     beside: Any = columns.y, columns.weight
     if data is None:
-        beside = tuple(map(id, (options.y, options.sigma, options.trials, *_each(options.sigma_x))))
-    named: Any = (*beside, columns.counts, columns.sigma_x, columns.responses, columns.is_complex)
+        given_beside = options.y, options.sigma, options.trials, options.groups, *_each(options.sigma_x)
+        beside = tuple(map(id, given_beside))
+    named: Any = (*beside, columns.counts, columns.sigma_x, columns.responses, columns.is_complex, columns.groups)
     free = data is not None and columns.nan_policy == "raise" and kind in _CUT_BY_ROWS and not resolved.source.shared
     return (
         *(
@@ -108,8 +109,13 @@ def _key(options: FitOptions, resolved: Resolved, resources: Mapping[str, float]
         ),
         *(repr(options.storage_options), kind, len(resolved.source.partitions), resolved.executor.name),
         *(id(options.client), repr(resources), priority),
-        len(columns.x) if data is None else columns.x if columns.sigma_x else None if free else frozenset(columns.x),
+        len(columns.x) if data is None else columns.x if _beyond_x(columns) else None if free else frozenset(columns.x),
     )
+
+
+def _beyond_x(columns: Columns) -> bool:
+    """Whether columns lie behind those of x in a block, so that a block of more columns has them elsewhere."""
+    return bool(columns.sigma_x) or columns.groups is not None or columns.n_responses > 1
 
 
 def _each(given: Any) -> tuple[Any, ...]:
@@ -143,7 +149,7 @@ class _Reading:
 
     @property
     def _by_place(self) -> bool:
-        return self._options.data is None or bool(self._resolved.columns.sigma_x)
+        return self._options.data is None or _beyond_x(self._resolved.columns)
 
     def takes(self, columns: Columns) -> bool:
         """Whether a fit with these columns can join: until partitions are opened, any can."""

@@ -10,6 +10,9 @@ from .executors.shared import SharedReads as SharedReads
 from .executors.shared_pass import Pass as Pass
 from .failure import Failure as Failure
 from .failure import load as load
+from .group_scores import GroupScores as GroupScores
+from .group_scores import merge_scores as merge_scores
+from .group_scores import sum_scores as sum_scores
 from .groups import Group as Group
 from .groups import group as group
 from .payload import Payload as Payload

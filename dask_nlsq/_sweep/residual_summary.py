@@ -192,8 +192,10 @@ def _summarise_block(
         return None
     if objective.responses is not None:
         block, fit = _by_response(objective.responses, block, predict_rows(payload, theta, block.x), response)
+        block = dataclasses.replace(block, x=block.x[: objective.n_inputs], memory=None)  # without the keys of groups
         return ResidualSummary.of(number, block, fit, s, keep)
     if not objective.errors:
+        block = dataclasses.replace(block, x=block.x[: objective.n_inputs], memory=None)
         fit = predict_rows(payload, theta, block.x)
         return ResidualSummary.of(number, _with_count_weights(objective, block, fit), fit, s, keep)
     # Beside x as it was measured, which holds a part of the distance, residuals of a right model are no noise.

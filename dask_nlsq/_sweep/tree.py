@@ -7,13 +7,16 @@ whatever order its leaves came, and however often the sweep was interrupted.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dask_nlsq._errors import CheckpointCorrupt
-from dask_nlsq._kernel import FAN_IN, Reduction, merge
+from dask_nlsq._kernel import FAN_IN, Reduction
+from dask_nlsq._kernel import merge as merge_reductions
+from dask_nlsq._sweep.group_scores import ScoreAnswer
 from dask_nlsq._sweep.task import Answer
 
 
@@ -29,14 +32,17 @@ class Finished:
 
 
 class Partial:
-    """The nodes of the tree that are known, for each request of a sweep."""
+    """The nodes of the tree that are known, for each request of a sweep; what they are, `merge` adds."""
 
-    def __init__(self, partitions: int, requests: int = 1) -> None:
+    def __init__(
+        self, partitions: int, requests: int = 1, merge: Callable[[Sequence[Any]], Any] = merge_reductions
+    ) -> None:
+        self._merge = merge
         self.done = np.zeros(partitions, bool)
         self._counts = [partitions]  # nodes of each level
         while self._counts[-1] > 1:
             self._counts.append(-(-self._counts[-1] // FAN_IN))
-        self._nodes: list[dict[tuple[int, int], Reduction]] = [{} for _ in range(requests)]
+        self._nodes: list[dict[tuple[int, int], Any]] = [{} for _ in range(requests)]
 
     @classmethod
     def of(cls, finished: Finished) -> Partial:
@@ -66,7 +72,7 @@ class Partial:
         """Whether all of these partitions are finished."""
         return bool(self.done[list(numbers)].all())
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: Answer | ScoreAnswer) -> None:
         """Take what came of a group, but for what is known already."""
         for j, (level, index) in enumerate(answer.nodes):
             first, end = index * FAN_IN**level, (index + 1) * FAN_IN**level
@@ -80,20 +86,20 @@ class Partial:
             # Only now, for the nodes of every request belong to it.
             self.done[first:end] = True
 
-    def _rise(self, nodes: dict[tuple[int, int], Reduction], level: int, index: int) -> None:
+    def _rise(self, nodes: dict[tuple[int, int], Any], level: int, index: int) -> None:
         """Fold neighbours as far up as they are complete."""
         while level + 1 < len(self._counts):
             parent = index // FAN_IN
             below = range(parent * FAN_IN, min((parent + 1) * FAN_IN, self._counts[level]))
             if not all((level, i) in nodes for i in below):
                 return
-            nodes[level + 1, parent] = merge([nodes[level, i] for i in below])
+            nodes[level + 1, parent] = self._merge([nodes[level, i] for i in below])
             for i in below:
                 del nodes[level, i]
             level, index = level + 1, parent
 
-    def roots(self) -> list[Reduction]:
-        """Return the reduction of all partitions for each request, once all are finished."""
+    def roots(self) -> list[Any]:
+        """Return the sums of all partitions for each request, once all are finished."""
         return [nodes[len(self._counts) - 1, 0] for nodes in self._nodes]
 
     def finished(self) -> Finished:

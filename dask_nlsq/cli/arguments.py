@@ -182,6 +182,18 @@ ERRORS_IN_X = (
 )
 """Orthogonal distances."""
 
+COVARIANCE = (
+    click.option(
+        "--cov-type",
+        type=click.Choice(["standard", "sandwich", "cluster"]),
+        default="standard",
+        show_default=True,
+        help="Covariance: of equal spread; of one that differs from row to row; of groups of rows, with --groups.",
+    ),
+    click.option("--groups", metavar="NAME", help="Column of the group of each row, with --cov-type cluster."),
+)
+"""What standard errors take for granted."""
+
 CONSTRAINTS = (
     click.option(
         "--fixed",

@@ -27,7 +27,18 @@ from dask.utils import format_bytes
 import dask_nlsq
 from dask_nlsq._plan import SAMPLERS
 from dask_nlsq._system import Interrupt
-from dask_nlsq.cli.arguments import COLUMNS, COUNTS, ERRORS_IN_X, LOSS, MODEL, SCHEDULER, STORAGE, VALUES, load_model
+from dask_nlsq.cli.arguments import (
+    COLUMNS,
+    COUNTS,
+    COVARIANCE,
+    ERRORS_IN_X,
+    LOSS,
+    MODEL,
+    SCHEDULER,
+    STORAGE,
+    VALUES,
+    load_model,
+)
 from dask_nlsq.cli.checkpoint_commands import checkpoints
 from dask_nlsq.cli.job_commands import CLUSTER, connected, job_script, keeps, take, with_options
 from dask_nlsq.cli.many_commands import fit_groups, fit_many
@@ -79,6 +90,7 @@ ARGUMENTS = (
     *ERRORS_IN_X,
     *LOSS,
     *COUNTS,
+    *COVARIANCE,
     click.option(
         "--nan-policy",
         type=click.Choice(["raise", "omit"]),

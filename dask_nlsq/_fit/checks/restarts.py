@@ -86,7 +86,7 @@ def restart(
     doubt, block = _reason_to_doubt(problem.objective, state), None
     at_hand = sample is not None or problem.plan.cache != "none"  # partitions that are not kept are read in sweeps only
     if doubt is not None or at_hand:
-        block = sort_by_column(_rows(problem, sample))
+        block = _sorted_rows(problem, sample)
         if not block.rows:  # the sampled partitions are empty
             return state, [], ()
         if doubt is None and problem.objective.counts:
@@ -141,7 +141,7 @@ def find_finite_starts(
     They are the minima on a sample of the rows that the lowest few points lead to, the lowest first; there are none
     where the model is finite at none of the points.
     """
-    block = sort_by_column(_rows(problem, sample))
+    block = _sorted_rows(problem, sample)
     if not block.rows:
         return [], ""
     small, quick = _sample_problem(problem, solver, block)
@@ -157,6 +157,12 @@ def find_finite_starts(
 def resumable(state: State) -> State:
     """Return a state from which a run with a wider limit goes on."""
     return dataclasses.replace(state, beyond=state.beyond or state)
+
+
+def _sorted_rows(problem: Problem, sample: Sample | None) -> Block:
+    """Return some rows in the order of x."""
+    block = _rows(problem, sample)
+    return sort_by_column(block, block.x[: problem.objective.n_inputs])
 
 
 def _rows(problem: Problem, sample: Sample | None) -> Block:

@@ -188,7 +188,7 @@ def _band(result: FitResult, x: Vector, level: float, *, new: bool) -> Band | No
     if new:
         s2 = result.statistics.residual_variance(result.absolute_sigma)
         stderr = np.sqrt(stderr**2 + s2 * variance_of(columns, (x,), predicted))
-    limits: Band = band(predicted, stderr, level, result.dof)
+    limits: Band = band(predicted, stderr, level, result.statistics.interval_dof)
     return limits
 
 
