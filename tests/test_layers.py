@@ -56,7 +56,7 @@ EXTRAS = {
     "xarray",
 }
 LATE = {"scipy.optimize", "jinja2"}  # take as long to import as pandas, and no worker that models lead to needs them
-DOORS = {f"dask_nlsq._kernel.{name}" for name in ("cells", "faults", "kernel", "rows", "validate")}
+DOORS = {f"dask_nlsq._kernel.{name}" for name in ("cells", "faults", "kernel", "rows", "scores", "validate")}
 """The task entry in _sweep opens them at its first call."""
 
 ROOT = Path(__file__).parents[1] / "dask_nlsq"

@@ -7,6 +7,8 @@ the hash that pandas makes of it, the same in every process: that any two of G t
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 
 from dask_nlsq._errors import DataError
@@ -46,8 +48,7 @@ def to_keys(name: str, array: AnyArray) -> Vector:
 
 def _of_one_type(name: str, array: AnyArray) -> AnyArray:
     """Return objects as an array of their type; texts stay as they are."""
-    import pandas as pd
-
+    pd = importlib.import_module("pandas")  # at its first use: a worker that reads Zarr does without
     kind = pd.api.types.infer_dtype(array, skipna=True)
     if kind in ("string", "bytes"):
         return array
@@ -61,8 +62,7 @@ def _of_one_type(name: str, array: AnyArray) -> AnyArray:
 
 
 def _of_texts(name: str, array: AnyArray) -> Vector:
-    import pandas as pd
-
+    pd = importlib.import_module("pandas")  # at its first use: a worker that reads Zarr does without
     codes, texts = pd.factorize(array)
     hashes = pd.util.hash_array(np.asarray(texts, object), categorize=False) >> _SPARE
     if len(np.unique(hashes)) < len(texts):
