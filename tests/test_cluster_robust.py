@@ -240,6 +240,11 @@ def image(_, rows):
     return {"data": None, "x": shape["t"], "y": shape["y"], "groups": shape["g"]}
 
 
+def dictionaries(_, rows):
+    table = pa.Table.from_pandas(rows)
+    return {"data": table.set_column(2, "g", table["g"].cast("string").dictionary_encode())}
+
+
 SOURCES = {
     "NumPy arrays": lambda _, rows: {"data": None, "x": T, "y": rows["y"].to_numpy(), "groups": rows["g"].to_numpy()},
     "a mapping": lambda _, rows: {"data": {name: rows[name].to_numpy() for name in rows}},
@@ -248,6 +253,7 @@ SOURCES = {
     "Dask Series": in_series,
     "images": image,
     "an Arrow table": lambda _, rows: {"data": pa.Table.from_pandas(rows)},
+    "Arrow's dictionaries": dictionaries,
     "Parquet": parquet,
     "Parquet, filtered": lambda path, rows: {**parquet(path, rows), "filters": [("t", ">=", 0.0)]},
     "Parquet in folders": hive,

@@ -106,7 +106,13 @@ def arrays(table: pa.Table) -> Mapping[str, AnyArray]:
 
 
 def to_numpy(column: pa.ChunkedArray) -> AnyArray:
-    """Return a NumPy array with nulls as NaN or NaT, or as masked where float64 has no room for all integers."""
+    """Return a NumPy array with nulls as NaN or NaT, or as masked where float64 has no room for all integers.
+
+    Texts in a dictionary are a Series of categories.
+    """
+    if pa.types.is_dictionary(column.type) and not _numeric(column.type):
+        categories: AnyArray = column.to_pandas()  # of groups, which need not be written out
+        return categories
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     # NumPy would get both as objects.
