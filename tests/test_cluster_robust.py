@@ -162,6 +162,40 @@ def test_a_prior_has_its_own_variance():
     np.testing.assert_allclose(cluster.pcov, factor * sandwich.pcov, rtol=1e-9)
 
 
+def twofold(t, a, b, c):
+    return a * jnp.exp(-b * t) + c, c * jnp.exp(-b * t)
+
+
+SIGMA = np.array([[0.02, 0.012], [0.012, 0.01]])
+RESPONSES = {
+    "two": lambda rows: {"data": rows, "y": ["y", "z"], "groups": "g"},
+    "two with a covariance": lambda rows: {"data": rows, "y": ["y", "z"], "groups": "g", "sigma": SIGMA},
+    "arrays": lambda rows: {"x": T, "y": [rows["y"].to_numpy(), rows["z"].to_numpy()], "groups": CODES, "data": None},
+    "complex": lambda rows: {"x": T, "y": (rows["y"] + 1j * rows["z"]).to_numpy(), "groups": CODES, "data": None},
+}
+
+
+@pytest.mark.parametrize("kind", RESPONSES)
+def test_responses_of_a_row_are_of_its_group(kind):
+    rows = FRAME.assign(z=0.5 * np.exp(-1.3 * T) + 0.1 * np.cos(99 * T) + 0.1 * (CODES % 3))
+    options = RESPONSES[kind](rows)
+    sigma = options.get("sigma", np.eye(2))
+    data = dd.from_pandas(rows, npartitions=3) if options["data"] is not None else None
+    result = fitted(twofold, **options | {"data": data})
+
+    def costs(theta):
+        r = jnp.stack(twofold(T, *theta)) - rows[["y", "z"]].to_numpy().T
+        return 0.5 * jnp.einsum("ci,cd,di->i", r, np.linalg.inv(sigma), r)
+
+    with jax.enable_x64(True):
+        scores = np.asarray(jax.jacfwd(costs)(jnp.asarray(result.popt)))
+    of_groups = np.stack([scores[g == CODES].sum(axis=0) for g in range(GROUPS)])
+    bread = fitted(twofold, **options | {"groups": None}, cov_type="standard", absolute_sigma=True).pcov
+    factor = GROUPS / (GROUPS - 1) * (2 * ROWS - 1) / (2 * ROWS - 3)
+    np.testing.assert_allclose(result.pcov, factor * bread @ of_groups.T @ of_groups @ bread, rtol=1e-5, atol=1e-9)
+    assert len(result._residual_summary.by_column) == 1 and result.n_groups == GROUPS
+
+
 def stretched(t, a, b, c):
     return a * jnp.exp(-((t / b) ** c))  # has no derivative with respect to c at 0, and the limit 0
 

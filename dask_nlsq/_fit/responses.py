@@ -56,7 +56,7 @@ def given_responses(options: FitOptions) -> Given | None:
 def _of_two_parts(sigma: Any) -> bool:
     """Whether sigma, beside one named column, can only be that of the parts of complex numbers."""
     if isinstance(sigma, np.ndarray):
-        return sigma.shape == (2, 2)
+        return bool(sigma.shape == (2, 2))
     return isinstance(sigma, (list, tuple)) and len(sigma) == 2
 
 
