@@ -134,7 +134,7 @@ def test_terms_of_one_form_are_found(name):
 QUICK = ("one width", "numbers")
 
 
-@pytest.mark.crossed
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SUMS]
 )

@@ -55,7 +55,7 @@ MODELS = {  # model, start, truth, unit of t, dtype
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.crossed(2)
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("order", ["up", "down", "unlike"])
 @pytest.mark.parametrize(("model", "start", "truth", "unit", "dtype"), MODELS.values(), ids=MODELS)

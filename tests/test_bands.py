@@ -188,7 +188,6 @@ def test_residuals_of_a_grid_whose_x_has_fewer_dimensions(columns):
     assert fitted.prediction_band(data).upper.dims == ("i", "j")
 
 
-@pytest.mark.slow
 def test_a_band_is_finite_where_a_derivative_is_not():
     x = np.arange(20.0)
     fitted = dask_nlsq.fit("c + sqrt(b*x)", x, 2 * np.sqrt(x) + 1 + np.random.default_rng(0).normal(0, 0.1, 20))

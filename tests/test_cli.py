@@ -100,13 +100,13 @@ def test_sigma_is_a_number_or_a_name(folder):
 
 SIGMA_X = {
     "in their order": ("plane", ("--sigma-x", "0.1,error"), [0.1, "error"]),
+    "by name": ("plane", ("--sigma-x", "u=error"), {"u": "error"}),
     "a number": ("plane", ("--sigma-x", "0.1"), 0.1),
     "a column": ("decay", ("--sigma-x", "error"), "error"),
-    "by name": ("plane", ("--sigma-x", "u=error"), {"u": "error"}),
 }
 
 
-@pytest.mark.crossed
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("name", SIGMA_X)
 def test_sigma_x_is_a_number_or_names(folder, name):
     model, typed, sigma_x = SIGMA_X[name]

@@ -66,12 +66,12 @@ STORES = {
 }
 OPTIONS = {
     "sigma": (("--sigma", "s"), {"sigma": SIGMA}),
+    "tied": (("--tied", "a=maximum(b,2)"), {"tied": {"a": "maximum(b,2)"}}),
     "a fixed value, and neighbours": (
         ("--fixed", "a=3", "--start", "neighbours"),
         {"fixed": {"a": 3.0}, "start": "neighbours"},
     ),
     "shared": (("--shared", "a"), {"shared": ["a"]}),
-    "tied": (("--tied", "a=maximum(b,2)"), {"tied": {"a": "maximum(b,2)"}}),
     "a name that is fixed, and a loss": (("--fixed", "a", "--loss", "huber"), {"fixed": ["a"], "loss": "huber"}),
     "bounds": (
         ("--bounds", "b=:1.2", "--sigma", "0.01", "--absolute-sigma", "--covariance", "--max-nfev", "50"),
@@ -99,7 +99,7 @@ def test_every_store_has_the_answer_of_fit_many(folder, name):
     assert dims in (None, xr.open_zarr("out.zarr", consolidated=False)["b"].dims)
 
 
-@pytest.mark.crossed
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_are_those_of_fit_many(folder, name):
     typed, options = OPTIONS[name]

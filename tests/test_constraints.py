@@ -136,7 +136,7 @@ def test_a_loss_may_be_a_function(loss, client):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.crossed
 @pytest.mark.parametrize("jac", [None, "3-point"])
 def test_a_residual_of_zero_weighs_no_more_than_others(jac):
     """Where ρ' is infinite there, the fit is refused, or would end at that row; where only ρ'' is, nothing happens."""

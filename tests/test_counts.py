@@ -216,7 +216,6 @@ def test_differences_lead_to_the_same(name):
     assert result.loglik == pytest.approx(exact.loglik, rel=1e-12)
 
 
-@pytest.mark.slow
 def test_starts_are_searched_by_the_likelihood():
     bounds = {"base": (0.01, 5.0), "height": (0.01, 20.0), "centre": (0.0, 10.0), "width": (0.05, 3.0)}
     result = fitted("few counts", bounds=bounds, n_starts=8, p0=(1.0, 1.0, 9.0, 0.5))
@@ -261,7 +260,6 @@ def test_the_profile_follows_the_likelihood():
         assert fall == pytest.approx(scipy.stats.t.ppf(0.975, result.dof) ** 2, rel=1e-3)
 
 
-@pytest.mark.slow
 def test_models_of_one_distribution_are_compared():
     comparison = dask_nlsq.compare(plain("log-linear"), fitted("log-linear", fixed=["b"]), names=["slope", "level"])
     assert comparison.table.index[0] == "slope"
@@ -429,7 +427,7 @@ def test_a_guess_sees_proportions():
     assert result.params["a"] == pytest.approx(rows["y"].sum() / rows["n"].sum()) and max(seen) <= 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.crossed
 @pytest.mark.parametrize("trials", [None, 10.0], ids=["poisson", "binomial"])
 def test_a_start_that_misleads_is_left_for_another(trials):
     rng, t = np.random.default_rng(0), np.linspace(0.0, 20.0, 2000)

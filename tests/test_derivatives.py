@@ -402,7 +402,6 @@ def test_dates_are_said_to_be_seconds():
     assert "'when' holds dates; the model saw seconds since 2024-02-01" in " ".join(result.notes)
 
 
-@pytest.mark.slow
 def test_a_start_that_is_refused_is_said_to_have_seen_seconds():
     with pytest.raises(ModelError, match="'when' holds dates, which the model saw as seconds since 2024-02-01"):
         VISITS.nlsq.fit(lambda when, first, rate: first * (-when - 1) ** rate, y="visits", p0=[100, 0.5])

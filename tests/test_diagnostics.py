@@ -119,7 +119,6 @@ def test_two_exponentials_that_are_hardly_two():
     assert {"correlation", "skewness"} <= set(table.index[table["finding"] != ""])
 
 
-@pytest.mark.slow
 def test_a_redundant_pair_is_named():
     x = np.linspace(0, 1, 50)
     with pytest.warns(match="do not determine"):

@@ -277,7 +277,7 @@ def step(t, low, high, place):
     return jnp.where(t < place, low, high)
 
 
-@pytest.mark.slow
+@pytest.mark.crossed
 @pytest.mark.one_at_a_time
 @pytest.mark.parametrize("unit", [1e-9, 1.0, 1e12])
 @pytest.mark.parametrize("bounded", [False, True])

@@ -504,7 +504,6 @@ def test_filters_change_no_size(tmp_path):
     assert done.inputs.partition_rows == planned.inputs.partition_rows == 400_000
 
 
-@pytest.mark.slow
 def test_a_second_look_never_ends_higher(monkeypatch):
     t, y = decay_rows(2000)
     plain = dask_nlsq.fit(decay, t, y, p0=[2, 1, 0.3])

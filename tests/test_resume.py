@@ -147,7 +147,6 @@ def test_options_and_empty_partitions_go_on_to_the_same_bits(tmp_path, monkeypat
     assert bits(dask_nlsq.fit(**options, checkpoint=tmp_path, resume=True)) == bits(expected)
 
 
-@pytest.mark.slow
 def test_a_pass_that_is_given_up_after_a_resume_falls_back_on_the_same_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(Pass, "settled", False)
     expected = run(None, "streaming")

@@ -88,10 +88,9 @@ def holed(y):
 
 
 OPTIONS = {
-    "one": (Y, {"shared": ["rate"]}),
+    "robust, missing points": (holed(Y), {"shared": ["rate"], "loss": "soft_l1", "f_scale": 0.1, "sigma": SIGMA}),
     "one, weighted": (Y, {"shared": ["rate"], "sigma": SIGMA, "absolute_sigma": True}),
     "two, in another order": (series(offset=0.5), {"shared": ["offset", "rate"]}),
-    "robust, missing points": (holed(Y), {"shared": ["rate"], "loss": "soft_l1", "f_scale": 0.1, "sigma": SIGMA}),
     "an own one at a bound": (Y, {"shared": ["rate"], "bounds": {"offset": (0.6, 5.0)}}),
     "robust, an own one at a bound": (
         Y,
@@ -168,10 +167,11 @@ def test_groups_have_the_bits_of_any_partitions(npartitions):
 
 @pytest.mark.crossed
 @pytest.mark.parametrize(
-    "of", [lambda f: f, lambda f: dd.from_pandas(f, npartitions=3, sort=False)], ids=["pandas", "Dask"]
+    "of", [lambda f: dd.from_pandas(f, npartitions=3, sort=False), lambda f: f], ids=["Dask", "pandas"]
 )
 def test_groups_return_the_fit_of_what_they_share(of):
-    table, together = of(frame()).nlsq.fit_groups("run", decay, p0=P0, shared="rate", full_output=True)
+    options = {"p0": P0, "shared": "rate", "covariance": True}
+    table, together = of(frame()).nlsq.fit_groups("run", decay, **options, full_output=True)
     first = table.head(1, **({"npartitions": -1} if hasattr(table, "dask") else {})).iloc[0]
     assert together.names == ("rate",) and together.success
     assert (together.params["rate"], together.stderr["rate"]) == (first["rate"], first["rate_stderr"])
