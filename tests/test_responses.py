@@ -91,6 +91,11 @@ CASES = {
         {"sigma": COVARIANCE},
         residuals_of_reaction(lambda r: WHITENS @ r),
     ),
+    "vector, covariance by name": (
+        (reaction, X, dict(zip("abc", Y, strict=True))),
+        {"sigma": pd.DataFrame(COVARIANCE, list("abc"), list("abc")).iloc[::-1]},
+        residuals_of_reaction(lambda r: WHITENS @ r),
+    ),
 }
 
 
@@ -347,6 +352,7 @@ BAD = {
     "covariance, not symmetric": ({"y": Z, "sigma": np.array([[1.0, 0.5], [0.1, 1.0]])}, DataError, "symmetric"),
     "covariance, not definite": ({"y": Z, "sigma": np.ones((2, 2))}, DataError, "positive definite"),
     "covariance with NaN": ({"y": Z, "sigma": np.array([[1.0, np.nan], [np.nan, 1.0]])}, DataError, "finite"),
+    "covariance of other names": ({"y": Z, "sigma": pd.DataFrame(COVARIANCE[:2, :2])}, DataError, "labels"),
     "unlike lengths": ({"y": [Z.real, Z.imag[1:]]}, DataError, "unlike lengths"),
     "counts": ({"y": Z, "loss": "poisson"}, NlsqError, "counts"),
     "errors in x": ({"y": Z, "sigma": 0.1, "sigma_x": 0.1}, NlsqError, "sigma_x"),

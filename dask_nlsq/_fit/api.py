@@ -133,7 +133,7 @@ def fit(
     sigma : str, array or float, optional
         Standard deviation of y: with `data` the name of a column, without an array; or one number for all rows.
         ``inf`` gives a row no weight. Of several responses: one of these for all, or for each in a sequence; or an
-        array (k, k), the covariance of the responses of a row.
+        array (k, k), the covariance of the responses of a row, or a frame of it such as ``result.response_cov``.
     sigma_x : number, str, array, sequence or mapping, optional
         Standard deviation of x, as `sigma`: of all columns, of each in a sequence, or ``{name: …}``, where None or
         what is left out is exact. Then what is minimised is the orthogonal distance: each row is moved along x, in

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._fit.options import FitOptions
@@ -48,14 +49,14 @@ def given_responses(options: FitOptions) -> Given | None:
     else:
         names, arrays = tuple(f"{y if named else 'y'}{part}" for part in PARTS), () if named else (y,)
     shape = None if not arrays else getattr(arrays[0], "shape", None)
-    covariance = _covariance(options.sigma, names, shape)
+    covariance = _covariance(_in_order(options.sigma, names), names, shape)
     sigmas = () if covariance is not None or options.sigma is None else _each(options.sigma, names, _length(arrays))
     return Given(names, arrays, is_complex or by_part, sigmas, () if covariance is None else covariance)
 
 
 def _of_two_parts(sigma: Any) -> bool:
     """Whether sigma, beside one named column, can only be that of the parts of complex numbers."""
-    if isinstance(sigma, np.ndarray):
+    if isinstance(sigma, (np.ndarray, pd.DataFrame)):
         return bool(sigma.shape == (2, 2))
     return isinstance(sigma, (list, tuple)) and len(sigma) == 2
 
@@ -89,6 +90,18 @@ def _check_goes_along(options: FitOptions) -> None:
         raise NlsqError("sigma_x= goes with one real y; several responses, or complex ones, have none here.")
     if options.trials is not None or options.loss in ("poisson", "binomial"):
         raise NlsqError(f"loss={options.loss!r} is of counts, one a row; y has several responses, or complex ones.")
+
+
+def _in_order(sigma: Any, names: Sequence[str]) -> Any:
+    """Return a covariance whose rows and columns have the names of responses as an array in their order."""
+    if not isinstance(sigma, pd.DataFrame):
+        return sigma
+    if not set(names) == set(sigma.index) == set(sigma.columns) or sigma.shape != (len(names), len(names)):
+        raise DataError(
+            f"sigma is a frame with the labels {list(sigma.index)} and {list(sigma.columns)}; as a covariance it needs "
+            f"{list(names)} for both, or give its array."
+        )
+    return sigma.loc[list(names), list(names)].to_numpy()
 
 
 def _covariance(
