@@ -97,6 +97,7 @@ def test_the_answer_is_that_of_a_fit_of_all_displacements(name):
     np.testing.assert_allclose(result.pcov, cov, rtol=2e-6, atol=1e-6 * np.abs(cov).max())  # of differences
 
 
+@pytest.mark.slow
 def test_the_line_of_york():
     """Pearson's data with York's weights (doi:10.1139/p66-090), and the line that is known of them to nine digits."""
     x = np.array([0.0, 0.9, 1.8, 2.6, 3.3, 4.4, 5.2, 6.1, 6.5, 7.4])

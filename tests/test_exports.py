@@ -33,6 +33,7 @@ print(json.dumps(seen | {"x64": jax.config.jax_enable_x64}))
 """
 
 
+@pytest.mark.slow
 def test_import_is_quiet():
     # EAGER_IMPORT is lazy_loader's own switch, JAX_ENABLE_X64 is the user's.
     env = {k: v for k, v in os.environ.items() if k not in {"EAGER_IMPORT", "JAX_ENABLE_X64"}}

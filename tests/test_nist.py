@@ -59,7 +59,7 @@ def labellings(problem):
         yield [other.get(name, name) for name in problem.parameters]
 
 
-@pytest.mark.crossed(3)
+@pytest.mark.crossed
 @pytest.mark.parametrize(("problem", "start"), WITH_FIRST_STARTS_FAST, ids=IDS)
 def test_certified(problem, start):
     parameters, errors = scores(problem, start)

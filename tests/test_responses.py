@@ -303,6 +303,7 @@ class TestEstimatedCovariance:
         loglik = -0.5 * ROWS * (3 * np.log(2 * np.pi) + logdet + 3)
         np.testing.assert_allclose([result.loglik, result.aic], [loglik, 2 * (3 + 6) - 2 * loglik], rtol=1e-6)
 
+    @pytest.mark.slow
     def test_of_complex_numbers_out_of_core(self):
         frame = dd.from_pandas(FRAME, npartitions=4)
         result = frame.nlsq.fit(impedance, x="w", y="z", p0=START, estimate_sigma=True)
