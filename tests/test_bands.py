@@ -249,11 +249,13 @@ def test_what_cannot_be_is_refused(name):
 
 MODELS = {
     "decay": (plain, decay, TRUTH),
+    "line": (lambda t, a, b: a + b * t, lambda t, a, b: a + b * t, (1.0, -0.4)),
     "peak": (
         lambda t, h, c, w: h * np.exp(-(((t - c) / w) ** 2)),
         lambda t, h, c, w: h * jnp.exp(-(((t - c) / w) ** 2)),
         (3.0, 1.8, 0.7),
     ),
+    "saturation": (lambda t, v, k: v * t / (k + t), lambda t, v, k: v * t / (k + t), (2.0, 0.6)),
     "wave": (
         lambda t, a, w, p: a * np.sin(w * t + p),
         lambda t, a, w, p: a * jnp.sin(w * t + p),

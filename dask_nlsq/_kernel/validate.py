@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dask_nlsq._errors import ModelError
+from dask_nlsq._errors import ModelError, NlsqError
 from dask_nlsq._kernel import finite_difference, tile, traced
 from dask_nlsq._kernel.block import TILE, Block
 from dask_nlsq._kernel.compile_cache import once
@@ -58,7 +58,7 @@ def _check(objective: Objective, theta: Vector) -> Checked:
     with jax.enable_x64(True):
         try:
             program, out = traced.trace(objective)
-        except ModelError:
+        except NlsqError:
             raise
         except Exception as error:
             if (advice := getattr(objective.model.func, "needs_jax", None)) is not None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_nlsq._errors import ModelError
+from dask_nlsq._errors import DataError, ModelError
 from dask_nlsq._typing import Matrix, Vector
 
 PARTS = (".real", ".imag")
@@ -46,6 +46,8 @@ class Responses:
 
         Raises
         ------
+        DataError
+            They are the parts of complex numbers, and the model returns one real number.
         ModelError
             It does not return as many real numbers a row, as a sequence or an array (responses, rows).
         """
@@ -59,6 +61,12 @@ class Responses:
                 f"{len(self)} of the shape {shape} are needed, one for each response."
             )
         split = [half for part in parts for half in ((part.real, part.imag) if _is_complex(part) else (part,))]
+        if len(split) == 1 and self.names == tuple((column := self.names[0].removesuffix(PARTS[0])) + p for p in PARTS):
+            raise DataError(
+                "The column is complex, and the model returns one real number a row: real numbers are needed, or a "
+                "model that returns complex ones.",
+                column=column,
+            )
         if len(split) != len(self):
             numbers = f"{len(split)} real number{'s' * (len(split) > 1)}"
             raise ModelError(f"The model returns {numbers} a row, and y has {len(self)}: {list(self.names)}.")
