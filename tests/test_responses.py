@@ -281,12 +281,14 @@ def test_data_sets_share_parameters_with_complex_numbers():
     np.testing.assert_allclose(result.popt, dense(residuals, [0.2, 1.0])[0].x, rtol=1e-8)
 
 
-class TestEstimatedCovariance:
-    @pytest.fixture(scope="class")
-    def result(self):
-        return dask_nlsq.fit(reaction, X, dict(zip("abc", Y, strict=True)), p0=START, estimate_sigma=True)
+@pytest.fixture(scope="module")
+def estimated():
+    return dask_nlsq.fit(reaction, X, dict(zip("abc", Y, strict=True)), p0=START, estimate_sigma=True)
 
-    def test_determinant_is_least(self, result):
+
+class TestEstimatedCovariance:
+    def test_determinant_is_least(self, estimated):
+        result = estimated
 
         def criterion(theta):
             residual = of_numpy(X, *theta) - Y
@@ -298,7 +300,8 @@ class TestEstimatedCovariance:
         np.testing.assert_allclose(result.response_cov, residual @ residual.T / ROWS, rtol=1e-6)
         assert list(result.response_cov.columns) == ["a", "b", "c"]
 
-    def test_criteria_count_the_covariance(self, result):
+    def test_criteria_count_the_covariance(self, estimated):
+        result = estimated
         logdet = np.linalg.slogdet(result.response_cov)[1]
         loglik = -0.5 * ROWS * (3 * np.log(2 * np.pi) + logdet + 3)
         np.testing.assert_allclose([result.loglik, result.aic], [loglik, 2 * (3 + 6) - 2 * loglik], rtol=1e-6)
@@ -481,7 +484,7 @@ def test_the_checkpoint_of_a_covariance_is_of_no_other(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["complex", "covariance"])
+@pytest.mark.parametrize("kind", ["complex", "covariance", "estimated"])
 def test_intervals_cover(kind):
     """95 % intervals of 400 seeded fits of 60 rows."""
     x, seeds, inside = np.linspace(0.2, 6, 60), 400, 0
@@ -492,8 +495,8 @@ def test_intervals_cover(kind):
             result, truth = dask_nlsq.fit(impedance, x, y, p0=[0.2, 1.5, 0.6]), (0.3, 2.0, 0.5)
         else:
             y = of_numpy(x, 2.0, 0.5, 0.8) + np.linalg.cholesky(COVARIANCE) @ rng.normal(size=(3, 60))
-            known = {"sigma": COVARIANCE, "absolute_sigma": True}
-            result, truth = dask_nlsq.fit(reaction, x, list(y), p0=[1.5, 0.6, 0.7], **known), (2.0, 0.5, 0.8)
+            given = {"estimate_sigma": True} if kind == "estimated" else {"sigma": COVARIANCE, "absolute_sigma": True}
+            result, truth = dask_nlsq.fit(reaction, x, list(y), p0=[1.5, 0.6, 0.7], **given), (2.0, 0.5, 0.8)
         low, high = result.conf_int().to_numpy().T
         inside += ((low < truth) & (truth < high)).sum()
     assert abs(inside / (3 * seeds) - 0.95) < 0.02

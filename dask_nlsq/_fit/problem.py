@@ -19,7 +19,7 @@ from dask_nlsq._errors import DataError, DifferencesWarning, ModelError, NlsqErr
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.responses import Given, given_responses
 from dask_nlsq._kernel import PER_THREAD, SLABS, Block, Reduction, Request, lay, validate
-from dask_nlsq._model import COUNTS, NUMBER, ErrorInX, Model, Objective, Parameters, named
+from dask_nlsq._model import COUNTS, ErrorInX, Model, Objective, Parameters, named
 from dask_nlsq._plan import Plan, WorkflowTier
 from dask_nlsq._sources import (
     Columns,
@@ -131,7 +131,7 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
     objective = Objective(
         # Only this process guesses, so that the guess of a model need not be one that can be sent.
         dataclasses.replace(model, guess_func=None),
-        (*columns.inputs, *([] if columns.several is None else [NUMBER]), columns.y),
+        (*columns.inputs, *columns.appended, columns.y),
         columns.weight is not None,
         jac=options.jac if callable(options.jac) else None,
         loss=options.loss,

@@ -68,7 +68,7 @@ class Objective:
     model: Model
     columns: tuple[
         str, ...
-    ]  # names of the columns of x, of the standard deviations of x, of groups, of the number of a response, and of y
+    ]  # names of the columns of x, of the standard deviations of x, of groups, those that responses append, and y
     weighted: bool = False  # by 1 / sigma, or by the number of trials
     jacobian: Jacobian = "reverse"
     jac: Callable[..., Any] | None = None  # the user's, (rows, all parameters)
@@ -142,10 +142,11 @@ class Objective:
     def of_response(self, c: int) -> Objective:
         """Return the model of one of several responses, which takes no number of it."""
         assert self.responses is not None
-        *columns, _, y = self.columns
+        *columns, y = self.columns
+        columns = columns[: -len(self.responses.appended)]
         return dataclasses.replace(self, columns=(*columns, y), responses=self.responses.alone(c))
 
     def values(self, x: Sequence[Any], everything: Sequence[Any], stack: Callable[..., Any]) -> Any:
         """Evaluate the model at columns `x` (each (rows,)) and all its parameters, one real number a row."""
         value = self.model(x, everything, stack)
-        return value if self.responses is None else self.responses.of_rows(value, x[-1])
+        return value if self.responses is None else self.responses.of_rows(value, x)

@@ -26,7 +26,7 @@ PARTS = (".real", ".imag")
 """What is put behind the name of a complex column for the names of its parts."""
 
 NUMBER = "number of the response"
-"""The column of a block that says which response a row is."""
+"""The last column of a block, which says which response a row is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +35,20 @@ class Responses:
 
     names: tuple[str, ...]
     is_complex: bool = False  # the model returns one complex number a row
-    mixing: tuple[tuple[float, ...], ...] = ()  # lower triangle with a diagonal of 1; none where they are independent
+    mixed: bool = False  # whether a row is a combination of responses, whose shares are columns before its number
     only: int | None = None  # the one that is looked at; None: each row has its number
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def appended(self) -> tuple[str, ...]:
+        """The columns of a block behind those that are read."""
+        return (*(f"share of {name}" for name in self.names if self.mixed), NUMBER)
+
+    def shares(self, x: Sequence[Any]) -> Sequence[Any]:
+        """Return the share of each response in rows with the columns x, where they are mixed."""
+        return x[-1 - len(self) : -1]
 
     def components(self, value: Any, rows: Any) -> list[Any]:
         """Return each response of what the model returns for some rows.
@@ -72,36 +81,34 @@ class Responses:
             raise ModelError(f"The model returns {numbers} a row, and y has {len(self)}: {list(self.names)}.")
         return split
 
-    def of_rows(self, value: Any, number: Any) -> Any:
-        """Return of each row the response of its number, combined as y is, or the only one."""
+    def of_rows(self, value: Any, x: Sequence[Any]) -> Any:
+        """Return of rows with the columns x the response of each, the only one, or its combination as that of y."""
+        number = x[-1]
+        components = self.components(value, number)
         if self.only is not None:
-            return self.components(value, number)[self.only]
-        mixed = mix(self.components(value, number), self.mixing)
-        where, chosen = number.__array_namespace__().where, mixed[0]  # of NumPy or JAX
-        for c, each in enumerate(mixed[1:], 1):
+            return components[self.only]
+        if self.mixed:
+            return sum(share * each for share, each in zip(self.shares(x), components, strict=True))
+        where, chosen = number.__array_namespace__().where, components[0]  # of NumPy or JAX
+        for c, each in enumerate(components[1:], 1):
             chosen = where(number == c, each, chosen)
         return chosen
 
     def alone(self, c: int) -> Responses:
         """Return one of the responses, as it is predicted."""
-        return dataclasses.replace(self, mixing=(), only=c)
+        return dataclasses.replace(self, mixed=False, only=c)
 
 
-def mix(responses: Sequence[Any], mixing: Sequence[Sequence[float]]) -> list[Any]:
-    """Return responses, or what is predicted of them, in the combinations that have independent errors."""
-    if not mixing:
-        return list(responses)
-    return [
-        sum((share * each for share, each in zip(row[:c], responses, strict=False)), responses[c])
-        for c, row in enumerate(mixing)
-    ]
-
-
-def whitening(covariance: Sequence[Sequence[float]]) -> tuple[tuple[tuple[float, ...], ...], Vector]:
-    """Return what combines responses of this covariance, and the weights of the combinations, (responses,)."""
+def whitening(covariance: Sequence[Sequence[float]]) -> tuple[Matrix, Vector]:
+    """Return the shares of responses in combinations that are independent, (k, k), and the weights of these, (k,)."""
     inverse: Matrix = np.linalg.inv(np.linalg.cholesky(np.array(covariance, float)))
     weight = np.diag(inverse).copy()
-    return tuple(map(tuple, np.tril(inverse / weight[:, None]).tolist())), weight
+    return np.tril(inverse / weight[:, None]), weight
+
+
+def mix(responses: Sequence[Any], shares: Matrix) -> list[Any]:
+    """Return combinations of responses, whose shares are (combinations, responses)."""
+    return [sum(share * each for share, each in zip(row, responses, strict=True) if share) for row in shares.tolist()]
 
 
 def _is_complex(part: Any) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dask_nlsq._errors import CheckpointError, CheckpointMismatch, warn
 from dask_nlsq._kernel import validate
-from dask_nlsq._model import NUMBER, Expansion, Expression, Model, Objective, named
+from dask_nlsq._model import Expansion, Expression, Model, Objective, named
 from dask_nlsq._sources import Columns
 from dask_nlsq._sweep import Payload, predict_rows, serialize
 from dask_nlsq._typing import Vector
@@ -76,7 +76,7 @@ def restore(
     free = tuple(name for name in names if name not in fixed and name not in tied)
     objective = Objective(
         dataclasses.replace(bound, guess_func=None),
-        (*columns.x, *([] if columns.several is None else [NUMBER]), columns.y),
+        (*columns.x, *columns.appended, columns.y),
         columns.sigma is not None,
         expansion=Expansion(tuple(names), free, fixed, tied) if fixed or tied else None,
         responses=columns.several,

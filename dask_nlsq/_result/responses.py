@@ -130,8 +130,8 @@ def part_of(column: Any, c: int) -> Any:
 
 def whitened(columns: Columns, residuals: Sequence[Any]) -> list[Any]:
     """Return residuals of the responses of a covariance in the combinations that are independent, of variance 1."""
-    mixing, weight = whitening(columns.covariance)
-    return [each * w for each, w in zip(mix(residuals, mixing), weight.tolist(), strict=True)]
+    shares, weight = whitening(columns.covariance)
+    return [each * w for each, w in zip(mix(residuals, shares), weight.tolist(), strict=True)]
 
 
 def _complex(column: Any) -> bool:

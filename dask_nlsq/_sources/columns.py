@@ -58,7 +58,12 @@ class Columns:
         """The responses of a row, where it has several."""
         if self.n_responses == 1:
             return None
-        return Responses(self.response_names, mixing=whitening(self.covariance)[0] if self.covariance else ())
+        return Responses(self.response_names, mixed=bool(self.covariance))
+
+    @property
+    def appended(self) -> tuple[str, ...]:
+        """The columns of a block behind `inputs`, which are not read."""
+        return () if self.several is None else self.several.appended
 
     def of_response(self, c: int) -> Columns:
         """Return what one response would be by itself."""
@@ -99,7 +104,7 @@ class Columns:
         # Arrow calls float32 "float"; all other types become float64 in a block.
         sizes = {name: 4 if str(dtypes[name]).lower() in ("float", "float32") else 8 for name in self.numbers.names}
         y = max(sizes[name] for name in self.responses or (self.y,))
-        beside = 8 * ((self.weight is not None) + (self.n_responses > 1) + (self.groups is not None))
+        beside = 8 * ((self.weight is not None) + len(self.appended) + (self.groups is not None))
         return self.n_responses * (sum(sizes[name] for name in self.numbers.inputs) + y + beside)
 
     def block(self, raw: Mapping[str, Any]) -> Block:
@@ -144,17 +149,18 @@ class Columns:
                 keep = np.isfinite(np.stack(ys, axis=1)) & np.logical_and.reduce([np.isfinite(c) for c in x])[:, None]
             # Parts of one number, and responses that are combined, are there together or not at all.
             keep = np.repeat(keep.all(axis=1), k).reshape(rows, k) if self.is_complex or self.covariance else keep
-        mixing, constants = whitening(self.covariance) if self.covariance else ((), None)
-        weights = None
-        if constants is not None:
-            weights = np.tile(constants, rows)
+        shares = np.empty((0, 0))
+        weights, number = None, np.arange(k, dtype=float)
+        if self.covariance:
+            shares, constants = whitening(self.covariance)
+            ys, weights = mix(ys, shares), np.tile(constants, rows)
         elif self.sigma is not None:
             kept = [None if keep is None else keep[:, c] for c in range(k)]
             each = [self._inverse(sigma, values, rows, kept[c]) for c, sigma in enumerate(self.sigmas)]
             weights = np.stack(each, axis=1).ravel()
         block = Block(
-            (*(np.repeat(c, k) for c in x), np.tile(np.arange(k, dtype=float), rows)),
-            np.stack(mix(ys, mixing), axis=1).ravel(),
+            (*(np.repeat(c, k) for c in x), *(np.tile(c, rows) for c in np.transpose(shares)), np.tile(number, rows)),
+            np.stack(ys, axis=1).ravel(),
             weights,
             rounded=rounded,
         )

@@ -83,7 +83,7 @@ def _of_block(block: Block, payload: Payload, theta: Vector) -> GroupScores:
     from dask_nlsq._kernel import evaluate_scores  # with JAX, at its first use
 
     objective: Objective = payload.value
-    place = -1 if objective.responses is None else -2
+    place = -1 - (0 if objective.responses is None else len(objective.responses.appended))
     pieces = [GroupScores(np.empty(0), np.empty((0, len(theta))))]
     pieces += [GroupScores.of(p.x[place], evaluate_scores(objective, p, theta)) for p in block.cut(_CHUNK)]
     return merge_scores(pieces)

@@ -43,7 +43,7 @@ def residual_products(group: Group, payload: Payload, theta: Vector) -> Residual
         wide = block.wide()
         weighted = ((wide.y - fit) * wide.weights).reshape(-1, k)
         # Residuals as they are, of those that are weighted and combined: the covariance is in other units each time.
-        combined = np.diag(wide.weights[:k]) @ np.array(objective.responses.mixing)
+        combined = wide.weights[:k, None] * np.stack([c[:k] for c in objective.responses.shares(wide.x)], axis=1)
         residual = np.linalg.solve(combined, weighted.T)
         parts.append(ResidualProducts(len(weighted), np.einsum("ai,bi->ab", residual, residual)))
         del block  # before the next is read

@@ -192,7 +192,7 @@ def _summarise_block(
         return None
     if objective.responses is not None:
         block, fit = _by_response(objective.responses, block, predict_rows(payload, theta, block.x), response)
-        block = dataclasses.replace(block, x=block.x[: objective.n_inputs], memory=None)  # without the keys of groups
+        block = dataclasses.replace(block, x=block.x[: objective.n_inputs], memory=None)  # as the model has them
         return ResidualSummary.of(number, block, fit, s, keep)
     if not objective.errors:
         block = dataclasses.replace(block, x=block.x[: objective.n_inputs], memory=None)
@@ -209,18 +209,17 @@ def _summarise_block(
 
 def _by_response(responses: Responses, block: Block, fit: Vector, response: int | None) -> tuple[Block, Vector]:
     """Return rows and fit (rows,), one response behind another, or those of one of them in units of its sigma."""
-    places, number = range(len(block.x) - 1), block.x[-1]
+    number, k = block.x[-1], len(responses)
     if response is None:
         order = np.argsort(number, kind="stable")
-        return block.take(order).select(tuple(places), block.rounded), fit[order]
-    if responses.mixing:  # every row of the data has all responses then
-        k = len(responses)
-        mixing, weight = np.array(responses.mixing), block.weights[:k]
-        y, fit = (np.linalg.solve(mixing, a.reshape(-1, k).T).T.ravel() for a in (block.wide().y, fit))
-        covariance = np.linalg.inv((mixing.T * weight**2) @ mixing)
+        return block.take(order), fit[order]
+    if responses.mixed:  # every row of the data has all responses then
+        shares, weight = np.stack([c[:k] for c in responses.shares(block.x)], axis=1), block.weights[:k]
+        y, fit = (np.linalg.solve(shares, a.reshape(-1, k).T).T.ravel() for a in (block.wide().y, fit))
+        covariance = np.linalg.inv((shares.T * weight**2) @ shares)
         block = dataclasses.replace(block, y=y, weight=np.full(block.rows, covariance[response, response] ** -0.5))
     rows = np.flatnonzero(number == response)
-    return block.take(rows).select(tuple(places), block.rounded), fit[rows]
+    return block.take(rows), fit[rows]
 
 
 def _at_nearest_points(payload: Payload, block: Block, theta: Vector) -> tuple[Block, Vector]:

@@ -146,7 +146,7 @@ def errors_in_x(sigma_x, absolute_sigma, rows=100):
 
 
 def several_responses(kind, rows=60):
-    """Return the scenario of complex numbers, or of two responses of a known covariance."""
+    """Return the scenario of complex numbers, or of two responses whose covariance is known or estimated."""
     x, truth = np.linspace(0.2, 6.0, rows), (2.0, 0.5)
     covariance = np.array([[4.0, 3.0], [3.0, 5.0]]) * 1e-3
     mixed = np.linalg.cholesky(covariance)
@@ -157,8 +157,8 @@ def several_responses(kind, rows=60):
             z = relaxation(x, *truth) + 0.05 * (noise[0] + 1j * noise[1])
             return covered(dask_nlsq.fit(relaxation, x, z, p0=truth, client=False), truth)
         y = [fall + each for fall, each in zip(reaction(x, *truth), mixed @ noise, strict=True)]
-        options = {"sigma": covariance, "absolute_sigma": True, "client": False}
-        return covered(dask_nlsq.fit(reaction, x, y, p0=truth, **options), truth)
+        options = {"estimate_sigma": True} if kind == "estimated" else {"sigma": covariance, "absolute_sigma": True}
+        return covered(dask_nlsq.fit(reaction, x, y, p0=truth, client=False, **options), truth)
 
     return run
 
@@ -202,7 +202,8 @@ SCENARIOS = {
     "errors in x, relative sigma": (errors_in_x(0.05, absolute_sigma=False), 0.92),
     "errors in x, large": (errors_in_x(0.2, absolute_sigma=True), 0.92),
     "complex numbers": (several_responses("complex"), 0.93),
-    "responses with a covariance": (several_responses("a covariance"), 0.93),
+    "responses, covariance known": (several_responses("known"), 0.93),
+    "responses, covariance estimated": (several_responses("estimated"), 0.92),
 }
 
 
