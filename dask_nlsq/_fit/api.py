@@ -21,6 +21,7 @@ from dask_nlsq._errors import ModelError, NlsqError, check_keywords, warn
 from dask_nlsq._fit.checks.identifiability import lost_sensitivity
 from dask_nlsq._fit.checks.perturbed_restarts import refit_perturbed
 from dask_nlsq._fit.checks.restarts import find_finite_starts, past_deadline, restart
+from dask_nlsq._fit.correlation import fit_correlated
 from dask_nlsq._fit.estimated_covariance import fit_estimating_covariance
 from dask_nlsq._fit.joint import fit_joint, parts
 from dask_nlsq._fit.loop import lowest, run_shared, stopped, verify
@@ -42,6 +43,7 @@ from dask_nlsq._model import Loss, Objective, Parameters
 from dask_nlsq._plan import OptimizationGoal, Plan, WorkflowTier, make_plan, with_speeds
 from dask_nlsq._result import FitResult, rebuild
 from dask_nlsq._solver import Status, TrustRegion, check_bounds
+from dask_nlsq._sources import Correlation
 from dask_nlsq._sweep import Executor, group, outside_pool, serialize
 from dask_nlsq._typing import Vector
 
@@ -73,6 +75,7 @@ def fit(
     absolute_sigma: bool = False,
     cov_type: str = "standard",
     groups: Any = None,
+    correlation: str | Mapping[str, float] | None = None,
     nan_policy: str = "raise",
     missing_chunks: str = "fill",
     ftol: float | None = None,
@@ -190,9 +193,14 @@ def fit(
         <https://doi.org/10.1093/biomet/73.1.13>`_): it takes one more pass over the rows, and intervals have the groups
         less one as degrees of freedom.
     groups : str or array, optional
-        With ``cov_type="cluster"``, the group of each row: as `sigma`, the name of a column or an array, of integers,
-        texts, categories, dates or booleans. More than some twenty groups are needed (`Cameron & Miller 2015
-        <https://doi.org/10.3368/jhr.50.2.317>`_).
+        With ``cov_type="cluster"`` or `correlation`, the group of each row: as `sigma`, the name of a column or an
+        array, of integers, texts, categories, dates or booleans. More than some twenty groups are needed for clusters
+        (`Cameron & Miller 2015 <https://doi.org/10.3368/jhr.50.2.317>`_).
+    correlation : {"ar1", "exchangeable"} or mapping, optional
+        Of the residuals of a group of rows: "ar1" is :math:`\rho^k` of two that are k rows apart, in the order of the
+        rows of the group, and "exchangeable" :math:`\rho` of any two. :math:`\rho` is estimated with the parameters by
+        maximum likelihood, or given, as ``{"ar1": 0.6}``; ``result.correlation`` has it. Without `groups` all rows are
+        one series.
     nan_policy : {"raise", "omit"}
         What to do with rows where x or y is not finite.
     missing_chunks : {"fill", "raise"}
@@ -333,6 +341,7 @@ def fit(
         "absolute_sigma": absolute_sigma,
         "cov_type": cov_type,
         "groups": groups,
+        "correlation": correlation,
         "nan_policy": nan_policy,
         "missing_chunks": missing_chunks,
         "ftol": ftol,
@@ -372,6 +381,8 @@ def fit(
         data_sets = parts(model, arguments)
         return fit_joint(data_sets, common, _fit_alone, functools.partial(_lay_out, sharing=len(data_sets)))
     options = FitOptions(model, **arguments)
+    if correlation is not None:
+        return fit_correlated(options, _fit_alone)
     return fit_estimating_covariance(options, _fit_alone) if estimate_sigma else _fit_alone(options)
 
 
@@ -476,7 +487,7 @@ def _fit(resolved: Resolved, options: FitOptions, session: Session, started: flo
                 notes += (f"Sweeps over all rows that only other minima needed: {further}.",)
                 # The history of the result is that of the winner, and has a line for each of its sweeps.
                 seconds = seconds[: state.nsweeps]
-        elif not options.searches:
+        elif not options.searches and objective.correlation is None:  # else it was looked for before
             state, more, more_notes = restart(problem, solver, state, sample, bar, deadline, callback)
             seconds += more
             notes += more_notes
@@ -517,6 +528,8 @@ def _problem(
         reader or resolved.executor,
         session.digests(),
         options.progress,
+        options.cov_type == "cluster",
+        resolved.as_read,
     )
 
 
@@ -602,6 +615,8 @@ def resolve_fit(options: FitOptions) -> Resolved:
     """Resolve the arguments, and refuse to stream what does not add up."""
     if options.shared is not None:
         raise NlsqError("shared= is for several data sets; fit_groups and fit_many share parameters between series.")
+    if options.correlation is not None and not isinstance(options.correlation, Correlation):
+        raise NlsqError("correlation= fits several times: it is an option of fit alone.")
     resolved = resolve(options)
     if options.estimate_sigma:
         raise NlsqError("estimate_sigma= fits several times: it is an option of fit alone.")

@@ -25,8 +25,8 @@ from dask_nlsq._sweep import Failure, GroupScores, Partial, merge_scores, outsid
 from dask_nlsq._typing import Matrix, Vector
 
 
-def group_scores(problem: Problem, theta: Vector) -> GroupScores:
-    """Return the scores of the groups of all rows at `theta` (p,), the free parameters.
+def group_scores(problem: Problem, theta: Vector, rows_too: bool = False) -> GroupScores:
+    """Return the scores of the groups of all rows at `theta` (p,), the free parameters; see `sum_scores`.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def group_scores(problem: Problem, theta: Vector) -> GroupScores:
     partial, now = Partial(partitions, merge=merge_scores), dict[int, int]()
     with Progress(partitions, problem.progress) as bar, outside_pool(problem.executor):
         bar.notify(SweepBegin("scores of groups"))
-        for _, answer in problem.executor.run(sum_scores, problem.groups, problem.payload, theta):
+        for _, answer in problem.executor.run(sum_scores, problem.groups, problem.payload, theta, rows_too):
             if isinstance(answer, Failure):
                 raise answer.error(theta)
             partial.add(answer)
@@ -47,8 +47,8 @@ def group_scores(problem: Problem, theta: Vector) -> GroupScores:
     scores: GroupScores = partial.roots()[0]
     if len(scores.keys) < 2:
         raise DataError(
-            'All rows are of one group. cov_type="cluster" needs two or more, and is of use from some twenty on; '
-            'cov_type="sandwich" takes each row for itself.',
+            'All rows are of one group. cov_type="cluster" and correlation="exchangeable" need two or more, and are of '
+            'use from some twenty on; cov_type="sandwich" takes each row for itself.',
             column=problem.columns.groups,
         )
     return scores

@@ -51,8 +51,8 @@ _NAMED = ("p0", "bounds", "fixed", "tied")
 """Arguments of each data set that may be given for all by the names of parameters, too."""
 
 _REFUSED = (
-    *("prior", "cov_type", "groups", "callback", "time_limit", "tier", "goal", "workflow", "config", "precision"),
-    *("n_starts", "method", "autotune", "checkpoint", "checkpoint_interval", "checkpoint_every", "resume"),
+    *("prior", "cov_type", "groups", "correlation", "callback", "time_limit", "tier", "goal", "workflow", "config"),
+    *("precision", "n_starts", "method", "autotune", "checkpoint", "checkpoint_interval", "checkpoint_every", "resume"),
     *("compression", "keep", "strict", "cache_dir"),
 )
 """Arguments that one data set takes and several do not."""

@@ -96,6 +96,7 @@ class FitOptions:
     absolute_sigma: bool = field(default=False, metadata=_value("absolute_sigma"))
     cov_type: str = field(default="standard", metadata=_value("cov_type"))
     groups: Any = None
+    correlation: Any = field(default=None, metadata=_form(lambda o: getattr(o.correlation, "identity", None)))
     nan_policy: str = "raise"
     missing_chunks: str = "fill"
     ftol: float | None = field(default=None, metadata=_value("ftol"))
@@ -151,11 +152,11 @@ class FitOptions:
             one_of("resume", self.resume, "auto", "force")
 
     def _check_groups(self) -> None:
-        """Refuse groups without the covariance that has them, and the other way round."""
+        """Refuse groups without what has them, and the other way round."""
         if self.cov_type == "cluster" and self.groups is None:
             raise NlsqError('cov_type="cluster" needs groups=, a column or an array: the group of each row.')
-        if self.cov_type != "cluster" and self.groups is not None:
-            raise NlsqError(f'groups= is for cov_type="cluster"; cov_type is {self.cov_type!r}.')
+        if self.cov_type != "cluster" and self.groups is not None and self.correlation is None:
+            raise NlsqError(f'groups= is for cov_type="cluster" and for correlation=; cov_type is {self.cov_type!r}.')
 
     def _check_counts(self) -> None:
         """Refuse what does not belong to the loss: trials, sigma or a scale."""

@@ -63,9 +63,11 @@ def build(
         errors_in_x=bool(problem.objective.errors),
         several=problem.objective.responses is not None,
     )
+    if problem.objective.correlation is not None:
+        statistics = statistics.without_spread()
     notes += _scaled(statistics, solver)
     factor = identifiable_factor(problem, solver, state)
-    if problem.columns.groups is None:
+    if not problem.clustered:
         pcov = _covariance(point, factor, statistics, free, solver.absolute_sigma)
     else:
         begun = time.perf_counter()
@@ -260,7 +262,7 @@ def revive(problem: Problem, solver: TrustRegion, state: State, result: FitResul
 def _living(problem: Problem, solver: TrustRegion, state: State, statistics: inference.Statistics) -> dict[str, Any]:
     """Return what of a result lives in the process of the fit."""
     return {
-        "payload": problem.payload,
+        "payload": problem.uncorrelated().payload,
         "columns": dataclasses.replace(problem.columns, origins=problem.source.info.origins),
         "factor": state.at.factor,
         "profiler": Profiler.of(problem, solver, state, statistics),
@@ -275,7 +277,7 @@ def _measured(problem: Problem, state: State, seconds: list[float], total: float
     )
     stored = inputs.encoded if inputs.encoded is not None else inputs.nbytes
     passes = 1.0 if plan.cache == "persist" else state.nsweeps + plan.reads - plan.sweeps
-    passes += problem.columns.groups is not None and plan.cache != "persist"  # for the scores of the groups
+    passes += problem.clustered and plan.cache != "persist"  # for the scores of the groups
     early = state.status is Status.PRECISION  # of all rows no more is known than of those that were read
     measured = Measured(
         sweeps=state.nsweeps,

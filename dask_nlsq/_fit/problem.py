@@ -19,10 +19,11 @@ from dask_nlsq._errors import DataError, DifferencesWarning, ModelError, NlsqErr
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.responses import Given, given_responses
 from dask_nlsq._kernel import PER_THREAD, SLABS, Block, Reduction, Request, lay, validate
-from dask_nlsq._model import COUNTS, ErrorInX, Model, Objective, Parameters, named
+from dask_nlsq._model import COUNTS, ErrorInX, Model, Objective, Parameters, columns_beside, named
 from dask_nlsq._plan import Plan, WorkflowTier
 from dask_nlsq._sources import (
     Columns,
+    Grouping,
     Source,
     as_stored,
     check_known,
@@ -34,6 +35,7 @@ from dask_nlsq._sources import (
     is_zarr,
     lazy,
     locate,
+    make_independent,
     once,
     open_source,
 )
@@ -64,6 +66,7 @@ class Resolved:
     objective: Objective
     parameters: Parameters
     executor: Executor
+    as_read: Source | None = None  # the rows as they are read, where those of `source` are combined inside their groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,17 @@ class Problem:
     reader: Executor  # who reads the partitions, where that is not who reduces them
     digests: PartitionDigests = dataclasses.field(default_factory=PartitionDigests)
     progress: bool | None = None  # whether a bar is wanted, also of later passes
+    clustered: bool = False  # whether the covariance is that of groups
+    as_read: Source | None = None  # the rows as they are read, where those of `source` are combined inside their groups
+
+    def uncorrelated(self) -> Problem:
+        """Return the problem that takes each row for itself, as what its residual says is asked for."""
+        if self.as_read is None:
+            return self
+        objective = self.objective.uncorrelated()
+        return dataclasses.replace(
+            self, source=self.as_read, objective=objective, payload=serialize(objective), as_read=None
+        )
 
     def sweep(self, requests: Sequence[Request], **options: Any) -> list[Reduction]:
         """Reduce every partition for each request, in one pass over the data."""
@@ -96,11 +110,19 @@ def resolve(options: FitOptions) -> Resolved:
     """Resolve the arguments of a fit; of the data, only what describes them is read."""
     check_not_forked()
     data, columns, bound = assign_roles(options)
+    if options.correlation is not None:
+        columns = dataclasses.replace(columns, correlation=(options.correlation.kind, options.correlation.rho))
     parameters, objective = resolve_objective(bound, columns, options)
     columns = _of_complex(columns, objective)
     source = open_source(data, columns, options.filters, options.storage_options, options.version)
     source = count_absent(source, _laid_out(options.x, options.y, options.sigma))
     warn_of_namesakes(bound, source)
+    as_read, correlation = None, options.correlation
+    if correlation is not None and columns.n_responses > 1:
+        raise NlsqError(f"correlation={correlation.kind!r} does not go with several responses, or complex ones.")
+    if objective.correlation is not None:
+        as_read, beside = source, objective.n_appended + (columns.weight is None)
+        source = make_independent(source, grouping(columns), correlation.whitenings, beside)
     if options.missing_chunks == "raise" and source.info.absent:
         raise DataError(f"{'; '.join(source.info.absent.values())}.", column=next(iter(source.info.absent)))
     if not source.partitions:
@@ -110,7 +132,12 @@ def resolve(options: FitOptions) -> Resolved:
     if executor.remote:
         payload.bytes()  # refused here, by name, rather than by the scheduler
         check_travels(source)
-    return Resolved(source, columns, bound, payload.value, parameters, executor)
+    return Resolved(source, columns, bound, payload.value, parameters, executor, as_read)
+
+
+def grouping(columns: Columns) -> Grouping:
+    """Return where columns lie that correlation needs."""
+    return Grouping(len(columns.x), None if columns.groups is None else len(columns.inputs) - 1)
 
 
 def _laid_out(x: object, y: object, sigma: object) -> dict[str, Any]:
@@ -128,11 +155,13 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
     """Return the parameters of a bound model, and what is to be evaluated of them, looked at before any data."""
     given = options.bounds, options.fixed, options.tied, options.prior
     parameters = Parameters.of(model, options.p0, *given)
+    whitened = options.correlation is not None and options.correlation.whitenings is not None
+    beside = columns_beside(options.correlation.kind, columns.x, parameters.free) if whitened else ()
     objective = Objective(
         # Only this process guesses, so that the guess of a model need not be one that can be sent.
         dataclasses.replace(model, guess_func=None),
-        (*columns.inputs, *columns.appended, columns.y),
-        columns.weight is not None,
+        (*columns.inputs, *columns.appended, *beside, columns.y),
+        columns.weight is not None or whitened,
         jac=options.jac if callable(options.jac) else None,
         loss=options.loss,
         f_scale=options.f_scale,
@@ -140,6 +169,7 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
         expansion=parameters.expansion,
         errors=_errors_in_x(columns),
         responses=columns.several,
+        correlation=options.correlation.kind if whitened else None,
     )
     return parameters, _checked_objective(serialize(objective).value, parameters.start, options.jac)
 

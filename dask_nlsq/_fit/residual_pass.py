@@ -62,6 +62,7 @@ def residual_summary(problem: Problem, theta: Vector, s: float, response: int | 
     DataError
         A partition holds another number of rows than in the fit.
     """
+    problem = problem.uncorrelated()
     problem = dataclasses.replace(problem, groups=arrange(problem.source, problem.reader, problem.plan))
     before = problem.digests.rows
     # Of a partition that the fit has not read, as many rows as any may be there.

@@ -32,6 +32,7 @@ from .retention import Retention as Retention
 from .retention import set_retention as set_retention
 from .rows import evaluate_rows as evaluate_rows
 from .rows import nearest_columns as nearest_columns
+from .scores import evaluate_residuals as evaluate_residuals
 from .scores import evaluate_scores as evaluate_scores
 from .separable import Linearity as Linearity
 from .separable import find as find

@@ -80,6 +80,7 @@ class Objective:
     tile: int | None = None  # rows of a tile; None: what suits the device
     errors: tuple[ErrorInX, ...] = ()  # of x
     responses: Responses | None = None  # None: the model returns one real number a row
+    correlation: str | None = None  # of the rows of a group, which bring along what they need of one another
 
     @property
     def n_columns(self) -> int:
@@ -90,6 +91,13 @@ class Objective:
     def n_inputs(self) -> int:
         """Number of columns that the model takes; behind them are those of `errors`, groups and `responses`."""
         return sum(map(len, self.model.columns.values()))
+
+    @property
+    def n_appended(self) -> int:
+        """Number of columns that are not read, of `responses` and `correlation`; they are the last."""
+        if self.correlation is not None:
+            return self.n_inputs + 1 if self.correlation == "ar1" else self.n_parameters
+        return 0 if self.responses is None else len(self.responses.appended)
 
     @property
     def n_parameters(self) -> int:
@@ -108,8 +116,8 @@ class Objective:
 
     @property
     def ordinary(self) -> bool:
-        """Whether the fit is one of ordinary least squares: distances along y, and half their squares the cost."""
-        return self.quadratic and not self.errors
+        """Whether the fit is one of ordinary least squares: half the squares of distances along y are the cost."""
+        return self.quadratic and not self.errors and self.correlation is None
 
     @property
     def robust(self) -> bool:
@@ -137,16 +145,31 @@ class Objective:
 
     def evaluate(self, x: Sequence[Any], theta: Sequence[Any], stack: Callable[..., Any]) -> Any:
         """Evaluate the model at columns `x` (each (rows,)) and free parameters `theta` (each a scalar)."""
-        return self.values(x, self.expand(theta), stack)
+        value = self.values(x, self.expand(theta), stack)
+        if self.correlation == "exchangeable":  # the mean of the group, about where its derivative was taken
+            for t, slope in zip(theta, x[-len(theta) :], strict=True):
+                value = value - t * slope
+        return value
+
+    def uncorrelated(self) -> Objective:
+        """Return the objective that takes each row for itself."""
+        if self.correlation is None:
+            return self
+        columns = (*self.columns[: -1 - self.n_appended], self.columns[-1])
+        return dataclasses.replace(self, columns=columns, correlation=None)
 
     def of_response(self, c: int) -> Objective:
         """Return the model of one of several responses, which takes no number of it."""
         assert self.responses is not None
         *columns, y = self.columns
-        columns = columns[: -len(self.responses.appended)]
+        columns = columns[: -self.n_appended]
         return dataclasses.replace(self, columns=(*columns, y), responses=self.responses.alone(c))
 
     def values(self, x: Sequence[Any], everything: Sequence[Any], stack: Callable[..., Any]) -> Any:
         """Evaluate the model at columns `x` (each (rows,)) and all its parameters, one real number a row."""
         value = self.model(x, everything, stack)
+        if self.correlation == "ar1":
+            *_, share = x
+            before = x[-1 - self.n_inputs : -1]
+            return value - share * self.model(before, everything, stack)
         return value if self.responses is None else self.responses.of_rows(value, x)

@@ -201,17 +201,21 @@ def _of_residuals(result: FitResult) -> Iterator[Check]:
         return
     variance = max(fourth - square**2, np.finfo(float).tiny)
     columns = result._model()[1]
+    pairs, products = summary.pairs
+    if columns.correlation is not None:  # the other checks take rows as independent
+        if pairs > 1:
+            yield Check("autocorrelation", products / pairs / square, np.nan, "")
+        return
     remedy = "weigh the rows by sigma=" if columns.sigma is None else "sigma is not right everywhere"
     remedy = "the counts are not all of that distribution" if columns.counts else remedy
     for name, binned in zip((*columns.x, "the fit"), (*summary.by_column, summary.by_fit), strict=True):
         yield from _against(name, binned, summary.rows, remedy)
-    pairs, products = summary.pairs
     if pairs > 1:
         lag = products / pairs / square
         pvalue = float(2 * scipy.stats.norm.sf(abs(lag) * np.sqrt(pairs)))
         sign, size = ("positively", "small") if lag > 0 else ("negatively", "large")
         words = f"The residuals of neighbouring rows are {sign} correlated ({lag:.2g}): the model lacks something, or "
-        words += f"the rows are not independent, and standard errors are too {size}."
+        words += f'the rows are not independent, and standard errors are too {size}: correlation="ar1" estimates it.'
         yield Check("autocorrelation", lag, pvalue, _said(words, pvalue, abs(lag)))
     if not columns.counts:  # whose residuals are skewed where the counts are few
         skew = (third - 3 * mean * square + 2 * mean**3) / centred**1.5

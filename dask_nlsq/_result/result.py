@@ -288,6 +288,15 @@ class FitResult:
             raise NlsqError("The fit had no covariance of responses: give sigma= as a matrix, or estimate_sigma=True.")
         return pd.DataFrame(columns.covariance, columns.response_names, columns.response_names)
 
+    @property
+    def row_correlation(self) -> dict[str, float]:
+        """Correlation of the rows of a group by its kind, as given by ``correlation=`` or found with the parameters."""
+        _, columns = self._model()
+        if columns.correlation is None:
+            raise NlsqError('The fit took rows as independent: give correlation="ar1" or "exchangeable".')
+        kind, rho = columns.correlation
+        return {kind: rho}
+
     def _profiler(self) -> Any:
         if self.profiler is None:
             raise NlsqError(
@@ -308,6 +317,11 @@ class FitResult:
             raise NlsqError(
                 "The cost of a robust loss is no likelihood, so its rise has no level to be compared with; use "
                 'conf_int(method="t") with cov_type="sandwich".'
+            )
+        if self.profiler.problem.objective.correlation == "exchangeable":
+            raise NlsqError(
+                "A profile leaves the estimates, about which the means of groups were taken for "
+                'correlation="exchangeable"; use conf_int(method="t").'
             )
         if self.n_groups is not None:
             raise NlsqError(

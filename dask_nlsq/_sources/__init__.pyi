@@ -8,6 +8,14 @@ from .arrow import once as once
 from .arrow import select as select
 from .columns import Columns as Columns
 from .columns import check_columns as check_columns
+from .correlated import AutoRegression as AutoRegression
+from .correlated import Correlation as Correlation
+from .correlated import Exchange as Exchange
+from .correlated import Grouping as Grouping
+from .correlated import LastRows as LastRows
+from .correlated import Neighbours as Neighbours
+from .correlated import make_independent as make_independent
+from .correlated import share_of_mean as share_of_mean
 from .file_stamps import are_paths as are_paths
 from .file_stamps import each_path as each_path
 from .file_stamps import files as files

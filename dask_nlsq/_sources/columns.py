@@ -42,6 +42,7 @@ class Columns:
     is_complex: bool = False  # whether the column y holds complex numbers
     covariance: tuple[tuple[float, ...], ...] = ()  # of the responses of a row, in place of sigma
     groups: str | None = None
+    correlation: tuple[str, float] | None = None  # of the rows of a group: its kind, and the number rho of it
 
     @property
     def response_names(self) -> tuple[str, ...]:
@@ -135,8 +136,20 @@ class Columns:
         if keep is not None:
             block = dataclasses.replace(block.take(keep), dropped=int(len(keep) - keep.sum()))
         if block.weight is not None and not block.weight.all():
+            self._refuse_gaps(block.weight == 0)
             block = block.take(block.weight > 0)  # a row of infinite sigma, or of no trial, is no observation
         return block
+
+    def _refuse_gaps(self, gaps: AnyArray) -> None:
+        """Refuse rows that do not count where the neighbours of a row do."""
+        if self.correlation is not None and self.correlation[0] == "ar1":
+            _refuse_rows(
+                'correlation="ar1" is of neighbours, and rows whose sigma is infinite would leave gaps',
+                self.sigmas[0] or "sigma",
+                gaps,
+                None,
+                {"sigma": np.full(len(gaps), np.inf)},
+            )
 
     def _block_of_responses(
         self, x: tuple[Vector, ...], ys: list[Vector], values: Mapping[str, Vector], rounded: tuple[str, ...]

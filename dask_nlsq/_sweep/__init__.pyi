@@ -15,6 +15,9 @@ from .group_scores import merge_scores as merge_scores
 from .group_scores import sum_scores as sum_scores
 from .groups import Group as Group
 from .groups import group as group
+from .neighbours import NeighbourProducts as NeighbourProducts
+from .neighbours import last_rows as last_rows
+from .neighbours import neighbour_products as neighbour_products
 from .payload import Payload as Payload
 from .payload import serialize as serialize
 from .residual_covariance import ResidualProducts as ResidualProducts

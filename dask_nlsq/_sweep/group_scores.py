@@ -1,5 +1,7 @@
 r"""Group scores: the scores of rows summed by the group that each belongs to, :math:`s_g = \sum_{i \in g} s_i`.
 
+Other sums over the rows of a group are formed likewise: of the weighted Jacobian, the residual and its square.
+
 The rows of a group may lie in any partitions. What a partition knows of each of its groups is added up in the tree of a
 sweep, so that the sums have the same bits whoever forms them.
 """
@@ -25,7 +27,7 @@ _CHUNK = 1 << 17
 
 @dataclasses.dataclass(frozen=True)
 class GroupScores:
-    """Sums of the scores of each group."""
+    """Sums of the scores of each group, or of what else is formed of its rows."""
 
     keys: Vector  # (groups,), in their order
     sums: Matrix  # (groups, p)
@@ -56,13 +58,14 @@ class ScoreAnswer:
     nodes: tuple[tuple[int, int], ...]  # what the parts are, by level and place
 
 
-def sum_scores(group: Group, payload: Payload, theta: Vector) -> ScoreAnswer | Failure:
+def sum_scores(group: Group, payload: Payload, theta: Vector, rows_too: bool = False) -> ScoreAnswer | Failure:
     """Sum the scores of a group of partitions at `theta` (p,), the free parameters.
 
-    Keys are the last column of x, but for the number of a response where there are several.
+    Keys are the last column of x that is read. Of `rows_too`, what is summed is J, r, r², and 1, all but the last times
+    the weight: p + 3 columns.
     """
     blocks, rows, nodes = group.blocks(), dict[int, int](), []
-    nothing = GroupScores(np.empty(0), np.empty((0, len(theta))))
+    nothing = GroupScores(np.empty(0), np.empty((0, len(theta) + 3 * rows_too)))
     for level, _ in group.nodes:
         node = nothing
         for number, block in itertools.islice(blocks, FAN_IN**level):
@@ -70,7 +73,7 @@ def sum_scores(group: Group, payload: Payload, theta: Vector) -> ScoreAnswer | F
                 return block.at(number)
             try:
                 # Added one by one: of all leaves of a node the same groups would be there as often.
-                node = merge_scores([node, _of_block(block, payload, theta)])
+                node = merge_scores([node, _of_block(block, payload, theta, rows_too)])
             except Exception as error:
                 return Failure.of("evaluating the model", error).at(number)
             rows[number] = block.rows
@@ -79,11 +82,17 @@ def sum_scores(group: Group, payload: Payload, theta: Vector) -> ScoreAnswer | F
     return ScoreAnswer(rows, (tuple(nodes),), group.nodes)
 
 
-def _of_block(block: Block, payload: Payload, theta: Vector) -> GroupScores:
-    from dask_nlsq._kernel import evaluate_scores  # with JAX, at its first use
+def _of_block(block: Block, payload: Payload, theta: Vector, rows_too: bool) -> GroupScores:
+    from dask_nlsq._kernel import evaluate_residuals, evaluate_scores  # with JAX, at its first use
 
     objective: Objective = payload.value
-    place = -1 - (0 if objective.responses is None else len(objective.responses.appended))
-    pieces = [GroupScores(np.empty(0), np.empty((0, len(theta))))]
-    pieces += [GroupScores.of(p.x[place], evaluate_scores(objective, p, theta)) for p in block.cut(_CHUNK)]
+    place = -1 - objective.n_appended
+    pieces = [GroupScores(np.empty(0), np.empty((0, len(theta) + 3 * rows_too)))]
+    for piece in block.cut(_CHUNK):
+        if rows_too:
+            a = evaluate_residuals(objective, piece, theta)
+            formed = np.concatenate([a, a[:, -1:] ** 2, np.ones((len(a), 1))], axis=1)
+        else:
+            formed = evaluate_scores(objective, piece, theta)
+        pieces.append(GroupScores.of(piece.x[place], formed))
     return merge_scores(pieces)

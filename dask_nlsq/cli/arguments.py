@@ -114,6 +114,11 @@ def _tied(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dic
     return ties or None
 
 
+def _correlation(_: click.Context, __: click.Parameter, text: str | None) -> str | dict[str, float] | None:
+    """Read a kind of correlation, with its number where one is given."""
+    return text if text is None or "=" not in text else _assignments([text], float, "KIND=RHO")
+
+
 def _column_or_number(_: click.Context, __: click.Parameter, text: str | None) -> str | float | None:
     try:
         # A column whose name is a number cannot be named here: it is taken for the number.
@@ -190,7 +195,15 @@ COVARIANCE = (
         show_default=True,
         help="Covariance: of equal spread; of one that differs from row to row; of groups of rows, with --groups.",
     ),
-    click.option("--groups", metavar="NAME", help="Column of the group of each row, with --cov-type cluster."),
+    click.option(
+        "--groups", metavar="NAME", help="Column of the group of each row, with --cov-type cluster and --correlation."
+    ),
+    click.option(
+        "--correlation",
+        metavar="KIND[=RHO]",
+        callback=_correlation,
+        help="Correlation of the rows of a group: ar1 or exchangeable, estimated or given.",
+    ),
 )
 """What standard errors take for granted."""
 
