@@ -447,3 +447,44 @@ def test_few_counts_are_no_structure():
         y = np.random.default_rng(seed).poisson(0.1 * np.exp(-0.2 * t)).astype(float)
         result = dask_nlsq.fit(log_linear, t, y, p0=[-2.0, -0.1], loss="poisson", client=False)
         assert result.success and not result.notes
+
+
+CHI_SQUARES = {"neyman": lambda f, y: np.maximum(y, 1.0), "pearson": lambda f, y: f}
+
+
+@pytest.mark.parametrize("name", ["few counts", "many counts", "log-linear"])
+@pytest.mark.parametrize("loss", CHI_SQUARES)
+def test_the_chi_squares_of_counts_are_at_their_minima(loss, name):
+    model, y, start, _ = case(name)
+
+    def chisqr(theta):
+        f = values(model, theta)
+        return ((f - y) ** 2 / CHI_SQUARES[loss](f, y)).sum()
+
+    ours = dask_nlsq.fit(model, T, y, loss=loss, p0=start, client=False)
+    theirs = scipy.optimize.minimize(chisqr, ours.popt, method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-9})
+    assert ours.success and ours.chisqr == pytest.approx(chisqr(ours.popt), rel=1e-10) and ours.redchi > 0
+    assert ours.chisqr <= theirs.fun * (1 + 1e-9) and ours.pearson_chisqr == ours.chisqr
+    with jax.enable_x64(True):
+        jac = np.asarray(jax.jacfwd(lambda theta: model(jnp.asarray(T), *theta))(jnp.asarray(ours.popt)))
+    f = values(model, ours.popt)
+    variance = y.clip(1) if loss == "neyman" else 2 * f**2 / (f + y)
+    np.testing.assert_allclose(ours.pcov, np.linalg.inv((jac.T / variance) @ jac), rtol=1e-5)
+    assert np.isnan(ours.loglik) and "AIC" not in ours.report()
+
+
+def test_a_constant_has_the_means_that_the_chi_squares_are_known_for():
+    y = np.random.default_rng(0).poisson(5.0, 4000).astype(float)
+    low, right, high = (
+        float(dask_nlsq.fit("a + 0*x", {"x": y}, y, loss=loss, p0={"a": 4.0}, client=False).params["a"])
+        for loss in ("neyman", "poisson", "pearson")
+    )
+    assert low == pytest.approx((y / y.clip(1)).sum() / (1 / y.clip(1)).sum(), rel=1e-6) and low < right - 0.7
+    assert right == pytest.approx(y.mean(), rel=1e-6)
+    assert high == pytest.approx(np.sqrt((y**2).mean()), rel=1e-6) and high > right + 0.4
+
+
+def test_chi_squares_are_no_likelihood_to_compare():
+    fits = [dask_nlsq.fit(log_linear, T, case("log-linear")[1], loss="pearson", client=False) for _ in range(2)]
+    with pytest.raises(NlsqError, match="whose cost is no likelihood"):
+        dask_nlsq.compare(*fits)

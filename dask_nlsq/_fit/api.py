@@ -166,11 +166,12 @@ def fit(
         of each model.
     prior : mapping, optional
         ``{name: (mean, standard deviation)}``; each counts as one more row.
-    loss : {"linear", "soft_l1", "huber", "cauchy", "arctan", "tukey", "poisson", "binomial"} or callable
+    loss : {"linear", "soft_l1", "huber", "cauchy", "arctan", "tukey", "poisson", "binomial", …} or callable
         How a large residual counts, as in `scipy.optimize.least_squares`; a callable takes z = (r / f_scale)² and
         returns ρ, or (ρ, ρ', ρ''). Where y counts events, "poisson", whose mean the model is, and "binomial", whose
         probability it is, maximise the likelihood: what is summed is half the deviance, and the covariance is the
-        inverse of the Fisher information.
+        inverse of the Fisher information. "neyman" and "pearson" are the chi-squares of counts with the variance
+        max(y, 1) and that of the model; both are biased where counts are few.
     f_scale : float
         The size of a residual, in units of sigma (of y without sigma), from which it is large.
     trials : str, array or float, optional

@@ -90,7 +90,7 @@ def _say(objective: Objective, names: Sequence[str], fault: Fault, start: Mappin
         settles = "that does not change there: the parameter is out of its domain"
     although = "the data are" if fault.parameter is None else f"the model is, and {settles}"
     if fault.beyond:
-        needed = "positive" if objective.loss == "poisson" else "between 0 and 1"
+        needed = "between 0 and 1" if objective.loss == "binomial" else "positive"
         rows = f"{fault.count:,} row{'s' * (fault.count > 1)}"
         return (
             f"The model has to be {needed} where loss={objective.loss!r}, and at the start p0={dict(start)} it is not "

@@ -166,7 +166,7 @@ class FitOptions:
                 raise NlsqError(f'scale is {self.scale!r}; "pearson" or None is needed.')
             if not counts:
                 raise NlsqError(
-                    f"scale={self.scale!r} is for counts, loss='poisson' or 'binomial'; the covariance of other fits "
+                    f"scale={self.scale!r} is for counts, loss='poisson' and its like; the covariance of other fits "
                     "is scaled by the reduced chi-square unless absolute_sigma=True."
                 )
         if (self.trials is not None) != (self.loss == "binomial"):

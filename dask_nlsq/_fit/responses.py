@@ -10,7 +10,7 @@ import pandas as pd
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._fit.options import FitOptions
-from dask_nlsq._model import PARTS
+from dask_nlsq._model import COUNTS, PARTS
 from dask_nlsq._typing import Matrix
 
 
@@ -88,7 +88,7 @@ def _check_goes_along(options: FitOptions) -> None:
     """Refuse what is of one real response alone."""
     if options.sigma_x is not None:
         raise NlsqError("sigma_x= goes with one real y; several responses, or complex ones, have none here.")
-    if options.trials is not None or options.loss in ("poisson", "binomial"):
+    if options.trials is not None or options.loss in COUNTS:
         raise NlsqError(f"loss={options.loss!r} is of counts, one a row; y has several responses, or complex ones.")
 
 

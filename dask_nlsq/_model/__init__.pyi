@@ -2,6 +2,7 @@ from . import loss as loss
 from .correlation import CORRELATIONS as CORRELATIONS
 from .correlation import columns_beside as columns_beside
 from .counts import COUNTS as COUNTS
+from .counts import LIKELIHOODS as LIKELIHOODS
 from .counts import saturated as saturated
 from .curve import guessed as guessed
 from .expression import Expression as Expression

@@ -1,16 +1,23 @@
 r"""Counts: rows that are Poisson or binomial, whose likelihood is maximised as a sum of squares is minimised.
 
+Beside it stand two sums of squares by which counts are often fitted, Neyman's and Pearson's chi-square.
+
 A row y is expected to be :math:`\mu = f` (``poisson``), or :math:`\mu = n f` of n trials (``binomial``). It adds half
 its deviance to the cost (Baker & Cousins, doi:10.1016/0167-5087(84)90016-4):
 
 ========  ===============================================================================================
 poisson   :math:`\mu - y + y \log(y/\mu)`
 binomial  :math:`y \log(y/\mu) + (n - y) \log\bigl((n - y)/(n - \mu)\bigr)`
+neyman    :math:`(\mu - y)^2 / (2 \max(y, 1))`, which is no deviance
+pearson   :math:`(\mu - y)^2 / (2 \mu)`, likewise
 ========  ===============================================================================================
 
 With the variance V of y at :math:`\mu`, the Pearson residual :math:`r = (\mu - y)/\sqrt V` and its scale
 :math:`w = r / (f - y)`, or :math:`r / (f - y/n)`, the gradient of the cost is :math:`\sum (w\,\partial f) r`, and
 :math:`\sum (w\,\partial f)(w\,\partial f)^T` is the Fisher information: the same products as those of least squares.
+
+Of Pearson's chi-square the scale is :math:`w^2 = (\mu + y) / (2 \mu^2)`, for the gradient to be that of the cost; it is
+expected to be :math:`1/\mu`.
 
 The log-likelihood is that of :math:`\mu = y` less half the deviance; both are accurate for any counts in the form of
 Loader ("Fast and accurate computation of binomial probabilities", 2000).
@@ -22,8 +29,11 @@ import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
-COUNTS = ("poisson", "binomial")
+LIKELIHOODS = ("poisson", "binomial")
 """Losses that are the likelihood of counts."""
+
+COUNTS = (*LIKELIHOODS, "neyman", "pearson")
+"""Losses of counts, whose variance follows from their expectation."""
 
 _NEAR = 0.1
 """Distance of μ from y, beside their sum, below which half a deviance is a series: its terms cancel."""
@@ -57,6 +67,18 @@ def count_rows(loss: str, f: Any, y: Any, weight: Any, xp: ModuleType) -> CountR
         valid = inside | ((f == 0) & (y == 0))
         cost = _half_deviance(f, y, xp)
         bend = y * scale**2
+    elif loss == "neyman":
+        valid = xp.isfinite(f)
+        bend = 1.0 / xp.maximum(y, 1.0)
+        scale = xp.sqrt(bend)
+        cost = 0.5 * bend * (f - y) ** 2
+    elif loss == "pearson":
+        inside = f > 0
+        mu = xp.where(inside, f, 1.0)
+        scale = xp.where(inside, xp.sqrt(0.5 * (f + y)) / mu, 0.0)
+        valid = inside | ((f == 0) & (y == 0))
+        cost = xp.where(inside, 0.5 * (f - y) ** 2 / mu, 0.0)
+        bend = xp.where(inside, y**2 / mu**3, 0.0)
     else:
         n = xp.where(counts, weight, 1.0)
         inside = (f > 0) & (f < 1)
@@ -85,7 +107,9 @@ def _half_deviance(mu: Any, y: Any, xp: ModuleType) -> Any:
 
 
 def saturated(loss: str, y: Any, trials: Any, xp: ModuleType) -> Any:
-    r"""Return the log-likelihood of rows where each has what is most likely, :math:`\mu = y`."""
+    r"""Return the log-likelihood of rows of which each has what is most likely, :math:`\mu = y`; or NaN."""
+    if loss not in LIKELIHOODS:
+        return xp.full_like(y, xp.nan)
     if loss == "poisson":
         return _poisson_mode(y, xp)
     return _poisson_mode(y, xp) + _poisson_mode(trials - y, xp) - _poisson_mode(trials, xp)

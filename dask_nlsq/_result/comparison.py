@@ -29,7 +29,7 @@ from scipy import stats
 
 from dask_nlsq._display import axes
 from dask_nlsq._errors import DataError, NlsqError, warn
-from dask_nlsq._model import COUNTS
+from dask_nlsq._model import LIKELIHOODS
 from dask_nlsq._result.result import FitResult
 
 if TYPE_CHECKING:
@@ -211,10 +211,10 @@ def _labels(results: Sequence[FitResult], names: Sequence[str] | None) -> list[s
 
 def _check_likelihood(result: FitResult, label: str) -> None:
     loss = result.provenance.get("loss", "not known")
-    if loss not in ("linear", *COUNTS):
+    if loss not in ("linear", *LIKELIHOODS):
         raise NlsqError(
             f"The loss of {label!r} is {loss}, whose cost is no likelihood. Compare fits with loss="
-            f"{', '.join(map(repr, ('linear', *COUNTS)))}, or the residuals of predictions on other rows."
+            f"{', '.join(map(repr, ('linear', *LIKELIHOODS)))}, or the residuals of predictions on other rows."
         )
 
 

@@ -11,7 +11,12 @@ from dask.utils import format_bytes, format_time
 from dask_nlsq._solver import Statistics, Status
 from dask_nlsq._typing import Vector
 
-METHODS = {"poisson": "Maximum likelihood, Poisson", "binomial": "Maximum likelihood, binomial"}
+METHODS = {
+    "poisson": "Maximum likelihood, Poisson",
+    "binomial": "Maximum likelihood, binomial",
+    "neyman": "Neyman's chi-square",
+    "pearson": "Pearson's chi-square",
+}
 """What is done with counts, by the loss."""
 
 
@@ -78,9 +83,16 @@ def statistics_rows(statistics: Statistics, n_dropped: int, condition_number: fl
         ("degrees of freedom", f"{statistics.dof:,}"),
         *_errors_rows(statistics),
         *_fit_rows(statistics),
-        ("AIC, BIC", f"{statistics.aic:.10g}, {statistics.bic:.10g}"),
+        *_likelihood_rows(statistics),
         ("condition number", f"{condition_number:.3g}"),
     ]
+
+
+def _likelihood_rows(statistics: Statistics) -> list[tuple[str, str]]:
+    """Return the criteria of a fit by likelihood."""
+    if np.isnan(statistics.loglik):
+        return []
+    return [("AIC, BIC", f"{statistics.aic:.10g}, {statistics.bic:.10g}")]
 
 
 def _errors_rows(statistics: Statistics) -> list[tuple[str, str]]:
@@ -92,10 +104,10 @@ def _errors_rows(statistics: Statistics) -> list[tuple[str, str]]:
 
 def _fit_rows(statistics: Statistics) -> list[tuple[str, str]]:
     chisqr = f"{statistics.chisqr:.8g}  (reduced {statistics.redchi:.6g})"
-    if statistics.pearson_chisqr is not None:
+    if statistics.pearson_chisqr is not None and not np.isnan(statistics.loglik):
         pearson = f"{statistics.pearson_chisqr:.8g}  (reduced {statistics.dispersion:.6g})"
         return [("deviance", chisqr), ("Pearson chi-square", pearson)]
-    if np.isnan(statistics.rmse):  # with errors in x
+    if np.isnan(statistics.rmse):  # with errors in x, or of counts
         return [("chi-square", chisqr)]
     determined = [] if np.isnan(statistics.rsquared) else [("R²", f"{statistics.rsquared:.8g}")]  # of one mean of y
     return [("chi-square", chisqr), *determined, ("RMSE", f"{statistics.rmse:.6g}")]

@@ -129,7 +129,8 @@ def count_statistics(reduction: Reduction, cost: float, p: int, believed: float 
         aic=aic,
         aicc=aic + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else float("inf"),
         bic=k * math.log(n) - 2 * loglik,
-        pearson_chisqr=float(reduction.gram[-1, -1]) - believed,
+        # A chi-square that is minimised, whose rows have no likelihood, is itself Pearson's or Neyman's.
+        pearson_chisqr=2.0 * cost - believed if math.isnan(loglik) else float(reduction.gram[-1, -1]) - believed,
     )
 
 

@@ -231,7 +231,7 @@ LOSS = (
         default="linear",
         show_default=True,
         metavar="NAME",
-        help="Such as soft_l1, huber, cauchy or tukey; of one fit also poisson or binomial, for counts.",
+        help="Such as soft_l1, huber, cauchy or tukey; of one fit poisson, binomial, neyman or pearson too, for counts.",
     ),
     click.option(
         "--f-scale",
