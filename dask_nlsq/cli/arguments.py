@@ -231,7 +231,7 @@ LOSS = (
         default="linear",
         show_default=True,
         metavar="NAME",
-        help="Such as soft_l1, huber, cauchy or tukey; of one fit poisson, binomial, neyman or pearson too, for counts.",
+        help="Such as soft_l1, huber, cauchy or tukey; poisson, binomial, neyman and pearson for counts, of one fit.",
     ),
     click.option(
         "--f-scale",
