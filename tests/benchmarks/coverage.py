@@ -163,6 +163,23 @@ def several_responses(kind, rows=60):
     return run
 
 
+def grouped(kind, groups=30, rows=20, rho=0.6):
+    """Return the scenario of groups of rows that are correlated, with the covariance or the correlation of groups."""
+    t, group = np.tile(np.linspace(0, 4, rows), groups), np.repeat(np.arange(groups), rows)
+    lag = np.abs(np.subtract.outer(np.arange(rows), np.arange(rows)))
+    matrix = rho ** (lag if kind == "ar1" else lag > 0)
+    options = {"cov_type": "cluster"} if kind == "cluster" else {"correlation": kind}
+
+    def run(seed):
+        noise = np.linalg.cholesky(matrix) @ np.random.default_rng([seed, 4]).normal(0, NOISE, (rows, groups))
+        y = TRUTH[0] * np.exp(-TRUTH[1] * t) + TRUTH[2] + noise.T.ravel()
+        result = dask_nlsq.fit(decay, t, y, p0=TRUTH, groups=group, client=False, **options)
+        interval = result.conf_int()
+        return ((interval["lower"] < TRUTH) & (interval["upper"] > TRUTH)).to_numpy() if result.success else None
+
+    return run
+
+
 def relaxation(w, level, width):
     return level / (1 + 1j * w * width)
 
@@ -204,6 +221,9 @@ SCENARIOS = {
     "complex numbers": (several_responses("complex"), 0.93),
     "responses, covariance known": (several_responses("known"), 0.93),
     "responses, covariance estimated": (several_responses("estimated"), 0.92),
+    "groups, cluster-robust": (grouped("cluster"), 0.92),
+    "groups, AR(1)": (grouped("ar1"), 0.93),
+    "groups, exchangeable": (grouped("exchangeable"), 0.93),
 }
 
 
