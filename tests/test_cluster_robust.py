@@ -175,6 +175,7 @@ RESPONSES = {
 }
 
 
+@pytest.mark.crossed(1)
 @pytest.mark.parametrize("kind", RESPONSES)
 def test_responses_of_a_row_are_of_its_group(kind):
     rows = FRAME.assign(z=0.5 * np.exp(-1.3 * T) + 0.1 * np.cos(99 * T) + 0.1 * (CODES % 3))
@@ -200,6 +201,7 @@ def stretched(t, a, b, c):
     return a * jnp.exp(-((t / b) ** c))  # has no derivative with respect to c at 0, and the limit 0
 
 
+@pytest.mark.crossed(3)
 def test_derivatives_that_are_no_numbers_are_differences_as_in_a_sweep():
     t = np.where(CODES == 3, 0.0, T)
     y = 3 * np.exp(-((t / 0.8) ** 0.7)) + 0.1 * np.cos(99 * T)

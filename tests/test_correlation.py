@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dask_nlsq
-from dask_nlsq._errors import DataError, NlsqError, NlsqWarning
+from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._kernel import Block
 from dask_nlsq._sources import Grouping, LastRows, Neighbours
 from dask_nlsq.cli import main
@@ -66,6 +66,7 @@ def whitened(kind, rho, frame, theta):
     return np.concatenate([np.linalg.solve(np.linalg.cholesky(matrix(kind, rho, len(r))), r) for r in pieces])
 
 
+@pytest.mark.crossed(4)
 @pytest.mark.parametrize("absolute_sigma", [False, True])
 @pytest.mark.parametrize("rho", [0.6, -0.05])
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,6 +156,7 @@ def whole():
     return {kind: fitted(kind, correlation=kind) for kind in KINDS}
 
 
+@pytest.mark.crossed(6)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_partitions_and_the_order_of_groups_do_not_matter(layout, kind, whole, tmp_path):
@@ -171,6 +173,7 @@ ARRAYS = {
 }
 
 
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("container", ARRAYS)
 def test_arrays_hold_groups_beside_x_and_y(container, kind, whole):
@@ -196,7 +199,7 @@ def test_each_row_has_the_one_before_it_in_its_group(keys, data):
     seen, found = LastRows.of(block.take(slice(0, 0)), grouping), []
     for start, stop in pairwise(cuts):
         piece = block.take(slice(start, stop))
-        rows = Neighbours(seen).whitened(piece, grouping)
+        rows = Neighbours(seen, LastRows.of(piece, grouping).order).whitened(piece, grouping)
         found += [int(before) if linked else None for before, linked in zip(rows.x[2], rows.x[-1], strict=True)]
         seen = seen.followed_by(LastRows.of(piece, grouping))
     expected = [next((j for j in range(i - 1, -1, -1) if keys[j] == keys[i]), None) for i in range(len(keys))]
@@ -213,6 +216,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.crossed(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_it_goes_with_other_options(name, kind):
@@ -306,10 +310,85 @@ def test_only_fit_takes_it(name):
         ELSEWHERE[name]()
 
 
-def test_rows_that_are_as_good_as_equal_are_told():
-    frame = FRAMES["ar1"].assign(y=values(TRUTH, T) + GROUP)
-    with pytest.warns(NlsqWarning, match="as good as equal|still changed"):
-        fitted("exchangeable", frame, correlation="exchangeable")
+def test_a_step_that_leads_too_far_is_shortened():
+    """A restricted model leaves means of groups that bend with its parameters."""
+    rng = np.random.default_rng(5)
+    g, t = np.repeat(np.arange(15), 10), rng.uniform(0, 4, 150)
+    y = 3 * np.exp(-t) + 0.5 + 0.2 * rng.standard_normal(150)
+
+    def squares(theta, rho):
+        z = (theta[0] * np.exp(-theta[1] * t) - y).reshape(15, 10)
+        return (np.linalg.solve(np.linalg.cholesky(matrix("exchangeable", rho, 10)), z.T) ** 2).sum()
+
+    for rho in (0.2, 0.5, 0.8):
+        ours = dask_nlsq.fit("a*exp(-b*t)", {"t": t}, y, groups=g, correlation={"exchangeable": rho}, client=False)
+        theirs = scipy.optimize.minimize(squares, ours.popt, args=(rho,), method="Nelder-Mead")
+        assert ours.success and ours.chisqr == pytest.approx(squares(ours.popt, rho), rel=1e-9)
+        assert ours.chisqr <= theirs.fun * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["no noise", "rows less their means"])
+def test_residuals_that_tell_of_no_correlation_are_refused(exact):
+    frame = FRAMES["exchangeable"][: ROWS // 4 * 4].assign(g=lambda rows: np.arange(len(rows)) // 4)
+    left = frame["y"] - frame.groupby("g")["y"].transform("mean")
+    frame, model = frame.assign(y=values(TRUTH, frame["t"]) if exact else left), decay if exact else "a + 0*t"
+    message = "meets the rows to rounding" if exact else "The likelihood of the correlation has no maximum"
+    with pytest.raises(DataError, match=message):
+        fitted(
+            "exchangeable",
+            frame,
+            model=model,
+            p0=(2.0, 1.0, 0.0)[: 3 if exact else 1],
+            sigma=None,
+            correlation="exchangeable",
+        )
+
+
+class Restless:
+    """Rows that come in another order each time."""
+
+    def __init__(self, frame):
+        self.frame, self.count = frame, 0
+
+    def __call__(self, _):
+        self.count += 1
+        return self.frame.sample(frac=1.0, random_state=self.count)
+
+
+def test_rows_that_come_in_another_order_each_time_are_refused():
+    moving = dd.from_map(Restless(FRAMES["ar1"]), [0], meta=FRAMES["ar1"])
+    with pytest.raises(DataError, match="another order each time"):
+        fitted("ar1", moving, correlation="ar1", goal="memory_efficient")
+
+
+@pytest.mark.parametrize("limit", [{"max_nfev": 2}, {"time_limit": 1e-9}], ids=str)
+@pytest.mark.parametrize("given", ["ar1", {"exchangeable": 0.5}], ids=str)
+def test_a_fit_that_ends_before_says_so(given, limit):
+    kind = given if isinstance(given, str) else "exchangeable"
+    result = fitted(kind, correlation=given, p0=(20.0, 10.0, 5.0), **limit)
+    assert not result.success and "before the correlation" in result.report()
+    with pytest.raises(NlsqError, match="took rows as independent"):
+        _ = result.row_correlation
+
+
+def test_limits_are_those_of_all_rounds():
+    calls = []
+    fitted("exchangeable", correlation="exchangeable", max_nfev=8, callback=calls.append)
+    assert len(calls) <= 9
+
+
+def test_models_are_compared_with_and_without(whole):
+    plain = fitted("ar1", groups=None)
+    smaller = fitted("ar1", model=lambda t, a, b: a * jnp.exp(-b * t), p0=(2.0, 1.0), correlation="ar1")
+    table = dask_nlsq.compare(plain, whole["ar1"], smaller, names=["plain", "correlated", "smaller"]).table
+    assert table.index[0] == "correlated" and table.loc["plain", "delta_aicc"] > 10
+
+
+@pytest.mark.parametrize("jac", ["3-point", "NumPy"])
+def test_means_of_groups_need_derivatives(jac):
+    model = decay if jac == "3-point" else lambda t, a, b, c: a * np.exp(-b * np.asarray(t)) + c
+    with pytest.raises((NlsqError, DataError), match="needs one that JAX differentiates"):
+        fitted("exchangeable", model=model, correlation="exchangeable", jac=None if jac == "NumPy" else jac)
 
 
 @pytest.mark.parametrize("text", ["ar1", "ar1=0.6"])

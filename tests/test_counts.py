@@ -452,6 +452,7 @@ def test_few_counts_are_no_structure():
 CHI_SQUARES = {"neyman": lambda f, y: np.maximum(y, 1.0), "pearson": lambda f, y: f}
 
 
+@pytest.mark.crossed(2)
 @pytest.mark.parametrize("name", ["few counts", "many counts", "log-linear"])
 @pytest.mark.parametrize("loss", CHI_SQUARES)
 def test_the_chi_squares_of_counts_are_at_their_minima(loss, name):

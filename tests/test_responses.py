@@ -105,6 +105,7 @@ def dense(residuals, start=START, **options):
     return found, np.linalg.inv(found.jac.T @ found.jac)
 
 
+@pytest.mark.crossed(6)
 @pytest.mark.parametrize("absolute_sigma", [False, True])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.one_at_a_time
@@ -333,11 +334,11 @@ class TestEstimatedCovariance:
 
 
 BAD = {
-    "complex y, real model": ({"y": Z, "model": "a*exp(-b*x) + c"}, DataError, "real numbers are needed"),
+    "complex y, real model": ({"y": Z, "model": "a*exp(-b*x) + c"}, DataError, "y has to be real|real numbers are needed"),
     "complex column, real model": (
         {"data": FRAME, "x": "w", "y": "z", "model": lambda w, a, b, c: a * jnp.exp(-b * w) + c},
         DataError,
-        "real numbers are needed",
+        "y has to be real|real numbers are needed",
     ),
     "real y, complex model": ({"y": Z.real}, DataError, "complex"),
     "three columns, complex model": ({"y": [Z.real, Z.imag, Z.real]}, ModelError, "2 real numbers a row, and y has 3"),
@@ -481,6 +482,69 @@ def test_the_checkpoint_of_a_covariance_is_of_no_other(tmp_path):
     dask_nlsq.fit(impedance, X, Z, sigma=COVARIANCE[:2, :2], **options)
     with pytest.raises(dask_nlsq.CheckpointMismatch):
         dask_nlsq.fit(impedance, X, Z, sigma=COVARIANCE[1:, 1:], **options)
+
+
+def nan_beyond(t, a, b):
+    return a * t, jnp.sqrt(b - t)
+
+
+REFUSED_IN_WORDS = {
+    "a Jacobian of several": (lambda: fit_frame(jac=lambda w, *_: w), "jac= is a function"),
+    "a Jacobian of a complex model": (
+        lambda: dask_nlsq.fit(impedance, X, Z, p0=START, jac=lambda w, *_: w),
+        "jac= is a function",
+    ),
+    "a covariance of one": (lambda: fit_frame("line", y=["re"], sigma=np.eye(1)), "give its root"),
+    "an estimate of one": (lambda: fit_frame("line", y=["re"], estimate_sigma=True), "is for several responses"),
+    "an estimate of one real column": (lambda: fit_frame("line", y="re", estimate_sigma=True), "taken for complex"),
+    "two sigmas of one real column": (lambda: fit_frame("line", y="re", sigma=[0.1, 0.2]), "taken for complex"),
+    "an estimate beside a robust loss": (
+        lambda: fit_frame(estimate_sigma=True, loss="huber"),
+        "does not count all alike",
+    ),
+    "a model that ends": (
+        lambda: dask_nlsq.fit(nan_beyond, X, [X, X], p0=[1.0, X[-1] - 1e-9], bounds={"b": (0, X[-1] - 1e-9)}),
+        rf"row {ROWS - 1} of partition 0, where t=8 and for 'y\[1\]'",
+    ),
+}
+
+
+def fit_frame(model=impedance, **options):
+    return dask_nlsq.fit(
+        model, data=FRAME, x="w", **{"y": ["re", "im"], "p0": START[: 2 if model == "line" else 3]} | options
+    )
+
+
+@pytest.mark.parametrize("name", REFUSED_IN_WORDS)
+def test_what_several_responses_do_not_have_is_refused_in_words(name):
+    refused, words = REFUSED_IN_WORDS[name]
+    with pytest.raises(NlsqError, match=words):
+        refused()
+
+
+def test_parts_of_one_number_are_dropped_together_wherever_they_lie():
+    z, frame = Z.copy(), FRAME.copy()
+    z[5] = complex(z[5].real, np.nan)
+    frame.loc[5, "im"] = np.nan
+    whole = dask_nlsq.fit(impedance, X, z, p0=START, nan_policy="omit")
+    parts = dask_nlsq.fit(impedance, data=frame, x="w", y=["re", "im"], p0=START, nan_policy="omit")
+    assert whole.n_obs == parts.n_obs == 2 * (ROWS - 1)
+    np.testing.assert_allclose(parts.popt, whole.popt, rtol=1e-12)
+
+
+def test_a_cell_is_named_beside_rows_without_weight():
+    z, infinite = Z.copy(), np.full(ROWS, 0.03)
+    infinite[:51], z[77] = np.inf, complex(1.0, np.nan)
+    with pytest.raises(DataError, match=r"the first is row 26 with nan.*y\.imag"):  # of those that count
+        dask_nlsq.fit(impedance, X, z, p0=START, sigma=[np.full(ROWS, 0.02), infinite])
+
+
+def test_a_band_takes_a_sigma_for_each_response_as_a_fit_does():
+    result = dask_nlsq.fit(impedance, X, Z, p0=START, sigma=[0.02, 0.03], absolute_sigma=True)
+    wider = result.prediction_band(X[:2], sigma=[0.02, 0.3])
+    narrow = result.prediction_band(X[:2])
+    np.testing.assert_allclose(wider.upper.real, narrow.upper.real)
+    assert (wider.upper.imag > narrow.upper.imag + 0.3).all()
 
 
 @pytest.mark.slow

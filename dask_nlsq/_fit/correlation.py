@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy.optimize import brentq
@@ -25,7 +26,7 @@ from dask_nlsq._fit.residual_pass import readable_again
 from dask_nlsq._model import CORRELATIONS, COUNTS
 from dask_nlsq._plan import WorkflowTier
 from dask_nlsq._result import FitResult
-from dask_nlsq._solver import inference
+from dask_nlsq._solver import Status, inference
 from dask_nlsq._sources import (
     AutoRegression,
     Correlation,
@@ -39,7 +40,7 @@ from dask_nlsq._sweep import Failure, NeighbourProducts, last_rows, neighbour_pr
 from dask_nlsq._typing import Matrix, Vector
 
 _MOST = 100
-"""Fits after which a correlation that still changes is told."""
+"""Fits after which the correlation and the estimates have not come to agree."""
 
 _AGREES = 1e-8
 """Change of the correlation from one fit to the next at which they agree."""
@@ -49,6 +50,18 @@ _SETTLED = 1e-6
 
 _EXTREME = 1 - 1e-6
 """Correlation from which on neighbours are as good as equal."""
+
+_EXACT = 1e-22
+"""Share of the spread of y below which residuals are those of rounding."""
+
+_ROUNDING = 1e-12
+"""Relative rise of a sum of squares that is none."""
+
+_REMEMBERED = 5
+"""Steps that say where the next would be zero, besides the last."""
+
+_SHORTEST = 1e-6
+"""Share of a step below which it is not shortened further."""
 
 _GRID = 200
 """Correlations that are tried, between the neighbours of the best of which the most likely lies."""
@@ -63,6 +76,19 @@ class Found(NamedTuple):
     log_weight: float = 0.0  # that the rows have together besides their weights
 
 
+class Seen(Protocol):
+    """What a pass over the rows says of their correlation at some estimates."""
+
+    def most_likely(self, absolute_sigma: bool) -> float:
+        """Return the most likely correlation."""
+
+    def squares(self, rho: float) -> float:
+        """Return z' R⁻¹ z over all groups."""
+
+    def found(self, rho: float) -> Found:
+        """Return what makes the rows independent."""
+
+
 def fit_correlated(options: FitOptions, fit: Callable[[FitOptions], FitResult]) -> FitResult:
     """Fit rows that are correlated inside their groups, and their correlation with them unless it is given.
 
@@ -71,32 +97,90 @@ def fit_correlated(options: FitOptions, fit: Callable[[FitOptions], FitResult]) 
     NlsqError
         It is none of those that are possible, or goes with something else that was asked for.
     DataError
-        No group has two rows.
+        No group has two rows, the residuals do not tell of their correlation, or rows come in another order each time.
     """
     kind, given = _kind_and_rho(options.correlation)
     _check(options, kind)
+    begun = time.monotonic()
     result = fit(dataclasses.replace(options, correlation=Correlation(kind)))
     if not result.success:
-        return result
+        note = f"The fit ended before the correlation {kind!r} was taken into account."
+        columns = None if result.columns is None else dataclasses.replace(result.columns, correlation=None)
+        return dataclasses.replace(result, columns=columns, notes=(*result.notes, note))
+    if given is None and 1 - result.rsquared <= _EXACT:
+        raise DataError("The model meets the rows to rounding, and nothing is known of the correlation of residuals.")
     rows = _Rows.of(result)
-    look = rows.neighbours(given) if kind == "ar1" else rows.exchangeable(given)
     # A search and a warm start are for the first fit: the others begin where it ended.
     options = dataclasses.replace(options, n_starts=None, method=None, config=None, workflow=None)
-    found = look(result)
+
+    def again(found: Found, start: FitResult, sweeps: int) -> FitResult:
+        return fit(_left(dataclasses.replace(options, correlation=found.correlation, p0=start), begun, sweeps))
+
+    if kind == "ar1" and given is not None:
+        found = Found(rows.neighbours(given))
+        return _finished(again(found, result, result.nsweeps), found, estimated=False)
+    look: Callable[[Vector], Seen] = rows.look_at_neighbours if kind == "ar1" else rows.look_at_groups
+    popt, sweeps, steps = result.popt, result.nsweeps, list[tuple[Vector, Vector]]()
+    seen = look(popt)
+    rho = seen.most_likely(options.absolute_sigma) if given is None else given
     for _ in range(_MOST):
-        before, result = result, fit(dataclasses.replace(options, correlation=found.correlation, p0=result))
+        found = seen.found(rho)
+        result = again(found, dataclasses.replace(result, popt=popt), sweeps)
+        sweeps += result.nsweeps
         if not result.success:
-            return result
-        if kind == "ar1" and given is not None:
-            return _finished(result, found, estimated=False)
-        moved = np.abs(result.popt - before.popt)
-        last, found = found, look(result)
-        change, rho = abs(found.correlation.rho - last.correlation.rho), last.correlation.rho
-        settled = kind == "ar1" or not (moved > _SETTLED * result.stderr.to_numpy()).any()
-        if (change < _AGREES and settled) or abs(rho) > _EXTREME:
-            return _finished(result, last, estimated=given is None)
-    warn(f"The correlation of the rows still changed by {change:.2g} after {_MOST} fits.")
-    return _finished(result, last, estimated=given is None)
+            break
+        step = result.popt - popt
+        moved = bool((np.abs(step) > _SETTLED * result.stderr.to_numpy()).any())
+        last = rho
+        if kind == "exchangeable" and moved:
+            steps = [*steps[-_REMEMBERED:], (popt, step)]
+            popt, seen = _next(rows, look, seen, rho, steps)
+        else:
+            popt, seen = result.popt, look(result.popt)
+        rho = seen.most_likely(options.absolute_sigma) if given is None else given
+        agrees = abs(rho - last) < _AGREES and not (moved and kind == "exchangeable")
+        if agrees or abs(last) > _EXTREME:
+            break
+    else:
+        result = dataclasses.replace(result, status=Status.STALLED)
+        warn(f"The estimates and the correlation of the rows did not come to agree in {_MOST} fits.")
+    return _finished(result, found, estimated=given is None)
+
+
+def _next(
+    rows: _Rows,
+    look: Callable[[Vector], Seen],
+    seen: Seen,
+    rho: float,
+    steps: Sequence[tuple[Vector, Vector]],
+) -> tuple[Vector, Seen]:
+    """Return the estimates from which to go on, and what is seen there.
+
+    About the last estimates the mean of a group is linear, so that a step may lead too far, or on by a little only. The
+    next are those at which the last few steps, taken as linear in where they begin, would be zero (Anderson 1965,
+    `doi:10.1145/321296.321305 <https://doi.org/10.1145/321296.321305>`_); or as much of the last step as lowers the sum
+    of squares.
+    """
+    (popt, step), share = steps[-1], 0.5
+    ahead = popt + step
+    if len(steps) > 1:
+        points, moves = (np.diff(each, axis=0).T for each in zip(*steps, strict=True))
+        ahead, share = rows.within(ahead - (points + moves) @ np.linalg.lstsq(moves, step)[0]), 1.0
+    found = look(ahead)
+    while not found.squares(rho) <= seen.squares(rho) * (1 + _ROUNDING) and share > _SHORTEST:
+        ahead = popt + share * step
+        found, share = look(ahead), share / 2
+    return ahead, found
+
+
+def _left(options: FitOptions, begun: float, sweeps: int) -> FitOptions:
+    """Return the options with what is left of the limits after so many sweeps."""
+    limit, most = options.time_limit, options.max_nfev
+    return dataclasses.replace(
+        options,
+        time_limit=None if limit is None else max(limit - (time.monotonic() - begun), 1e-6),
+        max_nfev=None if most is None else max(most - sweeps, 1),
+    )
 
 
 def _kind_and_rho(given: Any) -> tuple[str, float | None]:
@@ -170,52 +254,90 @@ class _Rows:
             arrived |= answer
         return cls(problem, tuple(last for _, last in sorted(arrived.items())))
 
-    def neighbours(self, given: float | None) -> Callable[[FitResult], Found]:
-        """Return what finds the correlation of neighbours at the estimates of a result."""
+    def within(self, popt: Vector) -> Vector:
+        """Return all parameters with the free ones inside their bounds."""
+        parameters, inside = self.problem.parameters, popt.copy()
+        free = [parameters.names.index(name) for name in parameters.free]
+        inside[free] = np.clip(popt[free], parameters.lower, parameters.upper)
+        return inside
+
+    @functools.cached_property
+    def before(self) -> tuple[LastRows, ...]:
+        """Of each partition, the last rows of its groups in the partitions before."""
         nothing = self.last[0].among(np.empty(0))
         every = itertools.accumulate(self.last, LastRows.followed_by, initial=nothing)
-        before = [one.among(last.keys) for one, last in zip(every, self.last, strict=False)]
+        return tuple(one.among(last.keys) for one, last in zip(every, self.last, strict=False))
 
-        def found(result: FitResult) -> Found:
-            rho = given if given is not None else self._of_neighbours(before, result)
-            return Found(Correlation("ar1", rho, tuple(AutoRegression(rho, each) for each in before)))
+    def neighbours(self, rho: float) -> Correlation:
+        """Return what makes rows independent of which each depends on the one before."""
+        pairs = zip(self.before, self.last, strict=True)
+        return Correlation("ar1", rho, tuple(AutoRegression(rho, before, last.order) for before, last in pairs))
 
-        return found
-
-    def _of_neighbours(self, before: Sequence[LastRows], result: FitResult) -> float:
+    def look_at_neighbours(self, popt: Vector) -> _SeenNeighbours:
+        """Return what the residuals of neighbours have in common at all parameters."""
         problem, where = self.problem, grouping(self.problem.columns)
-        source = make_independent(problem.source, where, [Neighbours(each) for each in before], where.inputs + 4)
+        whitenings = [Neighbours(before, last.order) for before, last in zip(self.before, self.last, strict=True)]
+        source = make_independent(problem.source, where, whitenings, where.inputs + 4)
         groups = arrange(source, problem.reader, problem.plan)
-        answers = _run(problem, neighbour_products, groups, problem.payload, result.popt, where)
+        answers = _run(problem, neighbour_products, groups, problem.payload, popt, where)
         sums: NeighbourProducts = functools.reduce(NeighbourProducts.__add__, answers)
         if not sums.pairs:
             raise DataError(_NO_PAIR, column=problem.columns.groups)
-        return _most_likely(sums.deviance, sums.rows, -1.0, result.absolute_sigma)
+        return _SeenNeighbours(self, sums)
 
-    def exchangeable(self, given: float | None) -> Callable[[FitResult], Found]:
-        """Return what finds the correlation of any two rows of a group at the estimates of a result."""
+    def look_at_groups(self, popt: Vector) -> _SeenGroups:
+        """Return the sums over the rows of each group at all parameters."""
+        parameters = self.problem.parameters
+        theta = popt[[parameters.names.index(name) for name in parameters.free]]
+        groups = arrange(self.problem.source, self.problem.reader, self.problem.plan)
+        totals = group_scores(dataclasses.replace(self.problem, groups=groups), theta, rows_too=True)
+        if not (totals.sums[:, -1] > 1).any():
+            raise DataError(_NO_PAIR, column=self.problem.columns.groups)
+        return _SeenGroups(self, theta, totals.keys, GroupSums.of(totals.sums))
 
-        def found(result: FitResult) -> Found:
-            parameters = self.problem.parameters
-            theta = result.popt[[parameters.names.index(name) for name in parameters.free]]
-            groups = arrange(self.problem.source, self.problem.reader, self.problem.plan)
-            totals = group_scores(dataclasses.replace(self.problem, groups=groups), theta, rows_too=True)
-            sums = GroupSums.of(totals.sums)
-            if not (sums.counts > 1).any():
-                raise DataError(_NO_PAIR, column=self.problem.columns.groups)
-            lowest = -1 / (sums.counts.max() - 1)
-            if given is not None and given <= lowest:
-                raise NlsqError(
-                    f"correlation is {given}; of {sums.counts.max():.0f} rows, which the largest group has, any two "
-                    f"have more than {lowest:.4g}."
-                )
-            rho = given if given is not None else _most_likely(sums.deviance, sums.rows, lowest, result.absolute_sigma)
-            every = Exchange(rho, totals.keys, sums.counts, sums.means, theta)
-            whitenings = tuple(every.among(last.keys) for last in self.last)
-            log_weight = float(np.log1p(-share_of_mean(rho, sums.counts)).sum())
-            return Found(Correlation("exchangeable", rho, whitenings, tuple(theta.tolist())), log_weight)
 
-        return found
+@dataclasses.dataclass(frozen=True)
+class _SeenNeighbours:
+    """Sums over neighbouring rows."""
+
+    rows: _Rows
+    sums: NeighbourProducts
+
+    def most_likely(self, absolute_sigma: bool) -> float:
+        return _most_likely(self.sums.deviance, self.sums.rows, -1.0, absolute_sigma)
+
+    def squares(self, rho: float) -> float:
+        return self.sums.deviance(rho)[0]
+
+    def found(self, rho: float) -> Found:
+        return Found(self.rows.neighbours(rho))
+
+
+@dataclasses.dataclass(frozen=True)
+class _SeenGroups:
+    """Sums over the rows of each group at the free parameters."""
+
+    rows: _Rows
+    theta: Vector
+    keys: Vector
+    sums: GroupSums
+
+    def most_likely(self, absolute_sigma: bool) -> float:
+        return _most_likely(self.sums.deviance, self.sums.rows, self.sums.lowest, absolute_sigma)
+
+    def squares(self, rho: float) -> float:
+        return self.sums.deviance(rho)[0]
+
+    def found(self, rho: float) -> Found:
+        if rho <= self.sums.lowest:
+            raise NlsqError(
+                f"correlation is {rho}; of {self.sums.counts.max():.0f} rows, which the largest group has, any two "
+                f"have more than {self.sums.lowest:.4g}."
+            )
+        every = Exchange(rho, self.keys, self.sums.counts, self.sums.means, self.theta)
+        whitenings = tuple(every.among(last.keys) for last in self.rows.last)
+        log_weight = float(np.log1p(-share_of_mean(rho, self.sums.counts)).sum())
+        return Found(Correlation("exchangeable", rho, whitenings, tuple(self.theta.tolist())), log_weight)
 
 
 def _run(problem: Problem, task: Any, groups: Any, *args: Any) -> list[Any]:
@@ -251,7 +373,10 @@ def _most_likely(deviance: Deviance, rows: int, lowest: float, absolute_sigma: b
     ends = np.array([lowest + 1e-12 * (1 - lowest), *grid, 1 - 1e-12])
     below, above = ends[best], ends[best + 2]
     if not slope(below) < 0 < slope(above):
-        return float(grid[best])
+        raise DataError(
+            f"The likelihood of the correlation has no maximum between {lowest:.4g} and 1: the residuals of each group "
+            "add up to zero, as those of rows less the mean of their group do, or are all equal. Give the correlation."
+        )
     return float(brentq(slope, below, above, xtol=1e-14, rtol=1e-14))
 
 
@@ -273,6 +398,11 @@ class GroupSums:
     def rows(self) -> int:
         """Number of rows."""
         return int(self.counts.sum())
+
+    @property
+    def lowest(self) -> float:
+        """What any two rows of the largest group have more than."""
+        return -1 / (float(self.counts.max()) - 1)
 
     def deviance(self, rho: float) -> tuple[float, float, float, float]:
         """See `Deviance`."""

@@ -68,6 +68,11 @@ def fit_estimating_covariance(options: FitOptions, fit: Callable[[FitOptions], F
 def _check(options: FitOptions) -> None:
     if options.sigma is not None:
         raise NlsqError("estimate_sigma=True estimates the covariance that sigma= would give; leave one out.")
+    if options.loss != "linear":
+        raise NlsqError(
+            f"estimate_sigma=True weighs by the squares of all residuals, and loss={options.loss!r} does not count all "
+            "alike: give sigma=."
+        )
     if options.checkpoint is not None:
         raise NlsqError(
             "estimate_sigma=True fits several times, and a checkpoint is of one fit; cache_dir= keeps each."
@@ -81,7 +86,7 @@ def _check(options: FitOptions) -> None:
 def _number_of_responses(options: FitOptions) -> int:
     """Return the number of responses, as far as y tells it; a single column must turn out to be complex."""
     given = given_responses(options)
-    if given is None and options.data is None:
+    if (given is None and options.data is None) or (given is not None and len(given.names) == 1):
         raise NlsqError(
             "estimate_sigma=True is for several responses, or a complex y; y is one column of real numbers."
         )

@@ -46,9 +46,15 @@ def group_scores(problem: Problem, theta: Vector, rows_too: bool = False) -> Gro
     check_rows(problem.digests.rows, now)
     scores: GroupScores = partial.roots()[0]
     if len(scores.keys) < 2:
+        if rows_too:
+            raise DataError(
+                'All rows are of one group; correlation="exchangeable" needs two or more, of which each deviates by '
+                "itself.",
+                column=problem.columns.groups,
+            )
         raise DataError(
-            'All rows are of one group. cov_type="cluster" and correlation="exchangeable" need two or more, and are of '
-            'use from some twenty on; cov_type="sandwich" takes each row for itself.',
+            'All rows are of one group. cov_type="cluster" needs two or more, and is of use from some twenty on; '
+            'cov_type="sandwich" takes each row for itself.',
             column=problem.columns.groups,
         )
     return scores

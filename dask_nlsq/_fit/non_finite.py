@@ -84,7 +84,12 @@ def explain(
 
 def _say(objective: Objective, names: Sequence[str], fault: Fault, start: Mapping[str, float], part: str) -> str:
     what = "The model" if fault.parameter is None else f"The derivative with respect to {names[fault.parameter]!r}"
-    columns = ", ".join(f"{name}={value:g}" for name, value in zip(objective.columns, fault.x, strict=False))
+    read = list(zip(objective.columns, fault.x, strict=False))[: objective.n_columns - objective.n_appended]
+    columns = ", ".join(f"{name}={value:g}" for name, value in read)
+    row = fault.row
+    if objective.responses is not None:  # of which each is a row of a block
+        row //= len(objective.responses)
+        columns += f" and for {objective.responses.names[int(fault.x[-1])]!r}"
     settles = "differences do not settle there"
     if fault.flat:
         settles = "that does not change there: the parameter is out of its domain"
@@ -94,11 +99,11 @@ def _say(objective: Objective, names: Sequence[str], fault: Fault, start: Mappin
         rows = f"{fault.count:,} row{'s' * (fault.count > 1)}"
         return (
             f"The model has to be {needed} where loss={objective.loss!r}, and at the start p0={dict(start)} it is not "
-            f"in {rows}; the first is row {fault.row} of {part} {fault.partition}, where {columns} it gives "
+            f"in {rows}; the first is row {row} of {part} {fault.partition}, where {columns} it gives "
             f"{fault.value:g}."
         )
     return (
         f"{what} is not finite at the start p0={dict(start)} in {fault.count:,} row{'s' * (fault.count > 1)}, although "
-        f"{although}; the first is row {fault.row} of {part} {fault.partition}, where {columns} "
+        f"{although}; the first is row {row} of {part} {fault.partition}, where {columns} "
         f"{f'the model gives {fault.value:g}' if fault.parameter is None else f'it is {fault.value:g}'}."
     )

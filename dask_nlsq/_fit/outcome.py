@@ -346,6 +346,7 @@ def _provenance(problem: Problem, state: State, seconds: float, total: float, pe
         "token": problem.source.token,
         "columns": list(problem.columns.names),
         **({} if problem.columns.groups is None else {"groups": problem.columns.groups}),
+        **({} if problem.objective.correlation is None else {"correlation": problem.objective.correlation}),
         "partitions": len(problem.source.partitions),
         "executor": executor.name,
         "workers": executor.workers,

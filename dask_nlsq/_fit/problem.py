@@ -92,6 +92,7 @@ class Problem:
         if self.as_read is None:
             return self
         objective = self.objective.uncorrelated()
+        objective = dataclasses.replace(objective, weighted=self.columns.weight is not None)
         return dataclasses.replace(
             self, source=self.as_read, objective=objective, payload=serialize(objective), as_read=None
         )
@@ -114,6 +115,8 @@ def resolve(options: FitOptions) -> Resolved:
         columns = dataclasses.replace(columns, correlation=(options.correlation.kind, options.correlation.rho))
     parameters, objective = resolve_objective(bound, columns, options)
     columns = _of_complex(columns, objective)
+    if options.correlation is not None and options.correlation.kind == "exchangeable":
+        _check_differentiable(objective)
     source = open_source(data, columns, options.filters, options.storage_options, options.version)
     source = count_absent(source, _laid_out(options.x, options.y, options.sigma))
     warn_of_namesakes(bound, source)
@@ -133,6 +136,15 @@ def resolve(options: FitOptions) -> Resolved:
         payload.bytes()  # refused here, by name, rather than by the scheduler
         check_travels(source)
     return Resolved(source, columns, bound, payload.value, parameters, executor, as_read)
+
+
+def _check_differentiable(objective: Objective) -> None:
+    """Refuse differences where the derivative of the mean of a group is taken."""
+    if objective.jacobian == "numeric":
+        raise ModelError(
+            f"The model {objective.model.name!r} is differentiated by differences; correlation='exchangeable' needs "
+            "one that JAX differentiates."
+        )
 
 
 def grouping(columns: Columns) -> Grouping:
@@ -175,12 +187,16 @@ def resolve_objective(model: Model, columns: Columns, options: FitOptions) -> tu
 
 
 def _of_complex(columns: Columns, objective: Objective) -> Columns:
-    """Return the columns of a model that returns complex numbers, one of which is y."""
-    if objective.responses is None or columns.n_responses > 1:
+    """Return the columns of a model that returns complex numbers, of which y is one, or its parts are two."""
+    if objective.responses is None:
         return columns
+    if objective.jac is not None:
+        raise NlsqError("jac= is a function, and the model returns several numbers a row, or complex ones: omit it.")
+    if columns.n_responses > 1:
+        return dataclasses.replace(columns, together=columns.together or objective.responses.is_complex)
     if columns.counts or columns.sigma_x:
         raise NlsqError(f"The model {objective.model.name!r} is complex; counts and errors in x need a real one.")
-    return dataclasses.replace(columns, is_complex=True)
+    return dataclasses.replace(columns, is_complex=True, together=True)
 
 
 def _checked_objective(objective: Objective, start: Vector, jac: object) -> Objective:
@@ -316,6 +332,7 @@ def _assign_responses(options: FitOptions, responses: Given, model: Model, data:
         responses=ys if len(ys) > 1 else (),
         is_complex=responses.is_complex,
         covariance=responses.covariance,
+        together=responses.is_complex or bool(responses.covariance),
         groups=groups,
     )
     return data, columns, model.bind(x_names)

@@ -50,6 +50,8 @@ def given_responses(options: FitOptions) -> Given | None:
         names, arrays = tuple(f"{y if named else 'y'}{part}" for part in PARTS), () if named else (y,)
     shape = None if not arrays else getattr(arrays[0], "shape", None)
     covariance = _covariance(_in_order(options.sigma, names), names, shape)
+    if covariance is not None and len(names) == 1:
+        raise DataError(f"sigma is a covariance {np.shape(options.sigma)}, and y is one column: give its root instead.")
     sigmas = () if covariance is not None or options.sigma is None else _each(options.sigma, names, _length(arrays))
     return Given(names, arrays, is_complex or by_part, sigmas, () if covariance is None else covariance)
 

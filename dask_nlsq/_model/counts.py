@@ -75,7 +75,7 @@ def count_rows(loss: str, f: Any, y: Any, weight: Any, xp: ModuleType) -> CountR
     elif loss == "pearson":
         inside = f > 0
         mu = xp.where(inside, f, 1.0)
-        scale = xp.where(inside, xp.sqrt(0.5 * (f + y)) / mu, 0.0)
+        scale = xp.where(inside, xp.sqrt(0.5 * (mu + y)) / mu, 0.0)
         valid = inside | ((f == 0) & (y == 0))
         cost = xp.where(inside, 0.5 * (f - y) ** 2 / mu, 0.0)
         bend = xp.where(inside, y**2 / mu**3, 0.0)

@@ -143,7 +143,7 @@ def compare(*results: FitResult, names: Sequence[str] | None = None) -> Comparis
     -----
     NlsqWarning
         A fit did not converge, or a full model fits worse than a restricted one: it has not reached its minimum, or the
-        models are not nested.
+        models are not nested; or a covariance is cluster-robust, and the criteria are not.
 
     Notes
     -----
@@ -166,6 +166,11 @@ def compare(*results: FitResult, names: Sequence[str] | None = None) -> Comparis
         _check_same_rows(results[0], labels[0], result, label)
         if not result.success:
             warn(f"{label!r} did not converge: {result.message}")
+    if any(result.n_groups is not None for result in results):
+        warn(
+            "Criteria and F-tests take rows as independent, which cov_type='cluster' does not: they prefer larger "
+            "models than the groups support. Compare fits with correlation=, or the intervals of what models add."
+        )
     rows = [{name: _value(result, name) for name in _COLUMNS} for result in results]
     table = pd.DataFrame(rows, index=pd.Index(labels, name="model"))
     finite = table["aicc"].where(np.isfinite(table["aicc"]))
@@ -227,7 +232,8 @@ def _check_same_rows(one: FitResult, its_label: str, other: FitResult, label: st
             "distributions."
         )
     errors = [_errors_in_x(each) for each in (one, other)]
-    if errors[0] != errors[1] or np.isnan(one.rmse) != np.isnan(other.rmse):
+    correlated = any("correlation" in each.provenance for each in (one, other))
+    if errors[0] != errors[1] or (np.isnan(one.rmse) != np.isnan(other.rmse) and not correlated):
         raise NlsqError(
             f"The errors in x are {errors[0] or 'none'} for {its_label!r} and {errors[1] or 'none'} for {label!r}; "
             "compare fits with the same sigma_x."
@@ -244,6 +250,8 @@ def _check_same_rows(one: FitResult, its_label: str, other: FitResult, label: st
             f"{its_label!r} has {one.n_obs:,} rows and {label!r} {other.n_obs:,}; compare fits to the same rows. "
             'With nan_policy="omit", a model with more columns may drop more.'
         )
+    if correlated:  # whose sums depend on the correlation too
+        return
     what = "weights" if one.statistics.pearson_chisqr is None else "counts"
     sums = {what: _log_weight, "observations, or their weights,": _response_variance}
     for what, of in sums.items():
@@ -293,6 +301,7 @@ def _f_tests(results: dict[str, FitResult]) -> pd.DataFrame:
     free = {label: result.free for label, result in results.items()}
     # Those whose parameters are not all known by name, as of many series, are left out.
     known = [label for label, result in results.items() if len(free[label]) == result.n_obs - result.dof]
+    known = [label for label in known if "correlation" not in results[label].provenance]  # each of another correlation
     rows = [
         {"restricted": r, "full": f} | _f_test(results[r], results[f], r, f)
         for r, f in itertools.permutations(known, 2)

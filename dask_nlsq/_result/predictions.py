@@ -196,7 +196,8 @@ def prediction_band(result: FitResult, data: Any, level: float = 0.95, *, sigma:
         Probability to cover, at least 0.5 and below 1.
     sigma : number or array, optional
         Standard deviation of each new observation, as in the fit; that of the fit where it is a number or a column
-        of `data`, 1 where there was none, and of counts the one that the fit expects.
+        of `data`, 1 where there was none, and of counts the one that the fit expects. Of several responses, one of
+        these for all, or for each in a list.
 
     Returns
     -------
@@ -218,8 +219,11 @@ def prediction_band(result: FitResult, data: Any, level: float = 0.95, *, sigma:
     [3.54]
     """
     check_level(level)
-    if each_response(result) is not None:
-        return of_each(result, lambda one: one.prediction_band(data, level, sigma=sigma))
+    if (several := each_response(result)) is not None:
+        of_each = isinstance(sigma, (list, tuple)) and len(sigma) == len(several)
+        each = list(sigma) if of_each else [sigma] * len(several)
+        bands = [one.prediction_band(data, level, sigma=own) for one, own in zip(several, each, strict=True)]
+        return together(result._model()[0].value.responses, bands)
     payload, columns = result._model()
     data = on_one_grid(data, columns.names if sigma is None else columns.x)
     predicted = result.predict(data)

@@ -41,6 +41,7 @@ class Columns:
     responses: tuple[str, ...] = ()  # columns of y, where they are several
     is_complex: bool = False  # whether the column y holds complex numbers
     covariance: tuple[tuple[float, ...], ...] = ()  # of the responses of a row, in place of sigma
+    together: bool = False  # whether a row has all responses or none, as parts of one number, or correlated ones
     groups: str | None = None
     correlation: tuple[str, float] | None = None  # of the rows of a group: its kind, and the number rho of it
 
@@ -70,7 +71,8 @@ class Columns:
         """Return what one response would be by itself."""
         sigma = self.covariance[c][c] ** 0.5 if self.covariance else self.sigmas[c]
         y = self.response_names[c]
-        return dataclasses.replace(self, y=y, sigma=sigma, responses=(), is_complex=False, covariance=())
+        alone: dict[str, Any] = {"responses": (), "is_complex": False, "covariance": (), "together": False}
+        return dataclasses.replace(self, y=y, sigma=sigma, **alone)
 
     @property
     def sigmas(self) -> tuple[str | float | None, ...]:
@@ -160,8 +162,7 @@ class Columns:
         if self.nan_policy == "omit" and _finite(*x, *ys) is not None:
             with np.errstate(all="ignore"):
                 keep = np.isfinite(np.stack(ys, axis=1)) & np.logical_and.reduce([np.isfinite(c) for c in x])[:, None]
-            # Parts of one number, and responses that are combined, are there together or not at all.
-            keep = np.repeat(keep.all(axis=1), k).reshape(rows, k) if self.is_complex or self.covariance else keep
+            keep = np.repeat(keep.all(axis=1), k).reshape(rows, k) if self.together else keep
         shares = np.empty((0, 0))
         weights, number = None, np.arange(k, dtype=float)
         if self.covariance:

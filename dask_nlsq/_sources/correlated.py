@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import dask
 import numpy as np
 
+from dask_nlsq._errors import DataError
 from dask_nlsq._kernel import Block
 from dask_nlsq._sources.source import Source
 from dask_nlsq._typing import Matrix, Vector
@@ -36,13 +37,15 @@ class LastRows:
 
     keys: Vector  # (groups,), in their order
     columns: tuple[Vector, ...]  # those of the model, y and the weight, (groups,) each
+    order: float = 0.0  # what tells whether the rows of a partition come in the same order again
 
     @classmethod
     def of(cls, block: Block, grouping: Grouping) -> LastRows:
         """Return the last rows of a block."""
         keys, backwards = np.unique(grouping.keys(block)[::-1], return_index=True)
         last = block.rows - 1 - backwards
-        return cls(keys, tuple(np.asarray(c[last], float) for c in (*block.x[: grouping.inputs], block.y, _of(block))))
+        columns = tuple(np.asarray(c[last], float) for c in (*block.x[: grouping.inputs], block.y, _of(block)))
+        return cls(keys, columns, order_of(block))
 
     def followed_by(self, later: LastRows) -> LastRows:
         """Return the last rows after partitions that come later."""
@@ -58,10 +61,28 @@ class LastRows:
         return LastRows(self.keys[wanted], tuple(c[wanted] for c in self.columns))
 
 
-class Pairs:
-    """Rows of a block with the row before each in its group; the first of a group is before itself."""
+def order_of(block: Block) -> float:
+    """Return a sum that is another where the rows come in another order."""
+    return float(np.einsum("i,i", np.asarray(block.y, float), np.arange(1.0, block.rows + 1)))
 
-    def __init__(self, block: Block, grouping: Grouping, before: LastRows) -> None:
+
+class Pairs:
+    """Rows of a block with the row before each in its group; the first of a group is before itself.
+
+    Raises
+    ------
+    DataError
+        The rows come in another order than before.
+    """
+
+    def __init__(self, block: Block, grouping: Grouping, before: LastRows, expected: float) -> None:
+        now = order_of(block)
+        if now != expected and not np.isnan(now):
+            raise DataError(
+                "The rows come in another order each time they are read, as after a shuffle of Dask by a column with "
+                "equal values, and a correlation of neighbours has no meaning then. Sort by group and time, write the "
+                "rows or persist() them, and fit those."
+            )
         keys = grouping.keys(block)
         order = np.argsort(keys, kind="stable")
         place, same = np.arange(block.rows), keys[order][1:] == keys[order][:-1]
@@ -94,10 +115,11 @@ class AutoRegression:
 
     rho: float
     before: LastRows  # of the partitions before
+    order: float  # of the rows as they were
 
     def whitened(self, block: Block, grouping: Grouping) -> Block:
         """Return the rows with those before them, and y combined."""
-        pairs, weight = Pairs(block, grouping, self.before), _of(block)
+        pairs, weight = Pairs(block, grouping, self.before, self.order), _of(block)
         share = np.where(pairs.linked, self.rho * pairs.weight / weight, 0.0)
         weight = np.where(pairs.linked, weight / np.sqrt(1 - self.rho**2), weight)
         return _with(block, (*pairs.x, share), np.asarray(block.y, float) - share * pairs.y, weight)
@@ -135,10 +157,11 @@ class Neighbours:
     """Rows as they are, with those before them: their columns of x, y, the weight, and whether there is one."""
 
     before: LastRows  # of the partitions before
+    order: float  # of the rows as they were
 
     def whitened(self, block: Block, grouping: Grouping) -> Block:
         """Return the rows with those before them, not combined."""
-        pairs = Pairs(block, grouping, self.before)
+        pairs = Pairs(block, grouping, self.before, self.order)
         return _with(block, (*pairs.x, pairs.y, pairs.weight, pairs.linked.astype(float)), block.y, _of(block))
 
 

@@ -324,10 +324,10 @@ def _kernels() -> tuple[ModuleType, ModuleType]:
 def non_finite(block: Block, objective: Objective) -> DataError | None:
     """Name the first column with a cell that is not finite; a sum may also overflow, which is no fault."""
     columns = list(zip(objective.columns, (*block.x, block.y), strict=True))
-    if (responses := objective.responses) is not None:  # each a row of its own
-        k = len(responses)
-        x, y = columns[:-2], block.y
-        columns = [*((name, c[::k]) for name, c in x), *((name, y[c::k]) for c, name in enumerate(responses.names))]
+    if (responses := objective.responses) is not None:  # each a row of its own, but for those without weight
+        number, runs = block.x[-1], _starts_of_rows(block)
+        columns = [(name, c[runs]) for name, c in columns[: -1 - objective.n_appended]]
+        columns += [(name, block.y[number == c]) for c, name in enumerate(responses.names)]
     for name, column in columns:
         bad = ~np.isfinite(column)
         if bad.any():
@@ -338,3 +338,9 @@ def non_finite(block: Block, objective: Objective) -> DataError | None:
                 column=name,
             )
     return None
+
+
+def _starts_of_rows(block: Block) -> npt.NDArray[np.intp]:
+    """Return where in a block of several responses each row of the data begins: their numbers rise within it."""
+    number = block.x[-1]
+    return np.flatnonzero(np.append(True, number[1:] <= number[:-1]))
