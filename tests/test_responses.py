@@ -334,7 +334,7 @@ class TestEstimatedCovariance:
 
 
 BAD = {
-    "complex y, real model": ({"y": Z, "model": "a*exp(-b*x) + c"}, DataError, "y has to be real|real numbers are needed"),
+    "complex y, real model": ({"y": Z, "model": "a*exp(-b*x) + c"}, DataError, "y has to be real"),
     "complex column, real model": (
         {"data": FRAME, "x": "w", "y": "z", "model": lambda w, a, b, c: a * jnp.exp(-b * w) + c},
         DataError,
