@@ -102,7 +102,7 @@ DENSE = {
 }
 
 
-@pytest.mark.crossed(4)
+@pytest.mark.crossed(5)
 @pytest.mark.parametrize("name", DENSE)
 def test_it_is_the_sum_over_groups(name):
     options, cost = DENSE[name]

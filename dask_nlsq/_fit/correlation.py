@@ -203,15 +203,15 @@ def _check(options: FitOptions, kind: str) -> None:
     """Refuse what does not go with correlated rows."""
     by_order = kind == "ar1"
     refused = {
-        'a robust loss; loss="linear"': not (options.loss == "linear" or options.loss in COUNTS),
+        'a robust loss (loss="linear" does)': not (options.loss == "linear" or options.loss in COUNTS),
         f"counts (loss={options.loss!r})": options.loss in COUNTS,
         "sigma_x=": options.sigma_x is not None,
         "estimate_sigma=": options.estimate_sigma,
         "several data sets": isinstance(options.model, (list, tuple, Mapping)),
         "a function as jac=": callable(options.jac),
         "precision=": options.precision is not None,
-        "checkpoint=, which is of one fit; cache_dir= keeps each": options.checkpoint is not None,
-        'cov_type="sandwich", which takes rows as independent; cov_type="cluster"': options.cov_type == "sandwich",
+        "checkpoint=, which is of one fit (cache_dir= keeps each)": options.checkpoint is not None,
+        'cov_type="sandwich", of independent rows (cov_type="cluster" does)': options.cov_type == "sandwich",
         'tier="streaming"': isinstance(options.tier, WorkflowTier) and options.tier.streams,
         'nan_policy="omit", which would join rows that are no neighbours': options.nan_policy == "omit" and by_order,
     }

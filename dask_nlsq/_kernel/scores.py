@@ -29,7 +29,7 @@ def evaluate_scores(objective: Objective, block: Block, theta: Vector) -> Matrix
     Derivatives that are not finite although the model is are differences, as in a sweep.
     """
     if objective.jacobian == "numeric":
-        with np.errstate(all="ignore"):
+        with jax.enable_x64(True), np.errstate(all="ignore"):
             return finite_difference.scores(objective, block, theta)
     return _formed(objective, block, theta, "scores", len(theta))
 
