@@ -334,11 +334,11 @@ class TestEstimatedCovariance:
 
 
 BAD = {
-    "complex y, real model": ({"y": Z, "model": "a*exp(-b*x) + c"}, DataError, "y has to be real"),
+    "complex y, real model": ({"y": Z, "model": "a*exp(-b*x) + c"}, DataError, "real numbers are needed"),
     "complex column, real model": (
         {"data": FRAME, "x": "w", "y": "z", "model": lambda w, a, b, c: a * jnp.exp(-b * w) + c},
         DataError,
-        "y has to be real|real numbers are needed",
+        "real numbers are needed",
     ),
     "real y, complex model": ({"y": Z.real}, DataError, "complex"),
     "three columns, complex model": ({"y": [Z.real, Z.imag, Z.real]}, ModelError, "2 real numbers a row, and y has 3"),
@@ -545,22 +545,3 @@ def test_a_band_takes_a_sigma_for_each_response_as_a_fit_does():
     narrow = result.prediction_band(X[:2])
     np.testing.assert_allclose(wider.upper.real, narrow.upper.real)
     assert (wider.upper.imag > narrow.upper.imag + 0.3).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["complex", "covariance", "estimated"])
-def test_intervals_cover(kind):
-    """95 % intervals of 400 seeded fits of 60 rows."""
-    x, seeds, inside = np.linspace(0.2, 6, 60), 400, 0
-    for seed in range(seeds):
-        rng = np.random.default_rng(seed)
-        if kind == "complex":
-            y = impedance(x, 0.3, 2.0, 0.5) + 0.05 * (rng.normal(size=60) + 1j * rng.normal(size=60))
-            result, truth = dask_nlsq.fit(impedance, x, y, p0=[0.2, 1.5, 0.6]), (0.3, 2.0, 0.5)
-        else:
-            y = of_numpy(x, 2.0, 0.5, 0.8) + np.linalg.cholesky(COVARIANCE) @ rng.normal(size=(3, 60))
-            given = {"estimate_sigma": True} if kind == "estimated" else {"sigma": COVARIANCE, "absolute_sigma": True}
-            result, truth = dask_nlsq.fit(reaction, x, list(y), p0=[1.5, 0.6, 0.7], **given), (2.0, 0.5, 0.8)
-        low, high = result.conf_int().to_numpy().T
-        inside += ((low < truth) & (truth < high)).sum()
-    assert abs(inside / (3 * seeds) - 0.95) < 0.02

@@ -72,8 +72,8 @@ class Responses:
         split = [half for part in parts for half in ((part.real, part.imag) if _is_complex(part) else (part,))]
         if len(split) == 1 and self.names == tuple((column := self.names[0].removesuffix(PARTS[0])) + p for p in PARTS):
             raise DataError(
-                "y is taken for complex numbers, as its type, two entries of sigma or estimate_sigma= say, and the "
-                "model returns one real number a row: y has to be real, with one sigma, or the model complex.",
+                "y is taken for complex numbers (so say its type, two entries of sigma, or estimate_sigma=), and the "
+                "model returns one a row that is real: real numbers are needed, or a model that returns complex ones.",
                 column=column,
             )
         if len(split) != len(self):
