@@ -280,7 +280,8 @@ class _Rows:
         source = make_independent(problem.source, where, whitenings, where.inputs + 4)
         groups = arrange(source, problem.reader, problem.plan)
         answers = _run(problem, neighbour_products, groups, problem.payload, popt, where)
-        sums: NeighbourProducts = functools.reduce(NeighbourProducts.__add__, answers)
+        # Partition by partition, so that the bits are the same however they are grouped.
+        sums = functools.reduce(NeighbourProducts.__add__, itertools.chain(*answers), NeighbourProducts())
         if not sums.pairs:
             raise DataError(_NO_PAIR, column=problem.columns.groups)
         return _SeenNeighbours(self, sums)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -97,13 +98,14 @@ def _estimate(problem: Problem, theta: Vector) -> Matrix:
     """Return the covariance of the residuals at all parameters `theta`, in one pass over the rows."""
     problem = readable_again(problem)
     groups = arrange(problem.source, problem.reader, problem.plan)
-    arrived: dict[int, ResidualProducts] = {}
+    arrived: dict[int, list[ResidualProducts]] = {}
     with outside_pool(problem.executor):
         for i, answer in problem.executor.run(residual_products, groups, problem.payload, theta):
             if isinstance(answer, Failure):
                 raise answer.error(theta)
             arrived[i] = answer
-    total = functools.reduce(ResidualProducts.__add__, (arrived[i] for i in sorted(arrived)))
+    # Partition by partition, so that the bits are the same however they are grouped.
+    total = functools.reduce(ResidualProducts.__add__, itertools.chain(*(arrived[i] for i in sorted(arrived))))
     covariance: Matrix = total.products / total.rows
     scale = np.sqrt(np.diag(covariance))
     names = problem.columns.response_names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -50,9 +49,9 @@ def last_rows(group: Group, grouping: Grouping) -> dict[int, LastRows] | Failure
 
 def neighbour_products(
     group: Group, payload: Payload, theta: Vector, grouping: Grouping
-) -> NeighbourProducts | Failure:
-    """Sum over a group of partitions, whose rows bring those before them, at all parameters `theta`."""
-    parts, n = [NeighbourProducts()], grouping.inputs
+) -> list[NeighbourProducts] | Failure:
+    """Sum over each of some partitions, whose rows bring those before them, at all parameters `theta`."""
+    parts, n = list[NeighbourProducts](), grouping.inputs
     for number, block in group.blocks():
         if isinstance(block, Failure):
             return block.at(number)
@@ -69,7 +68,7 @@ def neighbour_products(
         squares = _dot(alone, alone), _dot(later, later), _dot(earlier, earlier)
         parts.append(NeighbourProducts(block.rows, int(pair.sum()), *squares, _dot(later, earlier)))
         del block  # before the next is read
-    return functools.reduce(NeighbourProducts.__add__, parts)
+    return parts
 
 
 def _dot(a: Vector, b: Vector) -> float:

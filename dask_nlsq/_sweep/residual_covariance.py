@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -25,12 +24,12 @@ class ResidualProducts(NamedTuple):
         return ResidualProducts(self.rows + other.rows, self.products + other.products)
 
 
-def residual_products(group: Group, payload: Payload, theta: Vector) -> ResidualProducts | Failure:
-    """Return the sum over a group of partitions, each row of which has all its responses."""
+def residual_products(group: Group, payload: Payload, theta: Vector) -> list[ResidualProducts] | Failure:
+    """Return the sum over each of some partitions, each row of which has all its responses."""
     objective: Objective = payload.value
     assert objective.responses is not None
     k = len(objective.responses)
-    parts = [ResidualProducts(0, np.zeros((k, k)))]
+    parts = []
     for number, block in group.blocks():
         if isinstance(block, Failure):
             return block.at(number)
@@ -47,4 +46,4 @@ def residual_products(group: Group, payload: Payload, theta: Vector) -> Residual
         residual = np.linalg.solve(combined, weighted.T)
         parts.append(ResidualProducts(len(weighted), np.einsum("ai,bi->ab", residual, residual)))
         del block  # before the next is read
-    return functools.reduce(ResidualProducts.__add__, parts)
+    return parts
