@@ -200,8 +200,8 @@ def fit(
     correlation : {"ar1", "exchangeable"} or mapping, optional
         Of the residuals of a group of rows: "ar1" is :math:`\rho^k` of two that are k rows apart, in the order of the
         rows of the group, and "exchangeable" :math:`\rho` of any two. :math:`\rho` is estimated with the parameters by
-        maximum likelihood, or given, as ``{"ar1": 0.6}``; ``result.row_correlation`` has it. Without `groups` all rows are
-        one series.
+        maximum likelihood, or given, as ``{"ar1": 0.6}``; ``result.row_correlation`` has it. Without `groups` all rows
+        are one series.
     nan_policy : {"raise", "omit"}
         What to do with rows where x or y is not finite.
     missing_chunks : {"fill", "raise"}

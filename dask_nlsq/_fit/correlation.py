@@ -13,7 +13,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
@@ -22,7 +22,7 @@ from dask_nlsq._errors import DataError, NlsqError, one_of, warn
 from dask_nlsq._fit.group_scores import group_scores
 from dask_nlsq._fit.options import FitOptions
 from dask_nlsq._fit.problem import Problem, arrange, grouping
-from dask_nlsq._fit.residual_pass import readable_again
+from dask_nlsq._fit.residual_pass import of_each_partition, readable_again
 from dask_nlsq._model import CORRELATIONS, COUNTS
 from dask_nlsq._plan import WorkflowTier
 from dask_nlsq._result import FitResult
@@ -30,13 +30,13 @@ from dask_nlsq._solver import Status, inference
 from dask_nlsq._sources import (
     AutoRegression,
     Correlation,
-    Exchange,
+    Exchangeable,
     LastRows,
     Neighbours,
     make_independent,
     share_of_mean,
 )
-from dask_nlsq._sweep import Failure, NeighbourProducts, last_rows, neighbour_products, outside_pool
+from dask_nlsq._sweep import NeighbourProducts, last_rows, neighbour_products
 from dask_nlsq._typing import Matrix, Vector
 
 _MOST = 100
@@ -69,24 +69,29 @@ _GRID = 200
 _NO_PAIR = "No group has two rows, and nothing is known of their correlation."
 
 
-class Found(NamedTuple):
-    """What makes the rows independent, by what a pass over them has said."""
+class Whitened(NamedTuple):
+    """A correlation with what makes rows independent that have it."""
 
     correlation: Correlation
-    log_weight: float = 0.0  # that the rows have together besides their weights
+    log_weight: float = 0.0  # what a change of variables adds to the log-likelihood besides the weights of the rows
 
 
-class Seen(Protocol):
-    """What a pass over the rows says of their correlation at some estimates."""
+Deviance = Callable[[float], tuple[float, float, float, float]]
+"""Returns, at a correlation, z' R⁻¹ z and the logarithm of the determinant of R, and the derivatives of both."""
 
-    def most_likely(self, absolute_sigma: bool) -> float:
-        """Return the most likely correlation."""
+
+@dataclasses.dataclass(frozen=True)
+class ResidualSums:
+    """Sums over the residuals at some estimates, from which the likelihood of any correlation follows."""
+
+    rows: int
+    lowest: float  # bound below which a correlation is none of so many rows
+    deviance: Deviance
+    whiten: Callable[[float], Whitened]  # returns what makes rows of a correlation independent
 
     def squares(self, rho: float) -> float:
         """Return z' R⁻¹ z over all groups."""
-
-    def found(self, rho: float) -> Found:
-        """Return what makes the rows independent."""
+        return self.deviance(rho)[0]
 
 
 def fit_correlated(options: FitOptions, fit: Callable[[FitOptions], FitResult]) -> FitResult:
@@ -95,9 +100,9 @@ def fit_correlated(options: FitOptions, fit: Callable[[FitOptions], FitResult]) 
     Raises
     ------
     NlsqError
-        It is none of those that are possible, or goes with something else that was asked for.
+        `correlation` has an unknown form, or goes with an option that does not support it.
     DataError
-        No group has two rows, the residuals do not tell of their correlation, or rows come in another order each time.
+        No group has two rows, the residuals do not determine their correlation, or the order of the rows changes.
     """
     kind, given = _kind_and_rho(options.correlation)
     _check(options, kind)
@@ -112,68 +117,67 @@ def fit_correlated(options: FitOptions, fit: Callable[[FitOptions], FitResult]) 
     rows = _Rows.of(result)
     # A search and a warm start are for the first fit: the others begin where it ended.
     options = dataclasses.replace(options, n_starts=None, method=None, config=None, workflow=None)
+    sweeps = [result.nsweeps]
 
-    def again(found: Found, start: FitResult, sweeps: int) -> FitResult:
-        return fit(_left(dataclasses.replace(options, correlation=found.correlation, p0=start), begun, sweeps))
+    def refit(whitened: Whitened, start: FitResult) -> FitResult:
+        again = dataclasses.replace(options, correlation=whitened.correlation, p0=start)
+        refitted = fit(_remaining(again, begun, sum(sweeps)))
+        sweeps.append(refitted.nsweeps)
+        return refitted
 
     if kind == "ar1" and given is not None:
-        found = Found(rows.neighbours(given))
-        return _finished(again(found, result, result.nsweeps), found, estimated=False)
-    look: Callable[[Vector], Seen] = rows.look_at_neighbours if kind == "ar1" else rows.look_at_groups
-    popt, sweeps, steps = result.popt, result.nsweeps, list[tuple[Vector, Vector]]()
-    seen = look(popt)
-    rho = seen.most_likely(options.absolute_sigma) if given is None else given
+        whitened = Whitened(rows.autoregression(given))
+        return _with_correlation(refit(whitened, result), whitened, False, sweeps)
+    sum_residuals = rows.sum_neighbours if kind == "ar1" else rows.sum_groups
+    popt, steps = result.popt, list[tuple[Vector, Vector]]()
+    sums = sum_residuals(popt)
+    rho = _most_likely(sums, options.absolute_sigma) if given is None else given
     for _ in range(_MOST):
-        found = seen.found(rho)
-        result = again(found, dataclasses.replace(result, popt=popt), sweeps)
-        sweeps += result.nsweeps
+        whitened = sums.whiten(rho)
+        result = refit(whitened, dataclasses.replace(result, popt=popt))
         if not result.success:
             break
         step = result.popt - popt
         moved = bool((np.abs(step) > _SETTLED * result.stderr.to_numpy()).any())
-        last = rho
         if kind == "exchangeable" and moved:
             steps = [*steps[-_REMEMBERED:], (popt, step)]
-            popt, seen = _next(rows, look, seen, rho, steps)
+            popt, sums = _accelerated(rows, sums, rho, steps)
         else:
-            popt, seen = result.popt, look(result.popt)
-        rho = seen.most_likely(options.absolute_sigma) if given is None else given
-        agrees = abs(rho - last) < _AGREES and not (moved and kind == "exchangeable")
-        if agrees or abs(last) > _EXTREME:
+            popt, sums = result.popt, sum_residuals(result.popt)
+        previous, rho = rho, _most_likely(sums, options.absolute_sigma) if given is None else given
+        agrees = abs(rho - previous) < _AGREES and not (moved and kind == "exchangeable")
+        if agrees or abs(previous) > _EXTREME:
             break
     else:
         result = dataclasses.replace(result, status=Status.STALLED)
         warn(f"The estimates and the correlation of the rows did not come to agree in {_MOST} fits.")
-    return _finished(result, found, estimated=given is None)
+    return _with_correlation(result, whitened, given is None, sweeps)
 
 
-def _next(
-    rows: _Rows,
-    look: Callable[[Vector], Seen],
-    seen: Seen,
-    rho: float,
-    steps: Sequence[tuple[Vector, Vector]],
-) -> tuple[Vector, Seen]:
-    """Return the estimates from which to go on, and what is seen there.
+def _accelerated(
+    rows: _Rows, sums: ResidualSums, rho: float, steps: Sequence[tuple[Vector, Vector]]
+) -> tuple[Vector, ResidualSums]:
+    """Return the estimates from which the next fit starts, and the sums over the residuals there.
 
-    About the last estimates the mean of a group is linear, so that a step may lead too far, or on by a little only. The
-    next are those at which the last few steps, taken as linear in where they begin, would be zero (Anderson 1965,
-    `doi:10.1145/321296.321305 <https://doi.org/10.1145/321296.321305>`_); or as much of the last step as lowers the sum
-    of squares.
+    The mean of a group is linearised at the last estimates, so that fits converge slowly, or overshoot, where it is far
+    from linear. The next estimates are those of Anderson acceleration (Anderson 1965,
+    `doi:10.1145/321296.321305 <https://doi.org/10.1145/321296.321305>`_), in which the last few steps, as linear
+    functions of their starts, add up to zero; if the sum of squares rises there, those of a line search along the last
+    step.
     """
     (popt, step), share = steps[-1], 0.5
     ahead = popt + step
     if len(steps) > 1:
         points, moves = (np.diff(each, axis=0).T for each in zip(*steps, strict=True))
-        ahead, share = rows.within(ahead - (points + moves) @ np.linalg.lstsq(moves, step)[0]), 1.0
-    found = look(ahead)
-    while not found.squares(rho) <= seen.squares(rho) * (1 + _ROUNDING) and share > _SHORTEST:
+        ahead, share = rows.within_bounds(ahead - (points + moves) @ np.linalg.lstsq(moves, step)[0]), 1.0
+    there = rows.sum_groups(ahead)
+    while not there.squares(rho) <= sums.squares(rho) * (1 + _ROUNDING) and share > _SHORTEST:
         ahead = popt + share * step
-        found, share = look(ahead), share / 2
-    return ahead, found
+        there, share = rows.sum_groups(ahead), share / 2
+    return ahead, there
 
 
-def _left(options: FitOptions, begun: float, sweeps: int) -> FitOptions:
+def _remaining(options: FitOptions, begun: float, sweeps: int) -> FitOptions:
     """Return the options with what is left of the limits after so many sweeps."""
     limit, most = options.time_limit, options.max_nfev
     return dataclasses.replace(
@@ -222,18 +226,21 @@ def _check(options: FitOptions, kind: str) -> None:
         raise NlsqError('correlation="exchangeable" needs groups=, a column or an array: the group of each row.')
 
 
-def _finished(result: FitResult, found: Found, estimated: bool) -> FitResult:
-    """Return a result whose criteria count the correlation."""
-    correlation = found.correlation
-    statistics = dataclasses.replace(result.statistics, loglik=result.statistics.loglik + found.log_weight)
+def _with_correlation(result: FitResult, whitened: Whitened, estimated: bool, sweeps: Sequence[int]) -> FitResult:
+    """Return a result whose criteria count the correlation, with a note on the fits that it took."""
+    kind, rho = whitened.correlation.kind, whitened.correlation.rho
+    statistics = dataclasses.replace(result.statistics, loglik=result.statistics.loglik + whitened.log_weight)
     statistics = inference.with_parameters(statistics, result.absolute_sigma, int(estimated))
-    if abs(correlation.rho) > _EXTREME:
+    if abs(rho) > _EXTREME:
         warn(
-            f"The correlation of the rows is {correlation.rho:.9g}: the residuals of a group are as good as equal, and "
-            "standard errors mean little."
+            f"The correlation of the rows is {rho:.9g}: the residuals of a group are as good as equal, and standard "
+            "errors mean little."
         )
     how = "was estimated with the parameters" if estimated else "was given"
-    note = f"The correlation {correlation.kind!r} of the rows of a group, {correlation.rho:.4g}, {how}."
+    note = (
+        f"The correlation {kind!r} of the rows of a group, {rho:.4g}, {how}; it took {len(sweeps)} fits of "
+        f"{sum(sweeps)} sweeps in all."
+    )
     return dataclasses.replace(result, statistics=statistics, notes=(*result.notes, note))
 
 
@@ -248,13 +255,9 @@ class _Rows:
     def of(cls, result: FitResult) -> _Rows:
         """Look once at the rows of a result."""
         problem = readable_again(result.profiler.problem)
-        groups = arrange(problem.source, problem.reader, problem.plan)
-        arrived: dict[int, LastRows] = {}
-        for answer in _run(problem, last_rows, groups, grouping(problem.columns)):
-            arrived |= answer
-        return cls(problem, tuple(last for _, last in sorted(arrived.items())))
+        return cls(problem, tuple(of_each_partition(problem, problem.source, last_rows, grouping(problem.columns))))
 
-    def within(self, popt: Vector) -> Vector:
+    def within_bounds(self, popt: Vector) -> Vector:
         """Return all parameters with the free ones inside their bounds."""
         parameters, inside = self.problem.parameters, popt.copy()
         free = [parameters.names.index(name) for name in parameters.free]
@@ -268,96 +271,49 @@ class _Rows:
         every = itertools.accumulate(self.last, LastRows.followed_by, initial=nothing)
         return tuple(one.among(last.keys) for one, last in zip(every, self.last, strict=False))
 
-    def neighbours(self, rho: float) -> Correlation:
-        """Return what makes rows independent of which each depends on the one before."""
+    def autoregression(self, rho: float) -> Correlation:
+        """Return what makes rows independent of which each depends on the preceding one."""
         pairs = zip(self.before, self.last, strict=True)
         return Correlation("ar1", rho, tuple(AutoRegression(rho, before, last.order) for before, last in pairs))
 
-    def look_at_neighbours(self, popt: Vector) -> _SeenNeighbours:
-        """Return what the residuals of neighbours have in common at all parameters."""
+    def sum_neighbours(self, popt: Vector) -> ResidualSums:
+        """Sum the products of the residuals of neighbouring rows at all parameters."""
         problem, where = self.problem, grouping(self.problem.columns)
         whitenings = [Neighbours(before, last.order) for before, last in zip(self.before, self.last, strict=True)]
         source = make_independent(problem.source, where, whitenings, where.inputs + 4)
-        groups = arrange(source, problem.reader, problem.plan)
-        answers = _run(problem, neighbour_products, groups, problem.payload, popt, where)
-        # Partition by partition, so that the bits are the same however they are grouped.
-        sums = functools.reduce(NeighbourProducts.__add__, itertools.chain(*answers), NeighbourProducts())
+        products = of_each_partition(problem, source, neighbour_products, problem.payload, popt, where)
+        sums = functools.reduce(NeighbourProducts.__add__, products, NeighbourProducts())
         if not sums.pairs:
             raise DataError(_NO_PAIR, column=problem.columns.groups)
-        return _SeenNeighbours(self, sums)
+        return ResidualSums(sums.rows, -1.0, sums.deviance, lambda rho: Whitened(self.autoregression(rho)))
 
-    def look_at_groups(self, popt: Vector) -> _SeenGroups:
-        """Return the sums over the rows of each group at all parameters."""
+    def sum_groups(self, popt: Vector) -> ResidualSums:
+        """Sum the residuals of each group, and their derivatives, at all parameters."""
         parameters = self.problem.parameters
         theta = popt[[parameters.names.index(name) for name in parameters.free]]
         groups = arrange(self.problem.source, self.problem.reader, self.problem.plan)
         totals = group_scores(dataclasses.replace(self.problem, groups=groups), theta, rows_too=True)
-        if not (totals.sums[:, -1] > 1).any():
+        sums = GroupSums.of(totals.sums)
+        if not (sums.counts > 1).any():
             raise DataError(_NO_PAIR, column=self.problem.columns.groups)
-        return _SeenGroups(self, theta, totals.keys, GroupSums.of(totals.sums))
+
+        def whiten(rho: float) -> Whitened:
+            if rho <= sums.lowest:
+                raise NlsqError(
+                    f"correlation is {rho}; of {sums.counts.max():.0f} rows, which the largest group has, any two have "
+                    f"more than {sums.lowest:.4g}."
+                )
+            every = Exchangeable(rho, totals.keys, sums.counts, sums.means, theta)
+            whitenings = tuple(every.among(last.keys) for last in self.last)
+            log_weight = float(np.log1p(-share_of_mean(rho, sums.counts)).sum())
+            return Whitened(Correlation("exchangeable", rho, whitenings, tuple(theta.tolist())), log_weight)
+
+        return ResidualSums(int(sums.counts.sum()), sums.lowest, sums.deviance, whiten)
 
 
-@dataclasses.dataclass(frozen=True)
-class _SeenNeighbours:
-    """Sums over neighbouring rows."""
-
-    rows: _Rows
-    sums: NeighbourProducts
-
-    def most_likely(self, absolute_sigma: bool) -> float:
-        return _most_likely(self.sums.deviance, self.sums.rows, -1.0, absolute_sigma)
-
-    def squares(self, rho: float) -> float:
-        return self.sums.deviance(rho)[0]
-
-    def found(self, rho: float) -> Found:
-        return Found(self.rows.neighbours(rho))
-
-
-@dataclasses.dataclass(frozen=True)
-class _SeenGroups:
-    """Sums over the rows of each group at the free parameters."""
-
-    rows: _Rows
-    theta: Vector
-    keys: Vector
-    sums: GroupSums
-
-    def most_likely(self, absolute_sigma: bool) -> float:
-        return _most_likely(self.sums.deviance, self.sums.rows, self.sums.lowest, absolute_sigma)
-
-    def squares(self, rho: float) -> float:
-        return self.sums.deviance(rho)[0]
-
-    def found(self, rho: float) -> Found:
-        if rho <= self.sums.lowest:
-            raise NlsqError(
-                f"correlation is {rho}; of {self.sums.counts.max():.0f} rows, which the largest group has, any two "
-                f"have more than {self.sums.lowest:.4g}."
-            )
-        every = Exchange(rho, self.keys, self.sums.counts, self.sums.means, self.theta)
-        whitenings = tuple(every.among(last.keys) for last in self.rows.last)
-        log_weight = float(np.log1p(-share_of_mean(rho, self.sums.counts)).sum())
-        return Found(Correlation("exchangeable", rho, whitenings, tuple(self.theta.tolist())), log_weight)
-
-
-def _run(problem: Problem, task: Any, groups: Any, *args: Any) -> list[Any]:
-    """Return the answers of a task, in the order of the groups of partitions."""
-    arrived = {}
-    with outside_pool(problem.executor):
-        for i, answer in problem.executor.run(task, groups, *args):
-            if isinstance(answer, Failure):
-                raise answer.error()
-            arrived[i] = answer
-    return [arrived[i] for i in sorted(arrived)]
-
-
-Deviance = Callable[[float], tuple[float, float, float, float]]
-"""Returns, at a correlation, z' R^-1 z and the logarithm of the determinant of R, and the derivatives of both."""
-
-
-def _most_likely(deviance: Deviance, rows: int, lowest: float, absolute_sigma: bool) -> float:
-    """Return the most likely correlation above the `lowest`, at the most likely variance unless that is known."""
+def _most_likely(sums: ResidualSums, absolute_sigma: bool) -> float:
+    """Return the correlation of maximum likelihood, at the most likely variance unless that is known."""
+    rows, lowest, deviance = sums.rows, sums.lowest, sums.deviance
 
     def slope(rho: float) -> float:
         squares, _, by_squares, by_determinant = deviance(rho)
@@ -391,18 +347,13 @@ class GroupSums:
 
     @classmethod
     def of(cls, sums: Matrix) -> GroupSums:
-        """Return them from the sums of J, z, z² and 1, (groups, p + 3)."""
+        """Return the sums and means of J, z, z² and 1, (groups, p + 3)."""
         counts = sums[:, -1]
         return cls(counts, sums[:, :-2] / counts[:, None], float(sums[:, -2].sum()))
 
     @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return int(self.counts.sum())
-
-    @property
     def lowest(self) -> float:
-        """What any two rows of the largest group have more than."""
+        """Correlation above which that of any two rows of the largest group lies."""
         return -1 / (float(self.counts.max()) - 1)
 
     def deviance(self, rho: float) -> tuple[float, float, float, float]:

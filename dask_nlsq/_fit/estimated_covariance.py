@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 
 import numpy as np
 
 from dask_nlsq._errors import DataError, NlsqError, warn
 from dask_nlsq._fit.options import FitOptions
-from dask_nlsq._fit.problem import Problem, arrange
-from dask_nlsq._fit.residual_pass import readable_again
+from dask_nlsq._fit.problem import Problem
+from dask_nlsq._fit.residual_pass import of_each_partition, readable_again
 from dask_nlsq._fit.responses import given_responses
 from dask_nlsq._result import FitResult
 from dask_nlsq._solver import inference
-from dask_nlsq._sweep import Failure, ResidualProducts, outside_pool, residual_products
+from dask_nlsq._sweep import ResidualProducts, residual_products
 from dask_nlsq._typing import Matrix, Vector
 
 _MOST = 100
@@ -97,15 +96,8 @@ def _number_of_responses(options: FitOptions) -> int:
 def _estimate(problem: Problem, theta: Vector) -> Matrix:
     """Return the covariance of the residuals at all parameters `theta`, in one pass over the rows."""
     problem = readable_again(problem)
-    groups = arrange(problem.source, problem.reader, problem.plan)
-    arrived: dict[int, list[ResidualProducts]] = {}
-    with outside_pool(problem.executor):
-        for i, answer in problem.executor.run(residual_products, groups, problem.payload, theta):
-            if isinstance(answer, Failure):
-                raise answer.error(theta)
-            arrived[i] = answer
-    # Partition by partition, so that the bits are the same however they are grouped.
-    total = functools.reduce(ResidualProducts.__add__, itertools.chain(*(arrived[i] for i in sorted(arrived))))
+    products = of_each_partition(problem, problem.source, residual_products, problem.payload, theta)
+    total: ResidualProducts = functools.reduce(ResidualProducts.__add__, products)
     covariance: Matrix = total.products / total.rows
     scale = np.sqrt(np.diag(covariance))
     names = problem.columns.response_names

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from dask_nlsq._errors import DataError, NlsqError
 from dask_nlsq._fit.observer import SweepBegin, TaskEnd
 from dask_nlsq._fit.problem import Problem, arrange
 from dask_nlsq._fit.progress import Progress
+from dask_nlsq._sources import Source
 from dask_nlsq._sweep import Failure, ResidualSummary, merged, outside_pool, summarise
 from dask_nlsq._typing import Vector
 
@@ -32,6 +34,21 @@ def readable_again(problem: Problem) -> Problem:
             "fit again from p0=result."
         )
     return dataclasses.replace(problem, reader=problem.executor)
+
+
+def of_each_partition(problem: Problem, source: Source, task: Any, *args: Any) -> list[Any]:
+    """Return what a task returns for each partition of a source, in their order, in one pass.
+
+    What is added up in this order has the same bits however the partitions are grouped.
+    """
+    groups = arrange(source, problem.reader, problem.plan)
+    arrived: dict[int, list[Any]] = {}
+    with outside_pool(problem.executor):
+        for i, answer in problem.executor.run(task, groups, *args):
+            if isinstance(answer, Failure):
+                raise answer.error()
+            arrived[i] = answer
+    return [each for i in sorted(arrived) for each in arrived[i]]
 
 
 def check_rows(before: Mapping[int, int], now: Mapping[int, int]) -> None:

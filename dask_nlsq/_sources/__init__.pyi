@@ -10,7 +10,7 @@ from .columns import Columns as Columns
 from .columns import check_columns as check_columns
 from .correlated import AutoRegression as AutoRegression
 from .correlated import Correlation as Correlation
-from .correlated import Exchange as Exchange
+from .correlated import Exchangeable as Exchangeable
 from .correlated import Grouping as Grouping
 from .correlated import LastRows as LastRows
 from .correlated import Neighbours as Neighbours

@@ -44,8 +44,8 @@ class LastRows:
         """Return the last rows of a block."""
         keys, backwards = np.unique(grouping.keys(block)[::-1], return_index=True)
         last = block.rows - 1 - backwards
-        columns = tuple(np.asarray(c[last], float) for c in (*block.x[: grouping.inputs], block.y, _of(block)))
-        return cls(keys, columns, order_of(block))
+        columns = tuple(np.asarray(c[last], float) for c in (*block.x[: grouping.inputs], block.y, _weights(block)))
+        return cls(keys, columns, _order_of(block))
 
     def followed_by(self, later: LastRows) -> LastRows:
         """Return the last rows after partitions that come later."""
@@ -61,12 +61,12 @@ class LastRows:
         return LastRows(self.keys[wanted], tuple(c[wanted] for c in self.columns))
 
 
-def order_of(block: Block) -> float:
+def _order_of(block: Block) -> float:
     """Return a sum that is another where the rows come in another order."""
     return float(np.einsum("i,i", np.asarray(block.y, float), np.arange(1.0, block.rows + 1)))
 
 
-class Pairs:
+class PrecedingRows:
     """Rows of a block with the row before each in its group; the first of a group is before itself.
 
     Raises
@@ -76,7 +76,7 @@ class Pairs:
     """
 
     def __init__(self, block: Block, grouping: Grouping, before: LastRows, expected: float) -> None:
-        now = order_of(block)
+        now = _order_of(block)
         if now != expected and not np.isnan(now):
             raise DataError(
                 "The rows come in another order each time they are read, as after a shuffle of Dask by a column with "
@@ -89,7 +89,7 @@ class Pairs:
         place[order[1:][same]] = order[:-1][same]
         linked = np.zeros(block.rows, bool)
         linked[order[1:][same]] = True
-        *x, y, weight = (c[place] for c in (*block.x[: grouping.inputs], np.asarray(block.y, float), _of(block)))
+        *x, y, weight = (c[place] for c in (*block.x[: grouping.inputs], np.asarray(block.y, float), _weights(block)))
         if len(before.keys):
             first = np.flatnonzero(~linked)
             found = np.minimum(np.searchsorted(before.keys, keys[first]), len(before.keys) - 1)
@@ -119,14 +119,14 @@ class AutoRegression:
 
     def whitened(self, block: Block, grouping: Grouping) -> Block:
         """Return the rows with those before them, and y combined."""
-        pairs, weight = Pairs(block, grouping, self.before, self.order), _of(block)
-        share = np.where(pairs.linked, self.rho * pairs.weight / weight, 0.0)
-        weight = np.where(pairs.linked, weight / np.sqrt(1 - self.rho**2), weight)
-        return _with(block, (*pairs.x, share), np.asarray(block.y, float) - share * pairs.y, weight)
+        preceding, weight = PrecedingRows(block, grouping, self.before, self.order), _weights(block)
+        share = np.where(preceding.linked, self.rho * preceding.weight / weight, 0.0)
+        weight = np.where(preceding.linked, weight / np.sqrt(1 - self.rho**2), weight)
+        return _extended(block, (*preceding.x, share), np.asarray(block.y, float) - share * preceding.y, weight)
 
 
 @dataclasses.dataclass(frozen=True)
-class Exchange:
+class Exchangeable:
     """Rows that all depend alike on one another, with the means of the weighted [J, r] of their groups at `theta`."""
 
     rho: float
@@ -135,21 +135,21 @@ class Exchange:
     means: Matrix  # (groups, p + 1)
     theta: Vector  # (p,)
 
-    def among(self, keys: Vector) -> Exchange:
+    def among(self, keys: Vector) -> Exchangeable:
         """Return what rows of some groups need."""
         wanted = np.isin(self.keys, keys)
         each = self.keys[wanted], self.counts[wanted], self.means[wanted]
-        return Exchange(self.rho, *each, self.theta)
+        return Exchangeable(self.rho, *each, self.theta)
 
     def whitened(self, block: Block, grouping: Grouping) -> Block:
         """Return the rows with what of the mean of their group is taken from them."""
-        place, weight, p = np.searchsorted(self.keys, grouping.keys(block)), _of(block), len(self.theta)
+        place, weight, p = np.searchsorted(self.keys, grouping.keys(block)), _weights(block), len(self.theta)
         # A row whose group is missing is refused by the sweep; its place is behind all others.
         place = np.minimum(place, len(self.keys) - 1)
         taken = share_of_mean(self.rho, self.counts)[:, None] * self.means
         columns = [column[place] / weight for column in taken.T]
         offset = columns[p] - sum((t * c for t, c in zip(self.theta, columns, strict=False)), np.zeros(block.rows))
-        return _with(block, tuple(columns[:p]), np.asarray(block.y, float) + offset, weight / np.sqrt(1 - self.rho))
+        return _extended(block, tuple(columns[:p]), np.asarray(block.y, float) + offset, weight / np.sqrt(1 - self.rho))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +161,13 @@ class Neighbours:
 
     def whitened(self, block: Block, grouping: Grouping) -> Block:
         """Return the rows with those before them, not combined."""
-        pairs = Pairs(block, grouping, self.before, self.order)
-        return _with(block, (*pairs.x, pairs.y, pairs.weight, pairs.linked.astype(float)), block.y, _of(block))
+        preceding = PrecedingRows(block, grouping, self.before, self.order)
+        return _extended(
+            block,
+            (*preceding.x, preceding.y, preceding.weight, preceding.linked.astype(float)),
+            block.y,
+            _weights(block),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,10 +231,12 @@ def _whiten(block: Block, grouping: Grouping, whitening: Whitening) -> Block:
     return whitening.whitened(block, grouping)
 
 
-def _with(block: Block, columns: tuple[Vector, ...], y: Vector, weight: Vector) -> Block:
+def _extended(block: Block, columns: tuple[Vector, ...], y: Vector, weight: Vector) -> Block:
+    """Return a block with further columns behind those of x, and another y and weight."""
     x = (*block.x, *(np.ascontiguousarray(c) for c in columns))
     return dataclasses.replace(block, x=x, y=y, weight=np.ascontiguousarray(weight), held=False, memory=None)
 
 
-def _of(block: Block) -> Vector:
+def _weights(block: Block) -> Vector:
+    """Return the weight of each row as float64."""
     return np.asarray(block.weights, float)

@@ -12,9 +12,9 @@ import functools
 import itertools
 import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import cloudpickle
 
@@ -23,6 +23,8 @@ from dask_nlsq._sweep.failure import Failure, load
 
 if TYPE_CHECKING:
     from dask_nlsq._sources import Partition
+
+T = TypeVar("T")
 
 Batch = list[tuple[int, Block | Failure]]
 """Blocks by the numbers of their partitions."""
@@ -125,6 +127,22 @@ def _some(left: Iterator[tuple[int, Partition | Failure]]) -> Batch:
 
 def _held(block: Block | Failure) -> Block | Failure:
     return block if isinstance(block, Failure) else dataclasses.replace(block, held=True)
+
+
+def of_each_block(
+    group: Group, evaluate: Callable[[Block], T], doing: str = "evaluating the model"
+) -> list[T] | Failure:
+    """Return what a function returns for each partition of a group, in order, or the first failure of either."""
+    values = []
+    for number, block in group.blocks():
+        if isinstance(block, Failure):
+            return block.at(number)
+        try:
+            values.append(evaluate(block))
+        except Exception as error:
+            return Failure.of(doing, error).at(number)
+        del block  # before the next is read
+    return values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,74 +1,64 @@
-"""Neighbours: the last row of each group in each partition, and what residuals of neighbouring rows have in common."""
+"""Neighbours: the last row of each group in each partition, and products of the residuals of neighbouring rows."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 import numpy as np
 
+from dask_nlsq._kernel import Block
 from dask_nlsq._sources import Grouping, LastRows
 from dask_nlsq._sweep.failure import Failure
-from dask_nlsq._sweep.groups import Group
+from dask_nlsq._sweep.groups import Group, of_each_block
 from dask_nlsq._sweep.payload import Payload
 from dask_nlsq._sweep.task import predict_rows
 from dask_nlsq._typing import Vector
 
 
-class NeighbourProducts(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class NeighbourProducts:
     """Sums over rows of products of weighted residuals z."""
 
     rows: int = 0
     pairs: int = 0
-    alone: float = 0.0  # z² of rows without one before
+    first: float = 0.0  # z² of rows without a preceding one
     later: float = 0.0  # z² of the later row of each pair
-    earlier: float = 0.0  # and of the earlier
-    both: float = 0.0  # the product of the two
+    earlier: float = 0.0  # z² of the earlier row
+    cross: float = 0.0  # the product of both
 
-    def __add__(self, other: NeighbourProducts) -> NeighbourProducts:  # type: ignore[override]
-        rows, pairs = self.rows + other.rows, self.pairs + other.pairs
-        return NeighbourProducts(rows, pairs, *(a + b for a, b in zip(self[2:], other[2:], strict=True)))
+    def __add__(self, other: NeighbourProducts) -> NeighbourProducts:
+        mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
+        return NeighbourProducts(*(a + b for a, b in zip(mine, others, strict=True)))
 
     def deviance(self, rho: float) -> tuple[float, float, float, float]:
         """Return z' R⁻¹ z and the logarithm of the determinant of R, and the derivatives of both by rho."""
         rest = 1 - rho**2
-        squares = (self.later - 2 * rho * self.both + rho**2 * self.earlier) / rest
-        slope = (2 * rho * (squares + self.earlier) - 2 * self.both) / rest
-        return self.alone + squares, self.pairs * float(np.log(rest)), slope, -2 * rho * self.pairs / rest
+        squares = (self.later - 2 * rho * self.cross + rho**2 * self.earlier) / rest
+        slope = (2 * rho * (squares + self.earlier) - 2 * self.cross) / rest
+        return self.first + squares, self.pairs * float(np.log(rest)), slope, -2 * rho * self.pairs / rest
 
 
-def last_rows(group: Group, grouping: Grouping) -> dict[int, LastRows] | Failure:
-    """Return the last row of each group in each of some partitions, by the number of the partition."""
-    found = {}
-    for number, block in group.blocks():
-        if isinstance(block, Failure):
-            return block.at(number)
-        found[number] = LastRows.of(block, grouping)
-        del block  # before the next is read
-    return found
+def last_rows(group: Group, grouping: Grouping) -> list[LastRows] | Failure:
+    """Return the last row of each group of rows in each of some partitions."""
+    return of_each_block(group, lambda block: LastRows.of(block, grouping), "grouping the rows")
 
 
 def neighbour_products(
     group: Group, payload: Payload, theta: Vector, grouping: Grouping
 ) -> list[NeighbourProducts] | Failure:
-    """Sum over each of some partitions, whose rows bring those before them, at all parameters `theta`."""
-    parts, n = list[NeighbourProducts](), grouping.inputs
-    for number, block in group.blocks():
-        if isinstance(block, Failure):
-            return block.at(number)
-        if not block.rows:
-            continue
+    """Sum over each of some partitions, whose rows come with the preceding ones, at all parameters `theta`."""
+    n = grouping.inputs
+
+    def of_block(block: Block) -> NeighbourProducts:
         *x, y, weight, linked = block.x[-n - 3 :]
-        try:
-            z = (predict_rows(payload, theta, block.x[:n]) - block.y) * block.weights
-            before = (predict_rows(payload, theta, tuple(x)) - y) * weight
-        except Exception as error:
-            return Failure.of("evaluating the model", error).at(number)
+        z = (predict_rows(payload, theta, block.x[:n]) - block.y) * block.weights
+        preceding = (predict_rows(payload, theta, tuple(x)) - y) * weight
         pair = linked > 0
-        alone, later, earlier = z[~pair], z[pair], before[pair]
-        squares = _dot(alone, alone), _dot(later, later), _dot(earlier, earlier)
-        parts.append(NeighbourProducts(block.rows, int(pair.sum()), *squares, _dot(later, earlier)))
-        del block  # before the next is read
-    return parts
+        first, later, earlier = z[~pair], z[pair], preceding[pair]
+        squares = _dot(first, first), _dot(later, later), _dot(earlier, earlier)
+        return NeighbourProducts(block.rows, int(pair.sum()), *squares, _dot(later, earlier))
+
+    return of_each_block(group, of_block)
 
 
 def _dot(a: Vector, b: Vector) -> float:
